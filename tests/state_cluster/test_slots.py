@@ -27,6 +27,7 @@ from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
 from tests.support.limits import assert_bounded, forget_denials
 from tests.support.processes import Program
+from tests.support.sessions import record_of
 
 IP = "203.0.113.7"
 KEYS = Keys("stillroom", state_in_cluster=True)
@@ -275,6 +276,68 @@ def test_no_session_is_back_after_its_end_while_slots_move(
         assert not any(room.sessions.get(session.token) for session in ended)
     if (old := cluster.owner(key)) is not home:
         give_away(cluster, slot, old, home, keys_in(cluster, slot, old))
+
+
+@contextmanager
+def half_moved(cluster: RedisCluster) -> Iterator[None]:
+    """Move a shard's sessions to another node before its indexes; the rest follows at the end of the block."""
+    key = KEYS.due_sessions(0)
+    slot, old = slot_of(key), cluster.owner(key)
+    new = next(node for node in cluster.nodes[:NODES] if node is not old)
+    begin_move(cluster, slot, old, new)
+    migrate(cluster, old, new, [key for key in keys_in(cluster, slot, old) if not is_index(key)])
+    try:
+        yield
+    finally:
+        while keys := keys_in(cluster, slot, old):
+            migrate(cluster, old, new, keys)
+        cluster.move(slot, new)
+
+
+def is_index(key: bytes) -> bool:
+    """Return whether this is no session, or the name that one had before its rotation."""
+    return b"}:s:" not in key or key in FORMER
+
+
+FORMER: set[bytes] = set()
+
+
+def end_by_former_name(room: Any, tokens: list[str]) -> None:
+    for token in tokens:
+        room.sessions.destroy(token)
+
+
+ACTS: dict[str, Callable[[Any, list[str]], object]] = {
+    "all of a user's": lambda room, _: room.sessions.destroy_for_user("ann"),
+    "all of a tag's": lambda room, _: room.sessions.destroy_by_tag("phone"),
+    "by the name before a rotation": end_by_former_name,
+    "a list of them": lambda room, _: room.sessions.list_for_user("ann"),
+    "a login with a cap": lambda room, _: room.sessions.create("ann", {}, max_per_user=2),
+    "the sweep": lambda room, _: room.sessions.sweep(),
+}
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_no_session_is_taken_for_gone_while_its_slot_moves(
+    make_room: Make, client: Any, cluster: RedisCluster, name: str
+) -> None:
+    """What needs sessions that are on another node already is refused, and finds them all afterwards."""
+    room = make_room(session_shards=1)
+    first = [room.sessions.create("ann", {}, tags=["phone"]) for _ in range(4)]
+    FORMER.clear()
+    FORMER.update(record_of(room, session.handle) for session in first)
+    sessions = [room.sessions.rotate(session.token) for session in first]
+    if name == "the sweep":
+        client.zadd(
+            KEYS.due_sessions(0), dict.fromkeys(client.zrange(KEYS.due_sessions(0), 0, -1), 1)
+        )
+    home = cluster.owner(KEYS.due_sessions(0))
+    with half_moved(cluster), pytest.raises(RedisUnavailable):
+        ACTS[name](room, [session.token for session in first])
+    assert len(room.sessions.list_for_user("ann")) == len(sessions)
+    assert room.sessions.destroy_for_user("ann") == len(sessions)
+    assert not any(room.sessions.get(session.token) for session in sessions)
+    cluster.reshard(slot_of(KEYS.due_sessions(0)), home)
 
 
 def keys_in(cluster: RedisCluster, slot: int, node: EmbeddedServer) -> list[bytes]:

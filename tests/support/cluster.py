@@ -29,7 +29,9 @@ class RedisCluster:
             "repl-diskless-sync-delay": "0",
         }
         count = NODES + replicas
-        self.nodes = [EmbeddedServer(binary=binary, options=options) for _ in range(count)]
+        self._make = lambda: EmbeddedServer(binary=binary, options=options)
+        self.nodes = [self._make() for _ in range(count)]
+        self._replicas = replicas
         self._stack = ExitStack()
         self._clients: dict[EmbeddedServer, Any] = {}
 
@@ -56,6 +58,40 @@ class RedisCluster:
             self.client(node).execute_command("CLUSTER SETSLOT", slot, "NODE", self.id_of(target))
         # Told of two moves in a row, a node may believe the first one, whose epoch it heard of last.
         self.await_that("all nodes see the same", lambda: len({*map(self._view, self.nodes)}) == 1)
+
+    def reshard(self, slot: int, target: EmbeddedServer) -> None:
+        """Move a slot and its keys to another node, as `redis-cli --cluster reshard` does."""
+        old = next(node for node in self.nodes if self._serves(node, slot))
+        begin_move(self, slot, old, target)
+        while keys := self.keys_in(slot, old, 10):
+            migrate(self, old, target, keys)
+        self.move(slot, target)
+
+    def keys_in(self, slot: int, node: EmbeddedServer, most: int = 100) -> list[bytes]:
+        found: list[bytes] = self.client(node).execute_command("CLUSTER GETKEYSINSLOT", slot, most)
+        return found
+
+    def join(self, count: int) -> list[EmbeddedServer]:
+        """Start new primaries, which have no slots yet. Return them."""
+        assert self._replicas == 0, "nodes join a cluster without replicas"
+        fresh = [self._make() for _ in range(count)]
+        for node in fresh:
+            self._stack.enter_context(node)
+            epoch = len(self.nodes) + 1
+            self.client(node).execute_command("CLUSTER SET-CONFIG-EPOCH", epoch)
+            self.nodes.append(node)
+            self.client(self.nodes[0]).execute_command("CLUSTER MEET", "127.0.0.1", node.port)
+        self.await_that("all nodes meet", lambda: all(map(self._knows_all, self.nodes)))
+        self.await_that("all slots are served", lambda: all(map(self._is_ready, self.nodes)))
+        return fresh
+
+    def leave(self, node: EmbeddedServer) -> None:
+        """Take a node without slots out of the cluster, and end it."""
+        gone = self.id_of(node)
+        self.nodes.remove(node)
+        for other in self.nodes:
+            self.client(other).execute_command("CLUSTER FORGET", gone)
+        node.kill()
 
     def id_of(self, node: EmbeddedServer) -> str:
         return str(self.client(node).execute_command("CLUSTER MYID").decode())
@@ -114,9 +150,9 @@ class RedisCluster:
 
     def _is_ready(self, node: EmbeddedServer) -> bool:
         info = self.client(node).execute_command("CLUSTER INFO").decode()
-        replicas = len(self.nodes) - NODES
         lines = self._lines(node)
-        return "cluster_state:ok" in info and sum(" slave " in line for line in lines) == replicas
+        replicas = sum(" slave " in line for line in lines)
+        return "cluster_state:ok" in info and replicas == self._replicas
 
     def _is_in_step(self, replica: EmbeddedServer) -> bool:
         info = self.client(replica).execute_command("INFO", "replication")

@@ -32,9 +32,13 @@ local function number(text)
 end
 
 -- Returns a record from its fields, in the order of PARTS; nil for a key that is no record: another type, or cut short.
--- A damaged key harms no other session.
+-- A damaged key harms no other session. A record that is already on another node of a cluster is not gone: whoever
+-- took it for gone would leave a session that was to end, and forget where it is.
 local function parsed(h, key, f)
   if f.err then
+    if not string.find(f.err, 'WRONGTYPE', 1, true) then
+      error(f.err)
+    end
     return nil
   end
   if f[7] then
