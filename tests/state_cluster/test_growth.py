@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
-from stillroom import Settings
+from stillroom import RedisUnavailable, Settings
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import HOUSE
 from stillroom.wire import slot_of
 from tests.conftest import SERVERS, binary_of
-from tests.support.cluster import RedisCluster
+from tests.support.celery_process import until
+from tests.support.cluster import NODES, RedisCluster
 from tests.support.crowd import PATIENT
+from tests.support.entries import Recording
+from tests.support.faces import FACES, open_room
 from tests.support.failing_over import History
 from tests.support.growing import ENDED, Logins, Quotas
 from tests.support.history import stale_reads
@@ -89,3 +92,44 @@ def test_three_nodes_become_six_under_load(
     assert all(read.version < ENDED for read in logins.reads)
     assert max(quotas.admitted.values()) <= QUOTA[full]
     assert quotas.admitted_degraded == 0
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_node_that_has_left_is_forgotten(
+    cluster: RedisCluster, settings: Settings, face: str
+) -> None:
+    """A node gives its slots back and ends: calls go on, its outage is over, what waited is delivered."""
+    with open_room(face, settings, Recording()) as room:
+        names = [f"k:{number}" for number in range(24)]
+        assert all(room.cache.set_many(dict.fromkeys(names, 1)).values())
+        room.sessions.create("ann", {})
+        (fresh,) = cluster.join(1)
+        homes = {slot: node for node in cluster.nodes[:NODES] for slot in ours(cluster, node)}
+        for slot in homes:
+            cluster.reshard(slot, fresh)
+        assert all(room.cache.set_many(dict.fromkeys(names, 2)).values())
+        room.sessions.create("ann", {})
+        for slot, home in homes.items():
+            cluster.reshard(slot, home)
+        cluster.leave(fresh)
+        wires = (room.wire, getattr(room, "inner", room).state_wire)
+        for wire in wires:
+            breaker = wire.at(("127.0.0.1", fresh.port)).breaker
+            while not breaker.is_open:
+                breaker.failed(RedisUnavailable("refused", "it has ended"))
+        room.cache.invalidate(names[0], defer=True)
+        until(lambda: sessions_of(room, "ann") == 2, "the sessions to be found")
+        until(lambda: room.cache.set(names[1], 3), "the cache to be written")
+        for wire in wires:
+            assert not wire.breaker.is_open
+            assert len(wire.wires) == NODES
+        until(lambda: breaker.down_since is None, "the outage to be over")
+        assert room.cache.get_many(names).get(names[0]) is None
+
+
+def sessions_of(room: Any, user: str) -> int:
+    """Return how many sessions are found; -1 while a node does not answer."""
+    try:
+        return len(room.sessions.list_for_user(user))
+    except RedisUnavailable:
+        return -1

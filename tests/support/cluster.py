@@ -27,6 +27,7 @@ class RedisCluster:
             "cluster-enabled": "yes",
             "cluster-node-timeout": str(NODE_TIMEOUT_MS),
             "repl-diskless-sync-delay": "0",
+            "cluster-allow-replica-migration": "no",  # a node stays a primary without its last slot
         }
         count = NODES + replicas
         self._make = lambda: EmbeddedServer(binary=binary, options=options)

@@ -31,6 +31,7 @@ class Breaker:
         self.is_open = False
         self.down_since: float | None = None  # time.time()
         self.reason = ""
+        self._ends_as = "is back"
         self.recovered: list[Callable[[], object]] = []  # called once after each outage
         self.calls = 0  # the wire adds one for each batch that was answered
         self.streak = 0  # failures in a row
@@ -105,20 +106,27 @@ class Breaker:
         """Probe the server now: there is news of it."""
         self._nudge.set()
 
+    def leave(self) -> None:
+        """End the outage without the server: it has left its cluster, and other nodes have what it had."""
+        self._probe = lambda: None
+        self._ends_as = "has left the cluster"
+        self.hurry()
+
     def _close(self, downtime: float) -> None:
         with self._lock:
             self.streak = 0
             self._failures.clear()
             self.down_since = None
             self.is_open = False
-        log.warning("%s is back after %.1f s", self._name, downtime)
+        log.warning("%s %s after %.1f s", self._name, self._ends_as, downtime)
         for action in self.recovered:
             try:
                 action()
             except Exception:  # one service's delivery is no reason to keep the others' back
                 log.exception(
-                    "%s is back, but the writes that waited for it could not be delivered",
+                    "%s %s, but the writes that waited for it could not be delivered",
                     self._name,
+                    self._ends_as,
                 )
 
     def stop(self) -> None:

@@ -8,6 +8,7 @@ the node that was named, once. A slot on its way (ASK, TRYAGAIN) or without a no
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from binascii import crc_hqx
@@ -80,6 +81,11 @@ class Topology:
     @property
     def owners(self) -> set[Address]:
         return set(self._owners.values())
+
+    @property
+    def nodes(self) -> tuple[Address, ...]:
+        """Return the nodes that the cluster last named, replicas among them."""
+        return self._nodes
 
     def is_to_be_asked_for(self) -> bool:
         return self._is_doubted and time.monotonic() >= self._ask_at
@@ -164,6 +170,7 @@ class _Cluster(Generic[W]):
         self._make = make
         self._followed = slots if followed is None else followed
         self._wires: dict[Address, W] = {}
+        self._numbers = itertools.count(1)
         parts = urlsplit(url)
         self._seed = parts.hostname or "localhost", parts.port or 6379
         self.topology = Topology(self._seed, slots)
@@ -198,10 +205,27 @@ class _Cluster(Generic[W]):
                 self._wires[address] = wire
         return wire
 
+    def learn(self, ranges: Sequence[Any], asked: Address) -> None:
+        """Take in a reply to CLUSTER SLOTS, and forget the nodes that have left.
+
+        Nobody would talk to one again, so its breaker would stay open: for a node that is gone all were away.
+        """
+        self.topology.learn(ranges, asked)
+        with self._lock:
+            gone = [node for node in self._wires if self._has_left(node)]
+            left = [self._wires.pop(node) for node in gone]
+        for wire in left:
+            wire.breaker.leave()
+
+    def _has_left(self, node: Address) -> bool:
+        """The node of the settings may be known to the cluster by another address."""
+        is_named = node == self._seed and not self._wires[node].breaker.is_open
+        return node not in self.topology.nodes and not is_named
+
     def _new(self, address: Address) -> W:
         host, port = address
         url = at_address(self._url, host, port)
-        name = f"{self._name}, node {len(self._wires) + 1}"
+        name = f"{self._name}, node {next(self._numbers)}"
         wire = self._make(Server(self._settings, url, name, self._setting, is_node=True))
         wire.breaker.recovered = self.breaker.recovered
         return wire
@@ -341,7 +365,7 @@ class ShardWire(_Follower[W]):
             except RedisUnavailable as error:
                 failure = _final_if_no_cluster(error, self._cluster.server)
             else:
-                return self._topology.learn(ranges, address)
+                return self._cluster.learn(ranges, address)
         if not self._topology.owners:
             raise failure
         return None
@@ -394,7 +418,7 @@ class AsyncShardWire(_Follower[AsyncWire]):
             except RedisUnavailable as error:
                 failure = _final_if_no_cluster(error, self._cluster.server)
             else:
-                return self._topology.learn(ranges, address)
+                return self._cluster.learn(ranges, address)
         if not self._topology.owners:
             raise failure
         return None
