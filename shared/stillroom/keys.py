@@ -52,8 +52,9 @@ else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
 |                   |        |                                                 | session      |                 |
 |       …x:<stamp>  | zset   | what x was then, still to be deleted            | as x         | session_end_all |
 |       …x          | zset   | session, user, tags → when to look at it again  | members'     |                 |
-|       …rev        | zset   | revoked and not yet deleted → stamp             | absolute     |                 |
-|       …clock      | string | the newest stamp                                | deadlines    |                 |
+|       …rev        | zset   | revoked and not yet deleted → stamp; `!left`,   | absolute     | … session_shut  |
+|                   |        | `!arriving`: the shard is being moved           | deadlines    |                 |
+|       …clock      | string | the newest stamp                                | the same     |                 |
 |       …late:<h>   | string | the browser is getting another cookie in the    | 1 min        | session_create, |
 |                   |        | place of this session's                         |              | _destroy,_rotate|
 | ns:{rl:<kind>:<value>}:… | of one subject of the limits. kind: `ip`, `user`, `ip&user` …; value: an address |

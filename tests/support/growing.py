@@ -135,9 +135,9 @@ class Logins(Load):
             self.lost.append(Read(one.name, began, ENDED))
 
     def read_again(self) -> None:
-        """Read each session that was ever begun, after everything."""
+        """Read each session that was ever begun, after everything, in the last room."""
         for one in self._sessions:
-            self._read(self.rooms[0], one)
+            self._read(self.rooms[-1], one)
 
     def _update(self, room: Stillroom, one: One) -> None:
         one.version += 1

@@ -21,6 +21,7 @@ from stillroom.cli.doctor import doctor
 from stillroom.cli.health import health
 from stillroom.cli.invalidate import invalidate
 from stillroom.cli.look import explain, loaders, refresh, show
+from stillroom.cli.move_state import move_state
 from stillroom.cli.pages import docs
 from stillroom.cli.pause import pause, resume
 from stillroom.cli.routes import routes
@@ -51,6 +52,7 @@ app.command()(resume)
 app.command()(health)
 app.command()(doctor)
 app.command()(agree)
+app.command("move-state")(move_state)
 app.command()(check)
 app.command()(settings)
 app.command()(docs)

@@ -38,7 +38,9 @@ NOT_LOCAL = (
     "access a non local key"  # what a script is told of a key that has gone ahead to another node
 )
 EVERYWHERE = frozenset({b"SCRIPT", b"WAIT"})
-KEYLESS = frozenset({b"TIME", b"INFO", b"SLOWLOG", b"PING", b"CLUSTER", b"MEMORY", *EVERYWHERE})
+KEYLESS = frozenset(
+    {b"TIME", b"INFO", b"SLOWLOG", b"PING", b"CLUSTER", b"MEMORY", b"SCAN", *EVERYWHERE}
+)
 KEY_IS_SECOND = frozenset({b"XGROUP", b"XINFO", b"OBJECT"})
 STREAMS = frozenset({b"XREADGROUP", b"XREAD"})
 

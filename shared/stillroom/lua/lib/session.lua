@@ -10,6 +10,7 @@
 --   d:<user>  the names of the user's devices → when each logged in last, µs
 --   x         <h>\n<user>\n<tags> → when to look at it again, µs: enough to clean up after a record that is gone
 --   rev       u:<user>, g:<tag> revoked and not yet deleted → stamp: sessions made up to it are dead
+--             !left, !arriving: the shard is shut, because it is being moved to another server, or from one
 --   all       a stamp: sessions of any user made up to it are dead
 --   x:<stamp> the x of the moment when `all` was set: its sessions are still to be deleted
 --   clock     the newest stamp
@@ -20,6 +21,17 @@
 local SLACK_MS = 60000 -- a record outlives its session by this: the script decides, not the key's TTL
 local HOPS = 8 -- rotations within one grace that an old name still finds its way through
 local HOPS_TO_END = 1000 -- and rotations since that an end follows: each is one read of some µs
+
+-- Read once a script, because each command costs as much as all the work with its reply. ARGV[1] is the prefix.
+local has_revocations = redis.call('EXISTS', ARGV[1] .. 'rev', ARGV[1] .. 'all') > 0
+local all_up_to
+
+if has_revocations then
+  local shut = redis.pcall('ZMSCORE', ARGV[1] .. 'rev', '!left', '!arriving')
+  if not shut.err and (shut[1] or shut[2]) then
+    return redis.error_reply('TRYAGAIN the sessions of this shard are on their way to another server')
+  end
+end
 
 local function each_line(text)
   return string.gmatch(text, '[^\n]+')
@@ -71,13 +83,7 @@ local function indexes_of(session)
   return names
 end
 
--- Read once a script, because each command costs as much as all the work with its reply.
-local has_revocations, all_up_to
-
 local function is_revoked(prefix, session)
-  if has_revocations == nil then
-    has_revocations = redis.call('EXISTS', prefix .. 'rev', prefix .. 'all') > 0
-  end
   if not has_revocations then
     return false
   end

@@ -1,0 +1,248 @@
+"""Take the sessions and bans of one server or cluster along to another one, while the app goes on.
+
+**A shard of the sessions is open on one server at a time.** It is shut where it comes from before its keys are
+copied (session_shut.lua), and opened where it arrives when all of them are there. In between its sessions are
+unavailable on both sides, and afterwards on the side that it has left. So the copy misses nothing that happens to a
+session: a logout was done before it, or is refused, or is done on the other side after it.
+
+The keys have the same names on a server and on a cluster, so they are copied as they are (DUMP, RESTORE), with the
+rest of their lifetimes. Deadlines in a record are times of the old server's clock.
+
+| here         | there        | the shard                                                    |
+|--------------|--------------|--------------------------------------------------------------|
+| open         | any          | is here. It is marked `!arriving` there, `!left` here, copied|
+| `!left`      | `!arriving`  | was being copied: again, from the beginning                  |
+| `!left`      | open         | has arrived                                                  |
+| `!arriving`  | open         | never left that server                                       |
+| `!arriving`  | `!left`      | was being copied the other way: it is opened there again     |
+
+So a move that broke off may be repeated, or turned back by moving the other way. A shard that arrives replaces what
+was there: it may be what another move has left behind.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from stillroom.errors import BanRefused, RedisRefused, SettingsError, StillroomError
+from stillroom.keys import Keys, glob_literal
+from stillroom.operation import Operation
+from stillroom.scripts import session_shut
+from stillroom.wire import Command
+
+log = logging.getLogger("stillroom")
+
+SHARDS = range(256)  # all that a token may name, whatever processes have
+LEFT, ARRIVING = b"!left", b"!arriving"
+BITE = 100  # keys in one batch: a record may have 64 kB
+SCANNED = 1_000  # keys that one SCAN looks at: about 0.2 ms of the server's
+REMOVED = 500
+LONGEST_MS = 366 * 86_400_000
+BANS = 10_000
+
+
+class Side(NamedTuple):
+    """One of the two servers: the names of its keys, and what runs an operation on it."""
+
+    keys: Keys
+    run: Callable[[Operation[Any]], Any]
+
+    def ask(self, commands: Sequence[Command]) -> Sequence[Any]:
+        replies: Sequence[Any] = self.run(_asking(commands))
+        return replies
+
+
+class Moving:
+    """A move from `here` to `there`. Only one may run at a time. Every method raises RedisUnavailable."""
+
+    def __init__(self, here: Side, there: Side) -> None:
+        self._here = here
+        self._there = there
+        self._left: list[int] = []
+
+    def begin(self) -> int:
+        """Shut the shards there that are to arrive. Return how many. Raises SettingsError.
+
+        From now on new processes may run: what has not arrived is unavailable to them, and not missing.
+        """
+        pairs = list(zip(_states(self._here), _states(self._there), strict=True))
+        for shard, pair in enumerate(pairs):
+            if pair in ((LEFT, LEFT), (ARRIVING, ARRIVING)):
+                raise SettingsError(f"shard {shard} of the sessions is on neither of these servers")
+        self._left = [
+            shard
+            for shard, (here, there) in enumerate(pairs)
+            if here is None or (here, there) == (LEFT, ARRIVING)
+        ]
+        back = [shard for shard, pair in enumerate(pairs) if pair == (ARRIVING, LEFT)]
+        self._shut(self._there, self._left, ARRIVING)
+        self._refuse_the_same(pairs)
+        _open(self._there, back)
+        return len(self._left)
+
+    def shards(self) -> Iterator[int]:
+        """Move one shard after the other; yield how many keys each had.
+
+        Raises SettingsError for servers that do not go together, StillroomError for a shard that came in part.
+        """
+        while self._left:
+            copied = self._move(self._left[0])
+            del self._left[0]
+            yield copied
+
+    def _refuse_the_same(self, before: Sequence[tuple[bytes | None, bytes | None]]) -> None:
+        """Raise SettingsError where what was shut there is shut here: it is one server, under two names."""
+        if not any(
+            here is None and now == ARRIVING
+            for (here, _), now in zip(before, _states(self._here), strict=True)
+        ):
+            return
+        _open(self._there, self._left)
+        raise SettingsError("both are the same server: there is nothing to move")
+
+    def _shut(self, side: Side, shards: Sequence[int], why: bytes) -> None:
+        if shards:
+            side.ask([session_shut([side.keys.revocations(shard)], why) for shard in shards])
+
+    def _move(self, shard: int) -> int:
+        self._shut(self._here, [shard], LEFT)
+        self._clear(shard)
+        copied = self._copy(shard) if _has_keys(self._here, shard) else 0
+        self._copy_revocations(shard)
+        if _size(self._here, shard) != _size(self._there, shard):
+            raise StillroomError(f"shard {shard} of the sessions did not arrive whole: move again")
+        _open(self._there, [shard])
+        return copied
+
+    def _clear(self, shard: int) -> None:
+        """Delete what an earlier move, or a process that was too early, has left there."""
+        there, revocations = self._there, self._there.keys.revocations(shard)
+        if _has_keys(there, shard):
+            for keys in _bites(_keys_of(there, shard), REMOVED):
+                there.ask([(b"UNLINK", *keys)])
+        for pairs in _members(there, revocations):
+            there.ask([(b"ZREM", revocations, *[member for member, _ in pairs])])
+
+    def _copy(self, shard: int) -> int:
+        copied = 0
+        for keys in _bites(_keys_of(self._here, shard), BITE):
+            replies = self._here.ask([(word, key) for key in keys for word in (b"DUMP", b"PTTL")])
+            found = [
+                (key, payload, ms)
+                for key, payload, ms in zip(keys, replies[::2], replies[1::2], strict=True)
+                if payload is not None and ms != -2  # else it has expired
+            ]
+            if found:
+                self._restore(found)
+            copied += len(found)
+        return copied
+
+    def _restore(self, found: Sequence[tuple[bytes, bytes, int]]) -> None:
+        commands: list[Command] = [
+            (b"RESTORE", key, b"%d" % (ms if ms > 0 else LONGEST_MS), payload, b"REPLACE")
+            for key, payload, ms in found
+        ]
+        try:
+            self._there.ask(commands)
+        except RedisRefused as refused:
+            if "DUMP payload" in refused.detail:
+                why = "the new server is older than the one that the sessions are on"
+                raise SettingsError(
+                    f"{why}: it can't read their keys ({refused.detail})"
+                ) from refused
+            raise
+
+    def _copy_revocations(self, shard: int) -> None:
+        for pairs in list(_members(self._here, self._here.keys.revocations(shard))):
+            words = [word for member, stamp in pairs for word in (stamp, member)]
+            self._there.ask([(b"ZADD", self._there.keys.revocations(shard), *words)])
+
+
+def move_bans(here: Any, there: Any, run: Callable[[Operation[Any]], Any], keys: Keys) -> int:
+    """Let the bans that are in force here hold there. Return how many were new there.
+
+    `here`, `there`: each room's `abuse`. `run`, `keys`: those of the new server. A ban that is there already, or
+    was lifted there, is left alone. What a rule has banned is banned by an operator there, for that rule.
+    """
+    known = {one.subject for one in there.bans(BANS)}
+    count = 0
+    for ban in here.bans(BANS):
+        (lifted,) = run(_asking([(b"GET", keys.ban_lifted(ban.subject))]))
+        if ban.subject in known or lifted is not None:
+            continue
+        try:
+            left = ban.until - _now(run)
+            count += left >= 1 and bool(there.ban(ban.subject, left, ban.reason or ban.rule))
+        except BanRefused as refused:
+            log.warning("a ban is not taken along: %s", refused)
+    return count
+
+
+def _now(run: Callable[[Operation[Any]], Any]) -> float:
+    ((seconds, us),) = run(_asking([(b"TIME",)]))
+    return int(seconds) + int(us) / 1e6
+
+
+def _asking(commands: Sequence[Command]) -> Operation[list[Any]]:
+    replies: list[Any] = yield commands
+    return replies
+
+
+def _states(side: Side) -> list[bytes | None]:
+    """Return why each shard is shut; None for one that is open."""
+    keys = [side.keys.revocations(shard) for shard in SHARDS]
+    replies = side.ask([(b"ZMSCORE", key, LEFT, ARRIVING) for key in keys])
+    return [
+        LEFT if left is not None else ARRIVING if arriving is not None else None
+        for left, arriving in replies
+    ]
+
+
+def _open(side: Side, shards: Sequence[int]) -> None:
+    if shards:
+        keys = [side.keys.revocations(shard) for shard in shards]
+        side.ask([(b"ZREM", key, LEFT, ARRIVING) for key in keys])
+
+
+def _has_keys(side: Side, shard: int) -> bool:
+    """Return whether a shard has sessions, or had: its clock lives longer than they."""
+    clock = side.keys.shard(shard) + b"clock"
+    return bool(side.ask([(b"EXISTS", clock, side.keys.due_sessions(shard))])[0])
+
+
+def _size(side: Side, shard: int) -> int:
+    return int(side.ask([(b"ZCARD", side.keys.due_sessions(shard))])[0])
+
+
+def _keys_of(side: Side, shard: int) -> Iterator[bytes]:
+    """Yield the keys of a shard, but not that of its revocations, which says that it is shut."""
+    revocations = side.keys.revocations(shard)
+    glob = glob_literal(side.keys.shard(shard)) + b"*"
+    cursor = b"0"
+    while True:
+        # The command before it says to which node of a cluster the SCAN goes.
+        scan = (b"SCAN", cursor, b"MATCH", glob, b"COUNT", b"%d" % SCANNED)
+        _, (cursor, found) = side.ask([(b"EXISTS", revocations), scan])
+        yield from (key for key in found if key != revocations)
+        if cursor == b"0":
+            return
+
+
+def _members(side: Side, key: bytes) -> Iterator[list[tuple[bytes, bytes]]]:
+    """Yield what is revoked, with its stamps, in bites."""
+    (found,) = side.ask([(b"ZRANGE", key, b"0", b"-1", b"WITHSCORES")])
+    pairs = [pair for pair in zip(found[::2], found[1::2], strict=True) if pair[0][:1] != b"!"]
+    yield from _bites(pairs, REMOVED)
+
+
+def _bites(found: Any, size: int) -> Iterator[list[Any]]:
+    bite: list[Any] = []
+    for one in found:
+        bite.append(one)
+        if len(bite) == size:
+            yield bite
+            bite = []
+    if bite:
+        yield bite

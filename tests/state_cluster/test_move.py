@@ -1,0 +1,278 @@
+"""Sessions and bans are taken along from one server to a cluster, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import redis
+from stillroom import AUTH, NoDispatch, Settings, SettingsError, Stillroom
+from stillroom.cli import app
+from stillroom.embedded import EmbeddedServer
+from stillroom.errors import SessionStoreUnavailable
+from stillroom.moving import LEFT, SHARDS, Moving, Side
+from tests.support.celery_process import until
+from tests.support.cluster import RedisCluster
+from tests.support.crowd import PATIENT
+from tests.support.growing import ENDED, Logins
+from tests.support.history import stale_reads
+from tests.support.sessions import assert_bounded
+
+IP = "203.0.113.7"
+
+
+@pytest.fixture(scope="module")
+def shared_old_server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def old_server(shared_old_server: EmbeddedServer) -> EmbeddedServer:
+    """Return the one server that sessions and limits were on, without data."""
+    with redis.Redis.from_url(shared_old_server.url) as client:
+        client.flushall()
+    return shared_old_server
+
+
+@pytest.fixture
+def old_settings(old_server: EmbeddedServer) -> Settings:
+    return Settings(**PATIENT | {"redis_url": old_server.url})
+
+
+@pytest.fixture
+def old(old_settings: Settings) -> Iterator[Stillroom]:
+    """Return a process with the old settings."""
+    with Stillroom(old_settings, dispatch=NoDispatch()) as room:
+        yield room
+
+
+@pytest.fixture
+def new(settings: Settings) -> Iterator[Stillroom]:
+    """Return a process with the settings of the cluster."""
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        yield room
+
+
+@pytest.fixture(autouse=True)
+def bounded(client: Any, old_server: EmbeddedServer) -> Iterator[None]:
+    """Check after every test that each key has a TTL, on both sides."""
+    yield
+    assert_bounded(client)
+    with redis.Redis.from_url(old_server.url) as one:
+        assert_bounded(one)
+
+
+def moving(here: Stillroom, there: Stillroom) -> Moving:
+    return Moving(Side(here.keys, here.state.run), Side(there.keys, there.state.run))
+
+
+def move(here: Stillroom, there: Stillroom) -> int:
+    """Move everything. Return how many keys were moved."""
+    one = moving(here, there)
+    one.begin()
+    return sum(one.shards())
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, old_server: EmbeddedServer, code: int = 0
+) -> dict[str, Any]:
+    """Run the command as an operator would, and return what it says."""
+    monkeypatch.setenv("REDIS_URL", settings.redis_url)
+    monkeypatch.setenv("STILLROOM_CACHE_URL", str(settings.cache_url))
+    monkeypatch.setenv("STILLROOM_BROKER_URL", str(settings.broker_url))
+    monkeypatch.setenv("STILLROOM_STATE_CLUSTER", "1")
+    arguments = ["move-state", "--from", old_server.url, "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == code, result.output
+    found: dict[str, Any] = json.loads(result.output)
+    return found
+
+
+def test_everybody_stays_logged_in(
+    old: Stillroom,
+    new: Stillroom,
+    settings: Settings,
+    old_server: EmbeddedServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command takes along sessions with data and lifetime, names before a rotation, devices, and bans."""
+    made = [old.sessions.create(f"user:{n}", {"n": n}, tags=["phone"]) for n in range(50)]
+    first = old.sessions.create("ann", {"n": 1}, device="a phone")
+    second = old.sessions.rotate(first.token)
+    old.abuse.ban(IP, 600, "spam")
+    old.abuse.ban("198.51.100.0/24", 600)
+    found = run(monkeypatch, settings, old_server)
+    assert (found["shards"], found["bans"]) == (len(SHARDS), 2)
+    for number, session in enumerate(made):
+        there = new.sessions.get(session.token)
+        assert there is not None
+        assert there.data == {"n": number}
+        assert there.ends_by == session.ends_by
+    assert new.sessions.get(first.token) is not None
+    assert [one.handle for one in new.sessions.list_for_user("ann")] == [second.handle]
+    assert new.sessions.destroy_by_tag("phone") == 50
+    assert new.limits.check(IP, [AUTH]).banned
+    assert new.limits.check("198.51.100.9", [AUTH]).banned
+    assert new.abuse.bans()[-1].reason in ("spam", "")
+    again = run(monkeypatch, settings, old_server)
+    assert again == {"shards": 0, "keys": 0, "bans": 0}
+    assert new.sessions.get(made[0].token) is None
+
+
+def test_what_has_ended_stays_ended(old: Stillroom, new: Stillroom) -> None:
+    """Revocations that no worker has carried out yet hold on the new server, of a user and of everybody."""
+    many = [old.sessions.create("bob", {}) for _ in range(300)]
+    one = old.sessions.create("ann", {})
+    former = old.sessions.rotate(old.sessions.create("eve", {}).token)
+    old.sessions.destroy_for_user("bob")
+    old.sessions.destroy(former.token)
+    move(old, new)
+    assert not any(new.sessions.get(session.token) for session in many)
+    assert new.sessions.get(former.token) is None
+    assert new.sessions.get(one.token) is not None
+    new.sessions.sweep()
+    assert new.sessions.count() == 1
+    move(new, old)
+    old.sessions.destroy_all()
+    move(old, new)
+    assert new.sessions.get(one.token) is None
+    assert new.sessions.get(new.sessions.create("ann", {}).token) is not None
+
+
+def test_a_shard_is_open_on_one_side(old: Stillroom, new: Stillroom) -> None:
+    """Until it has arrived a shard is unavailable there, and from then on here: nothing is taken for ended."""
+    session = old.sessions.create("ann", {"n": 1})
+    one = moving(old, new)
+    one.begin()
+    assert old.sessions.get(session.token) is not None
+    refused(new, session.token)
+    shards = one.shards()
+    while not _is_shut(old, session.token):
+        next(shards)
+    refused(old, session.token)
+    assert new.sessions.get(session.token) is not None
+    assert [*shards]
+    assert new.sessions.destroy(session.token)
+    refused(old, session.token)
+
+
+def _is_shut(room: Stillroom, token: str) -> bool:
+    key = room.keys.revocations(int(token[:2], 16))
+    return _asked(room, (b"ZSCORE", key, LEFT)) is not None
+
+
+def _asked(room: Stillroom, command: Any) -> Any:
+    return Side(room.keys, room.state.run).ask([command])[0]
+
+
+def refused(room: Stillroom, token: str) -> None:
+    """Check that nothing can be done with a session, and that none can be begun."""
+    acts: list[Callable[[], object]] = [
+        lambda: room.sessions.get(token),
+        lambda: room.sessions.touch(token),
+        lambda: room.sessions.update(token, {"n": 2}),
+        lambda: room.sessions.rotate(token),
+        lambda: room.sessions.destroy(token),
+        lambda: room.sessions.list_for_user("ann"),
+        lambda: room.sessions.destroy_for_user("ann"),
+        room.sessions.destroy_all,
+        lambda: room.sessions.create("ann", {}),
+        lambda: room.sessions.get(token[:3] + "A" * 43),  # a name that opens nothing
+    ]
+    for act in acts:
+        with pytest.raises(SessionStoreUnavailable):
+            act()
+
+
+def test_a_move_that_broke_off_is_repeated(old: Stillroom, new: Stillroom) -> None:
+    """What has arrived is not moved again, and a copy that was cut short begins anew."""
+    made = [old.sessions.create(f"user:{n}", {"n": n}) for n in range(64)]
+    one = moving(old, new)
+    one.begin()
+    shards = one.shards()
+    while next(shards) == 0 or not any(_is_shut(old, session.token) for session in made[:8]):
+        pass
+    arrived = [session for session in made if _is_shut(old, session.token)]
+    assert new.sessions.destroy(arrived[0].token)
+    # The next one breaks off in the middle: shut here, and with a part of its keys there.
+    shard = next(int(s.token[:2], 16) for s in made if s not in arrived)
+    one._shut(one._here, [shard], LEFT)
+    one._copy(shard)
+    assert move(old, new) > 0
+    assert new.sessions.get(arrived[0].token) is None
+    assert all(new.sessions.get(session.token) for session in made if session is not arrived[0])
+    assert moving(old, new).begin() == 0
+
+
+def test_a_move_is_turned_back(old: Stillroom, new: Stillroom) -> None:
+    """Moving the other way brings back what has arrived, opens what has not, and revives none that ended."""
+    made = [old.sessions.create(f"user:{n}", {"n": n}) for n in range(64)]
+    one = moving(old, new)
+    one.begin()
+    shards = one.shards()
+    while sum(_is_shut(old, session.token) for session in made) < 2:
+        next(shards)
+    changed, gone, *_ = [session for session in made if _is_shut(old, session.token)]
+    new.sessions.update(changed.token, {"n": -1})
+    new.sessions.destroy(gone.token)
+    shard = next(int(s.token[:2], 16) for s in made if not _is_shut(old, s.token))
+    one._shut(one._here, [shard], LEFT)
+    move(new, old)
+    living = [session for session in made if session is not gone]
+    assert {old.sessions.get(session.token) is not None for session in living} == {True}
+    back = old.sessions.get(changed.token)
+    assert back is not None
+    assert back.data == {"n": -1}
+    assert old.sessions.get(gone.token) is None
+    refused(new, changed.token)
+    move(old, new)
+    assert all(new.sessions.get(session.token) for session in living)
+    assert new.sessions.get(gone.token) is None
+
+
+def test_a_server_is_not_moved_to_itself(old: Stillroom, old_settings: Settings) -> None:
+    """One server under two names is refused before anything is lost, and stays open."""
+    session = old.sessions.create("ann", {})
+    with Stillroom(old_settings, dispatch=NoDispatch()) as same:
+        with pytest.raises(SettingsError, match="the same server"):
+            move(old, same)
+        assert same.sessions.get(session.token) is not None
+
+
+def test_nobody_is_back_while_everybody_moves(
+    old_settings: Settings,
+    settings: Settings,
+    cluster: RedisCluster,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Old and new processes go on while sessions move, there and back: none is back after its end, none lost."""
+    with (
+        Stillroom(old_settings, dispatch=NoDispatch()) as here,
+        Stillroom(settings, dispatch=NoDispatch()) as there,
+    ):
+        moving(here, there).begin()
+        with Logins([old_settings, settings]) as logins:
+            for source, target in ((here, there), (there, here), (here, there)):
+                seen = len(logins.reads)
+                until(lambda: len(logins.reads) > seen + 200, "reads")  # noqa: B023
+                one = moving(source, target)
+                one.begin()
+                for _ in islice(one.shards(), old_settings.session_shards):
+                    seen = len(logins.reads) + logins.refused
+                    until(lambda: len(logins.reads) + logins.refused > seen, "calls")  # noqa: B023
+                [*one.shards()]
+            seen = len(logins.reads)
+            until(lambda: len(logins.reads) > seen + 200, "reads")
+            logins.read_again()
+    with capsys.disabled():
+        print(f"\n{len(logins.reads):,} reads, {logins.ends} ends, {logins.refused} refused")
+    assert stale_reads(logins.reads, logins.floors) == []
+    assert logins.lost == []
+    assert logins.ends > 0
+    assert all(read.version < ENDED for read in logins.reads)
