@@ -27,6 +27,7 @@ PARTS = [
     "sessions",
     "limits",
     "server",
+    "nodes",
     "abuse",
     "abuse_day",
     "requests",

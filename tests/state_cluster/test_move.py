@@ -151,11 +151,13 @@ def test_a_shard_is_open_on_one_side(old: Stillroom, new: Stillroom) -> None:
     one = moving(old, new)
     one.begin()
     assert old.sessions.get(session.token) is not None
-    refused(new, session.token)
+    refused(new, session.token, "are still on their way to this server")
     shards = one.shards()
     while not _is_shut(old, session.token):
         next(shards)
     refused(old, session.token)
+    with pytest.raises(SessionStoreUnavailable, match="have moved to another server"):
+        old.sessions.get(session.token)
     assert new.sessions.get(session.token) is not None
     assert [*shards]
     assert new.sessions.destroy(session.token)
@@ -171,7 +173,7 @@ def _asked(room: Stillroom, command: Any) -> Any:
     return Side(room.keys, room.state.run).ask([command])[0]
 
 
-def refused(room: Stillroom, token: str) -> None:
+def refused(room: Stillroom, token: str, why: str = "of this shard") -> None:
     """Check that nothing can be done with a session, and that none can be begun."""
     acts: list[Callable[[], object]] = [
         lambda: room.sessions.get(token),
@@ -186,7 +188,7 @@ def refused(room: Stillroom, token: str) -> None:
         lambda: room.sessions.get(token[:3] + "A" * 43),  # a name that opens nothing
     ]
     for act in acts:
-        with pytest.raises(SessionStoreUnavailable):
+        with pytest.raises(SessionStoreUnavailable, match=why):
             act()
 
 

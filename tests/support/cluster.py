@@ -1,4 +1,4 @@
-"""A real Redis Cluster of embedded servers: three nodes, as many replicas as asked for."""
+"""A real Redis Cluster of embedded servers: three primaries or as many as asked for, and replicas."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ NODE_TIMEOUT_MS = (
 class RedisCluster:
     """A cluster, started with the `with` block, which begins once all slots are served."""
 
-    def __init__(self, binary: str | None = None, replicas: int = 0) -> None:
+    def __init__(
+        self, binary: str | None = None, replicas: int = 0, primaries: int = NODES
+    ) -> None:
         options = {
             "cluster-enabled": "yes",
             "cluster-node-timeout": str(NODE_TIMEOUT_MS),
             "repl-diskless-sync-delay": "0",
             "cluster-allow-replica-migration": "no",  # a node stays a primary without its last slot
         }
-        count = NODES + replicas
+        count = primaries + replicas
         self._make = lambda: EmbeddedServer(binary=binary, options=options)
         self.nodes = [self._make() for _ in range(count)]
-        self._replicas = replicas
+        self._primaries, self._replicas = primaries, replicas
         self._stack = ExitStack()
         self._clients: dict[EmbeddedServer, Any] = {}
 
@@ -98,7 +100,7 @@ class RedisCluster:
         return str(self.client(node).execute_command("CLUSTER MYID").decode())
 
     def flush(self) -> None:
-        for node in self.nodes[:NODES]:
+        for node in self.nodes[: self._primaries]:
             self.client(node).flushall()
             self.client(node).script_flush()
 
@@ -124,18 +126,18 @@ class RedisCluster:
         for epoch, node in enumerate(self.nodes, 1):
             # Nodes with the same epoch settle it later, and slots that were moved meanwhile go back.
             self.client(node).execute_command("CLUSTER SET-CONFIG-EPOCH", epoch)
-        bounds = [SLOTS * n // NODES for n in range(NODES + 1)]
+        bounds = [SLOTS * n // self._primaries for n in range(self._primaries + 1)]
         for client, begin, end in zip([first, *others], bounds, bounds[1:], strict=False):
             client.execute_command("CLUSTER ADDSLOTSRANGE", begin, end - 1)
         for node in self.nodes[1:]:
             first.execute_command("CLUSTER MEET", "127.0.0.1", node.port)
         self.await_that("all nodes meet", lambda: all(map(self._knows_all, self.nodes)))
-        for number, node in enumerate(self.nodes[NODES:]):
+        for number, node in enumerate(self.nodes[self._primaries :]):
             master = self.id_of(self.nodes[number])
             self.client(node).execute_command("CLUSTER REPLICATE", master)
         self.await_that("all slots are served", lambda: all(map(self._is_ready, self.nodes)))
         # One that never had its master's data may not take over.
-        replicas = self.nodes[NODES:]
+        replicas = self.nodes[self._primaries :]
         self.await_that("replicas are in step", lambda: all(map(self._is_in_step, replicas)))
 
     def __exit__(

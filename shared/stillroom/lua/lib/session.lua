@@ -29,7 +29,8 @@ local all_up_to
 if has_revocations then
   local shut = redis.pcall('ZMSCORE', ARGV[1] .. 'rev', '!left', '!arriving')
   if not shut.err and (shut[1] or shut[2]) then
-    return redis.error_reply('TRYAGAIN the sessions of this shard are on their way to another server')
+    local where = shut[1] and 'have moved to another server' or 'are still on their way to this server'
+    return redis.error_reply('TRYAGAIN the sessions of this shard ' .. where)
   end
 end
 
