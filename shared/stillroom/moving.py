@@ -5,8 +5,8 @@ copied (session_shut.lua), and opened where it arrives when all of them are ther
 unavailable on both sides, and afterwards on the side that it has left. So the copy misses nothing that happens to a
 session: a logout was done before it, or is refused, or is done on the other side after it.
 
-The keys have the same names on a server and on a cluster, so they are copied as they are (DUMP, RESTORE), with the
-rest of their lifetimes. Deadlines in a record are times of the old server's clock.
+The keys have the same names on a server and on a cluster, so they are copied as they are, with the rest of their
+lifetimes. Deadlines in a record are times of the old server's clock.
 
 | here         | there        | the shard                                                    |
 |--------------|--------------|--------------------------------------------------------------|
@@ -23,10 +23,10 @@ was there: it may be what another move has left behind.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from stillroom.errors import BanRefused, RedisRefused, SettingsError, StillroomError
+from stillroom.errors import BanRefused, SettingsError, StillroomError
 from stillroom.keys import Keys, glob_literal
 from stillroom.operation import Operation
 from stillroom.scripts import session_shut
@@ -38,6 +38,7 @@ SHARDS = range(256)  # all that a token may name, whatever processes have
 LEFT, ARRIVING = b"!left", b"!arriving"
 BITE = 100  # keys in one batch: a record may have 64 kB
 SCANNED = 1_000  # keys that one SCAN looks at: about 0.2 ms of the server's
+PAGE = 1_000  # members of an index
 REMOVED = 500
 LONGEST_MS = 366 * 86_400_000
 BANS = 10_000
@@ -85,7 +86,7 @@ class Moving:
     def shards(self) -> Iterator[int]:
         """Move one shard after the other; yield how many keys each had.
 
-        Raises SettingsError for servers that do not go together, StillroomError for a shard that came in part.
+        Raises StillroomError for a shard that came in part.
         """
         while self._left:
             copied = self._move(self._left[0])
@@ -128,36 +129,62 @@ class Moving:
     def _copy(self, shard: int) -> int:
         copied = 0
         for keys in _bites(_keys_of(self._here, shard), BITE):
-            replies = self._here.ask([(word, key) for key in keys for word in (b"DUMP", b"PTTL")])
-            found = [
-                (key, payload, ms)
-                for key, payload, ms in zip(keys, replies[::2], replies[1::2], strict=True)
-                if payload is not None and ms != -2  # else it has expired
-            ]
-            if found:
-                self._restore(found)
-            copied += len(found)
+            types = self._here.ask([(b"TYPE", key) for key in keys])
+            known = [pair for pair in zip(keys, types, strict=True) if pair[1] in READS]
+            self._copy_some(known)
+            copied += len(known)
         return copied
 
-    def _restore(self, found: Sequence[tuple[bytes, bytes, int]]) -> None:
-        commands: list[Command] = [
-            (b"RESTORE", key, b"%d" % (ms if ms > 0 else LONGEST_MS), payload, b"REPLACE")
-            for key, payload, ms in found
-        ]
-        try:
-            self._there.ask(commands)
-        except RedisRefused as refused:
-            if "DUMP payload" in refused.detail:
-                why = "the new server is older than the one that the sessions are on"
-                raise SettingsError(
-                    f"{why}: it can't read their keys ({refused.detail})"
-                ) from refused
-            raise
+    def _copy_some(self, known: Sequence[tuple[bytes, bytes]]) -> None:
+        """Copy keys whose types are known. A large index goes page by page: nothing changes it any more."""
+        start = 0
+        while known:
+            asked = [
+                command
+                for key, kind in known
+                for command in (READS[kind](key, start), (b"PTTL", key))
+            ]
+            replies = self._here.ask(asked)
+            found = list(zip(known, replies[::2], replies[1::2], strict=True))
+            writes = [
+                one for (key, kind), value, ms in found for one in _writing(key, kind, value, ms)
+            ]
+            if writes:
+                self._there.ask(writes)
+            known = [one for one, value, _ in found if one[1] == ZSET and len(value) == 2 * PAGE]
+            start += PAGE
 
     def _copy_revocations(self, shard: int) -> None:
         for pairs in list(_members(self._here, self._here.keys.revocations(shard))):
             words = [word for member, stamp in pairs for word in (stamp, member)]
             self._there.ask([(b"ZADD", self._there.keys.revocations(shard), *words)])
+
+
+def _reading_set(key: bytes, start: int) -> Command:
+    return (b"ZRANGE", key, b"%d" % start, b"%d" % (start + PAGE - 1), b"WITHSCORES")
+
+
+HASH, ZSET, STRING = b"hash", b"zset", b"string"
+# Not by DUMP and RESTORE: a server reads no DUMP of a newer one, so there would be no way back from an update.
+READS: Mapping[bytes, Callable[[bytes, int], Command]] = {
+    HASH: lambda key, _: (b"HGETALL", key),
+    ZSET: _reading_set,
+    STRING: lambda key, _: (b"GET", key),
+}
+
+
+def _writing(key: bytes, kind: bytes, value: Any, ms: int) -> list[Command]:
+    """Return the commands that write a key, or another page of it. A key that has expired meanwhile needs none."""
+    if not value and value != b"":
+        return []
+    if kind == STRING:
+        write: Command = (b"SET", key, value)
+    elif kind == HASH:
+        write = (b"HSET", key, *value)
+    else:
+        scored = zip(value[1::2], value[::2], strict=True)
+        write = (b"ZADD", key, *[word for pair in scored for word in pair])
+    return [write, (b"PEXPIRE", key, b"%d" % (ms if ms > 0 else LONGEST_MS))]
 
 
 def move_bans(here: Any, there: Any, run: Callable[[Operation[Any]], Any], keys: Keys) -> int:

@@ -286,6 +286,27 @@ def test_a_slot_on_its_way_is_redis_being_away(room: Any, cluster: RedisCluster)
     )
 
 
+def test_a_slot_that_two_nodes_send_to_each_other_is_on_its_way(
+    room: Any, cluster: RedisCluster
+) -> None:
+    """Between two steps of a move neither node owns the slot. Calls are refused with TRYAGAIN until one does."""
+    clock = Keys("stillroom").clock
+    slot, old = slot_of(clock), cluster.owner(clock)
+    name = next(name for name in NAMES if shard_of(name.encode(), SHARDS) == 0)
+    new = next(node for node in cluster.nodes[:NODES] if node is not old)
+    assert room.cache.set(name, 1)
+    begin_move(cluster, slot, old, new)
+    migrate(cluster, old, new, cluster.keys_in(slot, old))
+    cluster.client(old).execute_command("CLUSTER SETSLOT", slot, "NODE", cluster.id_of(new))
+    with pytest.raises(RedisUnavailable) as error:
+        room.cache.invalidate(name)
+    assert error.value.reason == "tryagain"
+    cluster.move(slot, new)
+    assert room.cache.set(name, 2)
+    assert room.cache.get(name) == 2
+    cluster.reshard(slot, old)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("face", FACES)
 def test_a_replica_takes_over(state_server: EmbeddedServer, face: str) -> None:

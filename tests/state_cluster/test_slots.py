@@ -229,6 +229,34 @@ def test_a_slot_on_its_way_is_redis_being_away(room: Any, cluster: RedisCluster)
     assert not room.limits.check(IP, [AUTH], cost=3)
 
 
+def test_a_slot_that_two_nodes_send_to_each_other_is_on_its_way(
+    room: Any, cluster: RedisCluster
+) -> None:
+    """Between two steps of a move neither node owns the slot. Redis is away then, and nothing is misconfigured."""
+    room.limits.check(IP, [AUTH], cost=3)
+    session = room.sessions.create("ann", {"n": 1})
+    shard = KEYS.due_sessions(int(session.token[:2], 16))
+    for key in (home_of_ip(), shard):
+        slot, old = slot_of(key), cluster.owner(key)
+        new = next(node for node in cluster.nodes[:NODES] if node is not old)
+        begin_move(cluster, slot, old, new)
+        migrate(cluster, old, new, keys_in(cluster, slot, old))
+        cluster.client(old).execute_command("CLUSTER SETSLOT", slot, "NODE", cluster.id_of(new))
+        if key is shard:
+            with pytest.raises(SessionStoreUnavailable, match="tryagain"):
+                room.sessions.get(session.token)
+        else:
+            assert room.limits.check(IP, [AUTH]).degraded == "tryagain"
+            assert codes(room).isdisjoint({"degraded"})
+        cluster.move(slot, new)
+        assert room.sessions.get(session.token) is not None
+        give_away(cluster, slot, new, old, keys_in(cluster, slot, new))
+
+
+def codes(room: Any) -> set[str]:
+    return {one.code for one in room.health.check().advice}
+
+
 def test_no_quota_is_exceeded_while_slots_move(make_room: Make, cluster: RedisCluster) -> None:
     """While the slots of address and user go from node to node under load, no more than the quota is admitted."""
     quota = Limit("by-user", 200, 3_600, by="user", away="strict")

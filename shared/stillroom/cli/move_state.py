@@ -11,7 +11,8 @@ from stillroom.moving import Moving, Side, move_bans
 from stillroom.room import Stillroom
 from stillroom.settings import Settings
 
-PATIENT = {"command_timeout": 10.0, "call_timeout": 30.0}  # an index of 100,000 is one reply
+# Nobody waits for this as a visitor does for a page.
+PATIENT = {"connect_timeout": 5.0, "command_timeout": 10.0, "call_timeout": 30.0}
 
 From = Annotated[
     str,

@@ -144,7 +144,7 @@ class Moved:
     def merged(self, replies: Sequence[Any]) -> list[Any]:
         """Return all replies, with these in their places. Raises RedisRefused if one is an error."""
         for place, reply in zip(self._places, replies, strict=True):
-            self._replies[place] = reply
+            self._replies[place] = settled(reply)
         if any(isinstance(reply, ReplyError) for reply in self._replies):
             raise refusal(self._replies)
         return self._replies
@@ -487,6 +487,16 @@ def _address(node: Sequence[Any], asked: Address) -> Address:
 def named_in(reply: Any) -> Address | None:
     """Return the node that a reply says has the slot; None for a reply that says nothing of the kind."""
     return _named(reply) if _is_moved(reply) else None
+
+
+def settled(reply: Any) -> Any:
+    """Return what the node that was named has replied.
+
+    Between two steps of a move it may name the first one again. Then neither has the slot, for this moment.
+    """
+    if not _is_moved(reply):
+        return reply
+    return ReplyError("TRYAGAIN two nodes send to each other for a slot that is on its way")
 
 
 def _named(reply: Any) -> Address:

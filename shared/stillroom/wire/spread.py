@@ -28,6 +28,7 @@ from stillroom.wire.cluster import (
     ShardWire,
     Topology,
     named_in,
+    settled,
     slot_of,
 )
 from stillroom.wire.explain import explained, source_of
@@ -155,7 +156,7 @@ class Trip:
         if self._failures and not self._has_answer:
             raise self._failures[0]
         if any(isinstance(reply, ReplyError) for reply in self._replies):
-            raise refusal(self._replies)
+            raise refusal([settled(reply) for reply in self._replies])
         return self._replies
 
 
