@@ -42,7 +42,7 @@ from stillroom.cache.loaders import (
 )
 from stillroom.cache.marks import read_clock
 from stillroom.cache.memo import Memo, Remembered
-from stillroom.cache.near import KEYED, Near, Proof, Store, near_prefix
+from stillroom.cache.near import Near, Proof, Store, near_prefix
 from stillroom.cache.probe import LAG_SUM, lag_bucket
 from stillroom.cache.terms import Terms
 from stillroom.codec import MISS, Codec, Encoded, Undecodable
@@ -353,10 +353,19 @@ class Core:
         return (yield from self.obtain(name, recipe._replace(near=near_of(near))))
 
     def obtain(
-        self, name: bytes, recipe: Recipe, call: tuple[Any, ...] | None = None
+        self,
+        name: bytes,
+        recipe: Recipe,
+        call: tuple[Any, ...] | None = None,
+        away: RedisUnavailable | None = None,
     ) -> Operation[Any]:
-        """Return the value under a sanitized key, loaded by its recipe if it has to be. `call`: see near.Store."""
+        """Return the value under a sanitized key, loaded by its recipe if it has to be. `call`: see near.Store.
+
+        `away`: why a look along with other keys has failed. Then there is no other look.
+        """
         try:
+            if away is not None:
+                raise away
             entry, freshness = yield from self._look_for(name, recipe, call)
         except RedisUnavailable as error:
             self._fall_back("get_or_set", error)
@@ -402,15 +411,6 @@ class Core:
         loader.counted_as = self._figures.lookups(loader.name)
         self.loaders.register(loader)
         return loader
-
-    def call(
-        self, loader: Loader, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Operation[Any]:
-        """Return what a call of a registered loader returns: the cached value, or the loaded one."""
-        values = loader.values(args, kwargs)
-        is_simple = loader.near is not None and not kwargs and KEYED.issuperset(map(type, args))
-        call = (loader, *args) if is_simple else None
-        return self.obtain(sanitized(loader.key(values)), loader.recipe(values), call)
 
     # Writing
 
