@@ -330,7 +330,7 @@ class _Response:
 
     def _told(self, headers: list[Header]) -> list[Header]:
         """Return the headers on the client's limits that the app has not set."""
-        return lacking(headers, list(self._visit.headers().items())) if self._tells else []
+        return lacking(headers, self._visit.headers()) if self._tells else []
 
 
 async def _refuse(scope: Scope, send: Send) -> None:

@@ -21,7 +21,7 @@ from stillroom.operation import Operation
 from stillroom.room import Stillroom
 from stillroom.sessions import Session
 from stillroom.web.cors import kept
-from stillroom.web.ending import ending
+from stillroom.web.ending import ending, varies
 from stillroom.web.flask_limits import LimitExceeded, StillroomLimits, exempt, limited
 from stillroom.web.request_session import Login, WebSession
 from stillroom.web.session_cookie import SessionCookie
@@ -259,7 +259,7 @@ class StillroomSessions(SessionInterface):
             for name in end.without:
                 headers.remove(name)
             for name, value in end.headers:
-                if name == "Vary" and any(given.lower() == "vary" for given, _ in headers):
+                if name == "Vary" and varies(headers):
                     response.vary.add(value)  # to what the app says
                 else:
                     headers.add(name, value)

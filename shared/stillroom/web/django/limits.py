@@ -114,7 +114,7 @@ class LimitsMiddleware(InRequest):
         if visit.is_holding:
             response._resource_closers.append(lambda: self._charger.let_go(visit))
         if visit.decisions:
-            for name, value in lacking(headers, list(visit.headers().items())):
+            for name, value in lacking(headers, visit.headers()):
                 response.headers[name] = value
             if request.headers.get("Origin") and (exposed := exposing(list(response.items()))):
                 response.headers[EXPOSE] = exposed
