@@ -16,7 +16,7 @@ from stillroom.misuse import explained
 from stillroom.operation import Driver
 from stillroom.room import AsyncStillroom
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
-from stillroom.web.ending import Header, lacking, report_loss
+from stillroom.web.ending import Header, lacking, names_of, report_loss
 from stillroom.web.explain import ExplainASGI
 from stillroom.web.fetched import is_meant_in_scope
 from stillroom.web.gate import Asked, Middleware
@@ -330,7 +330,7 @@ class _Response:
 
     def _told(self, headers: list[Header]) -> list[Header]:
         """Return the headers on the client's limits that the app has not set."""
-        return lacking(headers, self._visit.headers()) if self._tells else []
+        return lacking(names_of(headers), self._visit.headers()) if self._tells else []
 
 
 async def _refuse(scope: Scope, send: Send) -> None:

@@ -83,7 +83,7 @@ def vary(headers: Iterable[Header]) -> list[Header]:
 
 def varies(headers: Iterable[Header]) -> bool:
     """Return whether there is a Vary among the headers."""
-    return "vary" in map(str.lower, map(_name_of, headers))
+    return "vary" in map(str.lower, names_of(headers))
 
 
 def private(headers: Iterable[Header]) -> tuple[list[Header], frozenset[str]]:
@@ -127,9 +127,13 @@ def _tell_of_http(name: str) -> None:
     )
 
 
-def lacking(headers: Iterable[Header], more: Mapping[str, str]) -> list[Header]:
-    """Return those of `more` that are not among the headers: the app's own header wins."""
-    names = {name.lower() for name, _ in headers}
+def names_of(headers: Iterable[Header]) -> Iterable[str]:
+    return map(_name_of, headers)
+
+
+def lacking(names: Iterable[str], more: Mapping[str, str]) -> list[Header]:
+    """Return those of `more` that are not among the app's headers, of which these are the names: they win."""
+    names = {*map(str.lower, names)}
     if names.isdisjoint(map(str.lower, more)):  # as nearly always
         return list(more.items())
     return [header for header in more.items() if header[0].lower() not in names]

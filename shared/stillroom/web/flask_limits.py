@@ -20,7 +20,7 @@ from stillroom.misuse import explained
 from stillroom.room import Stillroom
 from stillroom.web.carriers import FLASK_EXTENSION, LOST, WITHIN, lost_views
 from stillroom.web.cors import EXPOSE, exposing, is_preflight
-from stillroom.web.ending import lacking
+from stillroom.web.ending import lacking, names_of
 from stillroom.web.endpoints import Charger
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Gate
@@ -144,7 +144,7 @@ class StillroomLimits:
         if visit.is_holding:
             response.call_on_close(lambda: self._charger.let_go(visit))
         if visit.decisions:
-            for name, value in lacking(headers, visit.headers()):
+            for name, value in lacking(names_of(headers), visit.headers()):
                 headers.add(name, value)
             if environ.get("HTTP_ORIGIN") and (exposed := exposing(list(headers))):
                 headers[EXPOSE.title()] = exposed

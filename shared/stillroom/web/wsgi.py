@@ -14,7 +14,7 @@ from stillroom.limits import Route
 from stillroom.misuse import explained
 from stillroom.room import Stillroom
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
-from stillroom.web.ending import Header, lacking, report_loss
+from stillroom.web.ending import Header, lacking, names_of, report_loss
 from stillroom.web.explain import ExplainWSGI
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Middleware
@@ -293,7 +293,7 @@ class _Response:
 
     def _told(self, headers: list[Header]) -> list[Header]:
         """Return the headers on the client's limits that the app has not set."""
-        return lacking(headers, self._visit.headers()) if self._tells else []
+        return lacking(names_of(headers), self._visit.headers()) if self._tells else []
 
 
 class _Stream:
