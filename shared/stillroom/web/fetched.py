@@ -23,16 +23,14 @@ def is_meant(site: str, destination: str) -> bool:
 
 def is_meant_in_environ(environ: Mapping[str, Any]) -> bool:
     """Return whether a WSGI request is meant."""
-    said = [environ.get(f"HTTP_SEC_FETCH_{name}", "") for name in ("SITE", "DEST")]
-    return is_meant(*map(str, said))
+    site, destination = (
+        environ.get("HTTP_SEC_FETCH_SITE", ""),
+        environ.get("HTTP_SEC_FETCH_DEST", ""),
+    )
+    return is_meant(str(site), str(destination))
 
 
-def is_meant_in_scope(scope: Mapping[str, Any]) -> bool:
-    """Return whether an ASGI request is meant."""
-    site = destination = b""
-    for name, value in scope["headers"]:
-        if name == b"sec-fetch-site":
-            site = value
-        elif name == b"sec-fetch-dest":
-            destination = value
+def is_meant_in_scope(headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether an ASGI request with these headers is meant."""
+    site, destination = headers.get(b"sec-fetch-site", b""), headers.get(b"sec-fetch-dest", b"")
     return is_meant(site.decode("latin-1"), destination.decode("latin-1"))
