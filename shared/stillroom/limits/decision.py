@@ -6,6 +6,7 @@ Problems: RFC 9457, of the types that draft-ietf-httpapi-ratelimit-headers-11 re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 from stillroom.limits.fields import policy_field, state_field
@@ -87,9 +88,9 @@ class Decision(NamedTuple):
 
     def headers(self) -> dict[str, str]:
         """Return the rate-limit headers for any response. Limits that could not be evaluated are left out."""
-        limits = self.limits
-        policy = policy_field(limits) if limits else ""
-        headers = {"RateLimit-Policy": policy} if policy else {}
+        limits, headers = self.limits, {}
+        if limits and (policy := policy_field(limits)):
+            headers["RateLimit-Policy"] = policy
         if rows := self.rows():
             headers["RateLimit"] = state_field([(limits[n].name, r, -t) for _, r, t, n in rows])
             self._write_older(headers, rows[0])
@@ -127,8 +128,8 @@ class Decision(NamedTuple):
         """
         said, age = self.said, self.age_us
         rows = []
-        for number, limit in enumerate(self.limits if said else ()):
-            used, some, fits, _ = said[PARTS * number : PARTS * (number + 1)]
+        columns = said[::PARTS], said[1::PARTS], said[2::PARTS]
+        for limit, used, some, fits, number in zip(self.limits, *columns, count(), strict=False):
             if used < 0 or limit.shadow:
                 continue
             wait = fits and (_FOREVER if fits == NEVER else max(1, fits - age))

@@ -315,9 +315,12 @@ class _Response:
     async def _begin(self, message: Message) -> None:
         raw, status = list(message.get("headers", ())), message["status"]
         headers = _decoded(raw)
-        middleware = self._middleware
-        act = middleware._gate.ending(self._route, self._visit, self._session, status, headers)
-        end = await middleware._room.state.run(act)
+        gate, visit, session = self._middleware._gate, self._visit, self._session
+        gate.tell(self._route, visit, session, status)
+        end = gate.ended(visit, session, headers)
+        if end is None:
+            act = gate.ending(visit, session, status, headers)
+            end = await self._middleware._room.state.run(act)
         if end.instead is not None:
             await self._answer(end.instead, kept(headers))
             return

@@ -51,6 +51,14 @@ def ending(
     return with_cookie(session, cookie, headers)
 
 
+def ended(session: RequestSession, headers: Iterable[Header]) -> Ending | None:
+    """End a request that leaves its session as it was, as most do: then there is nothing to say to Redis.
+
+    None: there is, see `ending`.
+    """
+    return with_cookie(session, None, headers) if session.is_left() else None
+
+
 def with_cookie(session: RequestSession, cookie: str | None, headers: Iterable[Header]) -> Ending:
     """Return the changes to the response's headers that the session needs."""
     if not session.is_looked_at:

@@ -405,6 +405,13 @@ class RequestSession(MutableMapping[str, Any]):
                 self._remember()
         return self._set_cookie
 
+    def is_left(self) -> bool:
+        """Return whether there is nothing to write. Then nothing can be changed afterwards, as after `writing`."""
+        if self._is_written or self.failure is not None or self._may_write():
+            return False
+        self._is_written = True
+        return True
+
     def drop(self) -> bool:
         """Write nothing any more: the request failed. Whether there was anything to write."""
         has_changed = not self._is_written and self.has_changed
@@ -423,6 +430,10 @@ class RequestSession(MutableMapping[str, Any]):
         return bool(asked or self._changed or self._gone)
 
     # Writing
+
+    def _may_write(self) -> bool:
+        """Return whether `_writing` has something to do. A cookie that opened nothing is forgotten."""
+        return self.has_changed or (self._looked_at != 0.0 and self.is_unknown)
 
     def _writing(self) -> Operation[str | None]:
         if self._is_ended and not self._data:

@@ -255,7 +255,11 @@ class _Response:
             return
         status, headers, *exc_info = self._held
         code = int(status[:3])
-        end = self._run(self._gate.ending(self._route, self._visit, self._session, code, headers))
+        gate, visit, session = self._gate, self._visit, self._session
+        gate.tell(self._route, visit, session, code)
+        end = gate.ended(visit, session, headers)
+        if end is None:
+            end = self._run(gate.ending(visit, session, code, headers))
         if end.instead is not None:
             self._answer(end.instead, kept(headers))
             return
