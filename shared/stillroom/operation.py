@@ -83,7 +83,24 @@ class Once(list[Command]):
     part is such a batch itself. The order of commands matters within a part, and not between parts.
     """
 
-    parts: Sequence[tuple[int, bool]] = ()
+    _parts: Sequence[tuple[int, bool]] = ()
+    _steps: Sequence[list[Command]] = ()
+
+    @classmethod
+    def joined(cls, steps: Sequence[list[Command]]) -> Once:
+        """Put these operations' batches together."""
+        batch = cls(chain.from_iterable(steps))
+        batch._steps = steps
+        return batch
+
+    @property
+    def parts(self) -> Sequence[tuple[int, bool]]:
+        # Asked for where something went wrong, or the batch goes to several servers.
+        return self._parts or [(len(step), type(step) is Once) for step in self._steps]
+
+    @parts.setter
+    def parts(self, parts: Sequence[tuple[int, bool]]) -> None:
+        self._parts = parts
 
 
 class Freeing(list[Command]):
@@ -215,7 +232,7 @@ class Driver:
             while True:
                 try:
                     kind = type(step)
-                    if kind is list or kind is Once:
+                    if kind in _BATCHES:
                         left = deadline - time.monotonic()
                         answer = self._exchange(step, left, idempotent=kind is list)
                     else:
@@ -321,7 +338,7 @@ class AsyncDriver:
             while True:
                 try:
                     kind = type(step)
-                    if kind is list or kind is Once:
+                    if kind in _BATCHES:
                         left = deadline - time.monotonic()
                         answer = await self._exchange(step, left, idempotent=kind is list)
                         # Later than the wire waits: this loop was busy. What follows is not to pay for that.
@@ -415,6 +432,8 @@ class AsyncDriver:
             return Failed(error)
 
 
+# Steps that are sent as they are.
+_BATCHES = frozenset([list, Once])
 # Steps whose time is not the call's. A Backoff is a Pause, but takes the call's time.
 _OTHERS_TIME = (Call, Pause, On)
 
@@ -547,15 +566,12 @@ class _Side:
 
 
 _is_done, _step_of = attrgetter("is_done"), attrgetter("step")
-_BATCHES = frozenset([list, Once])  # the steps that can be joined
 
 
 def _joined(sides: Sequence[_Side], steps: Sequence[list[Command]]) -> Operation[None]:
     """Send these batches of these sides as one, and give each side its replies."""
-    batch: list[Command] = list(chain.from_iterable(steps))
-    if Once in map(type, steps):
-        batch = once = Once(batch)
-        once.parts = [(len(step), type(step) is Once) for step in steps]
+    is_plain = {list}.issuperset(map(type, steps))
+    batch: list[Command] = list(chain.from_iterable(steps)) if is_plain else Once.joined(steps)
     try:
         replies = yield batch
     except RedisRefused as refused:

@@ -403,14 +403,20 @@ class Near:
             if self._epoch != epoch:
                 self._begin(epoch, seq)
             since = self._synced
-        if seq > since:
-            newest, rows = yield self.names_since(since)
-            self.learn_names(since, clock, newest, rows)
+            if seq <= since:  # as nearly always: no key has changed
+                self._prove(asked)
+                return seq
+        newest, rows = yield self.names_since(since)
+        self.learn_names(since, clock, newest, rows)
         with self._lock:
-            if self._epoch == epoch and self._synced >= seq and asked.asked > self._proof.asked:
-                self._proof = asked
-                self._stats.counts["near_proofs"] += 1
+            if self._epoch == epoch and self._synced >= seq:
+                self._prove(asked)
         return seq
+
+    def _prove(self, asked: Proof) -> None:
+        if asked.asked > self._proof.asked:
+            self._proof = asked
+            self._stats.counts["near_proofs"] += 1
 
     def keep(
         self,

@@ -6,7 +6,6 @@ Problems: RFC 9457, of the types that draft-ietf-httpapi-ratelimit-headers-11 re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import count
 from typing import Any, NamedTuple
 
 from stillroom.limits.fields import policy_field, state_field
@@ -128,8 +127,8 @@ class Decision(NamedTuple):
         """
         said, age = self.said, self.age_us
         rows = []
-        columns = said[::PARTS], said[1::PARTS], said[2::PARTS]
-        for limit, used, some, fits, number in zip(self.limits, *columns, count(), strict=False):
+        for number, limit in enumerate(self.limits if said else ()):
+            used, some, fits, _ = said[PARTS * number : PARTS * (number + 1)]
             if used < 0 or limit.shadow:
                 continue
             wait = fits and (_FOREVER if fits == NEVER else max(1, fits - age))
