@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from flask import Blueprint, Flask, Request, Response, current_app, g, request, session
+from flask import Blueprint, Flask, Request, Response, current_app, request, session
 from werkzeug.exceptions import HTTPException
 
 from stillroom.errors import InvalidLimit, SettingsError
@@ -35,7 +35,7 @@ from stillroom.web.wsgi import VISIT
 
 P = TypeVar("P")
 V = TypeVar("V")
-HERE = "_stillroom_visit"  # on flask.g
+HERE = "_stillroom_visit"  # on the request: flask.g may be shared by several
 
 log = logging.getLogger("stillroom.web")
 
@@ -132,10 +132,11 @@ class StillroomLimits:
             self._charge(visit, asked, view, declarations)
 
     def _end(self, response: Response) -> Response:
-        visit: Visit | None = getattr(_now(g), HERE, None)
+        asked = _now(request)
+        visit: Visit | None = getattr(asked, HERE, None)
         if visit is None:
             return response
-        environ, headers = _now(request).environ, response.headers
+        environ, headers = asked.environ, response.headers
         around: Visit | None = environ.get(VISIT)
         if around is visit:  # the middleware around the app ends and tells it
             self._charger.gate.learn(visit)
@@ -152,8 +153,7 @@ class StillroomLimits:
 
     def _visit(self, asked: Request) -> Visit:
         """Return the visit of this request, begun here or by the middleware around the app."""
-        here = _now(g)
-        known: Visit | None = getattr(here, HERE, None)
+        known: Visit | None = getattr(asked, HERE, None)
         if known is not None:
             return known
         environ = asked.environ
@@ -167,7 +167,7 @@ class StillroomLimits:
         own = _now(session)
         if isinstance(own, RequestSession):
             visit.session = own
-        setattr(here, HERE, visit)
+        setattr(asked, HERE, visit)
         return visit
 
     def _declared_for(self, app: Flask, asked: Request, view: Any) -> list[Limited]:
@@ -278,7 +278,7 @@ def _extension() -> StillroomLimits:
 
 def _charge_once(declaration: Limited) -> None:
     """Charge the request, unless that was done before its view was called. Raises LimitExceeded."""
-    visit: Visit | None = getattr(_now(g), HERE, None)
+    visit: Visit | None = getattr(_now(request), HERE, None)
     if visit is None or not visit.has_charged(declaration):
         _extension().charge([declaration])
 
