@@ -35,6 +35,7 @@ from stillroom.web.wsgi import VISIT
 
 P = TypeVar("P")
 V = TypeVar("V")
+TOLD = "stillroom.told"  # in the environ: the visit that the response tells of
 HERE = "_stillroom_visit"  # on the request: flask.g may be shared by several
 
 log = logging.getLogger("stillroom.web")
@@ -90,7 +91,7 @@ class StillroomLimits:
         gate.reads_headers = bool(room.settings.trusted_proxies)
         self._charger = Charger(gate, room.state)
         app.extensions[FLASK_EXTENSION] = self
-        app.wsgi_app = budgeted(room, app.wsgi_app)  # type: ignore[method-assign]
+        app.wsgi_app = budgeted(room, _telling(app.wsgi_app))  # type: ignore[method-assign]
         self._has_told = False
         # By app and endpoint: the view, and what it and its blueprints declare. A class declares by method, too.
         self._declared: dict[tuple[Flask, str], tuple[Any, list[Limited]]] = {}
@@ -136,19 +137,15 @@ class StillroomLimits:
         visit: Visit | None = getattr(asked, HERE, None)
         if visit is None:
             return response
-        environ, headers = asked.environ, response.headers
-        around: Visit | None = environ.get(VISIT)
+        around: Visit | None = asked.environ.get(VISIT)
         if around is visit:  # the middleware around the app ends and tells it
             self._charger.gate.learn(visit)
             return response
-        self._charger.end(visit, response.status_code, headers)
+        self._charger.end(visit, response.status_code, response.headers)
         if visit.is_holding:
             response.call_on_close(lambda: self._charger.let_go(visit))
         if visit.decisions:
-            for name, value in lacking(names_of(headers), visit.headers()):
-                headers.add(name, value)
-            if environ.get("HTTP_ORIGIN") and (exposed := exposing(list(headers))):
-                headers[EXPOSE.title()] = exposed
+            asked.environ[TOLD] = visit
         return response
 
     def _visit(self, asked: Request) -> Visit:
@@ -261,6 +258,39 @@ class _Here:
             return own.user_id
         user = session.get("_user_id")
         return None if user is None else str(user)
+
+
+def _telling(app: Any) -> Any:
+    """Return the WSGI app, whose responses tell how their clients stand.
+
+    Not in Flask's own response: Werkzeug looks through each header that is added there, and again when it sends it.
+    """
+
+    def called(environ: dict[str, Any], start_response: Any) -> Any:
+        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+            visit: Visit | None = environ.pop(TOLD, None)
+            if visit is not None:
+                headers = _told(visit, headers, is_of_page=bool(environ.get("HTTP_ORIGIN")))
+            return start_response(status, headers, *exc_info)
+
+        return app(environ, start)
+
+    return called
+
+
+def _told(
+    visit: Visit, headers: list[tuple[str, str]], *, is_of_page: bool
+) -> list[tuple[str, str]]:
+    """Return a response's headers and those on its client's limits that it lacks.
+
+    `is_of_page`: a page of another origin may ask, and the response lets it read them.
+    """
+    exposed = exposing(headers) if is_of_page else None
+    told = lacking(names_of(headers), visit.headers())
+    if exposed is not None:
+        headers = [pair for pair in headers if pair[0].lower() != EXPOSE]
+        told.append((EXPOSE.title(), exposed))
+    return [*headers, *told]
 
 
 def _now(proxy: P) -> P:
