@@ -1,5 +1,7 @@
 """The same page by what a user would pick: a framework alone, with the usual parts, with ours, with ours and near.
 
+Four products are read one by one, or in one call: `get_many` of the usual parts, `.many()` of ours.
+
 One session read, one moving-window limit with headers (a fixed window in Django's usual parts, which have no
 other), and five cached reads. One process of the app on one CPU; its Redis, the client and our worker on the other.
 In each round everybody has a turn; ratios are taken inside a round.
@@ -16,8 +18,7 @@ from typing import NamedTuple
 from bench.chart import Bar, bars
 from bench.harness import Spread
 from bench.page import planned
-from bench.page.apps import App, Figures
-from bench.page.ours import has_near
+from bench.page.apps import OURS, App, Figures
 from bench.report import Promise, Section, Table
 from bench.stage import Effort, clear_environment
 
@@ -28,7 +29,8 @@ PARTS = {
     "fastapi": "starsessions, slowapi, cashews",
     "django": "django-redis, its sessions, django-ratelimit",
 }
-VARIANTS = ["bare", "usual", "ours", "near"]
+VARIANTS = ["bare", "usual", "batched", "ours", "many", "near"]
+USUAL = ["usual", "batched"]
 NEEDS = {
     "flask": ["flask_session", "flask_limiter", "flask_caching"],
     "fastapi": ["starsessions", "slowapi", "cashews"],
@@ -40,10 +42,15 @@ class Target(NamedTuple):
     """Holds a framework's rate with ours and with near, as a multiple of the rate with the usual parts."""
 
     ours: float
+    many: float
     near: float
 
 
-TARGETS = {"flask": Target(2.5, 4.0), "fastapi": Target(2.7, 5.0), "django": Target(1.4, 2.0)}
+TARGETS = {
+    "flask": Target(2.5, 2.5, 4.0),
+    "fastapi": Target(2.7, 2.7, 5.0),
+    "django": Target(1.4, 1.4, 2.0),
+}
 REDIS_CPU = 1.0  # of what Django's usual parts take, at most
 
 
@@ -66,10 +73,8 @@ def run(effort: Effort) -> Section:
 def why_not(framework: str, variant: str) -> str:
     """Why this one is skipped, or nothing."""
     missing = [name for name in NEEDS[framework] if not find_spec(name)]
-    if variant == "usual" and missing:
+    if variant in USUAL and missing:
         return f"{label(framework, variant)}: skipped, without {', '.join(missing)}"
-    if variant == "near" and not has_near():
-        return f"{label(framework, variant)}: skipped, this release has no near entries"
     return ""
 
 
@@ -107,7 +112,9 @@ def label(framework: str, variant: str) -> str:
     return {
         "bare": f"{name} alone",
         "usual": f"{name}, the usual parts",
+        "batched": f"{name}, the usual parts, get_many",
         "ours": f"{name} + Stillroom",
+        "many": f"{name} + Stillroom, .many()",
         "near": f"{name} + Stillroom, near",
     }[variant]
 
@@ -150,12 +157,12 @@ def ratio(found: Found, framework: str, variant: str, of: Callable[[Figures], fl
 
 def promises(found: Found) -> Iterator[Promise]:
     for framework, target in TARGETS.items():
-        for variant, least in zip(("ours", "near"), target, strict=True):
+        for variant, least in zip(OURS, target, strict=True):
             if {(framework, variant), (framework, "usual")} <= found.keys():
                 claim = f"{label(framework, variant)}: requests a second, × the usual parts"
                 figure = ratio(found, framework, variant, lambda one: one.rate)
                 yield Promise(claim, figure, least, at_most=False, by="wall time")
-    for variant in ("ours", "near"):
+    for variant in OURS:
         if {("django", variant), ("django", "usual")} <= found.keys():
             claim = f"{label('django', variant)}: Redis' CPU a request, × the usual parts"
             figure = ratio(found, "django", variant, lambda one: one.redis_us)
@@ -188,7 +195,7 @@ def chart(found: Found) -> str:
         Bar(
             label(framework, variant),
             middle(rounds, lambda one: one.rate),
-            variant if variant in ("ours", "near") else "",
+            "near" if variant == "near" else "ours" if variant in OURS else "",
             NAMES[framework],
         )
         for (framework, variant), rounds in found.items()

@@ -15,6 +15,7 @@ from bench.stage import server_cpu_us
 from stillroom.embedded import EmbeddedServer, free_port
 
 WARM_UP_S = 1.0
+OURS = ["ours", "many", "near"]  # variants
 
 
 class Figures(NamedTuple):
@@ -47,7 +48,7 @@ class App:
         environment = {"REDIS_URL": server.url, "STILLROOM_SESSION_PEPPERS": "p" * 32}
         started = python(self._words(), self._its_cpu, environment)
         self._app = self._stack.enter_context(started)
-        if self.variant in ("ours", "near"):
+        if self.variant in OURS:
             started = worker(server.url, self._others, "bench.page.worker")
             self._stack.enter_context(started)
         self._app.wait_for(self._answers)

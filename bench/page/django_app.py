@@ -27,46 +27,67 @@ def bare() -> Any:
 
 
 def usual() -> Any:
+    return _usual(in_batches=False)
+
+
+def batched() -> Any:
+    return _usual(in_batches=True)
+
+
+def _usual(in_batches: bool) -> Any:
     """django-redis, Django's sessions in that cache, and django-ratelimit: a fixed window, without headers."""
     backend = {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": os.environ["REDIS_URL"]}
     return _app(
-        _usual_view,
+        lambda: _usual_view(in_batches),
         CACHES={"default": backend},
         SESSION_ENGINE="django.contrib.sessions.backends.cache",
         MIDDLEWARE=["django.contrib.sessions.middleware.SessionMiddleware"],
     )
 
 
-def _usual_view() -> View:
+def _usual_view(in_batches: bool) -> View:
     from django.core.cache import cache
     from django_ratelimit.decorators import ratelimit
 
     def product(id: int) -> shop.Product:
         return cache.get_or_set(f"product:{id}", lambda: shop.load_product(id), shop.TTL)
 
+    def one_by_one(ids: list[int]) -> list[shop.Product]:
+        return [product(one) for one in ids]
+
+    def in_a_batch(ids: list[int]) -> list[shop.Product]:
+        found = cache.get_many([f"product:{one}" for one in ids])
+        return [found.get(f"product:{one}") or product(one) for one in ids]
+
+    products = in_a_batch if in_batches else one_by_one
+
     @ratelimit(key="ip", rate=f"{shop.ALLOWED}/m")
     def page(request: HttpRequest) -> JsonResponse:
         visit = shop.visit()
         if visit.changed is not None:
             cache.delete(f"product:{visit.changed}")
-        products = [product(n) for n in visit.products]
         rates = cache.get_or_set("rates", shop.load_rates, shop.RATES_TTL)
-        return JsonResponse(shop.page(request.session["theme"], products, rates))
+        theme = request.session["theme"]
+        return JsonResponse(shop.page(theme, products(visit.products), rates))
 
     return page
 
 
 def ours() -> Any:
-    return _ours(near=False)
+    return _ours()
+
+
+def many() -> Any:
+    return _ours(many=True)
 
 
 def near() -> Any:
     return _ours(near=True)
 
 
-def _ours(near: bool) -> Any:
+def _ours(**how: bool) -> Any:
     return _app(
-        lambda: _our_view(near),
+        lambda: _our_view(**how),
         SESSION_ENGINE="stillroom.web.django.sessions",
         SESSION_COOKIE_NAME="__Host-sid",
         SESSION_COOKIE_SECURE=True,
@@ -77,20 +98,20 @@ def _ours(near: bool) -> Any:
     )
 
 
-def _our_view(near: bool) -> View:
+def _our_view(**how: bool) -> View:
     from bench.page.ours import LIMIT, loaders
     from stillroom.web.django import room
     from stillroom.web.django.limits import limited
 
-    cache, load = room().cache, loaders(room(), near)
+    cache, load = room().cache, loaders(room(), **how)
 
     @limited(LIMIT)
     def page(request: HttpRequest) -> JsonResponse:
         visit = shop.visit()
         if visit.changed is not None:
             cache.invalidate(f"product:{visit.changed}")
-        products = [load.product(n) for n in visit.products]
-        return JsonResponse(shop.page(request.session["theme"], products, load.rates()))
+        products, theme = load.products(visit.products), request.session["theme"]
+        return JsonResponse(shop.page(theme, products, load.rates()))
 
     return page
 

@@ -23,6 +23,14 @@ def bare() -> FastAPI:
 
 
 def usual() -> FastAPI:
+    return _usual(in_batches=False)
+
+
+def batched() -> FastAPI:
+    return _usual(in_batches=True)
+
+
+def _usual(in_batches: bool) -> FastAPI:
     """starsessions, slowapi and cashews, each as its documentation sets it up for Redis."""
     from cashews import cache
     from slowapi import Limiter
@@ -46,6 +54,23 @@ def usual() -> FastAPI:
     )
     rates = cache(ttl=shop.RATES_TTL, key="rates")(shop.load_rates_async)
 
+    async def one_by_one(ids: list[int]) -> list[Any]:
+        return [await product(id=one) for one in ids]
+
+    async def in_a_batch(ids: list[int]) -> list[Any]:
+        found = await cache.get_many(*(f"product:{one}" for one in ids))
+        return [value or await load(one) for one, value in zip(ids, found, strict=True)]
+
+    async def load(id: int) -> shop.Product:
+        loaded = await shop.load_product_async(id)
+        await cache.set(f"product:{id}", loaded, expire=shop.TTL)
+        return loaded
+
+    async def change(id: int) -> None:
+        await (cache.delete(f"product:{id}") if in_batches else cache.delete_tags(f"product:{id}"))
+
+    products = in_a_batch if in_batches else one_by_one
+
     @app.get("/login")
     async def login(request: Request) -> dict[str, Any]:
         request.session.update(shop.SESSION)
@@ -56,29 +81,32 @@ def usual() -> FastAPI:
     async def page(request: Request, response: Response) -> dict[str, Any]:
         visit = shop.visit()
         if visit.changed is not None:
-            await cache.delete_tags(f"product:{visit.changed}")
-        products: list[Any] = [await product(id=n) for n in visit.products]
-        return shop.page(request.session["theme"], products, await rates())
+            await change(visit.changed)
+        return shop.page(request.session["theme"], await products(visit.products), await rates())
 
     return app
 
 
 def ours() -> FastAPI:
-    return _ours(near=False)
+    return _ours()
+
+
+def many() -> FastAPI:
+    return _ours(many=True)
 
 
 def near() -> FastAPI:
     return _ours(near=True)
 
 
-def _ours(near: bool) -> FastAPI:
+def _ours(**how: bool) -> FastAPI:
     from stillroom import AsyncStillroom
     from stillroom.web.asgi import StillroomMiddleware
     from stillroom.web.fastapi import limited
     from stillroom.web.starlette import load_session
 
     room = AsyncStillroom()
-    loaders = our.async_loaders(room, near)
+    loaders = our.async_loaders(room, **how)
     app = FastAPI(lifespan=room.lifespan)
     app.add_middleware(StillroomMiddleware, room=room)
     loaded = Depends(load_session)
@@ -93,7 +121,7 @@ def _ours(near: bool) -> FastAPI:
         visit = shop.visit()
         if visit.changed is not None:
             await room.cache.invalidate(f"product:{visit.changed}")
-        products = [await loaders.product(n) for n in visit.products]
+        products = await loaders.products(visit.products)
         return shop.page(session["theme"], products, await loaders.rates())
 
     return app

@@ -23,6 +23,14 @@ def bare() -> Flask:
 
 
 def usual() -> Flask:
+    return _usual(in_batches=False)
+
+
+def batched() -> Flask:
+    return _usual(in_batches=True)
+
+
+def _usual(in_batches: bool) -> Flask:
     """Flask-Session, Flask-Limiter and Flask-Caching, each as its documentation sets it up for Redis."""
     from flask_caching import Cache
     from flask_limiter import Limiter
@@ -51,6 +59,23 @@ def usual() -> Flask:
         storage_uri=url,
     )
     product: Any = cache.memoize()(shop.load_product)
+
+    def one_by_one(ids: list[int]) -> list[shop.Product]:
+        return [product(one) for one in ids]
+
+    def in_a_batch(ids: list[int]) -> list[shop.Product]:
+        found = cache.get_many(*(f"product:{one}" for one in ids))
+        return [value or load(one) for one, value in zip(ids, found, strict=True)]
+
+    def load(id: int) -> shop.Product:
+        loaded = shop.load_product(id)
+        cache.set(f"product:{id}", loaded)
+        return loaded
+
+    def change(id: int) -> None:
+        cache.delete(f"product:{id}") if in_batches else cache.delete_memoized(product, id)
+
+    products = in_a_batch if in_batches else one_by_one
     rates = cache.cached(timeout=shop.RATES_TTL, key_prefix="rates")(shop.load_rates)
 
     @app.get("/login")
@@ -63,26 +88,30 @@ def usual() -> Flask:
     def page() -> dict[str, Any]:
         visit = shop.visit()
         if visit.changed is not None:
-            cache.delete_memoized(product, visit.changed)
-        return shop.page(session["theme"], [product(n) for n in visit.products], rates())
+            change(visit.changed)
+        return shop.page(session["theme"], products(visit.products), rates())
 
     return app
 
 
 def ours() -> Flask:
-    return _ours(near=False)
+    return _ours()
+
+
+def many() -> Flask:
+    return _ours(many=True)
 
 
 def near() -> Flask:
     return _ours(near=True)
 
 
-def _ours(near: bool) -> Flask:
+def _ours(**how: bool) -> Flask:
     from stillroom import Stillroom
     from stillroom.web.flask import StillroomLimits, StillroomSessions, limited
 
     room = Stillroom()
-    loaders = our.loaders(room, near)
+    loaders = our.loaders(room, **how)
     app = Flask("ours")
     app.session_interface = StillroomSessions(room)
     StillroomLimits(app, room)
@@ -98,7 +127,6 @@ def _ours(near: bool) -> Flask:
         visit = shop.visit()
         if visit.changed is not None:
             room.cache.invalidate(f"product:{visit.changed}")
-        products = [loaders.product(n) for n in visit.products]
-        return shop.page(session["theme"], products, loaders.rates())
+        return shop.page(session["theme"], loaders.products(visit.products), loaders.rates())
 
     return app

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bench.page import shop
 from stillroom import AsyncStillroom, Limit, Stillroom
-from stillroom.cache.cache import Cache
 
 LIMIT = Limit("page", shop.ALLOWED, shop.PER_S)
 
 
 class Loaders(NamedTuple):
-    """The cached functions of a page."""
+    """The cached functions of a page: the products of these ids, and the rates."""
 
-    product: Callable[[int], Any]
+    products: Callable[[list[int]], Any]
     rates: Callable[[], Any]
 
 
-def loaders(room: Stillroom, near: bool = False) -> Loaders:
+def loaders(room: Stillroom, *, near: bool = False, many: bool = False) -> Loaders:
     options: dict[str, Any] = {"near": True} if near else {}
 
     @room.cache.cached("product:{id}", ttl=shop.TTL, tags=["products"], **options)
@@ -31,10 +29,13 @@ def loaders(room: Stillroom, near: bool = False) -> Loaders:
     def rates() -> dict[str, float]:
         return shop.load_rates()
 
-    return Loaders(product, rates)
+    def one_by_one(ids: list[int]) -> list[shop.Product]:
+        return [product(one) for one in ids]
+
+    return Loaders(product.many if many else one_by_one, rates)
 
 
-def async_loaders(room: AsyncStillroom, near: bool = False) -> Loaders:
+def async_loaders(room: AsyncStillroom, *, near: bool = False, many: bool = False) -> Loaders:
     options: dict[str, Any] = {"near": True} if near else {}
 
     @room.cache.cached("product:{id}", ttl=shop.TTL, tags=["products"], **options)
@@ -45,9 +46,7 @@ def async_loaders(room: AsyncStillroom, near: bool = False) -> Loaders:
     async def rates() -> dict[str, float]:
         return await shop.load_rates_async()
 
-    return Loaders(product, rates)
+    async def one_by_one(ids: list[int]) -> list[shop.Product]:
+        return [await product(one) for one in ids]
 
-
-def has_near() -> bool:
-    """Return whether this release knows near entries."""
-    return "near" in inspect.signature(Cache.cached).parameters
+    return Loaders(product.many if many else one_by_one, rates)

@@ -94,6 +94,24 @@ def test_many_keys_at_once(room: Any, cluster: RedisCluster) -> None:
     assert set(room.cache.get_many(NAMES)) == set(NAMES[5:])
 
 
+def test_many_calls_at_once(room: Any, cluster: RedisCluster) -> None:
+    """Calls of a loader are looked up in the shards of their keys, and answered in the order of the arguments."""
+    loads: list[int] = []
+
+    @room.cache.cached("k:{n}", ttl=60)
+    def name(n: int) -> str:
+        loads.append(n)
+        return f"K:{n}"
+
+    wanted = [7, *reversed(range(len(NAMES))), 7]
+    assert name.many(wanted) == name.many(wanted) == [f"K:{n}" for n in wanted]
+    assert sorted(loads) == list(range(len(NAMES)))
+    assert entries(cluster) == len(NAMES)
+    room.cache.invalidate(*NAMES[:3])
+    assert name.many(range(5)) == [f"K:{n}" for n in range(5)]
+    assert sorted(loads[len(NAMES) :]) == [0, 1, 2]
+
+
 def test_one_bad_value_stores_none(room: Any, cluster: RedisCluster) -> None:
     """One bad value stores none of many, also where it belongs to another shard."""
     with pytest.raises(ValueTooLarge):

@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 
 import redis
 from stillroom import Freshness, Stillroom
+from stillroom.cache.calls import Unread
 from stillroom.dispatch import RefreshOrder
 from stillroom.embedded import EmbeddedServer
 from stillroom.operation import Operation
@@ -49,7 +50,7 @@ picks = st.integers(0, 7)  # one of however many there are
 tags = st.sampled_from(["all", "n:0", "n:1", "half:0", "half:1", "unknown"])
 globs = st.sampled_from(["*", "k:0", "k:[^0]", "?:0", "x*"])
 how_to_read = st.sampled_from(
-    ["get", "get_entry", "loader", "get_or_set", "get_many", "get_or_set_many"]
+    ["get", "get_entry", "loader", "calls", "get_or_set", "get_many", "get_or_set_many"]
 )
 how_to_load = st.sampled_from(["loader", "get_or_set", "get_or_set_many"])
 few = st.sampled_from([0, 1, 2, 3, 5, 8])  # steps of an operation that is then left standing
@@ -117,6 +118,15 @@ def entry_of(key: str) -> Callable[[Any], list[Seen]]:
 
 def many_of(values: dict[str, int]) -> list[Seen]:
     return [Seen(key, value) for key, value in values.items()]
+
+
+def calls_of(keys: list[str]) -> Callable[[list[Any]], list[Seen]]:
+    """What calls of these keys have seen; those that saw nothing are to be made by themselves."""
+    return lambda values: [
+        Seen(key, value)
+        for key, value in zip(keys, values, strict=True)
+        if not isinstance(value, Unread)
+    ]
 
 
 def key_of(n: int) -> str:
@@ -195,6 +205,10 @@ class CacheMachine(RuleBasedStateMachine):
             "get": lambda: (body.get(key, int), one_of(key)),
             "get_entry": lambda: (body.get_entry(key, int), entry_of(key)),
             "loader": lambda: (body.call(body.loaders["load"], (n,), {}), one_of(key)),
+            "calls": lambda: (
+                body.call_many(body.loaders["load"], [(n,), (1 - n,)], {}),
+                calls_of(all_keys),
+            ),
             "get_or_set": lambda: (
                 body.get_or_set(
                     key, functools.partial(self._load, n), tags=[lambda v: tags_of(n, v)], **kept

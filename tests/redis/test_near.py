@@ -18,27 +18,7 @@ from stillroom.dispatch import InlineDispatch
 from stillroom.health.report import CacheStats
 from tests.support.entries import age
 from tests.support.faces import open_room
-
-
-class Trips:
-    """Counts the batches that a room has sent."""
-
-    def __init__(self, room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        inner = getattr(room, "inner", room)
-        inner.stats.due = float("inf")  # counts ride along at their own times
-        self.count = 0
-        execute = inner.wire.execute
-
-        def counting(*args: Any, **kwargs: Any) -> Any:
-            self.count += 1
-            return execute(*args, **kwargs)
-
-        monkeypatch.setattr(inner.wire, "execute", counting)
-
-    def taken(self) -> int:
-        """Return how many batches were sent since the last call of this method."""
-        count, self.count = self.count, 0
-        return count
+from tests.support.trips import Trips
 
 
 @pytest.fixture

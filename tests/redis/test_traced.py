@@ -39,6 +39,7 @@ class Shop:
         self.chance.choice(
             [
                 *[lambda one=one: one(number) for one in self.loaders],
+                *[lambda one=one: one.many([number, 1]) for one in self.loaders],
                 lambda: cache.get(some[0]),
                 lambda: cache.get(some[0], list),
                 lambda: cache.get_or_set(some[0], lambda: 1, tags=[TAGS[1]]),

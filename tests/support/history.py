@@ -156,8 +156,11 @@ class Library:
 
     def _get_many(self, key: str) -> Mapping[str, Any]:
         names = {key, *(name for name in random.sample(self.keys, 3) if "soft" not in name)}
-        if random.random() < 0.5:
+        way = random.randrange(3)
+        if way == 0:
             return self.room.cache.get_many(names)
+        if way == 1:
+            return dict(zip(names, self._load.many(names), strict=True))
         return self.room.cache.get_or_set_many(names, self._fetch_many, tags=self._many_tags())
 
     def _fetch_many(self, keys: Iterable[str]) -> dict[str, Any]:

@@ -164,10 +164,14 @@ class Party:
         cache, near = self.room.cache, self.near
         if is_request and near:
             near = random.choice([True, near])
-        ways = [self._load, self._load, lambda key: cache.get(key, near=near)]
+        ways = [self._load, self._load, self._among_many, lambda key: cache.get(key, near=near)]
         if self.face != "asyncio":
             ways.append(self._get_or_set)
         return ways
+
+    async def _among_many(self, key: str) -> Any:
+        keys = [*random.sample(self.keys, 2), key]
+        return (await awaited(self._load.many(keys)))[-1]
 
     def _get_or_set(self, key: str) -> Any:
         tags = [f"all:{key}", shelves]

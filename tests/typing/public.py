@@ -74,6 +74,9 @@ def blocking(room: Stillroom) -> None:
 
     assert_type(load(7, brand="b"), Product)
     assert_type(load.key(7), str)
+    assert_type(load.many([7, 8], brand="b"), list[Product])
+    load.many(["seven"])  # type: ignore[list-item]
+    load.many([7], bran="b")  # type: ignore[call-arg]
     load("seven")  # type: ignore[arg-type]
     room.cache.get(7)  # type: ignore[call-overload]
     room.cache.set("k", 1, tll=3)  # type: ignore[call-arg]
@@ -91,6 +94,7 @@ def blocking(room: Stillroom) -> None:
 
     assert_type(Shelf().book(7), str)
     assert_type(Shelf().book.key(7), str)
+    assert_type(Shelf().book.many([7]), list[str])
     assert_type(Shelf().book.invalidate(7), int)
     Shelf().book("seven")  # type: ignore[arg-type]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from stillroom.cache.bulk import Bulk
+from stillroom.cache.calls import Calls
 from stillroom.cache.changes import Changes
 from stillroom.cache.explain import Explainer
 from stillroom.cache.invalidation import Invalidations
@@ -14,7 +14,7 @@ from stillroom.operation import Operation
 T = TypeVar("T")
 
 
-class CacheBody(Invalidations, Changes, Bulk, Explainer):
+class CacheBody(Invalidations, Changes, Calls, Explainer):
     """A cache, or one of its shards. A driver runs the operations."""
 
     @property

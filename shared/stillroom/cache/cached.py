@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
+from stillroom.cache.calls import Unread
 from stillroom.cache.loaders import Loader
 from stillroom.codec import MISS
+from stillroom.errors import InvalidArgument
 from stillroom.face import drop_our_frames
+from stillroom.operation import Operation
 
+LOADS_AT_ONCE = 10  # of one call for many, in asyncio
+
+A = TypeVar("A")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 P = ParamSpec("P")
@@ -33,6 +40,39 @@ class _Cached(Generic[P, T_co]):
         """Return the key of this call, as `get` and `invalidate` of the cache take it. Never awaited."""
         return self.loader.key(self.loader.values(self._first + args, kwargs))
 
+    def _each_of(self, firsts: Any, args: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """Return the arguments of the call for each of `firsts`."""
+        if isinstance(firsts, str | bytes) or not isinstance(firsts, Iterable):
+            raise InvalidArgument(
+                f"{self.__name__}.many({firsts!r:.100}): give a list of first arguments; for one call write "
+                f"{self.__name__}({firsts!r:.100})"
+            )
+        return [(*self._first, first, *args) for first in firsts]
+
+    def _kept(self, calls: Sequence[tuple[Any, ...]], kwargs: Mapping[str, Any]) -> list[Any]:
+        """Return the values that this process keeps for these calls, Unread where it keeps none."""
+        if self.loader.near is None or kwargs:
+            return [Unread()] * len(calls)
+        kept = (self._copies.of_call(self.loader, args) for args in calls)
+        return [Unread() if value is MISS else value for value in kept]
+
+    def _looking(
+        self, calls: Sequence[tuple[Any, ...]], kwargs: Mapping[str, Any], values: Sequence[Any]
+    ) -> Operation[list[Any]] | None:
+        """Return the operation that looks up the calls without a value, or None if all have one."""
+        rest = [calls[place] for place in _unread(values)]
+        return self._body.call_many(self.loader, rest, kwargs) if rest else None
+
+    def _loading(
+        self,
+        calls: Sequence[tuple[Any, ...]],
+        kwargs: Mapping[str, Any],
+        values: Sequence[Any],
+        place: int,
+    ) -> Operation[Any]:
+        """Return the operation that makes one of these calls by itself."""
+        return self._body.call(self.loader, calls[place], kwargs, values[place].away)  # type: ignore[no-any-return]
+
     def _bound_to(self, instance: Any) -> Any:
         if instance is None or isinstance(self.loader.function, staticmethod):
             return self
@@ -50,6 +90,16 @@ class _Cached(Generic[P, T_co]):
         return f"<cached {self.loader.name}: {self.loader.template!r}>"
 
 
+def _unread(values: Sequence[Any]) -> list[int]:
+    return [place for place, value in enumerate(values) if type(value) is Unread]
+
+
+def _filled(values: Sequence[Any], found: Iterable[Any]) -> list[Any]:
+    """Return the values, with those that were found in the places of the unread ones."""
+    rest = iter(found)
+    return [next(rest) if type(value) is Unread else value for value in values]
+
+
 class CachedFunction(_Cached[P, T_co]):
     """Called like the function it stands for."""
 
@@ -65,6 +115,32 @@ class CachedFunction(_Cached[P, T_co]):
             drop_our_frames(error)
             raise
         return value
+
+    def many(
+        self: CachedFunction[Concatenate[A, Q], T],
+        firsts: Iterable[A],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> list[T]:
+        """Return the values of the calls for each of these first arguments, in their order: `product.many([7, 8])`.
+
+        The other arguments are the same in all of them. All are looked up in one round trip; a value that is not
+        there is loaded as by a call, one after the other, so an error of the loader leaves the rest unloaded.
+        Where the source can give many at once, `get_or_set_many` of the cache is for that.
+        Raises InvalidArgument for one text, and what a call raises. Redis away: each is loaded, as by a call.
+        """
+        calls = self._each_of(firsts, args)
+        try:
+            values = self._kept(calls, kwargs)
+            if looking := self._looking(calls, kwargs, values):
+                values = _filled(values, self._driver.run(looking))
+            for place in _unread(values):
+                values[place] = self._driver.run(self._loading(calls, kwargs, values, place))
+        except Exception as error:
+            drop_our_frames(error)
+            raise
+        return values
 
     def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> int:
         """Forget the value of this call. See Cache.invalidate."""
@@ -106,6 +182,40 @@ class AsyncCachedFunction(_Cached[P, T_co]):
             drop_our_frames(error)
             raise
         return value
+
+    async def many(
+        self: AsyncCachedFunction[Concatenate[A, Q], T],
+        firsts: Iterable[A],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> list[T]:
+        """Return the values of the calls for each of these first arguments, in order. See CachedFunction.many.
+
+        What is not there is loaded ten at a time, or as many as `at_once` of the loader says. Once all have ended
+        the first error is raised.
+        """
+        calls = self._each_of(firsts, args)
+        try:
+            values = self._kept(calls, kwargs)
+            if looking := self._looking(calls, kwargs, values):
+                values = _filled(values, await self._driver.run(looking))
+            places = asyncio.Semaphore(self.loader.at_once or LOADS_AT_ONCE)
+
+            async def load(place: int) -> None:
+                async with places:
+                    values[place] = await self._driver.run(
+                        self._loading(calls, kwargs, values, place)
+                    )
+
+            ended = await asyncio.gather(*map(load, _unread(values)), return_exceptions=True)
+            for outcome in ended:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+        except Exception as error:
+            drop_our_frames(error)
+            raise
+        return values
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> int:
         """Forget the value of this call. See Cache.invalidate."""

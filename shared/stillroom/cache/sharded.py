@@ -53,7 +53,7 @@ def _of_name(_: ShardedBody, name: bytes, _recipe: Recipe) -> bytes:
 
 
 def _of_call(
-    _: ShardedBody, loader: Loader, args: Sequence[Any], kwargs: Mapping[str, Any]
+    _: ShardedBody, loader: Loader, args: Sequence[Any], kwargs: Mapping[str, Any], *_away: Any
 ) -> bytes:
     return sanitized(loader.key(loader.values(args, kwargs)))
 
@@ -159,6 +159,24 @@ class ShardedBody:
             for shard, some in self.by_shard(names_of(values)).items()
         ]
         return _in_order(values, (yield from self.on(operations)))
+
+    def call_many(
+        self, loader: Loader, calls: Sequence[Sequence[Any]], kwargs: Mapping[str, Any]
+    ) -> Operation[list[Any]]:
+        """Look each call up in the shard of its key."""
+        parts: dict[int, list[int]] = {}
+        for place, args in enumerate(calls):
+            shard = shard_of(_of_call(self, loader, args, kwargs), len(self.shards))
+            parts.setdefault(shard, []).append(place)
+        operations = [
+            (shard, self.shards[shard].call_many(loader, [calls[place] for place in part], kwargs))
+            for shard, part in parts.items()
+        ]
+        values: list[Any] = [None] * len(calls)
+        for part, some in zip(parts.values(), (yield from self.on(operations)), strict=True):
+            for place, value in zip(part, some, strict=True):
+                values[place] = value
+        return values
 
     def invalidate(self, *keys: str, defer: bool = False) -> Operation[int]:
         """Forget each key in its shard, and add up how many held a value."""

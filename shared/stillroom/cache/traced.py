@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from stillroom.cache.body import CacheBody
 from stillroom.cache.bulk import Found
+from stillroom.cache.calls import Look, Unread, wanted_of
 from stillroom.cache.core import Attempt, Wish
 from stillroom.cache.entry import Entry, Freshness
-from stillroom.cache.loaders import Recipe
+from stillroom.cache.loaders import Loader, Recipe
 from stillroom.cache.near import Called, Store
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
@@ -26,8 +27,6 @@ from stillroom.settings import Settings
 from stillroom.stats import Stats
 
 MOST = 50  # reads of one request that are noted
-
-Look = tuple[Entry | None, Freshness]
 
 
 class Read(NamedTuple):
@@ -68,6 +67,10 @@ class Trace:
         at = self._last.get(name)
         if at is not None:
             self.reads[at] = self.reads[at]._replace(outcome=outcome, cause=cause, by=None)
+
+    def last(self) -> list[tuple[bytes, Read]]:
+        """Return the last read of each key, by its name."""
+        return [(name, self.reads[at]) for name, at in self._last.items()]
 
     def mark(self, name: bytes) -> tuple[int | None, int]:
         """Return what is another thing once a further read of this key is noted."""
@@ -135,6 +138,23 @@ class TracedBody(CacheBody):
         for name, one in zip(names, found, strict=True) if tracing() is not None else ():
             yield from self._note(name, one or (None, Freshness.DEAD))
         return found
+
+    def call_many(
+        self, loader: Loader, calls: Sequence[Sequence[Any]], kwargs: Mapping[str, Any]
+    ) -> Operation[list[Any]]:
+        """Look up calls of a loader. One that is to be made by itself is noted when that happens."""
+        trace = tracing()
+        if trace is None:
+            return (yield from super().call_many(loader, calls, kwargs))
+        with traced() as looks:
+            values = yield from super().call_many(loader, calls, kwargs)
+        names = [wanted_of(loader, args, kwargs).name for args in calls]
+        unread = {name for name, value in zip(names, values, strict=True) if type(value) is Unread}
+        for name, read in looks.last():
+            if name not in unread:
+                trace.note(name, read)
+        trace.left_out += looks.left_out
+        return values
 
     def _look_again_many(
         self, held: Mapping[str, bytes], recipe: Recipe, waited_for: dict[bytes, None]
