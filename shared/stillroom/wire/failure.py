@@ -42,6 +42,14 @@ def _reason(error: BaseException, cause: OSError | None) -> tuple[str, str]:
     return "closed", _without_address(error, cause)
 
 
+def is_turned_away(failure: RedisUnavailable | None) -> bool:
+    """Return whether a server has closed a new connection at once, as one does that has as many as it may.
+
+    That says nothing about the connections that it has. What it said before it closed may be lost.
+    """
+    return failure is not None and failure.reason == "closed"
+
+
 def _cause(error: BaseException) -> OSError | None:
     """Return the system's own error, which redis-py wraps."""
     cause: BaseException | None = error

@@ -13,14 +13,14 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hiredis
 
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.wire.breaker import Breaker
-from stillroom.wire.failure import unavailable
+from stillroom.wire.failure import is_turned_away, unavailable
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.outcome import (
     PeerFailed,
@@ -222,6 +222,8 @@ class Wire:
         self._settings = server.settings
         self._patience = server.settings.command_timeout
         self.breaker = Breaker(self._settings, server.name, self.ping)
+        # Called where a probe fails: the server may be full of connections that nobody uses meanwhile.
+        self.probed_in_vain: list[Callable[[], object]] = [self._discard_idle]
         if server.watch is not None:
             server.watch.news.append(self.breaker.hurry)
         self.reset()
@@ -381,7 +383,7 @@ class Wire:
             self._drop(link)
 
     def _open_link(self, deadline: float) -> Link | None:
-        """Open a connection; return None if there are as many as allowed."""
+        """Open a connection; return None if there are as many as allowed, by the settings or by the server."""
         link = Link(self.server)
         with self._lock:
             if len(self._links) >= self._settings.pool_size:
@@ -391,13 +393,20 @@ class Wire:
             link.open(deadline)
         except Exception as error:
             self._drop(link)
-            self.server.doubt()
             failure = unavailable(error)
+            if is_turned_away(failure) and self._has_used():
+                return None
+            self.server.doubt()
             raise (error if failure is None else self.server.explain(failure)) from None
         except BaseException:
             self._drop(link)
             raise
         return link
+
+    def _has_used(self) -> bool:
+        """Return whether there are connections that have brought replies."""
+        with self._lock:
+            return any(link.used for link in self._links)
 
     def _leave(self, link: Link) -> None:
         """Close this connection and all others to the same server, which is not the one to talk to."""
@@ -411,7 +420,7 @@ class Wire:
         try:
             return self._idle.get(timeout=max(0.0, min(left, self._settings.pool_timeout)))
         except queue.Empty:
-            busy = f"{self._settings.pool_size} connections are in use"
+            busy = f"{len(self._links)} connections are in use"
             raise RedisUnavailable("pool", busy) from None
 
     def _drop(self, link: Link) -> None:
@@ -436,6 +445,8 @@ class Wire:
             link.ping()
         except Exception as error:
             self.server.doubt()
+            for let_go in self.probed_in_vain:
+                let_go()
             failure = unavailable(error)
             raise (error if failure is None else self.server.explain(failure)) from None
         finally:
