@@ -113,6 +113,34 @@ def test_a_handler_may_use_the_room_it_interrupts(own_server: EmbeddedServer, ev
         _interrupt(app, every)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("every", [0.0007, 0.003])
+def test_a_handler_may_use_the_limits_while_redis_is_away(
+    own_server: EmbeddedServer, every: float
+) -> None:
+    """A handler that checks, reserves and refunds interrupts the same in its own thread, and nobody waits."""
+    own_server.kill()
+    with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as app:
+        rounds = 0
+
+        def handler(*_: Any) -> None:
+            nonlocal rounds
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            rounds += 1
+            app.limits.check("203.0.113.9", [AUTH])
+            app.limits.refund(app.limits.reserve("203.0.113.10", [AUTH]))
+            signal.setitimer(signal.ITIMER_REAL, every)
+
+        before = signal.signal(signal.SIGALRM, handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, every)
+            while rounds < 400:
+                app.limits.refund(app.limits.reserve("203.0.113.11", [AUTH]))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
 def _interrupt(app: Stillroom, every: float) -> None:
     wrong: list[Any] = []
     rounds = 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ class LocalLimits:
 
     def reset(self) -> None:
         """Forget all counts: what a forked process inherits is its parent's to tell."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call while this thread holds it
         self.logs: OrderedDict[bytes, Log] = OrderedDict()  # with hits that Redis may not know of
         self._neighbours = Neighbours(self._most)
         self._settled: OrderedDict[bytes, Log] = OrderedDict()  # it knows all of theirs
@@ -120,7 +121,8 @@ class LocalLimits:
         """
         charges: list[Charge] = []
         with self._lock:
-            others = [key for key in islice(self.logs, most) if not home or home_of(key) == home]
+            some = list(islice(self.logs, most))  # in one step: a handler may add others
+            others = [key for key in some if not home or home_of(key) == home]
             for key in dict.fromkeys([*keys, *others]):
                 log = self.logs.get(key)
                 if log is None or log.charging:
@@ -232,10 +234,12 @@ class LocalLimits:
     def _look_at_old(self, now: int) -> None:
         """Look at some of the oldest logs: expired ones are dropped and the others put last."""
         for key in list(islice(self.logs, LOOKED_AT)):
-            if self.logs[key].is_over(now):
+            log = self.logs.get(key)
+            if log is None or log.is_over(now):
                 self._drop(key)
             else:
-                self.logs.move_to_end(key)
+                with suppress(KeyError):  # a handler that came just now has dropped it
+                    self.logs.move_to_end(key)
 
     def _keep(self, keys: Sequence[bytes], logs: Sequence[Log]) -> None:
         """Keep the logs, as far as there is room."""
