@@ -13,7 +13,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
-from itertools import islice
 from typing import NamedTuple
 
 from stillroom.keys import home_of
@@ -21,6 +20,7 @@ from stillroom.limits.decision import OK, PARTS, TOO_MANY, UNTOLD
 from stillroom.limits.limit import Limit
 from stillroom.limits.log import Charge, Entry, Hits, Log, Said
 from stillroom.limits.neighbours import LOOKED_AT, Neighbours
+from stillroom.oldest import oldest
 
 _US = 1_000_000
 
@@ -121,7 +121,7 @@ class LocalLimits:
         """
         charges: list[Charge] = []
         with self._lock:
-            some = list(islice(self.logs, most))  # in one step: a handler may add others
+            some = oldest(self.logs, most)
             others = [key for key in some if not home or home_of(key) == home]
             for key in dict.fromkeys([*keys, *others]):
                 log = self.logs.get(key)
@@ -233,7 +233,7 @@ class LocalLimits:
 
     def _look_at_old(self, now: int) -> None:
         """Look at some of the oldest logs: expired ones are dropped and the others put last."""
-        for key in list(islice(self.logs, LOOKED_AT)):
+        for key in oldest(self.logs, LOOKED_AT):
             log = self.logs.get(key)
             if log is None or log.is_over(now):
                 self._drop(key)
