@@ -38,7 +38,6 @@ class _Pool:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._lateness = Lateness()
         self.open = 0
-        self._opening = 0  # of these, and of those that could not be opened
         self.guard: AsyncGenerator[None, None] | None = None  # closes it together with its loop
 
     async def lease(self, deadline: float, *, check: bool) -> tuple[AsyncLink, float]:
@@ -60,21 +59,18 @@ class _Pool:
     async def _open_link(self, deadline: float) -> tuple[AsyncLink, float] | None:
         """Return a new connection; None if the server has no room for it, and this loop has others."""
         self.open += 1
-        self._opening += 1
         try:
             return await AsyncLink.open(self._server, deadline, self._lateness)
         except BaseException as error:
             self.open -= 1
             failure = unavailable(error)
-            if is_turned_away(failure) and self.open >= self._opening:
+            if is_turned_away(failure) and self.open:
                 return None  # nobody is woken: there is no room for them either
             self._wake_one()
             if failure is None:
                 raise
             self._server.doubt()
             raise self._server.explain(failure) from None
-        finally:
-            self._opening -= 1
 
     def give_back(self, link: AsyncLink) -> None:
         if link.generation != self._server.generation:

@@ -383,7 +383,10 @@ class Wire:
             self._drop(link)
 
     def _open_link(self, deadline: float) -> Link | None:
-        """Open a connection; return None if there are as many as allowed, by the settings or by the server."""
+        """Open a connection, or wait for another one if the server takes no more of them.
+
+        Return None if there are as many as allowed.
+        """
         link = Link(self.server)
         with self._lock:
             if len(self._links) >= self._settings.pool_size:
@@ -394,8 +397,8 @@ class Wire:
         except Exception as error:
             self._drop(link)
             failure = unavailable(error)
-            if is_turned_away(failure) and self._has_used():
-                return None
+            if is_turned_away(failure) and (other := self._await_let_in(deadline)):
+                return other
             self.server.doubt()
             raise (error if failure is None else self.server.explain(failure)) from None
         except BaseException:
@@ -403,10 +406,20 @@ class Wire:
             raise
         return link
 
-    def _has_used(self) -> bool:
-        """Return whether there are connections that have brought replies."""
-        with self._lock:
-            return any(link.used for link in self._links)
+    def _await_let_in(self, deadline: float) -> Link | None:
+        """Return a connection that the server has let in, or None if it may have let in none.
+
+        Raises RedisUnavailable if those are in use for too long.
+        """
+        if not self._links:
+            return None
+        try:
+            return self._await_idle(deadline)
+        except RedisUnavailable:
+            with self._lock:
+                if any(link.used for link in self._links):
+                    raise
+        return None
 
     def _leave(self, link: Link) -> None:
         """Close this connection and all others to the same server, which is not the one to talk to."""
