@@ -12,6 +12,9 @@ import redis
 from stillroom.errors import RedisUnavailable
 from stillroom.wire.names import NameUnanswered
 
+# The other side accepted the connection and closed it, perhaps before TLS was agreed on.
+_CUT_OFF = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
 
 def unavailable(error: BaseException) -> RedisUnavailable | None:
     """Return an error of the socket or of redis-py as RedisUnavailable, or None if it is not Redis' fault."""
@@ -31,6 +34,9 @@ def _reason(error: BaseException, cause: OSError | None) -> tuple[str, str]:
         return "loading", ""
     if isinstance(cause, socket.gaierror):
         return "name", str(cause.strerror)
+    if isinstance(cause, _CUT_OFF):
+        number = None if isinstance(cause, ssl.SSLError) else cause.errno
+        return "closed", os.strerror(number) if number else "by the other side"
     if isinstance(cause, ssl.SSLError):
         return "tls", _of_tls(cause)
     if isinstance(cause, TimeoutError) or isinstance(error, redis.TimeoutError):
