@@ -23,7 +23,8 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, filterfalse, islice
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from stillroom.errors import RedisRefused, RedisUnavailable
@@ -82,7 +83,24 @@ class Once(list[Command]):
     part is such a batch itself. The order of commands matters within a part, and not between parts.
     """
 
-    parts: Sequence[tuple[int, bool]] = ()
+    _parts: Sequence[tuple[int, bool]] = ()
+    _steps: Sequence[list[Command]] = ()
+
+    @classmethod
+    def joined(cls, steps: Sequence[list[Command]]) -> Once:
+        """Put these operations' batches together."""
+        batch = cls(chain.from_iterable(steps))
+        batch._steps = steps
+        return batch
+
+    @property
+    def parts(self) -> Sequence[tuple[int, bool]]:
+        # Asked for where something went wrong, or the batch goes to several servers.
+        return self._parts or [(len(step), type(step) is Once) for step in self._steps]
+
+    @parts.setter
+    def parts(self, parts: Sequence[tuple[int, bool]]) -> None:
+        self._parts = parts
 
 
 class Freeing(list[Command]):
@@ -214,7 +232,7 @@ class Driver:
             while True:
                 try:
                     kind = type(step)
-                    if kind is list or kind is Once:
+                    if kind in _BATCHES:
                         left = deadline - time.monotonic()
                         answer = self._exchange(step, left, idempotent=kind is list)
                     else:
@@ -320,7 +338,7 @@ class AsyncDriver:
             while True:
                 try:
                     kind = type(step)
-                    if kind is list or kind is Once:
+                    if kind in _BATCHES:
                         left = deadline - time.monotonic()
                         answer = await self._exchange(step, left, idempotent=kind is list)
                         # Later than the wire waits: this loop was busy. What follows is not to pay for that.
@@ -414,6 +432,8 @@ class AsyncDriver:
             return Failed(error)
 
 
+# Steps that are sent as they are.
+_BATCHES = frozenset([list, Once])
 # Steps whose time is not the call's. A Backoff is a Pause, but takes the call's time.
 _OTHERS_TIME = (Call, Pause, On)
 
@@ -439,15 +459,13 @@ def together(*operations: Operation[Any]) -> Operation[list[Any]]:
     A batch with a Once in it is sent once. What is no plain batch (a Call, a Pause, a Timed) is taken one at a
     time.
     """
-    sides = [_Side(operation) for operation in operations]
     try:
-        for side in sides:
-            side.resume()
+        sides = [_Side(operation) for operation in operations]
         yield from _run_all(sides)
         return [side.outcome for side in sides]
     finally:
-        for side in sides:
-            side.operation.close()
+        for operation in operations:
+            operation.close()
 
 
 def beside(operation: Operation[T], *riders: Operation[Any]) -> Operation[T]:
@@ -455,14 +473,10 @@ def beside(operation: Operation[T], *riders: Operation[Any]) -> Operation[T]:
 
     Answered by the result of the first. Why another one fails is nobody's business here.
     """
-    first = _Side(operation)
     try:
-        first.resume()
+        first = _Side(operation)
         if not first.is_done:
-            others = [_Side(rider) for rider in riders]
-            for side in others:
-                side.resume()
-            yield from _run_all([first, *others])
+            yield from _run_all([first, *map(_Side, riders)])
         if type(first.outcome) is Failed:
             raise first.outcome.error
         return first.outcome  # type: ignore[no-any-return]
@@ -479,9 +493,8 @@ def beside_elsewhere(
 
     They are not made where the first has nothing to say. Answered by the result of the first.
     """
-    first = _Side(operation)
     try:
-        first.resume()
+        first = _Side(operation)
         if not first.is_done:
             yield On([(STATE, _rest(first)), *elsewhere()])
         if type(first.outcome) is Failed:
@@ -492,24 +505,23 @@ def beside_elsewhere(
 
 
 def _rest(side: _Side) -> Operation[None]:
-    """Run a side that has begun to its end."""
+    """Run a side to its end."""
     while not side.is_done:
         yield from side.alone()
 
 
 def _run_all(sides: Sequence[_Side]) -> Operation[None]:
-    """Run sides that have begun to their ends."""
-    while waiting := [side for side in sides if not side.is_done]:
-        for side in waiting:
-            if type(side.step) is not list and type(side.step) is not Once:
-                yield from side.alone()
-                break
+    """Run sides to their ends."""
+    while waiting := list(filterfalse(_is_done, sides)):
+        steps = list(map(_step_of, waiting))
+        if _BATCHES.issuperset(map(type, steps)):
+            yield from _joined(waiting, steps)
         else:
-            yield from _joined(waiting)
+            yield from next(side for side in waiting if type(side.step) not in _BATCHES).alone()
 
 
 class _Side:
-    """One of several operations that run together, and its current step."""
+    """One of several operations that run together. It has begun: it has its first step, or is done."""
 
     step: Any = None
     outcome: Any = None
@@ -517,14 +529,21 @@ class _Side:
 
     def __init__(self, operation: Operation[Any]) -> None:
         self.operation = operation
+        self.resume(None)
 
-    def resume(self, answer: Any = None, error: BaseException | None = None) -> None:
+    def resume(self, answer: Any) -> None:
         """Hand over what its step was answered with."""
         try:
-            if error is None:
-                self.step = self.operation.send(answer)
-            else:
-                self.step = self.operation.throw(error)
+            self.step = self.operation.send(answer)
+        except StopIteration as stop:
+            self.is_done, self.outcome = True, stop.value
+        except Exception as failure:
+            self.is_done, self.outcome = True, Failed(failure)
+
+    def fail(self, error: Exception) -> None:
+        """Hand over the error that its step has ended in."""
+        try:
+            self.step = self.operation.throw(error)
         except StopIteration as stop:
             self.is_done, self.outcome = True, stop.value
         except Exception as failure:
@@ -534,47 +553,42 @@ class _Side:
         try:
             answer = yield self.step
         except Exception as error:
-            self.resume(error=error)
+            self.fail(error)
         else:
             self.resume(answer)
 
     def take(self, replies: list[Any]) -> None:
         """Go on with this side's replies from a batch that had an error in the part of any side."""
         if any(isinstance(reply, Exception) for reply in replies):
-            self.resume(error=refusal(replies))
+            self.fail(refusal(replies))
         else:
             self.resume(replies)
 
 
-def _joined(sides: Sequence[_Side]) -> Operation[None]:
-    """Send the batches of these sides as one, and give each side its replies."""
-    batch = Once()
-    parts: list[tuple[int, bool]] = []
-    is_once = False
-    for side in sides:
-        step, own = side.step, type(side.step) is Once
-        batch += step
-        parts.append((len(step), own))
-        is_once = is_once or own
-    batch.parts = parts
+_is_done, _step_of = attrgetter("is_done"), attrgetter("step")
+
+
+def _joined(sides: Sequence[_Side], steps: Sequence[list[Command]]) -> Operation[None]:
+    """Send these batches of these sides as one, and give each side its replies."""
+    is_plain = {list}.issuperset(map(type, steps))
+    batch: list[Command] = list(chain.from_iterable(steps)) if is_plain else Once.joined(steps)
     try:
-        replies = yield batch if is_once else list(batch)
+        replies = yield batch
     except RedisRefused as refused:
         if len(refused.replies) != len(batch):  # not the batch: what it needed could not be loaded
             for side in sides:
-                side.resume(error=refused)
+                side.fail(refused)
             return
         rest = iter(refused.replies)
-        for side, (length, _) in zip(sides, parts, strict=True):
-            side.take(list(islice(rest, length)))
+        for side, step in zip(sides, steps, strict=True):
+            side.take(list(islice(rest, len(step))))
     except Exception as error:
         for side in sides:
-            side.resume(error=error)
+            side.fail(error)
     else:
-        start = 0
-        for side, (length, _) in zip(sides, parts, strict=True):
-            side.resume(replies[start : start + length])
-            start += length
+        rest = iter(replies)
+        for side, step in zip(sides, steps, strict=True):
+            side.resume(list(islice(rest, len(step))))
 
 
 def drivers_of(wires: Sequence[BlockingWire], state: BlockingWire | None = None) -> list[Driver]:

@@ -71,7 +71,6 @@ from stillroom.wire import (
     SpreadWire,
     StateServer,
     Wire,
-    request_budget,
     reset_after_fork,
     slot_of,
 )
@@ -246,7 +245,7 @@ class _Room:
 
     def request(self) -> AbstractContextManager[Budget]:
         """Let all Redis calls inside this `with` share `request_timeout` seconds; then they fall back at once."""
-        return request_budget(self.settings.request_timeout)
+        return Budget(self.settings.request_timeout)
 
     def _connect(self, *wires: Wire | ClusterWire | AsyncWire | AsyncClusterWire) -> None:
         for wire in {id(wire): wire for wire in wires}.values():

@@ -171,3 +171,22 @@ def test_a_decision_is_true_where_the_request_may_go_on(status: int) -> None:
     """A decision is true where the request may go on, so that `if room.limits.check(…)` is right."""
     decision = Decision((AUTH,), status, 1, NOW, (5, S, S, S))
     assert bool(decision) is decision.allowed is (status == OK)
+
+
+@given(
+    st.integers(-1, 200),
+    st.integers(0, 90 * S),
+    st.integers(0, 90 * S),
+    st.booleans(),
+    st.sampled_from([OK, TOO_MANY]),
+)
+def test_a_limit_in_shadow_changes_no_header(
+    used: int, some: int, age: int, in_flight: bool, status: int
+) -> None:
+    """A decision by one limit has the same headers as one by that limit and another in shadow."""
+    limit = Limit("one", 100, 60, in_flight=in_flight)
+    said = [used, some, 0 if status == OK else 2 * S, 60 * S]
+    alone = Decision((limit,), status, 1, NOW, said, age)
+    shadow = Limit("unseen", 5, 60, shadow=True)
+    both = Decision((limit, shadow), status, 1, NOW, [*said, 5, S, S, S], age)
+    assert alone.headers() == both.headers()

@@ -452,3 +452,20 @@ def test_a_limit_above_the_route_is_told(room: Stillroom, caplog: pytest.LogCapt
     told = [record.getMessage() for record in caplog.records if "limits nothing" in record.message]
     assert len(told) == 1
     assert "the view lost" in told[0]
+
+
+def test_requests_in_one_app_context_are_each_charged(room: Stillroom) -> None:
+    """Flask requests that share an app context, as a test's may, are each charged and told how they stand."""
+    from flask import Flask
+
+    from stillroom.web.flask import StillroomLimits, limited
+
+    app = Flask("limited")
+    StillroomLimits(app, room)
+    app.get("/")(limited(Limit("shared_context", 3, 60))(lambda: "ok"))
+    with app.app_context():
+        client = app.test_client()
+        answers = [client.get("/") for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    left = [answer.headers["X-RateLimit-Remaining"] for answer in answers]
+    assert left == ["2", "1", "0", "0"]

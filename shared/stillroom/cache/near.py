@@ -88,7 +88,7 @@ class Copy:
         self.near = near
         self.entry = entry
         self.type = type
-        self.value: Any = UNKNOWN
+        self.value: Any = UNKNOWN  # MISS: it can't be shared, each reader decodes its own
         self.read = read  # the clock that was read with it
         self.judged: bytes | None = None  # the last clock by which it was alive
         self.until = until  # time.monotonic()
@@ -143,8 +143,9 @@ class Store:
         if entry is None:
             return MISS
         stats = self._stats
-        stats.counts[HITS] += 1
-        stats.counts[loader.counted_as[0]] += 1
+        counts = stats.counts
+        counts[HITS] += 1
+        counts[loader.counted_as[0]] += 1
         if stats.watch is not None:
             stats.watch.note("hit", loader.name)
         return self.value_of(copy, entry)
@@ -200,11 +201,11 @@ class Store:
         """Return the value of an entry that is served in the place of a read: its caller's own, or one that all
         share.
         """
-        is_copied = entry is copy.entry
-        if is_copied and copy.value is not MISS and copy.value is not UNKNOWN:
-            return copy.value
-        value = copy.near.decode(entry, copy.type)
-        if is_copied and copy.value is UNKNOWN:
+        value = copy.value
+        if value is MISS or entry is not copy.entry:
+            return copy.near.decode(entry, copy.type)
+        if value is UNKNOWN:
+            value = copy.near.decode(entry, copy.type)
             if value is MISS or not is_frozen(value):
                 copy.value = MISS
             else:
@@ -287,18 +288,17 @@ class Near:
 
     def usable(self, copy: Copy, near: float | None, release: bytes) -> Entry | None:
         """Return the entry to be served in the place of a read, or None. What a request has read it reads again."""
-        now = time.monotonic()
-        request, memo, entry = time_left(), self._memo, copy.entry
-        since = loading_since()
+        now, request, since = time.monotonic(), time_left(), loading_since()
+        memo, entry, (asked, changes) = self._memo, copy.entry, self._proof
         if request is not None:
             request.reads_near = True
-            if (known := memo.read_in(request, entry.key, release, now)) is not None:
+            if request.memo and (known := memo.read_in(request, entry.key, release, now)):
                 self._stats.counts["near_hits"] += 1
                 return known.entry
-            since = max(since, request.began, now - REQUEST_S)
+            if asked < request.began or asked < now - REQUEST_S:
+                return None
         elif not since:
             since = now - (near or 0.0)
-        asked, changes = self._proof
         if asked < since or changes is not memo.changes or not self._is_alive(copy, now):
             return None
         if copy.is_gone:  # to be looked at last: by that proof, or by one that came in the meantime
@@ -404,14 +404,20 @@ class Near:
             if self._epoch != epoch:
                 self._begin(epoch, seq)
             since = self._synced
-        if seq > since:
-            newest, rows = yield self.names_since(since)
-            self.learn_names(since, clock, newest, rows)
+            if seq <= since:  # as nearly always: no key has changed
+                self._prove(asked)
+                return seq
+        newest, rows = yield self.names_since(since)
+        self.learn_names(since, clock, newest, rows)
         with self._lock:
-            if self._epoch == epoch and self._synced >= seq and asked.asked > self._proof.asked:
-                self._proof = asked
-                self._stats.counts["near_proofs"] += 1
+            if self._epoch == epoch and self._synced >= seq:
+                self._prove(asked)
         return seq
+
+    def _prove(self, asked: Proof) -> None:
+        if asked.asked > self._proof.asked:
+            self._proof = asked
+            self._stats.counts["near_proofs"] += 1
 
     def keep(
         self,

@@ -58,7 +58,7 @@ from stillroom.keys import Keys
 from stillroom.operation import Call, On, Once, Operation, Pause
 from stillroom.scripts import health_snapshot, task_ticked, worker_seen
 from stillroom.settings import Settings
-from stillroom.wire import Command, request_budget
+from stillroom.wire import Budget, Command
 
 log = logging.getLogger("stillroom.health")
 
@@ -111,7 +111,7 @@ class HealthBody:
             (b"XREVRANGE", self._keys.health, b"+", b"-", b"COUNT", b"1"),
             (b"HGETALL", self._keys.health_open),
         ]
-        with request_budget(self.settings.health_timeout):
+        with Budget(self.settings.health_timeout):
             answers: list[Answers] = yield On(
                 [(n, ask(source, () if n else kept)) for n, source in enumerate(self._sources)]
             )

@@ -264,7 +264,7 @@ class LimitsBody(Operating, OverShards):
         self._flying[mark] = request
         sent = time.monotonic()
         try:
-            if self._settling.waits or self._local.logs or self._has_riders():
+            if self._settling.waits or self._local.logs or self._has_riders(sent):
                 request = yield from self._settled(request)
                 unseen = self._unseen(request)
                 sent = time.monotonic()
@@ -656,8 +656,7 @@ class LimitsBody(Operating, OverShards):
             changed = ", ".join(map(str, self._changes.found)) or "none"
             log.info("limits that are changed for now: %s", changed)
 
-    def _has_riders(self) -> bool:
-        now = time.monotonic()
+    def _has_riders(self, now: float) -> bool:
         return now > self.stats.due or now > self._changes.due
 
     def _again(

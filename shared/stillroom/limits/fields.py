@@ -63,8 +63,9 @@ def state_field(rows: Iterable[tuple[str, int, int]], draft: int = DRAFT) -> str
     '"auth";r=3;t=42, "api";r=1000'
     """
     _, _, r, t, _ = LETTERS[draft]
-    fields = []
-    for name, left, back in rows:
-        within = f";{t}={-(-back // _US)}" if back else ""
-        fields.append(f'"{name}";{r}={left}{within}')
-    return ", ".join(fields)
+    return ", ".join(
+        [
+            f'"{name}";{r}={left};{t}={-(-back // _US)}' if back else f'"{name}";{r}={left}'
+            for name, left, back in rows
+        ]
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 from stillroom.errors import LoadShed, SessionStoreUnavailable
@@ -16,7 +16,7 @@ from stillroom.misuse import explained
 from stillroom.operation import Driver
 from stillroom.room import AsyncStillroom
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
-from stillroom.web.ending import Header, lacking, report_loss
+from stillroom.web.ending import Header, lacking, names_of, report_loss
 from stillroom.web.explain import ExplainASGI
 from stillroom.web.fetched import is_meant_in_scope
 from stillroom.web.gate import Asked, Middleware
@@ -98,14 +98,18 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
             return
         route = None if LIMITED in scope else self._route(scope, scope["method"])
         gives_session = self._has_sessions and KEY not in scope
-        session = self._session(scope, gives_session)
+        given = dict(scope["headers"])
+        session = self._session(scope, given, gives_session)
         seen = self._with_session(scope, session) if gives_session else {**scope}
-        visit, is_inner = self._enter(seen, scope["method"])
+        visit, is_inner = self._enter(seen, given, scope["method"])
         with self._room.request() as budget:
             if gives_session and route is None and scope["path"] in self._ahead:
                 await self._room.state.run(session.reading_ahead())
             if route is None or await self._admits(route, visit, seen, send):
-                response = _Response(self, route, session, visit, seen, budget, send, is_inner)
+                has_origin = bool(given.get(b"origin"))
+                response = _Response(
+                    self, route, session, visit, seen, budget, send, is_inner, has_origin
+                )
                 try:
                     await response.of(receive)
                 finally:
@@ -127,9 +131,10 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         """Connect a websocket, whose handshake is a GET and is limited as one."""
         route = None if LIMITED in scope else self._route(scope, "GET")
         gives_session = self._has_sessions and KEY not in scope
-        session = self._session(scope, gives_session)
+        given = dict(scope["headers"])
+        session = self._session(scope, given, gives_session)
         seen = self._with_session(scope, session) if gives_session else {**scope}
-        visit, is_inner = self._enter(seen, "GET")
+        visit, is_inner = self._enter(seen, given, "GET")
         with self._room.request() as budget:
             if route is None or await self._admits(route, visit, seen, send):
                 said: list[str] = []
@@ -156,9 +161,15 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
             return self._origin.is_foreign(*said)
         return self._origin.refuses(scope["method"], *said)
 
-    def _session(self, scope: Scope, is_given: bool) -> AsyncWebSession:
-        cookie = self._test_cookie if _is_test(scope) else self._cookie
-        token = cookie.read(_all(scope, b"cookie", "; ") or "") if is_given else None
+    def _session(
+        self, scope: Scope, given: Mapping[bytes, bytes], is_given: bool
+    ) -> AsyncWebSession:
+        """`given`: the last header of each name."""
+        cookie, token = self._test_cookie if _is_test(scope) else self._cookie, None
+        if is_given and (cookies := given.get(b"cookie")) is not None:
+            if len(given) < len(scope["headers"]):  # HTTP/2 may send several
+                cookies = _all(scope, b"cookie", b"; ")
+            token = cookie.read(cookies.decode("latin-1"))
         return AsyncWebSession(
             self._room.operations.sessions, self._room.state, cookie, token, scope
         )
@@ -175,14 +186,14 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         path, root = scope["path"], self._roots.of(scope.get("root_path", ""))
         return self._gate.route(method, below(root, path), path, partial(_first, scope))
 
-    def _enter(self, scope: Scope, method: str) -> tuple[Visit, bool]:
+    def _enter(self, scope: Scope, given: Mapping[bytes, bytes], method: str) -> tuple[Visit, bool]:
         """Return the visit of this scope, and whether an outer middleware began it."""
         known: Visit | None = scope.get(VISIT)
         if known is not None:
             return known, True
         headers = _decoded(scope["headers"]) if self._gate.reads_headers else []
         asked = Asked(method, scope["path"], _peer(scope), headers)
-        visit = self._gate.visit(asked, scope.get(KEY), partial(is_meant_in_scope, scope))
+        visit = self._gate.visit(asked, scope.get(KEY), partial(is_meant_in_scope, given))
         scope[VISIT], scope[LIMITER] = visit, self
         return visit, False
 
@@ -238,7 +249,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
                 found.extend(_decoded(message.get("headers", ())))
 
         visit = scope[VISIT]
-        nobody = self._session(scope, False)
+        nobody = self._session(scope, {}, False)
         host = [pair for pair in scope["headers"] if pair[0] == b"host"]
         headers = [*host, *_encoded(asking_for(method, origin))]
         asking = {**scope, "method": "OPTIONS", "headers": headers, KEY: nobody}
@@ -253,6 +264,9 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
 class _Response:
     """A response on its way out. The session is written before its first message."""
 
+    _has_begun = False
+    _is_replaced = False
+
     def __init__(
         self,
         middleware: StillroomMiddleware,
@@ -263,20 +277,17 @@ class _Response:
         budget: Budget,
         send: Send,
         is_inner: bool,
+        has_origin: bool,
     ) -> None:
         self._middleware = middleware
-        self._gate = middleware._gate
-        self._run = middleware._room.state.run
         self._route = route
         self._session = session
         self._visit = visit
         self._scope = scope
-        self._method = scope["method"]
         self._budget = budget
         self._really_send = send
         self._is_inner = is_inner  # then the outer one says how the client stands
-        self._has_begun = False
-        self._is_replaced = False
+        self._has_origin = has_origin
 
     async def of(self, receive: Receive) -> None:
         try:
@@ -288,12 +299,12 @@ class _Response:
             log.warning("a request was not answered for want of its session: %s", error)
             if not self._has_begun:
                 cors = await self._middleware.cors_of(self._scope)
-                await self._answer(failed(error, self._method), cors)
+                await self._answer(failed(error, self._scope["method"]), cors)
         except LoadShed as error:
             if self._has_begun:
                 raise
             cors = await self._middleware.cors_of(self._scope)
-            await self._answer(shed(error, self._method), cors)
+            await self._answer(shed(error, self._scope["method"]), cors)
 
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start" and not self._has_begun:
@@ -304,15 +315,19 @@ class _Response:
     async def _begin(self, message: Message) -> None:
         raw, status = list(message.get("headers", ())), message["status"]
         headers = _decoded(raw)
-        act = self._gate.ending(self._route, self._visit, self._session, status, headers)
-        end = await self._run(act)
+        gate, visit, session = self._middleware._gate, self._visit, self._session
+        gate.tell(self._route, visit, session, status)
+        end = gate.ended(visit, session, headers)
+        if end is None:
+            act = gate.ending(visit, session, status, headers)
+            end = await self._middleware._room.state.run(act)
         if end.instead is not None:
             await self._answer(end.instead, kept(headers))
             return
         self._has_begun = True
         self._budget.left = math.inf  # a stream may be hours long
         without, told = end.without, self._told(headers)
-        if self._tells and _first(self._scope, "origin") and (exposed := exposing(headers)):
+        if self._has_origin and self._tells and (exposed := exposing(headers)):
             without |= {EXPOSE}
             told.append((EXPOSE, exposed))
         if without:
@@ -330,7 +345,7 @@ class _Response:
 
     def _told(self, headers: list[Header]) -> list[Header]:
         """Return the headers on the client's limits that the app has not set."""
-        return lacking(headers, list(self._visit.headers().items())) if self._tells else []
+        return lacking(names_of(headers), self._visit.headers()) if self._tells else []
 
 
 async def _refuse(scope: Scope, send: Send) -> None:
@@ -358,13 +373,15 @@ def _peer(scope: Scope) -> str | None:
 
 def _first(scope: Scope, name: str) -> str | None:
     """Return a header of the request by its lower-case name."""
-    return _all(scope, name.encode(), ", ")
+    wanted = name.encode()
+    if not any(given == wanted for given, _ in scope["headers"]):
+        return None
+    return _all(scope, wanted, b", ").decode("latin-1")
 
 
-def _all(scope: Scope, name: bytes, between: str) -> str | None:
-    """Return all headers of this name as one, because HTTP/2 may send several cookies, or None."""
-    found = [value for given, value in scope["headers"] if given == name]
-    return between.encode().join(found).decode("latin-1") if found else None
+def _all(scope: Scope, name: bytes, between: bytes) -> bytes:
+    """Return all headers of this name as one."""
+    return between.join([value for given, value in scope["headers"] if given == name])
 
 
 def _decoded(headers: Iterable[tuple[bytes, bytes]]) -> list[Header]:
@@ -372,4 +389,10 @@ def _decoded(headers: Iterable[tuple[bytes, bytes]]) -> list[Header]:
 
 
 def _encoded(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
-    return [(name.lower().encode(), value.encode()) for name, value in headers]
+    names, values = zip(*headers, strict=True) if headers else ((), ())
+    return [*zip(map(_encoded_name, names), map(str.encode, values), strict=True)]
+
+
+@lru_cache(256)  # the names that we and the apps' CORS layers use
+def _encoded_name(name: str) -> bytes:
+    return name.lower().encode()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from operator import itemgetter
 from typing import NamedTuple
 
 from stillroom.errors import SessionEnded, SessionNotFresh, SessionStoreUnavailable
@@ -17,6 +18,7 @@ log = logging.getLogger("stillroom.web")
 Header = tuple[str, str]
 
 # Headers that overrule Cache-Control in shared caches: RFC 9213 (…-Cache-Control), and its predecessors.
+_name_of = itemgetter(0)
 FOR_CACHES = ("surrogate-control", "edge-control", "x-accel-expires")
 
 
@@ -49,6 +51,14 @@ def ending(
     return with_cookie(session, cookie, headers)
 
 
+def ended(session: RequestSession, headers: Iterable[Header]) -> Ending | None:
+    """End a request that leaves its session as it was, as most do: then there is nothing to say to Redis.
+
+    None: there is, see `ending`.
+    """
+    return with_cookie(session, None, headers) if session.is_left() else None
+
+
 def with_cookie(session: RequestSession, cookie: str | None, headers: Iterable[Header]) -> Ending:
     """Return the changes to the response's headers that the session needs."""
     if not session.is_looked_at:
@@ -72,12 +82,16 @@ def report_loss(session: RequestSession) -> None:
 
 def vary(headers: Iterable[Header]) -> list[Header]:
     """Add Vary: Cookie, unless the app says so itself."""
-    for name, value in headers:
-        if len(name) == 4 and name.lower() == "vary":
-            said = {part.strip().lower() for part in value.split(",")}
-            if said & {"cookie", "*"}:
+    if varies(headers):
+        for value in _values(headers, "vary"):
+            if value.strip().lower() in ("cookie", "*"):
                 return []
     return [("Vary", "Cookie")]
+
+
+def varies(headers: Iterable[Header]) -> bool:
+    """Return whether there is a Vary among the headers."""
+    return "vary" in map(str.lower, names_of(headers))
 
 
 def private(headers: Iterable[Header]) -> tuple[list[Header], frozenset[str]]:
@@ -121,7 +135,13 @@ def _tell_of_http(name: str) -> None:
     )
 
 
-def lacking(headers: Iterable[Header], more: Iterable[Header]) -> list[Header]:
-    """Return those of `more` that are not among the headers: the app's own header wins."""
-    names = {name.lower() for name, _ in headers}
-    return [header for header in more if header[0].lower() not in names]
+def names_of(headers: Iterable[Header]) -> Iterable[str]:
+    return map(_name_of, headers)
+
+
+def lacking(names: Iterable[str], more: Mapping[str, str]) -> list[Header]:
+    """Return those of `more` that are not among the app's headers, of which these are the names: they win."""
+    names = {*map(str.lower, names)}
+    if names.isdisjoint(map(str.lower, more)):  # as nearly always
+        return list(more.items())
+    return [header for header in more.items() if header[0].lower() not in names]

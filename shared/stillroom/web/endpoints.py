@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from stillroom.operation import Driver, Operation
 from stillroom.web.gate import Gate
@@ -28,15 +28,18 @@ class Charger:
         """Charge the request, and return whether it may go on. No declaration charges it twice."""
         if visit.exempt:
             return True
-        fresh = visit.fresh(declarations)
-        due = [charge for one in fresh if (charge := run(one.of(here))) is not None]
+        due = []
+        for one in visit.fresh(declarations):
+            charge = one.at_once(visit.client) or run(one.of(here))
+            if charge is not None:
+                due.append(charge)
         for charge in merged(due) if len(due) > 1 else due:
             self._driver.run(self.gate.charging(visit, charge, name, endpoint))
             if visit.refused is not None:
                 return False
         return True
 
-    def end(self, visit: Visit, status: int, headers: Sequence[tuple[str, str]]) -> None:
+    def end(self, visit: Visit, status: int, headers: Iterable[tuple[str, str]]) -> None:
         """Give back what, by this answer, does not count; and learn what the next request will look at."""
         if visit.is_holding:
             self._driver.run(visit.ending(self.gate.body, _nothing(), status, headers))

@@ -10,6 +10,7 @@ from typing import Any
 
 # Requests of a visitor or a program. A page makes all others (an image, a style, a script).
 MEANT = ("", "document", "empty", "iframe", "frame")
+_MEANT = frozenset(text.encode() for text in MEANT)
 
 
 def is_meant(site: str, destination: str) -> bool:
@@ -23,16 +24,14 @@ def is_meant(site: str, destination: str) -> bool:
 
 def is_meant_in_environ(environ: Mapping[str, Any]) -> bool:
     """Return whether a WSGI request is meant."""
-    said = [environ.get(f"HTTP_SEC_FETCH_{name}", "") for name in ("SITE", "DEST")]
-    return is_meant(*map(str, said))
+    site, destination = (
+        environ.get("HTTP_SEC_FETCH_SITE", ""),
+        environ.get("HTTP_SEC_FETCH_DEST", ""),
+    )
+    return is_meant(str(site), str(destination))
 
 
-def is_meant_in_scope(scope: Mapping[str, Any]) -> bool:
-    """Return whether an ASGI request is meant."""
-    site = destination = b""
-    for name, value in scope["headers"]:
-        if name == b"sec-fetch-site":
-            site = value
-        elif name == b"sec-fetch-dest":
-            destination = value
-    return is_meant(site.decode("latin-1"), destination.decode("latin-1"))
+def is_meant_in_scope(headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether an ASGI request with these headers is meant."""
+    site, destination = headers.get(b"sec-fetch-site"), headers.get(b"sec-fetch-dest", b"")
+    return site != b"cross-site" and destination in _MEANT  # as is_meant

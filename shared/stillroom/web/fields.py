@@ -62,9 +62,10 @@ def to_fields(data: Mapping[Any, Any], keys: Iterable[Any]) -> dict[str, Any]:
 def to_data(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data that these fields keep."""
     data = dict(fields)
-    for field in [field for field in fields if field.startswith(ESCAPED)]:
-        key, value = _item(field, data.pop(field))
-        data[key] = value
+    for field in fields:
+        if field.startswith(ESCAPED):
+            key, value = _item(field, data.pop(field))
+            data[key] = value
     return data
 
 

@@ -21,7 +21,7 @@ from stillroom.operation import Operation
 from stillroom.room import Stillroom
 from stillroom.sessions import Session
 from stillroom.web.cors import kept
-from stillroom.web.ending import ending
+from stillroom.web.ending import ended, ending, varies
 from stillroom.web.flask_limits import LimitExceeded, StillroomLimits, exempt, limited
 from stillroom.web.request_session import Login, WebSession
 from stillroom.web.session_cookie import SessionCookie
@@ -155,6 +155,9 @@ class FlaskSession(WebSession, SessionMixin):
         else:
             self._is_renewed = True  # another cookie, for longer or for less
 
+    def _may_write(self) -> bool:
+        return not self._touches or super()._may_write()
+
     def _writing(self) -> Operation[str | None]:
         if self._has_another_life:
             return (yield from self._beginning())
@@ -250,8 +253,10 @@ class StillroomSessions(SessionInterface):
     def save_session(self, app: Flask, session: Any, response: Response) -> None:
         """Flask's last step: the session is written, or the response becomes one that says why not."""
         environ, headers = session._request, response.headers
-        act = ending(session, response.status_code, headers, environ["REQUEST_METHOD"])
-        end = self._room.state.run(act)
+        end = ended(session, headers)
+        if end is None:
+            act = ending(session, response.status_code, headers, environ["REQUEST_METHOD"])
+            end = self._room.state.run(act)
         along = environ.get(ALONG) if session._touches and session.is_looked_at else None
         if along is not None:
             along.taken_by = session.cookie
@@ -259,7 +264,7 @@ class StillroomSessions(SessionInterface):
             for name in end.without:
                 headers.remove(name)
             for name, value in end.headers:
-                if name == "Vary" and any(given.lower() == "vary" for given, _ in headers):
+                if name == "Vary" and varies(headers):
                     response.vary.add(value)  # to what the app says
                 else:
                     headers.add(name, value)

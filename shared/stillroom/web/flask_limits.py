@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from flask import Blueprint, Flask, Response, current_app, g, request, session
+from flask import Blueprint, Flask, Request, Response, current_app, request, session
 from werkzeug.exceptions import HTTPException
 
 from stillroom.errors import InvalidLimit, SettingsError
@@ -20,7 +20,7 @@ from stillroom.misuse import explained
 from stillroom.room import Stillroom
 from stillroom.web.carriers import FLASK_EXTENSION, LOST, WITHIN, lost_views
 from stillroom.web.cors import EXPOSE, exposing, is_preflight
-from stillroom.web.ending import lacking
+from stillroom.web.ending import lacking, names_of
 from stillroom.web.endpoints import Charger
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Gate
@@ -33,8 +33,10 @@ from stillroom.web.visit import RENDERING, Visit
 from stillroom.web.within import budgeted
 from stillroom.web.wsgi import VISIT
 
+P = TypeVar("P")
 V = TypeVar("V")
-HERE = "_stillroom_visit"  # on flask.g
+TOLD = "stillroom.told"  # in the environ: the visit that the response tells of
+HERE = "_stillroom_visit"  # on the request: flask.g may be shared by several
 
 log = logging.getLogger("stillroom.web")
 
@@ -89,72 +91,91 @@ class StillroomLimits:
         gate.reads_headers = bool(room.settings.trusted_proxies)
         self._charger = Charger(gate, room.state)
         app.extensions[FLASK_EXTENSION] = self
-        app.wsgi_app = budgeted(room, app.wsgi_app)  # type: ignore[method-assign]
+        app.wsgi_app = budgeted(room, _telling(app.wsgi_app))  # type: ignore[method-assign]
         self._has_told = False
+        # By app and endpoint: the view, and what it and its blueprints declare. A class declares by method, too.
+        self._declared: dict[tuple[Flask, str], tuple[Any, list[Limited]]] = {}
         # In front of what others have registered: they may be dear, and look at the session.
         app.before_request_funcs.setdefault(None, []).insert(0, self._begin)
         app.after_request_funcs.setdefault(None, []).insert(0, self._end)  # called last
 
     def charge(self, declarations: Sequence[Limited]) -> None:
         """Charge the request for this. Raises LimitExceeded."""
-        visit = self._visit()
-        rule, view = request.url_rule, current_app.view_functions.get(request.endpoint or "")
-        name = rule.rule if rule is not None else request.path
+        asked = _now(request)
+        view = _now(current_app).view_functions.get(asked.endpoint or "")
+        self._charge(self._visit(asked), asked, view, declarations)
+
+    def _charge(
+        self, visit: Visit, asked: Request, view: Any, declarations: Sequence[Limited]
+    ) -> None:
+        rule = asked.url_rule
+        name = rule.rule if rule is not None else asked.path
         key = view if view is not None else self
-        if not self._charger.admits(visit, declarations, _Here(visit), name, key):
+        if not self._charger.admits(visit, declarations, _Here(visit, asked), name, key):
             raise self._refusal(visit)
 
     def _begin(self) -> None:
+        app, asked = _now(current_app), _now(request)
         if not self._has_told:
             self._has_told = True
-            for name in lost_views(current_app):
+            for name in lost_views(app):
                 log.warning("the view %s %s", name, LOST)
-        visit = self._visit()
-        view = current_app.view_functions.get(request.endpoint or "")
+        visit = self._visit(asked)
+        view = app.view_functions.get(asked.endpoint or "")
         visit.exempt = (
-            RENDERING in request.environ
-            or _is_answered_by_flask()
+            RENDERING in asked.environ
+            or _is_answered_by_flask(asked)
             or getattr(view, EXEMPT, False)
             or bool(self._exempt_when and self._exempt_when(request))
         )
-        if visit.refused is None and (declarations := _declared_for(view) or self._default):
-            self.charge(declarations)
+        declarations = self._declared_for(app, asked, view) or self._default
+        if declarations and visit.refused is None:
+            self._charge(visit, asked, view, declarations)
 
     def _end(self, response: Response) -> Response:
-        visit: Visit | None = getattr(g, HERE, None)
+        asked = _now(request)
+        visit: Visit | None = getattr(asked, HERE, None)
         if visit is None:
             return response
-        around: Visit | None = request.environ.get(VISIT)
+        around: Visit | None = asked.environ.get(VISIT)
         if around is visit:  # the middleware around the app ends and tells it
             self._charger.gate.learn(visit)
             return response
-        self._charger.end(visit, response.status_code, list(response.headers))
+        self._charger.end(visit, response.status_code, response.headers)
         if visit.is_holding:
             response.call_on_close(lambda: self._charger.let_go(visit))
         if visit.decisions:
-            told = list(visit.headers().items())
-            response.headers.extend(lacking(response.headers, told))
-            if request.headers.get("Origin") and (exposed := exposing(list(response.headers))):
-                response.headers[EXPOSE.title()] = exposed
+            asked.environ[TOLD] = visit
         return response
 
-    def _visit(self) -> Visit:
+    def _visit(self, asked: Request) -> Visit:
         """Return the visit of this request, begun here or by the middleware around the app."""
-        known: Visit | None = getattr(g, HERE, None)
+        known: Visit | None = getattr(asked, HERE, None)
         if known is not None:
             return known
-        visit: Visit | None = request.environ.get(VISIT)
+        environ = asked.environ
+        visit: Visit | None = environ.get(VISIT)
         if visit is None:
-            headers = list(request.headers) if self._charger.gate.reads_headers else []
-            path = request.root_path + request.path
-            asked = Asked(request.method, path, request.remote_addr, headers)
-            is_meant = functools.partial(is_meant_in_environ, request.environ)
-            visit = self._charger.gate.visit(asked, None, is_meant)
-        own = session._get_current_object()  # type: ignore[attr-defined]
+            headers = list(asked.headers) if self._charger.gate.reads_headers else []
+            path = asked.root_path + asked.path
+            is_meant = functools.partial(is_meant_in_environ, environ)
+            seen = Asked(asked.method, path, asked.remote_addr, headers)
+            visit = self._charger.gate.visit(seen, None, is_meant)
+        own = _now(session)
         if isinstance(own, RequestSession):
             visit.session = own
-        setattr(g, HERE, visit)
+        setattr(asked, HERE, visit)
         return visit
+
+    def _declared_for(self, app: Flask, asked: Request, view: Any) -> list[Limited]:
+        """Return the limits of the request's blueprints and view, outermost first."""
+        place = app, asked.endpoint or ""
+        known, found = self._declared.get(place, (None, []))
+        if known is None or known is not view:
+            found = _declared_for(app, asked, view)
+            if view is not None and not hasattr(view, "view_class"):
+                self._declared[place] = view, found
+        return found
 
     def _refusal(self, visit: Visit) -> LimitExceeded:
         assert visit.refused is not None
@@ -190,7 +211,7 @@ def limited(
     def put_on(view: V) -> V:
         if isinstance(view, Blueprint):
             setattr(view, MARK, (declaration, *carried(view)))
-            view.before_request(lambda: _extension().charge([declaration]))
+            view.before_request(lambda: _charge_once(declaration))
             return view
         if isinstance(view, Flask) or not callable(view):
             meant = (
@@ -219,8 +240,8 @@ def exempt(view: V) -> V:
 class _Here:
     """The request as Flask shows it."""
 
-    def __init__(self, visit: Visit) -> None:
-        self.request = request._get_current_object()  # type: ignore[attr-defined]
+    def __init__(self, visit: Visit, asked: Request) -> None:
+        self.request = asked
         self._visit = visit
 
     def address(self) -> str:
@@ -239,6 +260,45 @@ class _Here:
         return None if user is None else str(user)
 
 
+def _telling(app: Any) -> Any:
+    """Return the WSGI app, whose responses tell how their clients stand.
+
+    Not in Flask's own response: Werkzeug looks through each header that is added there, and again when it sends it.
+    """
+
+    def called(environ: dict[str, Any], start_response: Any) -> Any:
+        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+            visit: Visit | None = environ.pop(TOLD, None)
+            if visit is not None:
+                headers = _told(visit, headers, is_of_page=bool(environ.get("HTTP_ORIGIN")))
+            return start_response(status, headers, *exc_info)
+
+        return app(environ, start)
+
+    return called
+
+
+def _told(
+    visit: Visit, headers: list[tuple[str, str]], *, is_of_page: bool
+) -> list[tuple[str, str]]:
+    """Return a response's headers and those on its client's limits that it lacks.
+
+    `is_of_page`: a page of another origin may ask, and the response lets it read them.
+    """
+    exposed = exposing(headers) if is_of_page else None
+    told = lacking(names_of(headers), visit.headers())
+    if exposed is not None:
+        headers = [pair for pair in headers if pair[0].lower() != EXPOSE]
+        told.append((EXPOSE.title(), exposed))
+    return [*headers, *told]
+
+
+def _now(proxy: P) -> P:
+    """Return what one of Flask's proxies stands for now. Each use of the proxy itself would look for it again."""
+    found: P = proxy._get_current_object()  # type: ignore[attr-defined]
+    return found
+
+
 def _extension() -> StillroomLimits:
     found: StillroomLimits | None = current_app.extensions.get(FLASK_EXTENSION)
     if found is None:
@@ -246,20 +306,26 @@ def _extension() -> StillroomLimits:
     return found
 
 
-def _declared_for(view: Any) -> list[Limited]:
-    """Return the limits of the request's blueprints and view, outermost first."""
-    blueprints = [current_app.blueprints[name] for name in reversed(request.blueprints)]
+def _charge_once(declaration: Limited) -> None:
+    """Charge the request, unless that was done before its view was called. Raises LimitExceeded."""
+    visit: Visit | None = getattr(_now(request), HERE, None)
+    if visit is None or not visit.has_charged(declaration):
+        _extension().charge([declaration])
+
+
+def _declared_for(app: Flask, asked: Request, view: Any) -> list[Limited]:
+    blueprints = [app.blueprints[name] for name in reversed(asked.blueprints)]
     kind = getattr(view, "view_class", None)
-    method = getattr(kind, "get" if request.method == "HEAD" else request.method.lower(), None)
+    method = getattr(kind, "get" if asked.method == "HEAD" else asked.method.lower(), None)
     carriers = [*blueprints, kind, view, method]
     return [one for carrier in carriers for one in carried(carrier)]
 
 
-def _is_answered_by_flask() -> bool:
+def _is_answered_by_flask(asked: Request) -> bool:
     """Return whether this is a preflight that does not reach its view."""
-    if not is_preflight(request.method, request.headers.get):
+    if asked.method != "OPTIONS" or not is_preflight(asked.method, asked.headers.get):
         return False
-    rule = request.url_rule
+    rule = asked.url_rule
     return rule is None or bool(getattr(rule, "provide_automatic_options", False))
 
 
@@ -269,7 +335,7 @@ def _limited(view: Any, declaration: Limited) -> Any:
 
         @functools.wraps(view)
         async def charged_async(*args: Any, **kwargs: Any) -> Any:
-            _extension().charge([declaration])
+            _charge_once(declaration)
             return await view(*args, **kwargs)
 
         made: Any = charged_async
@@ -277,7 +343,7 @@ def _limited(view: Any, declaration: Limited) -> Any:
 
         @functools.wraps(view)
         def charged(*args: Any, **kwargs: Any) -> Any:
-            _extension().charge([declaration])
+            _charge_once(declaration)
             return view(*args, **kwargs)
 
         made = charged

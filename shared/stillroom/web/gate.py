@@ -16,7 +16,7 @@ from stillroom.operation import Operation, beside, beside_elsewhere
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web import origin
 from stillroom.web.cors import Learned, is_preflight
-from stillroom.web.ending import Ending, Header, ending
+from stillroom.web.ending import Ending, Header, ended, ending
 from stillroom.web.known_routes import Misfits, Roots
 from stillroom.web.limited import Charge, counted_by
 from stillroom.web.placing import checked_room, checked_routes
@@ -170,16 +170,16 @@ class Gate:
         refusal = Refusal(visit.refused, method, path, headers)
         return refused(refusal, visit.decisions, self._render)
 
+    def ended(
+        self, visit: Visit, session: RequestSession, headers: Sequence[Header]
+    ) -> Ending | None:
+        """End a request after which there is nothing to say to Redis. None: there is, see `ending`."""
+        return None if visit.is_holding else ended(session, headers)
+
     def ending(
-        self,
-        route: Route | None,
-        visit: Visit,
-        session: RequestSession,
-        status: int,
-        headers: Sequence[Header],
+        self, visit: Visit, session: RequestSession, status: int, headers: Sequence[Header]
     ) -> Operation[Ending]:
         """End the request: write its session, give back what does not count, and return what the response needs."""
-        self._tell(route, visit, session, status)
         act = ending(session, status, headers, visit.asked.method)
         return visit.ending(self.body, act, status, headers)
 
@@ -191,9 +191,7 @@ class Gate:
         yield from visit.ending(self.body, _none(), status, [])
         yield from visit.over(self.body)
 
-    def _tell(
-        self, route: Route | None, visit: Visit, session: RequestSession, status: int
-    ) -> None:
+    def tell(self, route: Route | None, visit: Visit, session: RequestSession, status: int) -> None:
         """Report the events that abuse begins with. They ride with this process' next counts, so nothing waits."""
         if route is not None and status == NOT_FOUND and visit.is_meant():
             self._hold("not_found", ip=visit.client, route=visit.asked.path)

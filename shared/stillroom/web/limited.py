@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -89,6 +89,8 @@ class Limited:
     cost: int | Callable[[Any], Any] = 1
     count: Counted = "all"
     exempt_when: Callable[[Any], Any] | None = None
+    # The charge of a client without an address, where nothing else matters of a request.
+    _plain: Charge | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if isinstance(self.limits, tuple):
@@ -99,6 +101,22 @@ class Limited:
         if not callable(self.cost):
             check_cost(self.cost)
         check_count(self.count)
+        object.__setattr__(self, "_plain", self._as_plain())
+
+    def _as_plain(self) -> Charge | None:
+        limits, cost = self.limits, self.cost
+        if not isinstance(limits, tuple) or callable(cost) or not limits:
+            return None
+        if self.by is not None or self.exempt_when is not None or not _by_ip(limits):
+            return None
+        return Charge(limits, "", cost, counted_by(self.count, limits))
+
+    def at_once(self, client: str) -> Charge | None:
+        """Return the charge for this client's address. None: it takes more than that to know, see `of`."""
+        if self._plain is None:
+            return None
+        limits, _, cost, counted = self._plain
+        return Charge(limits, client, cost, counted)
 
     def of(self, here: Here) -> Steps[Charge | None]:
         """Return the charge for this request; None: there is nothing to charge."""
@@ -112,15 +130,17 @@ class Limited:
         if not limits:
             return None
         limits, subject = yield from self._counted(limits, here)
-        cost = (yield self.cost(request)) if callable(self.cost) else self.cost
-        check_cost(cost)
+        cost = self.cost
+        if callable(cost):
+            cost = yield cost(request)
+            check_cost(cost)
         return Charge(limits, subject, cost, counted_by(self.count, limits))
 
     def _counted(
         self, limits: tuple[Limit, ...], here: Here
     ) -> Steps[tuple[tuple[Limit, ...], Subject]]:
         """Return the limits with their kinds here, and their subjects."""
-        if self.by is None and all(limit.by == "ip" for limit in limits):
+        if self.by is None and _by_ip(limits):
             return limits, here.address()
         subject: dict[str, str | None] = {"ip": here.address()}
         by = self.by
@@ -192,6 +212,10 @@ async def run_async(steps: Steps[T]) -> T:
     except StopIteration as stop:
         result: T = stop.value
         return result
+
+
+def _by_ip(limits: Sequence[Limit]) -> bool:
+    return all(limit.by == "ip" for limit in limits)
 
 
 def kind_of(by: object) -> str:

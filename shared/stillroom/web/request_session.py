@@ -96,23 +96,24 @@ class RequestSession(MutableMapping[str, Any]):
         self._cookie = cookie
         self._token = token
         self._request = request
-        self._found: Session[Any] | None = None
         self._is_asked = token is None  # whether the session was read
-        self._data: dict[str, Any] | None = None  # None: not looked at
         self._changed: set[str] = set()
         self._gone: set[str] = set()
         # The values that were read and can be changed in place, as JSON; None: the key was not there.
         self._seen: dict[str, bytes | None] = {}
-        self._login: Login | None = None
-        self._is_renewed = False
-        self._is_confirmed = False
-        self._is_ended = False
-        self._is_written = False
-        self._set_cookie: str | None = None
 
     # The cookie of the framework (Flask, Django) that took over a session which was read along with the limits.
     taken_by: SessionCookie | None = None
 
+    # What most requests leave as it is.
+    _found: Session[Any] | None = None
+    _data: dict[str, Any] | None = None  # None: not looked at
+    _login: Login | None = None
+    _is_renewed = False
+    _is_confirmed = False
+    _is_ended = False
+    _is_written = False
+    _set_cookie: str | None = None
     _touches = True  # whether to look at it keeps it alive
     # The keys whose values are not worth an error where the session was over before they were written.
     _may_be_lost: frozenset[str] = frozenset()
@@ -360,9 +361,13 @@ class RequestSession(MutableMapping[str, Any]):
             except StillroomError as error:
                 self.failure = error
                 raise
-            self._data = {} if self._found is None else to_data(self._found.data)
-            if self.is_unknown:
-                self._looked_at = time.monotonic()
+            self._open()
+
+    def _open(self) -> None:
+        """Let the app look at what was read."""
+        self._data = {} if self._found is None else to_data(self._found.data)
+        if self.is_unknown:
+            self._looked_at = time.monotonic()
 
     def prefetching(self) -> Operation[None]:
         """Prefetch the session. An error counts only if the app looks at the session."""
@@ -400,6 +405,13 @@ class RequestSession(MutableMapping[str, Any]):
                 self._remember()
         return self._set_cookie
 
+    def is_left(self) -> bool:
+        """Return whether there is nothing to write. Then nothing can be changed afterwards, as after `writing`."""
+        if self._is_written or self.failure is not None or self._may_write():
+            return False
+        self._is_written = True
+        return True
+
     def drop(self) -> bool:
         """Write nothing any more: the request failed. Whether there was anything to write."""
         has_changed = not self._is_written and self.has_changed
@@ -418,6 +430,10 @@ class RequestSession(MutableMapping[str, Any]):
         return bool(asked or self._changed or self._gone)
 
     # Writing
+
+    def _may_write(self) -> bool:
+        """Return whether `_writing` has something to do. A cookie that opened nothing is forgotten."""
+        return self.has_changed or (self._looked_at != 0.0 and self.is_unknown)
 
     def _writing(self) -> Operation[str | None]:
         if self._is_ended and not self._data:
@@ -583,6 +599,8 @@ class RequestSession(MutableMapping[str, Any]):
 
     def _altered(self) -> set[str]:
         """Return the lists and dicts that were changed in place."""
+        if not self._seen:
+            return set()
         data = self._data or {}
         return {
             key
@@ -625,7 +643,10 @@ class WebSession(RequestSession):
 
     def _look(self) -> dict[str, Any]:
         if self._data is None:
-            self._driver.run(self.reading())
+            if self._is_asked:
+                self._open()
+            else:
+                self._driver.run(self.reading())
         assert self._data is not None
         return self._data
 
@@ -646,7 +667,10 @@ class AsyncWebSession(RequestSession):
 
     async def load(self) -> AsyncWebSession:
         """Read it, unless that was done; one round trip at the most, none without a cookie of ours."""
-        await self._driver.run(self.reading())
+        if self._data is None and self._is_asked:
+            self._open()
+        else:
+            await self._driver.run(self.reading())
         return self
 
     async def save(self) -> None:

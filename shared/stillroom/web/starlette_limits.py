@@ -112,7 +112,9 @@ async def charge(connection: HTTPConnection, declaration: Limited) -> Decision |
     if RENDERING in scope or getattr(endpoint, EXEMPT, False):
         return None
     limiter, visit = _entered(scope)
-    due = await run_async(declaration.of(_Here(connection, visit)))
+    due = declaration.at_once(visit.client)
+    if due is None:
+        due = await run_async(declaration.of(_Here(connection, visit)))
     if due is None:
         return None
     name = str(getattr(scope.get("route"), "path", "") or getattr(endpoint, "__name__", ""))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import compress
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from stillroom.limits import Decision, LimitsBody, Reservation
@@ -26,6 +27,7 @@ T = TypeVar("T")
 # Marks the scope or environ of a page that is rendered for a cache. No client has asked, so no client is charged.
 RENDERING = "stillroom.rendering"
 FAILED = 400  # the least status that is a failure
+_is_in_flight = attrgetter("in_flight")
 
 
 class Held(NamedTuple):
@@ -68,10 +70,18 @@ class Visit:
 
     def fresh(self, declarations: Iterable[Limited]) -> list[Limited]:
         """Return the declarations that have not charged this request, and note that they have from now on."""
-        done = self._done = self._done or set()
-        found = [one for one in dict.fromkeys(declarations) if one not in done]
-        done.update(found)
+        if self._done is None:
+            self._done = set()
+        found = []
+        for one in declarations:
+            if one not in self._done:
+                self._done.add(one)
+                found.append(one)
         return found
+
+    def has_charged(self, declaration: Limited) -> bool:
+        """Return whether there is nothing left to charge for this declaration."""
+        return self.exempt or (self._done is not None and declaration in self._done)
 
     def charging(self, body: LimitsBody, charge: Charge, route: str) -> Operation[Decision | None]:
         """Charge the request, unless that was done further out. None: there was nothing left to charge."""
@@ -80,7 +90,7 @@ class Visit:
         limits, subject, cost, counted = charge
         if not limits:
             return None
-        if counted is ALL and not any(limit.in_flight for limit in limits):
+        if counted is ALL and True not in map(_is_in_flight, limits):
             decision = yield from body.check(
                 subject, limits, cost, route=route, meant=self.is_meant()
             )

@@ -14,7 +14,7 @@ from stillroom.limits import Route
 from stillroom.misuse import explained
 from stillroom.room import Stillroom
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
-from stillroom.web.ending import Header, lacking, report_loss
+from stillroom.web.ending import Header, lacking, names_of, report_loss
 from stillroom.web.explain import ExplainWSGI
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Middleware
@@ -255,7 +255,11 @@ class _Response:
             return
         status, headers, *exc_info = self._held
         code = int(status[:3])
-        end = self._run(self._gate.ending(self._route, self._visit, self._session, code, headers))
+        gate, visit, session = self._gate, self._visit, self._session
+        gate.tell(self._route, visit, session, code)
+        end = gate.ended(visit, session, headers)
+        if end is None:
+            end = self._run(gate.ending(visit, session, code, headers))
         if end.instead is not None:
             self._answer(end.instead, kept(headers))
             return
@@ -293,7 +297,7 @@ class _Response:
 
     def _told(self, headers: list[Header]) -> list[Header]:
         """Return the headers on the client's limits that the app has not set."""
-        return lacking(headers, list(self._visit.headers().items())) if self._tells else []
+        return lacking(names_of(headers), self._visit.headers()) if self._tells else []
 
 
 class _Stream:

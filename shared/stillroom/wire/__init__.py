@@ -10,7 +10,6 @@ from stillroom.wire.budget import (
     Budget,
     load_begun,
     loading_since,
-    request_budget,
     time_left,
 )
 from stillroom.wire.cluster import (
@@ -50,7 +49,6 @@ __all__ = [
     "loading_since",
     "pack",
     "refusal",
-    "request_budget",
     "reset_after_fork",
     "slot_of",
     "time_left",

@@ -40,6 +40,15 @@ class _Pool:
         self.open = 0
         self.guard: AsyncGenerator[None, None] | None = None  # closes it together with its loop
 
+    def lease_at_once(self, *, check: bool) -> AsyncLink | None:
+        """Return an idle connection, unless there is something to be done first: see `lease`."""
+        if not self._idle:
+            return None
+        link = self._idle[-1]
+        if link.generation != self._server.generation or (check and not link.is_quiet()):
+            return None
+        return self._idle.pop()
+
     async def lease(self, deadline: float, *, check: bool) -> tuple[AsyncLink, float]:
         """Return a connection, and the deadline as the loop's own work has moved it."""
         while True:
@@ -191,7 +200,9 @@ class AsyncWire:
         deadline = time.monotonic() + left
         pool, link = self._pool(), None
         try:
-            link, deadline = await pool.lease(deadline, check=once)
+            link = pool.lease_at_once(check=once)
+            if link is None:
+                link, deadline = await pool.lease(deadline, check=once)
             if timed:
                 replies = await self._exchange_timed(pool, link, commands, deadline)
             else:

@@ -257,13 +257,20 @@ class AsyncLink(asyncio.BufferedProtocol):
 
     # Between exchanges
 
-    async def is_alive(self) -> bool:
+    def is_quiet(self) -> bool:
         """Return whether the idle connection is open and silent. Costs a system call."""
-        if self._poll.poll(0):  # what the event loop has not seen yet: it was busy since it came
+        return not (self._poll.poll(0) or self._has_ended or self._replies) and self._is_open()
+
+    async def is_alive(self) -> bool:
+        """Return the same, once the event loop has seen what it had no time for when it came."""
+        if self._poll.poll(0):
             # It looks at its sockets in the first round, and reads in the second.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-        return not (self._transport.is_closing() or self._has_ended or self._replies)
+        return not (self._has_ended or self._replies) and self._is_open()
+
+    def _is_open(self) -> bool:
+        return not self._transport.is_closing()
 
     def close(self) -> None:
         self._transport.abort()

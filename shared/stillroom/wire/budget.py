@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Self
 
 
 class Budget:
     """Seconds left for one request; the driver takes off what each batch took.
 
+    All calls inside a `with` of it share them; a nested request has its own.
     `unconfirmed`: how many of its acts fewer than `STILLROOM_REPLICAS` replicas had in time.
     """
 
-    __slots__ = ("began", "left", "memo", "reads_near", "unconfirmed")
+    __slots__ = ("_token", "began", "left", "memo", "reads_near", "unconfirmed")
 
     def __init__(self, seconds: float) -> None:
         self.left = seconds
@@ -24,6 +25,13 @@ class Budget:
             False  # whether it has looked at what this process keeps: see cache/near.py
         )
 
+    def __enter__(self) -> Self:
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._token)
+
 
 _current: ContextVar[Budget | None] = ContextVar("stillroom_request_budget", default=None)
 time_left = _current.get
@@ -31,23 +39,7 @@ _loading: ContextVar[float] = ContextVar("stillroom_loading_since", default=0.0)
 loading_since = _loading.get  # time.monotonic(); 0.0 outside of a load
 
 
-class request_budget:  # noqa: N801 - called as the function that it was made for
-    """All calls inside this `with` share so many seconds; a nested request has its own."""
-
-    __slots__ = ("_budget", "_token")
-
-    def __init__(self, seconds: float) -> None:
-        self._budget = Budget(seconds)
-
-    def __enter__(self) -> Budget:
-        self._token = _current.set(self._budget)
-        return self._budget
-
-    def __exit__(self, *_: object) -> None:
-        _current.reset(self._token)
-
-
-class load_begun:  # noqa: N801 - as above
+class load_begun:  # noqa: N801 - called as the function that it was made for
     """Inside this `with` a loader runs. It reads nothing that is older than the clock of its own value."""
 
     __slots__ = ("_token",)

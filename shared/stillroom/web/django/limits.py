@@ -63,7 +63,7 @@ class LimitsMiddleware(InRequest):
 
     def __init__(self, get_response: Callable[..., Any]) -> None:
         super().__init__(get_response)
-        own = room()
+        self._room = own = room()
         gate = Gate(own, render=self.render)
         gate.reads_headers = bool(own.settings.trusted_proxies)
         self._charger = Charger(gate, own.state)
@@ -102,7 +102,6 @@ class LimitsMiddleware(InRequest):
         _, visit = getattr(request, HERE, (None, None))
         if visit is None:
             return response
-        headers = list(response.items())
         store: Any = getattr(request, "session", None)
         along: RequestSession | None = getattr(store, "along", None)
         if along is not None and along is visit.session:
@@ -110,13 +109,13 @@ class LimitsMiddleware(InRequest):
         if _around(request).get(VISIT) is visit:  # the middleware around the app ends and tells it
             self._charger.gate.learn(visit)
             return response
-        self._charger.end(visit, response.status_code, headers)
+        self._charger.end(visit, response.status_code, response.items())
         if visit.is_holding:
             response._resource_closers.append(lambda: self._charger.let_go(visit))
         if visit.decisions:
-            for name, value in lacking(headers, list(visit.headers().items())):
+            for name, value in lacking(response.headers, visit.headers()):
                 response.headers[name] = value
-            if request.headers.get("Origin") and (exposed := exposing(list(response.items()))):
+            if request.META.get("HTTP_ORIGIN") and (exposed := exposing(list(response.items()))):
                 response.headers[EXPOSE] = exposed
         return response
 
@@ -141,8 +140,7 @@ class LimitsMiddleware(InRequest):
         if not isinstance(store, SessionStore) or store.along is not None or cookie is None:
             return
         token = cookie.read(request.META.get("HTTP_COOKIE", ""))
-        own = room()
-        body, driver = own.operations.sessions, own.state
+        body, driver = self._room.operations.sessions, self._room.state
         store.along = visit.session = WebSession(body, driver, cookie, token, request.META)
 
     def _visit(self, request: HttpRequest) -> Visit:
@@ -315,25 +313,33 @@ _known = functools.lru_cache(4_096)(_limited)
 
 def _charge(args: Sequence[Any], declaration: Limited) -> HttpResponseBase | None:
     """Charge the request that a view is called with; on a method, it comes after `self`."""
-    given = [
-        getattr(one, "_request", one) for one in args[:2]
-    ]  # other people's requests hold Django's
-    request = next((one for one in given if isinstance(one, HttpRequest)), None)
-    middleware, _ = getattr(request, HERE, (None, None))
-    if request is None or middleware is None:
+    request = _request_in(args[:2])
+    here: tuple[LimitsMiddleware, Visit] | None = getattr(request, HERE, None)
+    if request is None or here is None:
         raise SettingsError(
             "a view is limited, and its request did not come through LimitsMiddleware: add "
             "stillroom.web.django.limits.LimitsMiddleware to MIDDLEWARE"
         )
-    found: HttpResponseBase | None = middleware.charge(request, [declaration])
-    return found
+    middleware, visit = here
+    if visit.has_charged(declaration):
+        return None
+    return middleware.charge(request, [declaration])
+
+
+def _request_in(args: Sequence[Any]) -> HttpRequest | None:
+    for one in args:
+        request = getattr(one, "_request", one)  # other people's requests hold Django's
+        if isinstance(request, HttpRequest):
+            return request
+    return None
 
 
 def _is_answered_by_django(request: HttpRequest, view: Any) -> bool:
     """Return whether this is a preflight that Django answers before any code of the app."""
     kind = getattr(view, "view_class", None)
-    is_default = getattr(kind, "options", None) is View.options
-    return is_default and is_preflight(request.method or "", request.headers.get)
+    if request.method != "OPTIONS" or getattr(kind, "options", None) is not View.options:
+        return False
+    return is_preflight(request.method, request.headers.get)
 
 
 @functools.lru_cache

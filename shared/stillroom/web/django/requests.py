@@ -15,6 +15,9 @@ from stillroom.web.django import room
 from stillroom.web.explain import NAME, explainer_of
 from stillroom.web.visit import RENDERING
 from stillroom.web.within import within
+from stillroom.wire import time_left
+
+WITHIN = "_stillroom_within"  # on a request: its budget, by which the first of our middlewares has begun it
 
 
 class InRequest(MiddlewareMixin):
@@ -24,23 +27,38 @@ class InRequest(MiddlewareMixin):
     """
 
     def __call__(self, request: HttpRequest) -> Any:
-        if self.async_mode:
-            return self.__acall__(request)
+        if self.async_mode or _is_within(request):
+            return super().__call__(request)
         own = room()
         if own.settings.explain_header:
             return self._explained(own, request)
         with within(own):
+            _begun(request)
             return super().__call__(request)
 
     async def __acall__(self, request: HttpRequest) -> Any:
+        if _is_within(request):
+            return await super().__acall__(request)
         own = room()
         told = _told(own, request) if own.settings.explain_header else nullcontext(_as_it_is)
         with within(own), told as tell:
+            _begun(request)
             return tell(await super().__acall__(request))
 
     def _explained(self, own: Stillroom, request: HttpRequest) -> Any:
         with within(own), _told(own, request) as tell:
+            _begun(request)
             return tell(super().__call__(request))
+
+
+def _is_within(request: HttpRequest) -> bool:
+    """Return whether a middleware of ours further out has begun this request, and it is not over."""
+    budget = getattr(request, WITHIN, None)
+    return budget is not None and budget is time_left()
+
+
+def _begun(request: HttpRequest) -> None:
+    setattr(request, WITHIN, time_left())
 
 
 @contextmanager
