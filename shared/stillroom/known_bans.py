@@ -17,6 +17,7 @@ from pathlib import Path
 from zlib import crc32
 
 from stillroom.keys import banned_in, without_home
+from stillroom.oldest import oldest
 from stillroom.subject import width_of
 
 log = logging.getLogger("stillroom.abuse")
@@ -144,7 +145,8 @@ class KnownBans:
             with suppress(ValueError):  # of a line that says something else
                 self.widths.update(filter(None, [width_of(banned_in(key))]))
         while len(self.until) > KNOWN:
-            self.until.pop(next(iter(self.until)), None)
+            for first in oldest(self.until, 1):
+                self.until.pop(first, None)
 
 
 def ban_file(given: Path | None, namespace: str, server: str) -> Path | None:

@@ -113,6 +113,42 @@ def test_a_handler_may_use_the_room_it_interrupts(own_server: EmbeddedServer, ev
         _interrupt(app, every)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("every", [0.0007, 0.003])
+def test_a_handler_may_use_the_room_while_redis_is_away(
+    own_server: EmbeddedServer, every: float
+) -> None:
+    """A handler that counts and loads interrupts the same in its own thread: nobody waits, and nothing is torn."""
+    own_server.kill()
+    # Room for a few values and logs: the oldest of them go all the time.
+    little = Settings(redis_url=own_server.url, away_limit=2_000, local_limits=20)
+    with Stillroom(little, dispatch=NoDispatch()) as app:
+        rounds = 0
+
+        def work(number: int) -> None:
+            subject = f"203.0.113.{number % 250}"
+            app.limits.refund(app.limits.reserve(subject, [AUTH]))
+            assert app.cache.get_or_set(f"k{number}", lambda: number, tags=["t"]) == number
+
+        def handler(*_: Any) -> None:
+            nonlocal rounds
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            rounds += 1
+            work(10_000 + rounds)
+            signal.setitimer(signal.ITIMER_REAL, every)
+
+        before = signal.signal(signal.SIGALRM, handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, every)
+            for number in range(10_000):
+                work(number)
+                if rounds > 1_000:
+                    break
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
 def _interrupt(app: Stillroom, every: float) -> None:
     wrong: list[Any] = []
     rounds = 0

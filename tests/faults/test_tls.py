@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import redis
 from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer, EmbeddedServerError, free_port
 from tests.support.celery_process import CeleryProcess, until
@@ -82,6 +83,22 @@ def opened(stack: ExitStack, face: str, url: str, **changes: Any) -> Any:
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
+
+
+def test_a_full_server_is_not_taken_for_one_without_tls(
+    server: TlsServer, stack: ExitStack, face: str
+) -> None:
+    """A server that has as many clients as it may cuts the handshake of TLS off, and the error says `closed`."""
+    with redis.Redis.from_url(server.url) as admin:
+        admin.ping()
+        before = admin.config_get("maxclients")["maxclients"]
+        admin.config_set("maxclients", len(admin.client_list()))
+        try:
+            room = opened(stack, face, server.tls_url(server.authority))
+            with pytest.raises(RedisUnavailable, match=r"\(closed\)"):
+                room.cache.invalidate("k")
+        finally:
+            admin.config_set("maxclients", before)
 
 
 def test_a_room_speaks_tls_with_an_authority_of_ones_own(

@@ -33,7 +33,7 @@ class Letters:
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call while this thread holds it
         self._kept: dict[
             tuple[str, str], float
         ] = {}  # task and reason → when it was kept, time.monotonic()

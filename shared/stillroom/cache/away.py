@@ -21,6 +21,7 @@ from stillroom.cache.glob import compile_glob
 from stillroom.cache.outbox import EVERYTHING
 from stillroom.codec import MISS
 from stillroom.keys import original
+from stillroom.oldest import oldest
 from stillroom.operation import Operation, Pause
 from stillroom.unsettled import is_unsettled
 from stillroom.wire import reset_after_fork
@@ -263,11 +264,13 @@ class Away:
         self.size += size
         for tag in packed.tags:
             self._tagged.setdefault(tag, set()).add(name)
-        while (oldest := next(iter(self._kept))) != name and self._has_to_go(oldest, now):
-            self._drop([oldest])
+        while (first := oldest(self._kept, 1)) != [name] and self._has_to_go(first, now):
+            self._drop(first)
 
-    def _has_to_go(self, name: bytes, now: float) -> bool:
-        return self.size > self._limit or self._kept[name].until < now
+    def _has_to_go(self, names: Sequence[bytes], now: float) -> bool:
+        """Return whether one of these values is over, or takes the room of newer ones."""
+        found = [kept for name in names if (kept := self._kept.get(name)) is not None]
+        return any(self.size > self._limit or kept.until < now for kept in found)
 
     def _drop(self, names: Iterable[bytes]) -> None:
         for name in names:
@@ -283,7 +286,7 @@ class Away:
         if names is not None:
             names.discard(name)
             if not names:
-                del self._tagged[tag]
+                self._tagged.pop(tag, None)
 
 
 def _alone(names: Sequence[bytes], load: Load, form: Form) -> Operation[dict[bytes, Any]]:

@@ -33,6 +33,7 @@ from stillroom.cache.sharing import is_frozen
 from stillroom.cache.template import PREFIX
 from stillroom.codec import MISS
 from stillroom.keys import Keys
+from stillroom.oldest import oldest
 from stillroom.operation import Operation
 from stillroom.scripts import near_join
 from stillroom.stats import Stats
@@ -167,7 +168,7 @@ class Store:
             self._copies[place] = copy
             self.bytes += copy.size
             self._name(copy, call)
-            while self.bytes > self._limit:
+            while self.bytes > self._limit and self._copies:
                 self._evict()
 
     def name(self, copy: Copy, call: tuple[Any, ...] | None) -> None:
@@ -219,7 +220,7 @@ class Store:
             copy.value = value
             copy.size += more
             self.bytes += more
-            while self.bytes > self._limit:
+            while self.bytes > self._limit and self._copies:
                 self._evict()
 
     def _name(self, copy: Copy, call: tuple[Any, ...] | None) -> None:
@@ -228,13 +229,13 @@ class Store:
             self._calls[call] = copy
 
     def _evict(self) -> None:
-        place, copy = next(iter(self._copies.items()))
-        if copy.is_used:
-            copy.is_used = False
-            self._copies[place] = self._copies.pop(place)
-        else:
-            self._drop(place)
-            self._stats.counts["near_evictions"] += 1
+        for place, copy in oldest(self._copies.items(), 1):
+            if not copy.is_used:
+                self._drop(place)
+                self._stats.counts["near_evictions"] += 1
+            elif self._copies.pop(place, None) is copy:
+                copy.is_used = False
+                self._copies[place] = copy
 
     def _drop(self, place: tuple[Near, bytes]) -> None:
         copy = self._copies.pop(place, None)

@@ -22,7 +22,7 @@ class BrokerHere:
     def __init__(self, settings: Settings) -> None:
         self._urls = settings.broker_url or settings.redis_url, settings.redis_url
         self._answer: bool | None = is_same_place(*self._urls)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call while this thread holds it
         self._thread: threading.Thread | None = None
 
     @property

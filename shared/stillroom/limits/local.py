@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Sequence
-from itertools import islice
+from contextlib import suppress
 from typing import NamedTuple
 
 from stillroom.keys import home_of
@@ -20,6 +20,7 @@ from stillroom.limits.decision import OK, PARTS, TOO_MANY, UNTOLD
 from stillroom.limits.limit import Limit
 from stillroom.limits.log import Charge, Entry, Hits, Log, Said
 from stillroom.limits.neighbours import LOOKED_AT, Neighbours
+from stillroom.oldest import oldest
 
 _US = 1_000_000
 
@@ -46,7 +47,7 @@ class LocalLimits:
 
     def reset(self) -> None:
         """Forget all counts: what a forked process inherits is its parent's to tell."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call while this thread holds it
         self.logs: OrderedDict[bytes, Log] = OrderedDict()  # with hits that Redis may not know of
         self._neighbours = Neighbours(self._most)
         self._settled: OrderedDict[bytes, Log] = OrderedDict()  # it knows all of theirs
@@ -120,7 +121,8 @@ class LocalLimits:
         """
         charges: list[Charge] = []
         with self._lock:
-            others = [key for key in islice(self.logs, most) if not home or home_of(key) == home]
+            some = oldest(self.logs, most)
+            others = [key for key in some if not home or home_of(key) == home]
             for key in dict.fromkeys([*keys, *others]):
                 log = self.logs.get(key)
                 if log is None or log.charging:
@@ -231,11 +233,13 @@ class LocalLimits:
 
     def _look_at_old(self, now: int) -> None:
         """Look at some of the oldest logs: expired ones are dropped and the others put last."""
-        for key in list(islice(self.logs, LOOKED_AT)):
-            if self.logs[key].is_over(now):
+        for key in oldest(self.logs, LOOKED_AT):
+            log = self.logs.get(key)
+            if log is None or log.is_over(now):
                 self._drop(key)
             else:
-                self.logs.move_to_end(key)
+                with suppress(KeyError):  # a handler that came just now has dropped it
+                    self.logs.move_to_end(key)
 
     def _keep(self, keys: Sequence[bytes], logs: Sequence[Log]) -> None:
         """Keep the logs, as far as there is room."""

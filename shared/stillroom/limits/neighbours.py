@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter, OrderedDict
+from contextlib import suppress
 from hashlib import blake2b
 from ipaddress import IPv6Address
-from itertools import islice
 
 from stillroom.limits.limit import Limit
 from stillroom.limits.log import Log
+from stillroom.oldest import oldest
 
 TOGETHER = 1_024  # logs of each width
 LOOKED_AT = 8  # old logs, for each new one that finds no room
@@ -70,11 +71,13 @@ def _of(logs: OrderedDict[bytes, Log], name: bytes, limit: Limit) -> Log:
 
 def _has_room(logs: OrderedDict[bytes, Log], now: int) -> bool:
     if len(logs) >= TOGETHER:
-        for name in list(islice(logs, LOOKED_AT)):
-            if logs[name].is_over(now):
-                del logs[name]
+        for name in oldest(logs, LOOKED_AT):
+            log = logs.get(name)
+            if log is None or log.is_over(now):
+                logs.pop(name, None)
             else:
-                logs.move_to_end(name)
+                with suppress(KeyError):  # a handler that came just now has dropped it
+                    logs.move_to_end(name)
     return len(logs) < TOGETHER
 
 

@@ -84,7 +84,7 @@ class Reports:
     def reset(self) -> None:
         """Begin without report and thread: a thread does not survive a fork."""
         self._held: Held | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call while this thread holds it
         self._thread: threading.Thread | None = None
 
     def newest(self) -> Held | None:

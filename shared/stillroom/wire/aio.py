@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.wire.aio_link import AsyncLink
 from stillroom.wire.breaker import Breaker
-from stillroom.wire.failure import unavailable
+from stillroom.wire.failure import is_turned_away, unavailable
 from stillroom.wire.idle import IdleTimeout, Lateness
 from stillroom.wire.outcome import PeerFailed, checked, judged, may_repeat
 from stillroom.wire.server import (
@@ -53,9 +53,11 @@ class _Pool:
         """Return a connection, and the deadline as the loop's own work has moved it."""
         while True:
             if not self._idle:
-                if self.open < self._settings.pool_size:
-                    return await self.open_link(deadline)
-                deadline = await self._await_idle(deadline)
+                has_room = self.open < self._settings.pool_size
+                if has_room and (opened := await self._open_link(deadline)):
+                    return opened
+                if not self._idle:  # one may have come back while the server turned another away
+                    deadline = await self._await_idle(deadline)
                 continue
             link = self._idle.pop()
             is_current = link.generation == self._server.generation
@@ -63,14 +65,17 @@ class _Pool:
                 return link, deadline
             self.drop(link)
 
-    async def open_link(self, deadline: float) -> tuple[AsyncLink, float]:
+    async def _open_link(self, deadline: float) -> tuple[AsyncLink, float] | None:
+        """Return a new connection; None if the server has no room for it, and this loop has others."""
         self.open += 1
         try:
             return await AsyncLink.open(self._server, deadline, self._lateness)
         except BaseException as error:
             self.open -= 1
-            self._wake_one()
             failure = unavailable(error)
+            if is_turned_away(failure) and self.open:
+                return None  # nobody is woken: there is no room for them either
+            self._wake_one()
             if failure is None:
                 raise
             self._server.doubt()
@@ -113,7 +118,7 @@ class _Pool:
             async with IdleTimeout(self._lateness, deadline) as wait:
                 await freed
         except TimeoutError:
-            busy = f"{self._settings.pool_size} connections are in use"
+            busy = f"{self.open} connections are in use"
             raise RedisUnavailable("pool", busy) from None
         return wait.deadline
 
@@ -155,6 +160,7 @@ class AsyncWire:
         self.server = server
         self._settings = server.settings
         self.for_threads = Wire(server)  # the prober's, and whoever has no event loop
+        self.for_threads.probed_in_vain.append(self._discard_idle)
         self.breaker: Breaker = self.for_threads.breaker
         self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[_Pool]] = (
             WeakKeyDictionary()
@@ -169,6 +175,13 @@ class AsyncWire:
             (loop, pool) for loop, ref in list(self._pools.items()) if (pool := ref()) is not None
         ]
         return sum(pool.open for loop, pool in pools if not loop.is_closed())
+
+    def _discard_idle(self) -> None:
+        """Have the idle connections of all event loops closed. Called by the prober, in its thread."""
+        for loop, ref in list(self._pools.items()):
+            if (pool := ref()) is not None:
+                with contextlib.suppress(RuntimeError):  # the loop has been closed
+                    loop.call_soon_threadsafe(pool.discard_idle)
 
     async def execute(
         self,
@@ -200,7 +213,7 @@ class AsyncWire:
                     if isinstance(error, TimeoutError) or once or not link.used:
                         raise
                     pool.leave(link)
-                    link, deadline = await pool.open_link(deadline)
+                    link, deadline = await pool.lease(deadline, check=False)
                     replies = await self._exchange(pool, link, packed, len(commands), deadline)
             pool.give_back(link)
             return checked(replies, self.breaker)
@@ -231,7 +244,7 @@ class AsyncWire:
             if not may_repeat(commands, failed.replies, idempotent=not once):
                 failed.is_in_doubt = True
                 raise failed
-            link, deadline = await pool.open_link(deadline)
+            link, deadline = await pool.lease(deadline, check=False)
             if timed:
                 replies = await self._exchange_timed(pool, link, commands, deadline)
             else:

@@ -12,6 +12,9 @@ import redis
 from stillroom.errors import RedisUnavailable
 from stillroom.wire.names import NameUnanswered
 
+# The other side accepted the connection and closed it, perhaps before TLS was agreed on.
+_CUT_OFF = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
 
 def unavailable(error: BaseException) -> RedisUnavailable | None:
     """Return an error of the socket or of redis-py as RedisUnavailable, or None if it is not Redis' fault."""
@@ -31,6 +34,9 @@ def _reason(error: BaseException, cause: OSError | None) -> tuple[str, str]:
         return "loading", ""
     if isinstance(cause, socket.gaierror):
         return "name", str(cause.strerror)
+    if isinstance(cause, _CUT_OFF):
+        number = None if isinstance(cause, ssl.SSLError) else cause.errno
+        return "closed", os.strerror(number) if number else "by the other side"
     if isinstance(cause, ssl.SSLError):
         return "tls", _of_tls(cause)
     if isinstance(cause, TimeoutError) or isinstance(error, redis.TimeoutError):
@@ -40,6 +46,14 @@ def _reason(error: BaseException, cause: OSError | None) -> tuple[str, str]:
     if isinstance(error, redis.RedisError | hiredis.HiredisError):
         return "protocol", str(error)
     return "closed", _without_address(error, cause)
+
+
+def is_turned_away(failure: RedisUnavailable | None) -> bool:
+    """Return whether a server has closed a new connection at once, as one does that has as many as it may.
+
+    That says nothing about the connections that it has. What it said before it closed may be lost.
+    """
+    return failure is not None and failure.reason == "closed"
 
 
 def _cause(error: BaseException) -> OSError | None:

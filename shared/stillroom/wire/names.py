@@ -35,7 +35,7 @@ class Lookup:
         self.is_done = threading.Event()
         self._addresses: Addresses = ()
         self._error: OSError | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call while this thread holds it
         self._told: list[Callable[[], object]] = []
 
     def run(self) -> None:

@@ -13,14 +13,14 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hiredis
 
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.wire.breaker import Breaker
-from stillroom.wire.failure import unavailable
+from stillroom.wire.failure import is_turned_away, unavailable
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.outcome import (
     PeerFailed,
@@ -222,6 +222,8 @@ class Wire:
         self._settings = server.settings
         self._patience = server.settings.command_timeout
         self.breaker = Breaker(self._settings, server.name, self.ping)
+        # Called where a probe fails: the server may be full of connections that nobody uses meanwhile.
+        self.probed_in_vain: list[Callable[[], object]] = [self._discard_idle]
         if server.watch is not None:
             server.watch.news.append(self.breaker.hurry)
         self.reset()
@@ -381,7 +383,10 @@ class Wire:
             self._drop(link)
 
     def _open_link(self, deadline: float) -> Link | None:
-        """Open a connection; return None if there are as many as allowed."""
+        """Open a connection, or wait for another one if the server takes no more of them.
+
+        Return None if there are as many as allowed.
+        """
         link = Link(self.server)
         with self._lock:
             if len(self._links) >= self._settings.pool_size:
@@ -391,13 +396,30 @@ class Wire:
             link.open(deadline)
         except Exception as error:
             self._drop(link)
-            self.server.doubt()
             failure = unavailable(error)
+            if is_turned_away(failure) and (other := self._await_let_in(deadline)):
+                return other
+            self.server.doubt()
             raise (error if failure is None else self.server.explain(failure)) from None
         except BaseException:
             self._drop(link)
             raise
         return link
+
+    def _await_let_in(self, deadline: float) -> Link | None:
+        """Return a connection that the server has let in, or None if it may have let in none.
+
+        Raises RedisUnavailable if those are in use for too long.
+        """
+        if not self._links:
+            return None
+        try:
+            return self._await_idle(deadline)
+        except RedisUnavailable:
+            with self._lock:
+                if any(link.used for link in self._links):
+                    raise
+        return None
 
     def _leave(self, link: Link) -> None:
         """Close this connection and all others to the same server, which is not the one to talk to."""
@@ -411,7 +433,7 @@ class Wire:
         try:
             return self._idle.get(timeout=max(0.0, min(left, self._settings.pool_timeout)))
         except queue.Empty:
-            busy = f"{self._settings.pool_size} connections are in use"
+            busy = f"{len(self._links)} connections are in use"
             raise RedisUnavailable("pool", busy) from None
 
     def _drop(self, link: Link) -> None:
@@ -436,6 +458,8 @@ class Wire:
             link.ping()
         except Exception as error:
             self.server.doubt()
+            for let_go in self.probed_in_vain:
+                let_go()
             failure = unavailable(error)
             raise (error if failure is None else self.server.explain(failure)) from None
         finally:

@@ -22,7 +22,7 @@ from stillroom.errors import SettingsError
 from stillroom.room import Stillroom
 from stillroom.settings import Settings
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may call while this thread holds it
 _rooms: dict[
     int, tuple[Any, Stillroom]
 ] = {}  # by the setting STILLROOM, for tests that override it
