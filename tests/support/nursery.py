@@ -99,11 +99,15 @@ def start_alone(
 
 
 def run(
-    arguments: Sequence[str], environment: Mapping[str, str], timeout: float = 60.0
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    folder: str | Path | None = None,
+    timeout: float = 60.0,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a program to its end; return what it wrote."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        child = start(arguments, environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        files = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
+        child = start(arguments, environment, folder=folder, **files)
         try:
             code = child.wait(timeout)
         finally:
@@ -111,6 +115,19 @@ def run(
         out.seek(0)
         err.seek(0)
         return subprocess.CompletedProcess([*arguments], code, out.read(), err.read())
+
+
+def run_text(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    folder: str | Path | None = None,
+    timeout: float = 60.0,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end; return the text it wrote."""
+    done = run(arguments, environment, folder, timeout)
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
 
 
 class Child:
