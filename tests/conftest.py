@@ -66,14 +66,22 @@ def is_left_out(item: pytest.Item, only: str | None, is_full: bool) -> bool:
 
     What depends on the server is the same for both faces, so the async one is tested on the embedded server alone.
     """
+    if item.get_closest_marker("full") is not None and not is_full:
+        return True
     callspec = getattr(item, "callspec", None)
     given = callspec.params if callspec else {}
     kind = given.get("shared_server", given.get("shared_cluster"))
     if kind is None or only is not None:
         return kind not in (None, only)
-    is_async = "async" in (given.get("room"), given.get("face"))
-    is_alike = is_async or item.get_closest_marker("any_server") is not None
+    is_alike = is_async(item) or item.get_closest_marker("any_server") is not None
     return bool(kind == "redis" and is_alike and not is_full)
+
+
+def is_async(item: pytest.Item) -> bool:
+    """Return whether a test runs with the async face."""
+    callspec = getattr(item, "callspec", None)
+    given = callspec.params if callspec else {}
+    return "async" in (given.get("room"), given.get("face"))
 
 
 # Files that take half a minute and more, the longest first: one that began last would be waited for alone. The two
