@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -95,10 +96,12 @@ LONGEST = [
     "tests/workers/test_guards.py",
     "tests/failover/test_sentinels.py",
     "tests/failover/test_proofs.py",
+    "tests/failover/test_workers.py",
     "tests/workers/test_neighbours.py",
+    "tests/web/test_recipes.py",
+    "tests/cli/test_commands.py",
     "tests/workers/test_start.py",
     "tests/faults/test_limit_outages.py",
-    "tests/cli/test_commands.py",
 ]
 
 
@@ -125,6 +128,12 @@ def pytest_report_header() -> list[str]:
         for program, tested in NEEDED.items()
         if shutil.which(program) is None
     ]
+
+
+def pytest_collection_finish() -> None:
+    """Keep thousands of tests out of each later garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
