@@ -40,6 +40,15 @@ def test_a_program_has_what_it_is_given_and_nothing_else(tmp_path: Path, encodin
     assert len({*told.values()}) == 1
 
 
+def test_a_fork_of_an_unbuffered_program_loses_nothing() -> None:
+    """Where PYTHONUNBUFFERED is set, what is printed is out before a fork ends without a word."""
+    forks = (
+        "import os\nprint('one')\nif os.fork() == 0:\n    print('two')\n    os._exit(0)\nos.wait()"
+    )
+    done = nursery.run(["-c", forks], os.environ | {"PYTHONUNBUFFERED": "1"})
+    assert done.stdout == b"one\ntwo\n"
+
+
 def test_it_has_imported_no_framework_that_an_app_may_do_without() -> None:
     """Modules that Stillroom looks for, to see what an app uses, are not there because of the nursery."""
     there = "import sys; print(*{'django.apps', 'flask', 'fastapi', 'pytest'} & {*sys.modules})"

@@ -45,6 +45,7 @@ from tests.support.crowd import PATIENT
 pytestmark = pytest.mark.filterwarnings("ignore:The `root_path` parameter")
 MANY = 1_000_000
 REQUESTS = {True: 1_500, False: 500}  # in full and in short
+REACHING = {True: 40, False: 20}  # so many spellings at least reach an endpoint
 # name → template, in the table's words
 TEMPLATES = {
     "login": "/login",
@@ -405,7 +406,7 @@ def test_whatever_reaches_an_endpoint_was_charged_its_limits(asking: Ask, is_ful
             reached_by.setdefault(reached, set()).add(path)
             assert reached in limits, (method, path)
     assert reached_by.keys() == LIMITS.keys(), "the fuzz reaches all endpoints"
-    assert sum(map(len, reached_by.values())) >= 40
+    assert sum(map(len, reached_by.values())) >= REACHING[is_full]
 
 
 @pytest.mark.long

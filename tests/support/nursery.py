@@ -19,6 +19,7 @@ import io
 import json
 import os
 import runpy
+import secrets
 import selectors
 import signal
 import socket
@@ -33,6 +34,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from weakref import finalize
+
+from stillroom import pepper
 
 ROOT = Path(__file__).parents[2]
 # Without stillroom_workers.app: the package makes its app when `celery -A stillroom_workers` asks for it.
@@ -287,6 +290,7 @@ def _be_born(order: Order, files: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(order.environment)
     os.chdir(order.folder)
+    pepper._stand_in = secrets.token_bytes(32)  # of each process its own: it was drawn on import
     encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         usual = getattr(sys, name)
@@ -297,14 +301,13 @@ def _be_born(order: Order, files: Sequence[int]) -> None:
 
 
 def _stream(number: int, encoding: str, errors: str) -> io.TextIOWrapper:
-    is_unbuffered = "PYTHONUNBUFFERED" in os.environ
-    raw = open(number, "wb" if number else "rb", closefd=False)  # noqa: SIM115  # for as long as it lives
+    is_unbuffered = number > 0 and "PYTHONUNBUFFERED" in os.environ
+    raw: Any = open(  # noqa: SIM115  # for as long as it lives
+        number, "wb" if number else "rb", buffering=0 if is_unbuffered else -1, closefd=False
+    )
+    is_by_line = number == 2 or raw.isatty()
     return io.TextIOWrapper(
-        raw,
-        encoding,
-        errors,
-        line_buffering=number == 2 or raw.isatty(),
-        write_through=is_unbuffered and number > 0,
+        raw, encoding, errors, line_buffering=is_by_line, write_through=is_unbuffered
     )
 
 
