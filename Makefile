@@ -8,7 +8,7 @@ export PYTHONPYCACHEPREFIX = $(abspath $(VENV))/.pycache
 unexport PYTHONDONTWRITEBYTECODE
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help demo test check docs spec bench load up lock image clean
+.PHONY: help demo test check lint types editor docs spec bench load up lock image clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,13 +22,19 @@ up: $(VENV)/.run  ## Worker, beat and Flower on this machine; Ctrl-C ends them
 test: $(VENV)/.dev  ## All tests, on all CPUs; ARGS="-n 0 -k name" for some of them
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: $(VENV)/.dev docs  ## Lint, format, types, layers, docs
+check: types docs editor lint  ## Lint, format, types, layers, docs; with -j 2 side by side
+
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing/public.py
+
+editor: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/lint-imports
 
 docs: $(VENV)/.dev  ## The documentation, with its reference from the code, into docs/_build/html; a broken link fails
 	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -66,14 +67,22 @@ def is_left_out(item: pytest.Item, only: str | None, is_full: bool) -> bool:
 
     What depends on the server is the same for both faces, so the async one is tested on the embedded server alone.
     """
+    if item.get_closest_marker("full") is not None and not is_full:
+        return True
     callspec = getattr(item, "callspec", None)
     given = callspec.params if callspec else {}
     kind = given.get("shared_server", given.get("shared_cluster"))
     if kind is None or only is not None:
         return kind not in (None, only)
-    is_async = "async" in (given.get("room"), given.get("face"))
-    is_alike = is_async or item.get_closest_marker("any_server") is not None
+    is_alike = is_async(item) or item.get_closest_marker("any_server") is not None
     return bool(kind == "redis" and is_alike and not is_full)
+
+
+def is_async(item: pytest.Item) -> bool:
+    """Return whether a test runs with the async face."""
+    callspec = getattr(item, "callspec", None)
+    given = callspec.params if callspec else {}
+    return "async" in (given.get("room"), given.get("face"))
 
 
 # Files that take half a minute and more, the longest first: one that began last would be waited for alone. The two
@@ -82,14 +91,24 @@ LONGEST = [
     "tests/explorer/test_state.py",
     "tests/races/test_near_history.py",
     "tests/explorer/test_cache.py",
-    "tests/cli/test_output.py",
+    "tests/failover/test_workers.py",
     "tests/races/test_history.py",
     "tests/workers/test_guards.py",
+    "tests/web/test_peer_suites.py",
     "tests/failover/test_sentinels.py",
     "tests/failover/test_proofs.py",
+    "tests/workers/test_hygiene.py",
+    "tests/properties/test_cache_machine.py",
+    "tests/properties/test_paths.py",
+    "tests/test_bench.py",
+    "tests/cli/test_output.py",
     "tests/workers/test_neighbours.py",
-    "tests/workers/test_start.py",
     "tests/faults/test_limit_outages.py",
+    "tests/faults/test_redis_killed.py",
+    "tests/stack/test_three_servers.py",
+    "tests/web/test_django_suite.py",
+    "tests/workers/test_idle.py",
+    "tests/workers/test_start.py",
     "tests/cli/test_commands.py",
 ]
 
@@ -117,6 +136,12 @@ def pytest_report_header() -> list[str]:
         for program, tested in NEEDED.items()
         if shutil.which(program) is None
     ]
+
+
+def pytest_collection_finish() -> None:
+    """Keep thousands of tests out of each later garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

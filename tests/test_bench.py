@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import doctest
 import json
-import subprocess
+import os
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -19,6 +19,7 @@ from bench.chart import Bar, Line
 from bench.harness import Contestant, Results, Spread, compete, counting, ready, ready_async
 from bench.page import traffic
 from bench.report import Promise, Section, Table
+from tests.support import nursery
 
 ROOT = Path(__file__).parent.parent
 
@@ -174,8 +175,8 @@ def test_only_a_thorough_run_is_kept_in_the_repository(
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_runs(part: str, tmp_path: Path) -> None:
     """Each part of the bench runs with few rounds; parts of missing packages are skipped."""
-    words = [sys.executable, "-m", "bench", part, "--level", "smoke", "--out", str(tmp_path)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    words = ["-m", "bench", part, "--level", "smoke", "--out", str(tmp_path)]
+    done = nursery.run_text(words, os.environ, ROOT, 300)
     assert done.returncode == 0, done.stdout + done.stderr
     known = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert known[part]["tables"]

@@ -24,6 +24,10 @@ PRIVATE = (
 )
 # The networks that wrap IPv4 addresses. Each stands for all of IPv4, so it is neither banned nor exempt.
 WRAPPINGS = ("::ffff:0:0/96", "64:ff9b::/96")
+# Read once: each room has two of these lists.
+_ALWAYS: list[tuple[Network, str]] = [
+    (ip_network(text), f"{text} is private") for text in PRIVATE + WRAPPINGS
+]
 
 
 class Exempt:
@@ -35,15 +39,14 @@ class Exempt:
         # The limiter knows a client of IPv6 by its network alone: a ban of less would do nothing.
         self._narrowest = max(v6_prefix, *BAN_PREFIXES)
         self._client_width = v6_prefix
-        named = {
-            "private": PRIVATE + WRAPPINGS,
-            "in STILLROOM_ABUSE_ALLOW": allowed,
-            "in STILLROOM_TRUSTED_PROXIES": proxies,
-        }
-        self._ranges: list[tuple[Network, str]] = [
-            (_read(text, where), f"{text} is {where}")
-            for where, texts in named.items()
-            for text in texts
+        named = {"STILLROOM_ABUSE_ALLOW": allowed, "STILLROOM_TRUSTED_PROXIES": proxies}
+        self._ranges = [
+            *_ALWAYS,
+            *(
+                (unwrapped_network(ip_network(text)), f"{text} is in {setting}")
+                for setting, texts in named.items()
+                for text in texts
+            ),
         ]
 
     def why(self, subject: str) -> str:
@@ -71,11 +74,6 @@ class Exempt:
     def range_of(self, network: Network) -> str:
         """Return the range that a network is in, or overlaps, and where it comes from; empty if there is none."""
         return next((why for exempt, why in self._ranges if _overlap(exempt, network)), "")
-
-
-def _read(text: str, where: str) -> Network:
-    network = ip_network(text)
-    return network if where == "private" else unwrapped_network(network)
 
 
 def _widened(network: Network, width: int) -> Network:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from stillroom.cli import app
 from stillroom.errors import SettingsDiffer, SettingsError
+from tests.support.crowd import PATIENT
 
 
 @pytest.fixture
@@ -17,6 +18,8 @@ def run(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that runs a command with these variables and returns what it prints."""
     monkeypatch.setenv("REDIS_URL", server.url)
     monkeypatch.setenv("COLUMNS", "120")
+    for name in ("connect_timeout", "command_timeout", "call_timeout", "pool_timeout"):
+        monkeypatch.setenv(f"STILLROOM_{name.upper()}", str(PATIENT[name]))
 
     def run(*arguments: str, **environment: str) -> str:
         result = CliRunner().invoke(app, ["agree", *arguments], env=environment)

@@ -12,7 +12,9 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,6 +22,7 @@ import pytest
 import stillroom
 from shop.demo.browser import Browser
 from stillroom.embedded import EmbeddedServer
+from tests.support import nursery
 from tests.support.celery_process import until
 
 STILLROOM = str(Path(sys.executable).with_name("stillroom"))
@@ -38,12 +41,19 @@ def children_of_nobody(before: set[int]) -> list[str]:
     ]
 
 
-@pytest.fixture
-def nothing_left() -> Iterator[None]:
-    """Check that no process of the test is alive afterwards."""
+@contextmanager
+def processes_end() -> Iterator[None]:
+    """Check that no process that was started in here is alive afterwards."""
     before = {p.pid for p in psutil.Process().children(recursive=True)}
     yield
     assert children_of_nobody(before) == []
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """Check that no process of the test is alive afterwards."""
+    with processes_end():
+        yield
 
 
 def tell(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -58,13 +68,20 @@ def tell(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def told() -> dict[str, subprocess.CompletedProcess[str]]:
+    """Run the demo on an embedded server, and with the wire on one that is there."""
+    with processes_end(), EmbeddedServer() as server:
+        return {"embedded": tell(), "REDIS_URL": tell("-v", REDIS_URL=server.url)}
+
+
 @pytest.mark.parametrize("where", ["embedded", "REDIS_URL"])
-def test_the_demo_tells_its_four_steps_and_ends(nothing_left: None, where: str) -> None:
+def test_the_demo_tells_its_four_steps_and_ends(told: Any, where: str) -> None:
     """The demo ends with exit code 0, and each step has a sentence, a line of code and what was seen."""
-    with EmbeddedServer() as server:
-        done = tell(**({"REDIS_URL": server.url} if where == "REDIS_URL" else {}))
+    done = told[where]
     assert done.returncode == 0, done.stdout + done.stderr
-    steps = re.findall(r"^\d\. (.+)\n   (.+?) +# (shop/\w+\.py):(\d+)\n   (.+)$", done.stdout, re.M)
+    text = re.sub(r"^ +# =>.*\n", "", done.stdout, flags=re.M)
+    steps = re.findall(r"^\d\. (.+)\n   (.+?) +# (shop/\w+\.py):(\d+)\n   (.+)$", text, re.M)
     assert len(steps) == 4
     for sentence, code, file, line, _ in steps:
         assert sentence.endswith(".")
@@ -79,9 +96,9 @@ def test_the_demo_tells_its_four_steps_and_ends(nothing_left: None, where: str) 
     assert where == "REDIS_URL" or "an embedded server" in done.stdout
 
 
-def test_the_demo_speaks_to_who_has_never_seen_redis(nothing_left: None) -> None:
+def test_the_demo_speaks_to_who_has_never_seen_redis(told: Any) -> None:
     """Without -v the demo prints no command of Redis; it draws time, and ends with what to do next."""
-    plain = tell().stdout
+    plain = told["embedded"].stdout
     assert "├──" in plain
     assert not re.search(r"# =>|EVALSHA|MGET", plain)
     _, _, after = plain.partition("What next:")
@@ -92,9 +109,9 @@ def test_the_demo_speaks_to_who_has_never_seen_redis(nothing_left: None) -> None
     assert [name for name in files if not (ROOT / name).exists()] == []
 
 
-def test_the_demo_prints_the_wire_where_it_is_asked_to(nothing_left: None) -> None:
+def test_the_demo_prints_the_wire_where_it_is_asked_to(told: Any) -> None:
     """With -v each step is followed by the commands that Redis was sent."""
-    said = tell("-v").stdout
+    said = told["REDIS_URL"].stdout
     for command in ("lease_load", "commit", "claim_refresh", "mark"):
         assert f"EVALSHA {command}" in said
     assert re.search(r"20\d x MGET", said)  # a refresh may ask as well
@@ -225,8 +242,7 @@ def test_docs_prints_the_pages(tmp_path: Path) -> None:
     """`stillroom docs` lists the pages, prints one, and knows one that is spelled alike."""
 
     def said(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [STILLROOM, "docs", *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        return nursery.run_text([STILLROOM, "docs", *words], os.environ)
 
     assert "(howto/tags.md)" in said().stdout
     assert said("howto/tags").stdout.startswith("# How to choose tags\n")

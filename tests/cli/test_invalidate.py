@@ -12,6 +12,7 @@ import pytest
 
 from stillroom import NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from tests.support import nursery
 from tests.support.crowd import PATIENT
 
 STILLROOM = str(Path(sys.executable).with_name("stillroom"))
@@ -27,14 +28,8 @@ def room(own_server: EmbeddedServer) -> Iterator[Stillroom]:
 
 
 def run(room: Stillroom, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [STILLROOM, "invalidate", *arguments],
-        env=os.environ | {"REDIS_URL": room.settings.redis_url},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = os.environ | {"REDIS_URL": room.settings.redis_url}
+    return nursery.run_text([STILLROOM, "invalidate", *arguments], environment)
 
 
 def test_a_tag_is_invalidated_and_with_wait_its_memory_is_freed(room: Stillroom) -> None:

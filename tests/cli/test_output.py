@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from stillroom.embedded import EmbeddedServer
+from tests.support import nursery
 from tests.unit.test_shown import HOSTILE
 
 pytestmark = pytest.mark.any_server
@@ -30,9 +31,10 @@ def run(server: EmbeddedServer) -> Run:
         *arguments: str, into: str = "", **environment: str
     ) -> subprocess.CompletedProcess[bytes]:
         words = [STILLROOM, *arguments]
-        if into:
-            words = ["sh", "-c", f'exec "$@" {into}', "sh", *words]
         variables = os.environ | {"REDIS_URL": server.url} | environment
+        if not into:
+            return nursery.run(words, variables)
+        words = ["sh", "-c", f'exec "$@" {into}', "sh", *words]
         return subprocess.run(words, env=variables, capture_output=True, timeout=60, check=False)
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,17 @@ from tests.support.entries import Recording
 shared_cluster, cluster = cluster_fixtures.shared_cluster, cluster_fixtures.cluster
 shared_single_server = cluster_fixtures.shared_single_server
 single_server = cluster_fixtures.single_server
+
+
+HERE = Path(__file__).parent
+OWN = {"test_shards.py", "test_unfit.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the suites of one server on one kind of cluster: without a cluster both kinds run them."""
+    for item in items:
+        if item.path.parent == HERE and item.path.name not in OWN:
+            item.add_marker(pytest.mark.any_server)
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ import pytest
 
 from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.operation import Once, Operation
+from stillroom.scripts import Text, clear, put
+from stillroom.wire.server import pack
 from tests.explorer.cache import SETTINGS, maker
 from tests.explorer.explorer import Broken, run, told
 from tests.explorer.world import Fate, World
@@ -114,6 +116,23 @@ def test_another_server_has_what_it_is_said_to_have(
     if left:
         assert 0 < world.ask("PTTL", "k") <= 5_000
     assert world.info != before
+
+
+def test_lost_scripts_are_missing_until_they_are_loaded(world: World) -> None:
+    """A server that has lost its scripts says so to each of them, until that one is loaded again."""
+    world.begin(1)
+    scripts = [clear.text, put.text]
+
+    def run(script: Text) -> str:
+        return str(world.execute(0, [pack([(b"EVALSHA", script.sha, b"0")])])[0])
+
+    assert not any("NOSCRIPT" in run(script) for script in scripts)
+    world.lose_scripts()
+    assert all("NOSCRIPT" in run(script) for script in scripts)
+    world.execute(0, [pack([(b"SCRIPT", b"LOAD", scripts[0].source)])])
+    assert ["NOSCRIPT" in run(script) for script in scripts] == [False, True]
+    world.begin(1)
+    assert not any("NOSCRIPT" in run(script) for script in scripts)
 
 
 def test_time_is_the_worlds(world: World) -> None:

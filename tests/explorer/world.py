@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum
+from hashlib import sha1
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from unittest.mock import patch
@@ -45,6 +46,7 @@ BEGAN_S = 1_000_000.0  # what time.monotonic() shows when a run begins
 SERVER_BEGAN_US = 1_800_000_000_000_000  # what the server's clock shows then
 COMMAND_S = 0.000_05  # what one command takes
 SOCKET = "socket"  # each server's, in its directory
+NO_SCRIPT = b"f" * 40  # the digest of no script
 STEPS_LIMIT = 20_000  # of one run: more is a call that never ends
 
 
@@ -181,13 +183,19 @@ class World:
         self._servers = servers
         self._lines = [_Line(server.directory / SOCKET) for server in servers]
         self._infos = [line.say([pack([("INFO", "server")])])[0] for line in self._lines]
+        self._loaded: set[bytes | str] = set()
         self.load_scripts()
         self.trace: list[str] | None = None  # the story of the run, if a caller wants it
         self.begin(0)
 
     def load_scripts(self) -> None:
         """Load all scripts as they are now: when a script is loaded must not depend on earlier runs."""
-        self._without_scripts = set(range(len(self._servers)))
+        loads = [
+            pack([("SCRIPT", "LOAD", BY_SHA[sha].source)]) for sha in BY_SHA.keys() - self._loaded
+        ]
+        for line in self._lines:
+            line.say(loads)
+        self._loaded |= BY_SHA.keys()
 
     def begin(self, seed: int) -> None:
         """Begin an empty world. What follows depends on the seed alone."""
@@ -206,9 +214,9 @@ class World:
         self._snapshot: list[tuple[bytes, int, bytes]] | None = None
         self._show()
         self._lines[0].say([pack([("FLUSHALL",)])])
-        for place in self._without_scripts:
-            self._lines[place].say([pack([("SCRIPT", "LOAD", t.source)]) for t in BY_SHA.values()])
-        self._without_scripts = set()
+        # The scripts that a server knows, or None if it has lost none. Those that it lost stay loaded, and are
+        # asked for by another digest: to load them all again would take as long as the rest of the run.
+        self._known: list[set[bytes] | None] = [None] * len(self._servers)
         if self.trace is not None:
             self.trace.clear()
 
@@ -438,13 +446,16 @@ class World:
         if self.trace is not None and commands:
             self.note(f"  {self.current.name if self.current else ''}: {_told(commands)}")
         self.tick()
+        known = self._known[place]
+        if known is not None:
+            commands = [_as_known(command, known) for command in commands]
         return self._lines[place].say(commands)
 
     def lose_scripts(self) -> None:
         """Make the server forget all of our scripts."""
         self.note("the scripts are lost")
-        self.ask("SCRIPT", "FLUSH")
-        self._without_scripts.add(self.place)
+        self.tick()
+        self._known[self.place] = set()
 
     def ask(self, *words: bytes | str) -> Any:
         """Send a command of the test's own at once: to look, or to let an accident happen."""
@@ -525,12 +536,27 @@ def _commands(packed: bytes) -> Iterator[bytes]:
         yield pack([tuple(words)])
 
 
+def _as_known(command: bytes, known: set[bytes]) -> bytes:
+    """Return the command as a server is sent it that knows these scripts only. One that it loads is known."""
+    match words := _words(command):
+        case [b"SCRIPT", b"LOAD", text]:
+            known.add(sha1(text, usedforsecurity=False).hexdigest().encode())
+        case [b"EVALSHA", sha, *_] if sha not in known:
+            return pack([(b"EVALSHA", NO_SCRIPT, *words[2:])])
+    return command
+
+
+def _words(command: bytes) -> list[bytes]:
+    reader = hiredis.Reader()
+    reader.feed(command)
+    words: list[bytes] = reader.gets()
+    return words
+
+
 def _told(commands: Sequence[bytes]) -> str:
     told = []
     for command in commands:
-        reader = hiredis.Reader()
-        reader.feed(command)
-        words = reader.gets()
+        words = _words(command)
         script = BY_SHA.get(words[1]) if words[0] == b"EVALSHA" else None
         name = f"{script.script.name}.lua" if script else words[0].decode()
         told.append(f"{name} {b' '.join(words[1 if not script else 3 :])[:150]!r}")

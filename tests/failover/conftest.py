@@ -11,6 +11,7 @@ import pytest
 from stillroom import NoDispatch, Settings
 from tests.conftest import SERVERS, binary_of
 from tests.support.faces import FACES, open_room
+from tests.support.healing import heal_once
 from tests.support.sentinels import Sentinels
 
 # Deadlines for a busy machine, and yet shorter than what a Sentinel waits before it gives a primary up.
@@ -32,7 +33,7 @@ def formed(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Se
 @pytest.fixture
 def sentinels(formed: Sentinels) -> Sentinels:
     """All of them well: what a test before this one broke has healed."""
-    formed.await_replicas()
+    heal_once(formed, formed.await_replicas)
     formed.client(formed.primary).flushall()
     return formed
 

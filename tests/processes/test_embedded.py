@@ -17,7 +17,7 @@ from stillroom import embedded
 from stillroom.embedded import EmbeddedServer, EmbeddedServerError
 from stillroom.errors import StillroomError
 from stillroom.leash import until
-from tests.support.processes import WITHIN, Program, all_gone, is_gone, our_children
+from tests.support.processes import WITHIN, OwnProgram, all_gone, is_gone, our_children
 
 REDIS = shutil.which("redis-server")
 
@@ -219,7 +219,7 @@ def test_it_dies_with_its_parent(last_act: str) -> None:
         print("pid", server.pid)
         time.sleep(60)
     """
-    with Program(source) as program:
+    with OwnProgram(source) as program:
         directory = Path(program.read_word("directory"))
         port, pid = int(program.read_word("port")), int(program.read_word("pid"))
         program.kill()
@@ -241,7 +241,7 @@ def test_ctrl_c_leaves_nothing() -> None:
     except KeyboardInterrupt:
         print("interrupted")
     """
-    with Program(source) as program:
+    with OwnProgram(source) as program:
         directory, pid = Path(program.read_word("directory")), int(program.read_word("pid"))
         program.ctrl_c()
         program.read_until("interrupted")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from stillroom.leash import Leashed
-from tests.support.processes import Program, all_gone, is_gone, our_children
+from tests.support.processes import OwnProgram, all_gone, is_gone, our_children
 
 SLEEP = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]
 
@@ -37,7 +37,7 @@ def leashed() -> Iterator[Leashed]:
 
 def test_it_dies_with_its_parent() -> None:
     """SIGKILL for the parent ends the child."""
-    with Program(PROGRAM + "print('pid', leashed.pid); time.sleep(60)") as parent:
+    with OwnProgram(PROGRAM + "print('pid', leashed.pid); time.sleep(60)") as parent:
         pid = int(parent.read_word("pid"))
         assert not is_gone(pid)
         parent.kill()
@@ -57,7 +57,7 @@ def test_it_dies_frozen_with_a_parent_that_dies_early() -> None:
     print("pid", leashed.pid)
     os.kill(os.getpid(), signal.SIGKILL)
     """
-    with Program(source) as parent:
+    with OwnProgram(source) as parent:
         assert all_gone(int(parent.read_word("pid")))
 
 
@@ -72,7 +72,7 @@ print("fork", fork)
 print("pid", leashed.pid)
 time.sleep(60)
 """
-    with Program(PROGRAM + fork) as parent:
+    with OwnProgram(PROGRAM + fork) as parent:
         fork_pid, pid = int(parent.read_word("fork")), int(parent.read_word("pid"))
         parent.kill()
         try:
@@ -84,7 +84,7 @@ time.sleep(60)
 
 def test_it_dies_with_a_parent_that_just_ends() -> None:
     """A parent that forgets its child and exits leaves nobody behind."""
-    with Program(PROGRAM + "print('pid', leashed.pid); os._exit(0)") as parent:
+    with OwnProgram(PROGRAM + "print('pid', leashed.pid); os._exit(0)") as parent:
         assert all_gone(int(parent.read_word("pid")))
 
 

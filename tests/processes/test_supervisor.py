@@ -15,7 +15,7 @@ import pytest
 from stillroom.cli.supervisor import LINE_LIMIT, Service, ServiceError, Supervisor
 from stillroom.errors import StillroomError
 from stillroom.leash import until
-from tests.support.processes import WITHIN, Program, all_gone, is_gone, our_children
+from tests.support.processes import WITHIN, OwnProgram, all_gone, is_gone, our_children
 
 POLITE = """
 import signal, sys, time
@@ -51,9 +51,9 @@ def python(name: str, source: str, stop_after: float = 10.0) -> Service:
     )
 
 
-def supervise(*services: str) -> Program:
+def supervise(*services: str) -> OwnProgram:
     """Return a program that runs the services, given as source: python('name', 'source', stop_after=1)."""
-    return Program(SUPERVISE.format(services=", ".join(services)))
+    return OwnProgram(SUPERVISE.format(services=", ".join(services)))
 
 
 def run(*services: Service) -> tuple[int, list[str]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +15,7 @@ import pytest
 
 from stillroom import AsyncStillroom, LoadFailed, LoadShed, NoDispatch, Settings, Stillroom
 from stillroom.cache.failures import Failures, as_json
+from tests.support import nursery
 from tests.support.crowd import PATIENT
 from tests.support.entries import age
 from tests.support.stepper import Stepper
@@ -175,10 +176,14 @@ def test_processes_share_a_failure(settings: Settings) -> None:
         {"redis_url": settings.redis_url, "namespace": settings.namespace, **PATIENT}
     )
     children = [
-        subprocess.Popen([sys.executable, "-c", PROCESS, given], stdout=subprocess.PIPE, text=True)
-        for _ in range(4)
+        nursery.start(["-c", PROCESS, given], os.environ, stdout=subprocess.PIPE) for _ in range(4)
     ]
-    results = [json.loads(child.communicate(timeout=60)[0]) for child in children]
+    results = []
+    for child in children:
+        assert child.stdout is not None
+        with child.stdout as told:
+            results.append(json.loads(told.read()))
+        child.wait(60)
     # Those that came while the first was loading have waited for it; a process may start much later than others.
     assert {name for name, _, _ in results} <= {"ConnectionError", "LoadFailed"}
     assert all(calls <= 1 for _, calls, _ in results)

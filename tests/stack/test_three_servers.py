@@ -15,6 +15,7 @@ from stillroom import NoDispatch, Settings, Stillroom
 from tests.conftest import SERVERS, binary_of
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
+from tests.support.healing import heal_once
 from tests.support.trio import MASTER, NAME, Trio, require_client
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ def formed(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Tr
 @pytest.fixture
 def trio(formed: Trio) -> Trio:
     """All of them well: what a test before this one broke is healed."""
-    formed.heal()
+    heal_once(formed, formed.heal)
     return formed
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from tests.conftest import is_async
 from tests.support import cluster_fixtures
 from tests.support.cluster import RedisCluster
 from tests.support.crowd import PATIENT
@@ -75,11 +76,23 @@ NOT_HERE = {
 NO_TESTS_HERE = {name: why for why, names in NOT_HERE.items() for name in names}
 
 
+# What a session may hold is decided before Redis is asked.
+KNOWN_ELSEWHERE = "test_session_bounds.py"
+# The files that run with both faces: together they send a cluster every kind of batch.
+BOTH_FACES = {
+    *("test_limits.py", "test_locks.py", "test_orders.py", "test_sessions.py"),
+    *("test_slots.py", "test_start.py"),
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests about one server. The others run on one kind of it: without a cluster both kinds run them."""
     for item in items:
         if item.path.parent == HERE:
             item.add_marker(pytest.mark.any_server)
+            name = item.path.name
+            if name == KNOWN_ELSEWHERE or (name not in BOTH_FACES and is_async(item)):
+                item.add_marker(pytest.mark.full)
         why = NO_TESTS_HERE.get(getattr(item, "originalname", item.name))
         if why and HERE in item.path.parents:
             item.add_marker(pytest.mark.skip(reason=f"on a cluster {why}"))

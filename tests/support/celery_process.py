@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.support import nursery
+
 
 def until(condition: Callable[[], Any], what: str, within: float = 15.0) -> Any:
     """Wait until the condition is true; fail with `what` at the deadline (seconds)."""
@@ -35,16 +37,15 @@ class CeleryProcess:
     ) -> None:
         self._log = log
         with log.open("ab") as out:
-            self.process = subprocess.Popen(
-                [*(self.program or (sys.executable, "-m", "celery", "-A", app)), *arguments],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env={
+            self.process = nursery.start(
+                [*(self.program or ("-m", "celery", "-A", app)), *arguments],
+                {
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
                     **environment,
                 },
-                process_group=0,
+                stdout=out,
+                stderr=subprocess.STDOUT,
             )
 
     @property

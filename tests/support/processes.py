@@ -14,6 +14,7 @@ from typing import Self
 import psutil
 
 from stillroom.leash import until
+from tests.support import nursery
 
 WITHIN = 10.0  # seconds a test waits for anything before it fails
 
@@ -21,14 +22,15 @@ WITHIN = 10.0  # seconds a test waits for anything before it fails
 class Program:
     """A Python program in a process group of its own; it is killed if it outlives its deadline."""
 
+    _start = staticmethod(nursery.start)
+
     def __init__(self, source: str, within: float = WITHIN) -> None:
         path = os.pathsep.join(filter(None, sys.path))
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(source)],
+        self.process = self._start(
+            ["-c", textwrap.dedent(source)],
+            {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
-            process_group=0,
         )
         assert self.process.stdout is not None
         self.stdout = self.process.stdout
@@ -75,6 +77,12 @@ class Program:
         self._deadline.join()
         self.kill()
         self.stdout.close()
+
+
+class OwnProgram(Program):
+    """A program that is started as any other, for tests of what starts and ends processes."""
+
+    _start = staticmethod(nursery.start_alone)
 
 
 def is_gone(pid: int) -> bool:

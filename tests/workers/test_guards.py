@@ -29,6 +29,7 @@ from kombu import Connection as StockConnection
 import redis
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers import guards
+from tests.support import nursery
 
 pytestmark = pytest.mark.long
 
@@ -136,13 +137,13 @@ class Process:
             "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]),
         }
         with self.log_file.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "probe", *arguments],
-                env={**os.environ, **settings, **env},
-                cwd=folder,
+            self._process = nursery.start(
+                ["-m", "celery", "-A", "probe", *arguments],
+                {**os.environ, **settings, **env},
+                folder=folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                new_session=True,
             )
 
     @property

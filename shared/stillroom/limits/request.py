@@ -52,6 +52,7 @@ QUIET = b"quiet"  # of Request.mode
 LOG_SLACK_MS = (
     1_000  # a log is kept longer than its name's longest window by this: see lua/lib/hits.lua
 )
+_EDGES = Networks(CLOUDFLARE)  # read once, not by each room
 _US = 1_000_000
 _WIDTH = re.compile(rb"([46])/(\d{1,3}) ")
 
@@ -193,7 +194,6 @@ class Requests:
         self._count = 0
         self._crowd = Crowd(CROWD // SAMPLED)
         self._unlimited = Networks(settings.exempt)
-        self._edges = Networks(CLOUDFLARE)
         self._suspected: set[str] = set()
         self.changes = Changes()
         self._plan = lru_cache(PLANS)(self._make_plan)
@@ -371,7 +371,7 @@ class Requests:
         if not self._exempt.has(subject):
             v6_widths = (prefix, *BAN_PREFIXES, SITE_PREFIX, *widths.v6)
             banned = prefixes_of(address, v6_widths, widths.v4)
-        if self._edges.has(subject):
+        if _EDGES.has(subject):
             why = f"{subject} is one of Cloudflare's proxies."
             todo = (
                 "STILLROOM_TRUSTED_PROXIES=cloudflare and STILLROOM_PROXY_HEADER=cf-connecting-ip"
