@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from stillroom import NoDispatch, Settings
+from stillroom import AUTH, Limit, NoDispatch, Settings
 from stillroom.cli import app
 from stillroom.embedded import EmbeddedServer
 from stillroom.health import rfc
 from stillroom.health.advice import SLOTS, advise
 from stillroom.health.metrics import exposition
 from stillroom.health.report import each_server
-from stillroom.keys import HOUSE
+from stillroom.keys import HOUSE, Keys
 from tests.support.cluster import RedisCluster
 from tests.support.crowd import PATIENT
 from tests.support.faces import FACES, open_room
@@ -159,3 +159,26 @@ def test_commands_show_each_node(
     home = cluster.owner(HOUSE)
     for node in cluster.nodes:
         assert node is home or f"redis.state@127.0.0.1:{node.port}" in said, said
+
+
+def test_one_node_with_the_wrong_rights_admits_no_login(room: Any, cluster: RedisCluster) -> None:
+    """A node that refuses its scripts is a mistake: strict limits there answer 503, and health says so at once."""
+    keys = Keys("stillroom", state_in_cluster=True)
+    home = cluster.owner(HOUSE)
+    wrong = next(node for node in cluster.nodes if node is not home)
+    by_user = Limit("by-user", 5, 300, by="user", away="strict")
+    ips = [f"198.51.100.{n}" for n in range(64)]
+    there = [ip for ip in ips if cluster.owner(keys.home("ip", ip)) is wrong]
+    elsewhere = [ip for ip in ips if ip not in there]
+    assert room.limits.check(elsewhere[0], [AUTH])
+    assert "degraded" not in {one.code for one in room.health.check().advice}
+    cluster.client(wrong).execute_command("ACL", "SETUSER", "default", "-evalsha")
+    statuses = [room.limits.check(there[0], [AUTH]).status for _ in range(10)]
+    assert statuses == [503] * 10
+    found = {one.code: one for one in room.health.check().advice}
+    assert "noperm" in found["degraded"].what
+    both = [
+        room.limits.check({"ip": there[1], "user": f"u{n}"}, [AUTH, by_user]) for n in range(10)
+    ]
+    assert not any(both)
+    assert room.limits.check(elsewhere[1], [AUTH])
