@@ -16,6 +16,7 @@ from stillroom.health.advice import SLOTS, advise
 from stillroom.health.metrics import exposition
 from stillroom.health.report import each_server
 from stillroom.keys import HOUSE, Keys
+from stillroom.web.status.tiles import tiles
 from tests.support.cluster import RedisCluster
 from tests.support.crowd import PATIENT
 from tests.support.faces import FACES, open_room
@@ -86,6 +87,7 @@ def test_a_node_that_is_away_is_a_finding_and_no_more(room: Any, cluster: RedisC
         f"{name}:connection away"
     ]
     assert report.status == "fail"
+    assert "state: 2 of 3 nodes answer" in [line for tile in tiles(report) for line in tile.facts]
     snapshot = room.health.snapshot()
     assert snapshot.error is None
     assert f"{name}:connection away" in snapshot.findings
