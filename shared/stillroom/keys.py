@@ -156,6 +156,9 @@ SHARDED_BY = {
     False: 32,
     True: SITE_PREFIX,
 }  # widths of the networks that have one shard, for IPv4 and IPv6
+IN_A_HOME = "{r[0-3][0-9a-f]}"  # a glob for the tags above
+OF_EACH_HOME = ("abuse", "bans")  # what each of these shards has one of
+OF_THE_BROKER = ("unacked", "binding_deadlines")  # kombu's keys, which are on no cluster
 KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 OTHER = b"%other"  # behind an entry's key: its other place. No escaped key ends so
 
@@ -408,6 +411,24 @@ def without_home(key: bytes) -> bytes:
     b'shop:{rl:ip:192.0.2.1}:!ban'
     """
     return key.replace(home, b"", 1) if b"}{" in key and (home := home_of(key)) else key
+
+
+def globs_on_a_cluster(glob: str) -> list[str]:
+    """Return the globs of the same keys where the state is on a cluster. `glob`: what follows the namespace.
+
+    >>> globs_on_a_cluster("orders*"), globs_on_a_cluster("{s00}:*")
+    (['{one}:orders*'], ['{s00}:*'])
+    >>> globs_on_a_cluster("{rl:*")
+    ['{one}{rl:*', '{r[0-3][0-9a-f]}{rl:*']
+    """
+    house = HOUSE.decode()
+    if glob.startswith("{rl:"):
+        return [house + glob, IN_A_HOME + glob]
+    if glob.startswith(("{", *OF_THE_BROKER)):
+        return [glob]
+    name = glob.removesuffix("*")
+    of_homes = [f"{IN_A_HOME}:{name}"] if name in OF_EACH_HOME else []
+    return [f"{house}:{glob}", *of_homes]
 
 
 @lru_cache(16)

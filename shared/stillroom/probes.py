@@ -53,6 +53,7 @@ def health_on(
             PauseProbe(keys),
         ],
         replicas=settings.replicas,
+        nodes=state.server.described if settings.state_cluster else tuple,
     )
     wanted = settings.replicas_of_cache
     of_cache = [

@@ -701,3 +701,14 @@ def test_counts_are_kept(room: Any) -> None:
     names = ("limit_checks", "limit_denials", "limit_cached")
     assert [counts[name] - before.get(name, 0) for name in names] == [8, 3, 2]
     assert "limit_degraded" not in counts
+
+
+def test_the_stream_of_events_keeps_as_many_as_python_says(
+    room: Any, client: Any, monkeypatch: Any
+) -> None:
+    """An event of a limit goes into a stream that is as long as the process says, whatever its key is called."""
+    keys = getattr(room, "inner", room)._limits_body._requests._keys
+    monkeypatch.setattr(keys, "events_kept", 100)
+    for n in range(250):
+        room.limits.check(IP, [Limit(f"nearly-{n}", 10, 60)], cost=9)
+    assert 100 <= client.xlen(room.keys.abuse) <= 200

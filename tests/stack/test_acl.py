@@ -219,10 +219,10 @@ def may(company: Company, user: str, command: str) -> bool:
 
 def test_a_right_that_is_missing_is_told_from_an_outage(company: Company) -> None:
     """An act that a role may not do is told as such, whether a command or a script was refused."""
-    with Stillroom(settings_of(company.server, company.folder, "worker")) as room:
+    with Stillroom(company.settings("worker")) as room:
         with pytest.raises(RedisUnavailable) as in_a_script:
             room.sessions.create("forged")
-    with Stillroom(settings_of(company.server, company.folder, "web")) as room:
+    with Stillroom(company.settings("web")) as room:
         with pytest.raises(RedisUnavailable) as in_a_command:
             room.state.run(room.dead_letters.add("message", "{}", "a lie"))
     assert in_a_script.value.lacks_right, in_a_script.value

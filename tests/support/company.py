@@ -17,13 +17,14 @@ from celery import Celery
 from typer.testing import CliRunner
 
 import redis
-from stillroom import API, AUTH, Limit, Stillroom
+from stillroom import API, AUTH, Limit, Settings, Stillroom
 from stillroom.acts import ACTS, act
 from stillroom.cli import app as command_line
 from stillroom.embedded import EmbeddedServer, free_port
 from stillroom_workers.schedule import SCHEDULE
 from tests.support import sessions as session_time
 from tests.support.celery_process import CeleryProcess, until
+from tests.support.cluster import RedisCluster
 from tests.support.entries import age
 from tests.support.roles import (
     Witness,
@@ -131,12 +132,23 @@ LOOKS = [
 
 
 class Company:
-    """The processes of all roles on one server."""
+    """The processes of all roles on one server; with a `cluster`, their state is there.
 
-    def __init__(self, server: EmbeddedServer, folder: Path, witness: Witness) -> None:
-        self.server, self.folder, self.witness = server, folder, witness
+    `client`: the test's own, which reads and writes all that there is.
+    """
+
+    def __init__(
+        self,
+        server: EmbeddedServer,
+        folder: Path,
+        client: Any,
+        witness: Any = None,
+        cluster: RedisCluster | None = None,
+    ) -> None:
+        self.server, self.folder = server, folder
+        self.witness, self.cluster = witness, cluster
         self.acl = folder / "users.acl"
-        self.admin = admin(server)
+        self.admin = client
         self.flower_port = free_port()
         self.rules = folder / "rules.toml"
         self.rules.write_text("[rules.credential_stuffing]\nshadow = false\n")
@@ -147,11 +159,15 @@ class Company:
     def environment(self, role: str) -> dict[str, str]:
         """Return the environment that the stack gives a process of this role."""
         broker = "producer" if role == "web" else role
-        return environment_of(self.server, self.folder, role, broker) | {
+        return environment_of(self.server, self.folder, role, broker, self.cluster) | {
             "STILLROOM_LOADERS": "shop",
             "STILLROOM_ABUSE_RULES": str(self.rules),
             "PYTHONPATH": os.pathsep.join([str(ROOT / "deploy"), *filter(None, sys.path)]),
         }
+
+    def settings(self, role: str, broker: str = "", **changes: Any) -> Settings:
+        """Return the settings of a room of this role in the test's process."""
+        return settings_of(self.server, self.folder, role, broker, self.cluster, **changes)
 
     @contextmanager
     def process(
@@ -185,33 +201,38 @@ class Company:
 
 @contextmanager
 def company_at_work(folder: Path, binary: str | None) -> Iterator[Company]:
-    """Let every role do its work at the same time before the block begins."""
+    """Let every role do its work at the same time, on one server, before the block begins."""
     with server_with_roles(folder, binary) as server, Witness(server) as witness:
-        company = Company(server, folder, witness)
-        with ExitStack() as at_work:
-            worker = at_work.enter_context(company.process("worker", *WORKER))
-            beat = ("beat", "-l", "INFO", "--pidfile=")
-            at_work.enter_context(company.process("beat", *beat, app="tests.support.quick_beat"))
-            worker.await_line(" ready.", 200)
-            _work_as_web(company)
-            _work_as_producer(company, worker)
-            _come_back_to_what_a_killed_worker_held(company, worker)
-            # Flower starts only now: it, too, gives back a killed worker's messages, and then the worker need not.
-            flower = ("flower", "--address=127.0.0.1", f"--port={company.flower_port}")
-            at_work.enter_context(company.process("flower", *flower))
-            _work_as_flower(company)
-            for role in ("web", "worker"):  # people type them in the container of either
-                for words in COMMANDS:
-                    company.command(role, *words)
-            _use_dead_letters(company)
-            _operate(company)
-            _look(company)
+        company = Company(server, folder, admin(server), witness)
+        do_all_work(company)
         yield company  # all have ended: what a role says in its last moments was heard too
+
+
+def do_all_work(company: Company) -> None:
+    """Start the processes of every role, have each act done once, and end them."""
+    with ExitStack() as at_work:
+        worker = at_work.enter_context(company.process("worker", *WORKER))
+        beat = ("beat", "-l", "INFO", "--pidfile=")
+        at_work.enter_context(company.process("beat", *beat, app="tests.support.quick_beat"))
+        worker.await_line(" ready.", 200)
+        _work_as_web(company)
+        _work_as_producer(company, worker)
+        _come_back_to_what_a_killed_worker_held(company, worker)
+        # Flower starts only now: it, too, gives back a killed worker's messages, and then the worker need not.
+        flower = ("flower", "--address=127.0.0.1", f"--port={company.flower_port}")
+        at_work.enter_context(company.process("flower", *flower))
+        _work_as_flower(company)
+        for role in ("web", "worker"):  # people type them in the container of either
+            for words in COMMANDS:
+                company.command(role, *words)
+        _use_dead_letters(company)
+        _operate(company)
+        _look(company)
 
 
 def _work_as_web(company: Company) -> None:
     """Work as an app's process: every operation, and a stale value that a worker loads again."""
-    settings = settings_of(company.server, company.folder, "web", "producer", marks_limit=100)
+    settings = company.settings("web", "producer", marks_limit=100)
     with Stillroom(settings) as room, Stillroom(settings) as late:
         options: Any = {"ttl": 60, "swr": 600, "tags": ["product:{id}"], "name": "product"}
         load = room.cache.cached("product:{id}", **options)(_load_here)
@@ -363,7 +384,7 @@ def _use_health(room: Any, admin: Any) -> None:
 
 def _work_as_producer(company: Company, worker: CeleryProcess) -> None:
     """Work as any Celery client: every task by its name, and an element that no worker can make a task of."""
-    broker = settings_of(company.server, company.folder, "producer").broker
+    broker = company.settings("producer").broker
     with Celery(broker=broker, set_as_current=False) as stranger:
         for name, message in MESSAGES.items():
             queue = "stillroom.refresh" if "refresh" in name else "stillroom.maintenance"
@@ -394,7 +415,7 @@ def _use_dead_letters(company: Company) -> None:
 
 def _operate(company: Company) -> None:
     """Do all that an operator can do on the page, which is served with the rights of `web`."""
-    settings = settings_of(company.server, company.folder, "web", "producer")
+    settings = company.settings("web", "producer")
     body = json.dumps(
         {"task": "stillroom.trim_marks", "queue": "stillroom.maintenance", "args": [], "kwargs": {}}
     )

@@ -18,6 +18,7 @@ import redis
 from stillroom import Settings
 from stillroom.cli.credentials import users, write_secrets
 from stillroom.embedded import EmbeddedServer
+from tests.support.cluster import RedisCluster
 from tests.support.crowd import PATIENT
 
 ADMIN = "admin"  # the test's own user: moves time, listens, judges
@@ -59,27 +60,71 @@ def url_of(server: EmbeddedServer, role: str) -> str:
 
 
 def environment_of(
-    server: EmbeddedServer, folder: Path, role: str, broker: str = ""
+    server: EmbeddedServer,
+    folder: Path,
+    role: str,
+    broker: str = "",
+    cluster: RedisCluster | None = None,
 ) -> dict[str, str]:
-    """Return the environment that the stack gives a process of this role."""
+    """Return the environment that the stack gives a process of this role. `cluster`: where the state is on one."""
     patience = {f"STILLROOM_{name.upper()}": str(value) for name, value in PATIENT.items()}
+    places = {} if cluster is None else on_cluster(server, cluster, role)
+    names = {"redis_url": "REDIS_URL"}
     return patience | {
         "REDIS_URL": url_of(server, role),
         "REDIS_PASSWORD_FILE": str(folder / f"{role}_password"),
         "STILLROOM_BROKER_URL": url_of(server, broker or role),
+        **{names.get(n, f"STILLROOM_{n.upper()}"): str(value) for n, value in places.items()},
+    }
+
+
+def on_cluster(server: EmbeddedServer, cluster: RedisCluster, role: str) -> dict[str, Any]:
+    """Return the settings of a role whose state is on the cluster, and whose cache is on the server."""
+    return {
+        "redis_url": url_of(cluster.nodes[0], role),
+        "cache_url": url_of(server, role),
+        "state_cluster": True,
     }
 
 
 def settings_of(
-    server: EmbeddedServer, folder: Path, role: str, broker: str = "", **changes: Any
+    server: EmbeddedServer,
+    folder: Path,
+    role: str,
+    broker: str = "",
+    cluster: RedisCluster | None = None,
+    **changes: Any,
 ) -> Settings:
     """Return the settings of a room of this role in the test's process."""
+    places = {} if cluster is None else on_cluster(server, cluster, role)
     given = {
         "redis_url": url_of(server, role),
         "broker_url": url_of(server, broker or role),
         "redis_password": (folder / f"{role}_password").read_text(),
     }
-    return Settings(**PATIENT | given | changes)
+    return Settings(**PATIENT | given | places | changes)
+
+
+def load_roles(folder: Path, node: EmbeddedServer) -> None:
+    """Give a node that runs the users of an aclfile; its own default user stays for the test."""
+    with redis.Redis.from_url(node.url) as client:
+        for line in (folder / "users.acl").read_text().splitlines():
+            _, name, *rules = line.split(" ")
+            if name != "default":
+                client.execute_command("ACL", "SETUSER", name, *_selectors_whole(rules))
+
+
+def _selectors_whole(words: list[str]) -> Iterator[str]:
+    """Yield rules, each selector in its brackets as one: ACL SETUSER takes it as one argument."""
+    selector: list[str] = []
+    for word in words:
+        if word.startswith("(") or selector:
+            selector.append(word)
+            if word.endswith(")"):
+                yield " ".join(selector)
+                selector = []
+        else:
+            yield word
 
 
 def admin(server: EmbeddedServer) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from redis.cluster import RedisCluster
 
-from stillroom.keys import Keys, banned_in
+from stillroom.keys import OF_THE_BROKER, Keys, banned_in, globs_on_a_cluster
 
+_NOT_STATE = re.compile(rf"stillroom:(\{{\d|{'|'.join(OF_THE_BROKER)})")
 KEYS = Keys("stillroom", state_in_cluster=True)
 STREAMS = [KEYS.abuse_at(home) for home in KEYS.homes]
 
@@ -122,6 +124,26 @@ class SpreadClient(RedisCluster):  # type: ignore[misc]  # redis-py's has no typ
             for key in _everywhere(name):
                 super().delete(key)
         return super().delete(*names)
+
+
+class ClientOfAll:
+    """One client of a cluster that has the state, and of the server that has the cache and the queues.
+
+    It takes the names that keys have where one server has them all.
+    """
+
+    def __init__(self, state: SpreadClient, others: Any) -> None:
+        self._state, self._others = state, others
+
+    def __getattr__(self, command: str) -> Any:
+        def call(*args: Any, **how: Any) -> Any:
+            key = _text(args[0]) if args else ""
+            if not key.startswith("stillroom:") or _NOT_STATE.match(key):
+                return getattr(self._others, command)(*args, **how)
+            (glob, *_) = globs_on_a_cluster(key.removeprefix("stillroom:"))
+            return getattr(self._state, command)(f"stillroom:{glob}", *args[1:], **how)
+
+        return call
 
 
 def _everywhere(name: Any) -> list[bytes]:

@@ -22,11 +22,14 @@ import typer
 from stillroom.cli import secret_files
 from stillroom.cli.tables import AsJson, print_json
 from stillroom.errors import StillroomError
+from stillroom.keys import globs_on_a_cluster
 from stillroom.settings import Settings
 from stillroom.shown import shown
 
 USERS, SENTINELS = (files("stillroom") / "cli" / name for name in ("users.acl", "sentinels.acl"))
 ROLE = re.compile(r"#<(\w+)>")
+KEYS_OF_A_ROLE = re.compile(r"(%R~|~)<ns>:([^\s)]+)")
+ON_A_CLUSTER = re.compile(r" <on a cluster: ([^>]*)>")
 PEPPERS, TOKEN = "session_peppers", "health_token"
 FLOWER = "flower_config"
 RING = 3  # peppers kept: as many rotations as a session may outlive
@@ -81,7 +84,7 @@ def write_secrets(
         if not (folder / name).exists():
             _write(folder / name, _new(name))
     for rules in (USERS, SENTINELS):
-        _write(folder / rules.name, acl_file(folder, rules, Settings().namespace))
+        _write(folder / rules.name, acl_file(folder, rules, Settings()))
     made = sorted(path.name for path in folder.iterdir())
     said = shown(f"{folder}: {', '.join(made)}")
     print_json({"folder": str(folder), "files": made}) if as_json else typer.echo(said)
@@ -105,11 +108,18 @@ def roles(rules: Traversable = USERS) -> list[str]:
     return sorted(set(ROLE.findall(_lines(rules))))
 
 
-def acl_file(folder: Path, rules: Traversable, namespace: str) -> str:
-    """Return the aclfile for the passwords in a folder."""
-    return ROLE.sub(lambda match: _hashes(folder, match[1]), _lines(rules)).replace(
-        "<ns>", namespace
-    )
+def acl_file(folder: Path, rules: Traversable, settings: Settings) -> str:
+    """Return the aclfile for the passwords in a folder, and for the servers that the settings lead to."""
+    text = ROLE.sub(lambda match: _hashes(folder, match[1]), _lines(rules))
+    text = ON_A_CLUSTER.sub(r" \1" if settings.cluster or settings.state_cluster else "", text)
+    if settings.state_cluster:
+        text = KEYS_OF_A_ROLE.sub(_spread, text)
+    return text.replace("<ns>", settings.namespace)
+
+
+def _spread(match: re.Match[str]) -> str:
+    """Return a rule's keys as they are on a cluster."""
+    return " ".join(f"{match[1]}<ns>:{glob}" for glob in globs_on_a_cluster(match[2]))
 
 
 def _lines(rules: Traversable) -> str:

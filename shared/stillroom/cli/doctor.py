@@ -15,7 +15,7 @@ from stillroom.dispatch import NoDispatch
 from stillroom.errors import MISCONFIGURED, RedisUnavailable
 from stillroom.health import Advice, Report
 from stillroom.health.advice import WHY
-from stillroom.health.report import Replication, Server, Status, worst
+from stillroom.health.report import Replication, Server, Status, each_server, worst
 from stillroom.limits import Limit
 from stillroom.room import Stillroom
 from stillroom.settings import Settings, redact
@@ -71,7 +71,9 @@ def examined(room: Stillroom) -> Iterator[Line]:
             ]
             told += advice
             yield from _judged(f"{server.name} {part}", advice, sentence)
-        yield from _beyond_advice(server)
+        for one in each_server([server]):
+            yield from _beyond_advice(one)
+        yield from _nodes(server)
         wire = room.state_wire if "state" in server.roles else room.wire
         yield from _sentinels(server.name, wire.server.watch)
         if server.connection.is_up:
@@ -114,6 +116,20 @@ def _of_server(server: Server) -> Iterator[tuple[str, str]]:
     yield "operations", f"{number(info.operations.slowlog)} commands in the slowlog, no new ones"
     yield "persistence", "the last writes to disk went well"
     yield "replication", _replication(server.replication)
+
+
+def _nodes(server: Server) -> Iterator[Line]:
+    """Yield a line for each node of a cluster that answers. A node that does not is among the advice."""
+    for node in server.nodes:
+        info = node.redis
+        if info is None:
+            continue
+        told = [f"a {'primary' if info.role == 'master' else info.role or 'node'}"]
+        told += [] if node.slots is None else [f"{number(node.slots)} slots"]
+        told += [f"{size(info.memory.used)}", f"{number(info.clients.connected)} clients"]
+        told += [f"{number(info.operations.per_s)} operations/s"]
+        told += [] if node.ahead_s is None else [f"its clock {node.ahead_s * 1000:+.0f} ms"]
+        yield Line("pass", node.name, ", ".join(told))
 
 
 def _beyond_advice(server: Server) -> Iterator[Line]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from rich.text import Text
 from stillroom.cli.tables import Table
 from stillroom.dispatch import NoDispatch
 from stillroom.health import Advice, Report
-from stillroom.health.report import Server
+from stillroom.health.report import Server, each_server
 from stillroom.room import Stillroom
 from stillroom.shown import shown as plain
 
@@ -82,13 +82,13 @@ def shown(report: Report) -> RenderableType:
     status = Text(report.status.upper(), style=f"bold {COLOURS[report.status]}")
     return Group(
         Text.assemble(status, f"  at {at} UTC, in {report.took_ms or 0:.0f} ms"),
-        _servers(report.servers),
+        _servers(list(each_server(report.servers))),
         _services(report),
         *_advice(report.advice),
     )
 
 
-def _servers(servers: tuple[Server, ...]) -> Table:
+def _servers(servers: Sequence[Server]) -> Table:
     columns = ("server", "answers", "version", "role", "memory", "clients", "ops/s", "evicted/s")
     table = Table(*columns, box=None, pad_edge=False)
     for server in servers:

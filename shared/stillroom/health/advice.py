@@ -17,6 +17,7 @@ from stillroom.health.report import (
     Server,
     Severity,
     Status,
+    each_server,
     worst,
 )
 
@@ -26,6 +27,8 @@ WASTE_LEAST = 10 * MIB
 USED_LEAST = 5 * MIB
 LOOKUPS_LEAST = 1_000  # a minute's ratio of fewer says nothing
 BEAT_EVERY_S = 60.0
+SLOTS = 16_384  # of a Redis Cluster
+CLOCKS_APART_S = 1.0
 NAMED = 5  # loaders or limits in a sentence, the worst ones
 
 Value = tuple[str, float | None]  # component, what is measured there
@@ -55,7 +58,7 @@ class Rule(NamedTuple):
 def advise(measures: Measures) -> list[Advice]:
     """Return the findings, the worst first."""
     found = [*_connections(measures), *_said_no(measures), *_policies(measures), *_old(measures)]
-    found += [*_not_kept(measures), *_paused(measures)]
+    found += [*_not_kept(measures), *_paused(measures), *_slots(measures), *_clocks(measures)]
     found += [advice for rule in RULES for advice in _applied(rule, measures)]
     return sorted(found, key=lambda advice: advice.severity != "fail")
 
@@ -132,8 +135,10 @@ WHY: dict[str, str] = {
 
 
 def _connections(measures: Measures) -> Iterator[Advice]:
-    for server in measures.servers:
-        if not server.connection.is_up:
+    for server in each_server(measures.servers):
+        is_node = "@" in server.name
+        # A check that waited for one node in vain had no time left for the next one, which may be well.
+        if not server.connection.is_up and not (is_node and server.connection.error == "budget"):
             reason = server.connection.error or "unknown"
             yield Advice(
                 code="away",
@@ -145,11 +150,43 @@ def _connections(measures: Measures) -> Iterator[Advice]:
             )
 
 
+def _slots(measures: Measures) -> Iterator[Advice]:
+    for server in measures.servers:
+        if server.slots is not None and server.slots < SLOTS:
+            yield Advice(
+                code="slots",
+                severity="fail",
+                component=f"{server.name}:slots",
+                what=f"{SLOTS - server.slots:,} of {SLOTS:,} slots have no node: what is in them is away.",
+                good="Each slot has a node.",
+                todo="`redis-cli --cluster check` says which; `--cluster fix` gives them to a node.",
+            )
+
+
+def _clocks(measures: Measures) -> Iterator[Advice]:
+    for server in measures.servers:
+        known = {one.name: one.ahead_s for one in server.nodes if one.ahead_s is not None}
+        if len(known) < 2:
+            continue
+        first, last = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+        apart_s = known[last] - known[first]
+        if apart_s >= CLOCKS_APART_S:
+            yield Advice(
+                code="clocks",
+                severity="warn",
+                component=f"{server.name}:clocks",
+                what=f"The clocks of {_address(last)} and {_address(first)} are {apart_s:.1f} s apart.",
+                good="Less than a second: a key that moves to another node takes its times along.",
+                todo="Run NTP on the nodes.",
+            )
+
+
 def _said_no(measures: Measures) -> Iterator[Advice]:
     """Warn of a server that is up and refused some commands."""
-    for server in measures.servers:
+    for server in each_server(measures.servers):
         error = server.connection.error
-        if server.connection.is_up and error is not None:
+        is_told = any(not node.connection.is_up for node in server.nodes)  # it has a finding
+        if server.connection.is_up and error is not None and not (is_told and error not in NO):
             blind = "" if server.redis else " Without INFO its memory and load are unknown."
             yield Advice(
                 code="rights" if error == "noperm" else "refused",
@@ -162,7 +199,7 @@ def _said_no(measures: Measures) -> Iterator[Advice]:
 
 
 def _policies(measures: Measures) -> Iterator[Advice]:
-    for server in measures.servers:
+    for server in each_server(measures.servers):
         memory = server.redis.memory if server.redis else None
         if memory is None or memory.policy is None:
             continue
@@ -185,7 +222,7 @@ def _policies(measures: Measures) -> Iterator[Advice]:
 
 
 def _old(measures: Measures) -> Iterator[Advice]:
-    for server in measures.servers:
+    for server in each_server(measures.servers):
         info = server.redis
         if info is None or info.version is None:
             continue
@@ -240,9 +277,14 @@ def _policy(server: Server, severity: Severity, what: str, good: str, todo: str)
 
 
 def _called(server: Server) -> str:
-    return {"redis": "Redis", "redis.cache": "The cache's Redis"}.get(
-        server.name, "The state's Redis"
-    )
+    name, address = server.name.partition("@")[0], _address(server.name)
+    whose = {"redis": "Redis", "redis.cache": "The cache's Redis"}.get(name, "The state's Redis")
+    return f"{whose} at {address}" if address else whose
+
+
+def _address(name: str) -> str:
+    """Return the address in the name of a cluster's node; empty for another server's."""
+    return name.partition("@")[2]
 
 
 NO = {
@@ -259,7 +301,7 @@ def _of_servers(
     """Yield the findings for each server, or for each that has one of these roles first."""
 
     def values(measures: Measures) -> Iterator[Value]:
-        for server in measures.servers:
+        for server in each_server(measures.servers):
             if server.redis is not None and (not roles or server.roles[-1] in roles):
                 yield f"{server.name}:{part}", measure(server.redis)
 
@@ -272,7 +314,7 @@ def _of_replication(
     """Yield the findings about each server's replicas."""
 
     def values(measures: Measures) -> Iterator[Value]:
-        for server in measures.servers:
+        for server in each_server(measures.servers):
             yield f"{server.name}:{part}", measure(server.replication)
 
     return values

@@ -25,6 +25,7 @@ from stillroom.health.report import (
     RedisInfo,
     Report,
     Role,
+    Server,
     SessionStats,
     Snapshot,
     System,
@@ -48,9 +49,11 @@ from stillroom.health.source import (
     added,
     ask,
     ask_counts,
+    ask_node,
     attempt,
     counts_in,
     due_counts,
+    nodes_of_shards,
 )
 from stillroom.health.system import SystemWatch
 from stillroom.health.webhook import Webhook
@@ -111,14 +114,29 @@ class HealthBody:
             (b"XREVRANGE", self._keys.health, b"+", b"-", b"COUNT", b"1"),
             (b"HGETALL", self._keys.health_open),
         ]
-        with Budget(self.settings.health_timeout):
+        # The batch goes to several nodes of a cluster. The time to describe each of them is kept apart from it.
+        timeout, shares = self.settings.health_timeout, 2 if self.settings.state_cluster else 1
+        with Budget(timeout / shares):
             answers: list[Answers] = yield On(
                 [(n, ask(source, () if n else kept)) for n, source in enumerate(self._sources)]
             )
+        nodes: list[Server] = []
+        if self.settings.state_cluster:
+            with Budget(timeout / shares):
+                nodes = yield from self._nodes()
         newest, open_findings = answers[0].rest
         system = yield Call(self._system.look)  # a disk that hangs must not hold up an event loop
-        measures = with_rates(_measured(answers, system), next(iter(unpacked(newest or ())), None))
+        measures = with_rates(
+            _measured(answers, nodes, system), next(iter(unpacked(newest or ())), None)
+        )
         return self._report(measures, answers, counts_in(open_findings) or {}, started)
+
+    def _nodes(self) -> Operation[list[Server]]:
+        """Ask each node of the state's cluster, those last that did not answer before: the others need not wait."""
+        state = self._sources[0]
+        places = sorted(state.nodes(), key=lambda node: node.breaker.streak > 0)
+        found: list[Server] = yield On([(0, ask_node(state, place)) for place in places])
+        return sorted(found, key=lambda server: server.name)
 
     def _report(
         self, measures: Measures, answers: Sequence[Answers], since_ms: Counts, started: float
@@ -272,8 +290,18 @@ class HealthBody:
         yield from attempt([task_ticked([self._keys.ticks], task, TICKS_KEPT_MS)])
 
 
-def _measured(answers: Sequence[Answers], system: System | None) -> Measures:
+def _measured(
+    answers: Sequence[Answers], nodes: Sequence[Server], system: System | None
+) -> Measures:
     servers = {answer.server.name: answer.server for answer in reversed(answers)}
+    state = answers[0].server
+    if nodes:
+        slots = sum(node.slots or 0 for node in nodes)
+        told = {"nodes": tuple(nodes), "slots": slots}
+        servers[state.name] = state.model_copy(update=told)
+    if shards := nodes_of_shards(answers[1:]):
+        cache = servers[answers[1].server.name]
+        servers[cache.name] = cache.model_copy(update={"nodes": shards})
     return Measures(
         time=time.time(),
         servers=tuple(sorted(servers.values(), key=lambda server: server.name)),

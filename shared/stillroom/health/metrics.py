@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from stillroom.counted import LIMIT, LOAD_BOUNDS, LOADER, OTHERS, RULE, TOOK, by_name
-from stillroom.health.report import ORDER, RedisInfo, Report, Server
+from stillroom.health.report import ORDER, RedisInfo, Report, Server, each_server
 from stillroom.keys import WOULD_DENY
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -129,9 +129,15 @@ def _overall(report: Report, age_s: float) -> Iterator[Family]:
 
 def _servers(report: Report) -> Iterator[Family]:
     for name, about, value in OF_SERVER:
-        samples = [({"server": server.name}, value(server)) for server in report.servers]
+        samples = [
+            ({"server": server.name}, value(server)) for server in each_server(report.servers)
+        ]
         yield _gauge(f"stillroom_redis_{name}", about, samples)
-    said = [(server.name, server.redis) for server in report.servers if server.redis is not None]
+    said = [
+        (server.name, server.redis)
+        for server in each_server(report.servers)
+        if server.redis is not None
+    ]
     for kind, table in (("gauge", OF_REDIS), ("counter", OF_RUN)):
         for name, about, figure in table:
             samples = [({"server": server}, figure(info)) for server, info in said]

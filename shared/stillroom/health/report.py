@@ -7,7 +7,7 @@ Times are seconds (moments: since 1970), sizes are bytes, ratios are 0 to 1; rat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -163,6 +163,19 @@ class Server(Part):
     connection: Connection
     redis: RedisInfo | None = None  # null: it did not say (away, or this user may not ask)
     replication: Replication = Replication()
+    nodes: tuple[Server, ...] = ()  # of a cluster; the server itself is the node of its first keys
+    slots: int | None = None  # how many of a cluster's it has, or all nodes together have
+    ahead_s: float | None = None  # its clock, of this process's; of a node of the state
+
+
+def each_server(servers: Iterable[Server]) -> Iterator[Server]:
+    """Yield each server, and the other nodes of those that are clusters. The one that stands for all comes once."""
+    for server in servers:
+        yield server
+        run = server.redis and server.redis.run_id
+        for node in server.nodes:
+            if run is None or node.redis is None or node.redis.run_id != run:
+                yield node
 
 
 class System(Part):

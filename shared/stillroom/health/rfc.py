@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from stillroom.health.advice import status_of
-from stillroom.health.report import Part, RedisInfo, Report, Server, Status, TaskStats
+from stillroom.health.report import Part, RedisInfo, Report, Server, Status, TaskStats, each_server
 
 MEDIA_TYPE = "application/health+json"
 Checks = dict[str, list[dict[str, Any]]]
@@ -36,7 +36,7 @@ def details_json(report: Report, age_s: float) -> bytes:
 
 def _checks(report: Report) -> Checks:
     checks: Checks = {}
-    for server in report.servers:
+    for server in each_server(report.servers):
         checks |= _of_server(server)
     return checks | {
         "limits:stats": [_check("component", report.limits)],
@@ -71,6 +71,7 @@ def _of_server(server: Server) -> Checks:
         f"{server.name}:operations": [_check("datastore", info and info.operations)],
         f"{server.name}:persistence": [_check("datastore", info and info.persistence)],
         **_of_replication(server),
+        **_of_cluster(server),
     }
 
 
@@ -81,6 +82,16 @@ def _of_replication(server: Server) -> Checks:
         return {}
     observed = _observed("datastore", known.online, "replicas")
     return {f"{server.name}:replication": [observed | known.model_dump()]}
+
+
+def _of_cluster(server: Server) -> Checks:
+    """Return the checks of a cluster's slots and clocks, where the server stands for one."""
+    if server.slots is None or not server.nodes:
+        return {}
+    ahead = {node.name.partition("@")[2]: node.ahead_s for node in server.nodes}
+    slots = _observed("datastore", server.slots, "slots")
+    clocks = {"componentType": "datastore", "ahead_s": ahead}
+    return {f"{server.name}:slots": [slots], f"{server.name}:clocks": [clocks]}
 
 
 def _version(info: RedisInfo | None) -> dict[str, Any]:

@@ -43,6 +43,8 @@ def snapshot_of(report: Report, error: str | None) -> Snapshot:
     """Return the snapshot to keep of a report: its measures and the names of its findings."""
     findings = tuple(found.name for found in report.advice)
     kept = dict(measures_of(report))
+    # A day's snapshots of a cluster of fifty nodes would be 50 MB. Findings about nodes are kept.
+    kept["servers"] = tuple(one.model_copy(update={"nodes": ()}) for one in report.servers)
     for part, fields in OF_NOW.items():
         if kept[part] is not None:
             kept[part] = kept[part].model_copy(update=dict.fromkeys(fields))

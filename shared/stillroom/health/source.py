@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from stillroom.errors import RedisRefused, RedisUnavailable
@@ -14,9 +14,10 @@ from stillroom.keys import Keys
 from stillroom.operation import Operation
 from stillroom.replicas import UNCONFIRMED
 from stillroom.stats import Stats
-from stillroom.wire import AWAY, Clock, Command
+from stillroom.wire import AWAY, AtSlot, Clock, Command, NodeAway
 
 MINUTE_MS = 60_000
+OF_SELF: Sequence[tuple[bytes, ...]] = ((b"INFO",), (b"SLOWLOG", b"LEN"), (b"TIME",))
 
 
 class Breaker(Protocol):
@@ -28,6 +29,26 @@ class Breaker(Protocol):
     def reason(self) -> str: ...
     @property
     def down_since(self) -> float | None: ...
+
+
+class NodeBreaker(Breaker, Protocol):
+    """Tells besides how often a node has failed since it last answered."""
+
+    @property
+    def streak(self) -> int: ...
+
+
+class Node(Protocol):
+    """A node of a cluster, and what it has of the slots."""
+
+    @property
+    def address(self) -> str: ...
+    @property
+    def slot(self) -> int: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def breaker(self) -> NodeBreaker: ...
 
 
 class Source(NamedTuple):
@@ -44,6 +65,7 @@ class Source(NamedTuple):
     stats: Stats
     probes: list[Probe]
     replicas: int = 0  # so many are to have what is acknowledged
+    nodes: Callable[[], Sequence[Node]] = tuple  # of a cluster, those to describe besides
 
 
 class Answers(NamedTuple):
@@ -115,6 +137,39 @@ def ask(source: Source, besides: Sequence[Command]) -> Operation[Answers]:
     )
 
 
+def ask_node(source: Source, node: Node) -> Operation[Server]:
+    """Ask one node of a cluster to describe itself. Does not raise: a node that is away is described as such."""
+    started, begun_at = time.monotonic(), time.time()
+    own: list[Command] = [AtSlot(node.slot, words) for words in OF_SELF]
+    outcome = yield from attempt(own)
+    took_s = time.monotonic() - started
+    info, slowlog, clock = outcome.replies
+    known = _redis(info, slowlog, clock)
+    at = known.counters.at if known is not None else None
+    return Server(
+        name=f"{source.name}@{node.address}",
+        roles=source.roles,
+        connection=_connection(node.breaker, outcome, took_s * 1000),
+        redis=known,
+        replication=Replication(
+            followers=None if info is None else followers_in(info), wanted=source.replicas
+        ),
+        slots=node.slots,
+        ahead_s=None if at is None else round(at - begun_at - took_s / 2, 3),
+    )
+
+
+def nodes_of_shards(answers: Sequence[Answers]) -> tuple[Server, ...]:
+    """Return the nodes of a cluster that was asked by its shards, each once."""
+    found: dict[str, Server] = {}
+    for answer in answers:
+        address = getattr(answer.source.clock, "address", "")
+        if address and address not in found:
+            name = f"{answer.server.name}@{address}"
+            found[address] = answer.server.model_copy(update={"name": name})
+    return tuple(found[address] for address in sorted(found))
+
+
 def ask_counts(source: Source, minutes: int, parts: Sequence[str]) -> Operation[Counted]:
     """Ask for the counts of the last `minutes` whole minutes, and the probes of these parts. Does not raise."""
     now_ms = source.clock.now_ms()
@@ -148,6 +203,9 @@ def attempt(batch: Sequence[Command], counts: Sequence[Command] = ()) -> Operati
         if len(refused.replies) != size + len(counts):  # a script of the batch could not be loaded
             return Outcome([None] * size, refused.reason, answered=False)
         good = [None if isinstance(r, Exception) else r for r in refused.replies[:size]]
+        first = refused.replies[0]
+        if isinstance(first, NodeAway):  # of a cluster: the node that this server's part is about
+            return Outcome(good, first.failure.reason, answered=False)
         failed = any(isinstance(r, Exception) for r in refused.replies[:size])
         return Outcome(good, refused.reason if failed else None)
     except RedisUnavailable as error:
@@ -172,9 +230,7 @@ def counts_in(pairs: Sequence[bytes] | None) -> dict[str, int] | None:
 
 def _own_commands(source: Source, now_ms: int) -> list[Command]:
     return [
-        (b"INFO",),
-        (b"SLOWLOG", b"LEN"),
-        (b"TIME",),
+        *OF_SELF,
         (b"HGETALL", source.keys.stats(now_ms // MINUTE_MS - 1)),
         (b"HGETALL", source.keys.counts),
     ]

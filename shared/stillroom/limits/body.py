@@ -407,8 +407,8 @@ class LimitsBody(Operating, OverShards):
             for limit in limits_without_redis(outcome.verdicts):
                 self._count_named("degraded", limit)
             self.stats.say("limits", error.reason, f"decided without Redis: {error}")
-            if is_misconfigured(error):
-                self.stats.mistaken(error.reason if error.reason != "breaker" else error.detail)
+        for error in filter(is_misconfigured, outcome.errors):
+            self.stats.mistaken(error.reason if error.reason != "breaker" else error.detail)
 
     def _settled(self, request: Request, *, is_look: bool = False) -> Operation[Request]:
         """Return the request once no hit of it is owed to Redis. A look makes no limit known to other processes.

@@ -80,6 +80,7 @@ class Request(NamedTuple):
     limits: tuple[Limit, ...]
     plan: Plan
     events: bytes  # the stream
+    events_kept: bytes  # how many the stream keeps
     widths: tuple[
         bytes, bytes
     ]  # the key of the widths of bans, and what it held when this was made
@@ -134,7 +135,8 @@ class Request(NamedTuple):
         telling = plan.telling or plan.how_many
         about = (cost, banned, how_many, unseen, life, telling, widths, letters)
         more = [part for n, _ in self.twins for part in plan.numbers[3 * n : 3 * n + 3]]
-        return (b"%d" % len(keys), *keys, mode, *about, *plan.numbers, *more, *self.fields)
+        told = (self.events_kept, *self.fields)
+        return (b"%d" % len(keys), *keys, mode, *about, *plan.numbers, *more, *told)
 
     def folded(self, said: Sequence[int]) -> Sequence[int]:
         """Return what is said of each limit: of several logs, what the fullest one says, and the longest wait."""
@@ -259,6 +261,7 @@ class Requests:
             limits,
             plan,
             self._keys.abuse,
+            b"%d" % self._keys.events_kept,
             (self._keys.ban_widths, client.widths),
             client.bans,
             self._logs(limits, plan, values),

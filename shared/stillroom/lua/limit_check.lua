@@ -6,8 +6,8 @@
 --       6 ms a reservation lives, '' for none  7 how many of the first limits write an event near their quota
 --       8 the widths of bans as the process knows them: it has named the bans of those
 --       9 a letter for each limit, 's' for one in shadow, which denies nothing; '' where none is
---       10… quota, window µs, and ms that its log is kept, of each limit: see lib/hits; then the fields of an event: 'ip', address,
---       'user', HMAC …
+--       10… quota, window µs, and ms that its log is kept, of each limit: see lib/hits; then how many events
+--       the stream keeps; then the fields of an event: 'ip', address, 'user', HMAC …
 -- returns {1 admitted | 0 denied, now, then for each limit: hits used, µs until some come back (0: none are used),
 --          µs until this request fits (0: it does, -1: never), µs until all have come back}
 --         {-1, now, ms the ban lasts, the number of the ban}
@@ -96,7 +96,7 @@ end
 
 if taking and not is_reserved and (denied or near or ARGV[5] ~= '') then
   -- include: limit_events
-  local fields = 10 + 3 * count
+  local fields = 11 + 3 * count
   for number, more in string.gmatch(ARGV[5], '(%d+):(%d+)') do
     limits[tonumber(number)].denials = tonumber(more)
   end

@@ -21,9 +21,15 @@ from stillroom.wire.cluster import (
     slot_of,
 )
 from stillroom.wire.forks import reset_after_fork
-from stillroom.wire.outcome import AWAY, refusal
+from stillroom.wire.outcome import AWAY, NodeAway, refusal
 from stillroom.wire.server import IN_TIME, Clock, Command, Server, pack, words_of
-from stillroom.wire.spread import AsyncSpreadWire, SpreadThreadsWire, SpreadWire, StateServer
+from stillroom.wire.spread import (
+    AsyncSpreadWire,
+    AtSlot,
+    SpreadThreadsWire,
+    SpreadWire,
+    StateServer,
+)
 from stillroom.wire.sync import Wire
 
 __all__ = [
@@ -33,12 +39,14 @@ __all__ = [
     "AsyncShardWire",
     "AsyncSpreadWire",
     "AsyncWire",
+    "AtSlot",
     "Breaker",
     "Breakers",
     "Budget",
     "Clock",
     "ClusterWire",
     "Command",
+    "NodeAway",
     "Server",
     "ShardWire",
     "SpreadThreadsWire",

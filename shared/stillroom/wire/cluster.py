@@ -59,6 +59,16 @@ def slot_of(key: bytes) -> int:
     return crc_hqx(key[begin:end] if begin and end > begin else key, 0) % SLOTS
 
 
+def named(address: Address) -> str:
+    """Return a node as reports name it.
+
+    >>> named(("10.0.0.7", 6379)), named(("2001:db8::7", 6379))
+    ('10.0.0.7:6379', '[2001:db8::7]:6379')
+    """
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Topology:
     """Which node has which of these slots. Threads may use it together: a change is one assignment."""
 
@@ -86,6 +96,14 @@ class Topology:
     def nodes(self) -> tuple[Address, ...]:
         """Return the nodes that the cluster last named, replicas among them."""
         return self._nodes
+
+    @property
+    def shares(self) -> dict[Address, list[int]]:
+        """Return the followed slots of each node that has any."""
+        found: dict[Address, list[int]] = {}
+        for slot, address in self._owners.items():
+            found.setdefault(address, []).append(slot)
+        return found
 
     def is_to_be_asked_for(self) -> bool:
         return self._is_doubted and time.monotonic() >= self._ask_at
@@ -299,6 +317,14 @@ class _Follower(Generic[W]):
             return self._cluster.at(self._topology.owner(self.slot)).server
         except RedisUnavailable:
             return self._cluster.server
+
+    @property
+    def address(self) -> str:
+        """Return that node's host and port; empty while none is known."""
+        try:
+            return named(self._topology.owner(self.slot))
+        except RedisUnavailable:
+            return ""
 
     @property
     def run(self) -> bytes:

@@ -14,11 +14,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.settings import Settings
 from stillroom.wire.aio import AsyncWire
+from stillroom.wire.breaker import Breaker
 from stillroom.wire.cluster import (
     SLOTS,
     Address,
@@ -27,6 +28,7 @@ from stillroom.wire.cluster import (
     ClusterWire,
     ShardWire,
     Topology,
+    named,
     named_in,
     settled,
     slot_of,
@@ -44,6 +46,26 @@ KEYLESS = frozenset(
 )
 KEY_IS_SECOND = frozenset({b"XGROUP", b"XINFO", b"OBJECT"})
 STREAMS = frozenset({b"XREADGROUP", b"XREAD"})
+
+
+class AtSlot(tuple[bytes, ...]):
+    """A command without a key, for the node that has a slot."""
+
+    slot: int
+
+    def __new__(cls, slot: int, words: Sequence[bytes]) -> Self:
+        command = super().__new__(cls, words)
+        command.slot = slot
+        return command
+
+
+class NodeOfState(NamedTuple):
+    """A node that has slots of the state."""
+
+    address: str  # host and port
+    slot: int  # one of its slots
+    slots: int  # how many it has
+    breaker: Breaker
 
 
 def key_of(command: Command) -> bytes | None:
@@ -70,6 +92,9 @@ def placed(commands: Sequence[Command], home: int) -> list[int | None]:
     """
     keys = [key_of(command) for command in commands]
     slots = [None if key is None else slot_of(key) for key in keys]
+    for place, command in enumerate(commands):
+        if type(command) is AtSlot:
+            slots[place] = command.slot
     following = next((slot for slot in slots if slot is not None), home)
     found: list[int | None] = []
     for command, slot in zip(commands, slots, strict=True):
@@ -228,6 +253,16 @@ class StateServer:
         """See Server.doubt_clock. Which node it was is not known here."""
         for wire in [] if self.nodes is None else self.nodes.wires:
             wire.server.doubt_clock()
+
+    def described(self) -> list[NodeOfState]:
+        """Return the nodes that have slots, as far as they are known."""
+        nodes = self.nodes
+        if nodes is None:
+            return []
+        return [
+            NodeOfState(named(address), slots[0], len(slots), nodes.at(address).breaker)
+            for address, slots in sorted(nodes.topology.shares.items())
+        ]
 
     def explain(self, failure: RedisUnavailable) -> RedisUnavailable:
         return explained(failure, self._source)

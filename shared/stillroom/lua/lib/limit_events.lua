@@ -1,9 +1,7 @@
 -- Adds the limits' events to their stream, KEYS[1]: denials, at 1, 2, 4, 8 … of a subject, and subjects near a quota.
--- `fields`: where among the arguments the fields of an event begin.
+-- `fields`: where among the arguments the fields of an event begin. Before them stands how many events are kept.
 
 local DENIED_MS = 600000
--- In a cluster each of the limits' shards has such a stream: see keys.py.
-local EVENTS_KEPT = string.find(KEYS[1], ':{r%x%x}:abuse$') and 10000 or 100000
 
 -- An event names an address only if its limit counts by address. A limit by user counts guesses from everywhere: the
 -- 64th may come from the user himself, and his address must not be banned for the 63 guesses of others.
@@ -16,7 +14,7 @@ end
 local function tell(kind, n, limit, fields)
   local name = string.match(limit.key, '[^:]+$')
   -- The check is answered even if the server refuses the event.
-  redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', EVENTS_KEPT, '*', 'kind', kind, 'n', plain(n), 'limit', name,
+  redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', ARGV[fields - 1], '*', 'kind', kind, 'n', plain(n), 'limit', name,
     unpack(ARGV, first_field(limit, fields)))
 end
 

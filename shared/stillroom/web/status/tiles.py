@@ -102,6 +102,9 @@ def _fullness(server: Server) -> float:
 def _of_each(report: Report) -> Iterator[str]:
     several = len(report.servers) > 1
     for server in report.servers:
+        if server.nodes:
+            up = sum(node.connection.is_up for node in server.nodes)
+            yield f"{called(server)}: {up} of {len(server.nodes)} nodes answer"
         if not server.connection.is_up:
             yield f"{called(server)} is away ({server.connection.error or 'unknown'})"
             continue
