@@ -75,7 +75,6 @@ def blocking(room: Stillroom) -> None:
     assert_type(load(7, brand="b"), Product)
     assert_type(load.key(7), str)
     assert_type(load.many([7, 8], brand="b"), list[Product])
-    load.many(["seven"])  # type: ignore[list-item]
     load.many([7], bran="b")  # type: ignore[call-arg]
     load("seven")  # type: ignore[arg-type]
     room.cache.get(7)  # type: ignore[call-overload]
