@@ -53,6 +53,7 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "limits show": ([], {"names", "changes"}),
     "limits unset": (["shop"], {"unset", "was_changed"}),
     "loaders": ([], {"name", "key", "loads"}),
+    "move-state": (["--from", "{before}"], {"shards", "keys", "bans"}),
     "pause": (["refresh"], {"paused", "seconds"}),
     "refresh": (["product:8"], {"key", "loader"}),
     "resume": (["refresh"], {"resumed", "was_paused"}),
@@ -95,7 +96,11 @@ def made(
     room.abuse.ban("203.0.113.5", 600, EVIL)
     room.limits.check("203.0.113.7", [Limit("shop", 100, 60)])
     letter = room.state.run(room.dead_letters.add(KIND, json.dumps(ORDER), EVIL))
-    yield {"letter": str(letter), "folder": str(tmp_path / "secrets")}
+    yield {
+        "letter": str(letter),
+        "folder": str(tmp_path / "secrets"),
+        "before": f"{server.url}/1",
+    }
     if name in sys.modules:
         sys.modules.pop(name).room.close()
 
