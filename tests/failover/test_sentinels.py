@@ -84,7 +84,7 @@ def test_a_primary_that_is_demoted_by_hand_is_left_at_once(
     assert room.cache.set("k", "before")
     assert reader.cache.get("k") == "before"
     old = sentinels.primary
-    sentinels.client(sentinels.sentinels[0]).execute_command("SENTINEL", "FAILOVER", MASTER)
+    sentinels.demote()
     sentinels.await_primary(lambda server: server is not old)
     assert recovered_within(room) < RECOVERS_S
     assert room.cache.set("k", "after")

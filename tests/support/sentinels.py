@@ -201,6 +201,14 @@ class Sentinels:
         """Nobody reaches it at its public address, and connections there are silent."""
         self._proxies[server].cut()
 
+    def demote(self) -> None:
+        """Order a failover by hand. A Sentinel refuses it while it has not heard from a replica."""
+        asked = self.client(self.sentinels[0])
+        self.await_that(
+            "a failover is accepted",
+            lambda: bool(asked.execute_command("SENTINEL", "FAILOVER", MASTER)),
+        )
+
     def heal(self, server: EmbeddedServer) -> None:
         self._proxies[server].heal()
 
