@@ -13,6 +13,7 @@ from stillroom import NoDispatch, Settings, Stillroom, TooManySessions
 from stillroom.embedded import EmbeddedServer
 from stillroom.operation import Once, Operation
 from stillroom.scripts import session_create, session_rotate
+from stillroom.sessions import steady_us
 from stillroom.sessions.ends import Undo
 from tests.support.clocked import ClockedServer
 from tests.support.crowd import PATIENT
@@ -94,6 +95,24 @@ def test_an_end_that_is_held_up_on_its_way_wins(server: EmbeddedServer, make_roo
             logout.join()
             assert said == [True]
             assert there.sessions.get(fresh) is None
+
+
+def test_a_logout_into_another_session_that_is_held_up_wins(make_room: Make) -> None:
+    """Where another session begins in its place, it is sent again too, and is no loss to the new token's cookie.
+
+    The rotation comes between the making of the command and its sending, so its age is told as less than it is.
+    """
+    here, there = make_room(), make_room()
+    for _ in range(8):
+        session = here.sessions.create("ann")
+        asked = steady_us()
+        begin = here._sessions_body.begin(session.token, {"a": 1}, ends=True, asked_us=asked)
+        held_up = Stepper(here, begin)
+        fresh = there.state.run(there._sessions_body.renew(session.token, is_proof=False))
+        begun = held_up.value()
+        assert there.sessions.get(fresh) is None
+        assert there.sessions.get(begun.token) is not None
+        assert there.sessions.list_for_user("ann") == []
 
 
 def test_a_rotation_without_grace_keeps_what_was_to_be_kept(make_room: Make, client: Any) -> None:

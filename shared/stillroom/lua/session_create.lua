@@ -11,8 +11,9 @@
 --       13 the name of the user's device, '' for none  14 ms it is known  15… key, JSON, key, JSON …
 -- returns {'ok', now, {h, user … of those that had expired}, {h … of those that made room}, how long before the call
 --         the grace of the name to replace was over, µs, or -1, 1 if the device is new to a user who has others}
---         {'full', how many sessions the user has}, {'replaced'}, {'again', {h, user … of those that had expired}} some of very
---         many were looked at and cleared away: go on, or {'never'} this call was undone before it came here
+--         {'full', how many sessions the user has}, {'replaced', how long before the call the grace of the name to
+--         replace was over, µs, or -1}, {'again', {h, user … of those that had expired}} some of very many were looked
+--         at and cleared away: go on, or {'never'} this call was undone before it came here
 -- include: time session session_index
 
 local LOOKED_AT = 300 -- sessions of the user, the oldest first: no call holds up the server for long
@@ -35,7 +36,7 @@ local old = {unpack(KEYS, 2 + others)}
 local cookie = tonumber(ARGV[12])
 local replaced, _, _, late = find(prefix, now, old, now - tonumber(ARGV[10]), HOPS_TO_END)
 if cookie % 2 == 1 and not replaced and is_late(prefix, old) then
-  return {'replaced'}
+  return {'replaced', late and plain(late) or '-1'}
 end
 local most, living, stale, gone, unseen = tonumber(ARGV[6]), {}, {replaced}, {}, 0
 local index = prefix .. 'u:' .. user

@@ -71,9 +71,14 @@ class Beginning:
         for _ in range(TRIES):
             sent = steady_us()
             way, reply = yield from self._send(sent)
-            late = self._late(way, reply)
+            late, took = self._late(way, reply), steady_us() - sent
+            if reply[0] == b"replaced" and (again := self._after(late, took)):
+                self._ending = (
+                    again  # nothing was begun, and the rotation may have come after the asking
+                )
+                continue
             if reply[0] != b"again":
-                return reply, self._is_in_doubt(late, steady_us() - sent)
+                return reply, self._after(late, took) is not None
             self.expired += reply[1]
             yield Pause(0)
         return (b"full", self._about[MOST]), False
@@ -119,13 +124,15 @@ class Beginning:
     def _late(self, way: Any, reply: Any) -> int:
         """Return how many µs before this call the grace of the replaced name was over, or -1 if it was not."""
         if way is None:
-            return int(reply[4]) if reply[0] == b"ok" else -1
+            place = {b"ok": 4, b"replaced": 1}.get(reply[0])
+            return -1 if place is None else int(reply[place])
         if isinstance(way[0], bytes):
             self._held = self._held or way[0]
         return late_in(way)
 
-    def _is_in_doubt(self, late: int, took: int) -> bool:
-        return self._ending is not None and self._ending.after(late, took) is not None
+    def _after(self, late: int, took: int) -> End | None:
+        """Return the end to send after that exchange, or None: it is done, or there is none. See End.after."""
+        return None if self._ending is None else self._ending.after(late, took)
 
     def _free(self) -> Operation[None]:
         """Free the replaced session: the login was refused, and the visitor goes on with it."""
