@@ -299,6 +299,9 @@ class Keys:
     def revocations(self, shard: int) -> bytes:
         return self.shard(shard) + b"rev"
 
+    def session_stamps(self, shard: int) -> bytes:
+        return self.shard(shard) + b"clock"
+
     def all_revoked(self, shard: int) -> bytes:
         return self.shard(shard) + b"all"
 

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stillroom.errors import BanRefused, SettingsError, StillroomError
+from stillroom.groups import groups
 from stillroom.keys import Keys, glob_literal
 from stillroom.operation import Operation
 from stillroom.scripts import session_shut
@@ -121,14 +122,14 @@ class Moving:
         """Delete what an earlier move, or a process that was too early, has left there."""
         there, revocations = self._there, self._there.keys.revocations(shard)
         if _has_keys(there, shard):
-            for keys in _bites(_keys_of(there, shard), REMOVED):
+            for keys in groups(_keys_of(there, shard), REMOVED):
                 there.ask([(b"UNLINK", *keys)])
         for pairs in _members(there, revocations):
             there.ask([(b"ZREM", revocations, *[member for member, _ in pairs])])
 
     def _copy(self, shard: int) -> int:
         copied = 0
-        for keys in _bites(_keys_of(self._here, shard), BITE):
+        for keys in groups(_keys_of(self._here, shard), BITE):
             types = self._here.ask([(b"TYPE", key) for key in keys])
             known = [pair for pair in zip(keys, types, strict=True) if pair[1] in READS]
             self._copy_some(known)
@@ -235,8 +236,8 @@ def _open(side: Side, shards: Sequence[int]) -> None:
 
 def _has_keys(side: Side, shard: int) -> bool:
     """Return whether a shard has sessions, or had: its clock lives longer than they."""
-    clock = side.keys.shard(shard) + b"clock"
-    return bool(side.ask([(b"EXISTS", clock, side.keys.due_sessions(shard))])[0])
+    known = side.keys.session_stamps(shard), side.keys.due_sessions(shard)
+    return bool(side.ask([(b"EXISTS", *known)])[0])
 
 
 def _size(side: Side, shard: int) -> int:
@@ -258,18 +259,7 @@ def _keys_of(side: Side, shard: int) -> Iterator[bytes]:
 
 
 def _members(side: Side, key: bytes) -> Iterator[list[tuple[bytes, bytes]]]:
-    """Yield what is revoked, with its stamps, in bites."""
+    """Yield what is revoked, with its stamps, some at a time."""
     (found,) = side.ask([(b"ZRANGE", key, b"0", b"-1", b"WITHSCORES")])
     pairs = [pair for pair in zip(found[::2], found[1::2], strict=True) if pair[0][:1] != b"!"]
-    yield from _bites(pairs, REMOVED)
-
-
-def _bites(found: Any, size: int) -> Iterator[list[Any]]:
-    bite: list[Any] = []
-    for one in found:
-        bite.append(one)
-        if len(bite) == size:
-            yield bite
-            bite = []
-    if bite:
-        yield bite
+    yield from groups(pairs, REMOVED)

@@ -139,10 +139,10 @@ class Settings(BaseSettings):
     cache_url: RedisUrl | None = None
     """The server that may evict (`allkeys-lfu`). Losing it is a cold cache. Default: REDIS_URL."""
     cluster: bool = False
-    """Whether `cache_url` is a node of a Redis Cluster."""
+    """Set this if `cache_url` is a node of a Redis Cluster."""
     state_cluster: bool = False
-    """Whether `REDIS_URL` is a node of a Redis Cluster: sessions, limits, bans, abuse and health are on it then.
-    It needs a `cache_url` and a `broker_url`. All processes of a namespace have the same value."""
+    """Set this if `REDIS_URL` is a node of a Redis Cluster: sessions, limits, bans, abuse and health are on it
+    then. It needs a `cache_url` and a `broker_url`. All processes of a namespace have the same value."""
     shards: int = Field(1, ge=1, le=64)
     """How many shards the cache has; in a cluster each is on one node. All processes of a namespace have the
     same number. A process with another one is told so (SettingsDiffer) and works without the cache;
@@ -251,7 +251,7 @@ class Settings(BaseSettings):
 
     # Sessions.
     production: bool = False
-    """Whether this is no developer's machine. Then sessions without a pepper are an error."""
+    """Set this if this is no developer's machine. Then sessions without a pepper are an error."""
     session_peppers: Secrets = Field((), alias="STILLROOM_SESSION_PEPPERS")
     """Secrets of 32 characters or more that tokens and user names are hashed with. The first is for new tokens,
     all are for those that are in use."""
@@ -294,7 +294,7 @@ class Settings(BaseSettings):
     processes: int = Field(1, ge=1, le=100_000)
     """How many processes the app has. While Redis is away each admits its share of a quota."""
     limits_strict_503: bool = False
-    """Whether strict limits (AUTH) answer 503 while Redis is away, instead of admitting this process's
+    """Set this if strict limits (AUTH) are to answer 503 while Redis is away, instead of admitting this process's
     share. Where Redis can't decide because of a mistake in the configuration, they always do."""
     local_limits: int = Field(50_000, ge=1)
     """Pairs of subject and limit that a process counts by itself while Redis is away."""
@@ -320,13 +320,14 @@ class Settings(BaseSettings):
     """A secret of 16 characters or more that opens the details of /health, /metrics and /status: as
     `Authorization: Bearer …`, or as the password that a browser asks for."""
     explain_header: bool = False
-    """Whether a response says of each read of the cache what it was and why, in `X-Stillroom-Explain`, to a request
-    that brings the health token in a header of the same name; outside of production also in an app's debug mode."""
+    """Set this if a response is to say of each read of the cache what it was and why, in `X-Stillroom-Explain`.
+    That is for a request that brings the health token in a header of the same name, and outside of production also
+    for one in an app's debug mode."""
     health_networks: Networks | None = None
     """Networks that need no token, for requests that come through no trusted proxy. Default: this machine,
     unless a token is set, for a proxy on this machine that adds no header looks like an operator."""
     metrics_open: bool = False
-    """Whether /metrics is for everybody who can reach it."""
+    """Set this if /metrics is for everybody who can reach it."""
     ready_requires: Words = ()
     """Roles (`state`, `cache`) whose outage makes /health/ready answer 503. Without any, an outage takes no
     process out of service, because all of them would leave at once and the app is made to live through it."""
@@ -340,7 +341,7 @@ class Settings(BaseSettings):
     release: str | None = None
     """The app's version, shown in /health as `releaseId`."""
     otel: bool = False
-    """Whether calls are told to OpenTelemetry as spans and metrics. Needs the extra `stillroom[otel]`."""
+    """Set this if calls are to be told to OpenTelemetry as spans and metrics. Needs the extra `stillroom[otel]`."""
     flower_url: str | None = None
     """Where Flower is, for the link on /status."""
 

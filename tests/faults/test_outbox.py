@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from tests.support.celery_process import until
+from tests.support.trips import Trips
 
 # A frozen server is noticed soon; a busy machine is not taken for one.
 HURRIED: dict[str, Any] = {"command_timeout": 0.7, "call_timeout": 1.0, "probe_delay": 0.05}
@@ -206,14 +206,16 @@ def test_a_forked_child_trusts_no_read_before_it_has_delivered_too(
 
 
 def test_many_threads_defer_and_read_and_none_sees_the_old_value(
-    own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom]
+    own_server: EmbeddedServer,
+    pair: tuple[Stillroom, Stillroom],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Many threads that defer and then read never see the old value."""
     mine, other = pair
     keys = [f"k:{n}" for n in range(16)]
     mine.cache.set_many(dict.fromkeys(keys, "old"))
     own_server.freeze()
-    start, seen = threading.Barrier(16), []
+    start, seen, trips = threading.Barrier(16), [], Trips(mine, monkeypatch)
 
     def act(key: str) -> None:
         start.wait()
@@ -223,7 +225,7 @@ def test_many_threads_defer_and_read_and_none_sees_the_old_value(
     threads = [threading.Thread(target=act, args=(key,)) for key in keys]
     for thread in threads:
         thread.start()
-    time.sleep(0.05)
+    until(lambda: trips.count >= 16, "all to have asked")
     own_server.thaw()
     for thread in threads:
         thread.join()

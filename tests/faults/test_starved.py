@@ -22,6 +22,7 @@ from stillroom.health.system import SystemWatch
 from stillroom.keys import Keys
 from stillroom.web.wsgi_health import HealthWSGI
 from stillroom.wire.idle import IdleTimeout, Lateness
+from tests.support.celery_process import until
 
 FEW = {"pool_size": 8}  # connections, so that a burst waits in line
 
@@ -181,7 +182,7 @@ def test_nothing_that_promises_not_to_raise_does(
             return id
 
         assert p(1) == 1
-        time.sleep(0.01)
+        until(lambda: room.cache.get_entry("p:1").freshness.value == "stale", "it to be stale")
         assert p(1) == 1  # stale, and nobody to refresh it
         room.cache.invalidate_by_tag("t")
         room.tasks.invalidate_tags("t")

@@ -215,6 +215,22 @@ def test_an_error_of_a_loader_reaches_the_caller(room: Any) -> None:
     assert loads == {1: 1, 2: 2, 3: 1}
 
 
+def test_in_a_thread_an_error_leaves_the_rest_unloaded(make_room: Any) -> None:
+    """The missing values are loaded one after the other, in the order of the arguments."""
+    loads: list[int] = []
+
+    @make_room().cache.cached("half:{id}", ttl=60)
+    def half(id: int) -> int:
+        loads.append(id)
+        if id == 2:
+            raise ZeroDivisionError(id)
+        return id
+
+    with pytest.raises(ZeroDivisionError):
+        half.many([3, 2, 1])
+    assert loads == [3, 2]
+
+
 def test_a_load_of_another_caller_is_waited_for(make_room: Any) -> None:
     """Two callers that want the same missing values load each of them once."""
     both, loads = threading.Barrier(2), Counter[int]()

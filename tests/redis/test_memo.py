@@ -10,28 +10,12 @@ import pytest
 from stillroom import NoDispatch, Settings, Stillroom
 from stillroom.cache import memo
 from tests.support.entries import age
-
-
-class Counted:
-    """Count how many batches a room sends."""
-
-    def __init__(self, room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        inner = getattr(room, "inner", room)
-        self.batches = 0
-        execute = inner.wire.execute
-
-        def counting(*args: Any, **kwargs: Any) -> Any:
-            self.batches += 1
-            return execute(*args, **kwargs)
-
-        monkeypatch.setattr(inner.wire, "execute", counting)
+from tests.support.trips import Trips
 
 
 @pytest.fixture
-def counted(room: Any, monkeypatch: pytest.MonkeyPatch) -> Counted:
-    counted = Counted(room, monkeypatch)
-    room.stats.due = float("inf")  # counts ride along at their own times
-    return counted
+def trips(room: Any, monkeypatch: pytest.MonkeyPatch) -> Trips:
+    return Trips(room, monkeypatch)
 
 
 def load_of(room: Any, **options: Any) -> Any:
@@ -48,35 +32,35 @@ def begin(price: Any) -> None:
     price(7)
 
 
-def test_the_same_key_twice_is_one_round_trip(room: Any, counted: Counted) -> None:
+def test_the_same_key_twice_is_one_round_trip(room: Any, trips: Trips) -> None:
     """One request asks once for a key, and each caller gets a copy. Other keys and other requests ask again."""
     price = load_of(room)
     begin(price)
     price(8)
-    counted.batches = 0
+    trips.taken()
     with room.request():
         first = price(7)
         first.append(0)
         assert price(7) == price(7) == [7]
-        assert counted.batches == 1
+        assert trips.taken() == 1
         price(8)
-        assert counted.batches == 2
+        assert trips.taken() == 1
     with room.request():
         price(7)
     price(7)
     price(7)
-    assert counted.batches == 5
+    assert trips.taken() == 3
 
 
-def test_others_do_not_remember(room: Any, counted: Counted) -> None:
+def test_others_do_not_remember(room: Any, trips: Trips) -> None:
     """A loader without `memo=True` is asked each time."""
     price = load_of(room, memo=False)
     begin(price)
-    counted.batches = 0
+    trips.taken()
     with room.request():
         price(7)
         price(7)
-    assert counted.batches == 2
+    assert trips.taken() == 2
 
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
@@ -140,24 +124,22 @@ def test_a_request_does_not_go_back_in_time(room: Any, client: Any, dispatch: An
         assert room.cache.get_entry("price:7").freshness.value == "fresh"
 
 
-def test_a_long_stream_asks_again(
-    room: Any, counted: Counted, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_stream_asks_again(room: Any, trips: Trips, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request remembers a value for five seconds at most, and a thousand keys at most."""
     monkeypatch.setattr(memo, "KEPT_S", -1.0)
     price = load_of(room)
     begin(price)
-    counted.batches = 0
+    trips.taken()
     with room.request():
         price(7)
         price(7)
-    assert counted.batches == 2
+    assert trips.taken() == 2
     monkeypatch.setattr(memo, "KEPT_S", 60.0)
     monkeypatch.setattr(memo, "LIMIT", 0)
     with room.request():
         price(7)
         price(7)
-    assert counted.batches == 4
+    assert trips.taken() == 2
 
 
 def test_away_it_serves_what_the_request_has_read(settings: Settings, own_server: Any) -> None:

@@ -29,18 +29,10 @@ IP = "203.0.113.7"
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.fixture(scope="module")
-def shared_old_server() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer() as server:
-        yield server
-
-
 @pytest.fixture
-def old_server(shared_old_server: EmbeddedServer) -> EmbeddedServer:
+def old_server(single_server: EmbeddedServer) -> EmbeddedServer:
     """Return the one server that sessions and limits were on, without data."""
-    with redis.Redis.from_url(shared_old_server.url) as client:
-        client.flushall()
-    return shared_old_server
+    return single_server
 
 
 @pytest.fixture

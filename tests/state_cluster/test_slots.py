@@ -205,16 +205,25 @@ def test_a_slot_that_has_moved_is_followed(room: Any, cluster: RedisCluster) -> 
     assert room.sessions.destroy(session.token)
 
 
+def gone_ahead(cluster: RedisCluster, key: bytes) -> tuple[int, EmbeddedServer, EmbeddedServer]:
+    """Send the keys of this key's slot to another node, which does not own it yet.
+
+    Return the slot, and both nodes.
+    """
+    slot, old = slot_of(key), cluster.owner(key)
+    new = next(node for node in cluster.nodes[:NODES] if node is not old)
+    begin_move(cluster, slot, old, new)
+    migrate(cluster, old, new, keys_in(cluster, slot, old))
+    return slot, old, new
+
+
 def test_a_slot_on_its_way_is_redis_being_away(room: Any, cluster: RedisCluster) -> None:
     """While keys of a slot are on two nodes its subjects are decided here, and its sessions are unavailable."""
     room.limits.check(IP, [AUTH], cost=3)
     session = room.sessions.create("ann", {"n": 1})
     shard = KEYS.due_sessions(int(session.token[:2], 16))
     for key in (home_of_ip(), shard):
-        slot, old = slot_of(key), cluster.owner(key)
-        new = next(node for node in cluster.nodes[:NODES] if node is not old)
-        begin_move(cluster, slot, old, new)
-        migrate(cluster, old, new, keys_in(cluster, slot, old))
+        slot, old, new = gone_ahead(cluster, key)
         if key is shard:
             with pytest.raises(SessionStoreUnavailable):
                 room.sessions.get(session.token)
@@ -237,10 +246,7 @@ def test_a_slot_that_two_nodes_send_to_each_other_is_on_its_way(
     session = room.sessions.create("ann", {"n": 1})
     shard = KEYS.due_sessions(int(session.token[:2], 16))
     for key in (home_of_ip(), shard):
-        slot, old = slot_of(key), cluster.owner(key)
-        new = next(node for node in cluster.nodes[:NODES] if node is not old)
-        begin_move(cluster, slot, old, new)
-        migrate(cluster, old, new, keys_in(cluster, slot, old))
+        slot, old, new = gone_ahead(cluster, key)
         cluster.client(old).execute_command("CLUSTER SETSLOT", slot, "NODE", cluster.id_of(new))
         if key is shard:
             with pytest.raises(SessionStoreUnavailable, match="tryagain"):

@@ -11,11 +11,12 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from functools import partial
 from typing import Any, Self
 
 from stillroom import InlineDispatch, RedisUnavailable, Settings, Stillroom
 from tests.support.history import Floor, Read
+from tests.support.threads import Threads
 
 KINDS = ("key", "many", "tag", "value", "pattern", "set", "clear")
 EACH = 3  # keys of each kind
@@ -41,10 +42,11 @@ class Database:
         return found
 
 
-class History:
+class History(Threads):
     """Readers and a writer that go on through everything that happens within the `with` block."""
 
     def __init__(self, url: str, **changes: Any) -> None:
+        super().__init__()
         self._settings = Settings(**{"redis_url": url, "ttl": TTL, "swr": SWR} | changes)
         self.keys = [f"{kind}:{n}" for kind in KINDS for n in range(EACH)]
         self.reads: list[Read] = []
@@ -52,11 +54,8 @@ class History:
         self.done = 0  # invalidations that have returned …
         self.unconfirmed = 0  # … those among them that too few replicas had in time …
         self.refused = 0  # … and those that have not
-        self.errors: list[BaseException] = []
         self._database = Database()
-        self._stop = threading.Event()
         self._written = threading.Condition()
-        self._stack = ExitStack()
 
     def await_writes(self, count: int, within_s: float) -> float:
         """Wait until that many more invalidations have returned; return how many seconds that took."""
@@ -68,29 +67,14 @@ class History:
 
     def __enter__(self) -> Self:
         rooms = [self._room() for _ in range(READERS + 1)]
-        acts = [lambda room=room: self._read(room) for room in rooms[1:] * 2]
-        acts.append(lambda: self._write(rooms[0]))
-        threads = [threading.Thread(target=self._noted, args=(act,)) for act in acts]
-        for thread in threads:
-            thread.start()
-            self._stack.callback(thread.join)
-        self._stack.callback(self._stop.set)
+        for room in rooms[1:] * 2:
+            self.start(partial(self._read, room))
+        self.start(partial(self._write, rooms[0]))
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-        assert self.errors == []
 
     def _room(self) -> Stillroom:
         room = Stillroom(self._settings, dispatch=InlineDispatch())
         return self._stack.enter_context(room)
-
-    def _noted(self, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except BaseException as error:
-            self.errors.append(error)
-            raise
 
     # Reading
 

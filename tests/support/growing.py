@@ -13,11 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Self
 
 from stillroom import Limit, NoDispatch, RedisUnavailable, SessionEnded, Settings, Stillroom
 from tests.support.history import Floor, Read
 from tests.support.limits import forget_denials
+from tests.support.threads import Threads
 
 ENDED = 1 << 62
 PAUSE_S = 0.001
@@ -26,16 +28,14 @@ RECENT = 80  # … and with those that ended lately
 USERS = 8
 
 
-class Load:
+class Load(Threads):
     """Threads that act on rooms of their own for as long as the `with` block runs."""
 
     def __init__(self, settings: Sequence[Settings], threads: int) -> None:
+        super().__init__()
         self._settings = settings
         self._threads = threads
-        self._stop = threading.Event()
-        self._stack = ExitStack()
         self.refused = 0  # calls for which Redis was away
-        self.errors: list[BaseException] = []
 
     def __enter__(self) -> Self:
         self.rooms = [
@@ -44,15 +44,8 @@ class Load:
         ]
         self.begin()
         for room in self.rooms * self._threads:
-            thread = threading.Thread(target=self._run, args=(room,))
-            thread.start()
-            self._stack.callback(thread.join)
-        self._stack.callback(self._stop.set)
+            self.start(partial(self._run, room))
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-        assert self.errors == []
 
     def begin(self) -> None:
         """Do what comes before the load."""
@@ -61,15 +54,11 @@ class Load:
         raise NotImplementedError
 
     def _run(self, room: Stillroom) -> None:
-        try:
-            while not self._stop.wait(PAUSE_S):
-                try:
-                    self.act(room)
-                except RedisUnavailable:
-                    self.refused += 1
-        except BaseException as error:
-            self.errors.append(error)
-            raise
+        while not self._stop.wait(PAUSE_S):
+            try:
+                self.act(room)
+            except RedisUnavailable:
+                self.refused += 1
 
 
 class One:

@@ -67,7 +67,7 @@ from stillroom.scripts import (
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.unsettled import is_unsettled
-from stillroom.wire import Clock, Command, pack, time_left
+from stillroom.wire import Clock, Command, time_left
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -199,7 +199,6 @@ class Core:
             *(means.copies, self.keys, self.clock, self._judges),
             *(self._memo, self.stats, self._decode, settings.lease_limit),
         )
-        self._proving = pack([(b"MGET", self.keys.near, self.keys.clock)])
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
         self._asked: dict[bytes, tuple[int, float]] = {}
         self._failures = Failures()
@@ -703,7 +702,7 @@ class Core:
             return
         asked, known = self.near.asking(), self._judges.synced
         try:
-            registry, clock = yield from self._read((), known, is_near=True, packed=self._proving)
+            registry, clock = yield from self._read((self.keys.near,), known, is_near=True)
             yield from self.near.learn(asked, registry, clock, known)
         except RedisUnavailable as error:
             self._fall_back("prove", error)
@@ -788,10 +787,8 @@ class Core:
         kept = self.near.away(name, recipe.release, self.settings.near_away)
         return MISS if kept is None else self._decode(kept, recipe.type)
 
-    def _read(
-        self, keys: Sequence[bytes], known: int, *, is_near: bool = False, packed: bytes = b""
-    ) -> Operation[Any]:
-        """Read these keys and the clock in one MGET, with all riders. `packed`: that MGET, where it is known.
+    def _read(self, keys: Sequence[bytes], known: int, *, is_near: bool = False) -> Operation[Any]:
+        """Read these keys and the clock in one MGET, with all riders.
 
         With `is_near` the names of changed keys are read too while the clock moves.
         """
@@ -800,7 +797,7 @@ class Core:
         ):  # no read is trusted before Redis has this process's invalidations
             yield from self._invalidator.deliver()
         now = time.monotonic()
-        batch: list[Command] = [packed or (b"MGET", *keys, self.keys.clock)]
+        batch: list[Command] = [(b"MGET", *keys, self.keys.clock)]
         if riding := known and self._judges.is_moving(now):
             batch.append(self._judges.marks_since(known))
             if is_near:

@@ -14,6 +14,7 @@ from stillroom.cache.ordering import Ordering
 from stillroom.cache.orders import InvalidateKeys, InvalidatePattern, InvalidateTags, Load
 from stillroom.errors import InvalidArgument
 from stillroom.face import Service, awaiting, blocking
+from stillroom.groups import groups
 from stillroom.keys import pattern, sanitized
 from stillroom.operation import Operation
 
@@ -30,12 +31,12 @@ class TasksBody:
     def invalidate_keys(self, *keys: str) -> Operation[None]:
         """Have these keys forgotten. See Cache.invalidate. Cost: one script."""
         _check(keys)
-        yield from self._order(InvalidateKeys(keys=some) for some in _bites(keys, KEYS_IN_ONE))
+        yield from self._order(InvalidateKeys(keys=some) for some in groups(keys, KEYS_IN_ONE))
 
     def invalidate_tags(self, *tags: str, soft: bool = False) -> Operation[None]:
         """Have the entries with one of these tags killed, or with `soft` refreshed. See Cache.invalidate_by_tag."""
         _check(tags)
-        some = _bites(tags, TAGS_IN_ONE)
+        some = groups(tags, TAGS_IN_ONE)
         yield from self._order(InvalidateTags(tags=bite, soft=soft) for bite in some)
 
     def invalidate_pattern(self, glob: str) -> Operation[None]:
@@ -82,7 +83,3 @@ class AsyncTasks(Service):
 def _check(names: Sequence[str]) -> None:
     for name in names:
         sanitized(name)
-
-
-def _bites(names: Sequence[T], size: int) -> list[list[T]]:
-    return [list(names[start : start + size]) for start in range(0, len(names), size)]

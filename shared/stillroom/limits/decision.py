@@ -87,11 +87,7 @@ class Decision(NamedTuple):
 
     def headers(self) -> dict[str, str]:
         """Return the rate-limit headers for any response. Limits that could not be evaluated are left out."""
-        limits, said, headers = self.limits, self.said, {}
-        if self.status == OK and len(limits) == 1 and said and said[0] >= 0:
-            limit = limits[0]
-            if not limit.shadow and not limit.in_flight:
-                return self._headers_of_one(limit)
+        limits, headers = self.limits, {}
         if limits and (policy := policy_field(limits)):
             headers["RateLimit-Policy"] = policy
         if rows := self.rows():
@@ -147,17 +143,6 @@ class Decision(NamedTuple):
         full = max(0, self.said[PARTS * number + PARTS - 1] - self.age_us)
         retry_after = None if wait == -_FOREVER else -wait / _US
         return Standing(self.limits[number], left, -some / _US, full / _US, retry_after)
-
-    def _headers_of_one(self, limit: Limit) -> dict[str, str]:
-        """Return the headers where there is one plain limit and it admits: of nearly every response."""
-        left, back = limit.quota - self.said[0], self.age_us - self.said[1]
-        row = 0, left if left > 0 else 0, back if back < 0 else 0, 0
-        headers = {
-            "RateLimit-Policy": policy_field(self.limits),
-            "RateLimit": state_field([(limit.name, row[1], -row[2])]),
-        }
-        self._write_older(headers, row)
-        return headers
 
     def _write_older(self, headers: dict[str, str], row: tuple[int, int, int, int]) -> None:
         """Write the state of one limit in headers for clients without structured fields."""

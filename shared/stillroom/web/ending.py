@@ -17,8 +17,8 @@ log = logging.getLogger("stillroom.web")
 
 Header = tuple[str, str]
 
-# Headers that overrule Cache-Control in shared caches: RFC 9213 (…-Cache-Control), and its predecessors.
 _name_of = itemgetter(0)
+# Headers that overrule Cache-Control in shared caches: RFC 9213 (…-Cache-Control), and its predecessors.
 FOR_CACHES = ("surrogate-control", "edge-control", "x-accel-expires")
 
 

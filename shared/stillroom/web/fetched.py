@@ -10,7 +10,6 @@ from typing import Any
 
 # Requests of a visitor or a program. A page makes all others (an image, a style, a script).
 MEANT = ("", "document", "empty", "iframe", "frame")
-_MEANT = frozenset(text.encode() for text in MEANT)
 
 
 def is_meant(site: str, destination: str) -> bool:
@@ -24,14 +23,11 @@ def is_meant(site: str, destination: str) -> bool:
 
 def is_meant_in_environ(environ: Mapping[str, Any]) -> bool:
     """Return whether a WSGI request is meant."""
-    site, destination = (
-        environ.get("HTTP_SEC_FETCH_SITE", ""),
-        environ.get("HTTP_SEC_FETCH_DEST", ""),
-    )
-    return is_meant(str(site), str(destination))
+    site, destination = environ.get("HTTP_SEC_FETCH_SITE"), environ.get("HTTP_SEC_FETCH_DEST")
+    return is_meant(site or "", destination or "")
 
 
 def is_meant_in_scope(headers: Mapping[bytes, bytes]) -> bool:
     """Return whether an ASGI request with these headers is meant."""
-    site, destination = headers.get(b"sec-fetch-site"), headers.get(b"sec-fetch-dest", b"")
-    return site != b"cross-site" and destination in _MEANT  # as is_meant
+    site, destination = headers.get(b"sec-fetch-site", b""), headers.get(b"sec-fetch-dest", b"")
+    return is_meant(site.decode("latin-1"), destination.decode("latin-1"))

@@ -28,7 +28,10 @@ class Choice(NamedTuple):
 
     @property
     def gap_s(self) -> float:
-        """So far apart are two snapshots with a gap between them. One that is late, or lost, is no gap yet."""
+        """Return how far apart two snapshots are that have a gap between them.
+
+        One that is late, or lost, is no gap yet.
+        """
         return 2.5 * self.every
 
 
