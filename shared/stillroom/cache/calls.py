@@ -13,7 +13,6 @@ from stillroom.cache.loaders import Loader, Recipe
 from stillroom.cache.near import KEYED
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
-from stillroom.keys import sanitized
 from stillroom.operation import Failed, Operation, together
 
 Look: TypeAlias = tuple[Entry | None, Freshness]
@@ -21,8 +20,16 @@ Look: TypeAlias = tuple[Entry | None, Freshness]
 LOOKS_AT_ONCE = 100  # in one batch, where each of them reads the clock
 
 
+class Asked(NamedTuple):
+    """A call of a loader, not yet made."""
+
+    loader: Loader
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
 class Wanted(NamedTuple):
-    """A call of a loader: the key and the recipe of its value, and what a copy of it is found by."""
+    """What a call of a loader wants: the key and the recipe of its value, and what a copy of it is found by."""
 
     name: bytes
     recipe: Recipe
@@ -55,45 +62,54 @@ class Calls(Bulk):
         wanted = wanted_of(loader, args, kwargs)
         return self.obtain(wanted.name, wanted.recipe, wanted.call, away)
 
-    def call_many(
-        self, loader: Loader, calls: Sequence[Sequence[Any]], kwargs: Mapping[str, Any]
-    ) -> Operation[list[Any]]:
+    def call_many(self, calls: Sequence[Asked]) -> Operation[list[Any]]:
         """Return what the cache has for each of these calls, and Unread in the place of what it has not.
 
         Cost: one MGET for each 500 calls. Stale values are served; one task refreshes them. Each key that is served
         is counted as one lookup.
         """
-        wanted = [wanted_of(loader, args, kwargs) for args in calls]
-        try:
-            looks = yield from self._look_for_all(loader, {one.name: one for one in wanted})
-        except RedisUnavailable as error:
-            return [Unread(error)] * len(wanted)
+        wanted = [wanted_of(*call) for call in calls]
+        looks = yield from self._look_for_all({one.name: one for one in wanted})
         values = [self._served(one, looks[one.name]) for one in wanted]
         served = {
-            one.name: (one, looks[one.name])
+            one.name: (one, look)
             for one, value in zip(wanted, values, strict=True)
-            if type(value) is not Unread
+            if type(value) is not Unread and not isinstance(look := looks[one.name], Unread)
         }
         yield from self._note_served(served.values())
         return values
 
     def _look_for_all(
-        self, loader: Loader, wanted: Mapping[bytes, Wanted]
-    ) -> Operation[dict[bytes, Any]]:
-        """Return by name what `_look_for` returns, or Unread. Raises RedisUnavailable if nothing could be read."""
-        names = list(wanted)
-        if loader.near is None and not loader.is_remembered:
-            found = yield from self._look_many(names, wanted[names[0]].recipe.owns)
-            looks: list[Any] = [one or (None, Freshness.DEAD) for one in found]
-            return dict(zip(names, looks, strict=True))
-        looks = []
-        bites = Bites(names, LOOKS_AT_ONCE)
+        self, wanted: Mapping[bytes, Wanted]
+    ) -> Operation[dict[bytes, Look | Unread]]:
+        """Return by name what `_look_for` returns, or Unread where nothing could be read."""
+        plain = {name: one for name, one in wanted.items() if _is_plain(one.recipe)}
+        if len(plain) == len(wanted):
+            return (yield from self._look_plain(plain))
+        looks: dict[bytes, Look | Unread] = {}
+        bites = Bites([name for name in wanted if name not in plain], LOOKS_AT_ONCE)
         while bites.left:
             yield from bites.turn()
-            bite = (self._look_for(*wanted[name]) for name in bites.next())
-            looks += map(_good, (yield from together(*bite)))
+            some = bites.next()
+            first = [] if looks or not plain else [self._look_plain(plain)]
+            found = yield from together(*(self._look_for(*wanted[name]) for name in some), *first)
+            looks.update(zip(some, map(_good, found), strict=False))
+            if first:
+                looks.update(_good(found[-1]))
             bites.done()
-        return dict(zip(names, looks, strict=True))
+        return looks
+
+    def _look_plain(self, wanted: Mapping[bytes, Wanted]) -> Operation[dict[bytes, Look | Unread]]:
+        """Look those up that no request remembers and no process keeps, in one MGET."""
+        try:
+            found = yield from self._look_many(
+                list(wanted), lambda entry: wanted[entry.key].recipe.owns(entry)
+            )
+        except RedisUnavailable as error:
+            return dict.fromkeys(wanted, Unread(error))
+        return {
+            name: one or (None, Freshness.DEAD) for name, one in zip(wanted, found, strict=True)
+        }
 
     def _served(self, one: Wanted, look: Look | Unread) -> Any:
         """Return the value to be served, or Unread."""
@@ -132,7 +148,12 @@ def wanted_of(loader: Loader, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     values = loader.values(args, kwargs)
     is_simple = loader.near is not None and not kwargs and KEYED.issuperset(map(type, args))
     call = (loader, *args) if is_simple else None
-    return Wanted(sanitized(loader.key(values)), loader.recipe(values), call)
+    return Wanted(loader.place(values), loader.recipe(values), call)
+
+
+def _is_plain(recipe: Recipe) -> bool:
+    is_remembered = recipe.loader is not None and recipe.loader.is_remembered
+    return recipe.near is None and not is_remembered
 
 
 def _good(outcome: Any) -> Any:

@@ -25,7 +25,7 @@ from stillroom.cache.arguments import Texts, Unkeyable
 from stillroom.cache.around import Around, within
 from stillroom.cache.entry import Entry
 from stillroom.cache.keeping import Keeping, near_of
-from stillroom.cache.template import Template, prefix_of, shortened
+from stillroom.cache.template import Template, fitting, prefix_of
 from stillroom.cache.warm import check, warm_of
 from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, StillroomError, UnknownLoader, did_you_mean
@@ -166,8 +166,15 @@ class Loader:
 
     def key(self, values: Mapping[str, Any]) -> str:
         """Return the key of a call. Raises Unkeyable for an argument that no text says all of."""
+        return self._fitting(values)[0]
+
+    def place(self, values: Mapping[str, Any]) -> bytes:
+        """Return the key of a call as it stands in Redis. Raises as `key` does."""
+        return self._fitting(values)[1]
+
+    def _fitting(self, values: Mapping[str, Any]) -> tuple[str, bytes]:
         try:
-            return shortened(self._template.fill(values))
+            return fitting(self._template.fill(values))
         except Unkeyable as error:
             raise Unkeyable(f"{self.name}(): {error}") from None
 
