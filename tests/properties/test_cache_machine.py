@@ -529,12 +529,14 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
-def test_no_order_of_steps_shows_what_was_invalidated(server: EmbeddedServer) -> None:
+def test_no_order_of_steps_shows_what_was_invalidated(
+    server: EmbeddedServer, is_full: bool
+) -> None:
     """No order of steps of two processes, with every known accident, shows an invalidated value."""
     run_state_machine_as_test(
         functools.partial(CacheMachine, server),  # type: ignore[arg-type]  # a factory is as good
         settings=settings(
-            max_examples=150,
+            max_examples=150 if is_full else 75,
             stateful_step_count=50,
             deadline=None,
             derandomize=True,
