@@ -82,8 +82,8 @@ def is_left_out(item: pytest.Item, only: str | None, is_full: bool) -> bool:
     return bool(kind == "redis" and is_alike and not is_full)
 
 
-# What these folders are about is the order of commands, and what processes do when servers fail. That the scripts mean
-# the same on both servers is what all other tests show; what was acknowledged outlives a failover of each kind.
+# These are about the order of commands, and what processes do when servers fail. All others show that scripts mean
+# the same on both servers; what was acknowledged is seen to outlive a failover of each kind.
 STEPPED = ("tests/races/", "tests/properties/", "tests/failover/test_s", "tests/failover/test_w")
 
 

@@ -37,14 +37,6 @@ class _Cached(Generic[P, T_co]):
         """Return the key of this call, as `get` and `invalidate` of the cache take it. Never awaited."""
         return self.loader.key(self.loader.values(self._first + args, kwargs))
 
-    def asked(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Asked:
-        """Return the call with these arguments, which is not made yet."""
-        return Asked(self.loader, self._first + args, kwargs)
-
-    def is_of(self, body: Any) -> bool:
-        """Return whether this is a loader of that cache."""
-        return self._body is body
-
     def _each_of(
         self, firsts: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> list[Asked]:
@@ -54,7 +46,7 @@ class _Cached(Generic[P, T_co]):
                 f"{self.__name__}.many({firsts!r:.100}): give a list of first arguments; for one call write "
                 f"{self.__name__}({firsts!r:.100})"
             )
-        return [self.asked((first, *args), kwargs) for first in firsts]
+        return [Asked(self.loader, (*self._first, first, *args), kwargs) for first in firsts]
 
     def _bound_to(self, instance: Any) -> Any:
         if instance is None or isinstance(self.loader.function, staticmethod):
@@ -75,23 +67,26 @@ class _Cached(Generic[P, T_co]):
 
 def asked_of(body: Any, calls: Sequence[Any]) -> list[Asked]:
     """Return the calls that cached functions of this cache, and partials of them, stand for."""
-    return [_asked(body, call) for call in calls]
+    asked = []
+    for call in calls:
+        function, args, kwargs = call, (), {}
+        if isinstance(call, functools.partial):
+            function, args, kwargs = call.func, call.args, call.keywords
+        if not isinstance(function, _Cached) or function._body is not body:
+            raise _not_ours(call, function)
+        asked.append(Asked(function.loader, function._first + args, kwargs))
+    return asked
 
 
-def _asked(body: Any, call: Any) -> Asked:
-    function, args, kwargs = call, (), {}
-    if isinstance(call, functools.partial):
-        function, args, kwargs = call.func, call.args, call.keywords
-    if not isinstance(function, _Cached):
-        if inspect.iscoroutine(call):
-            call.close()  # nobody will await it
-        raise InvalidArgument(
-            f"gather({call!r:.100}): give functions made by `cached`, or functools.partial(product, 7) for a call "
-            "with arguments"
-        )
-    if not function.is_of(body):
-        raise InvalidArgument(f"gather({function!r}): it belongs to the cache of another room")
-    return function.asked(args, kwargs)
+def _not_ours(call: Any, function: Any) -> InvalidArgument:
+    if isinstance(function, _Cached):
+        return InvalidArgument(f"gather({function!r}): it belongs to the cache of another room")
+    if inspect.iscoroutine(call):
+        call.close()  # nobody will await it
+    return InvalidArgument(
+        f"gather({call!r:.100}): give functions made by `cached`, or functools.partial(product, 7) for a call with "
+        "arguments"
+    )
 
 
 class CachedFunction(_Cached[P, T_co]):

@@ -777,8 +777,7 @@ class Core:
         """Return what `_look` returns, in the way that the recipe's loader wants."""
         if recipe.near is not None:
             return self._look_near(name, _wish(recipe, call))
-        is_remembered = recipe.loader is not None and recipe.loader.is_remembered
-        return (self._look_once if is_remembered else self._look)(name, recipe.release)
+        return (self._look if recipe.is_plain else self._look_once)(name, recipe.release)
 
     def _kept_near(self, name: bytes, recipe: Recipe) -> Any:
         """Return this process's copy, where the app lets it be served while Redis is away, or MISS."""
@@ -970,7 +969,7 @@ class Core:
         """Return the value while Redis is away: see away.py."""
 
         def load(_: list[bytes]) -> Operation[Mapping[bytes, Any]]:
-            return {name: (yield from self._call(recipe, recipe.call))}
+            return {name: (yield from self._call(recipe, recipe.loading()))}
 
         values = yield from self._obtain_away([name], load, recipe, error)
         if name not in values:  # a load of many keys, which was waited for, has found none
@@ -1007,7 +1006,7 @@ class Core:
 
     def _load_for_myself(self, recipe: Recipe) -> Operation[Any]:
         """Load without storing, because no lease says that the value may still be stored."""
-        value = yield from self._call(recipe, recipe.call)
+        value = yield from self._call(recipe, recipe.loading())
         return self._as_read(value, recipe)
 
     def _call(self, recipe: Recipe, call: Call) -> Operation[Any]:
@@ -1045,7 +1044,7 @@ class Core:
         try:
             if recipe.at_once:
                 yield from self._take_place(name, held, recipe)
-            value = yield from self._call(recipe, recipe.call)
+            value = yield from self._call(recipe, recipe.loading())
         except GeneratorExit:
             raise
         except BaseException as error:

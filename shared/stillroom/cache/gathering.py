@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from stillroom.cache.calls import Asked, Unread
+from stillroom.cache.calls import UNREAD, Asked, Unread
 from stillroom.cache.loaders import Loader
 from stillroom.codec import MISS
 from stillroom.operation import AsyncDriver, Driver, Operation
 
 LOADS_AT_ONCE = 10  # of one loader, in asyncio
-UNREAD = Unread()
 
 
 class Gathering:

@@ -56,6 +56,17 @@ class Recipe(NamedTuple):
         """Return whether an entry was stored by this release of the app, or is for all releases."""
         return not self.release or entry.release in (self.release, b"")
 
+    def loading(self) -> Call:
+        """Return the call that makes the value, in the contexts that the app wants around its loaders."""
+        if self.loader is None:
+            return self.call
+        return Call(self.loader.within(self.call.function), self.call.args, self.call.kwargs)
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether no request remembers its values and no process keeps them."""
+        return self.near is None and (self.loader is None or not self.loader.is_remembered)
+
     @property
     def name(self) -> str:
         """Return the name of the load in logs and counts."""
@@ -180,8 +191,7 @@ class Loader:
 
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
         """Return what a call of it is kept by."""
-        function = self.within(self.function) if self.around else self.function
-        call, tags = Call(function, (), values), self._tagger(values)
+        call, tags = Call(self.function, (), values), self._tagger(values)
         return Recipe(
             *(call, self.type, self.keeping, self.lease, tags, self.release, self, values),
             self.at_once,

@@ -54,9 +54,9 @@ def _of_name(_: ShardedBody, name: bytes, _recipe: Recipe) -> bytes:
 
 
 def _of_call(
-    _: ShardedBody, loader: Loader, args: Sequence[Any], kwargs: Mapping[str, Any], *_away: Any
+    cache: ShardedBody, loader: Loader, args: Sequence[Any], kwargs: Mapping[str, Any], *_away: Any
 ) -> bytes:
-    return loader.place(loader.values(args, kwargs))
+    return cache.shards[0].wanted(loader, args, kwargs).name
 
 
 def _of_refresh(_: ShardedBody, order: RefreshOrder) -> bytes:
