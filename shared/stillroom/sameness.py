@@ -159,10 +159,10 @@ def _same_fields(names: AbstractSet[str], sent: Any, back: Any, widened: bool) -
 
 def _same_attributes(fields: AbstractSet[str], sent: Any, back: Any, widened: bool) -> bool:
     """Return whether two objects have the same attributes besides their fields."""
-    attributes = _attributes_of(sent, fields)
+    attributes = attributes_of(sent, fields)
     if not attributes:
         return True
-    others = _attributes_of(back, fields)
+    others = attributes_of(back, fields)
     return all(
         name in others
         and (_are_made_anew(one, others[name]) or is_same(one, others[name], widened))
@@ -272,12 +272,12 @@ def _fields_of(value: Any) -> dict[str, Any]:
     """Return the fields of a model or a dataclass by name, with private and other attributes."""
     if not isinstance(value, BaseModel):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return {**fields, **_attributes_of(value, fields.keys())}
+        return {**fields, **attributes_of(value, fields.keys())}
     fields = {name: value.__dict__.get(name) for name in type(value).model_fields}
     return {**fields, **(value.model_extra or {}), **(value.__pydantic_private__ or {})}
 
 
-def _attributes_of(value: Any, fields: AbstractSet[str]) -> dict[str, Any]:
+def attributes_of(value: Any, fields: AbstractSet[str] = NO_FIELDS) -> dict[str, Any]:
     """Return the attributes that somebody has set on an object, besides its fields and its cached properties."""
     state: Any = object.__getstate__(value)
     own, in_slots = state if isinstance(state, tuple) else (state, None)
