@@ -40,14 +40,19 @@ class _Cached(Generic[P, T_co]):
         """Return the key of this call, as `get` and `invalidate` of the cache take it. Never awaited."""
         return self.loader.key(self.loader.values(self._first + args, kwargs))
 
-    def _each_of(self, firsts: Any, args: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        """Return the arguments of the call for each of `firsts`."""
+    def _each_of(
+        self, firsts: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> list[tuple[Any, ...]]:
+        """Return the arguments of the call for each of `firsts`. The others are checked without any, too."""
         if isinstance(firsts, str | bytes) or not isinstance(firsts, Iterable):
             raise InvalidArgument(
                 f"{self.__name__}.many({firsts!r:.100}): give a list of first arguments; for one call write "
                 f"{self.__name__}({firsts!r:.100})"
             )
-        return [(*self._first, first, *args) for first in firsts]
+        calls = [(*self._first, first, *args) for first in firsts]
+        if not calls:
+            self.loader.values((*self._first, None, *args), kwargs)
+        return calls
 
     def _kept(self, calls: Sequence[tuple[Any, ...]], kwargs: Mapping[str, Any]) -> list[Any]:
         """Return the values that this process keeps for these calls, Unread where it keeps none."""
@@ -130,7 +135,7 @@ class CachedFunction(_Cached[P, T_co]):
         Where the source can give many at once, `get_or_set_many` of the cache is for that.
         Raises InvalidArgument for one text, and what a call raises. Redis away: each is loaded, as by a call.
         """
-        calls = self._each_of(firsts, args)
+        calls = self._each_of(firsts, args, kwargs)
         try:
             values = self._kept(calls, kwargs)
             if looking := self._looking(calls, kwargs, values):
@@ -195,7 +200,7 @@ class AsyncCachedFunction(_Cached[P, T_co]):
         What is not there is loaded ten at a time, or as many as `at_once` of the loader says. Once all have ended
         the first error is raised.
         """
-        calls = self._each_of(firsts, args)
+        calls = self._each_of(firsts, args, kwargs)
         try:
             values = self._kept(calls, kwargs)
             if looking := self._looking(calls, kwargs, values):
