@@ -597,6 +597,8 @@ class Core:
         """Ask again for refreshes that were asked for, and keep nothing: a test has moved the clock."""
         self._asked.clear()
         self.away.clear()
+        self.near.store.forget(self.near)
+        self._memo.changed()
 
     def flush_stats(self) -> Operation[None]:
         """Write the counts of this process down now. Redis away: they are lost."""
