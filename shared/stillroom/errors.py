@@ -8,7 +8,18 @@ from typing import Any
 
 
 class StillroomError(Exception):
-    """The base of everything that Stillroom raises on purpose."""
+    """The base of everything that Stillroom raises on purpose. Pickled and copied with its message and its data."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Python would call the class with the message, which is what most of them make of their arguments.
+        return _made_again, (type(self), self.args, vars(self))
+
+
+def _made_again(kind: type[StillroomError], args: tuple[Any, ...], data: dict[str, Any]) -> Any:
+    error = kind.__new__(kind)
+    error.args = args
+    vars(error).update(data)
+    return error
 
 
 class SettingsError(StillroomError, ValueError):

@@ -178,6 +178,7 @@ def refusals(price: Any) -> dict[str, tuple[Callable[[], Any], type[Exception], 
         "a number": (lambda: price.many(7), InvalidArgument, r"for one call write price\(7\)"),
         "too many": (lambda: price.many([1], "EUR", 3), TypeError, r"price\(\): too many"),
         "a misspelt name": (lambda: price.many([1], unti="EUR"), TypeError, "unti"),
+        "a misspelt name without calls": (lambda: price.many([], unti="EUR"), TypeError, "unti"),
         "what is no key": (lambda: price.many([1, object()]), InvalidArgument, "price"),
     }
 

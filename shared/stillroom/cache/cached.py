@@ -40,13 +40,16 @@ class _Cached(Generic[P, T_co]):
     def _each_of(
         self, firsts: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> list[Asked]:
-        """Return the calls for each of `firsts`."""
+        """Return the calls for each of `firsts`. The other arguments are checked without any, too."""
         if isinstance(firsts, str | bytes) or not isinstance(firsts, Iterable):
             raise InvalidArgument(
                 f"{self.__name__}.many({firsts!r:.100}): give a list of first arguments; for one call write "
                 f"{self.__name__}({firsts!r:.100})"
             )
-        return [Asked(self.loader, (*self._first, first, *args), kwargs) for first in firsts]
+        calls = [Asked(self.loader, (*self._first, first, *args), kwargs) for first in firsts]
+        if not calls:
+            self.loader.values((*self._first, None, *args), kwargs)
+        return calls
 
     def _bound_to(self, instance: Any) -> Any:
         if instance is None or isinstance(self.loader.function, staticmethod):

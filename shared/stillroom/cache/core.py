@@ -48,7 +48,13 @@ from stillroom.cache.terms import Terms
 from stillroom.codec import MISS, Codec, Encoded, Undecodable
 from stillroom.dispatch import Dispatch, RefreshOrder
 from stillroom.durations import Duration
-from stillroom.errors import LoadShed, RedisRefused, RedisUnavailable, UnknownLoader
+from stillroom.errors import (
+    InvalidArgument,
+    LoadShed,
+    RedisRefused,
+    RedisUnavailable,
+    UnknownLoader,
+)
 from stillroom.fingerprint import fingerprint
 from stillroom.keys import Keys, sanitized
 from stillroom.operation import IN_TIME, Call, Freeing, Once, Operation, Pause, Timed
@@ -591,6 +597,8 @@ class Core:
         """Ask again for refreshes that were asked for, and keep nothing: a test has moved the clock."""
         self._asked.clear()
         self.away.clear()
+        self.near.store.forget(self.near)
+        self._memo.changed()
 
     def flush_stats(self) -> Operation[None]:
         """Write the counts of this process down now. Redis away: they are lost."""
@@ -1356,6 +1364,10 @@ class Core:
 
         `keeping`: by default the settings'.
         """
+        if not callable(call.function):
+            raise InvalidArgument(
+                f"load={call.function!r:.100}: a function; what it returns is kept"
+            )
         given, kind = several("tags", tags), result_of(call.function) if type is None else type
         self._codec.adapter(kind)  # a type that is none is told before anything is loaded
 

@@ -110,7 +110,7 @@ class Loader:
         warm_with: Any = None,
     ) -> None:
         self.function = function
-        self.version = version
+        self.version = _checked_version(version)
         self.release = b""  # set where it is registered
         self.counted_as: Sequence[str] = (
             "",
@@ -147,7 +147,7 @@ class Loader:
         self.around: list[Around] | None = None  # of the registry it was registered in first
         self.warm = warm_of(warm_every, warm_with)
         if self.warm is not None:
-            check(self.values, self.warm.given)
+            check(self, self.warm.given)
 
     @property
     def template(self) -> str:
@@ -363,7 +363,7 @@ def several(what: str, given: Any) -> Sequence[Any]:
     """Return names as they were meant: one text is one name, not as many as it has letters."""
     if isinstance(given, str) or callable(given):
         return [given]
-    if given is None or not isinstance(given, Iterable):
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
         raise InvalidArgument(f"{what}={given!r}: a text, or a list of them; leave it out for none")
     return list(given)
 
@@ -458,6 +458,12 @@ def _checked_places(at_once: Any) -> int:
     ):
         raise InvalidArgument(f"at_once={at_once!r}: 1 to {PLACES_LIMIT:,} loads")
     return at_once
+
+
+def _checked_version(version: Any) -> str | int | None:
+    if isinstance(version, bool) or not isinstance(version, str | int | None):
+        raise InvalidArgument(f"version={version!r:.100}: a text or a number without a fraction")
+    return version
 
 
 def _check_function(function: Any, name: str) -> None:

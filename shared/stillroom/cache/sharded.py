@@ -17,6 +17,7 @@ from stillroom.cache.body import CacheBody
 from stillroom.cache.bulk import names_of
 from stillroom.cache.calls import Asked
 from stillroom.cache.core import Means, Place
+from stillroom.cache.invalidation import names_given
 from stillroom.cache.loaders import Loader, LoaderCall, Loaders, Recipe, recipe_of
 from stillroom.cache.terms import Terms
 from stillroom.cache.traced import body_of, store_of
@@ -179,9 +180,10 @@ class ShardedBody:
 
     def invalidate(self, *keys: str, defer: bool = False) -> Operation[int]:
         """Forget each key in its shard, and add up how many held a value."""
+        names = dict(zip(keys, names_given("invalidate", keys), strict=True))
         operations = [
             (shard, self.shards[shard].invalidate(*some, defer=defer))
-            for shard, some in self.by_shard(names_of(keys)).items()
+            for shard, some in self.by_shard(names).items()
         ]
         return sum((yield from self.on(operations)))
 

@@ -39,6 +39,8 @@ class Template:
         """`text_of` is given a parameter's name, and returns what makes the text of its arguments."""
         if not isinstance(text, str):
             raise InvalidKey(text, f"a template is a str, not {type(text).__name__}")
+        if not text:
+            raise InvalidKey(text, "a template has at least one character")
         self.text = text
         pieces = list(_parsed(text, parameters))
         self.names = [piece.name for piece in pieces if piece.name]

@@ -8,7 +8,7 @@ wrote it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from stillroom.cache.ordering import Ordering
@@ -39,7 +39,17 @@ def warm_of(every: Duration | None, given: Any) -> Warm | None:
             )
         return None
     seconds = seconds_of("warm_every", every, least=LEAST_S, most=MOST_S)
-    return Warm(seconds, [{}] if given is None else given)
+    return Warm(seconds, given if callable(given) else listed([{}] if given is None else given))
+
+
+def listed(given: Any) -> list[Any]:
+    """Return `warm_with` as a list, which can be read in each period. Raises InvalidArgument for one call's."""
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise InvalidArgument(
+            f"warm_with={given!r:.100}: a list of dicts, tuples or single arguments, or a function that returns "
+            f"one; for one call write [{given!r:.100}]"
+        )
+    return list(given)
 
 
 def arguments_of(one: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -85,8 +95,8 @@ class Warming:
         count = 0
         try:
             given: Any = loader.warm.given
-            found: Iterable[Any] = (yield Call(loader.within(given))) if callable(given) else given
-            orders = [_order_of(loader, one) for one in found]
+            found = (yield Call(loader.within(given))) if callable(given) else given
+            orders = [order_of(loader, one) for one in listed(found)]
             for start in range(0, len(orders), AT_ONCE):
                 some = orders[start : start + AT_ONCE]
                 yield from self._orders.order(*some)
@@ -98,13 +108,20 @@ class Warming:
         return count
 
 
-def _order_of(loader: Any, one: Any) -> Load:
+def order_of(loader: Any, one: Any) -> Load:
+    """Return the order to load for one of `warm_with`. Raises InvalidArgument for arguments that do not fit."""
     args, kwargs = arguments_of(one)
-    return Load(loader=loader.name, args=loader.json_values(loader.values(args, kwargs)))
+    values = loader.values(args, kwargs)
+    try:
+        sent = loader.json_values(values)
+        loader.key(loader.validated(sent))
+    except ValueError as error:
+        raise InvalidArgument(f"warm_with {one!r:.100}: {error}") from None
+    return Load(loader=loader.name, args=sent)
 
 
-def check(loader_values: Callable[..., Any], given: Any) -> None:
-    """Refuse arguments that do not fit, where they are written down. Raises TypeError."""
+def check(loader: Any, given: Any) -> None:
+    """Refuse arguments that no worker could load, where they are written down. Raises InvalidArgument."""
     if not callable(given):
         for one in given:
-            loader_values(*arguments_of(one))
+            order_of(loader, one)
