@@ -298,7 +298,7 @@ class AsyncWire:
             return await self._exchange(pool, link, packed, len(commands), given_up)
         except PeerFailed:
             raise
-        except Exception:
+        except BaseException:  # also a cancellation: its caller may invalidate next
             await asyncio.sleep(max(0.0, given_up - time.monotonic()))
             raise
 

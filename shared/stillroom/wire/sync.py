@@ -368,7 +368,7 @@ class Wire:
             return self._exchange(link, packed, len(commands), given_up, now)
         except PeerFailed:
             raise
-        except Exception:
+        except BaseException:  # also an interruption: its caller may invalidate next
             time.sleep(max(0.0, given_up - time.monotonic()))
             raise
 
