@@ -78,7 +78,7 @@ else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
 |                   |        |                                                 | that ends    |                 |
 |                   |        |                                                 | last; 200    |                 |
 | ns:{lk:<name>}:…  | of one lock or semaphore                                 |              | slot_take,      |
-|       …slots      | zset   | who holds it → when its lease ends, µs          | the longest  | slot_renew      |
+|       …slots      | zset   | `<token>.<lease, ms>` → when the lease ends, µs | the longest  | slot_renew      |
 |       …queue      | zset   | who waits → when it came, µs; 1,000 at most     | 2 s          |                 |
 |       …waiters    | zset   | who waits → until when its place is kept, µs    | 2 s          |                 |
 |       …fence      | string | the last fencing number: µs, always growing     | 1 d          | slot_take       |
