@@ -532,6 +532,16 @@ class TestOrders:
             room.tasks.invalidate_tags("x" * 1025)
         with pytest.raises(TypeError, match=r"room\.cache\.cached"):
             room.tasks.load(print, 7)
+
+        @room.cache.cached("n:{n}")
+        def load(n: int) -> int:
+            return n
+
+        function = getattr(load, "_inner", load)
+        with pytest.raises(ValueError, match="load: n: Input should be a valid integer"):
+            room.tasks.load(function, "seven")
+        with pytest.raises(TypeError, match="missing a required argument: 'n'"):
+            room.tasks.load(function)
         assert state_client.exists(room.keys.orders) == 0
 
     @pytest.mark.parametrize(

@@ -126,6 +126,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "too many positional",
     ),
     "an unknown one": ({"warm_every": 60, "warm_with": [{"id": 1, "x": 1}]}, TypeError, "'x'"),
+    "of another type": (
+        {"warm_every": 60, "warm_with": ["seven"]},
+        ValueError,
+        "id: Input should be a valid integer",
+    ),
     "none at all": ({"warm_every": 60}, TypeError, "missing a required argument: 'id'"),
 }
 

@@ -99,12 +99,11 @@ class Warming:
 
 
 def _order_of(loader: Any, one: Any) -> Load:
-    args, kwargs = arguments_of(one)
-    return Load(loader=loader.name, args=loader.json_values(loader.values(args, kwargs)))
+    return Load(loader=loader.name, args=loader.ordered(*arguments_of(one)))
 
 
-def check(loader_values: Callable[..., Any], given: Any) -> None:
-    """Refuse arguments that do not fit, where they are written down. Raises TypeError."""
+def check(ordered: Callable[..., Any], given: Any) -> None:
+    """Refuse arguments that do not fit, where they are written down. Raises TypeError, ValueError."""
     if not callable(given):
         for one in given:
-            loader_values(*arguments_of(one))
+            ordered(*arguments_of(one))
