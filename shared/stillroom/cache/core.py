@@ -50,7 +50,7 @@ from stillroom.dispatch import Dispatch, RefreshOrder
 from stillroom.durations import Duration
 from stillroom.errors import LoadShed, RedisRefused, RedisUnavailable, UnknownLoader
 from stillroom.fingerprint import fingerprint
-from stillroom.keys import Keys, sanitized
+from stillroom.keys import Keys, refuse_crowd, sanitized
 from stillroom.operation import IN_TIME, Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
     back_off,
@@ -344,8 +344,8 @@ class Core:
         `cached` for that). An error of `load` reaches its caller. Redis away: loads and returns.
 
         `ttl`: how long the value is fresh; `swr`: how long after that it is served stale; seconds or a timedelta,
-        by default the settings'. `tags`: texts, or functions of the value that give texts. `type`: what the value
-        is, by default what `load` says it returns. `near`: this process may keep it, see `cached`.
+        by default the settings'. `tags`: texts, or functions of the value that give texts, 1,000 at most. `type`:
+        what the value is, by default what `load` says it returns. `near`: this process may keep it, see `cached`.
         """
         name = sanitized(key)
         keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
@@ -427,7 +427,7 @@ class Core:
         """Store a value, and return True when it is stored. It wins over a load of the same key that is under way.
 
         `ttl`: how long it is fresh; `swr`: how long after that it is served stale; seconds or a timedelta, by
-        default the settings'. `type`: what it is encoded as, by default whatever it is.
+        default the settings'. `tags`: 1,000 at most. `type`: what it is encoded as, by default whatever it is.
         Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument.
         Redis away, full or read-only: False; a write that arrives after this returned is refused by the script.
         """
@@ -1358,6 +1358,7 @@ class Core:
         `keeping`: by default the settings'.
         """
         given, kind = several("tags", tags), result_of(call.function) if type is None else type
+        refuse_crowd(given)
         self._codec.adapter(kind)  # a type that is none is told before anything is loaded
 
         def tags_of(value: Any) -> list[str]:
@@ -1392,6 +1393,7 @@ class Core:
         life: Life,
         release: bytes = b"",
     ) -> Packed:
+        refuse_crowd(tags)
         names = [sanitized(tag) for tag in tags]
         codec = b"%b:%b" % (encoded.codec, release) if release else encoded.codec
         rest = body(codec, source, name, names, encoded.payload)

@@ -1,7 +1,7 @@
 """Order work from the workers instead of doing it in the request: `room.tasks`.
 
-An order is written down in Redis (`orders`) before a task is sent, so that it is carried out whatever becomes of the
-task. The same orders can be sent by name from any Celery client: cache/orders.py has their fields.
+An order is written down in Redis (`orders`) before a task is sent, so that it is carried out whatever becomes of
+the task. The same orders can be sent by name from any Celery client: cache/orders.py has their fields.
 """
 
 from __future__ import annotations
