@@ -433,3 +433,20 @@ def test_one_key_is_not_taken_for_many(room: Any) -> None:
             call("product:7")
     with pytest.raises(TypeError, match="did you mean ttl"):
         room.cache.set("product:7", 1, tll=60)
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_node_that_the_cluster_no_longer_names_has_no_connection_left(
+    cluster: RedisCluster, settings: Settings, face: str
+) -> None:
+    """The connections to a node that has left its cluster are closed, though nobody closes them there."""
+    with open_room(face, settings, Recording()) as room:
+        fill(room)
+        gone = cluster.owner(shard_keys(settings)[0].clock)
+        wire = room.wire.at(("127.0.0.1", gone.port))
+        assert wire.connections == 1
+        ranges = cluster.client(gone).execute_command("CLUSTER SLOTS")
+        staying = [one for one in ranges if one[2][1] != gone.port]
+        room.wire.learn(staying, ("127.0.0.1", staying[0][2][1]))
+        room.cache.get_many(NAMES)  # an event loop that has to close them goes round
+        assert wire.connections == 0

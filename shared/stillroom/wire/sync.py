@@ -441,6 +441,12 @@ class Wire:
             self._links.discard(link)
         link.close()
 
+    def forget(self) -> None:
+        """Close all connections, those in use after their reply: the server has left its cluster."""
+        self.server.leave()
+        self._discard_idle()
+        self.breaker.leave()
+
     def _discard_idle(self) -> None:
         """Close all idle connections."""
         while True:
