@@ -15,6 +15,7 @@ from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.cache import ordering
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
+from stillroom_workers.app import make_app
 from tests.support.crowd import PATIENT
 from tests.support.faces import FACES, open_room
 
@@ -90,6 +91,32 @@ def test_an_outage_of_the_cache_makes_no_dead_letter(
         assert report["done"] >= 1
         assert report["dead"] == report["due"] == 0
         assert app.cache.get("k") is None
+
+
+TASKS: dict[str, dict[str, Any]] = {
+    "keys": {"keys": ["k"]},
+    "tags": {"tags": ["ordered"]},
+    "pattern": {"pattern": "k*"},
+}
+
+
+@pytest.mark.parametrize("order", TASKS)
+def test_a_task_that_finds_the_cache_away_writes_its_order_down(
+    server: EmbeddedServer, own_server: EmbeddedServer, order: str
+) -> None:
+    """A task sent by name, whose message is gone once it has run, is carried out when the cache is back."""
+    places = {"redis_url": server.url, "cache_url": own_server.url, "call_timeout": 0.2}
+    app = make_app(Settings(**PATIENT | places))
+    room: Stillroom = app.room
+    room.cache.set("k", "old", tags=["ordered"], ttl=3_600)
+    own_server.freeze()
+    report = app.tasks[f"stillroom.invalidate_{order}"](**TASKS[order])
+    assert report == {"deleted": 0, "left": 1}
+    own_server.thaw()
+    assert until(lambda: not room.wire.breaker.is_open, 10)
+    assert room.upkeep.reclaim()["done"] >= 1
+    assert room.cache.get("k") is None
+    room.close()
 
 
 class TestLoads:

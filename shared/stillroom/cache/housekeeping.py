@@ -9,7 +9,7 @@ from typing import Any
 
 from stillroom.cache.body import CacheBody
 from stillroom.cache.ordering import Ordering
-from stillroom.cache.orders import Load
+from stillroom.cache.orders import Load, Order
 from stillroom.cache.reclaim import Progress, Reclaim, Report
 from stillroom.cache.sharded import ShardedBody
 from stillroom.cache.warm import Warming
@@ -70,6 +70,10 @@ class Housekeeping:
         Redis away: RedisUnavailable. DispatchFailed if 10,000 orders wait.
         """
         return self._orders.order(Load(loader=loader, args=dict(args)))
+
+    def order(self, order: Order) -> Operation[None]:
+        """Write an order down for a later `reclaim`. Redis away: RedisUnavailable. See Ordering.order."""
+        return self._orders.order(order)
 
     def trim_marks(self) -> Operation[dict[str, int]]:
         """Drop marks that are older than any entry can be. Returns {"dropped", "left"}."""
