@@ -368,6 +368,27 @@ def test_a_frozen_node_leaves_the_others_shards_alone(
             frozen.thaw()
 
 
+def test_an_order_that_waits_for_a_frozen_node_keeps_no_other_shard_from_its_work(
+    settings: Settings, cluster: RedisCluster
+) -> None:
+    """While an order waits for a frozen node, the dead entries of the other shards are deleted."""
+    hurried = Settings(**settings.model_dump() | {"command_timeout": 0.1, "call_timeout": 0.15})
+    with Stillroom(hurried, dispatch=Recording()) as room:
+        fill(room)
+        room.cache.invalidate_by_tag("all")
+        room.tasks.invalidate_tags("other")
+        frozen = cluster.owner(shard_keys(settings)[0].clock)
+        others = [node for node in cluster.nodes[:NODES] if node is not frozen]
+        assert any(cluster.client(node).keys("stillroom:{*}:e:*") for node in others)
+        frozen.freeze()
+        try:
+            with pytest.raises(RedisUnavailable):
+                room.upkeep.reclaim(budget=5)
+        finally:
+            frozen.thaw()
+        assert not any(cluster.client(node).keys("stillroom:{*}:e:*") for node in others)
+
+
 def test_threads_that_begin_together_share_the_nodes(sharded: Stillroom) -> None:
     """Threads that begin together share one wire for each node."""
     gate = threading.Barrier(8)

@@ -13,6 +13,7 @@ from stillroom.cache.orders import Load, Order
 from stillroom.cache.reclaim import Progress, Reclaim, Report
 from stillroom.cache.sharded import ShardedBody
 from stillroom.cache.warm import Warming
+from stillroom.errors import RedisUnavailable
 from stillroom.operation import Operation
 
 BUDGET_S = 20.0  # of one run; the rest is due at once
@@ -38,11 +39,18 @@ class Housekeeping:
         Redis away: RedisUnavailable; the work stays written down.
         """
         began = time.monotonic()
-        ordered = yield from self._orders.carry_out(budget / 2)
+        ordered: dict[str, int] = {}
+        away: RedisUnavailable | None = None
+        try:
+            ordered = yield from self._orders.carry_out(budget / 2)
+        except RedisUnavailable as error:  # perhaps of one shard: the others have work to do
+            away = error
         share = (budget - (time.monotonic() - began)) / len(self._parts)
         cleared = yield from self._cache.everywhere(
             [part.clear_up(budget=share, progress=progress) for part in self._parts]
         )
+        if away is not None:
+            raise away
         return _added_up([ordered, *cleared])
 
     def pending(self, *members: bytes) -> Operation[dict[bytes, Progress | None]]:
