@@ -223,9 +223,13 @@ class Loader:
         """
         return self.name.encode() + b" " + self._as_json(values)
 
-    def json_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments as a message carries them. Raises ValueError as `source` does."""
-        fields: dict[str, Any] = json.loads(self._as_json(values))
+    def ordered(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call as an order carries them, once they are what its worker will accept.
+
+        Raises TypeError as the call itself would, ValueError as `source` does, BadArguments, Unkeyable.
+        """
+        fields: dict[str, Any] = json.loads(self._as_json(self.values(args, kwargs)))
+        self.key(self.validated(fields))
         return fields
 
     def _as_json(self, values: Mapping[str, Any]) -> bytes:
@@ -292,7 +296,7 @@ class Loader:
 
 
 class BadArguments(StillroomError, ValueError):
-    """A message's arguments do not fit the loader's signature."""
+    """The arguments of an order do not fit the loader's signature."""
 
 
 class Loaders:
