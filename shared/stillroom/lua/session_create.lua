@@ -86,6 +86,7 @@ local function is_new_device(device, life)
   local is_new = redis.call('ZADD', key, plain(now), device) == 1
   redis.call('ZREMRANGEBYRANK', key, 0, -MOST_DEVICES - 1)
   redis.call('PEXPIRE', key, life)
+  keep_for(prefix .. 'clock', tonumber(life)) -- whoever moves a shard finds by its clock that it has keys
   return had_any and is_new
 end
 
