@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stillroom import NoDispatch, Settings, Stillroom, TooManySessions
+from stillroom import NoDispatch, SessionEnded, Settings, Stillroom, TooManySessions
 from stillroom.embedded import EmbeddedServer
 from stillroom.operation import Once, Operation
 from stillroom.scripts import session_create, session_rotate
@@ -115,6 +115,34 @@ def test_a_logout_into_another_session_that_is_held_up_wins(make_room: Make) -> 
         assert there.sessions.list_for_user("ann") == []
 
 
+@pytest.mark.parametrize("brings_cookie", [True, False])
+def test_a_request_whose_session_was_gone_ends_no_renewal(
+    make_room: Make, brings_cookie: bool
+) -> None:
+    """A request with the old token that is read after a renewal, and stores something, does not end the session.
+
+    Where the browser is getting the renewal's cookie, it begins none either.
+    """
+    here, there = make_room(), make_room()
+    for held_up in (True, False):
+        session = here.sessions.create("ann")
+        asked = steady_us()
+        begin = here._sessions_body.begin(session.token, {"a": 1}, asked_us=asked)
+        waiting = Stepper(here, begin) if held_up else None
+        if brings_cookie:
+            renew = there._sessions_body.renew(session.token, is_proof=False)
+            fresh = there.state.run(renew)
+        else:
+            fresh = there.sessions.rotate(session, grace=0)
+        waiting = waiting or Stepper(here, begin)
+        if brings_cookie:
+            with pytest.raises(SessionEnded):
+                waiting.value()
+        else:
+            assert there.sessions.get(waiting.value()) is not None
+        assert there.sessions.get(fresh) is not None
+
+
 def test_a_rotation_without_grace_keeps_what_was_to_be_kept(make_room: Make, client: Any) -> None:
     """A session to keep, named before its rotation without grace, is kept under its new name, and not
     if named after.
@@ -215,6 +243,18 @@ def test_a_creation_that_arrives_again_recognises_itself(make_room: Make, when: 
     send(room, command)
     assert room.sessions.count("ann") == 1
     assert room.sessions.get(made.value.value) is not None
+
+
+def test_a_creation_that_arrives_again_says_again_what_is_in_doubt(make_room: Make) -> None:
+    """A create that arrives twice tells both times that what it replaces was rotated a moment before."""
+    room = make_room()
+    room.sessions.create("eve")
+    guest = room.sessions.create(None)
+    (command,) = room._sessions_body.create(None, {"a": 1}, replaces=guest).send(None)
+    assert command[1] == session_create.text.sha
+    room.sessions.rotate(guest, grace=0)
+    first, second = send(room, command, command)
+    assert 0 <= int(first[4]) <= int(second[4])
 
 
 def test_a_rotation_that_arrives_after_it_was_undone_does_nothing(make_room: Make) -> None:

@@ -224,6 +224,50 @@ def refused(room: Stillroom, token: str, why: str = "of this shard") -> None:
             act()
 
 
+def test_a_logout_that_waits_for_its_shard_holds_nobody_up(old: Stillroom, new: Stillroom) -> None:
+    """A logout that is deferred, since its shard is being moved, keeps no other session from its process, on either
+    side.
+    """
+    made = [old.sessions.create(f"user:{n}", {"n": n}) for n in range(64)]
+    one = moving(old, new)
+    one.begin()
+    shards = one.shards()
+    while not any(_is_shut(old, session.token) for session in made):
+        next(shards)
+    gone = next(session for session in made if _is_shut(old, session.token))
+    stays = [session for session in made if not _is_shut(old, session.token)]
+    assert old.sessions.destroy(gone.token, defer=True)
+    assert all(old.sessions.get(session.token) for session in stays)
+    assert old.sessions.deliver() == 1
+    here = [session for session in made if session not in stays and session is not gone]
+    assert new.sessions.destroy(stays[0].token, defer=True)
+    assert all(new.sessions.get(session.token) for session in here)
+    assert sum(shards) > 0
+    assert new.sessions.get(stays[1].token) is not None
+    assert new.sessions.deliver() == 0
+    assert new.sessions.get(stays[0].token) is None
+
+
+def test_a_sweep_leaves_out_what_is_being_moved(old: Stillroom, new: Stillroom) -> None:
+    """A shard that is shut keeps no other one from being swept."""
+    for number in range(64):
+        old.sessions.create(f"user:{number}", idle=0.001)
+    due = old.sessions.count()
+    one = moving(old, new)
+    one.begin()
+    shards = one.shards()
+    while not (there := _arrived(new)):
+        next(shards)
+    assert old.upkeep.sweep_sessions()["expired"] == due - there > 0
+    assert new.upkeep.sweep_sessions()["expired"] == there
+    assert sum(shards) > 0
+    assert new.sessions.count() == 0
+
+
+def _arrived(room: Stillroom) -> int:
+    return sum(int(_asked(room, (b"ZCARD", room.keys.due_sessions(shard)))) for shard in SHARDS)
+
+
 def test_a_move_that_broke_off_is_repeated(old: Stillroom, new: Stillroom) -> None:
     """What has arrived is not moved again, and a copy that was cut short begins anew."""
     made = [old.sessions.create(f"user:{n}", {"n": n}) for n in range(64)]

@@ -24,9 +24,6 @@ local prefix, user, tags = ARGV[1], ARGV[2], ARGV[3]
 local now = now_us()
 local h = string.sub(KEYS[1], #prefix + 3)
 local known = redis.call('HMGET', KEYS[1], '_c', '_never')
-if known[1] then
-  return {'ok', known[1], {}, {}, -1, 0} -- names are never chosen twice, so this call was sent again
-end
 if known[2] then
   return {'never'}
 end
@@ -35,6 +32,9 @@ local others = tonumber(ARGV[9])
 local old = {unpack(KEYS, 2 + others)}
 local cookie = tonumber(ARGV[12])
 local replaced, _, _, late = find(prefix, now, old, now - tonumber(ARGV[10]), HOPS_TO_END)
+if known[1] then -- names are never chosen twice, so this call was sent again
+  return {'ok', known[1], {}, {}, late and plain(late) or '-1', 0}
+end
 if cookie % 2 == 1 and not replaced and is_late(prefix, old) then
   return {'replaced', late and plain(late) or '-1'}
 end

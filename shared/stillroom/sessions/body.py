@@ -54,6 +54,7 @@ from stillroom.sessions.ends import (
     TAKES_AWAY,
     UNLESS_LATE,
     End,
+    Gone,
     Undo,
 )
 from stillroom.sessions.reading import read_plain, touch_after
@@ -240,14 +241,27 @@ class SessionsBody(Asking):
         """Begin a session, and end the one before it. What can't be begun leaves the one before as it was.
 
         Raises SessionEnded if that one has ended meanwhile: who ends it first decides, so a logout is not undone.
-        `options` are those of `create`.
+        `options` are those of `create`. Redis away: SessionStoreUnavailable; the new session ends as soon as this
+        process reaches Redis, because nobody has its token.
         """
         made = yield from self.create(user_id, data, **options)
         place = self._place(before, denied=True)
-        if place is not None and (yield from self._end(self._destroying(place, BRINGS_ANOTHER))):
-            return made  # type: ignore[no-any-return]
-        yield from self.destroy(made)
+        try:
+            ending = None if place is None else self._destroying(place, BRINGS_ANOTHER)
+            if ending is not None and (yield from self._end(ending)):
+                return made  # type: ignore[no-any-return]
+        except SessionStoreUnavailable:
+            self._undo(made)
+            raise
+        yield from self.destroy(made, defer=True)
         raise SessionEnded("missing")
+
+    def _undo(self, made: Session[Any]) -> None:
+        """Have a session of this process that nobody has the token of ended before its next act."""
+        place = self._place(made, denied=True)
+        if place is not None:
+            undo = Undo((self._names(place)[0],), self._keys.shard(place.shard))
+            self._defer(place, undo)
 
     def begin(
         self,
@@ -263,7 +277,7 @@ class SessionsBody(Asking):
 
         That one has ended, or ends now (`ends`). Raises SessionEnded if it is gone because another request has just
         logged in or out or got a new token: the response to this one may arrive later, and must not set its cookie
-        over that. `asked_us`: see `log_in`. Otherwise see `create`.
+        over that. `asked_us`, if it `ends`: see `log_in`. Otherwise see `create`.
         """
         return (
             yield from self._create(
@@ -300,6 +314,8 @@ class SessionsBody(Asking):
         token, place = self._new_place(shard)
         ends_with = cookie & BRINGS_ANOTHER
         ending = None if old is None else self._destroying(old, ends_with, asked_us)
+        if ending is not None and cookie == UNLESS_LATE:
+            ending = Gone(*ending)
         numbers = (*times, max_per_user or 0, int(on_cap == "evict_oldest"))
         about = (self._keys.shard(place.shard), user, labels, *numbers, note)
         proved = b"" if fresh else b"0"
@@ -619,7 +635,9 @@ class SessionsBody(Asking):
 
         Returns {"expired", "deleted", "lag_s", "done"}: `lag_s` is how long the oldest of them had waited, and
         `done` is False if `seconds` were up first. Two at once share the work. It works on a server that is full.
-        Raises SettingsError for a `limit` that is none. Redis away: SessionStoreUnavailable.
+        Raises SettingsError for a `limit` that is none. Redis away: SessionStoreUnavailable; where only a node of a
+        cluster is away, when the others' sessions are swept. A shard that `stillroom move-state` has shut is left
+        out.
         """
         if not 1 <= limit <= BITE_LIMIT:
             raise SettingsError(f"limit={limit!r}: 1 to {BITE_LIMIT:,} sessions a bite")
@@ -627,14 +645,26 @@ class SessionsBody(Asking):
         expired = deleted = lag = 0
         yield from self._compare_shards()
         left = set(range(self._known_shards))
+        away: SessionStoreUnavailable | None = None
         while left and time.monotonic() < deadline:
             for shard in sorted(left):
-                ended, due, waited = yield from self._sweep_shard(shard, limit)
-                gone, unfinished, longer = yield from self._reclaim(shard, limit)
+                try:
+                    ended, due, waited = yield from self._sweep_shard(shard, limit)
+                    gone, unfinished, longer = yield from self._reclaim(shard, limit)
+                except SessionStoreUnavailable as error:
+                    if not self._is_about_a_part(error):
+                        raise
+                    away = away or error
+                    left.discard(shard)
+                    continue
                 expired, deleted, lag = expired + ended, deleted + gone, max(lag, waited, longer)
                 if due < limit and not unfinished:
                     left.discard(shard)
                 yield Pause(0)  # others first; and each bite has its own deadline
+        if (
+            away is not None and away.reason != "tryagain"
+        ):  # a shard that is moved is swept afterwards
+            raise away
         return {"expired": expired, "deleted": deleted, "lag_s": lag / 1e6, "done": not left}
 
     def deliver(self) -> Operation[int]:
@@ -642,12 +672,10 @@ class SessionsBody(Asking):
 
         Happens by itself when Redis is back, and before this process reads a session. Does not raise.
         """
-        while self._deferred:
-            try:
-                yield from self._tell_some_ends()
-            except SessionStoreUnavailable:
-                break
-            yield Pause(0)
+        try:
+            yield from self._tell_ends(rests=True)
+        except SessionStoreUnavailable as error:
+            log.debug("not all ends of sessions are told: %s", error)
         return len(self._deferred)
 
     def flush_stats(self) -> Operation[None]:
