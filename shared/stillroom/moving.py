@@ -226,6 +226,15 @@ def _writing(key: bytes, kind: bytes, value: Any, ms: int) -> list[Command]:
     return [write, (b"PEXPIRE", key, b"%d" % (ms if ms > 0 else LONGEST_MS))]
 
 
+def shut_shards(side: Side) -> tuple[int, int]:
+    """Return how many shards have left this server, and how many are on their way to it, or were: a move broke off.
+
+    Redis away: RedisUnavailable.
+    """
+    states = _states(side)
+    return states.count(LEFT), states.count(ARRIVING)
+
+
 def move_bans(here: Any, there: Any, run: Callable[[Operation[Any]], Any], keys: Keys) -> int:
     """Let the bans that are in force here hold there. Return how many were new there.
 
@@ -268,16 +277,12 @@ def _try_to_scan(side: Side) -> None:
 
 def _states(side: Side, shards: Sequence[int] = SHARDS) -> list[bytes | None]:
     """Return why each shard is shut; None for one that is open."""
-    replies = side.ask(shut_marks(side.keys, shards)) if shards else []
-    return [why_shut(reply) for reply in replies]
+    keys = [side.keys.revocations(shard) for shard in shards]
+    replies = side.ask([(b"ZMSCORE", key, LEFT, ARRIVING) for key in keys]) if keys else []
+    return [_why_shut(reply) for reply in replies]
 
 
-def shut_marks(keys: Keys, shards: Sequence[int] = SHARDS) -> list[Command]:
-    """Return the commands that look whether shards are shut. `why_shut` reads their replies."""
-    return [(b"ZMSCORE", keys.revocations(shard), LEFT, ARRIVING) for shard in shards]
-
-
-def why_shut(reply: Sequence[Any]) -> bytes | None:
+def _why_shut(reply: Sequence[Any]) -> bytes | None:
     left, arriving = reply
     return LEFT if left is not None else ARRIVING if arriving is not None else None
 
