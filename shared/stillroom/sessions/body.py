@@ -84,6 +84,7 @@ from stillroom.sessions.token import (
 )
 from stillroom.settings import Settings
 from stillroom.stats import Stats
+from stillroom.whole import is_whole
 from stillroom.wire import Command, Server, StateServer, pack
 
 log = logging.getLogger("stillroom.sessions")
@@ -406,6 +407,10 @@ class SessionsBody(Asking):
         gone = [name for name in _names_of(remove) if name not in fields]
         if len(gone) > REMOVE_LIMIT:
             raise SessionDataRefused(f"{len(gone):,} keys to remove, the limit is {REMOVE_LIMIT:,}")
+        if if_version is not None and not is_whole(if_version, least=0):
+            raise InvalidArgument(
+                f"if_version={if_version!r}: the whole number that a session's `version` was"
+            )
         version = b"" if if_version is None else b"%d" % if_version
         reply = yield from self._write(session, version, fields, gone)
         return int(reply[1])
@@ -552,7 +557,7 @@ class SessionsBody(Asking):
         `limit`: only so many, those that began last. However many there are, no script of it holds up the server.
         Redis away: SessionStoreUnavailable.
         """
-        if limit is not None and limit < 1:
+        if limit is not None and not is_whole(limit):
             raise SettingsError(f"limit={limit!r}: 1 or more sessions")
         listed = yield from self._listed(sanitized(user_id), limit)
         devices = [device for one in listed if (device := self._device(*one))]
@@ -639,7 +644,7 @@ class SessionsBody(Asking):
         cluster is away, when the others' sessions are swept. A shard that `stillroom move-state` has shut is left
         out.
         """
-        if not 1 <= limit <= BITE_LIMIT:
+        if not is_whole(limit, most=BITE_LIMIT):
             raise SettingsError(f"limit={limit!r}: 1 to {BITE_LIMIT:,} sessions a bite")
         deadline = time.monotonic() + seconds
         expired = deleted = lag = 0
@@ -1021,7 +1026,7 @@ def _flat(fields: Mapping[bytes, bytes]) -> list[bytes]:
 def _check_cap(user_id: str | None, most: int | None, on_cap: str) -> None:
     if on_cap not in ("evict_oldest", "reject"):
         raise SettingsError(f"on_cap={on_cap!r}: evict_oldest or reject")
-    if most is not None and not 1 <= most <= CAP_LIMIT:
+    if most is not None and not is_whole(most, most=CAP_LIMIT):
         raise SettingsError(f"max_per_user={most!r}: 1 to {CAP_LIMIT}")
     if most is not None and user_id is None:
         raise SettingsError("max_per_user needs a user_id: the anonymous are not counted")
