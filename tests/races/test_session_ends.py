@@ -220,6 +220,34 @@ def test_a_deferred_end_carries_its_age_not_a_time(
             assert there.sessions.get(renewed) is not None
 
 
+def test_a_clock_that_steps_back_opens_no_old_token(clocked: ClockedServer) -> None:
+    """The grace of an old token, and a proof of who the user is, last no longer because the clock steps back."""
+    settings = Settings(**{**PATIENT, "redis_url": clocked.url})
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        clocked.set_clock(0)
+        at_once, later = room.sessions.create("ann"), room.sessions.create("ann")
+        room.sessions.rotate(at_once, grace=0)
+        fresh = room.sessions.rotate(later, grace=10)
+        assert room.sessions.get(later) is not None
+        clocked.set_clock(-5)
+        assert room.sessions.get(later) is not None
+        clocked.set_clock(-3_600)
+        told: list[str] = []
+        room.sessions.on_event.append(lambda event: told.append(event.kind))
+        for old in (at_once, later):
+            assert room.sessions.get(old) is None
+            assert room.sessions.touch(old) is False
+            with pytest.raises(SessionEnded, match="replayed"):
+                room.sessions.update(old, {"a": 1})
+        assert set(told) == {"replayed"}
+        for touch in (True, False):
+            found = room.sessions.get(fresh, touch=touch)
+            assert found is not None
+            assert not found.is_fresh(300)
+        assert room.sessions.confirm(fresh).is_fresh(300)
+        assert room.sessions.destroy(later)  # it leads to the session, which is to end
+
+
 # What is sent twice, or late
 
 
