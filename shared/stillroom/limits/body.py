@@ -658,7 +658,7 @@ class LimitsBody(Operating, OverShards):
         if isinstance(reply, Exception):
             self._changes.due += UNREAD_EVERY_S
             self.stats.say("limits", "changes", f"what operators changed can't be read: {reply}")
-        elif self._changes.learn(reply, self._server.now_ms() / 1000):
+        elif self._changes.learn(reply, self._server.now_ms() / 1000, time.monotonic()):
             self._denials.reset()
             changed = ", ".join(map(str, self._changes.found)) or "none"
             log.info("limits that are changed for now: %s", changed)
