@@ -173,6 +173,15 @@ class TestSecrets:
         assert "canary" not in repr(Settings(broker_url=url))
         assert redact("redis://:can#ary@a") == "redis://:***@a"
 
+    @pytest.mark.parametrize("url", ["redis:6379", "redi://h", "amqp:/h", "AMQP://h", "rabbitmq"])
+    def test_a_broker_that_nobody_speaks_is_refused(self, url: str) -> None:
+        """A broker's URL without a scheme that kombu knows is refused, with those that are usual."""
+        probable = "amqp" if "q" in url else "redis"
+        with pytest.raises(SettingsError, match=rf"amqp://.*{probable}") as refused:
+            Settings(broker_url=url)
+        assert f"STILLROOM_BROKER_URL={url!r}" in str(refused.value)
+        assert Settings(broker_url="amqp://h").broker == "amqp://h"
+
     def test_a_socket_is_spelled_as_kombu_wants_it(self) -> None:
         """The broker's URL of a socket has the scheme and database name that kombu wants."""
         settings = Settings(redis_url="unix:///run/redis.sock?db=3", redis_password="p/w")
