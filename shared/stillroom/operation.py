@@ -742,6 +742,14 @@ def in_background_loop(awaitable: Awaitable[Any]) -> Any:
     return asyncio.run_coroutine_threadsafe(_finish(awaitable), loop).result()
 
 
+async def aside(work: Callable[..., T], *args: Any) -> T:
+    """Run work that may block in a thread, or here where no thread can be started. It may be run twice then."""
+    try:
+        return await asyncio.to_thread(work, *args)
+    except RuntimeError:
+        return work(*args)
+
+
 def _background_loop() -> asyncio.AbstractEventLoop:
     """Return the loop and its thread. They are kept only once they run: else every later load would hang."""
     global _background

@@ -196,6 +196,42 @@ def test_nothing_that_promises_not_to_raise_does(
     dispatch.close()
 
 
+def test_a_lock_without_a_thread_is_not_taken_and_the_next_one_is_renewed(
+    server: EmbeddedServer, no_threads: threading.Event
+) -> None:
+    """A lock that no thread could renew is given back at once; the one after it is renewed beyond its lease."""
+    with Stillroom(Settings(redis_url=server.url), dispatch=NoDispatch()) as room:
+        no_threads.set()
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            room.lock("import", lease=60).acquire()
+        no_threads.clear()
+        with room.lock("import", lease=0.5, wait=0) as held:
+            lease = held._until
+            until(lambda: held._until > lease, "a renewal")
+            assert held.is_held
+
+
+def test_a_closing_room_delivers_without_a_thread(
+    own_server: EmbeddedServer, no_threads: threading.Event
+) -> None:
+    """An AsyncStillroom that closes without a free thread delivers what was deferred, as a Stillroom does."""
+    settings = Settings(redis_url=own_server.url)
+
+    async def defer_and_close() -> None:
+        room = AsyncStillroom(settings, dispatch=NoDispatch())
+        await room.cache.set("k", "old")
+        own_server.freeze()
+        await room.cache.invalidate("k", defer=True)
+        own_server.thaw()
+        no_threads.set()
+        await room.close()
+        no_threads.clear()
+
+    asyncio.run(defer_and_close())
+    with Stillroom(settings, dispatch=NoDispatch()) as other:
+        assert other.cache.get("k") is None
+
+
 # File descriptors
 
 
