@@ -264,8 +264,7 @@ class Settling:
         try:
             (longest,) = yield [limit_windows([self._keys.limit_windows], WINDOWS_LIMIT, *words)]
         except RedisRefused as refused:
-            is_this_command = refused.reason in OF_THE_COMMAND or refused.reason == "noperm"
-            if not (is_this_command or self._keys.is_spread):
+            if not (refused.reason in OF_THE_COMMAND or self._keys.is_spread):
                 self.waits[WINDOWS] = 0.0
                 raise
             self._stats.say("limits", refused.reason, f"windows can't be compared: {refused}")

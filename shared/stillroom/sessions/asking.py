@@ -274,7 +274,7 @@ class Asking:
         if error.reason != "noperm" or not self._may_compare:
             raise error
         self._may_compare = False
-        log.error("shards can't be compared with other processes': %s", error)
+        log.error("shards can't be compared with those of other processes: %s", error)
 
     def _comparing_shards(self) -> Command:
         """Return the command that agrees on the most shards that any process has."""
