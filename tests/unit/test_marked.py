@@ -201,6 +201,15 @@ def test_a_web_session_refuses_what_would_come_back_as_something_else(
         to_fields({"k": given}, ["k"])
 
 
+def test_a_value_within_itself_is_left_to_be_refused_as_such() -> None:
+    """A value that holds itself is refused as that, and not as a value of a type that is not kept."""
+    endless: list[Any] = [(1,)]
+    endless.append(endless)
+    fields = to_fields({"k": endless}, ["k"])
+    with pytest.raises(SessionDataRefused, match="nested too deep, or within itself"):
+        encoded_value("k", fields["k"])
+
+
 @given(VALUES)
 def test_a_web_session_takes_all_that_keeps_its_type(value: Any) -> None:
     """No value is refused that comes back with its type."""

@@ -227,8 +227,8 @@ def encoded_value(key: str, value: object) -> bytes:
 
 def check_kept(key: str, value: object) -> None:
     """Raises SessionDataRefused for a value that would come back as one of another type, in silence."""
-    if not is_plain(value):
-        with suppress(RecursionError):  # which is said when it is written
+    with suppress(RecursionError):  # which is said when it is written
+        if not is_plain(value):
             Marks(text_keys=True, refuse=lambda one: _refusal(key, one)).pack(value)
 
 

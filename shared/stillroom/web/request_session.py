@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
+    InvalidKey,
     SessionConflict,
     SessionEnded,
     SessionNotFresh,
@@ -23,6 +24,7 @@ from stillroom.errors import (
     SessionTooLate,
     StillroomError,
 )
+from stillroom.keys import sanitized
 from stillroom.marked import FIXED
 from stillroom.misuse import explained
 from stillroom.operation import AsyncDriver, Driver, Operation
@@ -156,6 +158,7 @@ class RequestSession(MutableMapping[str, Any]):
     ) -> None:
         """Log this user in. The options are those of `room.sessions.create`.
 
+        `user_id`: up to 1,024 bytes of text, not empty; InvalidKey for anything else.
         What must not outlive a login (`session_login_drops`: CSRF tokens) is dropped. Without `device=` the device
         is the browser and its system, from the User-Agent without its versions; `device=""` is none.
         """
@@ -171,6 +174,12 @@ class RequestSession(MutableMapping[str, Any]):
 
     def _begin_login(self, login: Login) -> None:
         user_id = login.user_id
+        if not isinstance(user_id, str):
+            hint = "; did you mean str(user.id)?" if user_id is not None else ""
+            raise InvalidKey(
+                user_id, f"a user who logs in is a str, not {type(user_id).__name__}{hint}"
+            )
+        sanitized(user_id)
         before = self.user_id
         self._change()
         if before not in (None, user_id):
