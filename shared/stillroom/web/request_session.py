@@ -174,12 +174,7 @@ class RequestSession(MutableMapping[str, Any]):
 
     def _begin_login(self, login: Login) -> None:
         user_id = login.user_id
-        if not isinstance(user_id, str):
-            hint = "; did you mean str(user.id)?" if user_id is not None else ""
-            raise InvalidKey(
-                user_id, f"a user who logs in is a str, not {type(user_id).__name__}{hint}"
-            )
-        sanitized(user_id)
+        _check_user(user_id)
         before = self.user_id
         self._change()
         if before not in (None, user_id):
@@ -702,6 +697,15 @@ class AsyncWebSession(RequestSession):
         if self._data is None:
             raise SessionNotLoaded("await session.load() before looking at the session")
         return self._data
+
+
+def _check_user(given: object) -> None:
+    """Raise InvalidKey for what is no user."""
+    if not isinstance(given, str):
+        hint = "; did you mean str(user.id)?" if given is not None else ""
+        kind = type(given).__name__
+        raise InvalidKey(given, f"a user who logs in is a str, not {kind}{hint}")
+    sanitized(given)
 
 
 def _is_fixed(value: Any) -> bool:
