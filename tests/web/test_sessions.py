@@ -182,6 +182,15 @@ def test_a_login_gives_a_new_token_and_keeps_the_cart(browser: Browser, room: St
     assert [device.handle for device in room.sessions.list_for_user("ann")] == [session.handle]
 
 
+def test_a_page_that_wants_a_fresh_login_is_answered_with_401(browser: Browser) -> None:
+    """A request whose `require_fresh` nobody handles is answered with 401, and keeps its cookie."""
+    assert browser.get("/sensitive").status == 401
+    browser.get("/login?ann")
+    token = browser.token
+    assert browser.get("/sensitive").status == 200
+    assert browser.token == token
+
+
 @pytest.mark.parametrize("user", [None, 7, b"ann", "", "x" * 1_025, "\ud800"], ids=repr)
 def test_a_login_of_what_is_no_user_is_refused_where_it_is_written(
     room: Stillroom, user: Any

@@ -115,6 +115,19 @@ def test_what_was_not_loaded_is_read_ahead_from_then_on(
         assert sent(client, lambda: browser.get("/untouched"), but=ON_ITS_WAY) == []
 
 
+def test_a_login_that_is_not_fresh_is_401_inside_an_app_too(async_room: AsyncStillroom) -> None:
+    """An unhandled `require_fresh` is a 401 also where the middleware is one of the app's own."""
+
+    async def sensitive(request: Request) -> PlainTextResponse:
+        (await load_session(request)).require_fresh(600)
+        return PlainTextResponse()
+
+    app = wrapped(Starlette(routes=[Path_("/sensitive", sensitive)]), async_room)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        answer = client.get("/sensitive")
+    assert (answer.status_code, answer.json()["max_age"]) == (401, 600)
+
+
 READS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "copy": lambda data: data.copy(),
     "copy.copy": copy.copy,

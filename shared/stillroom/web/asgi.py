@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
-from stillroom.errors import LoadShed, SessionStoreUnavailable
+from stillroom.errors import LoadShed, SessionNotFresh, SessionStoreUnavailable
 from stillroom.limits import Route
 from stillroom.limits.routes import below
 from stillroom.misuse import explained
@@ -307,8 +307,8 @@ class _Response:
     async def of(self, receive: Receive) -> None:
         try:
             await self._middleware.app(self._scope, receive, self._send)
-        except SessionStoreUnavailable as error:
-            # Raised through a framework that has answered with 500 already: that became a 503.
+        except (SessionStoreUnavailable, SessionNotFresh) as error:
+            # Raised through a framework that has answered with 500 already: that became a 503, or a 401.
             if error is not self._session.failure or (self._has_begun and not self._is_replaced):
                 raise
             log.warning("a request was not answered for want of its session: %s", error)

@@ -9,7 +9,7 @@ from functools import partial
 from io import BytesIO
 from typing import Any, TypeAlias
 
-from stillroom.errors import LoadShed, SessionStoreUnavailable
+from stillroom.errors import LoadShed, SessionNotFresh, SessionStoreUnavailable
 from stillroom.limits import Route
 from stillroom.misuse import explained
 from stillroom.room import Stillroom
@@ -204,7 +204,7 @@ class _Response:
         """Return the body to send. It is the app's own object where it can be, so that a file stays a file."""
         try:
             body = app(environ, self._start)
-        except (SessionStoreUnavailable, LoadShed) as error:
+        except (SessionStoreUnavailable, SessionNotFresh, LoadShed) as error:
             self.let_go()
             return [self._explain(error)]
         if self._held is None:  # a generator: it says its headers when it is asked for a piece
@@ -230,7 +230,7 @@ class _Response:
                     break
                 yield piece
             self._begin()
-        except (SessionStoreUnavailable, LoadShed) as error:
+        except (SessionStoreUnavailable, SessionNotFresh, LoadShed) as error:
             yield self._explain(error)
         if self._instead is not None:
             yield self._instead.body
@@ -282,8 +282,8 @@ class _Response:
             headers = [pair for pair in headers if pair[0].lower() not in without]
         self._write = self._start_response(status, [*headers, *end.headers, *told], *exc_info)
 
-    def _explain(self, error: SessionStoreUnavailable | LoadShed) -> bytes:
-        """Return the body of a 503 for an app's 500. Raises where the session was not the reason."""
+    def _explain(self, error: SessionStoreUnavailable | SessionNotFresh | LoadShed) -> bytes:
+        """Return the body of a 503, or a 401, for an app's 500. Raises where the session was not the reason."""
         if self._write is not None:
             raise error
         if isinstance(error, LoadShed):
