@@ -44,13 +44,36 @@ WAIT_S = 0.25  # for a check under way; longer than one takes, unless a name can
 STALE_S = 30.0  # so old may a report be that is served because a new one does not come
 
 # How the headers begin that proxies, CDNs and platforms add.
-FORWARDED = tuple(
-    """
-    forwarded via x-forwarded x-real-ip x-client-ip client-ip x-cluster-client-ip true-client-ip
-    x-original- x-rewrite-url x-proxyuser-ip x-scheme x-url-scheme front-end-https x-varnish x-nginx-
-    cdn-loop cf- fastly- fly- do-connecting-ip x-amzn- x-amz-cf- x-appengine- x-azure- x-arr- x-envoy-
-    x-nf- x-vercel-
-    """.split()
+FORWARDED = (
+    "forwarded",
+    "via",
+    "x-forwarded",
+    "x-real-ip",
+    "x-client-ip",
+    "client-ip",
+    "x-cluster-client-ip",
+    "true-client-ip",
+    "x-original-",
+    "x-rewrite-url",
+    "x-proxyuser-ip",
+    "x-scheme",
+    "x-url-scheme",
+    "front-end-https",
+    "x-varnish",
+    "x-nginx-",
+    "cdn-loop",
+    "cf-",
+    "fastly-",
+    "fly-",
+    "do-connecting-ip",
+    "x-amzn-",
+    "x-amz-cf-",
+    "x-appengine-",
+    "x-azure-",
+    "x-arr-",
+    "x-envoy-",
+    "x-nf-",
+    "x-vercel-",
 )
 METHODS = ("GET", "HEAD")
 
