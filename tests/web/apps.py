@@ -2,8 +2,8 @@
 
 `/cart/add?x` puts x into the cart; `/cart` shows it; `/deep?x` changes a list in place; `/login?who`, `/logout`,
 `/renew`, `/who`; `/sensitive` is for who has just logged in; `/set?key=value`, `/drop?key`, `/keys`; `/plain` does
-not look at the session; `/fail/500?x` puts x into the cart and answers 500, `/raise?x` raises instead; `/late` writes
-after the response has begun.
+not look at the session; `/fail/500?x` puts x into the cart and answers 500, `/raise?x` raises instead; `/late`
+writes after the response has begun.
 """
 
 from __future__ import annotations
