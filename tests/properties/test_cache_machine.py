@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 
 import redis
 from stillroom import Freshness, Stillroom
-from stillroom.cache.calls import Unread
+from stillroom.cache.calls import Asked, Unread
 from stillroom.dispatch import RefreshOrder
 from stillroom.embedded import EmbeddedServer
 from stillroom.operation import Operation
@@ -206,7 +206,7 @@ class CacheMachine(RuleBasedStateMachine):
             "get_entry": lambda: (body.get_entry(key, int), entry_of(key)),
             "loader": lambda: (body.call(body.loaders["load"], (n,), {}), one_of(key)),
             "calls": lambda: (
-                body.call_many(body.loaders["load"], [(n,), (1 - n,)], {}),
+                body.call_many([Asked(body.loaders["load"], (one,), {}) for one in (n, 1 - n)]),
                 calls_of(all_keys),
             ),
             "get_or_set": lambda: (
