@@ -193,7 +193,7 @@ class Line:
         (one for one in "ab"),
         Exception("x"),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_web_session_refuses_what_would_come_back_as_something_else(
