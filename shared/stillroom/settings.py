@@ -46,7 +46,7 @@ def _broker_url(url: str) -> str:
     if scheme == "sentinel":
         form = "redis+sentinel://host:26379,host:26379/<master>/<database>"
         raise ValueError(f"Sentinels are named as in REDIS_URL: {form}")
-    return check_url(url) if scheme in SCHEMES and ";" not in url else url
+    return check_url(url, of_broker=True) if scheme in SCHEMES and ";" not in url else url
 
 
 def _words(value: object) -> object:
