@@ -475,11 +475,15 @@ def sanitized(text: str) -> bytes:
         is_plain = text.isprintable() and "%" not in text
         name = (text if is_plain else _UNSAFE.sub(_percent, text)).encode()
     except (AttributeError, TypeError):
-        raise InvalidKey(text, f"a key is a str, not {type(text).__name__}") from None
+        raise InvalidKey(text, f"a key or a tag is a str, not {type(text).__name__}") from None
     except UnicodeEncodeError:
-        raise InvalidKey(text, "a key can't hold a lone surrogate: it has no UTF-8 form") from None
+        raise InvalidKey(
+            text, "a key or a tag can't hold a lone surrogate: it has no UTF-8 form"
+        ) from None
     if not 0 < len(name) <= KEY_LIMIT:
-        raise InvalidKey(text, f"a key has 1 to {KEY_LIMIT:,} bytes; this one has {len(name):,}")
+        raise InvalidKey(
+            text, f"a key or a tag has 1 to {KEY_LIMIT:,} bytes; this one has {len(name):,}"
+        )
     return name
 
 

@@ -104,8 +104,6 @@ def test_incr_counts(room: Any, client: Any) -> None:
 def test_what_is_no_number_is_not_added_to(room: Any, value: Any) -> None:
     """incr on a value that is no number raises a clear error and leaves the value."""
     room.cache.set("n", value)
-    with pytest.raises(TypeError, match=r"by='1': a number to add"):
-        room.cache.incr("k", "1")
     with pytest.raises(TypeError, match="can't be added to"):
         room.cache.incr("n")
     assert room.cache.get("n") == value

@@ -51,6 +51,15 @@ def test_values_are_loaded_whether_anybody_asks_or_not(
     assert sorted(loads) == expected
 
 
+def test_a_generator_is_good_for_every_period(make_room: Any, client: Any) -> None:
+    """Arguments that can be read once only are a list from the registration on."""
+    room: Stillroom = make_room()
+    loader_of(room, [], warm_every=60, warm_with=(n for n in (1, 2)))
+    for _ in range(2):
+        assert room.tasks.warm() == {"loaders": 1, "values": 2}
+        client.delete(room.keys.warm(b"product"))
+
+
 def test_each_period_is_claimed_by_one_worker(room: Any, make_room: Any, client: Any) -> None:
     """One worker claims each period, however many workers and beats there are. The claim has a TTL."""
     loads: list[Any] = []
@@ -172,11 +181,15 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "too many positional",
     ),
     "an unknown one": ({"warm_every": 60, "warm_with": [{"id": 1, "x": 1}]}, TypeError, "'x'"),
-    "of another type": (
-        {"warm_every": 60, "warm_with": ["seven"]},
+    "one for one call": (
+        {"warm_every": 60, "warm_with": {"id": 1}},
         ValueError,
-        "id: Input should be a valid integer",
+        r"for one call write \[\{'id': 1\}\]",
     ),
+    "a text": ({"warm_every": 60, "warm_with": "ab"}, ValueError, r"for one call write \['ab'\]"),
+    "a number": ({"warm_every": 60, "warm_with": 5}, ValueError, r"for one call write \[5\]"),
+    "of another type": ({"warm_every": 60, "warm_with": [1, "x"]}, ValueError, "'x': product: id"),
+    "without JSON": ({"warm_every": 60, "warm_with": [(1, object())]}, ValueError, "warm_with"),
     "none at all": ({"warm_every": 60}, TypeError, "missing a required argument: 'id'"),
 }
 

@@ -189,6 +189,24 @@ class TestSecrets:
         assert "canary" not in repr(Settings(broker_url=url))
         assert redact("redis://:can#ary@a") == "redis://:***@a"
 
+    @pytest.mark.parametrize(
+        ("url", "hint"),
+        [
+            ("redis:6379", "; did you mean redis?"),
+            ("redi://h", "; did you mean redis?"),
+            ("AMQP://h", "; did you mean amqp?"),
+            ("amqp:/h", "; did you mean amqp?"),
+            ("localhost", ""),
+        ],
+    )
+    def test_a_broker_that_nobody_speaks_is_refused(self, url: str, hint: str) -> None:
+        """A broker's URL without a scheme that kombu knows is refused, with those that are usual."""
+        with pytest.raises(SettingsError, match="amqp://") as refused:
+            Settings(broker_url=url)
+        assert str(refused.value).startswith(f"STILLROOM_BROKER_URL={url!r}: ")
+        assert str(refused.value).endswith(f"scheme of kombu's{hint}")
+        assert Settings(broker_url="amqp://h").broker == "amqp://h"
+
     def test_a_socket_is_spelled_as_kombu_wants_it(self) -> None:
         """The broker's URL of a socket has the scheme and database name that kombu wants."""
         settings = Settings(redis_url="unix:///run/redis.sock?db=3", redis_password="p/w")

@@ -49,7 +49,13 @@ from stillroom.cache.terms import Terms
 from stillroom.codec import MISS, Codec, Encoded, Undecodable
 from stillroom.dispatch import Dispatch, RefreshOrder
 from stillroom.durations import Duration
-from stillroom.errors import LoadShed, RedisRefused, RedisUnavailable, UnknownLoader
+from stillroom.errors import (
+    InvalidArgument,
+    LoadShed,
+    RedisRefused,
+    RedisUnavailable,
+    UnknownLoader,
+)
 from stillroom.fingerprint import fingerprint
 from stillroom.keys import Keys, refuse_crowd, sanitized
 from stillroom.operation import IN_TIME, Call, Freeing, Once, Operation, Pause, Timed
@@ -595,6 +601,8 @@ class Core:
         """Ask again for refreshes that were asked for, and keep nothing: a test has moved the clock."""
         self._asked.clear()
         self.away.clear()
+        self.near.store.forget(self.near)
+        self._memo.changed()
 
     def flush_stats(self) -> Operation[None]:
         """Write the counts of this process down now. Redis away: they are lost."""
@@ -781,8 +789,7 @@ class Core:
         """Return what `_look` returns, in the way that the recipe's loader wants."""
         if recipe.near is not None:
             return self._look_near(name, _wish(recipe, call))
-        is_remembered = recipe.loader is not None and recipe.loader.is_remembered
-        return (self._look_once if is_remembered else self._look)(name, recipe.release)
+        return (self._look if recipe.is_plain else self._look_once)(name, recipe.release)
 
     def _kept_near(self, name: bytes, recipe: Recipe) -> Any:
         """Return this process's copy, where the app lets it be served while Redis is away, or MISS."""
@@ -974,7 +981,7 @@ class Core:
         """Return the value while Redis is away: see away.py."""
 
         def load(_: list[bytes]) -> Operation[Mapping[bytes, Any]]:
-            return {name: (yield from self._call(recipe, recipe.call))}
+            return {name: (yield from self._call(recipe, recipe.loading()))}
 
         values = yield from self._obtain_away([name], load, recipe, error)
         if name not in values:  # a load of many keys, which was waited for, has found none
@@ -1011,7 +1018,7 @@ class Core:
 
     def _load_for_myself(self, recipe: Recipe) -> Operation[Any]:
         """Load without storing, because no lease says that the value may still be stored."""
-        value = yield from self._call(recipe, recipe.call)
+        value = yield from self._call(recipe, recipe.loading())
         return self._as_read(value, recipe)
 
     def _call(self, recipe: Recipe, call: Call) -> Operation[Any]:
@@ -1049,7 +1056,7 @@ class Core:
         try:
             if recipe.at_once:
                 yield from self._take_place(name, held, recipe)
-            value = yield from self._call(recipe, recipe.call)
+            value = yield from self._call(recipe, recipe.loading())
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -1374,6 +1381,10 @@ class Core:
 
         `keeping`: by default the settings'.
         """
+        if not callable(call.function):
+            raise InvalidArgument(
+                f"load={call.function!r:.100}: a function; what it returns is kept"
+            )
         given, kind = several("tags", tags), result_of(call.function) if type is None else type
         refuse_crowd(given)
         self._codec.adapter(kind)  # a type that is none is told before anything is loaded

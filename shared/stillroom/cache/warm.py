@@ -9,7 +9,7 @@ wrote it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -41,7 +41,17 @@ def warm_of(every: Duration | None, given: Any) -> Warm | None:
             )
         return None
     seconds = seconds_of("warm_every", every, least=LEAST_S, most=MOST_S)
-    return Warm(seconds, [{}] if given is None else given)
+    return Warm(seconds, given if callable(given) else listed([{}] if given is None else given))
+
+
+def listed(given: Any) -> list[Any]:
+    """Return `warm_with` as a list, which can be read in each period. Raises InvalidArgument for one call's."""
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise InvalidArgument(
+            f"warm_with={given!r:.100}: a list of dicts, tuples or single arguments, or a function that returns "
+            f"one; for one call write [{given!r:.100}]"
+        )
+    return list(given)
 
 
 def arguments_of(one: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -103,8 +113,8 @@ class Warming:
     def _orders_of(self, loader: Any) -> Operation[list[Load]]:
         try:
             given: Any = loader.warm.given
-            found: Iterable[Any] = (yield Call(loader.within(given))) if callable(given) else given
-            return [_order_of(loader, one) for one in found]
+            found = (yield Call(loader.within(given))) if callable(given) else given
+            return [order_of(loader, one) for one in listed(found)]
         except Exception as error:
             self._say(loader, error)
             return []
@@ -124,12 +134,16 @@ class Warming:
         self._cache.stats.say("a warm-up failed", loader.name, f"{loader.name}: {error!r}")
 
 
-def _order_of(loader: Any, one: Any) -> Load:
-    return Load(loader=loader.name, args=loader.ordered(*arguments_of(one)))
+def order_of(loader: Any, one: Any) -> Load:
+    """Return the order to load for one of `warm_with`. Raises InvalidArgument for arguments that do not fit."""
+    try:
+        return Load(loader=loader.name, args=loader.ordered(*arguments_of(one)))
+    except ValueError as error:
+        raise InvalidArgument(f"warm_with {one!r:.100}: {error}") from None
 
 
-def check(ordered: Callable[..., Any], given: Any) -> None:
-    """Refuse arguments that do not fit, where they are written down. Raises TypeError, ValueError."""
+def check(loader: Any, given: Any) -> None:
+    """Refuse arguments that no worker could load, where they are written down. Raises InvalidArgument."""
     if not callable(given):
         for one in given:
-            ordered(*arguments_of(one))
+            order_of(loader, one)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
+    InvalidKey,
     SessionConflict,
     SessionEnded,
     SessionNotFresh,
@@ -23,6 +24,7 @@ from stillroom.errors import (
     SessionTooLate,
     StillroomError,
 )
+from stillroom.keys import sanitized
 from stillroom.marked import FIXED
 from stillroom.misuse import explained
 from stillroom.operation import AsyncDriver, Driver, Operation
@@ -156,6 +158,7 @@ class RequestSession(MutableMapping[str, Any]):
     ) -> None:
         """Log this user in. The options are those of `room.sessions.create`.
 
+        `user_id`: up to 1,024 bytes of text, not empty; InvalidKey for anything else.
         What must not outlive a login (`session_login_drops`: CSRF tokens) is dropped. Without `device=` the device
         is the browser and its system, from the User-Agent without its versions; `device=""` is none.
         """
@@ -171,6 +174,7 @@ class RequestSession(MutableMapping[str, Any]):
 
     def _begin_login(self, login: Login) -> None:
         user_id = login.user_id
+        _check_user(user_id)
         before = self.user_id
         self._change()
         if before not in (None, user_id):
@@ -693,6 +697,15 @@ class AsyncWebSession(RequestSession):
         if self._data is None:
             raise SessionNotLoaded("await session.load() before looking at the session")
         return self._data
+
+
+def _check_user(given: object) -> None:
+    """Raise InvalidKey for what is no user."""
+    if not isinstance(given, str):
+        hint = "; did you mean str(user.id)?" if given is not None else ""
+        kind = type(given).__name__
+        raise InvalidKey(given, f"a user who logs in is a str, not {kind}{hint}")
+    sanitized(given)
 
 
 def _is_fixed(value: Any) -> bool:

@@ -301,7 +301,7 @@ class AsyncWire:
         packed = pack_timed(commands, server.in_time(now, given_up))
         try:
             return await self._exchange(pool, link, packed, len(commands), given_up)
-        except PeerFailed:
+        except (PeerFailed, GeneratorExit):
             raise
         except BaseException:  # also a cancellation: its caller may invalidate next
             await asyncio.sleep(max(0.0, given_up - time.monotonic()))
