@@ -48,7 +48,7 @@ def _broker_url(url: str) -> str:
         form = "redis+sentinel://host:26379,host:26379/<master>/<database>"
         raise ValueError(f"Sentinels are named as in REDIS_URL: {form}")
     if scheme in SCHEMES and ";" not in url:
-        return check_url(url)
+        return check_url(url, of_broker=True)
     if not url:
         return url
     from kombu.transport import TRANSPORT_ALIASES  # slow to import: only for what is not Redis

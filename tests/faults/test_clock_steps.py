@@ -203,6 +203,18 @@ def test_a_lease_of_before_a_step_back_lasts_no_longer_than_it_was_given(
     assert load() == "new"
 
 
+def test_a_pause_of_before_a_step_back_lasts_no_longer_than_it_was_given(
+    clocked: ClockedServer, make: Any
+) -> None:
+    """A pause of refreshes from before a step back lasts at most once more as long, and not an hour."""
+    clocked.set_clock(HOUR)
+    app, worker = make(), make()
+    app.upkeep.pause("refresh", 2)
+    clocked.set_clock(0)
+    assert worker.upkeep.refreshes_are_paused()
+    assert until(lambda: not worker.upkeep.refreshes_are_paused(), 10.0)
+
+
 def test_a_lock_of_before_a_step_back_is_held_for_one_lease_more(
     clocked: ClockedServer, make: Any
 ) -> None:

@@ -240,6 +240,28 @@ def test_nothing_that_promises_not_to_raise_does(
     dispatch.close()
 
 
+def test_an_event_loop_is_not_held_up_by_orders_that_no_thread_takes(
+    server: EmbeddedServer, no_threads: threading.Event
+) -> None:
+    """Orders that find no thread wait for one in an event loop, because giving them back is a round trip."""
+    settings = Settings(redis_url=server.url)
+    dispatch = CeleryDispatch(settings, Keys(settings.namespace))
+    order = RefreshOrder(loader="x", args={}, key="k", token="0" * 16)
+    given_back: list[str] = []
+
+    async def send() -> None:
+        dispatch.send([order], lambda: given_back.append(threading.current_thread().name))
+
+    no_threads.set()
+    asyncio.run(send())
+    assert given_back == []
+    no_threads.clear()
+    dispatch._down_until = 0.0
+    dispatch.wake(RECLAIM_TASK)
+    until(lambda: given_back == ["stillroom dispatch"], "the thread to give it back")
+    dispatch.close()
+
+
 def test_a_lock_without_a_thread_is_not_taken_and_the_next_one_is_renewed(
     server: EmbeddedServer, no_threads: threading.Event
 ) -> None:

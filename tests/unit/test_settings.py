@@ -54,6 +54,22 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ),
         (
             "REDIS_URL",
+            "rediss://x?ssl_cacert=/ca.pem",
+            "a Redis URL has no option 'ssl_cacert'; did you mean 'ssl_ca_certs'",
+        ),
+        ("REDIS_URL", "redis://x?fnord=1", "no option 'fnord'; there are db, username, password"),
+        (
+            "REDIS_URL",
+            "redis+sentinel://x/main?ssl_ca_certs=/ca.pem",
+            "the option 'ssl_ca_certs' is for TLS: the URL starts with rediss then",
+        ),
+        (
+            "STILLROOM_CACHE_URL",
+            "rediss://x?ssl_cert_reqs=maybe",
+            "ssl_cert_reqs='maybe': none, optional or required",
+        ),
+        (
+            "REDIS_URL",
             "redis://:hun#canary@x",
             "REDIS_URL='redis://:***@x': it can't be read; # ? / [ ] in a password",
         ),

@@ -15,7 +15,7 @@ if ARGV[3] == '' then
   redis.call('HDEL', KEYS[2], ARGV[1])
 else
   redis.call('ZADD', KEYS[1], plain(now_us() + 1 + tonumber(ARGV[3]) * 1000), ARGV[1])
-  if ARGV[4] == '0' and redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then
+  if ARGV[4] == '0' and redis.call('HGET', KEYS[2], ARGV[1]) then
     redis.call('HINCRBY', KEYS[2], ARGV[1], -1)
   end
 end
