@@ -48,7 +48,7 @@ class LocksBody:
 
     def take(self, name: str, slots: int, lease: float, wait: float) -> Operation[Grant]:
         """Take a slot, or wait for one in the order of asking. Raises LockTaken, RedisUnavailable."""
-        token = secrets.token_hex(8).encode()
+        token = b"%b:%d" % (secrets.token_hex(8).encode(), int(lease * 1_000))
         deadline = time.monotonic() + wait
         pause = FIRST_PAUSE_S
         try:

@@ -2,7 +2,7 @@
 -- keeps its place in the queue as long as it does. Taking twice under one token takes one slot.
 -- KEYS  1 slots: token → when its lease ends, µs  2 queue: token → when it came  3 waiters: token → until when its
 --       place is kept, µs  4 fence: the last fencing number
--- ARGV  1 token  2 how many slots there are  3 lease, ms  4 how long a place in the queue is kept, ms; 0: none is
+-- ARGV  1 token: any text, ':' and the lease, ms  2 how many slots there are  3 lease, ms  4 how long a place in the queue is kept, ms; 0: none is
 --       wanted  5 while the caller waits (see is_late)  6 most waiters
 -- returns {1, fence} taken: the fence is larger than any that was given for this name before
 --         {0} all slots are taken, or others were first  {-1} the caller has given up  {-2} too many wait
@@ -20,6 +20,20 @@ for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', plain(now))) 
   redis.call('ZREM', KEYS[2], gone)
   redis.call('ZREM', KEYS[3], gone)
 end
+
+-- What was written before the clock stepped back would hold for longer by that step. The living renew it; of the dead
+-- it ends in time. Of slots the first that ends is looked at, because others wait for that one.
+local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+local lease = first[1] and tonumber(string.match(first[1], ':(%d+)$') or '')
+if lease and tonumber(first[2]) > now + 2000 * lease then
+  redis.call('ZADD', KEYS[1], plain(now + 1000 * lease), first[1])
+end
+if keep_ms > 0 then
+  for _, waiter in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. plain(now + 1000 * keep_ms), '+inf')) do
+    redis.call('ZADD', KEYS[3], plain(now + 1000 * keep_ms), waiter)
+  end
+end
+
 if not redis.call('ZSCORE', KEYS[1], token) then
   local came = redis.call('ZSCORE', KEYS[2], token)
   local ahead = redis.call('ZCOUNT', KEYS[2], '-inf', came and '(' .. came or '+inf')
