@@ -197,6 +197,17 @@ def test_an_index_that_is_none_keeps_nobody_out(
     assert again.handle in [device.handle for device in room.sessions.list_for_user("u1")]
 
 
+def test_settings_that_can_not_be_compared_keep_nobody_out(make_room: Make, client: Any) -> None:
+    """A foreign key in the place of what processes agree on lets them go on, each with its own shards."""
+    first = make_room()
+    client.set(first.keys.agreed, "x", ex=100)
+    for room in (first, make_room()):
+        session = room.sessions.create("u1", tags=["t"])
+        assert room.sessions.get(session) is not None
+        assert room.sessions.count("u1") == 1
+        assert room.sessions.destroy_for_user("u1") == 1
+
+
 def test_a_line_that_is_none_does_not_stop_the_sweep(room: Any, client: Any) -> None:
     """The sweep drops a foreign line from the index of due sessions and goes on."""
     made = room.sessions.create("u1", idle=10)

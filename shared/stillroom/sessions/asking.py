@@ -32,6 +32,8 @@ log = logging.getLogger("stillroom.sessions")
 DEFERRED_LIMIT = 10_000
 DEFERRED_BITE = 100
 LOGOUT, ROTATION = "a logout", "a rotation"  # their names in the error where no replica has them
+# The user lacks a right, or a stranger has written the key: no reason to let nobody log in.
+NO_COMPARISON = OF_THE_COMMAND | {"noperm"}
 ASK_AGAIN_S = 5.0
 SHARDS_SAID_S = 60.0  # how often a process says how many shards it has
 
@@ -245,7 +247,7 @@ class Asking:
             (reply,) = yield says
         except RedisUnavailable as error:
             failure = SessionStoreUnavailable.of(error)
-            if error.reason == "noperm":
+            if error.reason in NO_COMPARISON:
                 self._compare_no_more(failure)
             elif not self._says_shards_at:
                 raise failure from error
@@ -270,8 +272,8 @@ class Asking:
             self._learn_shards(said)
 
     def _compare_no_more(self, error: SessionStoreUnavailable) -> None:
-        """Go on with this process's shards where its user may not compare. Raises any other error."""
-        if error.reason != "noperm" or not self._may_compare:
+        """Go on with this process's shards where they can't be compared. Raises any other error."""
+        if error.reason not in NO_COMPARISON or not self._may_compare:
             raise error
         self._may_compare = False
         log.error("shards can't be compared with other processes': %s", error)
