@@ -118,10 +118,26 @@ class Asking:
         ended = False
         while left is not None:
             sent = steady_us()
-            (reply,) = yield from self._ask([left.command(sent)], kept_as=LOGOUT)
-            ended = ended or bool(reply[0])
+            reply, may_be_second = yield from self._ask_for_end(left.command(sent))
+            is_gone = may_be_second and late_in(reply) < 0 and not left.only
+            ended = ended or bool(reply[0]) or is_gone
             left = left.after(late_in(reply), steady_us() - sent)
         return ended
+
+    def _ask_for_end(self, command: Command) -> Operation[tuple[Any, bool]]:
+        """Return the reply to an end, and whether a first copy of it may have been carried out.
+
+        The connection died under that copy. It does no harm twice, but the reply to the second one does not tell
+        whether there was a session: whoever asked for the end believes so, mostly rightly.
+        """
+        try:
+            (reply,) = yield from self._ask([command], Once, LOGOUT)
+        except SessionStoreUnavailable as error:
+            if error.reason != "closed":
+                raise
+            (reply,) = yield from self._ask([command], kept_as=LOGOUT)
+            return reply, error.may_be_done
+        return reply, False
 
     def _defer(self, place: Place, what: End | Undo) -> bool:
         """Keep the end until Redis can be told. Return False when too many wait."""
