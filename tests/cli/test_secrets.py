@@ -244,6 +244,7 @@ def test_a_file_without_a_secret_in_it_is_refused(tmp_path: Path, text: str) -> 
     secrets(tmp_path)
     (tmp_path / "worker_password").write_bytes(text.encode("latin-1"))
     assert "worker_password" in refused(tmp_path)
+    (tmp_path / "worker_password").unlink()
     (tmp_path / "session_peppers").write_text("\n")
     assert "is empty" in refused(tmp_path, "--forget", "session_peppers")
 
