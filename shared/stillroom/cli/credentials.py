@@ -75,6 +75,8 @@ def write_secrets(
     for path in _all_there_may_be(folder):
         if os.path.lexists(path):
             secret_files.check(path)
+            if path.name != FLOWER:  # Python, which its end of line belongs to
+                secret_files.trim(path)
     for name in rotate:
         _rotate(folder, name)
     for name in promote:
