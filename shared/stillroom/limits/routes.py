@@ -70,6 +70,9 @@ class Routes:
     """The table: the first route that a request fits into has its limits. All others share `default`."""
 
     def __init__(self, routes: Iterable[Route] = (), default: Sequence[Limit] = (DEFAULT,)) -> None:
+        if isinstance(routes, Route | str) or not isinstance(routes, Iterable):
+            meant = "; did you mean [Route(…)]?" if isinstance(routes, Route) else ""
+            raise InvalidLimit(routes, f"Routes takes a list of Route(…)s{meant}")
         self.routes = tuple(routes)
         for one in self.routes:
             if not isinstance(one, Route):
@@ -169,6 +172,8 @@ def _pace(limit: Limit) -> float:
 
 
 def _checked(methods: Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(methods, Iterable):
+        raise InvalidLimit(methods, 'methods is a list, such as ["POST"]; () means all')
     names = tuple(methods) if not isinstance(methods, str) else (methods,)
     for name in names:
         if not isinstance(name, str) or not _METHOD.fullmatch(name):
