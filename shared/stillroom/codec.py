@@ -112,9 +112,9 @@ class Codec:
     def encoded(self, value: Any, type: Any = Any) -> Encoded:
         """Return the value encoded. Raises ValueTooLarge, or Unencodable where a reader would get another value.
 
-        Where the type leaves open what the value is (Any, or part of it), a reader may get another form of it: a
-        list in the place of a tuple, text in the place of a date. `back` has that form, for whoever loaded it. An
-        int where a float is declared is a float there.
+        `back` is for whoever loaded it: a model has all its fields given there, as in a hit. Where the type leaves
+        open what the value is (Any, or part of it), a reader may get another form of it: a list in the place of a
+        tuple, text in the place of a date. An int where a float is declared is a float there.
         """
         codec, text, back = self._on_its_way_back(value, type)
         payload = text
@@ -178,7 +178,7 @@ class Codec:
                 why = _without_values(error)
                 continue
             if is_trusted or is_same(value, back):
-                return Encoded(codec, text, value)
+                return Encoded(codec, text, back)
             lost = lost_in(value, back)
             if lost is None and (self._is_open(type) or is_same(value, back, True)):
                 return Encoded(codec, text, back)

@@ -21,7 +21,7 @@ def fingerprint(type: Any, adapter: TypeAdapter[Any], version: object = None) ->
     """
     if type is Any and version is None:
         return b""
-    shape = json.dumps([_schema(adapter), str(version or "")], sort_keys=True)
+    shape = json.dumps([_schema(adapter), "" if version is None else str(version)], sort_keys=True)
     return hashlib.sha256(shape.encode()).hexdigest()[:LENGTH].encode()
 
 

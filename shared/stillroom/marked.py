@@ -201,8 +201,24 @@ SAFE_TEXTS = (
     _safe_text("markupsafe", "Markup"),
     _safe_text("django.utils.safestring", "SafeString"),
 )
+
+
+def _folded(type: Any) -> Kind:
+    """Return the kind of times without an offset that a clock shows for the second time: no ISO text says so."""
+
+    def fits(value: Any) -> bool:
+        return isinstance(value, type) and bool(value.fold) and value.utcoffset() is None
+
+    def whole(text: str) -> Any:
+        return type.fromisoformat(text).replace(fold=1)
+
+    return Kind(f"{type.__name__} fold=1", fits, type.isoformat, whole)
+
+
 # The first that fits: a datetime is a date, safe text is a str.
 KINDS = (
+    _folded(datetime.datetime),
+    _folded(datetime.time),
     kind("bytes", bytes, lambda value: base64.b64encode(value).decode(), base64.b64decode),
     kind(
         "datetime",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from datetime import datetime, time
 from enum import Enum
 from functools import partial
+from inspect import getattr_static
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel, Secret, SecretBytes, SecretStr
@@ -18,6 +20,8 @@ INT_LIMIT = 1 << 10_000  # parsers refuse numbers of more than 4,300 digits
 KINDS_LIMIT = 10_000  # types that are remembered
 SEQUENCES = (list, tuple, set, frozenset, deque)
 MISSING: Any = object()
+BY_IDENTITY: Any = object.__eq__
+NO_FIELDS: frozenset[str] = frozenset()
 WITHOUT_JSON = (SecretStr, SecretBytes, Secret, bytes, bytearray, memoryview)
 
 
@@ -53,9 +57,11 @@ def has_iterator(value: Any, depth: int = 0) -> bool:
 def is_same(sent: Any, back: Any, widened: bool = False) -> bool:
     """Return whether two values are equal and of the same types, all the way down.
 
-    A moment is the same in every zone with its offset. Which fields of a model were given, and its cached
-    properties, are not part of its value. With `widened` an int may have become the float that it is equal to, a
-    bool the int, and a generic model one with its parameters: a type checker takes one for the other.
+    What `==` does not see counts as well: the `maxlen` of a deque, what a defaultdict makes, the `fold` of a time
+    without a zone, attributes besides the fields of a dataclass. A moment is the same in every zone with its
+    offset. Which fields of a model were given, and cached properties, are not part of its value. With `widened` an
+    int may have become the float that it is equal to, a bool the int, and a generic model one with its parameters:
+    a type checker takes one for the other.
     """
     kind = type(sent)
     if kind is not type(back):
@@ -88,21 +94,36 @@ _comparisons: dict[type, Comparison] = {}
 
 def _comparison_of(kind: type) -> Comparison:
     """Return how two values of this type are compared, chosen once because a list may have thousands."""
-    if issubclass(kind, Mapping):
-        return _same_mapping
-    if issubclass(kind, set | frozenset):
-        return _same_set
-    if issubclass(kind, SEQUENCES):
-        return _same_sequence
     if issubclass(kind, BaseModel):
         return _same_model
     if dataclasses.is_dataclass(kind):
-        return partial(_same_fields, [field.name for field in dataclasses.fields(kind)])
+        return partial(_same_fields, frozenset(field.name for field in dataclasses.fields(kind)))
+    if issubclass(kind, Mapping | set | frozenset | list | tuple | deque):
+        compare = _comparison_of_container(kind)
+        return partial(_same_and_attributes, compare) if kind.__dictoffset__ else compare
     if issubclass(kind, datetime | time):
-        return lambda one, other, _: bool(one == other and one.utcoffset() == other.utcoffset())
+        return _same_time
     if issubclass(kind, Enum):
         return lambda one, other, _: one is other
     return lambda one, other, _: bool(one == other)
+
+
+def _comparison_of_container(kind: type) -> Comparison:
+    if issubclass(kind, defaultdict):
+        return partial(_same_with, "default_factory", _same_mapping)
+    if issubclass(kind, deque):
+        return partial(_same_with, "maxlen", _same_sequence)
+    if issubclass(kind, Mapping):
+        return _same_mapping
+    return _same_set if issubclass(kind, set | frozenset) else _same_sequence
+
+
+def _same_with(name: str, compare: Comparison, sent: Any, back: Any, widened: bool) -> bool:
+    return bool(getattr(sent, name) == getattr(back, name)) and compare(sent, back, widened)
+
+
+def _same_and_attributes(compare: Comparison, sent: Any, back: Any, widened: bool) -> bool:
+    return compare(sent, back, widened) and _same_attributes(NO_FIELDS, sent, back, widened)
 
 
 def _same_sequence(sent: Any, back: Any, widened: bool) -> bool:
@@ -131,8 +152,37 @@ def _same_model(sent: Any, back: Any, widened: bool) -> bool:
     )
 
 
-def _same_fields(names: Sequence[str], sent: Any, back: Any, widened: bool) -> bool:
-    return all(is_same(getattr(sent, n), getattr(back, n), widened) for n in names)
+def _same_fields(names: AbstractSet[str], sent: Any, back: Any, widened: bool) -> bool:
+    is_alike = all(is_same(getattr(sent, n), getattr(back, n), widened) for n in names)
+    return is_alike and _same_attributes(names, sent, back, widened)
+
+
+def _same_attributes(fields: AbstractSet[str], sent: Any, back: Any, widened: bool) -> bool:
+    """Return whether two objects have the same attributes besides their fields."""
+    attributes = attributes_of(sent, fields)
+    if not attributes:
+        return True
+    others = attributes_of(back, fields)
+    return all(
+        name in others
+        and (_are_made_anew(one, others[name]) or is_same(one, others[name], widened))
+        for name, one in attributes.items()
+    )
+
+
+def _are_made_anew(one: Any, other: Any) -> bool:
+    """Return whether nothing tells these objects apart: each instance makes a lock of its own, for example."""
+    kind: Any = type(one)
+    return kind is type(other) and kind.__eq__ is BY_IDENTITY
+
+
+def _same_time(sent: Any, back: Any, _: bool) -> bool:
+    """Compare the clock's face and the offset: in the hour that a zone has twice no two zones compare as equal."""
+    offset = sent.utcoffset()
+    if offset != back.utcoffset() or (sent.tzinfo is None) != (back.tzinfo is None):
+        return False
+    is_alike = sent.replace(tzinfo=None) == back.replace(tzinfo=None)
+    return bool(is_alike) and (offset is not None or sent.fold == back.fold)
 
 
 def lost_in(sent: Any, back: Any, place: str = "") -> str | None:
@@ -143,6 +193,9 @@ def lost_in(sent: Any, back: Any, place: str = "") -> str | None:
     """
     if isinstance(sent, WITHOUT_JSON):
         return f"{place or 'it'} is {type(sent).__name__}, which has no JSON of its own"
+    if isinstance(sent, datetime | time) and not _has_a_text(sent):
+        what = "zone without an offset" if sent.tzinfo else "fold=1 and no zone"
+        return f"{place or 'it'} is a {type(sent).__name__} with {what}, which no text says"
     parts = _parts(sent, back)
     if parts is not None:
         for name, one, other in parts:
@@ -196,6 +249,12 @@ def _has_a_form(sent: Any, back: Any) -> bool:
     return back is not None or (isinstance(sent, Enum) and sent.value is None)
 
 
+def _has_a_text(moment: datetime | time) -> bool:
+    if moment.tzinfo is None:
+        return not moment.fold
+    return moment.utcoffset() is not None
+
+
 def _words(sent: Any, back: Any) -> str:
     if isinstance(sent, Mapping) and isinstance(back, Mapping):
         return f"{len(back)} of its {len(sent)} keys: some have one text"
@@ -210,8 +269,30 @@ def _alias(model: Any, name: str) -> str:
 
 
 def _fields_of(value: Any) -> dict[str, Any]:
-    """Return the fields of a model or a dataclass by name, with a model's private attributes."""
+    """Return the fields of a model or a dataclass by name, with private and other attributes."""
     if not isinstance(value, BaseModel):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {**fields, **attributes_of(value, fields.keys())}
     fields = {name: value.__dict__.get(name) for name in type(value).model_fields}
     return {**fields, **(value.model_extra or {}), **(value.__pydantic_private__ or {})}
+
+
+def attributes_of(value: Any, fields: AbstractSet[str] = NO_FIELDS) -> dict[str, Any]:
+    """Return the attributes that somebody has set on an object, besides its fields and its cached properties."""
+    state: Any = object.__getstate__(value)
+    own, in_slots = state if isinstance(state, tuple) else (state, None)
+    attributes = {**(own or {}), **in_slots} if in_slots else own
+    if not attributes or attributes.keys() <= fields:
+        return {}
+    kind = type(value)
+    return {
+        name: one
+        for name, one in attributes.items()
+        if name not in fields and not name.startswith("__") and not _is_computed(kind, name)
+    }
+
+
+def _is_computed(kind: type, name: str) -> bool:
+    """Return whether the class makes this attribute by itself: `functools.cached_property` and its like."""
+    maker = getattr_static(kind, name, None)
+    return hasattr(maker, "__get__") and not hasattr(maker, "__set__")

@@ -36,17 +36,29 @@ from stillroom.subject import unwrapped_network
 PREFIX = "STILLROOM_"
 URLS = ("_url", "_backend")  # how a setting's name ends that may hold a password in the middle
 LOOPBACK = ("127.0.0.0/8", "::1/128")
+USUAL_BROKERS = ("redis", "rediss", "redis+sentinel", "amqp", "amqps", "sqs")
 UNIX = "unix"  # among the trusted proxies: whoever comes through a socket file
 PEPPER_LEAST = 32  # characters
 
 
 def _broker_url(url: str) -> str:
-    """Check a broker URL that is a Redis URL. Those of other brokers are kombu's to check."""
-    scheme = url.partition("://")[0]
+    """Check a broker URL that is a Redis URL. Of other brokers kombu must know the scheme."""
+    scheme, mark, _ = url.partition("://")
     if scheme == "sentinel":
         form = "redis+sentinel://host:26379,host:26379/<master>/<database>"
         raise ValueError(f"Sentinels are named as in REDIS_URL: {form}")
-    return check_url(url) if scheme in SCHEMES and ";" not in url else url
+    if scheme in SCHEMES and ";" not in url:
+        return check_url(url, of_broker=True)
+    if not url:
+        return url
+    from kombu.transport import TRANSPORT_ALIASES  # slow to import: only for what is not Redis
+
+    kind = scheme.partition("+")[0]
+    if not mark or kind not in TRANSPORT_ALIASES:
+        usual = ", ".join(f"{name}://" for name in USUAL_BROKERS)
+        hint = did_you_mean(kind.lower(), USUAL_BROKERS)
+        raise ValueError(f"a broker's URL starts with {usual} or another scheme of kombu's{hint}")
+    return url
 
 
 def _words(value: object) -> object:

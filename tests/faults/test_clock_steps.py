@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import AUTH, NoDispatch, Settings
+from stillroom import AUTH, LockTaken, NoDispatch, Settings
 from stillroom.dispatch import RefreshOrder
 from stillroom.leash import until
 from tests.conftest import SERVERS, binary_of
@@ -201,6 +201,61 @@ def test_a_lease_of_before_a_step_back_lasts_no_longer_than_it_was_given(
         assert until(is_asked_again, 6.0)
         assert recording.run_all(app) == ["refreshed"]
     assert load() == "new"
+
+
+def test_a_pause_of_before_a_step_back_lasts_no_longer_than_it_was_given(
+    clocked: ClockedServer, make: Any
+) -> None:
+    """A pause of refreshes from before a step back lasts at most once more as long, and not an hour."""
+    clocked.set_clock(HOUR)
+    app, worker = make(), make()
+    app.upkeep.pause("refresh", 2)
+    clocked.set_clock(0)
+    assert worker.upkeep.refreshes_are_paused()
+    assert until(lambda: not worker.upkeep.refreshes_are_paused(), 10.0)
+
+
+def test_a_lock_of_before_a_step_back_is_held_for_one_lease_more(
+    clocked: ClockedServer, make: Any
+) -> None:
+    """A lock whose holder died before a step back is free one lease later, and never while its holder lives."""
+    clocked.set_clock(HOUR)
+    holder, other = make(), make()
+    lock = holder.lock("k", lease=0.8, longest=0.1).acquire()
+    slots = [holder.semaphore("s", 2, lease=0.8, longest=0.1).acquire() for _ in range(2)]
+    clocked.set_clock(0)
+    for taking in (other.lock("k", wait=0, lease=HOUR), other.semaphore("s", 2, wait=0)):
+        with pytest.raises(LockTaken):
+            taking.acquire()
+    assert lock.is_held
+    assert all(slot.is_held for slot in slots)
+    with other.lock("k", wait=10), other.semaphore("s", 2, wait=10):
+        assert not lock.is_held
+        assert not any(slot.is_held for slot in slots)
+
+
+@pytest.mark.parametrize("dead", [1, 1_000])
+def test_a_waiter_that_died_before_a_step_back_holds_nobody_up(
+    clocked: ClockedServer, make: Any, dead: int
+) -> None:
+    """Places in the queue of a lock, of callers that died before a step back, are free within seconds."""
+    clocked.set_clock(HOUR)
+    app = make()
+    _, queue, waiters, _ = app.keys.slots(b"k")
+    with app.lock("k"), redis.Redis.from_url(clocked.url) as client:
+        until_us = (time.time() + HOUR + 2) * 1e6
+        client.zadd(queue, {f"{n}.1000": n for n in range(dead)})
+        client.zadd(waiters, {f"{n}.1000": until_us for n in range(dead)})
+        clocked.set_clock(0)
+
+    def take() -> bool:
+        try:
+            app.lock("k", wait=0.5).acquire().release()
+        except LockTaken:
+            return False
+        return True
+
+    assert until(take, 10.0)
 
 
 @pytest.mark.parametrize("seconds", STEPS)

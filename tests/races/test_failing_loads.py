@@ -87,6 +87,7 @@ def test_one_failure_is_everybodys_who_waited(make_room: Any, way: str) -> None:
     threading.Thread(target=let_fail).start()
     results = at_once(12, call)
     assert all(type(error) is Down and error.host == "db" for error in results), results
+    assert {str(error) for error in results} == {str(Down("db"))}
     assert load.calls == 1
     with pytest.raises(Down):  # and the next caller tries again
         calls[way](0)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stillroom import NoDispatch, Settings, Stillroom, TooManySessions
+from stillroom import NoDispatch, SessionEnded, Settings, Stillroom, TooManySessions
 from stillroom.embedded import EmbeddedServer
 from stillroom.operation import Once, Operation
 from stillroom.scripts import session_create, session_rotate
@@ -115,6 +115,34 @@ def test_a_logout_into_another_session_that_is_held_up_wins(make_room: Make) -> 
         assert there.sessions.list_for_user("ann") == []
 
 
+@pytest.mark.parametrize("brings_cookie", [True, False])
+def test_a_request_whose_session_was_gone_ends_no_renewal(
+    make_room: Make, brings_cookie: bool
+) -> None:
+    """A request with the old token that is read after a renewal, and stores something, does not end the session.
+
+    Where the browser is getting the renewal's cookie, it begins none either.
+    """
+    here, there = make_room(), make_room()
+    for held_up in (True, False):
+        session = here.sessions.create("ann")
+        asked = steady_us()
+        begin = here._sessions_body.begin(session.token, {"a": 1}, asked_us=asked)
+        waiting = Stepper(here, begin) if held_up else None
+        if brings_cookie:
+            renew = there._sessions_body.renew(session.token, is_proof=False)
+            fresh = there.state.run(renew)
+        else:
+            fresh = there.sessions.rotate(session, grace=0)
+        waiting = waiting or Stepper(here, begin)
+        if brings_cookie:
+            with pytest.raises(SessionEnded):
+                waiting.value()
+        else:
+            assert there.sessions.get(waiting.value()) is not None
+        assert there.sessions.get(fresh) is not None
+
+
 def test_a_rotation_without_grace_keeps_what_was_to_be_kept(make_room: Make, client: Any) -> None:
     """A session to keep, named before its rotation without grace, is kept under its new name, and not
     if named after.
@@ -192,6 +220,34 @@ def test_a_deferred_end_carries_its_age_not_a_time(
             assert there.sessions.get(renewed) is not None
 
 
+def test_a_clock_that_steps_back_opens_no_old_token(clocked: ClockedServer) -> None:
+    """The grace of an old token, and a proof of who the user is, last no longer because the clock steps back."""
+    settings = Settings(**{**PATIENT, "redis_url": clocked.url})
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        clocked.set_clock(0)
+        at_once, later = room.sessions.create("ann"), room.sessions.create("ann")
+        room.sessions.rotate(at_once, grace=0)
+        fresh = room.sessions.rotate(later, grace=10)
+        assert room.sessions.get(later) is not None
+        clocked.set_clock(-5)
+        assert room.sessions.get(later) is not None
+        clocked.set_clock(-3_600)
+        told: list[str] = []
+        room.sessions.on_event.append(lambda event: told.append(event.kind))
+        for old in (at_once, later):
+            assert room.sessions.get(old) is None
+            assert room.sessions.touch(old) is False
+            with pytest.raises(SessionEnded, match="replayed"):
+                room.sessions.update(old, {"a": 1})
+        assert set(told) == {"replayed"}
+        for touch in (True, False):
+            found = room.sessions.get(fresh, touch=touch)
+            assert found is not None
+            assert not found.is_fresh(300)
+        assert room.sessions.confirm(fresh).is_fresh(300)
+        assert room.sessions.destroy(later)  # it leads to the session, which is to end
+
+
 # What is sent twice, or late
 
 
@@ -215,6 +271,18 @@ def test_a_creation_that_arrives_again_recognises_itself(make_room: Make, when: 
     send(room, command)
     assert room.sessions.count("ann") == 1
     assert room.sessions.get(made.value.value) is not None
+
+
+def test_a_creation_that_arrives_again_says_again_what_is_in_doubt(make_room: Make) -> None:
+    """A create that arrives twice tells both times that what it replaces was rotated a moment before."""
+    room = make_room()
+    room.sessions.create("eve")
+    guest = room.sessions.create(None)
+    (command,) = room._sessions_body.create(None, {"a": 1}, replaces=guest).send(None)
+    assert command[1] == session_create.text.sha
+    room.sessions.rotate(guest, grace=0)
+    first, second = send(room, command, command)
+    assert 0 <= int(first[4]) <= int(second[4])
 
 
 def test_a_rotation_that_arrives_after_it_was_undone_does_nothing(make_room: Make) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from stillroom import AsyncStillroom, InvalidArgument, NoDispatch, Settings, Stillroom
-from stillroom.cache import cached, calls
+from stillroom.cache import calls, gathering
 from stillroom.cache.figures import LOOKUPS
 from tests.support.entries import age
 from tests.support.trips import Trips
@@ -178,6 +178,7 @@ def refusals(price: Any) -> dict[str, tuple[Callable[[], Any], type[Exception], 
         "a number": (lambda: price.many(7), InvalidArgument, r"for one call write price\(7\)"),
         "too many": (lambda: price.many([1], "EUR", 3), TypeError, r"price\(\): too many"),
         "a misspelt name": (lambda: price.many([1], unti="EUR"), TypeError, "unti"),
+        "a misspelt name without calls": (lambda: price.many([], unti="EUR"), TypeError, "unti"),
         "what is no key": (lambda: price.many([1, object()]), InvalidArgument, "price"),
     }
 
@@ -277,7 +278,7 @@ class Loads:
         return id
 
 
-@pytest.mark.parametrize(("at_once", "most"), [(None, cached.LOADS_AT_ONCE), (2, 2)])
+@pytest.mark.parametrize(("at_once", "most"), [(None, gathering.LOADS_AT_ONCE), (2, 2)])
 def test_in_asyncio_missing_values_are_loaded_beside_each_other(
     settings: Settings, dispatch: Any, at_once: int | None, most: int
 ) -> None:

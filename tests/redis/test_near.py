@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import pytest
@@ -435,9 +436,27 @@ class Basket:
     items: list[int]
 
 
+@dataclass(frozen=True)
+class Noted:
+    name: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", [])
+
+
+class Renamed(Money):
+    """Is no frozen dataclass itself, so an instance takes new attributes."""
+
+
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
     name: str
+
+
+class Lettered(Frozen):
+    @cached_property
+    def letters(self) -> list[str]:
+        return list(self.name)
 
 
 class Open(BaseModel):
@@ -456,6 +475,9 @@ OWN = {
     "a dict": {"a": 1},
     "a tuple with a list": ("a", [1]),
     "a frozen dataclass with a list": Basket([1]),
+    "a frozen dataclass with an attribute of its own": Noted("x"),
+    "a subclass of a frozen dataclass": Renamed(1, ()),
+    "a frozen model with a cached property": Lettered(name="x"),
     "a model": Open(name="x"),
 }
 

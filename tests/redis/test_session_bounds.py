@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from stillroom import (
+    InvalidArgument,
     SessionDataRefused,
     SessionUnreadable,
     SettingsError,
@@ -302,6 +303,27 @@ def test_the_dead_among_thousands_keep_nobody_out(room: Any, client: Any) -> Non
     with pytest.raises(TooManySessions):
         room.sessions.create("u1", max_per_user=2, on_cap="reject")
     assert room.sessions.get(made) is not None
+
+
+@pytest.mark.parametrize("given", ["3", 1.5, True, 0, float("nan")])
+def test_a_number_that_is_none_is_told_where_it_is_given(room: Any, given: Any) -> None:
+    """A count that is no whole number is an error of the caller, not of Redis, and nothing is written."""
+    session = room.sessions.create("ann", {"a": 1})
+    acts: list[Callable[[], Any]] = [
+        lambda: room.sessions.create("ann", max_per_user=given),
+        lambda: room.sessions.list_for_user("ann", limit=given),
+        lambda: room.sessions.update(session, {"a": 2}, if_version=given or -1),
+        lambda: room.upkeep.sweep_sessions(limit=given),
+        lambda: room.upkeep.scan_abuse(limit=given),
+        lambda: room.abuse.bans(given),
+    ]
+    for act in acts:
+        with pytest.raises(
+            (SettingsError, InvalidArgument), match=r"limit=|max_per_user=|version="
+        ):
+            act()
+    assert room.sessions.get(session).data == {"a": 1}
+    assert room.sessions.count("ann") == 1
 
 
 def test_a_cap_has_a_limit(room: Any) -> None:

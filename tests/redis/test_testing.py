@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,27 @@ def test_a_stale_value_is_refreshed_by_the_read_that_finds_it(
     stillroom.cache.invalidate_by_tag("prices")
     stillroom_clock.advance(1)
     assert stillroom.cache.get("price:7") is None
+
+
+@pytest.mark.parametrize("options", [{}, {"memo": True}, {"near": True}, {"near": 60}], ids=str)
+@pytest.mark.parametrize("is_in_request", [True, False])
+def test_what_this_process_keeps_gets_older_too(
+    stillroom: Stillroom, stillroom_clock: Clock, options: dict[str, Any], is_in_request: bool
+) -> None:
+    """What a request remembers and what the process keeps near end with the moved clock, as the entries do."""
+    loads: list[int] = []
+
+    @stillroom.cache.cached("price:{id}", ttl=60, swr=0, **options)
+    def price(id: int) -> int:
+        loads.append(id)
+        return len(loads)
+
+    with stillroom.request() if is_in_request else nullcontext():
+        for after in (1, 2, 3):
+            assert [price(7), price(7), *price.many([7])] == [after] * 3
+            assert stillroom.cache.get("price:7", int, near=True) == after
+            stillroom_clock.advance(61)
+            assert stillroom.cache.get("price:7", int, near=True) is None
 
 
 def test_a_failed_refresh_backs_off_and_comes_again(

@@ -11,8 +11,13 @@ from typing import Any
 import pytest
 
 from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.cache import Housekeeping
+from stillroom.embedded import EmbeddedServer
+from stillroom.leash import until
 from stillroom_workers.app import make_app
 from stillroom_workers.schedule import SCHEDULE
+from tests.support.crowd import PATIENT
+from tests.support.stepper import Stepper
 
 
 def loader_of(room: Any, loads: list[Any], **options: Any) -> Any:
@@ -46,6 +51,15 @@ def test_values_are_loaded_whether_anybody_asks_or_not(
     assert sorted(loads) == expected
 
 
+def test_a_generator_is_good_for_every_period(make_room: Any, client: Any) -> None:
+    """Arguments that can be read once only are a list from the registration on."""
+    room: Stillroom = make_room()
+    loader_of(room, [], warm_every=60, warm_with=(n for n in (1, 2)))
+    for _ in range(2):
+        assert room.tasks.warm() == {"loaders": 1, "values": 2}
+        client.delete(room.keys.warm(b"product"))
+
+
 def test_each_period_is_claimed_by_one_worker(room: Any, make_room: Any, client: Any) -> None:
     """One worker claims each period, however many workers and beats there are. The claim has a TTL."""
     loads: list[Any] = []
@@ -57,7 +71,8 @@ def test_each_period_is_claimed_by_one_worker(room: Any, make_room: Any, client:
     assert sorted(report["values"] for report in reports) == [0, 0, 1]
     key = other.keys.warm(b"product")
     assert 86_400_000 < client.pttl(key) <= 2 * 86_400_000
-    client.decr(key)
+    period, _, token = client.get(key).partition(b" ")
+    client.set(key, b"%d %b" % (int(period) - 1, token))
     assert other.tasks.warm() == {"loaders": 1, "values": 1}
 
 
@@ -117,6 +132,46 @@ def test_away_it_is_raised(make_room: Any) -> None:
     room.close()
 
 
+def test_a_claim_that_arrives_twice_is_one(make_room: Any) -> None:
+    """A worker whose claim the wire sends twice warms the loader, and not nobody."""
+    room: Stillroom = make_room()
+    loader_of(room, [], warm_every=60, warm_with=[1])
+    housekeeping = Housekeeping(room._cache_body, room.tasks._body._orders)
+    stepper = Stepper(room, housekeeping.warm())
+    stepper.twice = True
+    assert stepper.value() == {"loaders": 1, "values": 1}
+
+
+def test_a_period_is_not_lost_where_the_state_is_away(
+    server: EmbeddedServer, own_server: EmbeddedServer
+) -> None:
+    """A worker that could write no orders gives the period back, and it is warmed when the state is back."""
+    places = {"redis_url": own_server.url, "cache_url": server.url, "call_timeout": 0.2}
+    with Stillroom(Settings(**PATIENT | places), dispatch=NoDispatch()) as room:
+        loader_of(room, [], warm_every=3_600, warm_with=[1])
+        room.cache.set("k", 1)
+        own_server.freeze()
+        with pytest.raises(RedisUnavailable):
+            room.tasks.warm()
+        own_server.thaw()
+        assert until(lambda: not room.state_wire.breaker.is_open, 10)
+        assert room.tasks.warm() == {"loaders": 1, "values": 1}
+
+
+def test_a_list_whose_own_redis_is_away_stops_no_other(room: Any) -> None:
+    """A list that raises RedisUnavailable of its own is logged, and the other loaders are warmed."""
+
+    def away() -> list[int]:
+        raise RedisUnavailable("refused", "another server of the app")
+
+    @room.cache.cached("a:{id}", name="a", warm_every=60, warm_with=away)
+    def load(id: int = 1) -> int:
+        return id
+
+    loader_of(room, [], warm_every=60, warm_with=[1])
+    assert room.tasks.warm() == {"loaders": 2, "values": 1}
+
+
 MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "too often": ({"warm_every": 1}, ValueError, "warm_every=1: a number of seconds from 10"),
     "no times": ({"warm_with": [1]}, ValueError, "warm_with needs warm_every"),
@@ -126,6 +181,15 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "too many positional",
     ),
     "an unknown one": ({"warm_every": 60, "warm_with": [{"id": 1, "x": 1}]}, TypeError, "'x'"),
+    "one for one call": (
+        {"warm_every": 60, "warm_with": {"id": 1}},
+        ValueError,
+        r"for one call write \[\{'id': 1\}\]",
+    ),
+    "a text": ({"warm_every": 60, "warm_with": "ab"}, ValueError, r"for one call write \['ab'\]"),
+    "a number": ({"warm_every": 60, "warm_with": 5}, ValueError, r"for one call write \[5\]"),
+    "of another type": ({"warm_every": 60, "warm_with": [1, "x"]}, ValueError, "'x': product: id"),
+    "without JSON": ({"warm_every": 60, "warm_with": [(1, object())]}, ValueError, "warm_with"),
     "none at all": ({"warm_every": 60}, TypeError, "missing a required argument: 'id'"),
 }
 

@@ -11,7 +11,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple, NewType, Optional, TypedDict
 from uuid import UUID
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, PositiveInt, SecretBytes, SecretStr
 
 from stillroom.cache.arguments import Texts, Unkeyable, hidden_with
-from stillroom.cache.template import Template, shortened
+from stillroom.cache.template import Template, fitting
 from stillroom.errors import InvalidArgument, InvalidKey
 from stillroom.keys import sanitized
 
@@ -280,11 +280,34 @@ def test_a_type_without_a_text_is_refused_where_it_is_declared(annotation: Any) 
         texts.of(annotation)
 
 
+@pytest.mark.parametrize("annotation", [Any, str, int, float | None, Tenant, dt.date, list[int]])
 @pytest.mark.parametrize("value", [Connection(), [Connection()], {"a": object()}, len, int])
-def test_a_value_without_a_text_is_refused(value: Any) -> None:
+def test_a_value_without_a_text_is_refused(annotation: Any, value: Any) -> None:
     """A value without a text is refused, also in a container, because its address would later be another's."""
     with pytest.raises(Unkeyable, match="has no text"):
-        texts.of(Any)(value)
+        texts.of(annotation)(value)
+
+
+class Ids(list[int]):
+    """A list that takes attributes."""
+
+
+@pytest.mark.parametrize("annotation", [Any, Tenant, Tenant | None, list[int], Iterable[int]])
+@pytest.mark.parametrize("make", [lambda: Tenant("a"), lambda: Ids([1]), lambda: [Tenant("a")]])
+def test_arguments_that_differ_in_an_attribute_have_two_texts(
+    annotation: Any, make: Callable[[], Any]
+) -> None:
+    """An attribute that was set besides the fields or parts stands in the text, though `==` does not see it."""
+
+    def text(**attributes: Any) -> str:
+        value = make()
+        vars(value[0] if type(value) is list else value).update(attributes)
+        said: str = texts.of(annotation)(value)
+        return said
+
+    assert len({text(), text(shop="acme"), text(shop="globex"), text(name2="acme")}) == 4
+    with pytest.raises(Unkeyable, match="has no text"):
+        text(connection=Connection())
 
 
 def test_a_value_that_holds_itself_is_refused() -> None:
@@ -376,10 +399,10 @@ def test_a_template_that_cannot_work_says_why(text: Any, why: str) -> None:
 )
 def test_a_key_that_cannot_be_stored_is_hashed(text: str) -> None:
     """A key that is too long to store is hashed behind its readable front, which patterns match."""
-    short = shortened(text)
-    assert sanitized(short)
+    short, name = fitting(text)
+    assert sanitized(short) == name
     assert short.startswith(text[:50].replace("\ud800", "?").replace("\x1e", "?"))
-    assert shortened(text + "y") != short != shortened(short), (
+    assert fitting(text + "y")[0] != short != fitting(short)[0], (
         "nobody can give a text that is another's hash"
     )
 
@@ -387,7 +410,7 @@ def test_a_key_that_cannot_be_stored_is_hashed(text: str) -> None:
 def test_a_key_that_fits_stays_as_it_is() -> None:
     """A key of up to 1,024 bytes stays as it is."""
     for text in ("product:7", "a b\n%", "ü" * 512):
-        assert shortened(text) is text
+        assert fitting(text) == (text, sanitized(text))
 
 
 def test_all_refusals_are_of_one_family() -> None:

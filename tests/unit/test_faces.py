@@ -341,7 +341,7 @@ def test_limits_and_routes_say_what_was_meant() -> None:
 
 def test_a_key_is_a_str(sync_room: Stillroom) -> None:
     """A key is a str and several keys are a list: one text is one key, not one for each letter."""
-    with pytest.raises(InvalidKey, match="a key is a str, not int"):
+    with pytest.raises(InvalidKey, match="a key or a tag is a str, not int"):
         sync_room.cache.get(7)  # type: ignore[call-overload]
     for call in (sync_room.cache.get_many, sync_room.cache.invalidate_many):
         with pytest.raises(
@@ -352,8 +352,25 @@ def test_a_key_is_a_str(sync_room: Stillroom) -> None:
         sync_room.cache.get_or_set_many("product:7", lambda keys: {})
     with pytest.raises(InvalidArgument, match="a mapping of keys to values"):
         sync_room.cache.set_many(["product:7"])  # type: ignore[arg-type]
-    with pytest.raises(InvalidArgument, match="tags=None: a text, or a list of them"):
-        sync_room.cache.set("k", 1, tags=None)  # type: ignore[arg-type]
+    for tags in (None, b"x", 5):
+        with pytest.raises(InvalidArgument, match=f"tags={tags!r}: a text, or a list of them"):
+            sync_room.cache.set("k", 1, tags=tags)  # type: ignore[arg-type]
+    for of_several in (sync_room.cache.invalidate, sync_room.cache.invalidate_by_tag):
+        with pytest.raises(InvalidKey, match=r"write invalidate(_by_tag)?\(\*names\)"):
+            of_several(["a", "b"])  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("given", [7, {"a": 1}, None, "load"])
+def test_a_load_is_a_function_and_a_step_is_a_number(sync_room: Stillroom, given: Any) -> None:
+    """What is no function is refused before it is known whether it has to be called; so is a step of text."""
+    cache = sync_room.cache
+    with pytest.raises(InvalidArgument, match=r"load=.*: a function; what it returns is kept"):
+        cache.get_or_set("k", given)
+    with pytest.raises(InvalidArgument, match=r"load_many=.*: a function of a list of keys"):
+        cache.get_or_set_many(["k"], given)
+    if given != 7:
+        with pytest.raises(InvalidArgument, match=r"by=.*: a number"):
+            cache.incr("k", given)
 
 
 # What the shards of a cache say among themselves; each of the others has to say which shards run it.
@@ -365,6 +382,7 @@ OF_ONE_SHARD = {
     "undelivered",
     "forget_asked",
     "prove",
+    "wanted",
 }
 
 
@@ -373,8 +391,8 @@ def test_every_operation_of_the_cache_has_a_rule_for_its_shards() -> None:
     operations = {name for name in dir(CacheBody) if not name.startswith("_")} - OF_ONE_SHARD
     assert operations - {"shards"} <= set(dir(ShardedBody))
     of_apps = {name for face in (Cache, AsyncCache) for name in dir(face) if name[0] != "_"}
-    assert of_apps - {"cached"} <= operations | {n for n in dir(Images) if n[0] != "_"} | {
-        "loaders"
-    }
+    assert of_apps - {"cached", "gather"} <= operations | {
+        n for n in dir(Images) if n[0] != "_"
+    } | {"loaders"}
     for face in (Cache, AsyncCache):
         assert {name for name in dir(face) if name[0] != "_"} == of_apps

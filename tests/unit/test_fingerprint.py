@@ -65,7 +65,7 @@ def test_what_is_said_to_people_is_no_shape() -> None:
 
 def test_a_version_is_part_of_it() -> None:
     """A version changes the fingerprint, for a change that the schema does not show."""
-    assert of(int, 1) != of(int, 2) != of(int)
+    assert len({of(int), of(int, 0), of(int, 1), of(int, 2)}) == 4
     assert of(Any) == b""
     assert of(Any, "2026-11") != b""
     assert of(int, 1) == of(int, "1")

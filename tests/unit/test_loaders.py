@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stillroom import NoDispatch, Settings, Stillroom, UnknownLoader
+from stillroom import InvalidArgument, InvalidKey, NoDispatch, Settings, Stillroom, UnknownLoader
 from stillroom.cache.loaders import BadArguments
 
 
@@ -56,6 +56,20 @@ def test_a_coroutine_function_belongs_to_the_other_room(room: Stillroom) -> None
 
     with pytest.raises(TypeError, match="use AsyncStillroom"):
         room.cache.cached("k")(load)
+
+
+@pytest.mark.parametrize("version", [1.5, True, [1], b"1", object()])
+def test_a_version_is_a_text_or_a_number(room: Stillroom, version: Any) -> None:
+    """A version that is another thing is refused: its text might be another one in each process."""
+    with pytest.raises(InvalidArgument, match=r"version=.*: a text or a number"):
+        room.cache.cached("k", version=version)(len)
+
+
+def test_a_template_is_not_empty(room: Stillroom) -> None:
+    """An empty key or tag is refused where it is written."""
+    for key, tags in (("", []), ("k", [""])):
+        with pytest.raises(InvalidKey, match="a template has at least one character"):
+            room.cache.cached(key, name="k", tags=tags)(lambda: 1)
 
 
 def test_only_plain_parameters(room: Stillroom) -> None:

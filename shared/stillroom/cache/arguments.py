@@ -17,7 +17,7 @@ import json
 import operator
 import re
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, Flag
@@ -38,6 +38,7 @@ from typing_extensions import is_typeddict
 
 from stillroom import pepper
 from stillroom.errors import InvalidArgument
+from stillroom.sameness import attributes_of
 from stillroom.settings import Settings
 
 Text: TypeAlias = Callable[[Any], str]
@@ -147,7 +148,8 @@ class Texts:
         if depth > DEPTH_LIMIT:
             raise Unkeyable(f"a value that goes {DEPTH_LIMIT} deep has no text to stand in a key")
         if isinstance(value, CONTAINERS):
-            return self._container(value, depth)
+            more = attributes_of(value) if type(value).__dictoffset__ else None
+            return self._container(value, depth) + (self._named(more, depth) if more else "")
         if isinstance(value, SECRETS):
             return f"secret({self._secret(value)})"
         if (text := _scalar(value)) is not None:
@@ -170,10 +172,11 @@ class Texts:
         return f"{{{','.join(sorted(map(text, value)))}}}"
 
     def _record(self, value: Any, depth: int) -> str:
-        """Return the fields of a model or a dataclass, private ones too."""
-        fields = sorted(
-            f"{name}:{self.canonical(one, depth + 1)}" for name, one in _fields_of(value)
-        )
+        """Return the fields of a model or a dataclass, private ones and other attributes too."""
+        return self._named(_fields_of(value), depth)
+
+    def _named(self, parts: Mapping[str, Any], depth: int) -> str:
+        fields = sorted(f"{name}:{self.canonical(one, depth + 1)}" for name, one in parts.items())
         return f"{{{','.join(fields)}}}"
 
     def _secret(self, value: Any) -> str:
@@ -306,15 +309,12 @@ def _is_record(value: Any) -> bool:
     return isinstance(value, BaseModel) or dataclasses.is_dataclass(type(value))
 
 
-def _fields_of(value: Any) -> Iterator[tuple[str, Any]]:
+def _fields_of(value: Any) -> dict[str, Any]:
     if not isinstance(value, BaseModel):
-        for field in dataclasses.fields(value):
-            yield field.name, getattr(value, field.name)
-        return
-    for name in type(value).model_fields:
-        yield name, getattr(value, name)
-    for more in (value.model_extra, value.__pydantic_private__):
-        yield from (more or {}).items()
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {**fields, **attributes_of(value, fields.keys())}
+    fields = {name: getattr(value, name) for name in type(value).model_fields}
+    return {**fields, **(value.model_extra or {}), **(value.__pydantic_private__ or {})}
 
 
 def _kind_of(value: Any) -> type | None:
@@ -331,7 +331,7 @@ def _int_like(value: Any) -> str | None:
     """Return the text of an int, of numpy's ints and of an IntEnum, which equals an int."""
     if type(value) is int:
         return _int_text(value)
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         return None
     return _int_text(operator.index(value))
 

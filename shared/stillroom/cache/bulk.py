@@ -154,6 +154,8 @@ class Bulk(Core):
         Redis away: loads all and returns them.
         """
         names = names_of(keys)
+        if not callable(load_many):
+            raise InvalidArgument(f"load_many={load_many!r:.100}: a function of a list of keys")
         kind = value_type_of(load_many) if type is None else type
         keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
         recipe = self.recipe(Call(load_many), tags, kind, keeping)

@@ -17,7 +17,7 @@ from stillroom.cache.loaders import several
 from stillroom.cache.marks import read_clock
 from stillroom.codec import MISS
 from stillroom.durations import Duration
-from stillroom.errors import RedisUnavailable
+from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.keys import original, sanitized
 from stillroom.operation import IN_TIME, Backoff, Operation, Timed
 from stillroom.scripts import add, replace
@@ -86,10 +86,12 @@ class Changes(Core):
         """Add to the number under `key`, and return the sum; None where there is none. Its end and tags stay.
 
         None of several at once is lost; one whose time is up before its turn has come raises RedisUnavailable.
-        Raises TypeError for a value that is no number.
+        Raises InvalidArgument for a `by` that is no number, TypeError for a value that is none.
         Redis away: RedisUnavailable; whether it was added is unknown then.
         """
         name = sanitized(key)
+        if not isinstance(by, int | float):
+            raise InvalidArgument(f"by={by!r:.100}: a number, an int or a float")
         self.away.forget([b"k:" + name])
         for turn in range(TRIES):
             seen = yield from self._see(name)

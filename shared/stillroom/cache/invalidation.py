@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from stillroom.cache.away import Away
@@ -15,7 +16,7 @@ from stillroom.cache.memo import Memo
 from stillroom.cache.outbox import EVERYTHING, Outbox
 from stillroom.cache.terms import Terms
 from stillroom.dispatch import RECLAIM_TASK, Dispatch
-from stillroom.errors import FINAL, RedisUnavailable
+from stillroom.errors import FINAL, InvalidKey, RedisUnavailable
 from stillroom.keys import Keys, pattern, sanitized
 from stillroom.operation import Operation
 from stillroom.replicas import kept
@@ -171,7 +172,7 @@ class Invalidations:
         Until then other processes may serve the old value; if Redis is still away when this one ends, an error is
         logged and they will until it dies. The last `outbox_limit` names are kept; one more is a `clear()`.
         """
-        names = [sanitized(key) for key in keys]
+        names = names_given("invalidate", keys)
         if not names:
             return 0
         replies = yield from self._invalidator.tell([b"k:" + name for name in names], defer)
@@ -185,10 +186,11 @@ class Invalidations:
         True for every reader when it returns. `soft=True`: they are served stale and refreshed instead.
         Redis away: RedisUnavailable; nothing is promised then. `defer`: see `invalidate`.
         """
-        if not tags:
+        names = names_given("invalidate_by_tag", tags)
+        if not names:
             return
         kind = b"s:" if soft else b"t:"
-        yield from self._invalidator.tell([kind + sanitized(tag) for tag in tags], defer)
+        yield from self._invalidator.tell([kind + name for name in names], defer)
         self._invalidator.wake()
 
     def invalidate_by_pattern(self, glob: str, *, defer: bool = False) -> Operation[None]:
@@ -222,3 +224,13 @@ class Invalidations:
     def deliver_last(self) -> None:
         """Deliver it at the end of the room. What can't be delivered now never will be."""
         self._invalidator.deliver_last()
+
+
+def names_given(operation: str, given: Sequence[Any]) -> list[bytes]:
+    """Return the sanitized names. Raises InvalidKey, which says how to give the names of a list."""
+    for one in given:
+        if isinstance(one, list | tuple | AbstractSet):
+            raise InvalidKey(
+                one, f"each name by itself; for those of a list write {operation}(*names)"
+            )
+    return [sanitized(one) for one in given]

@@ -6,6 +6,7 @@ import dataclasses
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import cached_property, lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -39,10 +40,23 @@ def _parts(value: Any, kind: type) -> list[Any] | None:
         return list(value)
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         return None if hasattr(value, "__dict__") else list(value)
+    if not _is_frozen_kind(kind):
+        return None
     if isinstance(value, BaseModel):
         has_more = bool(value.__pydantic_private__ or value.__pydantic_extra__)
-        is_frozen_model = bool(kind.model_config.get("frozen")) and not has_more  # type: ignore[attr-defined]
-        return list(vars(value).values()) if is_frozen_model else None
-    if dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        return [getattr(value, field.name) for field in dataclasses.fields(kind)]
-    return None
+        return None if has_more else list(vars(value).values())
+    fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return [*fields, *getattr(value, "__dict__", {}).values()]
+
+
+@lru_cache(maxsize=1_000)
+def _is_frozen_kind(kind: type) -> bool:
+    """Return whether a class is a frozen model or dataclass, without what a cached property would make later."""
+    if any(
+        isinstance(one, cached_property) for base in kind.__mro__ for one in vars(base).values()
+    ):
+        return False
+    if issubclass(kind, BaseModel):
+        return bool(kind.model_config.get("frozen"))
+    params = vars(kind).get("__dataclass_params__")  # an undecorated subclass takes new attributes
+    return params is not None and bool(params.frozen)

@@ -51,6 +51,19 @@ class End(NamedTuple):
         return self._replace(doubts=self.doubts + 1, asked_us=self.asked_us - benefit)
 
 
+class Gone(End):
+    """A session that was gone when the request looked. What its name leads to since then is not ended in its place.
+
+    Another request may just have given the session a new name, whose cookie is on its way to the browser.
+    """
+
+    def age(self, now_us: int) -> int:
+        return 0
+
+    def after(self, late_us: int, took_us: int) -> End | None:
+        return None
+
+
 def late_in(reply: Sequence[int | bytes]) -> int:
     """Return by how many µs an end was late; -1: it was not late.
 

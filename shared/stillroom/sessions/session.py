@@ -91,9 +91,12 @@ class Session(Generic[T]):
         return self.device.last_seen + self._about[4] / 1e6
 
     def is_fresh(self, seconds: Duration) -> bool:
-        """Tell whether the user proved who he is not longer than this before the session was read."""
+        """Tell whether the user proved who he is not longer than this before the session was read.
+
+        Nor longer after it: then the server's clock has stepped back since.
+        """
         most, proved = seconds_of("seconds", seconds, least=0), self.device.authenticated_at
-        return proved is not None and self.read_at - proved <= most
+        return proved is not None and abs(self.read_at - proved) <= most
 
     @property
     def text(self) -> bytes:

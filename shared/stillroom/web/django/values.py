@@ -34,7 +34,7 @@ def _refused(value: Any) -> Unencodable | None:
     base = next((one.__name__ for one in type(value).__mro__[1:] if one in EXACT), None)
     if base:
         return Unencodable(f"{name}: it would come back as {base}; make it one before you store it")
-    names = ", ".join(kind.name for kind in _MARKS.kinds)
+    names = ", ".join(dict.fromkeys(kind.name.partition(" ")[0] for kind in _MARKS.kinds))
     return Unencodable(f"{name}: the cache keeps JSON, {names}; not objects")
 
 
