@@ -317,7 +317,7 @@ class SessionTooLate(StillroomError, RuntimeError):
 class SessionUnreadable(StillroomError, ValueError):
     """The session's data are not of the type asked for. The message names fields, never their contents.
 
-    Answer: treat the session as empty, or end it.
+    Answer: treat the session as empty, or end it. The session of a request is taken for one that has ended.
     """
 
 

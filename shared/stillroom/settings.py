@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
 from pydantic import (
@@ -94,6 +94,10 @@ def _with_addresses(proxies: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(text for text in proxies if text != UNIX)
 
 
+def _in_small_letters(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
 def _seconds(value: object) -> object:
     """Return a timedelta as seconds, and refuse True, which would be read as one."""
     if isinstance(value, bool):
@@ -124,6 +128,10 @@ SecondsOrNone = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=LONGE
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_peppers)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_networks)]
+ProxyHeader = Annotated[
+    Literal["x-forwarded-for", "forwarded", "cf-connecting-ip", "x-real-ip"],
+    BeforeValidator(_in_small_letters),  # the name of a header has no case
+]
 Proxies = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_proxies)]
 
 
@@ -294,9 +302,7 @@ class Settings(BaseSettings):
     trusted_proxies: Proxies = ()
     """The only peers whose header about the client is believed: networks (`10.0.0.0/8`), `unix` for a socket
     file, `cloudflare`. Everybody else is the client."""
-    proxy_header: Literal["x-forwarded-for", "forwarded", "cf-connecting-ip", "x-real-ip"] = (
-        "x-forwarded-for"
-    )
+    proxy_header: ProxyHeader = "x-forwarded-for"
     """The header in which trusted proxies name the client. The first two are chains to which each proxy adds.
     The others hold one address, so the proxy next to the app must overwrite what it was sent."""
     limit_v6_prefix: int = Field(64, ge=56, le=64)
@@ -629,6 +635,10 @@ def _explain_one(detail: Any, fields: Mapping[str, str], names: Mapping[str, str
     if not where:
         return message
     name = fields.get(where, where)
+    if detail["type"] == "literal_error":
+        message += did_you_mean(detail["input"], get_args(Settings.model_fields[name].annotation))
+    if detail["type"] == "too_short" and name in SECRETS:
+        message = "at least {min_length} characters, not {actual_length}".format(**detail["ctx"])
     return f"{names.get(name, where)}={_given(name, detail['input'])}: {message}"
 
 

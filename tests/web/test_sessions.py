@@ -182,6 +182,22 @@ def test_a_login_gives_a_new_token_and_keeps_the_cart(browser: Browser, room: St
     assert [device.handle for device in room.sessions.list_for_user("ann")] == [session.handle]
 
 
+@pytest.mark.parametrize("path", ["/cart", "/cart/add?jam", "/login?ann", "/logout", "/renew"])
+def test_a_session_that_can_not_be_read_is_taken_for_an_ended_one(
+    browser: Browser, client: Any, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    """A visitor whose record is broken goes on without it, as if it had ended, and the log says so."""
+    browser.get("/cart/add?tea")
+    old = browser.token
+    for key in client.keys("*"):
+        if client.type(key) == b"hash" and client.hexists(key, "cart"):
+            client.hset(key, "cart", b'{"!":"UUID","v":"broken"}')
+    assert browser.get(path).status == 200
+    assert browser.token != old
+    assert "a session can't be read" in caplog.text
+    assert browser.get("/cart").text == ('["jam"]' if "jam" in path else "[]")
+
+
 def test_a_page_that_wants_a_fresh_login_is_answered_with_401(browser: Browser) -> None:
     """A request whose `require_fresh` nobody handles is answered with 401, and keeps its cookie."""
     assert browser.get("/sensitive").status == 401

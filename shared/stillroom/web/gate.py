@@ -20,7 +20,14 @@ from stillroom.web.cors import Learned, Unanswered, is_preflight
 from stillroom.web.ending import Ending, Header, ended, ending
 from stillroom.web.known_routes import Misfits, Roots
 from stillroom.web.limited import Charge, counted_by
-from stillroom.web.placing import checked_room, checked_routes
+from stillroom.web.placing import (
+    checked_app,
+    checked_cookie,
+    checked_flag,
+    checked_function,
+    checked_room,
+    checked_routes,
+)
 from stillroom.web.problem import Answer
 from stillroom.web.refusal import Refusal, Render, checked_render, refused
 from stillroom.web.request_session import RequestSession
@@ -84,6 +91,8 @@ class Gate:
         # Without trusted proxies an address is all there is to know, and most requests come from a known one.
         self._known = lru_cache(CLIENTS)(room.limits.client)
         self._trusts_any = bool(room.settings.trusted_proxies)
+        checked_function("subject", subject, "whom else it counts, as in {'tenant': …}")
+        checked_function("exempt_when", exempt_when, "whether no limit counts it")
         self.reads_headers = self._trusts_any or subject is not None or exempt_when is not None
         self.routes = checked_routes(routes)
         self._subject = subject
@@ -290,15 +299,17 @@ class Middleware(Generic[A, R]):
         cookie: SessionCookie | None = None,
         same_origin: bool | Iterable[str] = False,
     ) -> None:
-        self.app = app
         self._room: R = checked_room(room, self._kind, type(self).__name__)
+        self.app = app
+        checked_flag("sessions", sessions)
         self._gate = Gate(room, routes, subject, exempt_when, render, has_sessions=sessions)
         self._misfits = Misfits(self._gate.routes) if self._gate.routes else None
         self._roots = Roots(app)
         self._learned = Learned()
         self._origin = origin.same_origin(same_origin)
         self._has_sessions = sessions
-        self._cookie = cookie or SessionCookie()
+        self._cookie = checked_cookie(cookie) or SessionCookie()
+        checked_app(app, type(self).__name__)
         self._prepare()
 
     def _prepare(self) -> None:

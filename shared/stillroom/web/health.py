@@ -264,7 +264,8 @@ class Endpoints:
         if not self._token:
             return False
         if kind.lower() == "bearer":
-            return hmac.compare_digest(given.strip().encode(), self._token)
+            # A header is Latin-1 to the server, and may be UTF-8 to who wrote it.
+            return hmac.compare_digest(given.strip().encode("latin-1", "replace"), self._token)
         return hmac.compare_digest(_password(kind, given), self._token)
 
     def _is_near(self, peer: str | None) -> bool:

@@ -9,6 +9,7 @@ it was seen is the server's business: the cookie's age is the session's end in a
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from stillroom.errors import (
     SessionNotLoaded,
     SessionStoreUnavailable,
     SessionTooLate,
+    SessionUnreadable,
     StillroomError,
 )
 from stillroom.keys import sanitized
@@ -40,6 +42,8 @@ from stillroom.web.agent import device_of
 from stillroom.web.fields import field_of, to_data, to_fields
 from stillroom.web.merge import GONE, merged_keys
 from stillroom.web.session_cookie import SessionCookie
+
+log = logging.getLogger("stillroom.web")
 
 TRIES = 100  # to merge with other requests' writes: each lost try means that another request won
 _SAYS_HTTPS = ("HTTP_X_FORWARDED_PROTO", "HTTP_FORWARDED")
@@ -377,7 +381,10 @@ class RequestSession(MutableMapping[str, Any]):
         """Prefetch the session. An error counts only if the app looks at the session."""
         if self._token is not None and not self._is_asked:
             self._asked_us = steady_us()
-            self._found = yield from self._body.get(self._token, touch=self._touches)
+            try:
+                self._found = yield from self._body.get(self._token, touch=self._touches)
+            except SessionUnreadable as error:
+                tell_of_unreadable(error)
             self._is_asked = True
 
     def reading_ahead(self) -> Operation[None]:
@@ -697,6 +704,11 @@ class AsyncWebSession(RequestSession):
         if self._data is None:
             raise SessionNotLoaded("await session.load() before looking at the session")
         return self._data
+
+
+def tell_of_unreadable(error: SessionUnreadable) -> None:
+    """Log that a request goes on as if its session had ended: its visitor could do nothing about it."""
+    log.error("a session can't be read, and is taken for one that has ended: %s", error)
 
 
 def _check_user(given: object) -> None:
