@@ -57,6 +57,7 @@ from stillroom.errors import (
 )
 from stillroom.fingerprint import fingerprint
 from stillroom.keys import Keys, sanitized
+from stillroom.misuse import refuse_awaited
 from stillroom.operation import IN_TIME, Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
     back_off,
@@ -1370,6 +1371,8 @@ class Core:
                 f"load={call.function!r:.100}: a function; what it returns is kept"
             )
         given, kind = several("tags", tags), result_of(call.function) if type is None else type
+        if any(map(callable, given)):
+            refuse_awaited("tags", *given)
         self._codec.adapter(kind)  # a type that is none is told before anything is loaded
 
         def tags_of(value: Any) -> list[str]:

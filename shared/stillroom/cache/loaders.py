@@ -30,7 +30,7 @@ from stillroom.cache.template import Template, prefix_of, shortened
 from stillroom.cache.warm import check, warm_of
 from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, StillroomError, UnknownLoader, did_you_mean
-from stillroom.misuse import misuse
+from stillroom.misuse import misuse, refuse_awaited
 from stillroom.operation import Call
 from stillroom.sameness import is_plain, is_same
 
@@ -120,9 +120,10 @@ class Loader:
         self.type = result_of(function) if type is None else type
         self._template = Template(key, self._names, self._text_of)
         ignored = self._check_use(several("ignore", ignore))
+        given = several("tags", tags)
+        refuse_awaited("tags", *given)
         self._tags = [
-            tag if callable(tag) else Template(tag, self._names, self._text_of)
-            for tag in several("tags", tags)
+            tag if callable(tag) else Template(tag, self._names, self._text_of) for tag in given
         ]
         parameters = self._signature.parameters
         self._places = [
