@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple, TypeAlias
 
 from stillroom.cache.bites import Bites
@@ -60,7 +61,8 @@ class Calls(Bulk):
     ) -> Operation[list[Any]]:
         """Return what the cache has for each of these calls, and Unread in the place of what it has not.
 
-        Cost: one MGET for each 500 calls. Stale values are served; one task refreshes them. Each key that is served
+        Cost: one MGET for each 500 calls; where this process keeps copies or remembers, one for each call that it
+        has nothing of, 100 in a batch. Stale values are served; one task refreshes them. Each key that is served
         is counted as one lookup.
         """
         wanted = [wanted_of(loader, args, kwargs) for args in calls]
@@ -86,14 +88,41 @@ class Calls(Bulk):
             found = yield from self._look_many(names, wanted[names[0]].recipe.owns)
             looks: list[Any] = [one or (None, Freshness.DEAD) for one in found]
             return dict(zip(names, looks, strict=True))
-        looks = []
-        bites = Bites(names, LOOKS_AT_ONCE)
+        unproven = self._unproven(names, loader.near)
+        others = [name for name in names if name not in unproven]
+        looks_at_others = yield from self._look_for_each(wanted, others, with_proof=bool(unproven))
+        return looks_at_others | (yield from self._look_for_each(wanted, unproven))
+
+    def _unproven(self, names: Sequence[bytes], near: float | None) -> AbstractSet[bytes]:
+        """Return those of these names that have a copy, if one look at the clock would prove all of them."""
+        if (
+            near is None
+            or (not near and not self.near.is_in_request())
+            or self.near.is_proven(near)
+        ):
+            return frozenset()
+        copies = {name: self.near.store.of_name(self.near, name) for name in names}
+        return {name for name, copy in copies.items() if copy and self.near.may_be_alive(copy)}
+
+    def _look_for_each(
+        self, wanted: Mapping[bytes, Wanted], names: Collection[bytes], *, with_proof: bool = False
+    ) -> Operation[dict[bytes, Any]]:
+        """Return by name what `_look_for` returns, or Unread. `with_proof`: copies are proved in the same trip."""
+        looks: dict[bytes, Any] = {}
+        proving = [self.prove()] if with_proof else []
+        bites = Bites(list(names), LOOKS_AT_ONCE)
         while bites.left:
             yield from bites.turn()
-            bite = (self._look_for(*wanted[name]) for name in bites.next())
-            looks += map(_good, (yield from together(*bite)))
+            bite = bites.next()
+            outcomes = yield from together(
+                *(self._look_for(*wanted[name]) for name in bite), *proving
+            )
+            looks |= zip(bite, map(_good, outcomes), strict=False)
+            proving = []
             bites.done()
-        return dict(zip(names, looks, strict=True))
+        for alone in proving:
+            yield from alone
+        return looks
 
     def _served(self, one: Wanted, look: Look | Unread) -> Any:
         """Return the value to be served, or Unread."""
