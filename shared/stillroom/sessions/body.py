@@ -59,6 +59,7 @@ from stillroom.sessions.ends import (
 )
 from stillroom.sessions.reading import read_plain, touch_after
 from stillroom.sessions.session import (
+    DATA_LIMIT,
     Device,
     Session,
     SessionEvent,
@@ -775,7 +776,7 @@ class SessionsBody(Asking):
             case b"conflict":
                 raise SessionConflict(reply[1])
             case b"large":
-                raise ValueTooLarge(reply[1], limits[0])
+                raise ValueTooLarge(reply[1], limits[0], DATA_LIMIT)
             case b"many":
                 raise SessionDataRefused(f"{reply[1]} keys, the limit is {limits[1]}")
         raise self._refused(place, reply)
