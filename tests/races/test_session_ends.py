@@ -310,6 +310,25 @@ def test_a_rotation_that_arrives_after_it_was_undone_does_nothing(make_room: Mak
     assert room.sessions.destroy_by_tag("t") == 1
 
 
+def test_a_handle_of_a_rotation_that_was_undone_ends_the_session(make_room: Make) -> None:
+    """A list that was shown before a rotation was undone names the session all the same."""
+    room = make_room()
+    room.sessions.rotate(room.sessions.create("eve"))
+    for grace in (0, 60):
+        session = room.sessions.create("ann", {"a": 1})
+        (command,) = room._sessions_body.rotate(session, grace=grace).send(None)
+        old, new, prefix = command[3], command[4], command[5]
+        assert send(room, command)[0][0] == b"ok"
+        (listed,) = room.sessions.list_for_user("ann")
+        undo = Undo((new, old), prefix).command(0)
+        assert send(room, undo, undo) == [1, 0]
+        assert room.sessions.get(session) is not None
+        later = room.sessions.rotate(session)
+        assert room.sessions.end("ann", listed.handle)
+        assert room.sessions.get(later) is None
+        assert room.sessions.count("ann") == 0
+
+
 @pytest.mark.parametrize("on_cap", ["evict_oldest", "reject"])
 def test_a_login_that_is_killed_between_any_two_steps_leaves_one_session(
     make_room: Make, on_cap: str
