@@ -160,6 +160,23 @@ def test_a_rotation_without_grace_keeps_what_was_to_be_kept(make_room: Make, cli
     assert there.sessions.get(fresh) is None
 
 
+@pytest.mark.parametrize("grace", [0, 60])
+def test_a_handle_keeps_what_was_rotated_since_it_was_listed(make_room: Make, grace: int) -> None:
+    """Of a user's sessions the one that a list showed is kept under its new name. An old token keeps none."""
+    room = make_room()
+    session = room.sessions.create("ann")
+    (listed,) = room.sessions.list_for_user("ann")
+    fresh = room.sessions.rotate(session, grace=grace)
+    for _ in range(20):
+        fresh = room.sessions.rotate(fresh, grace=0)
+    others = [room.sessions.create("ann") for _ in range(150)]
+    assert room.sessions.destroy_for_user("ann", keep=listed.handle) == len(others)
+    assert room.sessions.get(fresh) is not None
+    assert room.sessions.count("ann") == 1
+    assert room.sessions.destroy_for_user("ann", keep=session) == 1
+    assert room.sessions.count("ann") == 0
+
+
 def test_a_handle_ends_what_was_rotated_a_thousand_times_since(make_room: Make) -> None:
     """A handle, or the alarm of a replay, ends a session that was rotated a thousand times since."""
     here, there = make_room(), make_room()
