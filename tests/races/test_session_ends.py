@@ -160,6 +160,23 @@ def test_a_rotation_without_grace_keeps_what_was_to_be_kept(make_room: Make, cli
     assert there.sessions.get(fresh) is None
 
 
+@pytest.mark.parametrize("grace", [0, 60])
+def test_a_handle_keeps_what_was_rotated_since_it_was_listed(make_room: Make, grace: int) -> None:
+    """Of a user's sessions the one that a list showed is kept under its new name. An old token keeps none."""
+    room = make_room()
+    session = room.sessions.create("ann")
+    (listed,) = room.sessions.list_for_user("ann")
+    fresh = room.sessions.rotate(session, grace=grace)
+    for _ in range(20):
+        fresh = room.sessions.rotate(fresh, grace=0)
+    others = [room.sessions.create("ann") for _ in range(150)]
+    assert room.sessions.destroy_for_user("ann", keep=listed.handle) == len(others)
+    assert room.sessions.get(fresh) is not None
+    assert room.sessions.count("ann") == 1
+    assert room.sessions.destroy_for_user("ann", keep=session) == 1
+    assert room.sessions.count("ann") == 0
+
+
 def test_a_handle_ends_what_was_rotated_a_thousand_times_since(make_room: Make) -> None:
     """A handle, or the alarm of a replay, ends a session that was rotated a thousand times since."""
     here, there = make_room(), make_room()
@@ -308,6 +325,25 @@ def test_a_rotation_that_arrives_after_it_was_undone_does_nothing(make_room: Mak
         assert found.data == {"a": 1}
         assert [one.handle for one in room.sessions.list_for_user("ann")] == [session.handle]
     assert room.sessions.destroy_by_tag("t") == 1
+
+
+def test_a_handle_of_a_rotation_that_was_undone_ends_the_session(make_room: Make) -> None:
+    """A list that was shown before a rotation was undone names the session all the same."""
+    room = make_room()
+    room.sessions.rotate(room.sessions.create("eve"))
+    for grace in (0, 60):
+        session = room.sessions.create("ann", {"a": 1})
+        (command,) = room._sessions_body.rotate(session, grace=grace).send(None)
+        old, new, prefix = command[3], command[4], command[5]
+        assert send(room, command)[0][0] == b"ok"
+        (listed,) = room.sessions.list_for_user("ann")
+        undo = Undo((new, old), prefix).command(0)
+        assert send(room, undo, undo) == [1, 0]
+        assert room.sessions.get(session) is not None
+        later = room.sessions.rotate(session)
+        assert room.sessions.end("ann", listed.handle)
+        assert room.sessions.get(later) is None
+        assert room.sessions.count("ann") == 0
 
 
 @pytest.mark.parametrize("on_cap", ["evict_oldest", "reject"])

@@ -1,7 +1,8 @@
 -- Ends all sessions of a user or a tag. A few are deleted here; if there are more, all are dead from now on
 -- (`rev`), and a worker deletes them.
 -- KEYS  1 index  2… record to keep, under each pepper
--- ARGV  1 prefix  2 u:<user> or g:<tag>  3 most to delete here  4 how long ago it was asked for, µs
+-- ARGV  1 prefix  2 u:<user> or g:<tag>  3 most to delete here  4 how long ago it was asked for, µs; '' where the record
+--       to keep is named by its handle: the list that showed it may be minutes old, and it opens nothing
 -- returns {how many ended that lived, 1 if there is work left}, or, where nothing was done,
 --         {-1, how long before it was asked for the grace of the name to keep was over, µs}
 -- include: time session session_index
@@ -9,7 +10,8 @@
 local prefix, now, most = ARGV[1], now_us(), tonumber(ARGV[3])
 local index = table.remove(KEYS, 1)
 -- Keeps only a living session: a new stamp would bring back a session that was revoked a moment ago.
-local kept, _, _, late = find(prefix, now, KEYS, now - tonumber(ARGV[4]))
+local asked = ARGV[4] == '' and 0 or now - tonumber(ARGV[4])
+local kept, _, _, late = find(prefix, now, KEYS, asked, ARGV[4] == '' and HOPS_TO_END or HOPS)
 if late then
   return {-1, plain(late)}
 end

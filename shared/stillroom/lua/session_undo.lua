@@ -36,6 +36,9 @@ end
 if not (session and session.to) then -- the first write takes no memory: see session_sweep
   redis.call('PEXPIRE', KEYS[1], plain(MINUTES_MS))
   redis.call('HSET', KEYS[1], '_never', '1')
+  if former then -- a list may have shown this name: whoever ends it ends the session
+    redis.call('HSET', KEYS[1], '_to', former, '_until', '1', '_u', session.user)
+  end
   redis.call('PEXPIRE', KEYS[1], plain(MINUTES_MS))
 end
 return is_there and 1 or 0

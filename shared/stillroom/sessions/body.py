@@ -587,12 +587,12 @@ class SessionsBody(Asking):
 
         True for every reader when it returns, also for logins that began before; of many the memory is reclaimed by
         workers, and those among them that had ended already are counted too. One to keep that does not live is not
-        brought back; what looks like none at all raises SessionEnded, and ends nothing.
+        brought back; what looks like none at all raises SessionEnded, and ends nothing. A handle keeps its session
+        also if that was rotated since it was listed, an old token only within its grace.
         Redis away: SessionStoreUnavailable; some shards may have been done then.
         """
         user = sanitized(user_id)
-        kept = self._kept(keep)
-        return (yield from self._revoke(b"u:" + user, kept))
+        return (yield from self._revoke(b"u:" + user, *self._kept(keep)))
 
     def destroy_by_tag(self, *tags: str) -> Operation[int]:
         """End all sessions that carry one of these tags. Return how many lived. See destroy_for_user."""
@@ -787,11 +787,12 @@ class SessionsBody(Asking):
             raise SessionEnded("missing")
         return found  # type: ignore[no-any-return]  # which overload it was is not known here
 
-    def _revoke(self, name: bytes, keep: Place | None) -> Operation[int]:
+    def _revoke(self, name: bytes, keep: Place | None, is_handle: bool = False) -> Operation[int]:
         """Revoke `name`: u:<user> or g:<tag>. Once: a second run would end what began since the first."""
         asked = steady_us()
+        at_once: int | bytes = b"" if is_handle else 0
 
-        def revoking(shard: int, kept: Place | None = keep, age: int = 0) -> Command:
+        def revoking(shard: int, kept: Place | None = keep, age: int | bytes = at_once) -> Command:
             names = self._names(kept) if kept is not None and kept.shard == shard else []
             prefix = self._keys.shard(shard)
             return session_revoke([prefix + name, *names], prefix, name, BITE, age)
@@ -941,14 +942,17 @@ class SessionsBody(Asking):
         name = self._ring()[0].name(b"device\0" + str(device).encode("utf-8", "replace"))
         return name[:DEVICE_LENGTH], b"%d" % (1_000 * self.settings.session_device_memory)
 
-    def _kept(self, keep: Known | None) -> Place | None:
+    def _kept(self, keep: Known | None) -> tuple[Place | None, bool]:
+        """Return the place of the session to keep, and whether its handle names it."""
         if keep is None:
-            return None
-        handle = keep if isinstance(keep, str) else None
-        place = self._place(keep) or read_handle(handle)
+            return None, False
+        place = self._place(keep)
+        if place is not None:
+            return place, False
+        place = read_handle(keep if isinstance(keep, str) else None)
         if place is None:
             raise SessionEnded("missing")  # better none is ended than all by mistake
-        return place
+        return place, True
 
     def _times_of(self, idle: Duration | None, absolute: Duration | None) -> tuple[int, int]:
         """Return the times in µs. Raises SettingsError."""
