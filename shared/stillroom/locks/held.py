@@ -54,7 +54,7 @@ class _Held:
         """Take in the reply to a renewal; return whether to go on."""
         if until:
             self._until = until
-        else:
+        elif not self._is_released:  # else it was given back while the renewal was on its way
             self._until = 0.0
             log.warning("the lock %r is lost: its lease ran out before it was renewed", self.name)
         return bool(until)
@@ -134,7 +134,11 @@ class AsyncHeld(_Held):
             await asyncio.sleep(self._lease / RENEWALS)
             if not self._is_renewed:
                 return
-            with contextlib.suppress(RedisUnavailable):
+            try:
                 renewing = self._body.renew(self.name, self._token, self._lease)
                 if not self._learn(await self._driver.run(renewing)):
                     return
+            except RedisUnavailable:
+                continue
+            except Exception:
+                log.exception("the lock %r could not be renewed; it is tried again", self.name)
