@@ -130,6 +130,31 @@ def test_a_killed_server_is_found_again(make: Any, own_server: EmbeddedServer) -
         assert room.wire.connections == before
 
 
+def test_a_probe_that_fails_by_an_error_of_its_own_is_not_the_last(
+    make: Any, own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A probe that raises what nobody foresaw is followed by another, so that the breaker closes in the end."""
+    room = make(own_server.url)
+    room.cache.set("k", "stored", ttl=60)
+    breaker = room.wire.breaker
+    probe, failed = breaker._probe, threading.Event()
+
+    def failing() -> object:
+        if not failed.is_set():
+            failed.set()
+            raise MemoryError
+        return probe()
+
+    breaker._probe = failing
+    own_server.kill()
+    while not breaker.is_open:
+        room.cache.get("k")
+    assert failed.wait(10)
+    own_server.restart()
+    await_recovery(room)
+    assert "could not be probed; it is probed again" in caplog.text
+
+
 def test_a_restart_between_two_calls_is_not_seen(make: Any, own_server: EmbeddedServer) -> None:
     """Idle connections are dead: the call notices before anything was answered, and uses a new one.
 
