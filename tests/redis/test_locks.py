@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -105,6 +106,21 @@ def test_a_living_holder_renews_its_lease(room: Any, make_room: Any) -> None:
         pass_time(room, 1.0)
         assert held.is_held
         held.check()
+        with pytest.raises(LockTaken):
+            other.lock("import", wait=0).acquire()
+
+
+def test_a_forked_child_gives_none_of_its_parents_locks_back(make_room: Any) -> None:
+    """A child that leaves the block in which it was forked gives nothing back: its parent still holds the lock."""
+    room, other = make_room(), make_room()
+    with room.lock("import") as held:
+        pid = os.fork()
+        if not pid:
+            is_right = not held.is_held
+            held.release()
+            os._exit(0 if is_right else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert held.is_held
         with pytest.raises(LockTaken):
             other.lock("import", wait=0).acquire()
 
