@@ -18,6 +18,7 @@ beginning. A Call, a Pause and an On are bounded by whoever yields them; what fo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import threading
@@ -742,7 +743,10 @@ def in_background_loop(awaitable: Awaitable[Any]) -> Any:
         if inspect.iscoroutine(awaitable):
             awaitable.close()
         raise
-    return asyncio.run_coroutine_threadsafe(_finish(awaitable), loop).result()
+    outcome = asyncio.run_coroutine_threadsafe(_finish(awaitable), loop).result()
+    if isinstance(outcome, _Exit):
+        raise outcome.error
+    return outcome
 
 
 async def aside(work: Callable[..., T], *args: Any) -> T:
@@ -761,7 +765,7 @@ def _background_loop() -> asyncio.AbstractEventLoop:
             loop = asyncio.new_event_loop()
             try:
                 threading.Thread(
-                    target=loop.run_forever, name="stillroom async loaders", daemon=True
+                    target=_run, args=(loop,), name="stillroom async loaders", daemon=True
                 ).start()
             except BaseException:  # no thread is free now; there may be one for the next load
                 loop.close()
@@ -770,8 +774,25 @@ def _background_loop() -> asyncio.AbstractEventLoop:
         return _background
 
 
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the loop for good. A task that a loader has left behind may exit: that ends no other load."""
+    while not loop.is_closed():
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
+            loop.run_forever()
+
+
+class _Exit(NamedTuple):
+    """Hold what ends a thread's event loop when it is raised there."""
+
+    error: BaseException
+
+
 async def _finish(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
+    """Return the result. An exit is told to the caller: here it would end the loop, and the caller would hang."""
+    try:
+        return await awaitable
+    except (SystemExit, KeyboardInterrupt) as error:
+        return _Exit(error)
 
 
 def _called(call: Call) -> Any:

@@ -78,6 +78,45 @@ def test_any_exception_of_a_loader_reaches_its_caller(
     assert leases(client) == []
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["loader", "task"])
+def test_an_async_loader_that_exits_ends_no_other_load(
+    make_room: Any, client: Any, error: type[BaseException], where: str
+) -> None:
+    """An exit in an async loader of a blocking room, or in a task it leaves behind, hangs no caller."""
+    room: Stillroom = make_room()
+    outcomes: list[Any] = []
+
+    async def leave() -> int:
+        raise error("from the loader")
+
+    async def load() -> int:
+        if where == "loader":
+            return await leave()
+        tasks.append(asyncio.create_task(leave()))
+        return 1
+
+    async def another() -> int:
+        await asyncio.sleep(0)  # behind the task
+        return 2
+
+    tasks: list[Any] = []
+
+    def call(key: str, loader: Any) -> None:
+        try:
+            outcomes.append(room.cache.get_or_set(key, loader))
+        except BaseException as raised:
+            outcomes.append(type(raised))
+
+    for key, loader in (("k", load), ("l", another)):
+        caller = threading.Thread(target=call, args=(key, loader), daemon=True)
+        caller.start()
+        caller.join(10)
+    assert outcomes == [error if where == "loader" else 1, 2]
+    assert all(isinstance(task.exception(), error) for task in tasks)
+    assert leases(client) == []
+
+
 def test_load_many_has_to_give_a_mapping(room: Any, client: Any) -> None:
     """A loader of many that returns None raises TypeError, and every lease is free."""
     with pytest.raises(TypeError, match="a mapping of keys to values, not NoneType"):

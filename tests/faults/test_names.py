@@ -29,6 +29,7 @@ class NameServer:
     def __init__(self) -> None:
         self.address: str | None = "127.0.0.1"
         self.is_away = False
+        self.failure: Exception | None = None
         self.asked = 0
         self._answers = threading.Event()
         self._answers.set()
@@ -44,6 +45,8 @@ class NameServer:
             return _real(host, *rest, **options)
         self.asked += 1
         self._answers.wait()
+        if self.failure is not None:
+            raise self.failure
         if self.is_away:
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         if self.address is None:
@@ -119,6 +122,17 @@ def test_a_name_that_is_unknown_is_told_as_that(room: Any, name_server: NameServ
     name_server.address = None
     with pytest.raises(RedisUnavailable, match=r"\(name\).*REDIS_URL.*no address"):
         room.connect()
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), ValueError("embedded null character")])
+def test_a_lookup_that_fails_in_whatever_way_is_not_the_last(
+    room: Any, name_server: NameServer, failure: Exception
+) -> None:
+    """A lookup that ends with an unexpected error keeps no later call waiting: the name is looked up again."""
+    name_server.failure = failure
+    assert room.cache.get("k", default="d") == "d"
+    name_server.failure = None
+    until(lambda: room.cache.set("k", 1), "recovery")
 
 
 def test_an_event_loop_that_ends_does_not_wait_for_the_name_server(

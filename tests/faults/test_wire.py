@@ -19,6 +19,7 @@ import pytest
 import redis
 from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from stillroom.leash import until
 from tests.support.clocked import misjudge
 from tests.support.crowd import PATIENT
 from tests.support.faces import BlockingRoom
@@ -128,6 +129,31 @@ def test_a_killed_server_is_found_again(make: Any, own_server: EmbeddedServer) -
         assert room.cache.set("k", "again")
         assert room.cache.get("k") == "again"
         assert room.wire.connections == before
+
+
+def test_a_probe_that_fails_by_an_error_of_its_own_is_not_the_last(
+    make: Any, own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A probe that raises what nobody foresaw is followed by another, so that the breaker closes in the end."""
+    room = make(own_server.url)
+    room.cache.set("k", "stored", ttl=60)
+    breaker = room.wire.breaker
+    probe, failed = breaker._probe, threading.Event()
+
+    def failing() -> object:
+        if not failed.is_set():
+            failed.set()
+            raise MemoryError
+        return probe()
+
+    breaker._probe = failing
+    own_server.kill()
+    while not breaker.is_open:
+        room.cache.get("k")
+    assert failed.wait(10)
+    own_server.restart()
+    assert until(lambda: not breaker.is_open, 10)
+    assert "could not be probed; it is probed again" in caplog.text
 
 
 def test_a_restart_between_two_calls_is_not_seen(make: Any, own_server: EmbeddedServer) -> None:

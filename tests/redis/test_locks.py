@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -107,6 +108,60 @@ def test_a_living_holder_renews_its_lease(room: Any, make_room: Any) -> None:
         held.check()
         with pytest.raises(LockTaken):
             other.lock("import", wait=0).acquire()
+
+
+def test_a_forked_child_gives_none_of_its_parents_locks_back(make_room: Any) -> None:
+    """A child that leaves the block in which it was forked gives nothing back: its parent still holds the lock."""
+    room, other = make_room(), make_room()
+    with room.lock("import") as held:
+        pid = os.fork()
+        if not pid:
+            is_right = not held.is_held
+            held.release()
+            os._exit(0 if is_right else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert held.is_held
+        with pytest.raises(LockTaken):
+            other.lock("import", wait=0).acquire()
+
+
+def test_a_renewal_that_fails_ends_no_other(
+    room: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A renewal that fails by an error of its own is tried again, and the other locks are renewed all the same."""
+    body = getattr(room, "inner", room)._locks_body
+    renew, failed = body.renew, [0]
+
+    def failing(name: str, *args: Any) -> Any:
+        if name == "unlucky" and not failed[0]:
+            failed[0] += 1
+            raise ValueError("a bug")
+        return renew(name, *args)
+
+    monkeypatch.setattr(body, "renew", failing)
+    with locked(room, "unlucky", lease=3) as unlucky, locked(room, "other", lease=1.5) as other:
+        ends = unlucky._until, other._until
+        until(lambda: failed == [1], room)
+        until(lambda: other._until > ends[1], room)
+        until(lambda: unlucky._until > ends[0], room)
+    assert "could not be renewed; it is tried again" in caplog.text
+
+
+def test_a_lock_that_is_given_back_is_not_called_lost(
+    make_room: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A renewal that finds the lock given back meanwhile is no loss, and nothing is logged."""
+    room: Stillroom = make_room()
+    body, held = room._locks_body, room.lock("import").acquire()
+    renew = body.renew
+
+    def renew_behind_the_end(*args: Any) -> Any:
+        held.release()
+        return renew(*args)
+
+    monkeypatch.setattr(body, "renew", renew_behind_the_end)
+    assert held._renew() is False
+    assert "is lost" not in caplog.text
 
 
 def test_a_holder_that_hangs_is_not_renewed_for_ever(room: Any, make_room: Any) -> None:

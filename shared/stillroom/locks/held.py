@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 
 from stillroom.errors import LockLost, RedisUnavailable
@@ -21,7 +22,7 @@ class _Held:
 
     `fence` is larger than that of every holder before: hand it to what the lock protects, which refuses a smaller
     one than it has seen. `is_held` looks at this process' clock only, so it is true and free of charge also while
-    Redis is away.
+    Redis is away. A forked child holds none of its parent's locks, and gives none of them back.
     """
 
     def __init__(self, name: str, grant: Grant, lease: float, longest: float) -> None:
@@ -32,11 +33,17 @@ class _Held:
         self._lease = lease
         self._renewed_until = time.monotonic() + longest
         self._is_released = False
+        self._process = os.getpid()
 
     @property
     def is_held(self) -> bool:
         """Return whether the lease still runs, so that nobody else can hold the lock or slot."""
-        return not self._is_released and time.monotonic() < self._until
+        return not self._is_over and time.monotonic() < self._until
+
+    @property
+    def _is_over(self) -> bool:
+        """Return whether there is nothing to give back: it was given back, or is held by the parent process."""
+        return self._is_released or self._process != os.getpid()
 
     def check(self) -> None:
         """Raise LockLost unless it is held: call it before a step that must not be done by two."""
@@ -54,7 +61,7 @@ class _Held:
         """Take in the reply to a renewal; return whether to go on."""
         if until:
             self._until = until
-        else:
+        elif not self._is_released:  # else it was given back while the renewal was on its way
             self._until = 0.0
             log.warning("the lock %r is lost: its lease ran out before it was renewed", self.name)
         return bool(until)
@@ -79,7 +86,7 @@ class Held(_Held):
 
     def release(self) -> None:
         """Give the slot back, once. Raises LockLost if it was lost meanwhile. Redis away: its lease runs out."""
-        if self._is_released:
+        if self._is_over:
             return
         was_held = self.is_held
         self._is_released = True
@@ -119,7 +126,7 @@ class AsyncHeld(_Held):
 
     async def release(self) -> None:
         """See Held.release."""
-        if self._is_released:
+        if self._is_over:
             return
         was_held = self.is_held
         self._is_released = True
@@ -134,7 +141,11 @@ class AsyncHeld(_Held):
             await asyncio.sleep(self._lease / RENEWALS)
             if not self._is_renewed:
                 return
-            with contextlib.suppress(RedisUnavailable):
+            try:
                 renewing = self._body.renew(self.name, self._token, self._lease)
                 if not self._learn(await self._driver.run(renewing)):
                     return
+            except RedisUnavailable:
+                continue
+            except Exception:
+                log.exception("the lock %r could not be renewed; it is tried again", self.name)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
 
 from stillroom.wire import reset_after_fork
+
+log = logging.getLogger("stillroom")
 
 LINGER_S = 10.0  # without anything to renew the thread ends after this
 
@@ -70,7 +73,7 @@ class Renewer:
     def _work(self) -> None:
         while (renewal := self._next()) is not None:
             renew = renewal.renew
-            if renew is not None and renew():
+            if renew is not None and _goes_on(renew):
                 with self._changed:
                     self._push(renewal)
 
@@ -86,3 +89,12 @@ class Renewer:
                     self._thread = None
                     return None
                 self._changed.wait((self._due[0][0] if self._due else idle_until) - now)
+
+
+def _goes_on(renew: Callable[[], bool]) -> bool:
+    """Renew; return whether to go on. An error with one lock is no reason to renew no other."""
+    try:
+        return renew()
+    except Exception:
+        log.exception("a lock could not be renewed; it is tried again")
+        return True

@@ -86,11 +86,16 @@ class Breaker:
     def _watch(self, stop: threading.Event) -> None:
         began = time.monotonic()
         delay = self._settings.probe_delay
+        is_told = False
         while self._waits(stop, delay * _random.uniform(0.8, 1.0)):
             try:
                 self._probe()
-            except RedisUnavailable as error:
-                self.reason = error.reason
+            except Exception as error:  # whatever it is: nobody else closes the breaker
+                if isinstance(error, RedisUnavailable):
+                    self.reason = error.reason
+                elif not is_told:
+                    log.exception("%s could not be probed; it is probed again", self._name)
+                    is_told = True
                 delay = min(delay * 2, self._settings.probe_limit)
             else:
                 return self._close(time.monotonic() - began)

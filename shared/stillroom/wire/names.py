@@ -44,8 +44,12 @@ class Lookup:
             self._addresses = tuple(dict.fromkeys(str(address[0]) for *_, address in found))
         except OSError as error:
             self._error = error
-        except UnicodeError:  # a label of more than 63 characters, or an empty one
+        except ValueError:  # a label of more than 63 characters, or an empty one, or a zero byte
             self._error = socket.gaierror(socket.EAI_NONAME, "this can't be the name of a host")
+        except (
+            Exception
+        ) as error:  # whatever it is: the next caller would wait for this lookup for ever
+            self._error = socket.gaierror(socket.EAI_FAIL, f"the lookup failed: {error!r}")
         with self._lock:
             self.is_done.set()
             told, self._told = self._told, []
