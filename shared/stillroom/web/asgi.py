@@ -325,6 +325,10 @@ class _Response:
         if message["type"] == "http.response.start" and not self._has_begun:
             await self._begin(message)
         elif not self._is_replaced:
+            if self._visit.is_holding and not self._is_inner and _is_last(message):
+                # Before the client may send its next request, and before background tasks.
+                gate = self._middleware._gate
+                await self._middleware._room.state.run(self._visit.over(gate.body))
             await self._really_send(message)
 
     async def _begin(self, message: Message) -> None:
@@ -376,6 +380,10 @@ async def _send_answer(send: Send, answer: Answer, more: list[Header]) -> None:
     headers = _encoded([*answer.headers, *more])
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
+
+
+def _is_last(message: Message) -> bool:
+    return message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
 def _is_test(scope: Scope) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -222,18 +223,33 @@ class _Response:
         return body if is_whole and not self._visit.is_holding else _Stream(self, body)
 
     def pieces(self, body: Iterable[bytes]) -> Iterator[bytes]:
-        """Begin the response when its first piece is there."""
+        """Begin the response when its first piece is there.
+
+        A client may send its next request when it has the last one, so what was in flight is given back before.
+        """
+        left = math.inf
         try:
             for piece in body:
                 self._begin()
                 if self._instead is not None:
                     break
+                if self._visit.is_holding:
+                    left = (self._length() if left == math.inf else left) - len(piece)
+                    if left <= 0:
+                        self.let_go()
                 yield piece
             self._begin()
         except (SessionStoreUnavailable, SessionNotFresh, LoadShed) as error:
             yield self._explain(error)
+        self.let_go()
         if self._instead is not None:
             yield self._instead.body
+
+    def _length(self) -> float:
+        """Return the length of the body as the app says it, or infinity."""
+        _, headers, *_ = self._held or ("", [])
+        said = next((value for name, value in headers if name.lower() == "content-length"), "")
+        return int(said) if said.isdecimal() else math.inf
 
     def over(self) -> None:
         report_loss(self._session)
