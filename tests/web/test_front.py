@@ -775,6 +775,21 @@ def test_an_app_is_seen_through_what_is_around_it(caplog: Any) -> None:
         assert not told(app, caplog, Route("/login")), app
 
 
+def test_an_app_that_raises_when_it_is_looked_at_is_served(settings: Settings) -> None:
+    """An app whose attributes raise is served and limited all the same."""
+
+    class Raising:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError(name)
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await PlainTextResponse("ok")(scope, receive, send)
+
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    with serving_asgi(lambda room: Asgi(Raising(), room, routes=TABLE), room) as port:
+        assert [ask(port, "/x").status for _ in range(3)] == [200, 200, 429]
+
+
 def test_it_is_told_at_start(settings: Settings, caplog: Any) -> None:
     """A route that fits nothing is logged at start by the lifespan, or else by the first request."""
 
