@@ -7,7 +7,7 @@ import base64
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -326,6 +326,39 @@ def test_the_app_is_asked_a_few_times_for_one_client() -> None:
     assert learned.get(("https://evil.example", "GET", "/more"), "192.0.2.1", 1.0) == []
     assert learned.get((SPA, "GET", "/more"), "192.0.2.2", 1.0) is None
     assert learned.get((SPA, "GET", "/more"), "192.0.2.1", LEARNED_S) is None
+
+
+# Around apps in apps
+
+
+@pytest.mark.parametrize("face", ["wsgi", "asgi"])
+def test_a_mounted_apps_own_table_holds_beside_the_outer_one(face: str, settings: Settings) -> None:
+    """What only the table of a mounted app says is charged, and what both say is charged once."""
+    both = Limit("both", 9, 60)
+    outer, inner = Routes([], default=[both]), Routes([Route("/in/x", [TWO, both])], default=[])
+    handler = Handler()
+    with ExitStack() as stack:
+        if face == "wsgi":
+            room = stack.enter_context(Stillroom(settings, dispatch=NoDispatch()))
+            app = Wsgi(Wsgi(handler.wsgi, room, routes=inner), room, routes=outer)
+            port = stack.enter_context(serving_wsgi(app))
+        else:
+            other = AsyncStillroom(settings, dispatch=NoDispatch())
+            port = stack.enter_context(
+                serving_asgi(
+                    lambda room: Asgi(Asgi(handler.asgi, room, routes=inner), room, routes=outer),
+                    other,
+                )
+            )
+        replies = [ask(port, "/in/x") for _ in range(4)]
+        assert [reply.status for reply in replies] == [200, 200, 429, 429]
+        assert all(len(reply.all("ratelimit")) == 1 for reply in replies)
+        left = dict(
+            part.strip().split(";")[:2]
+            for part in (ask(port, "/else").one("ratelimit") or "").split(",")
+        )
+    assert left == {'"both"': "r=4"}, "five requests, each charged once"
+    assert len(handler.calls) == 3
 
 
 # In flight

@@ -40,7 +40,7 @@ log = logging.getLogger("stillroom.web")
 KEY = "stillroom.session"
 STARLETTES = "session"  # where request.session is looked for
 TEST_CLIENT = ("testclient", 50000)
-LIMITED = "stillroom.limited"  # the limits of the table have been checked, further out
+LIMITED = "stillroom.limited"  # no table counts this: see pages
 VISIT = "stillroom.visit"  # the work of limits on this request
 LIMITER = "stillroom.limiter"  # the middleware that began the visit
 
@@ -70,9 +70,9 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
     A websocket has its session too, which is written when it is accepted; after that a change is SessionTooLate.
     Its handshake is limited as GET is: one that is refused is answered with 429 where the server can, else closed
     with 1008, which is 403, as for a banned client. Around an app that is mounted in another one: what the outer
-    one has done is not done again. Lifespan passes through untouched. All Redis calls of a request, up to its
-    response, share `request_timeout`. Raises SettingsError for a Stillroom, and InvalidLimit for a table that can't
-    be meant.
+    one has done is not done again, and what only the inner one's table says is. Lifespan passes through untouched.
+    All Redis calls of a request, up to its response, share `request_timeout`. Raises SettingsError for a Stillroom,
+    and InvalidLimit for a table that can't be meant.
     """
 
     _kind = AsyncStillroom
@@ -206,7 +206,6 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
 
     async def _admits(self, route: Route, visit: Visit, scope: Scope, send: Send) -> bool:
         """Return whether the request may go on. If not, it has been answered."""
-        scope[LIMITED] = True
         await self._room.state.run(self._gate.asking(route, visit))
         if visit.refused is None:
             return True

@@ -28,7 +28,7 @@ log = logging.getLogger("stillroom.web")
 
 KEY = "stillroom.session"
 ALONG = "stillroom.along"  # the session that is read with the limits, for a framework's own to take over
-LIMITED = "stillroom.limited"  # the limits of the table have been checked, further out
+LIMITED = "stillroom.limited"  # no table counts this: see pages
 VISIT = "stillroom.visit"  # the work of limits on this request
 NOT_IN_A_PREFLIGHT = ("HTTP_COOKIE", "HTTP_AUTHORIZATION", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING")
 
@@ -53,9 +53,9 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
     none. `same_origin=True` refuses what another site's page sends (403): unsafe methods by Sec-Fetch-Site and
     Origin; a list names the origins that may.
 
-    Around an app that is mounted in another one: what the outer one has done is not done again. All Redis calls of
-    a request, up to its response, share `request_timeout`. Raises SettingsError for an AsyncStillroom, and
-    InvalidLimit for a table that can't be meant.
+    Around an app that is mounted in another one: what the outer one has done is not done again, and what only the
+    inner one's table says is. All Redis calls of a request, up to its response, share `request_timeout`. Raises
+    SettingsError for an AsyncStillroom, and InvalidLimit for a table that can't be meant.
     """
 
     _kind = Stillroom
@@ -122,7 +122,6 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
 
     def _refused(self, route: Route, visit: Visit, environ: Environ) -> Answer | None:
         """Return the answer to a request that may not go on, or None if it may."""
-        environ[LIMITED] = True
         self._room.state.run(self._gate.asking(route, visit))
         if visit.refused is None:
             return None
