@@ -123,9 +123,9 @@ class Codec:
             if len(packed) < len(text):
                 codec, payload = PACKED[codec], packed
         if len(text) > self._decoded_limit:
-            raise ValueTooLarge(len(text), self._decoded_limit)
+            raise ValueTooLarge(len(text), self._decoded_limit, "STILLROOM_DECODED_LIMIT")
         if len(payload) > self._value_limit:
-            raise ValueTooLarge(len(payload), self._value_limit)
+            raise ValueTooLarge(len(payload), self._value_limit, "STILLROOM_VALUE_LIMIT")
         return Encoded(codec, payload, back)
 
     def decode(self, codec: bytes, payload: bytes, type: Any = Any) -> Any:

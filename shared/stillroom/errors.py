@@ -55,15 +55,17 @@ class InvalidKey(StillroomError, ValueError):
 
 
 class ValueTooLarge(StillroomError, ValueError):
-    """An encoded value is over the limit (`size` and `limit` in bytes).
+    """An encoded value is over the limit (`size` and `limit` in bytes). `setting` names that limit, if it is one.
 
-    Answer: store less, or raise `STILLROOM_VALUE_LIMIT`.
+    Answer: store less, or raise `STILLROOM_VALUE_LIMIT`; for sessions it is `STILLROOM_SESSION_DATA_LIMIT`.
     """
 
-    def __init__(self, size: int, limit: int) -> None:
-        super().__init__(f"the encoded value has {size:,} bytes, the limit is {limit:,}")
+    def __init__(self, size: int, limit: int, setting: str = "") -> None:
+        of = f" of {setting}" if setting else ""
+        super().__init__(f"the encoded value has {size:,} bytes, the limit{of} is {limit:,}")
         self.size = size
         self.limit = limit
+        self.setting = setting
 
 
 class ImageRefused(StillroomError, ValueError):

@@ -54,6 +54,22 @@ def misuse(
     return None
 
 
+def refuse_awaited(what: str, *given: Any) -> None:
+    """Refuse a coroutine function where a plain one is called: nobody would await it. Raises InvalidArgument."""
+    for function in filter(callable, given):
+        _refuse_coroutine(what, function)
+
+
+def _refuse_coroutine(what: str, function: Any) -> None:
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(function, "__code__", None)
+    if code is not None and code.co_flags & inspect.CO_COROUTINE:  # this runs on hits
+        raise InvalidArgument(
+            f"{what}={function.__name__}: a plain function; this one has to be awaited"
+        )
+
+
 def _name_of(function: Callable[..., Any], args: Sequence[Any]) -> str:
     name = getattr(function, "__qualname__", type(function).__name__)
     return type(args[0]).__name__ if name.endswith("__init__") and args else name

@@ -196,6 +196,8 @@ def lost_in(sent: Any, back: Any, place: str = "") -> str | None:
     if isinstance(sent, datetime | time) and not _has_a_text(sent):
         what = "zone without an offset" if sent.tzinfo else "fold=1 and no zone"
         return f"{place or 'it'} is a {type(sent).__name__} with {what}, which no text says"
+    if type(sent) is type(back) and (instead := _unseen(sent, back)):
+        return f"{place or 'it'} comes back with {instead}"
     parts = _parts(sent, back)
     if parts is not None:
         for name, one, other in parts:
@@ -210,6 +212,18 @@ def lost_in(sent: Any, back: Any, place: str = "") -> str | None:
     return (
         None if _has_a_form(sent, back) else f"{place or 'it'} comes back as {_words(sent, back)}"
     )
+
+
+def _unseen(sent: Any, back: Any) -> str | None:
+    """Return in words what a container has lost that is none of its parts; None if it has lost nothing."""
+    if isinstance(sent, deque):
+        return None if sent.maxlen == back.maxlen else "another maxlen"
+    if isinstance(sent, defaultdict) and sent.default_factory != back.default_factory:
+        return "another default_factory"
+    if not isinstance(sent, list | tuple | dict | set | frozenset):
+        return None
+    lost = attributes_of(sent).keys() - attributes_of(back).keys()
+    return f"no attribute {min(lost)}" if lost else None
 
 
 def _parts(sent: Any, back: Any) -> Iterable[tuple[str, Any, Any]] | None:

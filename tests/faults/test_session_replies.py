@@ -125,6 +125,26 @@ def test_a_session_that_could_not_follow_another_is_no_device(
     assert other.sessions.list_for_user("ann") == []
 
 
+@pytest.mark.parametrize("act", ["destroy", "defer", "log_out", "end"])
+def test_an_end_whose_connection_breaks_says_that_it_ended(
+    brisk: Stillroom, proxy: Proxy, make_room: Any, act: str
+) -> None:
+    """An end that was carried out before the connection broke is told as one, not as a session that was gone."""
+    body, other = brisk._sessions_body, make_room()
+    session = brisk.sessions.create("ann", {"a": 1})
+    acts = {
+        "destroy": lambda: brisk.sessions.destroy(session),
+        "defer": lambda: brisk.sessions.destroy(session, defer=True),
+        "log_out": lambda: brisk.state.run(body.log_out(session.token)),
+        "end": lambda: brisk.sessions.end("ann", session.handle),
+    }
+    assert not brisk.sessions.end("ann", session.handle[:-1] + "-")  # its script is there
+    proxy.cuts_next = True
+    assert acts[act]() is True
+    assert not proxy.cuts_next
+    assert other.sessions.get(session) is None
+
+
 @pytest.mark.parametrize("act", ["get", "touch", "list", "count"])
 def test_what_rides_along_is_written_once(
     brisk: Stillroom, proxy: Proxy, client: Any, act: str
@@ -214,9 +234,8 @@ def test_an_end_that_is_refused_for_itself_holds_nobody_up(
 
     away(own_room, own_server, log_out)
     with redis.Redis.from_url(own_server.url) as client:
-        due = own_room.keys.due_sessions(int(bad.handle[:2], 16))
-        client.delete(due)
-        client.set(due, "x")  # the end of `bad` is refused, each time
+        revoked = own_room.keys.revocations(int(bad.handle[:2], 16))
+        client.set(revoked, "x")  # the end of `bad` is refused, each time
         assert own_room.sessions.get(stays) is not None
         assert "Redis refuses to end a session" in caplog.text
         assert own_room.sessions.deliver() == 0

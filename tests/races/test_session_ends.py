@@ -15,6 +15,8 @@ from stillroom.operation import Once, Operation
 from stillroom.scripts import session_create, session_rotate
 from stillroom.sessions import steady_us
 from stillroom.sessions.ends import Undo
+from stillroom.web.request_session import WebSession
+from stillroom.web.session_cookie import SessionCookie
 from tests.support.clocked import ClockedServer
 from tests.support.crowd import PATIENT
 from tests.support.proxy import Proxy
@@ -341,3 +343,31 @@ def test_a_refused_login_gives_the_visitor_back(make_room: Make) -> None:
         assert found is not None
         assert (found.data, found.expires_at) == ({"cart": [1]}, before)
         assert room.sessions.destroy_by_tag("t") == 1
+
+
+def test_a_login_that_may_be_refused_takes_no_cookie_from_the_visitor(make_room: Make) -> None:
+    """Requests that look while it is open whether the login is refused leave the visitor's cookie alone."""
+    here, there = make_room(), make_room()
+    body = there._sessions_body
+
+    def request(token: str) -> WebSession:
+        scope = {"wsgi.url_scheme": "https"}
+        return WebSession(body, there.state, SessionCookie(), token, scope)
+
+    for _ in range(REJECT["max_per_user"]):
+        ann = here.sessions.create("ann")
+    guests = (here.sessions.create(None, {"cart": [1]}) for _ in range(100))
+    guest = next(one for one in guests if one.handle[:2] != ann.handle[:2])
+    login = Stepper(here, here._sessions_body.log_in(guest.token, "ann", {}, **REJECT))
+    while there.sessions.get(guest) is not None:
+        login.step()
+    looks, begins = request(guest.token), request(guest.token)
+    assert "cart" not in looks
+    begins["theme"] = "dark"
+    assert there.state.run(looks.writing()) is None
+    with pytest.raises(SessionEnded):
+        begins.save()
+    with pytest.raises(TooManySessions):
+        login.value()
+    assert request(guest.token)["cart"] == [1]
+    assert not there.state.run(body.is_late(guest.token))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from dataclasses import dataclass
 from itertools import takewhile
@@ -117,8 +118,14 @@ def test_a_value_that_fits_is_stored_as_it_is(room: Any, make_room: Any, client:
 def test_a_value_over_the_limit_is_refused_and_the_old_one_stays(room: Any) -> None:
     """set refuses a value over the limit, says the size and the limit, and leaves the old value in place."""
     room.cache.set("k", "old")
-    with pytest.raises(ValueTooLarge, match=r"9,000,002 bytes, the limit is 8,388,608"):
+    said = r"'k': .* 9,000,002 bytes, the limit of STILLROOM_DECODED_LIMIT is 8,388,608"
+    with pytest.raises(ValueTooLarge, match=said):
         room.cache.set("k", "x" * 9_000_000)
+    with pytest.raises(ValueTooLarge, match=r"'k': .* the limit of STILLROOM_VALUE_LIMIT is "):
+        room.cache.set_many({"fine": 1, "k": os.urandom(2_000_000)}, type=Any)
+    with pytest.raises(Unencodable, match=r"^'odd': object: "):
+        room.cache.set_many({"fine": 1, "odd": object()})
+    assert room.cache.get("fine") is None
     assert room.cache.get("k") == "old"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import datetime as dt
 import functools
 import importlib
 import inspect
@@ -272,6 +273,50 @@ def test_secrets_stay_out_of_redis(room: Any, client: Any, dispatch: Any) -> Non
     assert dispatch.orders == [], "a worker would be given stars"
     with pytest.raises(ValueError, match="token: SecretStr is another value once it has been JSON"):
         room.tasks.load(getattr(profile, "_inner", profile), SecretStr("alice!"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "is_run"),
+    [
+        (float, float("inf"), True),
+        (float, float("nan"), True),
+        (list[float], [float("-inf"), 1.5], True),
+        (float, 1, True),
+        (str, "Infinity", True),
+        (str | None, None, True),
+        (str | None, "null", True),
+        (Any, "NaN", True),
+        (Any, float("inf"), False),
+        (int, "7", False),
+        (int, True, False),
+        (bool, 1, False),
+        (str, 7, False),
+        (dt.datetime, dt.datetime(2026, 10, 25, 2, 30, fold=1), False),
+    ],
+    ids=str,
+)
+def test_a_worker_loads_with_the_very_arguments(
+    room: Any, client: Any, dispatch: Any, kind: Any, value: Any, is_run: bool
+) -> None:
+    """A refresh is called with what the call was given; where JSON has no form of that, no worker is asked."""
+    seen: list[Any] = []
+
+    def load(x: Any) -> int:
+        seen.append(x)
+        return len(seen)
+
+    load.__annotations__["x"] = kind
+    loaded = room.cache.cached("of:{x}", ttl=60, swr=60)(load)
+    loaded(value)
+    for key in client.scan_iter(match="*:e:*"):
+        age(client, key, 61)
+    if not is_run:
+        with pytest.raises(ValueError, match=r"x: .* once it has been JSON|load: x: "):
+            room.tasks.load(getattr(loaded, "_inner", loaded), value)
+    assert loaded.many([value]) in ([1], [2])
+    assert dispatch.run_all(room) == ["refreshed"] * is_run
+    assert len(seen) == 2
+    assert seen[1] == value or str(seen[1]) == str(value)
 
 
 def test_an_ignored_argument_with_a_default_is_not_sent(

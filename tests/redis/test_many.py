@@ -41,6 +41,29 @@ def trips(room: Any, monkeypatch: pytest.MonkeyPatch) -> Trips:
     return Trips(room, monkeypatch)
 
 
+@pytest.mark.parametrize("near", [True, 30])
+def test_one_look_at_the_clock_proves_all_copies(room: Any, client: Any, near: Any) -> None:
+    """In a request that has read nothing yet, one command proves what the process keeps of a hundred calls."""
+    price, _ = price_of(room, near=near)
+
+    def reads() -> int:
+        count: int = client.info("commandstats")["cmdstat_mget"]["calls"]
+        return count
+
+    for _ in range(2):
+        with room.request():
+            price.many(range(100))
+    before = reads()
+    with room.request():
+        assert price.many(range(100)) == [[n, "EUR", 1] for n in range(100)]
+        assert reads() == before + 1
+    price.many(range(100, 110))  # loaded, and not yet kept
+    before = reads()
+    with room.request():
+        assert price.many(range(110)) == [[n, "EUR", 1] for n in range(110)]
+        assert reads() == before + 1 + 10
+
+
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 def test_many_calls_are_one_round_trip(room: Any, trips: Trips, options: Any) -> None:
     """What is there takes one round trip, also where this process keeps it and proves that; the order is kept."""

@@ -177,15 +177,35 @@ def test_a_record_that_is_none_harms_nobody_else(room: Any, client: Any, how: st
     assert sessions.destroy_by_tag("t") == 0
 
 
-@pytest.mark.parametrize("index", ["x", "u:u1", "g:t", "clock"])
-def test_an_index_that_is_none_keeps_nobody_out(room: Any, client: Any, index: str) -> None:
-    """A foreign key in the place of an index is replaced by the next login."""
-    made = room.sessions.create("u1", tags=["t"])
+@pytest.mark.parametrize("kind", ["string", "hash"])
+@pytest.mark.parametrize("index", ["x", "u:u1", "g:t", "clock", "d:u1"])
+def test_an_index_that_is_none_keeps_nobody_out(
+    room: Any, client: Any, index: str, kind: str
+) -> None:
+    """A foreign key in the place of an index is replaced by the next login, and keeps nobody from logging out."""
+    options = {"tags": ["t"], "device": "a phone"}
+    made, ends, goes = (room.sessions.create("u1", **options) for _ in range(3))
     key = room.keys.shard(int(made.handle[:2], 16)) + index.encode()
-    client.set(key, "x", ex=100)
-    again = room.sessions.create("u1", tags=["t"])
-    assert room.sessions.get(again) is not None
+    client.delete(key)
+    client.set(key, "x") if kind == "string" else client.hset(key, "x", "y")
+    client.expire(key, 100)
+    assert room.sessions.destroy(ends)
+    assert room.sessions.end("u1", goes.handle)
+    again = room.sessions.create("u1", max_per_user=9, **options)
+    for session, lives in ((made, True), (again, True), (ends, False), (goes, False)):
+        assert (room.sessions.get(session) is not None) is lives
     assert again.handle in [device.handle for device in room.sessions.list_for_user("u1")]
+
+
+def test_settings_that_can_not_be_compared_keep_nobody_out(make_room: Make, client: Any) -> None:
+    """A foreign key in the place of what processes agree on lets them go on, each with its own shards."""
+    first = make_room()
+    client.set(first.keys.agreed, "x", ex=100)
+    for room in (first, make_room()):
+        session = room.sessions.create("u1", tags=["t"])
+        assert room.sessions.get(session) is not None
+        assert room.sessions.count("u1") == 1
+        assert room.sessions.destroy_for_user("u1") == 1
 
 
 def test_a_line_that_is_none_does_not_stop_the_sweep(room: Any, client: Any) -> None:

@@ -263,6 +263,7 @@ def test_there_is_a_limit_to_what_a_session_holds(room: Any) -> None:
     with pytest.raises(ValueTooLarge) as caught:
         room.sessions.update(made, {"b": "x" * 30_000})
     assert (caught.value.size, caught.value.limit) == (70_006, 65_536)
+    assert caught.value.setting == "STILLROOM_SESSION_DATA_LIMIT"
     assert room.sessions.update(made, {"a": "", "b": "x" * 30_000}) == 2
     assert room.sessions.update(made, {"a": "x" * 35_000}) == 3
     assert room.sessions.update(made, remove=["b"]) == 4

@@ -318,6 +318,33 @@ def test_what_would_come_back_as_something_else_is_refused(value: Any, type: Any
     assert "seven" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("value", "type", "said"),
+    [
+        (collections.deque([1], 3), collections.deque[int], "it comes back with another maxlen"),
+        (
+            {"a": [collections.deque([1], 3)]},
+            dict[str, list[collections.deque[int]]],
+            r"\[…\]\[0\] comes back with another maxlen",
+        ),
+        (
+            collections.defaultdict(lambda: 5, a=1),
+            collections.defaultdict[str, int],
+            "another default_factory",
+        ),
+        (TWICE.replace(fold=1), dt.datetime, "a datetime with fold=1 and no zone"),
+        (dt.time(2, tzinfo=BERLIN), dt.time, "a time with zone without an offset"),
+        (with_attributes(Basket([1]), other=7), Basket, r"\.other is left out"),
+        (with_attributes(Place(1, "a"), other=7), Place, "it comes back with no attribute other"),
+    ],
+    ids=lambda one: f"{one!r:.30}",
+)
+def test_a_refusal_says_what_would_be_lost(value: Any, type: Any, said: str) -> None:
+    """The sentence of a refusal names what `==` does not see."""
+    with pytest.raises(Unencodable, match=said):
+        codec.encoded(value, type)
+
+
 def test_whoever_loaded_a_value_gets_what_a_reader_gets() -> None:
     """The fields of a model that count as given are the same for its loader's caller and for a hit."""
     stored = codec.encoded(Price(), Price)

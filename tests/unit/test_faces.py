@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import pydoc
 import traceback
@@ -358,6 +359,28 @@ def test_a_key_is_a_str(sync_room: Stillroom) -> None:
     for of_several in (sync_room.cache.invalidate, sync_room.cache.invalidate_by_tag):
         with pytest.raises(InvalidKey, match=r"write invalidate(_by_tag)?\(\*names\)"):
             of_several(["a", "b"])  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("option", ["keep", "ttl", "tags"])
+@pytest.mark.parametrize("is_partial", [False, True])
+def test_a_function_of_the_value_is_not_awaited(
+    sync_room: Stillroom, option: str, is_partial: bool
+) -> None:
+    """A coroutine function is refused where a plain one is called: what it returns would count as a yes."""
+
+    async def decide(value: Any) -> bool:
+        return False
+
+    given: Any = functools.partial(decide) if is_partial else decide
+    options: dict[str, Any] = {option: [given] if option == "tags" else given}
+    said = f"{option}=decide: a plain function; this one has to be awaited"
+    for call in (
+        lambda: sync_room.cache.get_or_set("k", lambda: 1, **options),
+        lambda: sync_room.cache.get_or_set_many(["k"], lambda keys: {}, **options),
+        lambda: sync_room.cache.cached("k", name="k", **options)(lambda: 1),
+    ):
+        with pytest.raises(InvalidArgument, match=said):
+            call()
 
 
 @pytest.mark.parametrize("given", [7, {"a": 1}, None, "load"])

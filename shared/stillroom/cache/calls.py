@@ -92,7 +92,8 @@ class Calls(Bulk):
     def call_many(self, calls: Sequence[Asked]) -> Operation[list[Any]]:
         """Return what the cache has for each of these calls, and Unread in the place of what it has not.
 
-        Cost: one MGET for each 500 calls. Stale values are served; one task refreshes them. Each key that is served
+        Cost: one MGET for each 500 calls; where this process keeps copies or remembers, one for each call that it
+        has nothing of, 100 in a batch. Stale values are served; one task refreshes them. Each key that is served
         is counted as one lookup.
         """
         wanted = [self.wanted(*call) for call in calls]
@@ -123,16 +124,52 @@ class Calls(Bulk):
         plain = {name: one for name, one in wanted.items() if one.recipe.is_plain}
         if len(plain) == len(wanted):
             return (yield from self._look_plain(plain))
+        kept = {name: one for name, one in wanted.items() if name not in plain}
+        unproven = self._unproven(kept)
+        others = [name for name in kept if name not in unproven]
+        riders = [self._look_plain(plain)] if plain else []
+        looks = yield from self._look_for_each(kept, others, riders, with_proof=bool(unproven))
+        return looks | (yield from self._look_for_each(kept, unproven))
+
+    def _unproven(self, wanted: Mapping[bytes, Wanted]) -> list[bytes]:
+        """Return the names of copies that one look at the clock would prove, all of them at once."""
+        lacking = {one.recipe.near for one in wanted.values() if self._lacks_proof(one.recipe.near)}
+        if not lacking:
+            return []
+        copy_of, near = self.near.store.of_name, self.near
+        copies = {
+            name: copy_of(near, name) for name, one in wanted.items() if one.recipe.near in lacking
+        }
+        return [name for name, copy in copies.items() if copy and near.may_be_alive(copy)]
+
+    def _lacks_proof(self, near: float | None) -> bool:
+        if near is None or (not near and not self.near.is_in_request()):
+            return False
+        return not self.near.is_proven(near)
+
+    def _look_for_each(
+        self,
+        wanted: Mapping[bytes, Wanted],
+        names: Sequence[bytes],
+        riders: Sequence[Operation[dict[bytes, Look | Unread]]] = (),
+        *,
+        with_proof: bool = False,
+    ) -> Operation[dict[bytes, Look | Unread]]:
+        """Return by name what `_look_for` returns, or Unread, and what the riders return, which go along first.
+
+        `with_proof`: the copies are proved in the same trip.
+        """
         looks: dict[bytes, Look | Unread] = {}
-        bites = Bites([name for name in wanted if name not in plain], LOOKS_AT_ONCE)
-        while bites.left:
+        beside = [*riders, *([self.prove()] if with_proof else [])]
+        bites = Bites(names, LOOKS_AT_ONCE)
+        while bites.left or beside:
             yield from bites.turn()
-            some = bites.next()
-            first = [] if looks or not plain else [self._look_plain(plain)]
-            found = yield from together(*(self._look_for(*wanted[name]) for name in some), *first)
+            some = bites.next() if bites.left else ()
+            found = yield from together(*(self._look_for(*wanted[name]) for name in some), *beside)
             looks.update(zip(some, map(_good, found), strict=False))
-            if first:
-                looks.update(_good(found[-1]))
+            for ridden in found[len(some) :][: len(riders)] if beside else ():
+                looks.update(_good(ridden))
+            beside = []
             bites.done()
         return looks
 

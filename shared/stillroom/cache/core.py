@@ -46,7 +46,7 @@ from stillroom.cache.near import Near, Proof, Store, near_prefix
 from stillroom.cache.orders import NotDone
 from stillroom.cache.probe import LAG_SUM, lag_bucket
 from stillroom.cache.terms import Terms
-from stillroom.codec import MISS, Codec, Encoded, Undecodable
+from stillroom.codec import MISS, Codec, Encoded, Undecodable, Unencodable
 from stillroom.dispatch import Dispatch, RefreshOrder
 from stillroom.durations import Duration
 from stillroom.errors import (
@@ -55,9 +55,11 @@ from stillroom.errors import (
     RedisRefused,
     RedisUnavailable,
     UnknownLoader,
+    ValueTooLarge,
 )
 from stillroom.fingerprint import fingerprint
-from stillroom.keys import Keys, refuse_crowd, sanitized
+from stillroom.keys import Keys, original, refuse_crowd, sanitized
+from stillroom.misuse import refuse_awaited
 from stillroom.operation import IN_TIME, Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
     back_off,
@@ -94,6 +96,7 @@ QUEUE_MS = 2_000  # … and when a waiter that is gone is forgotten
 RETRY_AFTER_S = 1.0
 APART_S = 600.0  # how long both places of a key are looked at once another release's value was seen
 TRIES = 2  # to put a value
+KEY_SHOWN = 100  # bytes of a key in an error
 _OUTCOMES = ("hit", "stale", "miss")  # the outcome of a lookup in its event: see LOOKUPS
 _FRESH = Freshness.FRESH
 STORED_VALUE = "a value that was stored"
@@ -1387,6 +1390,8 @@ class Core:
             )
         given, kind = several("tags", tags), result_of(call.function) if type is None else type
         refuse_crowd(given)
+        if any(map(callable, given)):
+            refuse_awaited("tags", *given)
         self._codec.adapter(kind)  # a type that is none is told before anything is loaded
 
         def tags_of(value: Any) -> list[str]:
@@ -1409,7 +1414,12 @@ class Core:
         source: bytes,
         life: Life,
     ) -> Packed:
-        encoded = self._codec.encoded(value, type)
+        try:
+            encoded = self._codec.encoded(value, type)
+        except (Unencodable, ValueTooLarge) as error:
+            key = original(name[:KEY_SHOWN]).decode(errors="replace")
+            error.args = (f"{key!r}: {error}",)  # of many values at once it was this one
+            raise
         return self._packed(name, encoded, tags, source, self._keeper.jittered(life))
 
     def _packed(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidArgument
+from stillroom.misuse import refuse_awaited
 from stillroom.settings import Settings
 
 TtlOf: TypeAlias = Callable[[Any], Duration | None]  # of a value; None: the setting's
@@ -90,10 +91,14 @@ class Keeper:
         if negative_ttl is not None:
             seconds_of("negative_ttl", negative_ttl)
             self.life(negative_ttl, 0)
-        if keep is not None and not callable(keep):
-            raise InvalidArgument(
-                f"keep={keep!r:.100}: a function of the value that says whether to keep it"
-            )
+        if callable(ttl):
+            refuse_awaited("ttl", ttl)
+        if keep is not None:
+            if not callable(keep):
+                raise InvalidArgument(
+                    f"keep={keep!r:.100}: a function of the value that says whether to keep it"
+                )
+            refuse_awaited("keep", keep)
         return Keeping(self, ttl, swr, keep, negative_ttl)
 
     def jittered(self, life: Life) -> Life:

@@ -18,6 +18,7 @@ from typing import (
     get_type_hints,
 )
 
+import pydantic_core
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
@@ -29,7 +30,7 @@ from stillroom.cache.template import Template, fitting, prefix_of
 from stillroom.cache.warm import check, warm_of
 from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, StillroomError, UnknownLoader, did_you_mean
-from stillroom.misuse import misuse
+from stillroom.misuse import misuse, refuse_awaited
 from stillroom.operation import Call
 from stillroom.sameness import is_plain, is_same
 
@@ -77,6 +78,7 @@ PLACES_LIMIT = 1_000
 RESULTS_LIMIT = 10_000  # annotations that are remembered
 _results: dict[tuple[Any, str], Any] = {}
 _NAME = re.compile(r"[\w.:-]{1,200}", re.ASCII)
+_EXACT = frozenset([int, str, bool])  # not float: JSON has no infinity
 _ITERATED = (
     "Iterator",
     "Iterable",
@@ -129,9 +131,10 @@ class Loader:
         self.type = result_of(function) if type is None else type
         self._template = Template(key, self._names, self._text_of)
         ignored = self._check_use(several("ignore", ignore))
+        given = several("tags", tags)
+        refuse_awaited("tags", *given)
         self._tags = [
-            tag if callable(tag) else Template(tag, self._names, self._text_of)
-            for tag in several("tags", tags)
+            tag if callable(tag) else Template(tag, self._names, self._text_of) for tag in given
         ]
         parameters = self._signature.parameters
         self._places = [
@@ -234,14 +237,38 @@ class Loader:
 
     def _as_json(self, values: Mapping[str, Any]) -> bytes:
         sent = {n: value for n, value in values.items() if n not in self._not_sent}
-        text = self._arguments.dump_json(sent, by_alias=True, round_trip=True, warnings=False)
-        if not is_plain(sent):
-            back = self.validated(json.loads(text))
-            for name, value in sent.items():
-                if not is_same(value, back[name]):
-                    kind = type(value).__name__
-                    raise ValueError(f"{name}: {kind} is another value once it has been JSON")
+        options: Any = {"by_alias": True, "round_trip": True, "warnings": False}
+        text = self._arguments.dump_json(sent, **options)
+        if self._are_as_declared(sent):
+            return text
+        if b"null" in text and self._lost_in(text, sent):  # None, or an infinity
+            written = self._arguments.dump_python(sent, **options)
+            text = pydantic_core.to_json(written, inf_nan_mode="strings")
+        if lost := self._lost_in(text, sent):
+            raise ValueError(lost)
         return text
+
+    def _are_as_declared(self, sent: Mapping[str, Any]) -> bool:
+        """Return whether JSON gives all of these back by itself, so that there is nothing to compare."""
+        are_declared = all(
+            type(value) in _EXACT and self._hints.get(name) is type(value)
+            for name, value in sent.items()
+        )
+        return are_declared and is_plain(sent)
+
+    def _lost_in(self, text: bytes, sent: Mapping[str, Any]) -> str | None:
+        """Return in words which argument a worker would not get as it is; None if it would get all of them."""
+        try:
+            back = self.validated(json.loads(text))
+        except BadArguments as error:
+            return str(error)
+        for name, value in sent.items():
+            other = back[name]
+            if not is_same(value, other, type(value) is not bool):
+                kind = type(other)
+                instead = "another value" if kind is type(value) else f"of the type {kind.__name__}"
+                return f"{name}: {type(value).__name__} is {instead} once it has been JSON"
+        return None
 
     def validated(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a message, by the types of the signature. Raises BadArguments."""

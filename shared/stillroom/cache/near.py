@@ -315,6 +315,14 @@ class Near:
             memo.keep_in(request, entry.key, Remembered(entry, Freshness.FRESH, changes, asked))
         return entry
 
+    def is_proven(self, near: float) -> bool:
+        """Return whether the last proof is good for a read that is made now. See usable."""
+        now, request, since = time.monotonic(), time_left(), loading_since()
+        asked, changes = self._proof
+        if request is not None:
+            since = max(since, request.began, now - REQUEST_S)
+        return asked >= (since or now - near) and changes is self._memo.changes
+
     def value(self, entry: Entry, type: Any) -> Any:
         """Return the value of an entry that was looked at, shared if a copy of it is kept and it can be."""
         copy = self.store.of_name(self, entry.key)

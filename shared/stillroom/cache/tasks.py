@@ -6,16 +6,16 @@ the task. The same orders can be sent by name from any Celery client: cache/orde
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from stillroom.cache.cached import AsyncCachedFunction, CachedFunction
+from stillroom.cache.invalidation import names_given
 from stillroom.cache.ordering import Ordering
 from stillroom.cache.orders import InvalidateKeys, InvalidatePattern, InvalidateTags, Load
 from stillroom.errors import InvalidArgument
 from stillroom.face import Service, awaiting, blocking
 from stillroom.groups import groups
-from stillroom.keys import pattern, sanitized
+from stillroom.keys import pattern
 from stillroom.operation import Operation
 
 T = TypeVar("T")
@@ -30,12 +30,12 @@ class TasksBody:
 
     def invalidate_keys(self, *keys: str) -> Operation[None]:
         """Have these keys forgotten. See Cache.invalidate. Cost: one script."""
-        _check(keys)
+        names_given("invalidate_keys", keys)
         yield from self._order(InvalidateKeys(keys=some) for some in groups(keys, KEYS_IN_ONE))
 
     def invalidate_tags(self, *tags: str, soft: bool = False) -> Operation[None]:
         """Have the entries with one of these tags killed, or with `soft` refreshed. See Cache.invalidate_by_tag."""
-        _check(tags)
+        names_given("invalidate_tags", tags)
         some = groups(tags, TAGS_IN_ONE)
         yield from self._order(InvalidateTags(tags=bite, soft=soft) for bite in some)
 
@@ -78,8 +78,3 @@ class AsyncTasks(Service):
     invalidate_tags = awaiting(TasksBody.invalidate_tags)
     invalidate_pattern = awaiting(TasksBody.invalidate_pattern)
     load = awaiting(TasksBody.load)
-
-
-def _check(names: Sequence[str]) -> None:
-    for name in names:
-        sanitized(name)

@@ -50,6 +50,11 @@ class ModelTags:
         return bool(self._templates or self._functions)
 
     @property
+    def constant_words(self) -> str:
+        """Return what a change invalidates that names no rows, for a log line: `only products are`."""
+        return f"only {', '.join(self.constant)} are" if self.constant else "nothing is"
+
+    @property
     def has_functions(self) -> bool:
         """Return whether some tags depend on fields that only a function knows."""
         return bool(self._functions)

@@ -104,8 +104,9 @@ class AfterCommit:
     what was added inside it.
 
     A statement (`update(Product)…`) tells no rows: give it `execution_options(stillroom_tags=["product:7"])`.
-    Without them the model's constant tags are invalidated. Core statements on tables and SQL text tell nothing at
-    all: call `invalidate_by_tag(session, …)` beside them.
+    Without them the model's constant tags are invalidated. Core statements on tables, SQL text, and
+    `bulk_save_objects`, `bulk_insert_mappings` and `bulk_update_mappings` tell nothing at all: call
+    `invalidate_by_tag(session, …)` beside them.
 
     `room` may be a Stillroom or an AsyncStillroom, with any kind of session. It is true for every reader when
     `session.commit()` returns. Redis away: the invalidations are deferred, and the commit raises nothing.
@@ -195,10 +196,10 @@ class AfterCommit:
             frame.add_tags(tags.constant)
             if tags.needs_row:
                 log.warning(
-                    "a statement changes %s rows and does not name them: only %s are invalidated; "
+                    "a statement changes %s rows and does not name them: %s invalidated; "
                     "give it execution_options(stillroom_tags=[…])",
                     tags.model,
-                    ", ".join(tags.constant) or "no tags",
+                    tags.constant_words,
                 )
 
     def _committed(self, session: Session) -> None:

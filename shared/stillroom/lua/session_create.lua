@@ -41,7 +41,7 @@ end
 local most, living, stale, gone, unseen = tonumber(ARGV[6]), {}, {replaced}, {}, 0
 local index = prefix .. 'u:' .. user
 if most > 0 then
-  local names = redis.call('ZRANGE', index, 0, LOOKED_AT - 1)
+  local names = asked_of('ZRANGE', index, 0, LOOKED_AT - 1) or {}
   for _, other in ipairs(names) do
     local session = read_record(prefix, other)
     if not session then
@@ -50,7 +50,7 @@ if most > 0 then
       table.insert(lives(prefix, session, now) and living or stale, session)
     end
   end
-  unseen = redis.call('ZCARD', index) - #names
+  unseen = (asked_of('ZCARD', index) or 0) - #names
 end
 
 local function clear_away(ended)
@@ -82,6 +82,9 @@ local function is_new_device(device, life)
     return false
   end
   local key = prefix .. 'd:' .. user
+  if not asked_of('ZCARD', key) then
+    redis.call('UNLINK', key)
+  end
   local had_any = redis.call('EXISTS', key) == 1
   local is_new = redis.call('ZADD', key, plain(now), device) == 1
   redis.call('ZREMRANGEBYRANK', key, 0, -MOST_DEVICES - 1)

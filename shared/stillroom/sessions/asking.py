@@ -32,6 +32,8 @@ log = logging.getLogger("stillroom.sessions")
 DEFERRED_LIMIT = 10_000
 DEFERRED_BITE = 100
 LOGOUT, ROTATION = "a logout", "a rotation"  # their names in the error where no replica has them
+# The user lacks a right, or a stranger has written the key: no reason to let nobody log in.
+NO_COMPARISON = OF_THE_COMMAND | {"noperm"}
 ASK_AGAIN_S = 5.0
 SHARDS_SAID_S = 60.0  # how often a process says how many shards it has
 
@@ -116,10 +118,26 @@ class Asking:
         ended = False
         while left is not None:
             sent = steady_us()
-            (reply,) = yield from self._ask([left.command(sent)], kept_as=LOGOUT)
-            ended = ended or bool(reply[0])
+            reply, may_be_second = yield from self._ask_for_end(left.command(sent))
+            is_gone = may_be_second and late_in(reply) < 0 and not left.only
+            ended = ended or bool(reply[0]) or is_gone
             left = left.after(late_in(reply), steady_us() - sent)
         return ended
+
+    def _ask_for_end(self, command: Command) -> Operation[tuple[Any, bool]]:
+        """Return the reply to an end, and whether a first copy of it may have been carried out.
+
+        The connection died under that copy. It does no harm twice, but the reply to the second one does not tell
+        whether there was a session: whoever asked for the end believes so, mostly rightly.
+        """
+        try:
+            (reply,) = yield from self._ask([command], Once, LOGOUT)
+        except SessionStoreUnavailable as error:
+            if error.reason != "closed":
+                raise
+            (reply,) = yield from self._ask([command], kept_as=LOGOUT)
+            return reply, error.may_be_done
+        return reply, False
 
     def _defer(self, place: Place, what: End | Undo) -> bool:
         """Keep the end until Redis can be told. Return False when too many wait."""
@@ -245,7 +263,7 @@ class Asking:
             (reply,) = yield says
         except RedisUnavailable as error:
             failure = SessionStoreUnavailable.of(error)
-            if error.reason == "noperm":
+            if error.reason in NO_COMPARISON:
                 self._compare_no_more(failure)
             elif not self._says_shards_at:
                 raise failure from error
@@ -270,8 +288,8 @@ class Asking:
             self._learn_shards(said)
 
     def _compare_no_more(self, error: SessionStoreUnavailable) -> None:
-        """Go on with this process's shards where its user may not compare. Raises any other error."""
-        if error.reason != "noperm" or not self._may_compare:
+        """Go on with this process's shards where they can't be compared. Raises any other error."""
+        if error.reason not in NO_COMPARISON or not self._may_compare:
             raise error
         self._may_compare = False
         log.error("shards can't be compared with those of other processes: %s", error)

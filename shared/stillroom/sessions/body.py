@@ -59,6 +59,7 @@ from stillroom.sessions.ends import (
 )
 from stillroom.sessions.reading import read_plain, touch_after
 from stillroom.sessions.session import (
+    DATA_LIMIT,
     Device,
     Session,
     SessionEvent,
@@ -575,10 +576,11 @@ class SessionsBody(Asking):
         if place is None:
             return False
         prefix = self._keys.shard(place.shard)
-        ends = [session_end(self._names(place), prefix, user)]
-        (ended,) = yield from self._ask(ends, kept_as=LOGOUT)
+        ends = session_end(self._names(place), prefix, user)
+        count, may_be_second = yield from self._ask_for_end(ends)
+        ended = bool(count) or may_be_second
         self.stats.counts["sessions_destroyed"] += ended
-        return bool(ended)
+        return ended
 
     def destroy_for_user(self, user_id: str, keep: Known | None = None) -> Operation[int]:
         """End all sessions of a user except `keep` (a session, its token, or its handle). Return how many lived.
@@ -774,7 +776,7 @@ class SessionsBody(Asking):
             case b"conflict":
                 raise SessionConflict(reply[1])
             case b"large":
-                raise ValueTooLarge(reply[1], limits[0])
+                raise ValueTooLarge(reply[1], limits[0], DATA_LIMIT)
             case b"many":
                 raise SessionDataRefused(f"{reply[1]} keys, the limit is {limits[1]}")
         raise self._refused(place, reply)

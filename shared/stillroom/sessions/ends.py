@@ -35,7 +35,7 @@ class End(NamedTuple):
 
     def holding(self, now_us: int) -> Command:
         """Return the command that takes it out of use, to be freed or ended."""
-        return session_hold(self.keys, self.prefix, self.age(now_us))
+        return session_hold(self.keys, self.prefix, self.age(now_us), self.cookie)
 
     def age(self, now_us: int) -> int:
         return max(0, now_us - self.asked_us)

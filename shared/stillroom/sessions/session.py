@@ -21,6 +21,7 @@ from stillroom.sessions.token import make_handle
 T = TypeVar("T")
 
 META_LIMIT = 4096  # bytes of JSON
+DATA_LIMIT = "STILLROOM_SESSION_DATA_LIMIT"
 TAGS_LIMIT = 16
 _SURE_BYTES = 400  # shorter JSON is neither too deep nor has a number too long to be read
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", re.ASCII)
@@ -212,7 +213,7 @@ def encoded(data: object, limit: int, keys_limit: int) -> dict[bytes, bytes]:
     if len(fields) > keys_limit:
         raise SessionDataRefused(f"{len(fields)} keys, the limit is {keys_limit}")
     if (size := sum(map(len, fields)) + sum(map(len, fields.values()))) > limit:
-        raise ValueTooLarge(size, limit)
+        raise ValueTooLarge(size, limit, DATA_LIMIT)
     return fields
 
 

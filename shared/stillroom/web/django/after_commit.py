@@ -112,10 +112,10 @@ class InvalidatingQuerySet(models.QuerySet):
         _note_tags([*(tags.constant if tags else ()), *said], self.db)
         if tags is not None and tags.needs_row and self._said is None:
             log.warning(
-                "update() changes %s rows and does not name them: only %s are invalidated; "
+                "update() changes %s rows and does not name them: %s invalidated; "
                 "name the others by .tagged(…)",
                 tags.model,
-                ", ".join(tags.constant) or "no tags",
+                tags.constant_words,
             )
         return count
 
