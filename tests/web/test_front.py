@@ -7,7 +7,7 @@ import base64
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -24,6 +24,7 @@ from starlette.routing import Host, Mount, WebSocketRoute
 from starlette.routing import Route as StarletteRoute
 from starlette.websockets import WebSocket
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import EnvironBuilder
 
 import tests.web.test_django  # noqa: F401 - configures Django
 from stillroom import (
@@ -41,7 +42,8 @@ from stillroom import (
 from stillroom.web import HealthASGI, HealthWSGI, Refusal
 from stillroom.web.asgi import StillroomMiddleware as Asgi
 from stillroom.web.cors import ASKS, LEARNED_S, Learned
-from stillroom.web.flask import StillroomSessions
+from stillroom.web.flask import StillroomLimits, StillroomSessions
+from stillroom.web.flask import limited as on_flask
 from stillroom.web.gate import Asked
 from stillroom.web.known_routes import Misfits
 from stillroom.web.starlette import limited
@@ -324,6 +326,113 @@ def test_the_app_is_asked_a_few_times_for_one_client() -> None:
     assert learned.get(("https://evil.example", "GET", "/more"), "192.0.2.1", 1.0) == []
     assert learned.get((SPA, "GET", "/more"), "192.0.2.2", 1.0) is None
     assert learned.get((SPA, "GET", "/more"), "192.0.2.1", LEARNED_S) is None
+
+
+# Around apps in apps
+
+
+@pytest.mark.parametrize("face", ["wsgi", "asgi"])
+def test_a_mounted_apps_own_table_holds_beside_the_outer_one(face: str, settings: Settings) -> None:
+    """What only the table of a mounted app says is charged, and what both say is charged once."""
+    both = Limit("both", 9, 60)
+    outer, inner = Routes([], default=[both]), Routes([Route("/in/x", [TWO, both])], default=[])
+    handler = Handler()
+    with ExitStack() as stack:
+        if face == "wsgi":
+            room = stack.enter_context(Stillroom(settings, dispatch=NoDispatch()))
+            app = Wsgi(Wsgi(handler.wsgi, room, routes=inner), room, routes=outer)
+            port = stack.enter_context(serving_wsgi(app))
+        else:
+            other = AsyncStillroom(settings, dispatch=NoDispatch())
+            port = stack.enter_context(
+                serving_asgi(
+                    lambda room: Asgi(Asgi(handler.asgi, room, routes=inner), room, routes=outer),
+                    other,
+                )
+            )
+        replies = [ask(port, "/in/x") for _ in range(4)]
+        assert [reply.status for reply in replies] == [200, 200, 429, 429]
+        assert all(len(reply.all("ratelimit")) == 1 for reply in replies)
+        left = dict(
+            part.strip().split(";")[:2]
+            for part in (ask(port, "/else").one("ratelimit") or "").split(",")
+        )
+    assert left == {'"both"': "r=4"}, "five requests, each charged once"
+    assert len(handler.calls) == 3
+
+
+# In flight
+
+PLACE = Limit("place", 1, 600, in_flight=True)
+
+
+def places(room: Stillroom) -> int | None:
+    return room.limits.peek("203.0.113.9", [PLACE]).remaining
+
+
+@pytest.mark.parametrize("headers", [[("Content-Length", "10")], [], [("Content-Length", "?")]])
+def test_a_place_is_free_when_the_client_has_the_whole_body(
+    room: Stillroom, headers: list[tuple[str, str]]
+) -> None:
+    """A place is given back with the last piece of a body, so the client's next request is not refused."""
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", headers)
+        yield b"first"
+        yield b"other"
+
+    asked = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "REMOTE_ADDR": "203.0.113.9"}
+    body = iter(
+        Wsgi(app, room, routes=Routes([], default=[PLACE]))(asked, lambda *_: lambda _: None)
+    )
+    assert (next(body), places(room)) == (b"first", 0)
+    assert next(body) == b"other"
+    if headers == [("Content-Length", "10")]:
+        assert places(room) == 1, "the client knows that this was all"
+    assert [*body] == []
+    assert places(room) == 1
+
+
+def test_a_place_of_a_flask_view_is_free_when_its_body_is_made(room: Stillroom) -> None:
+    """A place of a view is given back before its whole body is sent, and of a stream when that is over."""
+    app = Flask(__name__)
+    StillroomLimits(app, room)
+    app.add_url_rule("/whole", "whole", on_flask(PLACE)(lambda: "whole"))
+    app.add_url_rule("/stream", "stream", on_flask(PLACE)(lambda: Response(iter(["a", "b"]))))
+    for where, left in (("/whole", 1), ("/stream", 0)):
+        asked = EnvironBuilder(where, environ_base={"REMOTE_ADDR": "203.0.113.9"}).get_environ()
+        body = app.wsgi_app(asked, lambda *_: lambda _: None)
+        assert places(room) == left
+        b"".join(body)
+        body.close()  # type: ignore[attr-defined]
+        assert places(room) == 1
+
+
+def test_a_place_is_free_before_the_last_piece_and_background_tasks(settings: Settings) -> None:
+    """In an ASGI app a place is given back before the last piece is sent, and so before background tasks."""
+    seen: list[int | None] = []
+
+    async def main() -> None:
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+
+            async def left() -> int | None:
+                return (await room.limits.peek("203.0.113.9", [PLACE])).remaining
+
+            async def app(scope: Any, receive: Any, send: Any) -> None:
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+                await send({"type": "http.response.body", "body": b"y"})
+                seen.append(await left())
+
+            async def send(message: Any) -> None:
+                seen.append(await left())
+
+            scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+            asked = {**scope, "client": ("203.0.113.9", 1)}
+            await Asgi(app, room, routes=Routes([], default=[PLACE]))(asked, None, send)  # type: ignore[arg-type]
+
+    asyncio.run(main())
+    assert seen == [0, 0, 1, 1]
 
 
 # Own words
@@ -697,6 +806,21 @@ def test_an_app_is_seen_through_what_is_around_it(caplog: Any) -> None:
     for app in (health, around(flask_app()), Kept(Kept(around(flask_app().wsgi_app)))):
         assert told(app, caplog, Route("/lgoin")), app
         assert not told(app, caplog, Route("/login")), app
+
+
+def test_an_app_that_raises_when_it_is_looked_at_is_served(settings: Settings) -> None:
+    """An app whose attributes raise is served and limited all the same."""
+
+    class Raising:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError(name)
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await PlainTextResponse("ok")(scope, receive, send)
+
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    with serving_asgi(lambda room: Asgi(Raising(), room, routes=TABLE), room) as port:
+        assert [ask(port, "/x").status for _ in range(3)] == [200, 200, 429]
 
 
 def test_it_is_told_at_start(settings: Settings, caplog: Any) -> None:

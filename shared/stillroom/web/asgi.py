@@ -40,7 +40,7 @@ log = logging.getLogger("stillroom.web")
 KEY = "stillroom.session"
 STARLETTES = "session"  # where request.session is looked for
 TEST_CLIENT = ("testclient", 50000)
-LIMITED = "stillroom.limited"  # the limits of the table have been checked, further out
+LIMITED = "stillroom.limited"  # no table counts this: see pages
 VISIT = "stillroom.visit"  # the work of limits on this request
 LIMITER = "stillroom.limiter"  # the middleware that began the visit
 
@@ -70,9 +70,9 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
     A websocket has its session too, which is written when it is accepted; after that a change is SessionTooLate.
     Its handshake is limited as GET is: one that is refused is answered with 429 where the server can, else closed
     with 1008, which is 403, as for a banned client. Around an app that is mounted in another one: what the outer
-    one has done is not done again. Lifespan passes through untouched. All Redis calls of a request, up to its
-    response, share `request_timeout`. Raises SettingsError for a Stillroom, and InvalidLimit for a table that can't
-    be meant.
+    one has done is not done again, and what only the inner one's table says is. Lifespan passes through untouched.
+    All Redis calls of a request, up to its response, share `request_timeout`. Raises SettingsError for a Stillroom,
+    and InvalidLimit for a table that can't be meant.
     """
 
     _kind = AsyncStillroom
@@ -206,7 +206,6 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
 
     async def _admits(self, route: Route, visit: Visit, scope: Scope, send: Send) -> bool:
         """Return whether the request may go on. If not, it has been answered."""
-        scope[LIMITED] = True
         await self._room.state.run(self._gate.asking(route, visit))
         if visit.refused is None:
             return True
@@ -325,6 +324,10 @@ class _Response:
         if message["type"] == "http.response.start" and not self._has_begun:
             await self._begin(message)
         elif not self._is_replaced:
+            if self._visit.is_holding and not self._is_inner and _is_last(message):
+                # Before the client may send its next request, and before background tasks.
+                gate = self._middleware._gate
+                await self._middleware._room.state.run(self._visit.over(gate.body))
             await self._really_send(message)
 
     async def _begin(self, message: Message) -> None:
@@ -376,6 +379,10 @@ async def _send_answer(send: Send, answer: Answer, more: list[Header]) -> None:
     headers = _encoded([*answer.headers, *more])
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
+
+
+def _is_last(message: Message) -> bool:
+    return message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
 def _is_test(scope: Scope) -> bool:

@@ -144,7 +144,9 @@ class StillroomLimits:
             self._charger.gate.learn(visit)
             return response
         self._charger.end(visit, response.status_code, response.headers)
-        if visit.is_holding:
+        if response.is_sequence:  # its client may send the next request when it has this body
+            self._charger.let_go(visit)
+        elif visit.is_holding:
             response.call_on_close(lambda: self._charger.let_go(visit))
         if visit.decisions:
             asked.environ[TOLD] = visit

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -66,14 +67,12 @@ class Roots:
 
     @cached_property
     def _own(self) -> str:
-        return next(filter(None, map(_root_of, layers(self._app))), "")
+        return _first_root(layers(self._app))
 
     @cached_property
     def _inner(self) -> str:
-        mounted = (
-            one for layer in layers(self._app) for one in _mounted(getattr(layer, "routes", ()), 0)
-        )
-        return next(filter(None, map(_root_of, mounted)), "")
+        routes = (getattr(layer, "routes", ()) for layer in layers(self._app))
+        return _first_root(app for some in routes for app in _mounted(some, 0))
 
 
 class Misfits:
@@ -99,6 +98,13 @@ class Misfits:
 def misfits(routes: Routes, app: object, root: str = "") -> list[tuple[str, str]]:
     """Return the routes of a table that fit no endpoint of an app, and what was probably meant."""
     return list(_misfits(routes.routes, known_routes(app) or [], root))
+
+
+def _first_root(apps: Iterator[object]) -> str:
+    """Return the first root path. An object that raises when it is looked at has none."""
+    with suppress(Exception):
+        return next(filter(None, map(_root_of, apps)), "")
+    return ""
 
 
 def _root_of(app: object) -> str:

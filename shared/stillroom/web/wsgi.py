@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -27,7 +28,7 @@ log = logging.getLogger("stillroom.web")
 
 KEY = "stillroom.session"
 ALONG = "stillroom.along"  # the session that is read with the limits, for a framework's own to take over
-LIMITED = "stillroom.limited"  # the limits of the table have been checked, further out
+LIMITED = "stillroom.limited"  # no table counts this: see pages
 VISIT = "stillroom.visit"  # the work of limits on this request
 NOT_IN_A_PREFLIGHT = ("HTTP_COOKIE", "HTTP_AUTHORIZATION", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING")
 
@@ -52,9 +53,9 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
     none. `same_origin=True` refuses what another site's page sends (403): unsafe methods by Sec-Fetch-Site and
     Origin; a list names the origins that may.
 
-    Around an app that is mounted in another one: what the outer one has done is not done again. All Redis calls of
-    a request, up to its response, share `request_timeout`. Raises SettingsError for an AsyncStillroom, and
-    InvalidLimit for a table that can't be meant.
+    Around an app that is mounted in another one: what the outer one has done is not done again, and what only the
+    inner one's table says is. All Redis calls of a request, up to its response, share `request_timeout`. Raises
+    SettingsError for an AsyncStillroom, and InvalidLimit for a table that can't be meant.
     """
 
     _kind = Stillroom
@@ -121,7 +122,6 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
 
     def _refused(self, route: Route, visit: Visit, environ: Environ) -> Answer | None:
         """Return the answer to a request that may not go on, or None if it may."""
-        environ[LIMITED] = True
         self._room.state.run(self._gate.asking(route, visit))
         if visit.refused is None:
             return None
@@ -222,18 +222,33 @@ class _Response:
         return body if is_whole and not self._visit.is_holding else _Stream(self, body)
 
     def pieces(self, body: Iterable[bytes]) -> Iterator[bytes]:
-        """Begin the response when its first piece is there."""
+        """Begin the response when its first piece is there.
+
+        A client may send its next request when it has the last one, so what was in flight is given back before.
+        """
+        left = math.inf
         try:
             for piece in body:
                 self._begin()
                 if self._instead is not None:
                     break
+                if self._visit.is_holding:
+                    left = (self._length() if left == math.inf else left) - len(piece)
+                    if left <= 0:
+                        self.let_go()
                 yield piece
             self._begin()
         except (SessionStoreUnavailable, SessionNotFresh, LoadShed) as error:
             yield self._explain(error)
+        self.let_go()
         if self._instead is not None:
             yield self._instead.body
+
+    def _length(self) -> float:
+        """Return the length of the body as the app says it, or infinity."""
+        _, headers, *_ = self._held or ("", [])
+        said = next((value for name, value in headers if name.lower() == "content-length"), "")
+        return int(said) if said.isdecimal() else math.inf
 
     def over(self) -> None:
         report_loss(self._session)

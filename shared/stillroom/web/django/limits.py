@@ -110,7 +110,9 @@ class LimitsMiddleware(InRequest):
             self._charger.gate.learn(visit)
             return response
         self._charger.end(visit, response.status_code, response.items())
-        if visit.is_holding:
+        if not response.streaming:  # its client may send the next request when it has this body
+            self._charger.let_go(visit)
+        elif visit.is_holding:
             response._resource_closers.append(lambda: self._charger.let_go(visit))
         if visit.decisions:
             for name, value in lacking(response.headers, visit.headers()):
