@@ -6,6 +6,7 @@
 # HOST and PORT are its own address; FIRST is the primary before any failover.
 # A Sentinel keeps what it knows in its file: who it is, who is the primary, who else there is. The rest of the file is
 # written anew at each start, so that a new password or another patience takes effect.
+# Its clients' buffers are bounded as those of the servers are: any process of the stack may log in here as `watch`.
 set -eu
 umask 077
 file=${DATA:-/data}/sentinel.conf
@@ -22,6 +23,9 @@ port $PORT
 protected-mode no
 dir ${DATA:-/data}
 aclfile ${ACL_FILE:-/etc/redis/sentinels.acl}
+maxmemory-clients 16mb
+timeout 300
+tcp-keepalive 60
 sentinel resolve-hostnames yes
 sentinel announce-hostnames yes
 sentinel announce-ip $HOST

@@ -331,6 +331,7 @@ def numbers() -> str:
 
 NUMBERS: Sequence[tuple[str, float, str]] = [
     ("bytes of a key or tag, escaped", keys.KEY_LIMIT, "`InvalidKey`"),
+    ("tags of an entry", keys.TAGS_LIMIT, "`InvalidArgument`; a loaded value is not kept"),
     (
         "globs among the marks of invalidations",
         GLOBS_KEPT,

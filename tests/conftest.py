@@ -71,11 +71,20 @@ def is_left_out(item: pytest.Item, only: str | None, is_full: bool) -> bool:
         return True
     callspec = getattr(item, "callspec", None)
     given = callspec.params if callspec else {}
-    kind = given.get("shared_server", given.get("shared_cluster"))
+    kind = given.get("shared_server", given.get("shared_cluster", given.get("formed")))
     if kind is None or only is not None:
         return kind not in (None, only)
-    is_alike = is_async(item) or item.get_closest_marker("any_server") is not None
+    is_alike = (
+        is_async(item)
+        or item.get_closest_marker("any_server") is not None
+        or item.nodeid.startswith(STEPPED)
+    )
     return bool(kind == "redis" and is_alike and not is_full)
+
+
+# These are about the order of commands, and what processes do when servers fail. All others show that scripts mean
+# the same on both servers; what was acknowledged is seen to outlive a failover of each kind.
+STEPPED = ("tests/races/", "tests/properties/", "tests/failover/test_s", "tests/failover/test_w")
 
 
 def is_async(item: pytest.Item) -> bool:

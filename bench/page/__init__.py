@@ -1,6 +1,6 @@
 """The same page by what a user would pick: a framework alone, with the usual parts, with ours, with ours and near.
 
-Four products are read one by one, or in one call: `get_many` of the usual parts, `.many()` of ours.
+The five cached reads are made one by one, or in one call: `get_many` of the usual parts, `gather` of ours.
 
 One session read, one moving-window limit with headers (a fixed window in Django's usual parts, which have no
 other), and five cached reads. One process of the app on one CPU; its Redis, the client and our worker on the other.
@@ -29,7 +29,7 @@ PARTS = {
     "fastapi": "starsessions, slowapi, cashews",
     "django": "django-redis, its sessions, django-ratelimit",
 }
-VARIANTS = ["bare", "usual", "batched", "ours", "many", "near"]
+VARIANTS = ["bare", "usual", "batched", "ours", "gathered", "near"]
 USUAL = ["usual", "batched"]
 NEEDS = {
     "flask": ["flask_session", "flask_limiter", "flask_caching"],
@@ -39,10 +39,10 @@ NEEDS = {
 
 
 class Target(NamedTuple):
-    """Holds a framework's rate with ours and with near, as a multiple of the rate with the usual parts."""
+    """Holds a framework's rate with ours, `gather` and near, as a multiple of that with the usual parts."""
 
     ours: float
-    many: float
+    gathered: float
     near: float
 
 
@@ -114,7 +114,7 @@ def label(framework: str, variant: str) -> str:
         "usual": f"{name}, the usual parts",
         "batched": f"{name}, the usual parts, get_many",
         "ours": f"{name} + Stillroom",
-        "many": f"{name} + Stillroom, .many()",
+        "gathered": f"{name} + Stillroom, gather",
         "near": f"{name} + Stillroom, near",
     }[variant]
 

@@ -15,7 +15,7 @@ from bench.stage import server_cpu_us
 from stillroom.embedded import EmbeddedServer, free_port
 
 WARM_UP_S = 1.0
-OURS = ["ours", "many", "near"]  # variants
+OURS = ["ours", "gathered", "near"]  # variants
 
 
 class Figures(NamedTuple):

@@ -52,23 +52,25 @@ def _usual_view(in_batches: bool) -> View:
     def product(id: int) -> shop.Product:
         return cache.get_or_set(f"product:{id}", lambda: shop.load_product(id), shop.TTL)
 
-    def one_by_one(ids: list[int]) -> list[shop.Product]:
-        return [product(one) for one in ids]
+    def rates() -> Any:
+        return cache.get_or_set("rates", shop.load_rates, shop.RATES_TTL)
 
-    def in_a_batch(ids: list[int]) -> list[shop.Product]:
-        found = cache.get_many([f"product:{one}" for one in ids])
-        return [found.get(f"product:{one}") or product(one) for one in ids]
+    def one_by_one(ids: list[int]) -> Any:
+        return [product(one) for one in ids], rates()
 
-    products = in_a_batch if in_batches else one_by_one
+    def in_a_batch(ids: list[int]) -> Any:
+        found = cache.get_many([*(f"product:{one}" for one in ids), "rates"])
+        products = [found.get(f"product:{one}") or product(one) for one in ids]
+        return products, found.get("rates") or rates()
+
+    read = in_a_batch if in_batches else one_by_one
 
     @ratelimit(key="ip", rate=f"{shop.ALLOWED}/m")
     def page(request: HttpRequest) -> JsonResponse:
         visit = shop.visit()
         if visit.changed is not None:
             cache.delete(f"product:{visit.changed}")
-        rates = cache.get_or_set("rates", shop.load_rates, shop.RATES_TTL)
-        theme = request.session["theme"]
-        return JsonResponse(shop.page(theme, products(visit.products), rates))
+        return JsonResponse(shop.page(request.session["theme"], *read(visit.products)))
 
     return page
 
@@ -77,8 +79,8 @@ def ours() -> Any:
     return _ours()
 
 
-def many() -> Any:
-    return _ours(many=True)
+def gathered() -> Any:
+    return _ours(gathered=True)
 
 
 def near() -> Any:
@@ -99,19 +101,18 @@ def _ours(**how: bool) -> Any:
 
 
 def _our_view(**how: bool) -> View:
-    from bench.page.ours import LIMIT, loaders
+    from bench.page.ours import LIMIT, reads
     from stillroom.web.django import room
     from stillroom.web.django.limits import limited
 
-    cache, load = room().cache, loaders(room(), **how)
+    cache, read = room().cache, reads(room(), **how)
 
     @limited(LIMIT)
     def page(request: HttpRequest) -> JsonResponse:
         visit = shop.visit()
         if visit.changed is not None:
             cache.invalidate(f"product:{visit.changed}")
-        products, theme = load.products(visit.products), request.session["theme"]
-        return JsonResponse(shop.page(theme, products, load.rates()))
+        return JsonResponse(shop.page(request.session["theme"], *read(visit.products)))
 
     return page
 

@@ -54,12 +54,13 @@ def _usual(in_batches: bool) -> FastAPI:
     )
     rates = cache(ttl=shop.RATES_TTL, key="rates")(shop.load_rates_async)
 
-    async def one_by_one(ids: list[int]) -> list[Any]:
-        return [await product(id=one) for one in ids]
+    async def one_by_one(ids: list[int]) -> Any:
+        return [await product(id=one) for one in ids], await rates()
 
-    async def in_a_batch(ids: list[int]) -> list[Any]:
-        found = await cache.get_many(*(f"product:{one}" for one in ids))
-        return [value or await load(one) for one, value in zip(ids, found, strict=True)]
+    async def in_a_batch(ids: list[int]) -> Any:
+        *found, last = await cache.get_many(*(f"product:{one}" for one in ids), "rates")
+        products = [value or await load(one) for one, value in zip(ids, found, strict=True)]
+        return products, last or await rates()
 
     async def load(id: int) -> shop.Product:
         loaded = await shop.load_product_async(id)
@@ -69,7 +70,7 @@ def _usual(in_batches: bool) -> FastAPI:
     async def change(id: int) -> None:
         await (cache.delete(f"product:{id}") if in_batches else cache.delete_tags(f"product:{id}"))
 
-    products = in_a_batch if in_batches else one_by_one
+    read = in_a_batch if in_batches else one_by_one
 
     @app.get("/login")
     async def login(request: Request) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def _usual(in_batches: bool) -> FastAPI:
         visit = shop.visit()
         if visit.changed is not None:
             await change(visit.changed)
-        return shop.page(request.session["theme"], await products(visit.products), await rates())
+        return shop.page(request.session["theme"], *await read(visit.products))
 
     return app
 
@@ -91,8 +92,8 @@ def ours() -> FastAPI:
     return _ours()
 
 
-def many() -> FastAPI:
-    return _ours(many=True)
+def gathered() -> FastAPI:
+    return _ours(gathered=True)
 
 
 def near() -> FastAPI:
@@ -106,7 +107,7 @@ def _ours(**how: bool) -> FastAPI:
     from stillroom.web.starlette import load_session
 
     room = AsyncStillroom()
-    loaders = our.async_loaders(room, **how)
+    read = our.async_reads(room, **how)
     app = FastAPI(lifespan=room.lifespan)
     app.add_middleware(StillroomMiddleware, room=room)
     loaded = Depends(load_session)
@@ -121,7 +122,6 @@ def _ours(**how: bool) -> FastAPI:
         visit = shop.visit()
         if visit.changed is not None:
             await room.cache.invalidate(f"product:{visit.changed}")
-        products = await loaders.products(visit.products)
-        return shop.page(session["theme"], products, await loaders.rates())
+        return shop.page(session["theme"], *await read(visit.products))
 
     return app

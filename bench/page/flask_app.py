@@ -60,12 +60,14 @@ def _usual(in_batches: bool) -> Flask:
     )
     product: Any = cache.memoize()(shop.load_product)
 
-    def one_by_one(ids: list[int]) -> list[shop.Product]:
-        return [product(one) for one in ids]
+    rates: Any = cache.cached(timeout=shop.RATES_TTL, key_prefix="rates")(shop.load_rates)
 
-    def in_a_batch(ids: list[int]) -> list[shop.Product]:
-        found = cache.get_many(*(f"product:{one}" for one in ids))
-        return [value or load(one) for one, value in zip(ids, found, strict=True)]
+    def one_by_one(ids: list[int]) -> Any:
+        return [product(one) for one in ids], rates()
+
+    def in_a_batch(ids: list[int]) -> Any:
+        *found, last = cache.get_many(*(f"product:{one}" for one in ids), "rates")
+        return [value or load(one) for one, value in zip(ids, found, strict=True)], last or rates()
 
     def load(id: int) -> shop.Product:
         loaded = shop.load_product(id)
@@ -75,8 +77,7 @@ def _usual(in_batches: bool) -> Flask:
     def change(id: int) -> None:
         cache.delete(f"product:{id}") if in_batches else cache.delete_memoized(product, id)
 
-    products = in_a_batch if in_batches else one_by_one
-    rates = cache.cached(timeout=shop.RATES_TTL, key_prefix="rates")(shop.load_rates)
+    read = in_a_batch if in_batches else one_by_one
 
     @app.get("/login")
     @limiter.exempt
@@ -89,7 +90,7 @@ def _usual(in_batches: bool) -> Flask:
         visit = shop.visit()
         if visit.changed is not None:
             change(visit.changed)
-        return shop.page(session["theme"], products(visit.products), rates())
+        return shop.page(session["theme"], *read(visit.products))
 
     return app
 
@@ -98,8 +99,8 @@ def ours() -> Flask:
     return _ours()
 
 
-def many() -> Flask:
-    return _ours(many=True)
+def gathered() -> Flask:
+    return _ours(gathered=True)
 
 
 def near() -> Flask:
@@ -111,7 +112,7 @@ def _ours(**how: bool) -> Flask:
     from stillroom.web.flask import StillroomLimits, StillroomSessions, limited
 
     room = Stillroom()
-    loaders = our.loaders(room, **how)
+    read = our.reads(room, **how)
     app = Flask("ours")
     app.session_interface = StillroomSessions(room)
     StillroomLimits(app, room)
@@ -127,6 +128,6 @@ def _ours(**how: bool) -> Flask:
         visit = shop.visit()
         if visit.changed is not None:
             room.cache.invalidate(f"product:{visit.changed}")
-        return shop.page(session["theme"], loaders.products(visit.products), loaders.rates())
+        return shop.page(session["theme"], *read(visit.products))
 
     return app

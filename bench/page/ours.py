@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeAlias
 
 from bench.page import shop
 from stillroom import AsyncStillroom, Limit, Stillroom
 
 LIMIT = Limit("page", shop.ALLOWED, shop.PER_S)
 
-
-class Loaders(NamedTuple):
-    """The cached functions of a page: the products of these ids, and the rates."""
-
-    products: Callable[[list[int]], Any]
-    rates: Callable[[], Any]
+Reads: TypeAlias = Callable[[list[int]], tuple[list[Any], dict[str, float]]]
+AsyncReads: TypeAlias = Callable[[list[int]], Awaitable[tuple[list[Any], dict[str, float]]]]
 
 
-def loaders(room: Stillroom, *, near: bool = False, many: bool = False) -> Loaders:
+def reads(room: Stillroom, *, near: bool = False, gathered: bool = False) -> Reads:
+    """Return what reads these products and the rates from the cache."""
     options: dict[str, Any] = {"near": True} if near else {}
 
     @room.cache.cached("product:{id}", ttl=shop.TTL, tags=["products"], **options)
@@ -29,13 +27,18 @@ def loaders(room: Stillroom, *, near: bool = False, many: bool = False) -> Loade
     def rates() -> dict[str, float]:
         return shop.load_rates()
 
-    def one_by_one(ids: list[int]) -> list[shop.Product]:
-        return [product(one) for one in ids]
+    def one_by_one(ids: list[int]) -> Any:
+        return [product(one) for one in ids], rates()
 
-    return Loaders(product.many if many else one_by_one, rates)
+    def at_once(ids: list[int]) -> Any:
+        *products, last = room.cache.gather(*(partial(product, one) for one in ids), rates)
+        return products, last
+
+    return at_once if gathered else one_by_one
 
 
-def async_loaders(room: AsyncStillroom, *, near: bool = False, many: bool = False) -> Loaders:
+def async_reads(room: AsyncStillroom, *, near: bool = False, gathered: bool = False) -> AsyncReads:
+    """Return what reads these products and the rates from the cache."""
     options: dict[str, Any] = {"near": True} if near else {}
 
     @room.cache.cached("product:{id}", ttl=shop.TTL, tags=["products"], **options)
@@ -46,7 +49,11 @@ def async_loaders(room: AsyncStillroom, *, near: bool = False, many: bool = Fals
     async def rates() -> dict[str, float]:
         return await shop.load_rates_async()
 
-    async def one_by_one(ids: list[int]) -> list[shop.Product]:
-        return [await product(one) for one in ids]
+    async def one_by_one(ids: list[int]) -> Any:
+        return [await product(one) for one in ids], await rates()
 
-    return Loaders(product.many if many else one_by_one, rates)
+    async def at_once(ids: list[int]) -> Any:
+        *products, last = await room.cache.gather(*(partial(product, one) for one in ids), rates)
+        return products, last
+
+    return at_once if gathered else one_by_one

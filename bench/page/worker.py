@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.page.ours import loaders
+from bench.page.ours import reads
 from stillroom import Stillroom
 
 room = Stillroom()
-loaders(room)
+reads(room)

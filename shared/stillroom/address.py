@@ -19,6 +19,14 @@ SENTINELS = ("redis+sentinel", "rediss+sentinel")
 SCHEMES = (*SERVERS, *SENTINELS)
 # The wire owns patience: an option of these kinds in a URL would silently overrule it.
 OPTIONS_REFUSED = ("retry", "timeout", "max_connections", "decode_responses", "protocol")
+# The options that may stand in a URL. redis-py would raise for another one at the first call.
+OPTIONS = ("db", "username", "password", "client_name", "socket_keepalive")
+TLS_OPTIONS = (
+    *("ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_cert_reqs", "ssl_check_hostname"),
+    *("ssl_certfile", "ssl_keyfile", "ssl_password", "ssl_ciphers", "ssl_min_version"),
+    *("ssl_include_verify_flags", "ssl_exclude_verify_flags"),
+)
+CERT_REQS = ("none", "optional", "required")
 SENTINEL_PORT = 26379
 SENTINEL_FORM = "redis+sentinel://host:26379,host:26379/<master>/<database>"
 
@@ -63,8 +71,8 @@ def read_sentinel(url: str) -> SentinelAddress:
     return SentinelAddress(hosts, master, f"{match['scheme']}://{who}primary{tail}")
 
 
-def check_url(url: str) -> str:
-    """Return the URL, unless Redis can't be there. Raises ValueError."""
+def check_url(url: str, *, of_broker: bool = False) -> str:
+    """Return the URL, unless Redis can't be there. Raises ValueError. `of_broker`: kombu has options of its own."""
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES or "://" not in url:
         listed = ", ".join(f"{known}://" for known in SCHEMES)
@@ -73,20 +81,21 @@ def check_url(url: str) -> str:
             f"a Redis URL starts with one of {listed}" + (f"; {meant}" if meant else "")
         )
     if is_sentinel(url):
-        return _checked_sentinel(url)
-    _check_server(url, scheme)
+        return _checked_sentinel(url, of_broker=of_broker)
+    _check_server(url, scheme, of_broker=of_broker)
     return url
 
 
-def _checked_sentinel(url: str) -> str:
+def _checked_sentinel(url: str, *, of_broker: bool) -> str:
     rest = url.partition("://")[2]
     if "@" in rest.partition("/")[2]:
         raise ValueError("its password holds a # ? or /, which are written as %23 %3F %2F in a URL")
-    _check_server(read_sentinel(url).primary, "redis")
+    primary = read_sentinel(url).primary
+    _check_server(primary, primary.partition("://")[0], of_broker=of_broker)
     return url
 
 
-def _check_server(url: str, scheme: str) -> None:
+def _check_server(url: str, scheme: str, *, of_broker: bool) -> None:
     try:
         parts = urlsplit(url)
         _ = parts.port, parts.hostname
@@ -98,9 +107,24 @@ def _check_server(url: str, scheme: str) -> None:
         raise ValueError("its password holds a # ? or /, which are written as %23 %3F %2F in a URL")
     if scheme != "unix":
         _database(parts.path.strip("/"))
-    for option in parse_qs(parts.query):
+    for option, values in parse_qs(parts.query).items():
         if any(word in option for word in OPTIONS_REFUSED):
             raise ValueError(f"the option {option!r} does not belong in a URL: it has its setting")
+        if not of_broker:
+            _check_option(option, values[-1], is_tls=scheme == "rediss")
+
+
+def _check_option(option: str, value: str, *, is_tls: bool) -> None:
+    if option in TLS_OPTIONS and not is_tls:
+        raise ValueError(f"the option {option!r} is for TLS: the URL starts with rediss then")
+    if option not in (*OPTIONS, *TLS_OPTIONS):
+        known = (*OPTIONS, *TLS_OPTIONS)
+        meant = did_you_mean(option, known, "%r") or f"; there are {', '.join(OPTIONS)}"
+        raise ValueError(f"a Redis URL has no option {option!r}{meant}")
+    if option == "db":
+        _database(value)
+    if option == "ssl_cert_reqs" and value not in CERT_REQS:
+        raise ValueError(f"ssl_cert_reqs={value!r}: none, optional or required")
 
 
 def _host(text: str) -> Host:

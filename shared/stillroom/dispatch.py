@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import json
@@ -211,7 +212,10 @@ class CeleryDispatch:
                     self._start()
         except RuntimeError as error:  # "can't start new thread": there may be one later
             self._failed(error)
-            self._give_back(errand.undelivered)
+            if asyncio._get_running_loop() is None:
+                self._give_back(errand.undelivered)
+            else:  # giving back is a round trip: it waits for the thread, not in the event loop
+                self._refused.append(errand.undelivered)
             return
         if self._errands.qsize() < self.waiting_limit:
             self._errands.put(errand)

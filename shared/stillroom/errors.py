@@ -139,12 +139,10 @@ class UnknownLoader(StillroomError, LookupError):
 
 
 WHO_MAY = "users.acl says what this user of Redis may do"
-# Redis 7.0 and others say this where a script lacks a right: they have no error code for it there.
-NO_RIGHT = ("The user executing the script can't", "ACL failure in script")
 
 
 class RedisUnavailable(StillroomError):
-    """Redis did not answer in time, or at all.
+    """Redis did not answer in time, or at all, or refused.
 
     `reason` is one word: refused, name (the host has none), timeout, tls, closed, breaker, pool, budget, contended,
     nocluster; auth, select or time for the part of a connection's handshake that was refused; readonly (it is a
@@ -157,7 +155,8 @@ class RedisUnavailable(StillroomError):
     """
 
     def __init__(self, reason: str, detail: str = "", *, may_be_done: bool = False) -> None:
-        super().__init__(f"Redis is unavailable ({reason})" + (f": {detail}" if detail else ""))
+        what = "Redis refuses this" if reason in OF_THE_COMMAND else "Redis is unavailable"
+        super().__init__(f"{what} ({reason})" + (f": {detail}" if detail else ""))
         self.reason = reason
         self.detail = detail
         self._may_be_done = may_be_done
@@ -173,7 +172,7 @@ class RedisUnavailable(StillroomError):
     @property
     def lacks_right(self) -> bool:
         """Return whether the server answered that this user of Redis may not do that."""
-        return self.reason == "noperm" or any(words in self.detail for words in NO_RIGHT)
+        return self.reason == "noperm"
 
 
 class RedisRefused(RedisUnavailable):
@@ -217,7 +216,7 @@ class SettingsDiffer(RedisUnavailable):
 # Reasons that say nothing of whether a command was done.
 UNANSWERED = frozenset({"timeout", "closed", "protocol", "proxy", "unblocked"})
 # The answers of a server that refuses this one command for good: it is not away.
-OF_THE_COMMAND = frozenset({"wrongtype", "err", "unsupported"})
+OF_THE_COMMAND = frozenset({"wrongtype", "err", "unsupported", "noperm"})
 # Stillroom can't work as it is configured: the server is of the wrong kind, or this user lacks a right. Unlike an
 # outage this does not end by itself.
 MISCONFIGURED = frozenset({"cluster", "old", "crossslot", "moved", "ask", "unsupported", "noperm"})
@@ -320,7 +319,7 @@ class SessionTooLate(StillroomError, RuntimeError):
 class SessionUnreadable(StillroomError, ValueError):
     """The session's data are not of the type asked for. The message names fields, never their contents.
 
-    Answer: treat the session as empty, or end it.
+    Answer: treat the session as empty, or end it. The session of a request is taken for one that has ended.
     """
 
 

@@ -38,7 +38,7 @@ else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
 | ns:{0}:todo       | zset   | work that invalidations left → when it is due,  | until done,  | mark, clear,    |
 |                   |        | ms (lib/todo.lua lists the kinds)               | life_limit   | verify_epoch    |
 | ns:{0}:at:<work>  | string | how far it has got, as JSON                     | 10 min       | reclaim.py      |
-| ns:{0}:warm:<loader> | string | the newest period whose warm-up is claimed  | 2 periods    | warm_claim      |
+| ns:{0}:warm:<loader> | string | the newest period that is claimed, a token  | 2 periods    | warm_claim      |
 | ns:{0}:trimmed    | string | how far the trimming of indexes has got         | 10 min       | reclaim.py      |
 | ns:{s<shard>}:…   | of one shard of the sessions, 00 to ff: lib/session.lua |              | session_*       |
 |       …s:<h>      | hash   | a session, by the HMAC of its token             | its deadline |                 |
@@ -78,7 +78,7 @@ else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
 |                   |        |                                                 | that ends    |                 |
 |                   |        |                                                 | last; 200    |                 |
 | ns:{lk:<name>}:…  | of one lock or semaphore                                 |              | slot_take,      |
-|       …slots      | zset   | who holds it → when its lease ends, µs          | the longest  | slot_renew      |
+|       …slots      | zset   | `<token>.<lease, ms>` → when the lease ends, µs | the longest  | slot_renew      |
 |       …queue      | zset   | who waits → when it came, µs; 1,000 at most     | 2 s          |                 |
 |       …waiters    | zset   | who waits → until when its place is kept, µs    | 2 s          |                 |
 |       …fence      | string | the last fencing number: µs, always growing     | 1 d          | slot_take       |
@@ -139,7 +139,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import ip_network
 
-from stillroom.errors import InvalidKey
+from stillroom.errors import InvalidArgument, InvalidKey
 from stillroom.subject import SITE_PREFIX, UNKNOWN, site_of
 
 WOULD_DENY = (
@@ -160,6 +160,7 @@ IN_A_HOME = "{r[0-3][0-9a-f]}"  # a glob for the tags above
 OF_EACH_HOME = ("abuse", "bans")  # what each of these shards has one of
 OF_THE_BROKER = ("unacked", "binding_deadlines")  # kombu's keys, which are on no cluster
 KEY_LIMIT = 1024  # bytes of a key or tag, escaped
+TAGS_LIMIT = 1_000  # of one entry: writing their indexes takes the server 3 ms
 OTHER = b"%other"  # behind an entry's key: its other place. No escaped key ends so
 
 # Control characters would break the entry's header line and every log they are printed in;
@@ -484,6 +485,15 @@ def sanitized(text: str) -> bytes:
             text, f"a key or a tag has 1 to {KEY_LIMIT:,} bytes; this one has {len(name):,}"
         )
     return name
+
+
+def refuse_crowd(tags: Sequence[object]) -> None:
+    """Raise InvalidArgument for more tags than an entry may have: a script writes an index for each."""
+    if len(tags) > TAGS_LIMIT:
+        raise InvalidArgument(
+            f"tags: {len(tags):,} were given, and an entry has {TAGS_LIMIT:,} at most; give one tag to what is "
+            "invalidated together"
+        )
 
 
 def original(name: bytes) -> bytes:

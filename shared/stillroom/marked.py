@@ -78,7 +78,7 @@ class Marks:
         refuse: Callable[[Any], Exception | None] | None = None,
     ) -> None:
         self.kinds = [*self._containers(), *KINDS, *kinds]
-        self._by_name = {kind.name: kind for kind in self.kinds}
+        self._by_name = {kind.name: kind for kind in (*self.kinds, TEXT, SAYS_HTML)}
         self._text_keys = text_keys
         self._refuse = refuse
 
@@ -92,7 +92,7 @@ class Marks:
             return self._list(value)
         if isinstance(value, dict):
             return self._dict(value)
-        for kind in self.kinds:
+        for kind in (*self.kinds, SAYS_HTML):
             if kind.fits(value):
                 return {MARK: kind.name, PARTS: kind.parts(value)}
         return value
@@ -105,7 +105,10 @@ class Marks:
             return value
         name = value.get(MARK)
         if isinstance(name, str) and name in self._by_name and PARTS in value:
-            return self._by_name[name].whole(value[PARTS])
+            parts = value[
+                PARTS
+            ]  # which are marked themselves where they are a text that UTF-8 can't write
+            return self._by_name[name].whole(self.unpack(parts) if type(parts) is dict else parts)
         return {key: self.unpack(one) for key, one in value.items()}
 
     def _dict(self, value: dict[Any, Any]) -> Any:
@@ -148,6 +151,29 @@ def key_text(key: Any) -> Any:
     if isinstance(key, int):
         return int.__repr__(key)
     return float.__repr__(key) if isinstance(key, float) else key
+
+
+def writable(packed: Any) -> Any:
+    """Return a packed value in which each text that UTF-8 can't write is marked.
+
+    A client's JSON may hold half of a surrogate pair, and so may what an app keeps of it.
+    """
+    if isinstance(packed, list):
+        return [writable(one) for one in packed]
+    if isinstance(packed, dict):
+        if all(map(_has_utf8, packed)):
+            return {key: writable(one) for key, one in packed.items()}
+        return {MARK: "dict", PARTS: [[writable(k), writable(v)] for k, v in packed.items()]}
+    return packed if _has_utf8(packed) else {MARK: TEXT.name, PARTS: TEXT.parts(packed)}
+
+
+def _has_utf8(text: Any) -> bool:
+    """Return whether UTF-8 can write this, if it is a text."""
+    try:
+        text.encode() if isinstance(text, str) else None
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_safe_text(value: Any) -> bool:
@@ -211,4 +237,26 @@ KINDS = (
     kind("Decimal", decimal.Decimal, str),
     kind("UUID", uuid.UUID, str),
     *SAFE_TEXTS,
+)
+
+
+def _html(text: str) -> Any:
+    """Return HTML as the type that one of the packages has for it."""
+    made = (kind.whole(text) for kind in SAFE_TEXTS)
+    return next((one for one in made if type(one) is not str), text)
+
+
+# What says by itself how it is written as HTML, such as a translation that is looked up late: it becomes safe text.
+SAYS_HTML = Kind(
+    "Markup",
+    lambda value: callable(getattr(type(value), "__html__", None)),
+    lambda value: str(value.__html__()),
+    _html,
+)
+# Half of a surrogate pair: see `writable`.
+TEXT = Kind(
+    "text",
+    lambda _: False,
+    lambda text: base64.b64encode(text.encode(errors="surrogatepass")).decode(),
+    lambda parts: base64.b64decode(parts).decode(errors="surrogatepass"),
 )

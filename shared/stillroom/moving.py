@@ -17,7 +17,8 @@ lifetimes. Deadlines in a record are times of the old server's clock.
 | `!arriving`  | `!left`      | was being copied the other way: it is opened there again     |
 
 So a move that broke off may be repeated, or turned back by moving the other way. A shard that arrives replaces what
-was there: it may be what another move has left behind.
+was there: it may be what another move has left behind. Sessions that are in use there are no such thing: whoever
+confuses the two servers would end all of them. So they are replaced only where that is asked for.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from stillroom.agreed import FIELDS_LIMIT, Rule, this_process
 from stillroom.errors import BanRefused, SettingsError, StillroomError
 from stillroom.groups import groups
 from stillroom.keys import Keys, glob_literal
-from stillroom.operation import Operation
-from stillroom.scripts import session_shut
+from stillroom.operation import Kept, Operation
+from stillroom.scripts import agree, session_shut
 from stillroom.wire import Command
 
 log = logging.getLogger("stillroom")
@@ -42,6 +44,7 @@ SCANNED = 1_000  # keys that one SCAN looks at: about 0.2 ms of the server's
 PAGE = 1_000  # members of an index
 REMOVED = 500
 LONGEST_MS = 366 * 86_400_000
+SHARDS_AGREED = b"session_shards"
 BANS = 10_000
 
 
@@ -50,10 +53,20 @@ class Side(NamedTuple):
 
     keys: Keys
     run: Callable[[Operation[Any]], Any]
+    replicas: int = 0  # so many have to know that a shard is shut, or have what has arrived
 
     def ask(self, commands: Sequence[Command]) -> Sequence[Any]:
         replies: Sequence[Any] = self.run(_asking(commands))
         return replies
+
+    def ask_for_good(self, commands: Sequence[Command]) -> None:
+        """Return when so many replicas have what was done. Raises StillroomError if too few have it in time."""
+        if not self.replicas:
+            self.ask(commands)
+        elif (found := self.run(_keeping(list(commands), self.replicas))) < self.replicas:
+            raise StillroomError(
+                f"{found} of {self.replicas} replicas (STILLROOM_REPLICAS) had it in time: move again"
+            )
 
 
 class Moving:
@@ -64,11 +77,14 @@ class Moving:
         self._there = there
         self._left: list[int] = []
 
-    def begin(self) -> int:
-        """Shut the shards there that are to arrive. Return how many. Raises SettingsError.
+    def begin(self, *, replace: bool = False) -> int:
+        """Shut the shards there that are to arrive. Return how many. Raises SettingsError, and shuts none then.
 
         From now on new processes may run: what has not arrived is unavailable to them, and not missing.
+        `replace`: sessions that are in use there already end, as those of processes that began too early.
         """
+        for side in (self._here, self._there):
+            _try_to_scan(side)
         pairs = list(zip(_states(self._here), _states(self._there), strict=True))
         for shard, pair in enumerate(pairs):
             if pair in ((LEFT, LEFT), (ARRIVING, ARRIVING)):
@@ -79,8 +95,12 @@ class Moving:
             if here is None or (here, there) == (LEFT, ARRIVING)
         ]
         back = [shard for shard, pair in enumerate(pairs) if pair == (ARRIVING, LEFT)]
+        both = [shard for shard, pair in enumerate(pairs) if pair == (None, None)]
+        self._refuse_the_same(both[:1])
+        if not replace:
+            self._refuse_to_replace(both)
+        self._tell_shards()
         self._shut(self._there, self._left, ARRIVING)
-        self._refuse_the_same(pairs)
         _open(self._there, back)
         return len(self._left)
 
@@ -94,26 +114,44 @@ class Moving:
             del self._left[0]
             yield copied
 
-    def _refuse_the_same(self, before: Sequence[tuple[bytes | None, bytes | None]]) -> None:
-        """Raise SettingsError where what was shut there is shut here: it is one server, under two names."""
-        if not any(
-            here is None and now == ARRIVING
-            for (here, _), now in zip(before, _states(self._here), strict=True)
-        ):
+    def _refuse_the_same(self, shards: Sequence[int]) -> None:
+        """Raise SettingsError where a shard that is shut there is shut here: it is one server, under two names."""
+        if not shards:
             return
-        _open(self._there, self._left)
-        raise SettingsError("both are the same server: there is nothing to move")
+        self._there.ask(_shutting(self._there, shards, ARRIVING))
+        here = _states(self._here, shards)
+        self._there.ask(_opening(self._there, shards))
+        if ARRIVING in here:
+            raise SettingsError("both are the same server: there is nothing to move")
+
+    def _refuse_to_replace(self, shards: Sequence[int]) -> None:
+        """Raise SettingsError where sessions are in use there: perhaps they are to move, and not to be replaced."""
+        here, there = sum(_sizes(self._here, shards)), sum(_sizes(self._there, shards))
+        if there:
+            raise SettingsError(
+                f"sessions are in use on the server that is moved to: {there:,}, and {here:,} on the other one. "
+                "Are the two confused? If processes began there too early, their sessions end with --replace"
+            )
+
+    def _tell_shards(self) -> None:
+        """Let the new server know of as many shards as the old one: acts on all of a user's sessions ask all."""
+        (known,) = self._here.ask([(b"HGET", self._here.keys.agreed, SHARDS_AGREED)])
+        number, _, _ = (known or b"").partition(b"\t")
+        if number.isdigit():
+            about = SHARDS_AGREED, number, Rule.LARGEST.value
+            agreed = self._there.keys.agreed
+            self._there.ask([agree([agreed], this_process(), FIELDS_LIMIT, *about)])
 
     def _shut(self, side: Side, shards: Sequence[int], why: bytes) -> None:
         if shards:
-            side.ask([session_shut([side.keys.revocations(shard)], why) for shard in shards])
+            side.ask_for_good(_shutting(side, shards, why))
 
     def _move(self, shard: int) -> int:
         self._shut(self._here, [shard], LEFT)
         self._clear(shard)
         copied = self._copy(shard) if _has_keys(self._here, shard) else 0
         self._copy_revocations(shard)
-        if _size(self._here, shard) != _size(self._there, shard):
+        if _sizes(self._here, [shard]) != _sizes(self._there, [shard]):
             raise StillroomError(f"shard {shard} of the sessions did not arrive whole: move again")
         _open(self._there, [shard])
         return copied
@@ -188,6 +226,15 @@ def _writing(key: bytes, kind: bytes, value: Any, ms: int) -> list[Command]:
     return [write, (b"PEXPIRE", key, b"%d" % (ms if ms > 0 else LONGEST_MS))]
 
 
+def shut_shards(side: Side) -> tuple[int, int]:
+    """Return how many shards have left this server, and how many are on their way to it, or were: a move broke off.
+
+    Redis away: RedisUnavailable.
+    """
+    states = _states(side)
+    return states.count(LEFT), states.count(ARRIVING)
+
+
 def move_bans(here: Any, there: Any, run: Callable[[Operation[Any]], Any], keys: Keys) -> int:
     """Let the bans that are in force here hold there. Return how many were new there.
 
@@ -218,20 +265,39 @@ def _asking(commands: Sequence[Command]) -> Operation[list[Any]]:
     return replies
 
 
-def _states(side: Side) -> list[bytes | None]:
+def _keeping(commands: list[Command], replicas: int) -> Operation[int]:
+    replies = yield Kept(commands, replicas)
+    return int(replies.replicas)
+
+
+def _try_to_scan(side: Side) -> None:
+    """Find out whether this user may SCAN, before anything is shut. Raises RedisRefused."""
+    side.ask(_scanning(side, 0, b"0", 1))
+
+
+def _states(side: Side, shards: Sequence[int] = SHARDS) -> list[bytes | None]:
     """Return why each shard is shut; None for one that is open."""
-    keys = [side.keys.revocations(shard) for shard in SHARDS]
-    replies = side.ask([(b"ZMSCORE", key, LEFT, ARRIVING) for key in keys])
-    return [
-        LEFT if left is not None else ARRIVING if arriving is not None else None
-        for left, arriving in replies
-    ]
+    keys = [side.keys.revocations(shard) for shard in shards]
+    replies = side.ask([(b"ZMSCORE", key, LEFT, ARRIVING) for key in keys]) if keys else []
+    return [_why_shut(reply) for reply in replies]
+
+
+def _why_shut(reply: Sequence[Any]) -> bytes | None:
+    left, arriving = reply
+    return LEFT if left is not None else ARRIVING if arriving is not None else None
+
+
+def _shutting(side: Side, shards: Sequence[int], why: bytes) -> list[Command]:
+    return [session_shut([side.keys.revocations(shard)], why) for shard in shards]
+
+
+def _opening(side: Side, shards: Sequence[int]) -> list[Command]:
+    return [(b"ZREM", side.keys.revocations(shard), LEFT, ARRIVING) for shard in shards]
 
 
 def _open(side: Side, shards: Sequence[int]) -> None:
     if shards:
-        keys = [side.keys.revocations(shard) for shard in shards]
-        side.ask([(b"ZREM", key, LEFT, ARRIVING) for key in keys])
+        side.ask_for_good(_opening(side, shards))
 
 
 def _has_keys(side: Side, shard: int) -> bool:
@@ -240,22 +306,29 @@ def _has_keys(side: Side, shard: int) -> bool:
     return bool(side.ask([(b"EXISTS", *known)])[0])
 
 
-def _size(side: Side, shard: int) -> int:
-    return int(side.ask([(b"ZCARD", side.keys.due_sessions(shard))])[0])
+def _sizes(side: Side, shards: Sequence[int]) -> list[int]:
+    """Return how many sessions each shard has, with those that ended and were not swept."""
+    if not shards:
+        return []
+    return [*map(int, side.ask([(b"ZCARD", side.keys.due_sessions(shard)) for shard in shards]))]
 
 
 def _keys_of(side: Side, shard: int) -> Iterator[bytes]:
     """Yield the keys of a shard, but not that of its revocations, which says that it is shut."""
     revocations = side.keys.revocations(shard)
-    glob = glob_literal(side.keys.shard(shard)) + b"*"
     cursor = b"0"
     while True:
-        # The command before it says to which node of a cluster the SCAN goes.
-        scan = (b"SCAN", cursor, b"MATCH", glob, b"COUNT", b"%d" % SCANNED)
-        _, (cursor, found) = side.ask([(b"EXISTS", revocations), scan])
+        _, (cursor, found) = side.ask(_scanning(side, shard, cursor, SCANNED))
         yield from (key for key in found if key != revocations)
         if cursor == b"0":
             return
+
+
+def _scanning(side: Side, shard: int, cursor: bytes, count: int) -> list[Command]:
+    """Return a SCAN for a shard's keys. The command before it says to which node of a cluster it goes."""
+    glob = glob_literal(side.keys.shard(shard)) + b"*"
+    scan = (b"SCAN", cursor, b"MATCH", glob, b"COUNT", b"%d" % count)
+    return [(b"EXISTS", side.keys.revocations(shard)), scan]
 
 
 def _members(side: Side, key: bytes) -> Iterator[list[tuple[bytes, bytes]]]:

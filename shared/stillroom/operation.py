@@ -341,13 +341,14 @@ class AsyncDriver:
                     if kind in _BATCHES:
                         left = deadline - time.monotonic()
                         answer = await self._exchange(step, left, idempotent=kind is list)
-                        # Later than the wire waits: this loop was busy. What follows is not to pay for that.
-                        if (now := time.monotonic()) > deadline:
-                            deadline = now + self._call_timeout
                     else:
                         answer = await self._take(step, deadline)
-                        if isinstance(step, _OTHERS_TIME) and not isinstance(step, Backoff):
-                            deadline = time.monotonic() + self._call_timeout
+                    is_others_time = isinstance(step, _OTHERS_TIME) and not isinstance(
+                        step, Backoff
+                    )
+                    # Later than the wire waits: this loop was busy. What follows is not to pay for that.
+                    if (now := time.monotonic()) > deadline or is_others_time:
+                        deadline = now + self._call_timeout
                 except BaseException as error:
                     step = operation.throw(error)
                 else:
@@ -374,6 +375,8 @@ class AsyncDriver:
         except RedisRefused as refused:
             repair = Repair(batch, refused, may_repeat=idempotent and not timed)
             second: Sequence[Any] = []
+            if (answered := time.monotonic()) > began + left:  # this loop was busy: see run
+                began = answered
             while repair.goes_on(second):
                 try:
                     second = await self.wire.execute(
@@ -740,6 +743,14 @@ def in_background_loop(awaitable: Awaitable[Any]) -> Any:
             awaitable.close()
         raise
     return asyncio.run_coroutine_threadsafe(_finish(awaitable), loop).result()
+
+
+async def aside(work: Callable[..., T], *args: Any) -> T:
+    """Run work that may block in a thread, or here where no thread can be started. It may be run twice then."""
+    try:
+        return await asyncio.to_thread(work, *args)
+    except RuntimeError:
+        return work(*args)
 
 
 def _background_loop() -> asyncio.AbstractEventLoop:

@@ -48,8 +48,9 @@ class Pauses:
         return self._pausing(what, seconds, by[:100])
 
     def _pausing(self, what: str, seconds: float, by: str) -> Operation[None]:
-        ms = b"%d" % (seconds * 1000)
-        yield [(b"SET", self._keys.paused(what), json.dumps({"by": by}), b"PX", ms)]
+        ms = int(seconds * 1000)
+        told = json.dumps({"by": by, "ms": ms})
+        yield [(b"SET", self._keys.paused(what), told, b"PX", b"%d" % ms)]
 
     def resume(self, what: str) -> Operation[bool]:
         """End a pause; True if there was one. Raises InvalidArgument. Redis away: RedisUnavailable."""
@@ -69,8 +70,12 @@ class Pauses:
         now = time.monotonic()
         if now >= self._due:
             self._due = now + LOOK_EVERY_S
+            key = self._keys.paused(REFRESH)
             try:
-                (text,) = yield [(b"GET", self._keys.paused(REFRESH))]
+                text, left_ms = yield [(b"GET", key), (b"PTTL", key)]
+                if text is not None and left_ms > (given := _given_ms(text)):
+                    # The server's clock was put back, and the pause would last for as much longer.
+                    yield [(b"PEXPIRE", key, b"%d" % given)]
             except RedisUnavailable:
                 return self._is_paused
             self._is_paused = text is not None
@@ -80,6 +85,14 @@ class Pauses:
 def _check(what: str) -> None:
     if what not in WHATS:
         raise InvalidArgument(f"{what!r}: {' or '.join(WHATS)}{did_you_mean(str(what), WHATS)}")
+
+
+def _given_ms(text: bytes) -> int:
+    """Return how long a pause was to last; the longest there is if it does not say."""
+    try:
+        return int(json.loads(text)["ms"])
+    except (ValueError, TypeError, KeyError):
+        return LONGEST_S * 1000
 
 
 def said_by(text: bytes | None) -> str:

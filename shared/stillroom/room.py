@@ -47,6 +47,7 @@ from stillroom.operation import (
     AsyncDriver,
     Driver,
     Operation,
+    aside,
     async_drivers_of,
     drivers_of,
 )
@@ -528,10 +529,10 @@ class AsyncStillroom(_Room):
 
     async def close(self) -> None:
         """See Stillroom.close."""
-        await asyncio.to_thread(self.dispatch.close)
+        await aside(self.dispatch.close)
         if not self.wire.breaker.is_open:
             await self.upkeep.flush_cache_stats()
-        await asyncio.to_thread(self._cache_body.deliver_last)
+        await aside(self._cache_body.deliver_last)
         await self.upkeep.deliver_charges()
         _complain(await self.upkeep.deliver_logouts())
         if not self.state_wire.breaker.is_open:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
 from pydantic import (
@@ -36,17 +36,29 @@ from stillroom.subject import unwrapped_network
 PREFIX = "STILLROOM_"
 URLS = ("_url", "_backend")  # how a setting's name ends that may hold a password in the middle
 LOOPBACK = ("127.0.0.0/8", "::1/128")
+USUAL_BROKERS = ("redis", "rediss", "redis+sentinel", "amqp", "amqps", "sqs")
 UNIX = "unix"  # among the trusted proxies: whoever comes through a socket file
 PEPPER_LEAST = 32  # characters
 
 
 def _broker_url(url: str) -> str:
-    """Check a broker URL that is a Redis URL. Those of other brokers are kombu's to check."""
-    scheme = url.partition("://")[0]
+    """Check a broker URL that is a Redis URL. Of other brokers kombu must know the scheme."""
+    scheme, mark, _ = url.partition("://")
     if scheme == "sentinel":
         form = "redis+sentinel://host:26379,host:26379/<master>/<database>"
         raise ValueError(f"Sentinels are named as in REDIS_URL: {form}")
-    return check_url(url) if scheme in SCHEMES and ";" not in url else url
+    if scheme in SCHEMES and ";" not in url:
+        return check_url(url, of_broker=True)
+    if not url:
+        return url
+    from kombu.transport import TRANSPORT_ALIASES  # slow to import: only for what is not Redis
+
+    kind = scheme.partition("+")[0]
+    if not mark or kind not in TRANSPORT_ALIASES:
+        usual = ", ".join(f"{name}://" for name in USUAL_BROKERS)
+        hint = did_you_mean(kind.lower(), USUAL_BROKERS)
+        raise ValueError(f"a broker's URL starts with {usual} or another scheme of kombu's{hint}")
+    return url
 
 
 def _words(value: object) -> object:
@@ -82,6 +94,10 @@ def _with_addresses(proxies: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(text for text in proxies if text != UNIX)
 
 
+def _in_small_letters(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
 def _seconds(value: object) -> object:
     """Return a timedelta as seconds, and refuse True, which would be read as one."""
     if isinstance(value, bool):
@@ -112,6 +128,10 @@ SecondsOrNone = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=LONGE
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_peppers)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_networks)]
+ProxyHeader = Annotated[
+    Literal["x-forwarded-for", "forwarded", "cf-connecting-ip", "x-real-ip"],
+    BeforeValidator(_in_small_letters),  # the name of a header has no case
+]
 Proxies = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_proxies)]
 
 
@@ -282,9 +302,7 @@ class Settings(BaseSettings):
     trusted_proxies: Proxies = ()
     """The only peers whose header about the client is believed: networks (`10.0.0.0/8`), `unix` for a socket
     file, `cloudflare`. Everybody else is the client."""
-    proxy_header: Literal["x-forwarded-for", "forwarded", "cf-connecting-ip", "x-real-ip"] = (
-        "x-forwarded-for"
-    )
+    proxy_header: ProxyHeader = "x-forwarded-for"
     """The header in which trusted proxies name the client. The first two are chains to which each proxy adds.
     The others hold one address, so the proxy next to the app must overwrite what it was sent."""
     limit_v6_prefix: int = Field(64, ge=56, le=64)
@@ -617,6 +635,10 @@ def _explain_one(detail: Any, fields: Mapping[str, str], names: Mapping[str, str
     if not where:
         return message
     name = fields.get(where, where)
+    if detail["type"] == "literal_error":
+        message += did_you_mean(detail["input"], get_args(Settings.model_fields[name].annotation))
+    if detail["type"] == "too_short" and name in SECRETS:
+        message = "at least {min_length} characters, not {actual_length}".format(**detail["ctx"])
     return f"{names.get(name, where)}={_given(name, detail['input'])}: {message}"
 
 

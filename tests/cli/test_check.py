@@ -250,6 +250,13 @@ def test_what_cannot_be_imported_fails(check: Callable[..., list[str]]) -> None:
     assert said(lines, "fail", "{nmber}", "did you mean {number}?"), lines
 
 
+@pytest.mark.parametrize("end", ["SystemExit(0)", "SystemExit('bye')", "GeneratorExit"])
+def test_a_module_that_ends_the_process_fails(check: Callable[..., list[str]], end: str) -> None:
+    """A module that ends the process while it is imported, also with exit code 0, fails the check."""
+    lines = check(f"raise {end}", "--offline", code=1)
+    assert said(lines, "fail", end.partition("(")[0]), lines
+
+
 def test_settings_that_cannot_be_fail(
     check: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

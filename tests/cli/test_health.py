@@ -18,6 +18,8 @@ from stillroom import NoDispatch, Settings, Stillroom
 from stillroom.cli.doctor import Line, examined
 from stillroom.cli.health import console, shown
 from stillroom.embedded import EmbeddedServer
+from stillroom.moving import ARRIVING, LEFT, Side
+from stillroom.scripts import session_shut
 from tests.support.crowd import PATIENT
 from tests.support.health import count_in_last_minute
 from tests.support.processes import WITHIN
@@ -152,6 +154,27 @@ def test_what_is_wrong_is_said_with_what_to_do(make_room: Any, client: Any) -> N
     assert policy.status == "fail"
     assert "allkeys-lru may throw away queued tasks" in policy.sentence
     assert "STILLROOM_CACHE_URL" in policy.sentence
+
+
+@pytest.mark.parametrize(
+    ("why", "status", "says"),
+    [
+        (LEFT, "fail", "16 of 256 shards have moved to another server"),
+        (ARRIVING, "warn", "16 of 256 shards are on their way to this server"),
+    ],
+)
+def test_shards_that_a_move_has_shut_are_told(
+    make_room: Any, why: bytes, status: str, says: str
+) -> None:
+    """The doctor says that sessions are unavailable because they have moved, and takes no right for missing."""
+    room = make_room()
+    shut = [session_shut([room.keys.revocations(shard)], why) for shard in range(16)]
+    Side(room.keys, room.state.run).ask(shut)
+    (line,) = lines_about(room, "sessions")
+    assert (line.status, says in line.sentence) == (status, True)
+    assert "move-state" in line.sentence
+    (rights,) = lines_about(room, "rights to sessions")
+    assert (rights.status, "tryagain" in rights.sentence) == ("warn", True)
 
 
 def test_without_psutil_the_machine_is_unknown(

@@ -170,7 +170,7 @@ def refused(folder: Path, *arguments: str) -> str:
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\n\n"])
 def test_a_line_break_behind_a_password_is_no_part_of_it(tmp_path: Path, ending: str) -> None:
-    """A line break behind a password, from an editor or a copy, is not part of its hash."""
+    """A line break behind a password, from an editor or a copy, is no part of it, nor is it left for a shell."""
     secrets(tmp_path)
     path = tmp_path / "worker_password"
     path.write_text(path.read_text() + ending)
@@ -182,6 +182,7 @@ def test_a_line_break_behind_a_password_is_no_part_of_it(tmp_path: Path, ending:
             sent = Settings().password
         assert sent is not None
         assert may_enter(server, "worker", sent)
+        assert path.read_bytes() == sent.encode()  # so `$(cat …)` is the same
 
 
 def test_what_lies_there_is_not_followed(tmp_path: Path) -> None:
@@ -243,6 +244,7 @@ def test_a_file_without_a_secret_in_it_is_refused(tmp_path: Path, text: str) -> 
     secrets(tmp_path)
     (tmp_path / "worker_password").write_bytes(text.encode("latin-1"))
     assert "worker_password" in refused(tmp_path)
+    (tmp_path / "worker_password").unlink()
     (tmp_path / "session_peppers").write_text("\n")
     assert "is empty" in refused(tmp_path, "--forget", "session_peppers")
 

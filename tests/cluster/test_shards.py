@@ -368,6 +368,27 @@ def test_a_frozen_node_leaves_the_others_shards_alone(
             frozen.thaw()
 
 
+def test_an_order_that_waits_for_a_frozen_node_keeps_no_other_shard_from_its_work(
+    settings: Settings, cluster: RedisCluster
+) -> None:
+    """While an order waits for a frozen node, the dead entries of the other shards are deleted."""
+    hurried = Settings(**settings.model_dump() | {"command_timeout": 0.1, "call_timeout": 0.15})
+    with Stillroom(hurried, dispatch=Recording()) as room:
+        fill(room)
+        room.cache.invalidate_by_tag("all")
+        room.tasks.invalidate_tags("other")
+        frozen = cluster.owner(shard_keys(settings)[0].clock)
+        others = [node for node in cluster.nodes[:NODES] if node is not frozen]
+        assert any(cluster.client(node).keys("stillroom:{*}:e:*") for node in others)
+        frozen.freeze()
+        try:
+            with pytest.raises(RedisUnavailable):
+                room.upkeep.reclaim(budget=5)
+        finally:
+            frozen.thaw()
+        assert not any(cluster.client(node).keys("stillroom:{*}:e:*") for node in others)
+
+
 def test_threads_that_begin_together_share_the_nodes(sharded: Stillroom) -> None:
     """Threads that begin together share one wire for each node."""
     gate = threading.Barrier(8)
@@ -433,3 +454,20 @@ def test_one_key_is_not_taken_for_many(room: Any) -> None:
             call("product:7")
     with pytest.raises(TypeError, match="did you mean ttl"):
         room.cache.set("product:7", 1, tll=60)
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_node_that_the_cluster_no_longer_names_has_no_connection_left(
+    cluster: RedisCluster, settings: Settings, face: str
+) -> None:
+    """The connections to a node that has left its cluster are closed, though nobody closes them there."""
+    with open_room(face, settings, Recording()) as room:
+        fill(room)
+        gone = cluster.owner(shard_keys(settings)[0].clock)
+        wire = room.wire.at(("127.0.0.1", gone.port))
+        assert wire.connections == 1
+        ranges = cluster.client(gone).execute_command("CLUSTER SLOTS")
+        staying = [one for one in ranges if one[2][1] != gone.port]
+        room.wire.learn(staying, ("127.0.0.1", staying[0][2][1]))
+        room.cache.get_many(NAMES)  # an event loop that has to close them goes round
+        assert wire.connections == 0

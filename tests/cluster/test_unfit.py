@@ -186,8 +186,13 @@ def test_what_is_not_strict_is_counted_here(blind_cluster: str, face: str) -> No
     assert {one.degraded for one in decisions} <= {"crossslot", "moved"}
 
 
+@pytest.mark.parametrize("right", ["evalsha", "set"], ids=["the script", "inside of it"])
 def test_a_right_that_is_taken_away_is_a_finding_at_once(
-    state_server: EmbeddedServer, state_client: Any, face: str, monkeypatch: pytest.MonkeyPatch
+    state_server: EmbeddedServer,
+    state_client: Any,
+    face: str,
+    right: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The finding comes at once, before the minute's counts. It ends a minute after the last such decision."""
     url = as_user(state_server.url, blind(state_client))
@@ -196,10 +201,10 @@ def test_a_right_that_is_taken_away_is_a_finding_at_once(
             room.connect()
             assert room.limits.check(IP, [AUTH])
             assert codes(room).isdisjoint({"degraded"})
-            blind(state_client, "-evalsha")
+            blind(state_client, f"-{right}")
             assert not room.limits.check(IP, [AUTH])
             assert "degraded" in codes(room)
-            blind(state_client, "+evalsha")
+            blind(state_client, f"+{right}")
             assert room.limits.check(IP, [AUTH])
             now = time.monotonic
             monkeypatch.setattr(time, "monotonic", lambda: now() + 61)

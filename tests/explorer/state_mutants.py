@@ -50,7 +50,7 @@ SESSIONS: Mutants = {
         "redis.call('PEXPIRE', old, ", "redis.call('PTTL', old, ", "session_rotate"
     ),
     "a name ends its session for ever": lambda: with_lua(
-        "asked >= session.grace_until", "false", "session_destroy"
+        "asked >= old.grace_until", "false", "session_destroy"
     ),
 }
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import AUTH, NoDispatch, Settings
+from stillroom import AUTH, LockTaken, NoDispatch, Settings
 from stillroom.dispatch import RefreshOrder
 from stillroom.leash import until
 from tests.conftest import SERVERS, binary_of
@@ -25,6 +25,7 @@ from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
 from tests.support.proxy import Proxy
+from tests.support.stepper import Stepper
 
 HOUR = 3_600
 STEPS = [-HOUR, -5, 5, HOUR]
@@ -203,6 +204,61 @@ def test_a_lease_of_before_a_step_back_lasts_no_longer_than_it_was_given(
     assert load() == "new"
 
 
+def test_a_pause_of_before_a_step_back_lasts_no_longer_than_it_was_given(
+    clocked: ClockedServer, make: Any
+) -> None:
+    """A pause of refreshes from before a step back lasts at most once more as long, and not an hour."""
+    clocked.set_clock(HOUR)
+    app, worker = make(), make()
+    app.upkeep.pause("refresh", 2)
+    clocked.set_clock(0)
+    assert worker.upkeep.refreshes_are_paused()
+    assert until(lambda: not worker.upkeep.refreshes_are_paused(), 10.0)
+
+
+def test_a_lock_of_before_a_step_back_is_held_for_one_lease_more(
+    clocked: ClockedServer, make: Any
+) -> None:
+    """A lock whose holder died before a step back is free one lease later, and never while its holder lives."""
+    clocked.set_clock(HOUR)
+    holder, other = make(), make()
+    lock = holder.lock("k", lease=0.8, longest=0.1).acquire()
+    slots = [holder.semaphore("s", 2, lease=0.8, longest=0.1).acquire() for _ in range(2)]
+    clocked.set_clock(0)
+    for taking in (other.lock("k", wait=0, lease=HOUR), other.semaphore("s", 2, wait=0)):
+        with pytest.raises(LockTaken):
+            taking.acquire()
+    assert lock.is_held
+    assert all(slot.is_held for slot in slots)
+    with other.lock("k", wait=10), other.semaphore("s", 2, wait=10):
+        assert not lock.is_held
+        assert not any(slot.is_held for slot in slots)
+
+
+@pytest.mark.parametrize("dead", [1, 1_000])
+def test_a_waiter_that_died_before_a_step_back_holds_nobody_up(
+    clocked: ClockedServer, make: Any, dead: int
+) -> None:
+    """Places in the queue of a lock, of callers that died before a step back, are free within seconds."""
+    clocked.set_clock(HOUR)
+    app = make()
+    _, queue, waiters, _ = app.keys.slots(b"k")
+    with app.lock("k"), redis.Redis.from_url(clocked.url) as client:
+        until_us = (time.time() + HOUR + 2) * 1e6
+        client.zadd(queue, {f"{n}.1000": n for n in range(dead)})
+        client.zadd(waiters, {f"{n}.1000": until_us for n in range(dead)})
+        clocked.set_clock(0)
+
+    def take() -> bool:
+        try:
+            app.lock("k", wait=0.5).acquire().release()
+        except LockTaken:
+            return False
+        return True
+
+    assert until(take, 10.0)
+
+
 @pytest.mark.parametrize("seconds", STEPS)
 def test_a_refresh_order_has_no_wall_clock_in_it(
     clocked: ClockedServer, make: Any, seconds: int
@@ -258,6 +314,39 @@ def test_a_clock_that_was_learned_from_a_slow_reply_makes_no_deadline_too_late(
             other.cache.invalidate_by_tag("t")
             assert until(lambda: not proxy.on_its_way, 5.0)
             assert other.cache.get("k") is None, (hold, stored)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_dead_holder_and_a_dead_waiter_of_a_lock_hold_nobody_up(
+    clocked: ClockedServer, make: Any, slots: int
+) -> None:
+    """When the clock steps back an hour, the lease of a dead holder and a dead waiter's place end in their time."""
+    app = make()
+
+    def taking(lease: float = 0.5) -> Stepper:
+        return Stepper(app, app._locks_body.take("k", slots, lease, 60.0)).run()
+
+    dead = [taking() for _ in range(slots)]
+    assert all(one.done for one in dead)
+    waiter = taking()
+    assert waiter.is_waiting
+    clocked.set_clock(-HOUR)
+    with app.semaphore("k", slots, lease=0.5, wait=10.0) if slots > 1 else app.lock("k", wait=10.0):
+        pass
+
+
+def test_a_living_holder_keeps_a_lock_when_the_clock_steps_back(
+    clocked: ClockedServer, make: Any
+) -> None:
+    """A holder that renews its lease keeps it through a step, and others get it when it is free."""
+    app, other = make(), make()
+    with app.lock("k", lease=1.0) as held:
+        clocked.set_clock(-HOUR)
+        with pytest.raises(LockTaken), other.lock("k", lease=0.1, wait=2.0):
+            pass
+        assert held.is_held
+    with other.lock("k", lease=0.1, wait=2.0):
+        pass
 
 
 class SlowProxy(Proxy):

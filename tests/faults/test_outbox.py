@@ -98,13 +98,13 @@ def test_a_read_that_cannot_deliver_is_not_trusted(
     assert mine.cache.deferred == 0
 
 
-def test_what_will_not_be_mended_is_raised(own_server: EmbeddedServer) -> None:
+@pytest.mark.parametrize("lacking", [b"-evalsha", b"-get"], ids=["the script", "inside of it"])
+def test_what_will_not_be_mended_is_raised(own_server: EmbeddedServer, lacking: bytes) -> None:
     """A refusal that will not end, such as missing rights, raises instead of deferring."""
     settings = Settings(**HURRIED, redis_url=own_server.url)
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         room.cache.set("k", "old")
-        rules = [b"ACL", b"SETUSER", b"default", b"-evalsha"]
-        room.wire.execute([tuple(rules)], 1.0)
+        room.wire.execute([(b"ACL", b"SETUSER", b"default", lacking)], 1.0)
         with pytest.raises(RedisUnavailable, match="noperm"):
             room.cache.invalidate_by_tag("t", defer=True)
         assert room.cache.deferred == 0

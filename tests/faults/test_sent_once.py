@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from stillroom import NoDispatch, Settings, Stillroom
+import redis
+from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from stillroom.leash import until
 from stillroom.scripts import add, clear, lease_load, mark, put, replace
 from tests.support.clocked import misjudge
 from tests.support.faces import FACES, open_room
@@ -29,8 +34,7 @@ def proxy(server: EmbeddedServer) -> Iterator[Proxy]:
 @pytest.fixture(params=FACES)
 def app(request: pytest.FixtureRequest, proxy: Proxy) -> Iterator[Any]:
     """Open a process behind the proxy, with an idle connection and loaded scripts."""
-    patience = {"connect_timeout": 5.0, "command_timeout": COMMAND_S, "call_timeout": 5.0}
-    with open_room(request.param, Settings(redis_url=proxy.url, **patience), NoDispatch()) as room:
+    with open_room(request.param, _behind(proxy), NoDispatch()) as room:
         room.cache.get_or_set("warm", lambda: 1, tags=["warm"])
         room.cache.set("warm", 1)
         room.cache.add("warm", 1)
@@ -61,6 +65,80 @@ def test_a_set_whose_connection_died_says_so_when_it_can_no_longer_act(
     other.cache.invalidate_by_tag("t")
     proxy.deliver_late()
     assert other.cache.get("k") is None
+
+
+WRITES: dict[str, Callable[[Any], Any]] = {
+    "set": lambda cache: cache.set("k", "v1", tags=["t"], ttl=600),
+    "set_many": lambda cache: cache.set_many({"k": "v1"}, tags=["t"], ttl=600),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_cancelled_write_ends_when_it_can_no_longer_act(
+    proxy: Proxy, other: Stillroom, client: redis.Redis, write: str
+) -> None:
+    """A write whose task is cancelled ends once it can no longer act, so that later invalidations hold."""
+
+    async def cancel_on_the_way() -> None:
+        async with AsyncStillroom(_behind(proxy), dispatch=NoDispatch()) as app:
+            await app.cache.set("warm", 1)
+            proxy.hold_requests()
+            writing = asyncio.create_task(WRITES[write](app.cache))
+            assert await asyncio.to_thread(proxy.held.wait, 5)
+            writing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+
+    asyncio.run(cancel_on_the_way())
+    _arrives_too_late(proxy, other, client)
+
+
+class Interruption(BaseException):
+    """Raised by a signal handler, or by gevent's timeouts, in the middle of a call."""
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_an_interrupted_write_ends_when_it_can_no_longer_act(
+    proxy: Proxy, other: Stillroom, client: redis.Redis, write: str
+) -> None:
+    """A write that a signal handler interrupts ends once it can no longer act."""
+
+    def interrupt(*_: object) -> None:
+        raise Interruption
+
+    def signal_once_it_is_held() -> None:
+        if proxy.held.wait(5):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with Stillroom(_behind(proxy), dispatch=NoDispatch()) as app:
+            app.cache.set("warm", 1)
+            proxy.hold_requests()
+            threading.Thread(target=signal_once_it_is_held).start()
+            with pytest.raises(Interruption):
+                WRITES[write](app.cache)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    _arrives_too_late(proxy, other, client)
+
+
+def _behind(proxy: Proxy) -> Settings:
+    patience = {"connect_timeout": 5.0, "command_timeout": COMMAND_S, "call_timeout": 5.0}
+    return Settings(redis_url=proxy.url, **patience)
+
+
+def _arrives_too_late(proxy: Proxy, other: Stillroom, client: redis.Redis) -> None:
+    """Let the held write arrive after an invalidation that began when the write's caller went on."""
+    other.cache.invalidate_by_tag("t")
+    before = _scripts_run(client)
+    proxy.let_go()
+    assert until(lambda: _scripts_run(client) > before, 5)
+    assert other.cache.get("k") is None
+
+
+def _scripts_run(client: redis.Redis) -> int:
+    return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
 
 
 @pytest.mark.parametrize("many", [False, True])

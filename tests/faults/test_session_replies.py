@@ -10,10 +10,13 @@ import pytest
 import redis
 from stillroom import NoDispatch, SessionStoreUnavailable, Settings, Stillroom, TooManySessions
 from stillroom.embedded import EmbeddedServer
+from stillroom.scripts import session_shut
+from stillroom.sessions.asking import DEFERRED_BITE
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
 from tests.support.proxy import Proxy
 from tests.support.sessions import record_of
+from tests.support.stepper import Stepper
 
 BRISK = {"connect_timeout": 0.2, "command_timeout": 0.2, "call_timeout": 0.3}
 PEPPER = str(PATIENT["session_peppers"])
@@ -105,6 +108,43 @@ def test_a_rotation_whose_reply_was_late_logs_nobody_out(
     assert events == []
 
 
+def test_a_session_that_could_not_follow_another_is_no_device(
+    brisk: Stillroom, proxy: Proxy, make_room: Any
+) -> None:
+    """Where the end of the session before is not heard of, the session that was to follow it does not stay."""
+    other = make_room()
+    session = brisk.sessions.create("ann", {"a": 1})
+    succeeds = Stepper(brisk, brisk._sessions_body.succeed(session.token, "ann", {"a": 1}))
+    while other.sessions.count("ann") < 2:
+        succeeds.step()
+    proxy.hold_replies()
+    with pytest.raises(SessionStoreUnavailable):
+        succeeds.value()
+    proxy.let_go()
+    assert brisk.sessions.get(session) is None  # its end was carried out, and heard of by nobody
+    assert other.sessions.list_for_user("ann") == []
+
+
+@pytest.mark.parametrize("act", ["destroy", "defer", "log_out", "end"])
+def test_an_end_whose_connection_breaks_says_that_it_ended(
+    brisk: Stillroom, proxy: Proxy, make_room: Any, act: str
+) -> None:
+    """An end that was carried out before the connection broke is told as one, not as a session that was gone."""
+    body, other = brisk._sessions_body, make_room()
+    session = brisk.sessions.create("ann", {"a": 1})
+    acts = {
+        "destroy": lambda: brisk.sessions.destroy(session),
+        "defer": lambda: brisk.sessions.destroy(session, defer=True),
+        "log_out": lambda: brisk.state.run(body.log_out(session.token)),
+        "end": lambda: brisk.sessions.end("ann", session.handle),
+    }
+    assert not brisk.sessions.end("ann", session.handle[:-1] + "-")  # its script is there
+    proxy.cuts_next = True
+    assert acts[act]() is True
+    assert not proxy.cuts_next
+    assert other.sessions.get(session) is None
+
+
 @pytest.mark.parametrize("act", ["get", "touch", "list", "count"])
 def test_what_rides_along_is_written_once(
     brisk: Stillroom, proxy: Proxy, client: Any, act: str
@@ -194,10 +234,37 @@ def test_an_end_that_is_refused_for_itself_holds_nobody_up(
 
     away(own_room, own_server, log_out)
     with redis.Redis.from_url(own_server.url) as client:
-        due = own_room.keys.due_sessions(int(bad.handle[:2], 16))
-        client.delete(due)
-        client.set(due, "x")  # the end of `bad` is refused, each time
+        revoked = own_room.keys.revocations(int(bad.handle[:2], 16))
+        client.set(revoked, "x")  # the end of `bad` is refused, each time
         assert own_room.sessions.get(stays) is not None
         assert "Redis refuses to end a session" in caplog.text
         assert own_room.sessions.deliver() == 0
         assert not client.exists(record_of(own_room, good.handle))
+
+
+def test_ends_that_wait_for_their_shard_keep_no_others_waiting(
+    own_room: Stillroom, own_server: EmbeddedServer
+) -> None:
+    """However many ends wait for a shard that is being moved, those of other shards are told."""
+    sessions = [own_room.sessions.create(f"u{n}") for n in range(400)]
+    inside = [one for one in sessions if one.handle[:2] < "08"]
+    others = [one for one in sessions if one not in inside]
+    assert len(inside) > DEFERRED_BITE
+
+    def log_out() -> None:
+        for session in [*inside, *others[1:]]:
+            assert own_room.sessions.destroy(session, defer=True) is True
+
+    away(own_room, own_server, log_out)
+    shut = [session_shut([own_room.keys.revocations(shard)], b"!left") for shard in range(8)]
+    with redis.Redis.from_url(own_server.url) as client:
+        client.script_load(session_shut.text.source)
+        for command in shut:
+            client.execute_command(*command)
+        assert own_room.sessions.get(others[0]) is not None
+        kept = [one for one in others if client.exists(record_of(own_room, one.handle))]
+        assert kept == others[:1]
+        assert own_room.sessions.deliver() == len(inside)
+        client.delete(*[own_room.keys.revocations(shard) for shard in range(8)])
+    assert own_room.sessions.deliver() == 0
+    assert own_room.sessions.count() == 1

@@ -8,13 +8,22 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom, operation
+from stillroom import (
+    AUTH,
+    DEFAULT,
+    AsyncStillroom,
+    NoDispatch,
+    RedisUnavailable,
+    Settings,
+    Stillroom,
+    operation,
+)
 from stillroom.cache.orders import Load
 from stillroom.dispatch import RECLAIM_TASK, CeleryDispatch, RefreshOrder
 from stillroom.embedded import EmbeddedServer
@@ -47,6 +56,41 @@ def test_a_burst_of_tasks_waits_in_line(server: EmbeddedServer, warm: bool) -> N
     # A busy machine bursts again until Redis had its turn within a call's time, as it does on an idle one.
     bursts = (asyncio.run(burst()) for _ in range(5))
     assert any(found >= 1_980 and not is_open for found, is_open in bursts)
+
+
+async def stored(room: AsyncStillroom, number: int) -> bool:
+    return await room.cache.set(f"k{number}", number)
+
+
+async def invalidated(room: AsyncStillroom, number: int) -> bool:
+    try:
+        await room.cache.invalidate_by_tag(f"t{number % 5}")
+    except RedisUnavailable:
+        return False
+    return True
+
+
+async def counted(room: AsyncStillroom, number: int) -> bool:
+    decision = await room.limits.check(f"2001:db8:0:{number:x}::1", [AUTH, DEFAULT])
+    return decision.degraded == ""
+
+
+@pytest.mark.parametrize("act", [stored, invalidated, counted])
+def test_a_burst_finds_scripts_that_the_server_has_lost(
+    server: EmbeddedServer, client: Any, act: Callable[[AsyncStillroom, int], Awaitable[bool]]
+) -> None:
+    """A thousand acts at once on a server that has just lost its scripts are all done by Redis."""
+
+    async def burst() -> tuple[int, bool]:
+        settings = Settings(redis_url=server.url, call_timeout=0.15, command_timeout=0.1, **FEW)
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            assert await until_stored(room)
+            client.script_flush()
+            done = await asyncio.gather(*(act(room, number) for number in range(1_000)))
+            return sum(done), room.wire.breaker.is_open
+
+    bursts = (asyncio.run(burst()) for _ in range(5))
+    assert any(done >= 990 and not is_open for done, is_open in bursts)
 
 
 async def until_stored(room: AsyncStillroom) -> bool:
@@ -194,6 +238,64 @@ def test_nothing_that_promises_not_to_raise_does(
     no_threads.clear()
     dispatch.wake(RECLAIM_TASK)
     dispatch.close()
+
+
+def test_an_event_loop_is_not_held_up_by_orders_that_no_thread_takes(
+    server: EmbeddedServer, no_threads: threading.Event
+) -> None:
+    """Orders that find no thread wait for one in an event loop, because giving them back is a round trip."""
+    settings = Settings(redis_url=server.url)
+    dispatch = CeleryDispatch(settings, Keys(settings.namespace))
+    order = RefreshOrder(loader="x", args={}, key="k", token="0" * 16)
+    given_back: list[str] = []
+
+    async def send() -> None:
+        dispatch.send([order], lambda: given_back.append(threading.current_thread().name))
+
+    no_threads.set()
+    asyncio.run(send())
+    assert given_back == []
+    no_threads.clear()
+    dispatch._down_until = 0.0
+    dispatch.wake(RECLAIM_TASK)
+    until(lambda: given_back == ["stillroom dispatch"], "the thread to give it back")
+    dispatch.close()
+
+
+def test_a_lock_without_a_thread_is_not_taken_and_the_next_one_is_renewed(
+    server: EmbeddedServer, no_threads: threading.Event
+) -> None:
+    """A lock that no thread could renew is given back at once; the one after it is renewed beyond its lease."""
+    with Stillroom(Settings(redis_url=server.url), dispatch=NoDispatch()) as room:
+        no_threads.set()
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            room.lock("import", lease=60).acquire()
+        no_threads.clear()
+        with room.lock("import", lease=0.5, wait=0) as held:
+            lease = held._until
+            until(lambda: held._until > lease, "a renewal")
+            assert held.is_held
+
+
+def test_a_closing_room_delivers_without_a_thread(
+    own_server: EmbeddedServer, no_threads: threading.Event
+) -> None:
+    """An AsyncStillroom that closes without a free thread delivers what was deferred, as a Stillroom does."""
+    settings = Settings(redis_url=own_server.url)
+
+    async def defer_and_close() -> None:
+        room = AsyncStillroom(settings, dispatch=NoDispatch())
+        await room.cache.set("k", "old")
+        own_server.freeze()
+        await room.cache.invalidate("k", defer=True)
+        own_server.thaw()
+        no_threads.set()
+        await room.close()
+        no_threads.clear()
+
+    asyncio.run(defer_and_close())
+    with Stillroom(settings, dispatch=NoDispatch()) as other:
+        assert other.cache.get("k") is None
 
 
 # File descriptors

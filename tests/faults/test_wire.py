@@ -362,10 +362,10 @@ def test_the_servers_clock_may_step(make: Any, own_server: EmbeddedServer) -> No
 def test_a_signal_in_the_middle_never_mixes_up_replies(
     own_server: EmbeddedServer, is_full: bool
 ) -> None:
-    """40,000 reads (in short 10,000) interrupted by signals at random instants return no wrong value and lose no
+    """40,000 reads (in short 5,000) interrupted by signals at random instants return no wrong value and lose no
     connection.
     """
-    reads = 40_000 if is_full else 10_000
+    reads = 40_000 if is_full else 5_000
     program = Path(__file__).with_name("interrupted.py")
     done = subprocess.run(
         [sys.executable, program, own_server.url, str(reads)],

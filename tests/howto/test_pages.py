@@ -134,9 +134,10 @@ def test_locks(tmp_path: Path, environment: dict[str, str]) -> None:
 
 
 def test_warm(tmp_path: Path, environment: dict[str, str], stillroom: Stillroom) -> None:
-    """The page on warm-ups loads what the loaders list, and a request asks once."""
+    """The page on warm-ups loads what the loaders list, a request asks once, and a page for all at once."""
     write_files("howto/warm.md", tmp_path)
     run(tmp_path, environment, "page.py")
+    run(tmp_path, environment, "together.py")
     worker = "from shop import room; print(room.tasks.warm(), room.cache.reclaim())"
     assert run(tmp_path, environment, "-c", worker).startswith("{'loaders': 2, 'values': 4}")
     assert stillroom.cache.get("product:3:de") == "product 3 in de"
@@ -151,7 +152,7 @@ def test_flask(tmp_path: Path, environment: dict[str, str]) -> None:
     worker = (
         "from stillroom import Settings; from stillroom_workers.lifecycle import open_room;"
         "room = open_room(Settings(loaders=('flaskwsgi:room',)));"
-        "print(room.cache.loaders['load_price'].recipe({'id': 7}).call.function(id=7)); room.close()"
+        "print(room.cache.loaders['load_price'].recipe({'id': 7}).loading().function(id=7)); room.close()"
     )
     assert run(tmp_path, environment, "-c", worker).strip() == "10"
 

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 
 import redis
 from stillroom import Freshness, Stillroom
-from stillroom.cache.calls import Unread
+from stillroom.cache.calls import Asked, Unread
 from stillroom.dispatch import RefreshOrder
 from stillroom.embedded import EmbeddedServer
 from stillroom.operation import Operation
@@ -206,7 +206,7 @@ class CacheMachine(RuleBasedStateMachine):
             "get_entry": lambda: (body.get_entry(key, int), entry_of(key)),
             "loader": lambda: (body.call(body.loaders["load"], (n,), {}), one_of(key)),
             "calls": lambda: (
-                body.call_many(body.loaders["load"], [(n,), (1 - n,)], {}),
+                body.call_many([Asked(body.loaders["load"], (one,), {}) for one in (n, 1 - n)]),
                 calls_of(all_keys),
             ),
             "get_or_set": lambda: (
@@ -529,12 +529,14 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
-def test_no_order_of_steps_shows_what_was_invalidated(server: EmbeddedServer) -> None:
+def test_no_order_of_steps_shows_what_was_invalidated(
+    server: EmbeddedServer, is_full: bool
+) -> None:
     """No order of steps of two processes, with every known accident, shows an invalidated value."""
     run_state_machine_as_test(
         functools.partial(CacheMachine, server),  # type: ignore[arg-type]  # a factory is as good
         settings=settings(
-            max_examples=150,
+            max_examples=150 if is_full else 75,
             stateful_step_count=50,
             deadline=None,
             derandomize=True,

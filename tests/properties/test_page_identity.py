@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +62,15 @@ def test_a_clean_request_can_be_made_of_an_identity(visit: Visit) -> None:
     again = identify(clean, Policy(query=POLICY.query), ANALYTICS)
     assert isinstance(again, Identity)
     assert again.target == identity.target
+
+
+@pytest.mark.parametrize(
+    "query", ["page=%FF", "page=1&page=%C3", "page=\xc3\xa9", "page=é", "%FF=1"]
+)
+def test_what_frameworks_read_in_two_ways_is_no_page(query: str) -> None:
+    """A query of bytes that are no ASCII or no UTF-8 is left to the app, as frameworks read it differently."""
+    visit = Visit("GET", "https://a.example", "/", query, {})
+    assert identify(visit, POLICY, ANALYTICS) == "query"
 
 
 @given(

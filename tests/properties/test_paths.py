@@ -34,6 +34,7 @@ from stillroom import AsyncStillroom, Limit, NoDispatch, Route, Routes, Settings
 from stillroom.embedded import EmbeddedServer
 from stillroom.web import fastapi as on_fastapi
 from stillroom.web.asgi import StillroomMiddleware as Asgi
+from stillroom.web.asgi_health import HealthASGI
 from stillroom.web.django import room as room_of_django
 from stillroom.web.django.limits import limited as on_django
 from stillroom.web.flask import StillroomLimits
@@ -301,6 +302,15 @@ def rooms(
     loop.run_until_complete(other.close())
 
 
+def in_a_closure(app: Any) -> Any:
+    """Return a middleware that is a function, as many apps have one."""
+
+    async def passing(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope, receive, send)
+
+    return passing
+
+
 def with_table(app: Any, room: AsyncStillroom) -> Any:
     app.add_middleware(Asgi, room=room, routes=TABLE, sessions=False)
     return app
@@ -323,6 +333,22 @@ def make(name: str, rooms: Any, loop: Any) -> Ask:
         "fastapi root_path wrapped, table": lambda: by_asgi(
             Asgi(fastapi_app(no_dependency, root_path="/api"), other, **around), loop
         ),
+        "fastapi root_path mounted, table": lambda: by_asgi(
+            Asgi(
+                Starlette(routes=[Mount("/", fastapi_app(no_dependency, root_path="/api"))]),
+                other,
+                **around,
+            ),
+            loop,
+        ),
+        "fastapi root_path behind others, table": lambda: by_asgi(
+            Asgi(
+                HealthASGI(in_a_closure(fastapi_app(no_dependency, root_path="/api")), other),
+                other,
+                **around,
+            ),
+            loop,
+        ),
         "uvicorn --root-path, table": lambda: by_asgi(
             with_table(fastapi_app(no_dependency), other), loop, "/api", prepends=True
         ),
@@ -340,6 +366,9 @@ def make(name: str, rooms: Any, loop: Any) -> Ask:
         "django asgi, table": lambda: by_asgi(Asgi(ASGIHandler(), other, **around), loop),
         "django asgi --root-path, table": lambda: by_asgi(
             Asgi(ASGIHandler(), other, **around), loop, "/api", prepends=True
+        ),
+        "django asgi FORCE_SCRIPT_NAME, table": lambda: by_asgi(
+            Asgi(ASGIHandler(), other, **around), loop
         ),
         "starlette, endpoints": lambda: by_asgi(
             Asgi(starlette_app(own(on_starlette)), other, sessions=False), loop
@@ -361,9 +390,12 @@ def with_extension(app: Flask, room: Stillroom) -> Flask:
 
 NAMES = [
     "starlette, table", "starlette wrapped, table", "starlette mounted, table", "fastapi root_path, table",
-    "fastapi root_path wrapped, table", "uvicorn --root-path, table", "root_path not in the path, table",
+    "fastapi root_path wrapped, table", "fastapi root_path mounted, table",
+    "fastapi root_path behind others, table",
+    "uvicorn --root-path, table", "root_path not in the path, table",
     "flask, table", "flask under a script name, table", "django, table", "django under a script name, table",
-    "django asgi, table", "django asgi --root-path, table", "starlette, endpoints", "fastapi, endpoints",
+    "django asgi, table", "django asgi --root-path, table", "django asgi FORCE_SCRIPT_NAME, table",
+    "starlette, endpoints", "fastapi, endpoints",
     "flask, endpoints", "django, endpoints", "django asgi, endpoints",
 ]  # fmt: skip
 
@@ -388,7 +420,9 @@ def asking(
     urls = Urls(own(on_django) if on_endpoints else nothing)
     middleware = ["stillroom.web.django.limits.LimitsMiddleware"] if on_endpoints else []
     given = PATIENT | {"redis_url": stillroom_server.url}
-    with override_settings(ROOT_URLCONF=urls, MIDDLEWARE=middleware, STILLROOM=given):
+    forced = "/api" if "FORCE_SCRIPT_NAME" in name else None
+    named = {"ROOT_URLCONF": urls, "MIDDLEWARE": middleware, "FORCE_SCRIPT_NAME": forced}
+    with override_settings(**named, STILLROOM=given):
         yield make(name, rooms, loop)
         room_of_django().close()
 
@@ -414,8 +448,10 @@ def test_all_known_spellings(asking: Ask, is_full: bool) -> None:
     """All spellings that once led past a limit, and each mark in each place of each path, are charged."""
     methods = cycle([("GET", "POST")] if is_full else [("GET",), ("POST",)])  # in short, in turn
     for path in PATHS:
+        places = [1, len(path) // 2, len(path) - 1, len(path)]
+        in_turn = cycle([places] if is_full else [places[:2], places[2:]])
         for mark in MARKS:
-            for at in {1, len(path) // 2, len(path) - 1, len(path)}:
+            for at in next(in_turn):
                 spelled = path[:at] + mark + path[at:]
                 for method in next(methods):
                     reached, limits = asking(method, spelled)

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from stillroom import NoDispatch, Settings, Stillroom, TooManySessions
+from stillroom import NoDispatch, SessionEnded, Settings, Stillroom, TooManySessions
 from stillroom.embedded import EmbeddedServer
 from stillroom.operation import Once, Operation
 from stillroom.scripts import session_create, session_rotate
 from stillroom.sessions import steady_us
 from stillroom.sessions.ends import Undo
+from stillroom.web.request_session import WebSession
+from stillroom.web.session_cookie import SessionCookie
 from tests.support.clocked import ClockedServer
 from tests.support.crowd import PATIENT
 from tests.support.proxy import Proxy
@@ -115,6 +117,34 @@ def test_a_logout_into_another_session_that_is_held_up_wins(make_room: Make) -> 
         assert there.sessions.list_for_user("ann") == []
 
 
+@pytest.mark.parametrize("brings_cookie", [True, False])
+def test_a_request_whose_session_was_gone_ends_no_renewal(
+    make_room: Make, brings_cookie: bool
+) -> None:
+    """A request with the old token that is read after a renewal, and stores something, does not end the session.
+
+    Where the browser is getting the renewal's cookie, it begins none either.
+    """
+    here, there = make_room(), make_room()
+    for held_up in (True, False):
+        session = here.sessions.create("ann")
+        asked = steady_us()
+        begin = here._sessions_body.begin(session.token, {"a": 1}, asked_us=asked)
+        waiting = Stepper(here, begin) if held_up else None
+        if brings_cookie:
+            renew = there._sessions_body.renew(session.token, is_proof=False)
+            fresh = there.state.run(renew)
+        else:
+            fresh = there.sessions.rotate(session, grace=0)
+        waiting = waiting or Stepper(here, begin)
+        if brings_cookie:
+            with pytest.raises(SessionEnded):
+                waiting.value()
+        else:
+            assert there.sessions.get(waiting.value()) is not None
+        assert there.sessions.get(fresh) is not None
+
+
 def test_a_rotation_without_grace_keeps_what_was_to_be_kept(make_room: Make, client: Any) -> None:
     """A session to keep, named before its rotation without grace, is kept under its new name, and not
     if named after.
@@ -192,6 +222,34 @@ def test_a_deferred_end_carries_its_age_not_a_time(
             assert there.sessions.get(renewed) is not None
 
 
+def test_a_clock_that_steps_back_opens_no_old_token(clocked: ClockedServer) -> None:
+    """The grace of an old token, and a proof of who the user is, last no longer because the clock steps back."""
+    settings = Settings(**{**PATIENT, "redis_url": clocked.url})
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        clocked.set_clock(0)
+        at_once, later = room.sessions.create("ann"), room.sessions.create("ann")
+        room.sessions.rotate(at_once, grace=0)
+        fresh = room.sessions.rotate(later, grace=10)
+        assert room.sessions.get(later) is not None
+        clocked.set_clock(-5)
+        assert room.sessions.get(later) is not None
+        clocked.set_clock(-3_600)
+        told: list[str] = []
+        room.sessions.on_event.append(lambda event: told.append(event.kind))
+        for old in (at_once, later):
+            assert room.sessions.get(old) is None
+            assert room.sessions.touch(old) is False
+            with pytest.raises(SessionEnded, match="replayed"):
+                room.sessions.update(old, {"a": 1})
+        assert set(told) == {"replayed"}
+        for touch in (True, False):
+            found = room.sessions.get(fresh, touch=touch)
+            assert found is not None
+            assert not found.is_fresh(300)
+        assert room.sessions.confirm(fresh).is_fresh(300)
+        assert room.sessions.destroy(later)  # it leads to the session, which is to end
+
+
 # What is sent twice, or late
 
 
@@ -215,6 +273,18 @@ def test_a_creation_that_arrives_again_recognises_itself(make_room: Make, when: 
     send(room, command)
     assert room.sessions.count("ann") == 1
     assert room.sessions.get(made.value.value) is not None
+
+
+def test_a_creation_that_arrives_again_says_again_what_is_in_doubt(make_room: Make) -> None:
+    """A create that arrives twice tells both times that what it replaces was rotated a moment before."""
+    room = make_room()
+    room.sessions.create("eve")
+    guest = room.sessions.create(None)
+    (command,) = room._sessions_body.create(None, {"a": 1}, replaces=guest).send(None)
+    assert command[1] == session_create.text.sha
+    room.sessions.rotate(guest, grace=0)
+    first, second = send(room, command, command)
+    assert 0 <= int(first[4]) <= int(second[4])
 
 
 def test_a_rotation_that_arrives_after_it_was_undone_does_nothing(make_room: Make) -> None:
@@ -273,3 +343,31 @@ def test_a_refused_login_gives_the_visitor_back(make_room: Make) -> None:
         assert found is not None
         assert (found.data, found.expires_at) == ({"cart": [1]}, before)
         assert room.sessions.destroy_by_tag("t") == 1
+
+
+def test_a_login_that_may_be_refused_takes_no_cookie_from_the_visitor(make_room: Make) -> None:
+    """Requests that look while it is open whether the login is refused leave the visitor's cookie alone."""
+    here, there = make_room(), make_room()
+    body = there._sessions_body
+
+    def request(token: str) -> WebSession:
+        scope = {"wsgi.url_scheme": "https"}
+        return WebSession(body, there.state, SessionCookie(), token, scope)
+
+    for _ in range(REJECT["max_per_user"]):
+        ann = here.sessions.create("ann")
+    guests = (here.sessions.create(None, {"cart": [1]}) for _ in range(100))
+    guest = next(one for one in guests if one.handle[:2] != ann.handle[:2])
+    login = Stepper(here, here._sessions_body.log_in(guest.token, "ann", {}, **REJECT))
+    while there.sessions.get(guest) is not None:
+        login.step()
+    looks, begins = request(guest.token), request(guest.token)
+    assert "cart" not in looks
+    begins["theme"] = "dark"
+    assert there.state.run(looks.writing()) is None
+    with pytest.raises(SessionEnded):
+        begins.save()
+    with pytest.raises(TooManySessions):
+        login.value()
+    assert request(guest.token)["cart"] == [1]
+    assert not there.state.run(body.is_late(guest.token))

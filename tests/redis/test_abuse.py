@@ -573,6 +573,14 @@ def test_one_token_shown_again_and_again_is_one_guess(room: Any, client: Any) ->
     ]
 
 
+@pytest.mark.parametrize("subject", [None, 5, b"203.0.113.7", "", "junk"])
+def test_what_is_no_address_is_not_banned(room: Any, subject: Any) -> None:
+    """A subject that is no address is refused in a sentence, and has no ban to lift."""
+    with pytest.raises(BanRefused, match="neither an address nor a network"):
+        room.abuse.ban(subject, 60)
+    assert room.abuse.lift(subject) is False
+
+
 def test_an_operator_bans_and_lifts(room: Any, client: Any) -> None:
     """An operator bans for any time up to 30 days and lifts bans. The list begins with the ban that ends last."""
     one = room.abuse.ban("203.0.113.7", 60, reason="seen in\nthe logs")

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import pytest
 from pydantic import BaseModel, Field
 
-from stillroom import Freshness, InvalidKey, ValueTooLarge
+from stillroom import Freshness, InvalidArgument, InvalidKey, ValueTooLarge
 from stillroom.cache.core import FAILURES_KEPT_MS
 from stillroom.codec import Unencodable
 from stillroom.operation import Pause
@@ -203,6 +203,24 @@ def test_a_tag_kills_every_entry_that_carries_it(room: Any, make_room: Any) -> N
         )
     room.cache.set("p:3", "new", tags=["products", "brand:1"])
     assert other.cache.get("p:3") == "new"
+
+
+def test_an_entry_has_a_thousand_tags_at_most(room: Any) -> None:
+    """More tags than a script can write in time are refused at the call, or not kept where a value gives them."""
+    many = [f"t{n}" for n in range(1_001)]
+    assert room.cache.set("k", 1, tags=many[1:])
+    room.cache.invalidate_by_tag("t1000")
+    assert room.cache.get("k") is None
+    for write in (
+        lambda: room.cache.set("k", 1, tags=many),
+        lambda: room.cache.set_many({"k": 1}, tags=many),
+        lambda: room.cache.add("k", 1, tags=many),
+        lambda: room.cache.get_or_set("k", lambda: 1, tags=many),
+    ):
+        with pytest.raises(InvalidArgument, match=r"1,001 were given, and an entry has 1,000"):
+            write()
+    assert room.cache.get_or_set("k", lambda: 1, tags=[lambda value: many]) == 1
+    assert room.cache.get("k") is None
 
 
 def test_a_soft_tag_leaves_the_value_stale(room: Any) -> None:

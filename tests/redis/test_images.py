@@ -107,6 +107,22 @@ def test_a_refusal_is_cached_until_the_file_changes(
     assert room.cache.get_image_info("a.png").width == 30
 
 
+def test_an_image_behind_a_link_is_refused_for_the_link(room: Any, tmp_path: Path) -> None:
+    """A file that is a link, or lies in a folder that is one, is refused as such, until the link is gone."""
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "folder"
+    elsewhere.mkdir()
+    save(elsewhere / "a.png")
+    (tmp_path / "a.png").symlink_to(elsewhere / "a.png")
+    folder.symlink_to(elsewhere)
+    for name, what in {"a.png": "it is a link", "folder/a.png": "one of its folders is"}.items():
+        with pytest.raises(ImageRefused, match=f"{what}.*no link is followed") as refused:
+            room.cache.get_image_info(name)
+        assert refused.value.reason == "link"
+    folder.unlink()
+    elsewhere.rename(folder)
+    assert room.cache.get_image_info("folder/a.png").type == "image/png"
+
+
 def test_bad_names_never_reach_redis(room: Any, server: EmbeddedServer) -> None:
     """A bad name reaches neither Redis nor the file system."""
     with Recorder(server.url) as recorder:

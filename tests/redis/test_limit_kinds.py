@@ -380,11 +380,37 @@ def test_what_is_no_time_is_said(text: str) -> None:
 def test_what_is_kept_of_changed_limits_has_a_bound() -> None:
     """The memory for changed limits has a bound, also where each tenant has a quota of its own."""
     changes = Changes()
-    changes.learn([b"a", b'{"quota": 1, "window": 1, "until": 9}'], 5.0)
+    changes.learn([b"a", b'{"quota": 1, "window": 1, "until": 9}'], 5.0, 0.0)
     for quota in range(3 * MOST):
         assert changes.applied((Limit("a", quota, 9), TEN)) == (Limit("a", 1, 1), TEN)
     assert len(changes._applied) <= MOST
     assert read_changes(None) == []
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_change_lasts_no_longer_because_the_clock_steps_back(knows: bool) -> None:
+    """A change of 60 s ends after 60 s at the most, in processes that knew it before the step and in others."""
+    reply = [b"a", b'{"quota": 1, "window": 1, "since": 7200, "until": 7260}']
+    changes = Changes()
+    if knows:
+        assert changes.learn(reply, 7_200.0, 0.0)
+    for steady, holds in ((0, True), (59, True), (61, False)):
+        changes.learn(reply, 3_600.0 + steady, float(steady))
+        assert bool(changes.found) is holds
+
+
+def test_a_change_goes_on_when_a_clock_that_was_ahead_is_right_again() -> None:
+    """A change that a clock two hours ahead has ended holds for the rest of its time afterwards."""
+    reply = [b"a", b'{"quota": 1, "window": 1, "since": 0, "until": 3600}']
+    changes = Changes()
+    for now, steady, holds in (
+        (10, 0, True),
+        (7_210, 1, False),
+        (12, 2, True),
+        (3_601, 3_591, False),
+    ):
+        changes.learn(reply, float(now), float(steady))
+        assert bool(changes.found) is holds
 
 
 # Waiting for room

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from stillroom import AsyncStillroom, InvalidArgument, NoDispatch, Settings, Stillroom
-from stillroom.cache import cached, calls
+from stillroom.cache import calls, gathering
 from stillroom.cache.figures import LOOKUPS
 from tests.support.entries import age
 from tests.support.trips import Trips
@@ -301,7 +301,7 @@ class Loads:
         return id
 
 
-@pytest.mark.parametrize(("at_once", "most"), [(None, cached.LOADS_AT_ONCE), (2, 2)])
+@pytest.mark.parametrize(("at_once", "most"), [(None, gathering.LOADS_AT_ONCE), (2, 2)])
 def test_in_asyncio_missing_values_are_loaded_beside_each_other(
     settings: Settings, dispatch: Any, at_once: int | None, most: int
 ) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import NoDispatch, Settings, Stillroom
+from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.cache import ordering
 from stillroom.embedded import EmbeddedServer
+from stillroom.leash import until
+from stillroom_workers.app import make_app
 from tests.support.crowd import PATIENT
 from tests.support.faces import FACES, open_room
 
@@ -67,6 +69,54 @@ def test_orders_lie_where_nothing_is_evicted(
             app.cache.set("k", "old", tags=["ordered"], ttl=3_600)
             assert app.cache.reclaim()["done"] >= 1
             assert app.cache.get("k") is None
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_outage_of_the_cache_makes_no_dead_letter(
+    server: EmbeddedServer, own_server: EmbeddedServer, face: str, order: str
+) -> None:
+    """An order outlives any number of tries while the cache's Redis is away, and is carried out afterwards."""
+    places = {"redis_url": server.url, "cache_url": own_server.url, "call_timeout": 0.2}
+    with open_room(face, Settings(**PATIENT | places), NoDispatch()) as app:
+        app.cache.set("k", "old", tags=["ordered"], ttl=3_600)
+        ORDERS[order](app)
+        own_server.freeze()
+        for _ in range(ordering.TRIES_LIMIT + 2):
+            with pytest.raises(RedisUnavailable):
+                app.cache.reclaim()
+        own_server.thaw()
+        assert until(lambda: not app.wire.breaker.is_open, 10)
+        report = app.cache.reclaim()
+        assert report["done"] >= 1
+        assert report["dead"] == report["due"] == 0
+        assert app.cache.get("k") is None
+
+
+TASKS: dict[str, dict[str, Any]] = {
+    "keys": {"keys": ["k"]},
+    "tags": {"tags": ["ordered"]},
+    "pattern": {"pattern": "k*"},
+}
+
+
+@pytest.mark.parametrize("order", TASKS)
+def test_a_task_that_finds_the_cache_away_writes_its_order_down(
+    server: EmbeddedServer, own_server: EmbeddedServer, order: str
+) -> None:
+    """A task sent by name, whose message is gone once it has run, is carried out when the cache is back."""
+    places = {"redis_url": server.url, "cache_url": own_server.url, "call_timeout": 0.2}
+    app = make_app(Settings(**PATIENT | places))
+    room: Stillroom = app.room
+    room.cache.set("k", "old", tags=["ordered"], ttl=3_600)
+    own_server.freeze()
+    report = app.tasks[f"stillroom.invalidate_{order}"](**TASKS[order])
+    assert report == {"deleted": 0, "left": 1}
+    own_server.thaw()
+    assert until(lambda: not room.wire.breaker.is_open, 10)
+    assert room.upkeep.reclaim()["done"] >= 1
+    assert room.cache.get("k") is None
+    room.close()
 
 
 class TestLoads:
@@ -163,10 +213,57 @@ class TestLoads:
         orders: Any = worker.tasks._body._orders
         worker.state.run(orders._take(0))  # and then it is killed
         assert worker.cache.reclaim()["done"] == 0
-        for member, due in state_client.zrange(app.keys.orders, 0, -1, withscores=True):
-            state_client.zadd(app.keys.orders, {member: due - 61e6})
+        self._pass_a_minute(app, state_client)
         assert worker.cache.reclaim()["done"] == 1
         assert app.product(7) == "new"
+
+    def test_an_order_that_kills_its_workers_becomes_a_dead_letter(
+        self, app: Any, make_room: Any, state_client: Any
+    ) -> None:
+        """An order with which eight workers have ended is tried by no ninth one."""
+
+        class Killed(BaseException):
+            """Ends a worker, as a signal does."""
+
+        deaths: list[int] = []
+
+        def product(id: int) -> str:
+            deaths.append(id)
+            raise Killed
+
+        app.tasks.load(app.product, 7)
+        for _ in range(ordering.TRIES_LIMIT):
+            worker = make_room()
+            worker.cache.cached("product:{id}", ttl=600)(product)
+            with pytest.raises(Killed):
+                worker.cache.reclaim()
+            self._pass_a_minute(app, state_client)
+        assert worker.cache.reclaim()["dead"] == 1
+        assert len(deaths) == ordering.TRIES_LIMIT
+        (letter,) = app.state.run(app.dead_letters.list())
+        assert "8 workers have ended" in letter.reason
+
+    def test_a_loader_whose_own_redis_is_away_keeps_no_other_order_back(
+        self, app: Any, make_room: Any
+    ) -> None:
+        """A loader that raises RedisUnavailable fails like any other: the orders behind it are carried out."""
+        worker = make_room()
+
+        def broken(id: int) -> str:
+            raise RedisUnavailable("refused", "another server of the app")
+
+        broken_here = app.cache.cached("broken:{id}", ttl=600)(broken)
+        worker.cache.cached("broken:{id}", ttl=600)(broken)
+        app.cache.set("k", "old")
+        app.tasks.load(broken_here, 7)
+        app.tasks.invalidate_keys("k")
+        assert worker.cache.reclaim()["done"] >= 1
+        assert app.cache.get("k") is None
+
+    @staticmethod
+    def _pass_a_minute(app: Any, state_client: Any) -> None:
+        for member, due in state_client.zrange(app.keys.orders, 0, -1, withscores=True):
+            state_client.zadd(app.keys.orders, {member: due - 61e6})
 
 
 def test_whatever_is_ordered_is_done_once_or_buried(

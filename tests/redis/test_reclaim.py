@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stillroom import InvalidKey, Settings, Stillroom
+from stillroom import InvalidKey, RedisUnavailable, Settings, Stillroom
 from stillroom.cache import Progress, reclaim
 from stillroom.cache.ordering import TRIES_LIMIT
 from stillroom.cache.reclaim import Run
@@ -448,8 +448,11 @@ class TestSoft:
         assert room.cache.get_entry("plain").freshness.value == "stale"
         assert report["left"] == 0
 
+    @pytest.mark.parametrize(
+        "error", [OSError("no database"), RedisUnavailable("refused", "another server of the app")]
+    )
     def test_more_than_fit_one_pass_are_loaded_in_several(
-        self, room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+        self, room: Any, client: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
     ) -> None:
         """More keys than one pass takes are loaded in several, and a failing loader does not stop the others."""
         monkeypatch.setattr(reclaim, "HOTTEST", 3)
@@ -458,7 +461,7 @@ class TestSoft:
         @room.cache.cached("n:{n}", swr=100, tags=["t"])
         def load(n: int) -> int:
             if n in failing:
-                raise OSError("no database")
+                raise error
             return n
 
         for n in range(8):
@@ -532,6 +535,16 @@ class TestOrders:
             room.tasks.invalidate_tags("x" * 1025)
         with pytest.raises(TypeError, match=r"room\.cache\.cached"):
             room.tasks.load(print, 7)
+
+        @room.cache.cached("n:{n}")
+        def load(n: int) -> int:
+            return n
+
+        function = getattr(load, "_inner", load)
+        with pytest.raises(ValueError, match="load: n: Input should be a valid integer"):
+            room.tasks.load(function, "seven")
+        with pytest.raises(TypeError, match="missing a required argument: 'n'"):
+            room.tasks.load(function)
         assert state_client.exists(room.keys.orders) == 0
 
     @pytest.mark.parametrize(

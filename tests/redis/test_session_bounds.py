@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from stillroom import (
+    InvalidArgument,
     SessionDataRefused,
     SessionUnreadable,
     SettingsError,
@@ -176,15 +177,35 @@ def test_a_record_that_is_none_harms_nobody_else(room: Any, client: Any, how: st
     assert sessions.destroy_by_tag("t") == 0
 
 
-@pytest.mark.parametrize("index", ["x", "u:u1", "g:t", "clock"])
-def test_an_index_that_is_none_keeps_nobody_out(room: Any, client: Any, index: str) -> None:
-    """A foreign key in the place of an index is replaced by the next login."""
-    made = room.sessions.create("u1", tags=["t"])
+@pytest.mark.parametrize("kind", ["string", "hash"])
+@pytest.mark.parametrize("index", ["x", "u:u1", "g:t", "clock", "d:u1"])
+def test_an_index_that_is_none_keeps_nobody_out(
+    room: Any, client: Any, index: str, kind: str
+) -> None:
+    """A foreign key in the place of an index is replaced by the next login, and keeps nobody from logging out."""
+    options = {"tags": ["t"], "device": "a phone"}
+    made, ends, goes = (room.sessions.create("u1", **options) for _ in range(3))
     key = room.keys.shard(int(made.handle[:2], 16)) + index.encode()
-    client.set(key, "x", ex=100)
-    again = room.sessions.create("u1", tags=["t"])
-    assert room.sessions.get(again) is not None
+    client.delete(key)
+    client.set(key, "x") if kind == "string" else client.hset(key, "x", "y")
+    client.expire(key, 100)
+    assert room.sessions.destroy(ends)
+    assert room.sessions.end("u1", goes.handle)
+    again = room.sessions.create("u1", max_per_user=9, **options)
+    for session, lives in ((made, True), (again, True), (ends, False), (goes, False)):
+        assert (room.sessions.get(session) is not None) is lives
     assert again.handle in [device.handle for device in room.sessions.list_for_user("u1")]
+
+
+def test_settings_that_can_not_be_compared_keep_nobody_out(make_room: Make, client: Any) -> None:
+    """A foreign key in the place of what processes agree on lets them go on, each with its own shards."""
+    first = make_room()
+    client.set(first.keys.agreed, "x", ex=100)
+    for room in (first, make_room()):
+        session = room.sessions.create("u1", tags=["t"])
+        assert room.sessions.get(session) is not None
+        assert room.sessions.count("u1") == 1
+        assert room.sessions.destroy_for_user("u1") == 1
 
 
 def test_a_line_that_is_none_does_not_stop_the_sweep(room: Any, client: Any) -> None:
@@ -302,6 +323,27 @@ def test_the_dead_among_thousands_keep_nobody_out(room: Any, client: Any) -> Non
     with pytest.raises(TooManySessions):
         room.sessions.create("u1", max_per_user=2, on_cap="reject")
     assert room.sessions.get(made) is not None
+
+
+@pytest.mark.parametrize("given", ["3", 1.5, True, 0, float("nan")])
+def test_a_number_that_is_none_is_told_where_it_is_given(room: Any, given: Any) -> None:
+    """A count that is no whole number is an error of the caller, not of Redis, and nothing is written."""
+    session = room.sessions.create("ann", {"a": 1})
+    acts: list[Callable[[], Any]] = [
+        lambda: room.sessions.create("ann", max_per_user=given),
+        lambda: room.sessions.list_for_user("ann", limit=given),
+        lambda: room.sessions.update(session, {"a": 2}, if_version=given or -1),
+        lambda: room.upkeep.sweep_sessions(limit=given),
+        lambda: room.upkeep.scan_abuse(limit=given),
+        lambda: room.abuse.bans(given),
+    ]
+    for act in acts:
+        with pytest.raises(
+            (SettingsError, InvalidArgument), match=r"limit=|max_per_user=|version="
+        ):
+            act()
+    assert room.sessions.get(session).data == {"a": 1}
+    assert room.sessions.count("ann") == 1
 
 
 def test_a_cap_has_a_limit(room: Any) -> None:

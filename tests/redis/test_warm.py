@@ -11,8 +11,13 @@ from typing import Any
 import pytest
 
 from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.cache import Housekeeping
+from stillroom.embedded import EmbeddedServer
+from stillroom.leash import until
 from stillroom_workers.app import make_app
 from stillroom_workers.schedule import SCHEDULE
+from tests.support.crowd import PATIENT
+from tests.support.stepper import Stepper
 
 
 def loader_of(room: Any, loads: list[Any], **options: Any) -> Any:
@@ -66,7 +71,8 @@ def test_each_period_is_claimed_by_one_worker(room: Any, make_room: Any, client:
     assert sorted(report["values"] for report in reports) == [0, 0, 1]
     key = other.keys.warm(b"product")
     assert 86_400_000 < client.pttl(key) <= 2 * 86_400_000
-    client.decr(key)
+    period, _, token = client.get(key).partition(b" ")
+    client.set(key, b"%d %b" % (int(period) - 1, token))
     assert other.tasks.warm() == {"loaders": 1, "values": 1}
 
 
@@ -124,6 +130,46 @@ def test_away_it_is_raised(make_room: Any) -> None:
     with pytest.raises(RedisUnavailable):
         room.tasks.warm()
     room.close()
+
+
+def test_a_claim_that_arrives_twice_is_one(make_room: Any) -> None:
+    """A worker whose claim the wire sends twice warms the loader, and not nobody."""
+    room: Stillroom = make_room()
+    loader_of(room, [], warm_every=60, warm_with=[1])
+    housekeeping = Housekeeping(room._cache_body, room.tasks._body._orders)
+    stepper = Stepper(room, housekeeping.warm())
+    stepper.twice = True
+    assert stepper.value() == {"loaders": 1, "values": 1}
+
+
+def test_a_period_is_not_lost_where_the_state_is_away(
+    server: EmbeddedServer, own_server: EmbeddedServer
+) -> None:
+    """A worker that could write no orders gives the period back, and it is warmed when the state is back."""
+    places = {"redis_url": own_server.url, "cache_url": server.url, "call_timeout": 0.2}
+    with Stillroom(Settings(**PATIENT | places), dispatch=NoDispatch()) as room:
+        loader_of(room, [], warm_every=3_600, warm_with=[1])
+        room.cache.set("k", 1)
+        own_server.freeze()
+        with pytest.raises(RedisUnavailable):
+            room.tasks.warm()
+        own_server.thaw()
+        assert until(lambda: not room.state_wire.breaker.is_open, 10)
+        assert room.tasks.warm() == {"loaders": 1, "values": 1}
+
+
+def test_a_list_whose_own_redis_is_away_stops_no_other(room: Any) -> None:
+    """A list that raises RedisUnavailable of its own is logged, and the other loaders are warmed."""
+
+    def away() -> list[int]:
+        raise RedisUnavailable("refused", "another server of the app")
+
+    @room.cache.cached("a:{id}", name="a", warm_every=60, warm_with=away)
+    def load(id: int = 1) -> int:
+        return id
+
+    loader_of(room, [], warm_every=60, warm_with=[1])
+    assert room.tasks.warm() == {"loaders": 2, "values": 1}
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

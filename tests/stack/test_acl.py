@@ -17,7 +17,14 @@ from stillroom.embedded import EmbeddedServer
 from tests.conftest import SERVERS, binary_of
 from tests.support.celery_process import until
 from tests.support.company import Company, company_at_work
-from tests.support.roles import admin, granted, server_with_roles, settings_of
+from tests.support.roles import (
+    ELSEWHERE,
+    SELDOM,
+    admin,
+    granted,
+    server_with_roles,
+    settings_of,
+)
 
 pytestmark = pytest.mark.timeout(500)  # everybody works for a minute, longer on a busy machine
 
@@ -66,39 +73,6 @@ BUT = {
     ("ops", "RANDOMKEY"),
     ("sentinel", "CLIENT KILL TYPE normal"),  # of the clients of a primary that was demoted
     ("sentinel", "CONFIG REWRITE"),  # so that a server which starts again follows whom it followed
-}
-# Whose work is not done here: a person's looks at any key, and what three servers need is in test_three_servers.py.
-ELSEWHERE = {"ops", "replica", "sentinel"}
-# Rights for moments that no test can force.
-SELDOM = {
-    "web": {"slowlog|len"},  # heard by no listener: it only looks at the server itself
-    "worker": {
-        "slowlog|len",
-        "hsetnx",  # a finding begins
-        "xclaim",  # takes over the events of a worker that died
-        "exists",  # lists sessions while none is revoked
-        "srem",  # takes its own mailbox away when it stops, if it is given the time
-        "zrank",  # goes on behind an entry that stayed
-        "object|freq",  # looks which entries are read most, where more than one waits
-        "zpopmin",  # forgets the oldest of too many counts
-        "rpush",  # gives a message back that came as it was told to stop
-        "unwatch",  # lets go of one that could not be given back
-    },
-    # Who is first gives back what a killed worker held; mostly a worker is.
-    "flower": {
-        "get",
-        "hdel",
-        "hget",
-        "lpush",
-        "rpush",
-        "script|load",
-        "set",
-        "smembers",
-        "unwatch",
-        "watch",
-        "zrange",
-        "zrem",
-    },
 }
 # What a role can't do, each for its reason.
 NOT_THEIRS = [

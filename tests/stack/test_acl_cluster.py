@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,13 +12,13 @@ from unittest.mock import patch
 import pytest
 
 import redis
-from stillroom.cli.credentials import write_secrets
+from stillroom.cli.credentials import roles, write_secrets
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import HOMES, Keys
 from tests.conftest import SERVERS, binary_of
 from tests.support.cluster import RedisCluster
 from tests.support.company import Company, do_all_work
-from tests.support.roles import load_roles
+from tests.support.roles import ADMIN, ELSEWHERE, SELDOM, Witness, granted, load_roles
 from tests.support.spread_client import ClientOfAll, SpreadClient
 
 pytestmark = pytest.mark.timeout(500)  # everybody works for a minute, longer on a busy machine
@@ -74,6 +74,11 @@ class CompanyOfACluster(Company):
     """Three nodes with the state, and one server with the cache and the queues."""
 
     cluster: RedisCluster
+    witnesses: list[Witness]  # one of each server
+
+    def heard(self, role: str) -> set[str]:
+        """Return the commands that a role has sent to any of the servers."""
+        return set().union(*(witness.of(role) for witness in self.witnesses))
 
     @property
     def servers(self) -> list[Any]:
@@ -105,17 +110,36 @@ def company_on_a_cluster(folder: Path, binary: str | None) -> Iterator[CompanyOf
         SpreadClient.from_url(cluster.url) as state,
         redis.Redis.from_url(server.url) as others,
     ):
-        for node in (*cluster.nodes, server):
+        servers = (*cluster.nodes, server)
+        for node in servers:
             load_roles(folder, node)
+            let_admin_in(node)
         company = CompanyOfACluster(server, folder, ClientOfAll(state, others), cluster=cluster)
         company.others = others
-        yield company
+        with ExitStack() as listening:
+            company.witnesses = [listening.enter_context(Witness(node)) for node in servers]
+            yield company
+
+
+def let_admin_in(node: EmbeddedServer) -> None:
+    """Give a node the test's user, who listens."""
+    with redis.Redis.from_url(node.url) as client:
+        client.execute_command("ACL", "SETUSER", ADMIN, "on", "nopass", "~*", "&*", "+@all")
 
 
 def test_everybody_could_work(company: CompanyOfACluster) -> None:
     """Worker, beat, Flower, the app and people did all they do, and no node refused any of it."""
     refused = [client.execute_command("ACL", "LOG") for client in company.servers]
     assert refused == [[]] * 4
+
+
+@pytest.mark.parametrize("role", [role for role in roles() if role not in ELSEWHERE])
+def test_a_role_may_do_what_it_does_and_no_more(company: CompanyOfACluster, role: str) -> None:
+    """The commands in the users.acl of a cluster are those that any of the servers heard, in both directions."""
+    seldom = SELDOM.get(role, set())
+    may, did = granted(company.acl)[role] - seldom, company.heard(role) - seldom
+    assert did - may == set(), "these are missing"
+    assert may - did == set(), "nobody needs these"
 
 
 @pytest.mark.parametrize(("role", "command"), NOT_THEIRS)

@@ -89,6 +89,7 @@ def fail(server: EmbeddedServer, count: int) -> None:
             tell("task-failed", **about, exception=REASON, traceback=traceback)
 
 
+@pytest.mark.full
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

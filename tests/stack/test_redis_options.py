@@ -16,6 +16,7 @@ import pytest
 
 import redis
 from stillroom import Settings, Stillroom
+from stillroom.dispatch import MESSAGE_LIMIT
 from stillroom.embedded import EmbeddedServer
 from stillroom.health.lifetimes import REDIS
 from tests.conftest import SERVERS, binary_of
@@ -91,6 +92,17 @@ def test_no_low_user_stops_the_app(
             flood(link, data, times)
         assert web.set("stillroom:{0}:e:a", "v")
         assert web.info("memory")["used_memory_rss"] < SPARE_MB * 2**20
+
+
+def test_a_message_that_no_worker_takes_can_not_be_left_for_the_health_check(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    """A huge message, which a look at its queue would read whole, is refused; a worker's largest is accepted."""
+    with client(server, tmp_path, "producer") as producer:
+        assert producer.lpush("stillroom.maintenance", b"x" * MESSAGE_LIMIT) == 1
+        with pytest.raises((redis.RedisError, OSError)):
+            producer.lpush("stillroom.maintenance", b"x" * 40_000_000)
+        assert producer.llen("stillroom.maintenance") == 1
 
 
 def test_who_says_nothing_is_closed() -> None:

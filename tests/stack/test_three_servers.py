@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import redis
@@ -66,6 +68,33 @@ def test_everybody_is_known_by_a_name(trio: Trio) -> None:
         assert known == [NAME] * 5
     followers = trio.replication(trio.primary())
     assert [followers[f"slave{n}"]["ip"] for n in range(2)] == [NAME] * 2
+
+
+SENTINEL_MB = 64  # the limit of its container
+
+
+@pytest.mark.parametrize(
+    ("begin", "data", "times"),
+    [
+        (b"", b"SENTINEL MASTERS\r\n" * 1_000, 300),
+        (b"*2\r\n$4\r\nPING\r\n$500000000\r\n", b"x" * 1_048_576, 200),
+    ],
+    ids=["nothing is read", "half a command"],
+)
+def test_nobody_who_may_ask_a_sentinel_fills_its_memory(
+    trio: Trio, begin: bytes, data: bytes, times: int
+) -> None:
+    """A connection that sends or does not read much memory is closed, and the Sentinel answers the others."""
+    port = trio.sentinel_ports[0]
+    with socket.create_connection((NAME, port), timeout=10) as link:
+        link.sendall(f"AUTH watch {trio.password('watch')}\r\n".encode())
+        assert link.recv(100) == b"+OK\r\n"
+        with suppress(OSError):
+            link.sendall(begin)
+            for _ in range(times):
+                link.sendall(data)
+        assert trio.ask(port, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER, role="watch")
+        assert psutil.Process(trio.running[port].pid).memory_info().rss < SENTINEL_MB * 2**20
 
 
 def test_a_killed_primary_is_replaced_and_comes_back_as_a_replica(

@@ -13,7 +13,15 @@ import pytest
 from typer.testing import CliRunner
 
 import redis
-from stillroom import AUTH, NoDispatch, Settings, SettingsError, Stillroom
+from stillroom import (
+    AUTH,
+    NoDispatch,
+    RedisUnavailable,
+    Settings,
+    SettingsError,
+    Stillroom,
+    StillroomError,
+)
 from stillroom.cli import app
 from stillroom.embedded import EmbeddedServer
 from stillroom.errors import SessionStoreUnavailable
@@ -216,6 +224,50 @@ def refused(room: Stillroom, token: str, why: str = "of this shard") -> None:
             act()
 
 
+def test_a_logout_that_waits_for_its_shard_holds_nobody_up(old: Stillroom, new: Stillroom) -> None:
+    """A logout that is deferred, since its shard is being moved, keeps no other session from its process, on either
+    side.
+    """
+    made = [old.sessions.create(f"user:{n}", {"n": n}) for n in range(64)]
+    one = moving(old, new)
+    one.begin()
+    shards = one.shards()
+    while not any(_is_shut(old, session.token) for session in made):
+        next(shards)
+    gone = next(session for session in made if _is_shut(old, session.token))
+    stays = [session for session in made if not _is_shut(old, session.token)]
+    assert old.sessions.destroy(gone.token, defer=True)
+    assert all(old.sessions.get(session.token) for session in stays)
+    assert old.sessions.deliver() == 1
+    here = [session for session in made if session not in stays and session is not gone]
+    assert new.sessions.destroy(stays[0].token, defer=True)
+    assert all(new.sessions.get(session.token) for session in here)
+    assert sum(shards) > 0
+    assert new.sessions.get(stays[1].token) is not None
+    assert new.sessions.deliver() == 0
+    assert new.sessions.get(stays[0].token) is None
+
+
+def test_a_sweep_leaves_out_what_is_being_moved(old: Stillroom, new: Stillroom) -> None:
+    """A shard that is shut keeps no other one from being swept."""
+    for number in range(64):
+        old.sessions.create(f"user:{number}", idle=0.001)
+    due = old.sessions.count()
+    one = moving(old, new)
+    one.begin()
+    shards = one.shards()
+    while not (there := _arrived(new)):
+        next(shards)
+    assert old.upkeep.sweep_sessions()["expired"] == due - there > 0
+    assert new.upkeep.sweep_sessions()["expired"] == there
+    assert sum(shards) > 0
+    assert new.sessions.count() == 0
+
+
+def _arrived(room: Stillroom) -> int:
+    return sum(int(_asked(room, (b"ZCARD", room.keys.due_sessions(shard)))) for shard in SHARDS)
+
+
 def test_a_move_that_broke_off_is_repeated(old: Stillroom, new: Stillroom) -> None:
     """What has arrived is not moved again, and a copy that was cut short begins anew."""
     made = [old.sessions.create(f"user:{n}", {"n": n}) for n in range(64)]
@@ -269,6 +321,142 @@ def test_a_server_is_not_moved_to_itself(old: Stillroom, old_settings: Settings)
         with pytest.raises(SettingsError, match="the same server"):
             move(old, same)
         assert same.sessions.get(session.token) is not None
+
+
+def test_sessions_in_use_are_not_replaced_by_mistake(old: Stillroom, new: Stillroom) -> None:
+    """A move that takes one server for the other is refused before it ends anybody's session; with `replace` it
+    is not.
+    """
+    made = [old.sessions.create(f"user:{n}", {"n": n}) for n in range(20)]
+    with pytest.raises(SettingsError, match="20, and 0 on the other one"):
+        moving(new, old).begin()
+    assert all(old.sessions.get(session.token) for session in made)
+    assert all(new.sessions.get(session.token) is None for session in made)
+    early = new.sessions.create("ann", {})
+    with pytest.raises(SettingsError, match="1, and 20 on the other one"):
+        moving(old, new).begin()
+    assert new.sessions.get(early.token) is not None
+    one = moving(old, new)
+    one.begin(replace=True)
+    assert sum(one.shards()) > 0
+    assert all(new.sessions.get(session.token) for session in made)
+    assert new.sessions.get(early.token) is None
+
+
+def in_an_old_process(monkeypatch: pytest.MonkeyPatch, old_server: EmbeddedServer) -> None:
+    """Set the environment of an old process, which knows one server for everything."""
+    for name in ("STILLROOM_CACHE_URL", "STILLROOM_BROKER_URL", "STILLROOM_STATE_CLUSTER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("REDIS_URL", old_server.url)
+
+
+def test_the_way_back_takes_the_settings_of_an_old_process(
+    old: Stillroom,
+    new: Stillroom,
+    settings: Settings,
+    old_server: EmbeddedServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sessions are moved back from the cluster in the environment of an old process."""
+    session = old.sessions.create("ann", {})
+    move(old, new)
+    in_an_old_process(monkeypatch, old_server)
+    back = CliRunner().invoke(app, ["move-state", "--from", settings.redis_url, "--from-cluster"])
+    assert back.exit_code == 0, back.output
+    assert old.sessions.get(session.token) is not None
+
+
+@pytest.mark.parametrize(
+    ("before", "more", "sentence"),
+    [
+        ("localhost:6379", [], "--from='localhost:6379': a Redis URL starts with one of"),
+        ("redis://127.0.0.1:1", [], "nothing answers at the address in --from"),
+        ("redis://:wrong@{server}", [], "Correct user and password in --from"),
+        ("redis://{server}", ["--from-cluster"], "leave --from-cluster out"),
+        ("redis://{node}", [], "add --from-cluster"),
+    ],
+)
+def test_a_mistake_about_the_old_server_is_told_by_the_option(
+    before: str,
+    more: list[str],
+    sentence: str,
+    settings: Settings,
+    old_server: EmbeddedServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is wrong with the server that is left is not told as being wrong with REDIS_URL."""
+    places = {
+        "server": old_server.url.partition("://")[2],
+        "node": settings.redis_url.partition("://")[2],
+    }
+    in_an_old_process(monkeypatch, old_server)
+    monkeypatch.setenv("REDIS_URL", f"{old_server.url}/1")
+    told = CliRunner().invoke(app, ["move-state", "--from", before.format(**places), *more])
+    assert isinstance(told.exception, StillroomError)
+    assert sentence in str(told.exception)
+    assert "REDIS_URL" not in str(told.exception)
+
+
+def test_nothing_is_shut_for_a_user_who_may_not_scan(
+    old: Stillroom, new: Stillroom, old_settings: Settings, old_server: EmbeddedServer
+) -> None:
+    """A right that is missing is found out before any session is unavailable."""
+    session = old.sessions.create("ann", {})
+    url = old_server.url.replace("redis://", "redis://poor:a-password@")
+    with redis.Redis.from_url(old_server.url) as one:
+        one.execute_command("ACL", "SETUSER", "poor", "on", ">a-password", "~*", "+@all", "-scan")
+        poor_settings = old_settings.model_copy(update={"redis_url": url})
+        with Stillroom(poor_settings, dispatch=NoDispatch()) as poor:
+            with pytest.raises(RedisUnavailable, match="scan"):
+                moving(poor, new).begin()
+        one.execute_command("ACL", "DELUSER", "poor")
+    assert old.sessions.get(session.token) is not None
+    assert new.sessions.get(session.token) is None
+
+
+def test_the_new_server_learns_how_many_shards_there_are(
+    old_settings: Settings, new: Stillroom, old_server: EmbeddedServer
+) -> None:
+    """Acts on all of a user's sessions reach those in shards that no process has any more."""
+    with Stillroom(
+        old_settings.model_copy(update={"session_shards": 200}), dispatch=NoDispatch()
+    ) as old:
+        made = [old.sessions.create(f"user:{n}", {}, tags=["phone"]) for n in range(60)]
+        move(old, new)
+    assert new.sessions.destroy_by_tag("phone") == 60
+    assert not any(new.sessions.get(session.token) for session in made)
+
+
+def test_devices_are_taken_along_where_nobody_is_logged_in(
+    old: Stillroom, new: Stillroom, old_server: EmbeddedServer
+) -> None:
+    """A shard is known to have keys for as long as it knows devices, which is longer than sessions live."""
+    session = old.sessions.create("ann", {}, device="a phone")
+    shard = int(session.token[:2], 16)
+    old.sessions.destroy(session.token)
+    with redis.Redis.from_url(old_server.url) as one:
+        (devices,) = one.scan_iter(b"*:d:*")
+        assert one.pttl(old.keys.session_stamps(shard)) >= one.pttl(devices)
+    move(old, new)
+    told: list[str] = []
+    new.sessions.on_event.append(lambda event: told.append(event.kind))
+    new.sessions.create("ann", {}, device="a phone")
+    new.sessions.create("ann", {}, device="a desk")
+    assert told == ["new_device"]
+
+
+def test_a_shard_is_shut_on_as_many_replicas_as_acts_wait_for(
+    old: Stillroom, new: Stillroom, old_settings: Settings
+) -> None:
+    """Where a failover could open a shard again it is not copied: the sessions would live on both sides."""
+    session = old.sessions.create("ann", {"n": 1})
+    one = Moving(Side(old.keys, old.state.run, 1), Side(new.keys, new.state.run))
+    one.begin()
+    with pytest.raises(StillroomError, match="0 of 1 replicas"):
+        [*one.shards()]
+    assert old.sessions.get(session.token) is not None or _is_shut(old, session.token)
+    move(old, new)
+    assert new.sessions.get(session.token) is not None
 
 
 def test_nobody_is_back_while_everybody_moves(

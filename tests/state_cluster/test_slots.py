@@ -16,6 +16,7 @@ from stillroom.embedded import EmbeddedServer
 from stillroom.errors import SessionStoreUnavailable
 from stillroom.keys import HOUSE, Keys
 from stillroom.limits.over_shards import HELD_MS
+from stillroom.limits.settling import BITE
 from stillroom.operation import Operation
 from stillroom.scripts import ban_spread
 from stillroom.wire import Command, slot_of
@@ -476,6 +477,37 @@ def test_a_part_that_nobody_decides_is_decided_here(
             lambda: room.limits.peek(IP, [AUTH]).remaining == left,
             "what was denied to be given back",
         )
+
+
+def test_hits_of_a_node_that_is_back_are_told_while_another_is_away(
+    places: dict[str, Any], cluster: RedisCluster
+) -> None:
+    """However many hits a node that stays away is owed, those of a node that is back are told to it."""
+    addresses = [f"198.51.{n // 256}.{n % 256}" for n in range(2_000)]
+    owners = {ip: cluster.owner(home_of_ip(ip)) for ip in addresses}
+    house = cluster.owner(HOUSE)
+    lost, back = [node for node in cluster.nodes[:NODES] if node is not house]
+    lots = [ip for ip in addresses if owners[ip] is lost][: BITE + 20]
+    few = [ip for ip in addresses if owners[ip] is back][:3]
+    covers(cluster, "no")
+    with Stillroom(Settings(**PATIENT | places | HURRIED), dispatch=NoDispatch()) as here:
+        here.connect()
+        here.state_wire.breaker.recovered[:] = []  # nothing is told but by the test
+        lost.freeze()
+        back.freeze()
+        try:
+            for ip in [*lots, *few]:
+                assert here.limits.check(ip, [AUTH]).degraded
+            back.thaw()
+            until(lambda: here.limits.deliver() == len(lots), "the hits")
+            for ip in few:
+                known = here.limits.peek(ip, [AUTH])
+                assert (known.degraded, known.remaining) == ("", AUTH.quota - 1)
+        finally:
+            back.thaw()
+            lost.thaw()
+            covers(cluster, "yes")
+        until(lambda: here.limits.deliver() == 0, "the other hits")
 
 
 def covers(cluster: RedisCluster, how: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from stillroom import AsyncStillroom, Settings, Stillroom
@@ -52,6 +53,13 @@ class Blocking:
             )
 
         return call
+
+
+def _unwrapped(call: Any) -> Any:
+    """Return a call of the async face for one of a function that blocks."""
+    if isinstance(call, partial) and isinstance(call.func, Blocking):
+        return partial(call.func._inner, *call.args, **call.keywords)
+    return call._inner if isinstance(call, Blocking) else call
 
 
 async def _finish(awaitable: Any) -> Any:
@@ -106,3 +114,6 @@ class BlockingCache(Blocking):
     def cached(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         register = self._inner.cached(*args, **kwargs)
         return lambda function: Blocking(register(function), self._loop)
+
+    def gather(self, *calls: Any) -> Any:
+        return self._blocking(self._inner.gather)(*map(_unwrapped, calls))

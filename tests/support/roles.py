@@ -25,6 +25,7 @@ ADMIN = "admin"  # the test's own user: moves time, listens, judges
 CONTAINERS = {
     "ACL",
     "CLIENT",
+    "CLUSTER",
     "CONFIG",
     "LATENCY",
     "MEMORY",
@@ -35,6 +36,39 @@ CONTAINERS = {
 }
 LOGIN = {"AUTH", "HELLO"}
 CONNECTION = "@connection"  # what libraries say about themselves, by the name of its category
+# Whose work is not done here: a person's looks at any key, and what three servers need is in test_three_servers.py.
+ELSEWHERE = {"ops", "replica", "sentinel"}
+# Rights for moments that no test can force.
+SELDOM = {
+    "web": {"slowlog|len"},  # heard by no listener: it only looks at the server itself
+    "worker": {
+        "slowlog|len",
+        "hsetnx",  # a finding begins
+        "xclaim",  # takes over the events of a worker that died
+        "exists",  # lists sessions while none is revoked
+        "srem",  # takes its own mailbox away when it stops, if it is given the time
+        "zrank",  # goes on behind an entry that stayed
+        "object|freq",  # looks which entries are read most, where more than one waits
+        "zpopmin",  # forgets the oldest of too many counts
+        "rpush",  # gives a message back that came as it was told to stop
+        "unwatch",  # lets go of one that could not be given back
+    },
+    # Who is first gives back what a killed worker held; mostly a worker is.
+    "flower": {
+        "get",
+        "hdel",
+        "hget",
+        "lpush",
+        "rpush",
+        "script|load",
+        "set",
+        "smembers",
+        "unwatch",
+        "watch",
+        "zrange",
+        "zrem",
+    },
+}
 
 
 @contextmanager

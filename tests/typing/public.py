@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 from typing import Any, assert_type
 
 from pydantic import BaseModel
@@ -95,6 +96,15 @@ def blocking(room: Stillroom) -> None:
     assert_type(Shelf().book.key(7), str)
     assert_type(Shelf().book.many([7]), list[str])
     assert_type(Shelf().book.invalidate(7), int)
+
+    @room.cache.cached("rates")
+    def rates() -> dict[str, float]:
+        return {}
+
+    products = [partial(load, n) for n in (7, 8)]
+    assert_type(room.cache.gather(rates, partial(load, 7)), tuple[dict[str, float], Product])
+    assert_type(room.cache.gather(*products), tuple[Product, ...])
+    room.cache.gather(rates(), rates)  # type: ignore[call-overload]
     Shelf().book("seven")  # type: ignore[arg-type]
 
 
@@ -145,6 +155,9 @@ async def awaiting(room: AsyncStillroom) -> None:
     tasks.add_task(load.invalidate, 7)
     assert_type(await load(7), Product)
     assert_type(await price(7), int)
+    assert_type(
+        await room.cache.gather(partial(load, 7), partial(price, id=7)), tuple[Product, int]
+    )
 
 
 def health(room: Stillroom, application: App) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from time import process_time
+from timeit import repeat
 
 import pytest
 
@@ -75,6 +77,17 @@ def test_an_event_is_read_as_it_was_written(text: str) -> None:
 def test_a_route_keeps_no_secrets(route: str, kept: str) -> None:
     """A route is kept without its query and without parts that could be a token."""
     assert cleaned_route(route) == kept
+
+
+@pytest.mark.parametrize("path", ["/{}", "/{}7", "/7{}", "/{}/", "/x/{}#"])
+def test_a_long_path_costs_its_length(path: str) -> None:
+    """A path that is not found costs its length: ten times as long a path costs no hundred times as much."""
+
+    def cost(length: int) -> float:
+        route = path.format("a" * length)
+        return min(repeat(lambda: cleaned_route(route), number=5, repeat=7, timer=process_time))
+
+    assert cost(1_900) < 40 * cost(190)
 
 
 @pytest.mark.parametrize(

@@ -122,3 +122,18 @@ def _refuse(error: type[BaseException]) -> Callable[[int], object]:
         raise error
 
     return refuse
+
+
+def test_without_a_free_thread_the_items_are_worked_on_all_the_same(
+    at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no helper's thread can be started, the thread of the message works on all of its items."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    done: list[int] = []
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        Crew[int](3).each(done.append, range(5))
+    assert sorted(done) == [0, 1, 2, 3, 4]

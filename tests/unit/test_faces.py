@@ -405,6 +405,7 @@ OF_ONE_SHARD = {
     "undelivered",
     "forget_asked",
     "prove",
+    "wanted",
 }
 
 
@@ -413,8 +414,8 @@ def test_every_operation_of_the_cache_has_a_rule_for_its_shards() -> None:
     operations = {name for name in dir(CacheBody) if not name.startswith("_")} - OF_ONE_SHARD
     assert operations - {"shards"} <= set(dir(ShardedBody))
     of_apps = {name for face in (Cache, AsyncCache) for name in dir(face) if name[0] != "_"}
-    assert of_apps - {"cached"} <= operations | {n for n in dir(Images) if n[0] != "_"} | {
-        "loaders"
-    }
+    assert of_apps - {"cached", "gather"} <= operations | {
+        n for n in dir(Images) if n[0] != "_"
+    } | {"loaders"}
     for face in (Cache, AsyncCache):
         assert {name for name in dir(face) if name[0] != "_"} == of_apps

@@ -125,6 +125,16 @@ def test_a_drawing_is_refused_by_its_name(root: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "piece", ["<!-- -->", "<?xml?>", "<!DOCTYPE x>", " ", "<!--", "<?xml ?><!-- -->"]
+)
+def test_what_begins_like_a_drawing_is_refused_at_once(root: Path, piece: str) -> None:
+    """A file of comments, or of blanks, that is no SVG is refused at once, and not tried in every way."""
+    (root / "upload").write_text(piece * (4_000 // len(piece)) + "<x>")
+    with pytest.raises(ImageRefused, match="the file is none of"):
+        read_image(root, "upload", *LIMITS)
+
+
+@pytest.mark.parametrize(
     "name",
     ["", ".", "/", "/etc/passwd", "..", "a/../../b", "a\\b", "a\0b", "a\nb", "\x7f", "\ud800"],
 )

@@ -6,17 +6,24 @@ import datetime
 import decimal
 import json
 import uuid
-from enum import StrEnum
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from ipaddress import IPv4Address
+from pathlib import PurePath
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
+from pydantic import BaseModel, SecretStr
 from pydantic_core import from_json, to_json
 
+from stillroom import SessionDataRefused
 from stillroom.marked import Marks, has_marks, is_plain, key_text
 from stillroom.sessions import decoded_value, encoded_value
+from stillroom.web.fields import to_fields
 
 MARKS = Marks()
 ATOMS = st.one_of(
@@ -125,6 +132,92 @@ def _has_odd_keys(value: Any) -> bool:
 def test_what_flask_keeps_is_kept(value: Any) -> None:
     """Each type of Flask's own sessions is kept."""
     assert same(decoded_value(encoded_value("k", value)), value)
+
+
+HALVES = st.text(st.characters(codec=None, categories=["Cs", "Ll"]), max_size=4)
+
+
+@given(
+    st.recursive(
+        st.one_of(HALVES, HALVES.map(Markup), st.none()),
+        lambda inside: st.one_of(
+            st.lists(inside, max_size=3),
+            st.lists(inside, max_size=3).map(tuple),
+            st.dictionaries(HALVES, inside, max_size=3),
+        ),
+        max_leaves=8,
+    )
+)
+def test_half_of_a_surrogate_pair_is_kept(value: Any) -> None:
+    """A text with half of a surrogate pair, which JSON of a client may hold, is kept at any depth."""
+    assert same(decoded_value(encoded_value("k", value)), value)
+
+
+def test_what_says_how_it_is_written_as_html_is_kept_as_html() -> None:
+    """An object that says how it is written as HTML, such as a late translation, is kept as safe text."""
+
+    class Late:
+        def __html__(self) -> str:
+            return "<b>x</b>"
+
+    kept = decoded_value(encoded_value("k", ("message", Late())))
+    assert same(kept, ("message", Markup("<b>x</b>")))
+
+
+class Colour(Enum):
+    RED = 1
+
+
+class Cart(BaseModel):
+    lines: int = 0
+
+
+@dataclass
+class Line:
+    price: decimal.Decimal = decimal.Decimal(1)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Colour.RED,
+        Cart(),
+        Line(),
+        bytearray(b"x"),
+        deque([1]),
+        1j,
+        PurePath("/x"),
+        SecretStr("x"),
+        IPv4Address("192.0.2.1"),
+        range(3),
+        (one for one in "ab"),
+        Exception("x"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_web_session_refuses_what_would_come_back_as_something_else(
+    value: Any, inside: bool
+) -> None:
+    """A value that would come back as one of another type is refused, and the error names its type."""
+    given = {"a": [(1, value)]} if inside else value
+    with pytest.raises(SessionDataRefused, match=f"k: {type(value).__name__} would come back"):
+        to_fields({"k": given}, ["k"])
+
+
+def test_a_value_within_itself_is_left_to_be_refused_as_such() -> None:
+    """A value that holds itself is refused as that, and not as a value of a type that is not kept."""
+    endless: list[Any] = [(1,)]
+    endless.append(endless)
+    fields = to_fields({"k": endless}, ["k"])
+    with pytest.raises(SessionDataRefused, match="nested too deep, or within itself"):
+        encoded_value("k", fields["k"])
+
+
+@given(VALUES)
+def test_a_web_session_takes_all_that_keeps_its_type(value: Any) -> None:
+    """No value is refused that comes back with its type."""
+    assert to_fields({"k": value}, ["k"]) == {"k": value}
 
 
 def test_a_kind_that_is_not_known_here_stays_as_it_was_written() -> None:

@@ -37,6 +37,7 @@ EVIL = "https://evil.example"
         ("", "https://[bad", HOST, True),
         ("", "https://shop.example:99999", HOST, True),
         ("", EVIL, "", True),
+        ("", "moz-extension://shop.example", HOST, True),
     ],
 )
 def test_an_unsafe_request_is_refused_unless_it_is_the_visitors_own(
@@ -60,6 +61,23 @@ def test_an_origin_may_be_trusted() -> None:
         assert guard.refuses("POST", "cross-site", other, HOST)
 
 
+@pytest.mark.parametrize(
+    ("trusted", "sent"),
+    [
+        ("https://app.example:443", "https://app.example"),
+        ("http://app.example:80", "http://app.example"),
+        ("https://app.example:80", "https://app.example:80"),
+        ("HTTPS://App.Example", "https://app.example"),
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+        ("http://[::1]:8000", "http://[::1]:8000"),
+        ("http://localhost:5173", "http://localhost:5173"),
+    ],
+)
+def test_an_origin_is_known_as_browsers_write_it(trusted: str, sent: str) -> None:
+    """A trusted origin with its scheme's own port, or with letters that browsers encode, is the one they send."""
+    assert not SameOrigin([trusted]).refuses("POST", "cross-site", sent, HOST)
+
+
 def test_a_mistake_is_told_when_the_middleware_is_made() -> None:
     """A text that is no origin, or in the place of a list, is refused when the middleware is made."""
     assert same_origin(False) is None
@@ -69,8 +87,19 @@ def test_a_mistake_is_told_when_the_middleware_is_made() -> None:
         "https://",
         "ftp://app.example",
         "https://[a",
+        "https://*.example",
+        "*",
+        "null",
+        "https://app.example ",
+        "https://user@app.example",
+        "https://app.example:x",
+        "https://app.example?",
+        "https://.example",
+        5,
+        None,
     ):
         with pytest.raises(SettingsError, match="is no origin"):
-            same_origin([bad])
-    with pytest.raises(SettingsError, match="True, or a list"):
-        same_origin("https://app.example")
+            same_origin([bad])  # type: ignore[list-item]
+    for no_list in ("https://app.example", None, 5):
+        with pytest.raises(SettingsError, match="True, or a list"):
+            same_origin(no_list)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stillroom.operation import Once
-from stillroom.wire.outcome import PEER, may_repeat, owner_of
+from stillroom.wire.outcome import PEER, may_repeat, owner_of, refusal
 from stillroom.wire.server import ReplyError
 
 
@@ -40,6 +40,9 @@ from stillroom.wire.server import ReplyError
         ("NOSCRIPT No matching script. Please use EVAL.", "noscript"),
         ("OOM command not allowed when used memory > 'maxmemory'.", "oom"),
         ("NOPERM this user has no permissions to run the 'get' command", "noperm"),
+        # A right that is missing inside a script: Redis 7.0, then newer ones and Valkey.
+        ("ERR The user executing the script can't run this command or subcommand", "noperm"),
+        ("ERR ACL failure in script: User web has no permissions to run 'get'", "noperm"),
         ("ERR unknown command 'FOO'", "err"),
         ("ERR value is not an integer or out of range", "err"),
     ],
@@ -76,3 +79,19 @@ def test_a_batch_that_must_not_be_sent_twice_is_sent_again_only_if_nothing_was_d
 def test_what_is_the_peers_is_dropped_and_found_anew() -> None:
     """A peer's error drops its connection, and the server is looked up anew, as in the README's table."""
     assert {"readonly", "masterdown", "loading", "unblocked", "proxy"} <= PEER
+
+
+@pytest.mark.parametrize(
+    ("reply", "sentence"),
+    [
+        ("NOPERM no right to run it", "Redis refuses this (noperm): no right to run it"),
+        ("ERR ACL failure in script: no", "Redis refuses this (noperm): ACL failure in script: no"),
+        ("WRONGTYPE not a list", "Redis refuses this (wrongtype): not a list"),
+        ("LOADING its data", "Redis is unavailable (loading): its data"),
+    ],
+)
+def test_a_server_that_refuses_one_command_is_not_called_unavailable(
+    reply: str, sentence: str
+) -> None:
+    """Only a server that can serve nobody is called unavailable; one that refuses a command has answered."""
+    assert str(refusal([ReplyError(reply)])) == sentence

@@ -267,6 +267,33 @@ def test_matching_is_linear_in_the_length_of_a_path(template: str, piece: str) -
     assert many <= 5 * few
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(["x", "y", "x-{%}", "{%}", "{%:path}"]), min_size=1, max_size=7),
+    st.lists(st.sampled_from(["x", "y", "z", "x-1"]), min_size=1, max_size=9),
+)
+def test_a_template_of_several_parts_fits_what_its_regular_expression_would(
+    parts: list[str], path: list[str]
+) -> None:
+    """A template with fields that span slashes fits what its regular expression would."""
+    template = "/" + "/".join(part.replace("%", f"f{n}") for n, part in enumerate(parts))
+    each = {"{%:path}": "(?:/[^/]+)*", "{%}": "/[^/]+", "x-{%}": "/x-[^/]+"}
+    pattern = "".join(each.get(part, f"/{part}") for part in parts)
+    assert Template(template).fits("/" + "/".join(path)) == bool(
+        re.fullmatch(pattern, "/" + "/".join(path))
+    )
+
+
+@pytest.mark.parametrize(
+    "template", ["/{p:path}/edit/{q:path}", "/{p:path}/{a}/x-{b}/edit/{q:path}"]
+)
+def test_a_word_that_a_path_lacks_is_looked_for_at_once(template: str) -> None:
+    """A word between fields that span slashes is found, or not, in as many steps in a path of any length."""
+    form = Template(template)
+    few, many = (steps_of(lambda n=n: form.fits("/a" * n)) for n in (10, 4_000))
+    assert few == many
+
+
 @pytest.mark.parametrize(
     ("one", "other", "meet"),
     [

@@ -54,6 +54,22 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ),
         (
             "REDIS_URL",
+            "rediss://x?ssl_cacert=/ca.pem",
+            "a Redis URL has no option 'ssl_cacert'; did you mean 'ssl_ca_certs'",
+        ),
+        ("REDIS_URL", "redis://x?fnord=1", "no option 'fnord'; there are db, username, password"),
+        (
+            "REDIS_URL",
+            "redis+sentinel://x/main?ssl_ca_certs=/ca.pem",
+            "the option 'ssl_ca_certs' is for TLS: the URL starts with rediss then",
+        ),
+        (
+            "STILLROOM_CACHE_URL",
+            "rediss://x?ssl_cert_reqs=maybe",
+            "ssl_cert_reqs='maybe': none, optional or required",
+        ),
+        (
+            "REDIS_URL",
             "redis://:hun#canary@x",
             "REDIS_URL='redis://:***@x': it can't be read; # ? / [ ] in a password",
         ),
@@ -172,6 +188,24 @@ class TestSecrets:
         assert redact(url) == shown
         assert "canary" not in repr(Settings(broker_url=url))
         assert redact("redis://:can#ary@a") == "redis://:***@a"
+
+    @pytest.mark.parametrize(
+        ("url", "hint"),
+        [
+            ("redis:6379", "; did you mean redis?"),
+            ("redi://h", "; did you mean redis?"),
+            ("AMQP://h", "; did you mean amqp?"),
+            ("amqp:/h", "; did you mean amqp?"),
+            ("localhost", ""),
+        ],
+    )
+    def test_a_broker_that_nobody_speaks_is_refused(self, url: str, hint: str) -> None:
+        """A broker's URL without a scheme that kombu knows is refused, with those that are usual."""
+        with pytest.raises(SettingsError, match="amqp://") as refused:
+            Settings(broker_url=url)
+        assert str(refused.value).startswith(f"STILLROOM_BROKER_URL={url!r}: ")
+        assert str(refused.value).endswith(f"scheme of kombu's{hint}")
+        assert Settings(broker_url="amqp://h").broker == "amqp://h"
 
     def test_a_socket_is_spelled_as_kombu_wants_it(self) -> None:
         """The broker's URL of a socket has the scheme and database name that kombu wants."""

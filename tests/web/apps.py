@@ -1,8 +1,9 @@
 """One small shop, as a WSGI and as an ASGI app, for the tests that hold for both.
 
 `/cart/add?x` puts x into the cart; `/cart` shows it; `/deep?x` changes a list in place; `/login?who`, `/logout`,
-`/renew`, `/who`; `/set?key=value`, `/drop?key`, `/keys`; `/plain` does not look at the session; `/fail/500?x`
-puts x into the cart and answers 500, `/raise?x` raises instead; `/late` writes after the response has begun.
+`/renew`, `/who`; `/sensitive` is for who has just logged in; `/set?key=value`, `/drop?key`, `/keys`; `/plain` looks
+at no session; `/fail/500?x` puts x into the cart and answers 500, `/raise?x` raises instead; `/late` writes after
+the response has begun.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ ACTS: dict[str, Callable[[RequestSession, str], Any]] = {
     "/fail": fail,
     "/raise": raise_it,
     "/plain": lambda session, _: "plain",
+    "/sensitive": lambda session, _: session.require_fresh(600),
 }
 
 

@@ -176,6 +176,21 @@ def test_a_logout_leaves_nothing(browser: Browser, room: Stillroom) -> None:
     assert room.sessions.count("7") == 0
 
 
+@pytest.mark.parametrize("path", ["/cart", "/cart/add/jam", "/login/7", "/logout"])
+def test_a_session_that_can_not_be_read_is_taken_for_an_ended_one(
+    browser: Browser, client: Any, path: str
+) -> None:
+    """A visitor whose record is broken goes on without it, as if it had ended."""
+    browser.get("/cart/add/tea")
+    old = browser.token
+    for key in client.keys("*"):
+        if client.type(key) == b"hash" and client.hexists(key, "cart"):
+            client.hset(key, "cart", b'{"!":"UUID","v":"broken"}')
+    assert browser.get(path).status == 200
+    assert browser.token != old
+    assert browser.get("/cart").text == ('["jam"]' if "jam" in path else "[]")
+
+
 def test_a_request_that_does_not_look_reads_nothing(away: None) -> None:
     """A request that does not use the session is served while Redis is away; one that reads or writes gets 503."""
     with serving_wsgi(WSGIHandler()) as port:

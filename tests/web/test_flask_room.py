@@ -120,7 +120,7 @@ def price() -> int:
     changed = settings.model_copy(update={"loaders": ("flaskshop",)})
     with open_room(changed) as worker:
         loader = worker.cache.loaders["price"]
-        assert loader.recipe({}).call.function() == 7
+        assert loader.recipe({}).loading().function() == 7
     del sys.modules["flaskshop"]
 
 

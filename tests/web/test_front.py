@@ -40,6 +40,7 @@ from stillroom import (
 )
 from stillroom.web import HealthASGI, HealthWSGI, Refusal
 from stillroom.web.asgi import StillroomMiddleware as Asgi
+from stillroom.web.cors import ASKS, LEARNED_S, Learned
 from stillroom.web.flask import StillroomSessions
 from stillroom.web.gate import Asked
 from stillroom.web.known_routes import Misfits
@@ -242,6 +243,87 @@ def test_the_apps_cors_layer_is_asked_once_a_minute(settings: Settings) -> None:
                 reply = ask(port, "/x", "POST", FROM_SPA | {"Cookie": "secret=1"})
                 assert (reply.status, reply.one("access-control-allow-origin")) == (429, SPA)
     assert asked == ["OPTIONS"]
+
+
+class Handler:
+    """A handler of a WSGI and an ASGI app that takes every method for a guess, and counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def wsgi(self, environ: Any, start_response: Any) -> list[bytes]:
+        self.calls.append(environ["PATH_INFO"] + "?" + environ.get("QUERY_STRING", ""))
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"wrong"]
+
+    async def asgi(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            self.calls.append(scope["path"] + "?" + scope["query_string"].decode())
+        await PlainTextResponse("wrong")(scope, receive, send)
+
+    @contextmanager
+    def serving(self, face: str, settings: Settings, table: Routes) -> Iterator[int]:
+        if face == "wsgi":
+            with Stillroom(settings, dispatch=NoDispatch()) as room:
+                with serving_wsgi(Wsgi(self.wsgi, room, routes=table)) as port:
+                    yield port
+            return
+        room = AsyncStillroom(settings, dispatch=NoDispatch())
+        with serving_asgi(lambda room: Asgi(self.asgi, room, routes=table), room) as port:
+            yield port
+
+
+@pytest.mark.parametrize("face", ["wsgi", "asgi"])
+def test_a_refused_client_does_not_reach_the_handler_by_naming_an_origin(
+    face: str, settings: Settings
+) -> None:
+    """A refused client that names origins and paths makes the app answer one preflight, without its query."""
+    handler = Handler()
+    with handler.serving(face, settings, Routes([Route("/guess/{word}", [TWO])])) as port:
+        for n in range(12):
+            ask(port, f"/guess/{n}?word=tea", "GET", {"Origin": f"https://evil{n}.example"})
+    assert handler.calls == ["/guess/0?word=tea", "/guess/1?word=tea", "/guess/2?"]
+
+
+@pytest.mark.parametrize("face", ["wsgi", "asgi"])
+def test_a_preflight_that_no_cors_layer_answers_is_charged_the_next_time(
+    face: str, settings: Settings
+) -> None:
+    """A client one of whose preflights the app has answered by itself is charged for its next ones."""
+    handler = Handler()
+    with handler.serving(face, settings, Routes([Route("/guess/{word}", [TWO])])) as port:
+        got = [ask(port, f"/guess/{n}", "OPTIONS", PREFLIGHT).status for n in range(6)]
+    assert got == [200, 200, 200, 429, 429, 429]
+    assert len(handler.calls) == 3
+
+
+def test_a_mounted_app_without_a_cors_layer_is_charged_for_preflights(settings: Settings) -> None:
+    """A mounted app without a CORS layer answers one preflight of a client that is not charged."""
+    calls = []
+
+    async def guess(request: Any) -> PlainTextResponse:
+        calls.append(request.method)
+        return PlainTextResponse("wrong")
+
+    inner = Starlette(routes=[StarletteRoute("/", guess, methods=["GET", "OPTIONS"])])
+    app = Starlette(routes=[Mount("/guess", app=limited(TWO)(inner))])
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    with serving_asgi(lambda room: Asgi(app, room), room) as port:
+        got = [ask(port, "/guess/", "OPTIONS", PREFLIGHT).status for _ in range(5)]
+    assert got == [200, 200, 200, 429, 429]
+    assert len(calls) == 3
+
+
+def test_the_app_is_asked_a_few_times_for_one_client() -> None:
+    """A client has the app asked 8 times a minute, then each path is answered as the origin's last one was."""
+    learned, allowed = Learned(), [("Access-Control-Allow-Origin", SPA)]
+    for n in range(ASKS):
+        assert learned.get((SPA, "GET", f"/{n}"), "192.0.2.1", 0.0) is None
+        learned.add((SPA, "GET", f"/{n}"), "192.0.2.1", 0.0, allowed)
+    assert learned.get((SPA, "GET", "/more"), "192.0.2.1", 1.0) == allowed
+    assert learned.get(("https://evil.example", "GET", "/more"), "192.0.2.1", 1.0) == []
+    assert learned.get((SPA, "GET", "/more"), "192.0.2.2", 1.0) is None
+    assert learned.get((SPA, "GET", "/more"), "192.0.2.1", LEARNED_S) is None
 
 
 # Own words
@@ -591,12 +673,30 @@ def test_what_cannot_be_seen_of_an_app_is_not_guessed(caplog: Any) -> None:
         DispatcherMiddleware(flask_app(), {"/other": flask_app()}),
         Starlette(routes=[Host("x.example", app=starlette_app())]),
         Starlette(routes=[Mount("/", app=lambda scope, receive, send: None)]),  # type: ignore[arg-type, return-value]
-        HealthWSGI(Stillroom(Settings()), flask_app()),
         None,
     ):
         assert not told(app, caplog, Route("/lgoin")), app
     with override_settings(ROOT_URLCONF=Regular()):
         assert not told(WSGIHandler(), caplog, Route("/de/login"))
+
+
+def test_an_app_is_seen_through_what_is_around_it(caplog: Any) -> None:
+    """An app's routes are seen through a middleware that keeps it under its own name, or in a closure."""
+
+    def around(app: Any) -> Any:
+        return lambda *given: app(*given)  # noqa: PLW0108 - the app is in its closure
+
+    class Kept:
+        def __init__(self, app: Any) -> None:
+            self._next = app
+
+        def __call__(self, environ: Any, start_response: Any) -> Any:
+            return self._next(environ, start_response)
+
+    health = HealthWSGI(Stillroom(Settings()), flask_app())
+    for app in (health, around(flask_app()), Kept(Kept(around(flask_app().wsgi_app)))):
+        assert told(app, caplog, Route("/lgoin")), app
+        assert not told(app, caplog, Route("/login")), app
 
 
 def test_it_is_told_at_start(settings: Settings, caplog: Any) -> None:

@@ -110,6 +110,11 @@ def test_operators_see_the_details(asking: Ask) -> None:
         {"X-Real-IP": "127.0.0.1"},
         {"CF-Connecting-IP": "127.0.0.1"},
         {"Via": "1.1 proxy"},
+        {"True-Client-IP": "127.0.0.1"},
+        {"X-Original-Forwarded-For": "127.0.0.1"},
+        {"Fly-Client-IP": "127.0.0.1"},
+        {"X-Amzn-Trace-Id": "Root=1"},
+        {"CDN-Loop": "cdn"},
     ],
 )
 def test_others_do_not(asking: Ask, headers: dict[str, str]) -> None:

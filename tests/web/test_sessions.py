@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from stillroom import Stillroom
+from stillroom import InvalidKey, Stillroom
 from stillroom.sessions.token import make_token
+from stillroom.web.request_session import WebSession
+from stillroom.web.session_cookie import SessionCookie
 from tests.support.monitor import ON_ITS_WAY, READS_SESSION, sent
 from tests.support.sessions import age, assert_bounded, end_grace, sessions_keys
 from tests.support.web import WITHIN, Browser, Reply
@@ -178,6 +180,42 @@ def test_a_login_gives_a_new_token_and_keeps_the_cart(browser: Browser, room: St
     assert (session.user_id, session.data, session.tags) == ("ann", {"cart": ["tea"]}, ("web",))
     assert room.sessions.get(before or "") is None
     assert [device.handle for device in room.sessions.list_for_user("ann")] == [session.handle]
+
+
+@pytest.mark.parametrize("path", ["/cart", "/cart/add?jam", "/login?ann", "/logout", "/renew"])
+def test_a_session_that_can_not_be_read_is_taken_for_an_ended_one(
+    browser: Browser, client: Any, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    """A visitor whose record is broken goes on without it, as if it had ended, and the log says so."""
+    browser.get("/cart/add?tea")
+    old = browser.token
+    for key in client.keys("*"):
+        if client.type(key) == b"hash" and client.hexists(key, "cart"):
+            client.hset(key, "cart", b'{"!":"UUID","v":"broken"}')
+    assert browser.get(path).status == 200
+    assert browser.token != old
+    assert "a session can't be read" in caplog.text
+    assert browser.get("/cart").text == ('["jam"]' if "jam" in path else "[]")
+
+
+def test_a_page_that_wants_a_fresh_login_is_answered_with_401(browser: Browser) -> None:
+    """A request whose `require_fresh` nobody handles is answered with 401, and keeps its cookie."""
+    assert browser.get("/sensitive").status == 401
+    browser.get("/login?ann")
+    token = browser.token
+    assert browser.get("/sensitive").status == 200
+    assert browser.token == token
+
+
+@pytest.mark.parametrize("user", [None, 7, b"ann", "", "x" * 1_025, "\ud800"], ids=repr)
+def test_a_login_of_what_is_no_user_is_refused_where_it_is_written(
+    room: Stillroom, user: Any
+) -> None:
+    """A login of None, of a number or of an empty text is refused at once; it begins no anonymous session."""
+    session = WebSession(room.operations.sessions, room.state, SessionCookie(), None, {})
+    with pytest.raises(InvalidKey):
+        session.login(user)
+    assert not session.has_changed
 
 
 def test_a_planted_token_opens_nothing_after_the_login(browser: Browser, room: Stillroom) -> None:

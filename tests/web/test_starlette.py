@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
+import pickle
 import socket
 from base64 import b64encode
 from collections.abc import Callable
@@ -111,6 +113,53 @@ def test_what_was_not_loaded_is_read_ahead_from_then_on(
             assert sent(client, lambda: browser.get("/shown"), but=ON_ITS_WAY) == READS_SESSION
         assert wires == []
         assert sent(client, lambda: browser.get("/untouched"), but=ON_ITS_WAY) == []
+
+
+def test_a_login_that_is_not_fresh_is_401_inside_an_app_too(async_room: AsyncStillroom) -> None:
+    """An unhandled `require_fresh` is a 401 also where the middleware is one of the app's own."""
+
+    async def sensitive(request: Request) -> PlainTextResponse:
+        (await load_session(request)).require_fresh(600)
+        return PlainTextResponse()
+
+    app = wrapped(Starlette(routes=[Path_("/sensitive", sensitive)]), async_room)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        answer = client.get("/sensitive")
+    assert (answer.status_code, answer.json()["max_age"]) == (401, 600)
+
+
+READS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "copy": lambda data: data.copy(),
+    "copy.copy": copy.copy,
+    "copy.deepcopy": copy.deepcopy,
+    "pickle": lambda data: pickle.loads(pickle.dumps(data)),
+    "dict": dict,
+    "|": lambda data: data | {},
+    "| from the right": lambda data: {} | data,
+    "**": lambda data: {**data},
+    "reversed": lambda data: {key: data[key] for key in [*reversed(data)][::-1]},
+    "items": lambda data: dict(data.items()),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_a_session_in_the_scope_is_read_by_whatever_a_dict_can_do(
+    name: str, async_room: AsyncStillroom
+) -> None:
+    """Whatever a dict can do reads `scope["session"]` first, which older Starlettes hand out as it is."""
+    given = {"a": 1, "b": [1]}
+
+    async def begin(request: Request) -> PlainTextResponse:
+        request.session.update(given)
+        return PlainTextResponse()
+
+    async def look(request: Request) -> JSONResponse:
+        return JSONResponse(READS[name](request.scope["session"]))
+
+    app = Starlette(routes=[Path_("/begin", begin), Path_("/look", look)])
+    with TestClient(wrapped(app, async_room)) as client:
+        client.get("/begin")
+        assert client.get("/look").json() == given
 
 
 def test_request_session_says_503_while_redis_is_away() -> None:

@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -153,6 +153,15 @@ class Process:
     @property
     def exit_code(self) -> int | None:
         return self._process.poll()
+
+    @contextmanager
+    def halted(self) -> Iterator[None]:
+        """Halt the process while the block runs."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self._process.pid, signal.SIGCONT)
 
     def stop(self) -> int:
         """Send SIGTERM as an orchestrator would; return the exit code."""
@@ -647,6 +656,23 @@ def test_guarded_worker_outlives_a_disk_that_is_full(broker: Broker, worker: Sta
     broker.push(mark("after"))
     until(lambda: broker.redis.exists("ran:after"), "it takes new work", 15)
     assert guarded.exit_code is None
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork", "solo"])
+def test_guarded_worker_outlives_a_server_that_is_full_and_loses_no_message(
+    broker: Broker, worker: StartWorker, pool: str
+) -> None:
+    """A full server gives out messages and refuses to note who has them: they are run when there is room again."""
+    guarded = worker(guarded=True, pool=pool)
+    names = [f"m{number}" for number in range(6)]
+    with guarded.halted():  # it has asked for one, which the server takes from the queue
+        broker.push(*map(mark, names))
+        broker.redis.config_set("maxmemory", 1)
+    until(lambda: "used memory" in guarded.log, "the refusal")
+    broker.redis.config_set("maxmemory", 0)
+    until(lambda: all(broker.redis.exists(f"ran:{name}") for name in names), "all are run", 15)
+    assert guarded.exit_code is None
+    assert guarded.stop() == 0
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

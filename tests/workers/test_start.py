@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
@@ -79,6 +80,24 @@ def test_a_server_that_can_not_do_ends_the_worker(start: StartCelery, setting: s
     (told,) = [line for line in worker.log.splitlines() if "the worker can't start" in line]
     assert f"the server in {setting} is a node of a Redis Cluster" in told
     assert " ready." not in worker.log
+
+
+@pytest.mark.parametrize("lacking", ["-set", "-llen", "-hset"])
+def test_a_right_that_is_missing_at_the_broker_ends_the_worker(
+    start: StartCelery, own_server: EmbeddedServer, db: Any, heartbeat: Path, lacking: str
+) -> None:
+    """A worker whose user may not do what the broker takes ends with one sentence, at its start or later."""
+    db.execute_command("ACL", "SETUSER", "weak", "on", ">weak", "~*", "&*", "+@all", lacking)
+    worker = start("worker", STILLROOM_BROKER_URL=f"redis://weak:weak@127.0.0.1:{own_server.port}")
+    if lacking == "-hset":  # which it needs only when there is a message
+        worker.await_line(" ready.", 60)
+        with Celery(broker=own_server.url) as client:
+            client.send_task("stillroom.trim_marks", queue="stillroom.maintenance")
+    assert worker.process.wait(30) == 1
+    (told,) = [line for line in worker.log.splitlines() if "CRITICAL" in line]
+    assert "the user in STILLROOM_BROKER_URL lacks a right that workers need" in told
+    assert f"'{lacking[1:]}'" in told
+    assert "Traceback" not in worker.log
 
 
 def test_a_line_of_the_module_is_named(start: StartCelery, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Generic, Protocol, TypeVar
 
@@ -81,8 +81,18 @@ class Crew(Generic[T]):
             if time.monotonic() - began > ALONE_S:
                 helping = [future for future in helping if not future.done()]
                 wanted = min(len(waiting), self._size - 1) - len(helping)
-                helping += [self._helpers.submit(self._help, work, waiting) for _ in range(wanted)]
+                helping += self._helped(work, waiting, wanted)
         wait(helping)
+
+    def _helped(
+        self, work: Callable[[T], object], waiting: deque[T], wanted: int
+    ) -> Iterator[Future[None]]:
+        """Call other threads to help. Where none can be started, those that work go on without."""
+        for _ in range(wanted):
+            try:
+                yield self._helpers.submit(self._help, work, waiting)
+            except RuntimeError:
+                return
 
     def _help(self, work: Callable[[T], object], waiting: deque[T]) -> None:
         """Take items as long as there are any and a slot is free."""

@@ -21,10 +21,11 @@ with the second alone or with neither it was still deaf after 30 s.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, ClassVar
 
 from celery import signals
 from celery.app import amqp, control
@@ -77,6 +78,7 @@ _PEER_CLASSES = (
     redis.exceptions.ReadOnlyError,
     redis.exceptions.ClusterDownError,  # and MASTERDOWN
     redis.exceptions.TryAgainError,
+    redis.exceptions.OutOfMemoryError,  # inside of MULTI it is said of each command, an ack's too
 )
 PEER_PAUSE_S = (
     1.0  # between two connections to a server that says so: it answers at once, and for seconds
@@ -265,11 +267,21 @@ class Transport(_StockTransport):  # type: ignore[misc]
     """kombu's Redis transport with the guarded channel."""
 
     Channel = Channel
+    # Messages that were taken from their queue while Redis could not note that: by queue, oldest first.
+    unnoted: ClassVar[deque[tuple[str, Any]]] = deque()
 
     def _deliver(self, message: Any, queue: Any) -> None:
-        """Hand a message to its consumer, with the route of the queue it came from, whatever the message says."""
+        """Hand a message to its consumer, with the route of the queue it came from, whatever the message says.
+
+        A server that is full still gives a message out, and refuses to note who has it; a failover may come in
+        between, too. Stock loses the message. Here it goes back when there is a connection again: perhaps twice.
+        """
         message["properties"]["delivery_info"] = {"exchange": "", "routing_key": queue}
-        super()._deliver(message, queue)
+        try:
+            super()._deliver(message, queue)
+        except redis.ConnectionError:
+            self.unnoted.append((queue, message))
+            raise
 
 
 class SentinelChannel(Channel, transport.SentinelChannel):
@@ -349,7 +361,11 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
     """
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
-        """Return the handler of every message: looks first, then catches what looking can't foresee."""
+        """Return the handler of every message: looks first, then catches what looking can't foresee.
+
+        Called with each new connection.
+        """
+        self._give_back()
         stock = super().create_task_handler(*args, **kwargs)
 
         def on_task_received(message: Any) -> None:
@@ -366,6 +382,15 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
             self._bury(message, flaw)
 
         return on_task_received
+
+    def _give_back(self) -> None:
+        """Put back into their queues what was taken and not noted. Replies and events are not waited for."""
+        ours, unnoted = self.app.amqp.queues.consume_from, Transport.unnoted
+        while unnoted:
+            queue, message = unnoted[0]
+            if queue in ours:
+                self.task_consumer.channel._put(queue, message)
+            unnoted.popleft()
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:
         super().on_connection_error_before_connected(exc)

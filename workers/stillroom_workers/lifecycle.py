@@ -17,6 +17,7 @@ from typing import Any
 
 from celery import signals
 
+import redis
 from stillroom import (
     AsyncStillroom,
     NoDispatch,
@@ -27,7 +28,7 @@ from stillroom import (
     StillroomError,
 )
 from stillroom.address import SCHEMES
-from stillroom.errors import is_misconfigured
+from stillroom.errors import WHO_MAY, is_misconfigured
 from stillroom.own_celery import ignored
 from stillroom.shown import shown
 from stillroom.wire import Server, Wire
@@ -150,6 +151,18 @@ def ending_the_process() -> Iterator[None]:
         raise
     except BaseException as error:
         _give_up(str(error) if isinstance(error, StillroomError) else repr(error))
+        raise SystemExit(1) from None
+
+
+@contextmanager
+def ending_without_a_right(settings: Settings) -> Iterator[None]:
+    """End the process with one sentence and exit code 1 if the broker refuses a right inside."""
+    try:
+        yield
+    except redis.exceptions.NoPermissionError as error:
+        setting = "REDIS_URL" if settings.broker_url is None else "STILLROOM_BROKER_URL"
+        why = f"the user in {setting} lacks a right that workers need at the broker ({error})"
+        log.critical("the worker can't go on: %s; %s", shown(why), WHO_MAY)
         raise SystemExit(1) from None
 
 

@@ -14,7 +14,7 @@ from stillroom.dispatch import REFRESH_MANY_TASK, REFRESH_TASK
 from stillroom.errors import did_you_mean
 from stillroom.shown import shown
 from stillroom_workers import guards
-from stillroom_workers.lifecycle import begin, ending_the_process
+from stillroom_workers.lifecycle import begin, ending_the_process, ending_without_a_right
 
 # celery's types differ with and without stubs; as Any they look the same to mypy.
 _StockWorker: Any = worker.Worker
@@ -60,6 +60,11 @@ class Worker(_StockWorker):  # type: ignore[misc]
 
 class Consumer(guards.Consumer):
     """Takes messages from Stillroom's queues, and calls each by what it is about."""
+
+    def start(self) -> None:
+        """Take messages until the worker stops."""
+        with ending_without_a_right(self.app.settings):
+            super().start()
 
     def shown_name(self, task: str, fields: Any) -> str:
         """`stillroom.refresh: product`: people look for the loader, and there are many refreshes.

@@ -20,7 +20,13 @@ from stillroom.abuse.rules import Rule, kinds_of, read_rules
 from stillroom.abuse.scan import EVENT_LIFE_MS, PEACE_MS, Scan
 from stillroom.abuse.spreading import WIDTHS_LIMIT, end_bans, spread_bans
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import BanRefused, EventRefused, RedisRefused, RedisUnavailable
+from stillroom.errors import (
+    BanRefused,
+    EventRefused,
+    InvalidArgument,
+    RedisRefused,
+    RedisUnavailable,
+)
 from stillroom.exempt import Exempt
 from stillroom.keys import Keys
 from stillroom.known_bans import KnownBans
@@ -36,6 +42,7 @@ from stillroom.subject import (
     unwrapped_network,
     width_of,
 )
+from stillroom.whole import is_whole
 from stillroom.wire import Command, Server, StateServer, reset_after_fork
 
 log = logging.getLogger("stillroom.abuse")
@@ -155,6 +162,8 @@ class AbuseBody:
         be read, `late` came too late to be judged, and `done` is False if `seconds` were up first.
         Several at once share the work. Redis away: RedisUnavailable; what was read is read again, a minute later.
         """
+        if not is_whole(limit):
+            raise InvalidArgument(f"limit={limit!r}: 1 or more events a bite")
         about = (self.settings, self._server, self._keys, self._stats, self._bans)
         scan = Scan(*about, self.rules, self._exempt)
         done = yield from scan.run(limit, seconds)
@@ -197,7 +206,9 @@ class AbuseBody:
         Redis away: RedisUnavailable.
         """
         names = [self._named(subject)]
-        if "/" not in subject:  # of a client: of whatever width processes have, or had, its network
+        if (
+            isinstance(subject, str) and "/" not in subject
+        ):  # of a client: of whatever width processes have, or had, its network
             names += prefixes_of(subject, V6_CLIENTS)
         names = list(dict.fromkeys(names))
         here = yield Once(map(self._lifting, names))
@@ -248,7 +259,12 @@ class AbuseBody:
             start += len(page)
 
     def bans(self, limit: int = BANS_LISTED) -> Operation[list[Ban]]:
-        """Return the bans in force, up to `limit`, the one that ends last first. Redis away: RedisUnavailable."""
+        """Return the bans in force, up to `limit`, the one that ends last first.
+
+        Raises InvalidArgument for a `limit` that is none. Redis away: RedisUnavailable.
+        """
+        if not is_whole(limit):
+            raise InvalidArgument(f"limit={limit!r}: 1 or more bans")
         query = (b"ZREVRANGE", self._keys.bans, b"0", b"%d" % (limit - 1), b"WITHSCORES")
         clock, found = yield [(b"TIME",), query]
         now_ms = int(clock[0]) * 1_000 + int(clock[1]) // 1_000
@@ -330,8 +346,10 @@ class AbuseBody:
             raise BanRefused(subject, why)
         return name
 
-    def _named(self, text: str) -> str:
+    def _named(self, text: object) -> str:
         """Return the subject a person means: a network as it stands, and an IPv6 address as its client's prefix."""
+        if not isinstance(text, str):
+            return UNKNOWN
         if "/" not in text:
             return subject_of(text, self.settings.limit_v6_prefix)
         try:

@@ -30,8 +30,9 @@ ROUTE_LIMIT = 2_000  # of which the first 200 are kept once possible tokens are 
 N_LIMIT = 10**12
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# A part of a path that could be a token: long, and with a digit in it.
-_SECRET = re.compile(r"(?=[^/]*[0-9])[^/]{20,}")
+# A part of a path that could be a token is so long, and has a digit in it.
+SECRET_LENGTH = 20
+_DIGIT = re.compile(r"[0-9]")
 # Long names with sizes in them that are nobody's secret: rules know them (ASKED_FOR_BY_ITSELF).
 _ICON = re.compile(
     r"(apple-touch-icon|apple-app-site|favicon|mstile|android-chrome)[a-z0-9._-]{0,40}"
@@ -132,14 +133,17 @@ def cleaned_route(route: str) -> str:
     '/reset/*9356'
     """
     path = re.split(r"[?#]", route, maxsplit=1)[0]
-    return _SECRET.sub(_cut_out, cleaned(path, ROUTE_LIMIT))[:TEXT_LIMIT]
+    parts = cleaned(path, ROUTE_LIMIT).split("/")
+    return "/".join([_cut_out(part) for part in parts])[:TEXT_LIMIT]
 
 
-def _cut_out(secret: re.Match[str]) -> str:
-    """Replace the text by sixteen bits of its hash: two texts stay different, and nothing is given away."""
-    if _ICON.fullmatch(secret[0]):
-        return secret[0]
-    return f"*{crc32(secret[0].encode()) & 0xFFFF:04x}"
+def _cut_out(part: str) -> str:
+    """Replace what could be a token by sixteen bits of its hash: two texts stay different, and nothing is given
+    away.
+    """
+    if len(part) < SECRET_LENGTH or not _DIGIT.search(part) or _ICON.fullmatch(part):
+        return part
+    return f"*{crc32(part.encode()) & 0xFFFF:04x}"
 
 
 def _count(text: str) -> int:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
-from stillroom.cache.calls import Unread
+from stillroom.cache.calls import Asked
+from stillroom.cache.gathering import gather, gather_async
 from stillroom.cache.loaders import Loader
 from stillroom.codec import MISS
 from stillroom.errors import InvalidArgument
 from stillroom.face import drop_our_frames
-from stillroom.operation import Operation
-
-LOADS_AT_ONCE = 10  # of one call for many, in asyncio
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -42,41 +39,17 @@ class _Cached(Generic[P, T_co]):
 
     def _each_of(
         self, firsts: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> list[tuple[Any, ...]]:
-        """Return the arguments of the call for each of `firsts`. The others are checked without any, too."""
+    ) -> list[Asked]:
+        """Return the calls for each of `firsts`. The other arguments are checked without any, too."""
         if isinstance(firsts, str | bytes) or not isinstance(firsts, Iterable):
             raise InvalidArgument(
                 f"{self.__name__}.many({firsts!r:.100}): give a list of first arguments; for one call write "
                 f"{self.__name__}({firsts!r:.100})"
             )
-        calls = [(*self._first, first, *args) for first in firsts]
+        calls = [Asked(self.loader, (*self._first, first, *args), kwargs) for first in firsts]
         if not calls:
             self.loader.values((*self._first, None, *args), kwargs)
         return calls
-
-    def _kept(self, calls: Sequence[tuple[Any, ...]], kwargs: Mapping[str, Any]) -> list[Any]:
-        """Return the values that this process keeps for these calls, Unread where it keeps none."""
-        if self.loader.near is None or kwargs:
-            return [Unread()] * len(calls)
-        kept = (self._copies.of_call(self.loader, args) for args in calls)
-        return [Unread() if value is MISS else value for value in kept]
-
-    def _looking(
-        self, calls: Sequence[tuple[Any, ...]], kwargs: Mapping[str, Any], values: Sequence[Any]
-    ) -> Operation[list[Any]] | None:
-        """Return the operation that looks up the calls without a value, or None if all have one."""
-        rest = [calls[place] for place in _unread(values)]
-        return self._body.call_many(self.loader, rest, kwargs) if rest else None
-
-    def _loading(
-        self,
-        calls: Sequence[tuple[Any, ...]],
-        kwargs: Mapping[str, Any],
-        values: Sequence[Any],
-        place: int,
-    ) -> Operation[Any]:
-        """Return the operation that makes one of these calls by itself."""
-        return self._body.call(self.loader, calls[place], kwargs, values[place].away)  # type: ignore[no-any-return]
 
     def _bound_to(self, instance: Any) -> Any:
         if instance is None or isinstance(self.loader.function, staticmethod):
@@ -95,14 +68,28 @@ class _Cached(Generic[P, T_co]):
         return f"<cached {self.loader.name}: {self.loader.template!r}>"
 
 
-def _unread(values: Sequence[Any]) -> list[int]:
-    return [place for place, value in enumerate(values) if type(value) is Unread]
+def asked_of(body: Any, calls: Sequence[Any]) -> list[Asked]:
+    """Return the calls that cached functions of this cache, and partials of them, stand for."""
+    asked = []
+    for call in calls:
+        function, args, kwargs = call, (), {}
+        if isinstance(call, functools.partial):
+            function, args, kwargs = call.func, call.args, call.keywords
+        if not isinstance(function, _Cached) or function._body is not body:
+            raise _not_ours(call, function)
+        asked.append(Asked(function.loader, function._first + args, kwargs))
+    return asked
 
 
-def _filled(values: Sequence[Any], found: Iterable[Any]) -> list[Any]:
-    """Return the values, with those that were found in the places of the unread ones."""
-    rest = iter(found)
-    return [next(rest) if type(value) is Unread else value for value in values]
+def _not_ours(call: Any, function: Any) -> InvalidArgument:
+    if isinstance(function, _Cached):
+        return InvalidArgument(f"gather({function!r}): it belongs to the cache of another room")
+    if inspect.iscoroutine(call):
+        call.close()  # nobody will await it
+    return InvalidArgument(
+        f"gather({call!r:.100}): give functions made by `cached`, or functools.partial(product, 7) for a call with "
+        "arguments"
+    )
 
 
 class CachedFunction(_Cached[P, T_co]):
@@ -135,17 +122,11 @@ class CachedFunction(_Cached[P, T_co]):
         Where the source can give many at once, `get_or_set_many` of the cache is for that.
         Raises InvalidArgument for one text, and what a call raises. Redis away: each is loaded, as by a call.
         """
-        calls = self._each_of(firsts, args, kwargs)
         try:
-            values = self._kept(calls, kwargs)
-            if looking := self._looking(calls, kwargs, values):
-                values = _filled(values, self._driver.run(looking))
-            for place in _unread(values):
-                values[place] = self._driver.run(self._loading(calls, kwargs, values, place))
+            return gather(self._body, self._driver, self._each_of(firsts, args, kwargs))
         except Exception as error:
             drop_our_frames(error)
             raise
-        return values
 
     def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> int:
         """Forget the value of this call. See Cache.invalidate."""
@@ -200,27 +181,12 @@ class AsyncCachedFunction(_Cached[P, T_co]):
         What is not there is loaded ten at a time, or as many as `at_once` of the loader says. Once all have ended
         the first error is raised.
         """
-        calls = self._each_of(firsts, args, kwargs)
         try:
-            values = self._kept(calls, kwargs)
-            if looking := self._looking(calls, kwargs, values):
-                values = _filled(values, await self._driver.run(looking))
-            places = asyncio.Semaphore(self.loader.at_once or LOADS_AT_ONCE)
-
-            async def load(place: int) -> None:
-                async with places:
-                    values[place] = await self._driver.run(
-                        self._loading(calls, kwargs, values, place)
-                    )
-
-            ended = await asyncio.gather(*map(load, _unread(values)), return_exceptions=True)
-            for outcome in ended:
-                if isinstance(outcome, BaseException):
-                    raise outcome
+            calls = self._each_of(firsts, args, kwargs)
+            return await gather_async(self._body, self._driver, calls)
         except Exception as error:
             drop_our_frames(error)
             raise
-        return values
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> int:
         """Forget the value of this call. See Cache.invalidate."""

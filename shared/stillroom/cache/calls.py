@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping, Sequence
+from sys import getsizeof
 from typing import Any, NamedTuple, TypeAlias
 
 from stillroom.cache.bites import Bites
 from stillroom.cache.bulk import Bulk
-from stillroom.cache.core import Stale
+from stillroom.cache.core import Means, Place, Stale
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.loaders import Loader, Recipe
-from stillroom.cache.near import KEYED
+from stillroom.cache.near import simple
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
-from stillroom.keys import sanitized
 from stillroom.operation import Failed, Operation, together
 
 Look: TypeAlias = tuple[Entry | None, Freshness]
 
 LOOKS_AT_ONCE = 100  # in one batch, where each of them reads the clock
+CALLS_KNOWN = 4_096  # some 4 MB
+ARGUMENT_BYTES = 512  # a call with a larger argument is not remembered
+
+
+class Asked(NamedTuple):
+    """A call of a loader, not yet made."""
+
+    loader: Loader
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
 
 
 class Wanted(NamedTuple):
-    """A call of a loader: the key and the recipe of its value, and what a copy of it is found by."""
+    """What a call of a loader wants: the key and the recipe of its value, and what a copy of it is found by."""
 
     name: bytes
     recipe: Recipe
@@ -39,8 +48,32 @@ class Unread(NamedTuple):
     away: RedisUnavailable | None = None
 
 
+UNREAD = Unread()
+
+
 class Calls(Bulk):
     """The operations that answer calls of registered loaders."""
+
+    def __init__(self, means: Means, place: Place) -> None:
+        super().__init__(means, place)
+        self._wanted: dict[tuple[Any, ...], Wanted] = {}
+
+    def wanted(self, loader: Loader, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Wanted:
+        """Return what a call wants, which is remembered: the key of the next such call is known.
+
+        Raises TypeError, InvalidArgument and Unkeyable, as the call itself.
+        """
+        call = None if kwargs else simple(loader, args)
+        found = None if call is None else self._wanted.get(call)
+        if found is None:
+            values = loader.values(args, kwargs)
+            is_small = call is not None and all(getsizeof(arg) <= ARGUMENT_BYTES for arg in args)
+            found = Wanted(loader.place(values), loader.recipe(values), call if is_small else None)
+            if found.call is not None:
+                if len(self._wanted) >= CALLS_KNOWN:
+                    self._wanted.clear()
+                self._wanted[found.call] = found
+        return found
 
     def call(
         self,
@@ -53,99 +86,120 @@ class Calls(Bulk):
 
         `away`: see obtain.
         """
-        wanted = wanted_of(loader, args, kwargs)
+        wanted = self.wanted(loader, args, kwargs)
         return self.obtain(wanted.name, wanted.recipe, wanted.call, away)
 
-    def call_many(
-        self, loader: Loader, calls: Sequence[Sequence[Any]], kwargs: Mapping[str, Any]
-    ) -> Operation[list[Any]]:
+    def call_many(self, calls: Sequence[Asked]) -> Operation[list[Any]]:
         """Return what the cache has for each of these calls, and Unread in the place of what it has not.
 
         Cost: one MGET for each 500 calls; where this process keeps copies or remembers, one for each call that it
         has nothing of, 100 in a batch. Stale values are served; one task refreshes them. Each key that is served
         is counted as one lookup.
         """
-        wanted = [wanted_of(loader, args, kwargs) for args in calls]
-        try:
-            looks = yield from self._look_for_all(loader, {one.name: one for one in wanted})
-        except RedisUnavailable as error:
-            return [Unread(error)] * len(wanted)
-        values = [self._served(one, looks[one.name]) for one in wanted]
-        served = {
-            one.name: (one, looks[one.name])
-            for one, value in zip(wanted, values, strict=True)
-            if type(value) is not Unread
-        }
-        yield from self._note_served(served.values())
+        wanted = [self.wanted(*call) for call in calls]
+        looks = yield from self._look_for_all({one.name: one for one in wanted})
+        values = []
+        stale: list[tuple[Stale, Recipe]] = []
+        counted = set()
+        for one in wanted:
+            name, recipe, _ = one
+            look = looks[name]
+            value = self._served(recipe, look)
+            values.append(value)
+            if isinstance(look, Unread) or value is UNREAD or name in counted:
+                continue
+            counted.add(name)
+            entry, freshness = look
+            self._count(None, freshness, recipe.loader)
+            if freshness is Freshness.STALE and entry is not None:
+                stale.append((Stale(name, entry, self._source(recipe)), recipe))
+        if stale:
+            yield from self._order(stale)
         return values
 
     def _look_for_all(
-        self, loader: Loader, wanted: Mapping[bytes, Wanted]
-    ) -> Operation[dict[bytes, Any]]:
-        """Return by name what `_look_for` returns, or Unread. Raises RedisUnavailable if nothing could be read."""
-        names = list(wanted)
-        if loader.near is None and not loader.is_remembered:
-            found = yield from self._look_many(names, wanted[names[0]].recipe.owns)
-            looks: list[Any] = [one or (None, Freshness.DEAD) for one in found]
-            return dict(zip(names, looks, strict=True))
-        unproven = self._unproven(names, loader.near)
-        others = [name for name in names if name not in unproven]
-        looks_at_others = yield from self._look_for_each(wanted, others, with_proof=bool(unproven))
-        return looks_at_others | (yield from self._look_for_each(wanted, unproven))
+        self, wanted: Mapping[bytes, Wanted]
+    ) -> Operation[dict[bytes, Look | Unread]]:
+        """Return by name what `_look_for` returns, or Unread where nothing could be read."""
+        plain = {name: one for name, one in wanted.items() if one.recipe.is_plain}
+        if len(plain) == len(wanted):
+            return (yield from self._look_plain(plain))
+        kept = {name: one for name, one in wanted.items() if name not in plain}
+        unproven = self._unproven(kept)
+        others = [name for name in kept if name not in unproven]
+        riders = [self._look_plain(plain)] if plain else []
+        looks = yield from self._look_for_each(kept, others, riders, with_proof=bool(unproven))
+        return looks | (yield from self._look_for_each(kept, unproven))
 
-    def _unproven(self, names: Sequence[bytes], near: float | None) -> AbstractSet[bytes]:
-        """Return those of these names that have a copy, if one look at the clock would prove all of them."""
-        if (
-            near is None
-            or (not near and not self.near.is_in_request())
-            or self.near.is_proven(near)
-        ):
-            return frozenset()
-        copies = {name: self.near.store.of_name(self.near, name) for name in names}
-        return {name for name, copy in copies.items() if copy and self.near.may_be_alive(copy)}
+    def _unproven(self, wanted: Mapping[bytes, Wanted]) -> list[bytes]:
+        """Return the names of copies that one look at the clock would prove, all of them at once."""
+        lacking = {one.recipe.near for one in wanted.values() if self._lacks_proof(one.recipe.near)}
+        if not lacking:
+            return []
+        copy_of, near = self.near.store.of_name, self.near
+        copies = {
+            name: copy_of(near, name) for name, one in wanted.items() if one.recipe.near in lacking
+        }
+        return [name for name, copy in copies.items() if copy and near.may_be_alive(copy)]
+
+    def _lacks_proof(self, near: float | None) -> bool:
+        if near is None or (not near and not self.near.is_in_request()):
+            return False
+        return not self.near.is_proven(near)
 
     def _look_for_each(
-        self, wanted: Mapping[bytes, Wanted], names: Collection[bytes], *, with_proof: bool = False
-    ) -> Operation[dict[bytes, Any]]:
-        """Return by name what `_look_for` returns, or Unread. `with_proof`: copies are proved in the same trip."""
-        looks: dict[bytes, Any] = {}
-        proving = [self.prove()] if with_proof else []
-        bites = Bites(list(names), LOOKS_AT_ONCE)
-        while bites.left:
+        self,
+        wanted: Mapping[bytes, Wanted],
+        names: Sequence[bytes],
+        riders: Sequence[Operation[dict[bytes, Look | Unread]]] = (),
+        *,
+        with_proof: bool = False,
+    ) -> Operation[dict[bytes, Look | Unread]]:
+        """Return by name what `_look_for` returns, or Unread, and what the riders return, which go along first.
+
+        `with_proof`: the copies are proved in the same trip.
+        """
+        looks: dict[bytes, Look | Unread] = {}
+        beside = [*riders, *([self.prove()] if with_proof else [])]
+        bites = Bites(names, LOOKS_AT_ONCE)
+        while bites.left or beside:
             yield from bites.turn()
-            bite = bites.next()
-            outcomes = yield from together(
-                *(self._look_for(*wanted[name]) for name in bite), *proving
-            )
-            looks |= zip(bite, map(_good, outcomes), strict=False)
-            proving = []
+            some = bites.next() if bites.left else ()
+            found = yield from together(*(self._look_for(*wanted[name]) for name in some), *beside)
+            looks.update(zip(some, map(_good, found), strict=False))
+            for ridden in found[len(some) :][: len(riders)] if beside else ():
+                looks.update(_good(ridden))
+            beside = []
             bites.done()
-        for alone in proving:
-            yield from alone
         return looks
 
-    def _served(self, one: Wanted, look: Look | Unread) -> Any:
+    def _look_plain(self, wanted: Mapping[bytes, Wanted]) -> Operation[dict[bytes, Look | Unread]]:
+        """Look those up that no request remembers and no process keeps, in one MGET."""
+        try:
+            found = yield from self._look_many(
+                list(wanted), lambda entry: wanted[entry.key].recipe.owns(entry)
+            )
+        except RedisUnavailable as error:
+            return dict.fromkeys(wanted, Unread(error))
+        return {
+            name: one or (None, Freshness.DEAD) for name, one in zip(wanted, found, strict=True)
+        }
+
+    def _served(self, recipe: Recipe, look: Look | Unread) -> Any:
         """Return the value to be served, or Unread."""
         if isinstance(look, Unread):
             return look
         entry, freshness = look
         if entry is None or freshness is Freshness.DEAD:
-            return Unread()
-        if freshness is Freshness.STALE and not self._source(one.recipe):
-            return Unread()  # whoever is served it refreshes it, and loads
-        decode = self._decode if one.recipe.near is None else self.near.value
-        value = decode(entry, one.recipe.type)
-        return Unread() if value is MISS else value
+            return UNREAD
+        if freshness is Freshness.STALE and not self._source(recipe):
+            return UNREAD  # whoever is served it refreshes it, and loads
+        decode = self._decode if recipe.near is None else self.near.value
+        value = decode(entry, recipe.type)
+        return UNREAD if value is MISS else value
 
-    def _note_served(self, served: Collection[tuple[Wanted, Look]]) -> Operation[None]:
-        """Count these lookups, and order what is stale from a worker."""
-        stale = []
-        for (name, recipe, _), (entry, freshness) in served:
-            self._count(None, freshness, recipe.loader)
-            if entry is not None and freshness is Freshness.STALE:
-                stale.append((Stale(name, entry, self._source(recipe)), recipe))
-        if not stale:
-            return
+    def _order(self, stale: Sequence[tuple[Stale, Recipe]]) -> Operation[None]:
+        """Order what is stale from a worker."""
         shown = [
             (one.name, self._memo.recall(one.name, recipe.release))
             for one, recipe in stale
@@ -154,14 +208,6 @@ class Calls(Bulk):
         yield from self._ask_for_refreshes([one for one, _ in stale])
         for name, known in shown:
             self._show_again(name, known)
-
-
-def wanted_of(loader: Loader, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Wanted:
-    """Return what a call of a loader wants. Raises TypeError, InvalidArgument and Unkeyable, as the call itself."""
-    values = loader.values(args, kwargs)
-    is_simple = loader.near is not None and not kwargs and KEYED.issuperset(map(type, args))
-    call = (loader, *args) if is_simple else None
-    return Wanted(sanitized(loader.key(values)), loader.recipe(values), call)
 
 
 def _good(outcome: Any) -> Any:

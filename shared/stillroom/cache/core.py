@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, overload
 
 from stillroom.cache.arguments import Secrets, Texts
 from stillroom.cache.away import Away, Form, Load, Taken
@@ -43,6 +43,7 @@ from stillroom.cache.loaders import (
 from stillroom.cache.marks import read_clock
 from stillroom.cache.memo import Memo, Remembered
 from stillroom.cache.near import Near, Proof, Store, near_prefix
+from stillroom.cache.orders import NotDone
 from stillroom.cache.probe import LAG_SUM, lag_bucket
 from stillroom.cache.terms import Terms
 from stillroom.codec import MISS, Codec, Encoded, Undecodable, Unencodable
@@ -57,7 +58,7 @@ from stillroom.errors import (
     ValueTooLarge,
 )
 from stillroom.fingerprint import fingerprint
-from stillroom.keys import Keys, original, sanitized
+from stillroom.keys import Keys, original, refuse_crowd, sanitized
 from stillroom.misuse import refuse_awaited
 from stillroom.operation import IN_TIME, Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
@@ -79,6 +80,9 @@ from stillroom.wire import Clock, Command, time_left
 
 T = TypeVar("T")
 D = TypeVar("D")
+
+# How a failed load is told: its key, its lease, the error, and commands that go along.
+OnFailure: TypeAlias = Callable[[bytes, bytes, BaseException, Sequence[Command]], Operation[None]]
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.05  # between two looks at a load one waits for
 ASK_AGAIN_S = 1.0  # a process that could not get a refresh lease does not try for this long
@@ -353,8 +357,8 @@ class Core:
         `cached` for that). An error of `load` reaches its caller. Redis away: loads and returns.
 
         `ttl`: how long the value is fresh; `swr`: how long after that it is served stale; seconds or a timedelta,
-        by default the settings'. `tags`: texts, or functions of the value that give texts. `type`: what the value
-        is, by default what `load` says it returns. `near`: this process may keep it, see `cached`.
+        by default the settings'. `tags`: texts, or functions of the value that give texts, 1,000 at most. `type`:
+        what the value is, by default what `load` says it returns. `near`: this process may keep it, see `cached`.
         """
         name = sanitized(key)
         keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
@@ -436,7 +440,7 @@ class Core:
         """Store a value, and return True when it is stored. It wins over a load of the same key that is under way.
 
         `ttl`: how long it is fresh; `swr`: how long after that it is served stale; seconds or a timedelta, by
-        default the settings'. `type`: what it is encoded as, by default whatever it is.
+        default the settings'. `tags`: 1,000 at most. `type`: what it is encoded as, by default whatever it is.
         Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument.
         Redis away, full or read-only: False; a write that arrives after this returned is refused by the script.
         """
@@ -548,7 +552,7 @@ class Core:
             yield from self._release([(name, held)])
             return self._report(order, "not needed")
         try:
-            _, lost = yield from self._load_under(name, held, clock, recipe, self._back_off)
+            lost = yield from self._load_ordered(name, held, clock, recipe, self._back_off)
         except Exception as error:
             if not isinstance(error, LoadShed):
                 self._figures.refresh_failed(recipe.name)
@@ -584,7 +588,7 @@ class Core:
             (reply,) = yield takes
         if reply[0] != WON:
             return {"outcome": "too late", "loader": order.loader, "key": key}
-        _, lost = yield from self._load_under(name, lease, reply[1], recipe, self._share_failure)
+        lost = yield from self._load_ordered(name, lease, reply[1], recipe, self._share_failure)
         if not lost:
             yield from self._memo.changing([self._invalidator.naming([name])])
         return {"outcome": lost or "loaded", "loader": order.loader, "key": key}
@@ -788,8 +792,7 @@ class Core:
         """Return what `_look` returns, in the way that the recipe's loader wants."""
         if recipe.near is not None:
             return self._look_near(name, _wish(recipe, call))
-        is_remembered = recipe.loader is not None and recipe.loader.is_remembered
-        return (self._look_once if is_remembered else self._look)(name, recipe.release)
+        return (self._look if recipe.is_plain else self._look_once)(name, recipe.release)
 
     def _kept_near(self, name: bytes, recipe: Recipe) -> Any:
         """Return this process's copy, where the app lets it be served while Redis is away, or MISS."""
@@ -981,7 +984,7 @@ class Core:
         """Return the value while Redis is away: see away.py."""
 
         def load(_: list[bytes]) -> Operation[Mapping[bytes, Any]]:
-            return {name: (yield from self._call(recipe, recipe.call))}
+            return {name: (yield from self._call(recipe, recipe.loading()))}
 
         values = yield from self._obtain_away([name], load, recipe, error)
         if name not in values:  # a load of many keys, which was waited for, has found none
@@ -1018,7 +1021,7 @@ class Core:
 
     def _load_for_myself(self, recipe: Recipe) -> Operation[Any]:
         """Load without storing, because no lease says that the value may still be stored."""
-        value = yield from self._call(recipe, recipe.call)
+        value = yield from self._call(recipe, recipe.loading())
         return self._as_read(value, recipe)
 
     def _call(self, recipe: Recipe, call: Call) -> Operation[Any]:
@@ -1046,7 +1049,7 @@ class Core:
         held: bytes,
         clock: bytes,
         recipe: Recipe,
-        on_failure: Callable[[bytes, bytes, BaseException, Sequence[Command]], Operation[None]],
+        on_failure: OnFailure,
     ) -> Operation[tuple[Any, str]]:
         """Load under a lease and store.
 
@@ -1056,7 +1059,7 @@ class Core:
         try:
             if recipe.at_once:
                 yield from self._take_place(name, held, recipe)
-            value = yield from self._call(recipe, recipe.call)
+            value = yield from self._call(recipe, recipe.loading())
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -1066,6 +1069,19 @@ class Core:
             raise
         packed, back = self._pack_loaded(name, value, recipe)
         return back, (yield from self._store(name, held, clock, packed, leaving))
+
+    def _load_ordered(
+        self, name: bytes, held: bytes, clock: bytes, recipe: Recipe, on_failure: OnFailure
+    ) -> Operation[str]:
+        """Load under a lease and store, in a worker. Return why the value was not stored, or nothing.
+
+        Raises what the loader raises. Where its own Redis is away that is a failed load: this cache's is not away.
+        """
+        try:
+            _, lost = yield from self._load_under(name, held, clock, recipe, on_failure)
+        except RedisUnavailable as error:
+            raise NotDone(f"{recipe.name} raised {type(error).__name__}: {error}") from error
+        return lost
 
     def _take_place(self, name: bytes, held: bytes, recipe: Recipe) -> Operation[None]:
         """Wait for one of this loader's places. Raises LoadShed where too many callers wait."""
@@ -1373,6 +1389,7 @@ class Core:
                 f"load={call.function!r:.100}: a function; what it returns is kept"
             )
         given, kind = several("tags", tags), result_of(call.function) if type is None else type
+        refuse_crowd(given)
         if any(map(callable, given)):
             refuse_awaited("tags", *given)
         self._codec.adapter(kind)  # a type that is none is told before anything is loaded
@@ -1414,6 +1431,7 @@ class Core:
         life: Life,
         release: bytes = b"",
     ) -> Packed:
+        refuse_crowd(tags)
         names = [sanitized(tag) for tag in tags]
         codec = b"%b:%b" % (encoded.codec, release) if release else encoded.codec
         rest = body(codec, source, name, names, encoded.payload)

@@ -9,10 +9,11 @@ from typing import Any
 
 from stillroom.cache.body import CacheBody
 from stillroom.cache.ordering import Ordering
-from stillroom.cache.orders import Load
+from stillroom.cache.orders import Load, Order
 from stillroom.cache.reclaim import Progress, Reclaim, Report
 from stillroom.cache.sharded import ShardedBody
 from stillroom.cache.warm import Warming
+from stillroom.errors import RedisUnavailable
 from stillroom.operation import Operation
 
 BUDGET_S = 20.0  # of one run; the rest is due at once
@@ -38,11 +39,18 @@ class Housekeeping:
         Redis away: RedisUnavailable; the work stays written down.
         """
         began = time.monotonic()
-        ordered = yield from self._orders.carry_out(budget / 2)
+        ordered: dict[str, int] = {}
+        away: RedisUnavailable | None = None
+        try:
+            ordered = yield from self._orders.carry_out(budget / 2)
+        except RedisUnavailable as error:  # perhaps of one shard: the others have work to do
+            away = error
         share = (budget - (time.monotonic() - began)) / len(self._parts)
         cleared = yield from self._cache.everywhere(
             [part.clear_up(budget=share, progress=progress) for part in self._parts]
         )
+        if away is not None:
+            raise away
         return _added_up([ordered, *cleared])
 
     def pending(self, *members: bytes) -> Operation[dict[bytes, Progress | None]]:
@@ -70,6 +78,10 @@ class Housekeeping:
         Redis away: RedisUnavailable. DispatchFailed if 10,000 orders wait.
         """
         return self._orders.order(Load(loader=loader, args=dict(args)))
+
+    def order(self, order: Order) -> Operation[None]:
+        """Write an order down for a later `reclaim`. Redis away: RedisUnavailable. See Ordering.order."""
+        return self._orders.order(order)
 
     def trim_marks(self) -> Operation[dict[str, int]]:
         """Drop marks that are older than any entry can be. Returns {"dropped", "left"}."""

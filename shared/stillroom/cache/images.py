@@ -38,8 +38,9 @@ FORMATS = {
 TURNED = (5, 6, 7, 8)  # EXIF orientations whose width is shown as the height
 ORIENTATION = 0x0112  # its tag in EXIF
 CHUNKS = 1_000  # of a PNG that are passed over in search of its EXIF
+# What was matched is never tried in another way: of 40 comments that would take for ever.
 SVG = re.compile(
-    rb"\s*(<\?xml[^>]*\?>|<!--.*?-->|<!DOCTYPE[^>]*>|\s)*<svg[\s>]", re.DOTALL | re.IGNORECASE
+    rb"(?>\s+|<\?xml[^>]*\?>|<!--.*?-->|<!DOCTYPE[^>]*>)*+<svg[\s>]", re.DOTALL | re.IGNORECASE
 )
 SVG_WITHIN = 4_096  # bytes
 NAME_LIMIT = 512  # bytes of a file's name with its folders
@@ -217,9 +218,11 @@ def _answer(root: Path, name: str, version: str, byte_limit: int, pixel_limit: i
         if refused.reason in ("changing", "denied"):
             raise
         return Answer(reason=refused.reason, sentence=refused.sentence)
-    if info is None:
-        raise OtherVersion
-    return Answer(info=info)
+    if info is not None:
+        return Answer(info=info)
+    if fingerprint(root, name) == version:  # it is there, but not for who follows no link
+        raise ImageRefused(name, "link", "one of its folders is a link, and no link is followed")
+    raise OtherVersion
 
 
 @contextmanager
@@ -235,9 +238,10 @@ def _opened(root: Path, name: str) -> Iterator[IO[bytes] | None]:
         yield None  # a folder that is a link is none
         return
     except OSError as error:
-        reasons = {errno.ELOOP: "link", errno.ENXIO: "special"}
-        sentence = error.strerror or "it can't be opened"
-        raise ImageRefused(name, reasons.get(error.errno or 0, "denied"), sentence) from None
+        if error.errno == errno.ELOOP:
+            raise ImageRefused(name, "link", "it is a link, and no link is followed") from None
+        reason = "special" if error.errno == errno.ENXIO else "denied"
+        raise ImageRefused(name, reason, error.strerror or "it can't be opened") from None
     finally:
         for one in descriptors:
             os.close(one)

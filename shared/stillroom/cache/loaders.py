@@ -26,7 +26,7 @@ from stillroom.cache.arguments import Texts, Unkeyable
 from stillroom.cache.around import Around, within
 from stillroom.cache.entry import Entry
 from stillroom.cache.keeping import Keeping, near_of
-from stillroom.cache.template import Template, prefix_of, shortened
+from stillroom.cache.template import Template, fitting, prefix_of
 from stillroom.cache.warm import check, warm_of
 from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, StillroomError, UnknownLoader, did_you_mean
@@ -56,6 +56,17 @@ class Recipe(NamedTuple):
     def owns(self, entry: Entry) -> bool:
         """Return whether an entry was stored by this release of the app, or is for all releases."""
         return not self.release or entry.release in (self.release, b"")
+
+    def loading(self) -> Call:
+        """Return the call that makes the value, in the contexts that the app wants around its loaders."""
+        if self.loader is None:
+            return self.call
+        return Call(self.loader.within(self.call.function), self.call.args, self.call.kwargs)
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether no request remembers its values and no process keeps them."""
+        return self.near is None and (self.loader is None or not self.loader.is_remembered)
 
     @property
     def name(self) -> str:
@@ -169,15 +180,21 @@ class Loader:
 
     def key(self, values: Mapping[str, Any]) -> str:
         """Return the key of a call. Raises Unkeyable for an argument that no text says all of."""
+        return self._fitting(values)[0]
+
+    def place(self, values: Mapping[str, Any]) -> bytes:
+        """Return the key of a call as it stands in Redis. Raises as `key` does."""
+        return self._fitting(values)[1]
+
+    def _fitting(self, values: Mapping[str, Any]) -> tuple[str, bytes]:
         try:
-            return shortened(self._template.fill(values))
+            return fitting(self._template.fill(values))
         except Unkeyable as error:
             raise Unkeyable(f"{self.name}(): {error}") from None
 
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
         """Return what a call of it is kept by."""
-        function = self.within(self.function) if self.around else self.function
-        call, tags = Call(function, (), values), self._tagger(values)
+        call, tags = Call(self.function, (), values), self._tagger(values)
         return Recipe(
             *(call, self.type, self.keeping, self.lease, tags, self.release, self, values),
             self.at_once,
@@ -209,9 +226,13 @@ class Loader:
         """
         return self.name.encode() + b" " + self._as_json(values)
 
-    def json_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments as a message carries them. Raises ValueError as `source` does."""
-        fields: dict[str, Any] = json.loads(self._as_json(values))
+    def ordered(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call as an order carries them, once they are what its worker will accept.
+
+        Raises TypeError as the call itself would, ValueError as `source` does, BadArguments, Unkeyable.
+        """
+        fields: dict[str, Any] = json.loads(self._as_json(self.values(args, kwargs)))
+        self.key(self.validated(fields))
         return fields
 
     def _as_json(self, values: Mapping[str, Any]) -> bytes:
@@ -302,7 +323,7 @@ class Loader:
 
 
 class BadArguments(StillroomError, ValueError):
-    """A message's arguments do not fit the loader's signature."""
+    """The arguments of an order do not fit the loader's signature."""
 
 
 class Loaders:

@@ -54,6 +54,14 @@ UNKNOWN: Any = object()  # a value that was not yet asked for
 KEYED = frozenset([int, str, bytes, type(None)])  # arguments that are equal only if their keys are
 
 
+def simple(loader: object, args: Sequence[Any]) -> tuple[Any, ...] | None:
+    """Return what a call of a loader is remembered by, or None where equal arguments may have different keys."""
+    for arg in args:
+        if arg.__class__ not in KEYED:
+            return None
+    return (loader, *args)
+
+
 def near_prefix(name: bytes) -> bytes:
     """Return the prefix that a key which no loader owns is kept under: up to its last colon, or all of it."""
     head, colon, _ = name.rpartition(b":")
@@ -133,10 +141,8 @@ class Store:
 
     def of_call(self, loader: Called, args: tuple[Any, ...]) -> Any:
         """Return the value that a loader's call is answered with, or MISS where it takes more than a look here."""
-        for arg in args:
-            if arg.__class__ not in KEYED:
-                return MISS
-        copy = self._calls.get((loader, *args))
+        call = simple(loader, args)
+        copy = None if call is None else self._calls.get(call)
         if copy is None:
             return MISS
         entry = copy.near.usable(copy, loader.near, loader.release)

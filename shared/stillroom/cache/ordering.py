@@ -2,7 +2,8 @@
 
 They decide what readers see, so they are on the state's server, where nothing is evicted: the cache's own list of
 work (`todo`) may be lost, and costs memory then. An order that can't be done now is due again, later each time.
-After eight tries it becomes a dead letter, which a person sends again or drops.
+After eight tries it becomes a dead letter, which a person sends again or drops; so does an order with which eight
+workers have ended. A try that finds the cache's Redis away does not count.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 from collections import Counter
 from typing import Any, NamedTuple
 
-from stillroom.cache.orders import Order, from_body, from_member, to_body, to_member
+from stillroom.cache.orders import NotDone, Order, from_body, from_member, to_body, to_member
 from stillroom.dead_letters import DeadLetter, DeadLetters
 from stillroom.dispatch import RECLAIM_TASK, Dispatch
 from stillroom.errors import DispatchFailed, RedisUnavailable
@@ -91,11 +92,14 @@ class Ordering:
     def _try(self, taken: Taken) -> Operation[str]:
         """Try an order; return done, dead or "put off"."""
         try:
+            if taken.tries > TRIES_LIMIT:
+                raise NotDone(f"{TRIES_LIMIT} workers have ended while they tried it")
             order = from_member(taken.member)
             yield from order.carried_out_by(self._cache)
         except RedisUnavailable as error:
-            yield from self._failed(taken, error)
-            raise  # and the other orders would wait, too
+            self._stats.say("orders wait until the cache's Redis is back", error.reason, error)
+            yield On([(STATE, self._finish(taken, 0, counts=False))])
+            raise  # the other orders would wait, too
         except Exception as error:
             return (yield from self._failed(taken, error))
         yield On([(STATE, self._finish(taken))])
@@ -130,9 +134,12 @@ class Ordering:
         member, due, tries, now_us = taken
         return Taken(member, due, tries), int(now_us)
 
-    def _finish(self, taken: Taken, again_ms: int | None = None) -> Operation[None]:
+    def _finish(
+        self, taken: Taken, again_ms: int | None = None, *, counts: bool = True
+    ) -> Operation[None]:
+        """Cross the order off, or put it off. `counts`: the try is one of those after which it is a dead letter."""
         again = b"" if again_ms is None else b"%d" % again_ms
-        yield [finish_order(self._keys, taken.member, taken.due, again)]
+        yield [finish_order(self._keys, taken.member, taken.due, again, int(counts))]
 
     def _bury(self, taken: Taken, reason: str) -> Operation[None]:
         body, place = to_body(taken.member), (taken.member, taken.due)

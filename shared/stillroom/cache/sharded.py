@@ -15,6 +15,7 @@ from zlib import crc32
 from stillroom.agreed import Agreed
 from stillroom.cache.body import CacheBody
 from stillroom.cache.bulk import names_of
+from stillroom.cache.calls import Asked
 from stillroom.cache.core import Means, Place
 from stillroom.cache.invalidation import names_given
 from stillroom.cache.loaders import Loader, LoaderCall, Loaders, Recipe, recipe_of
@@ -54,9 +55,9 @@ def _of_name(_: ShardedBody, name: bytes, _recipe: Recipe) -> bytes:
 
 
 def _of_call(
-    _: ShardedBody, loader: Loader, args: Sequence[Any], kwargs: Mapping[str, Any], *_away: Any
+    cache: ShardedBody, loader: Loader, args: Sequence[Any], kwargs: Mapping[str, Any], *_away: Any
 ) -> bytes:
-    return sanitized(loader.key(loader.values(args, kwargs)))
+    return cache.shards[0].wanted(loader, args, kwargs).name
 
 
 def _of_refresh(_: ShardedBody, order: RefreshOrder) -> bytes:
@@ -65,7 +66,7 @@ def _of_refresh(_: ShardedBody, order: RefreshOrder) -> bytes:
 
 def _of_order(cache: ShardedBody, order: LoaderCall) -> bytes:
     values = recipe_of(order, cache.loaders).values
-    return sanitized(cache.loaders[order.loader].key(values))
+    return cache.loaders[order.loader].place(values)
 
 
 def one_key(
@@ -161,16 +162,14 @@ class ShardedBody:
         ]
         return _in_order(values, (yield from self.on(operations)))
 
-    def call_many(
-        self, loader: Loader, calls: Sequence[Sequence[Any]], kwargs: Mapping[str, Any]
-    ) -> Operation[list[Any]]:
+    def call_many(self, calls: Sequence[Asked]) -> Operation[list[Any]]:
         """Look each call up in the shard of its key."""
         parts: dict[int, list[int]] = {}
-        for place, args in enumerate(calls):
-            shard = shard_of(_of_call(self, loader, args, kwargs), len(self.shards))
+        for place, call in enumerate(calls):
+            shard = shard_of(_of_call(self, *call), len(self.shards))
             parts.setdefault(shard, []).append(place)
         operations = [
-            (shard, self.shards[shard].call_many(loader, [calls[place] for place in part], kwargs))
+            (shard, self.shards[shard].call_many([calls[place] for place in part]))
             for shard, part in parts.items()
         ]
         values: list[Any] = [None] * len(calls)

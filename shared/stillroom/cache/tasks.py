@@ -1,7 +1,7 @@
 """Order work from the workers instead of doing it in the request: `room.tasks`.
 
-An order is written down in Redis (`todo`) before a task is sent, so that it is carried out whatever becomes of the
-task. The same orders can be sent by name from any Celery client: cache/orders.py has their fields.
+An order is written down in Redis (`orders`) before a task is sent, so that it is carried out whatever becomes of
+the task. The same orders can be sent by name from any Celery client: cache/orders.py has their fields.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class TasksBody:
     def load(self, function: Any, *args: Any, **kwargs: Any) -> Operation[None]:
         """Have the value of this call of a cached function loaded, whether one is there or not.
 
-        The arguments travel as JSON: what has none raises ValueError.
+        The arguments travel as JSON. One that has none, or that does not fit the function's signature, raises
+        ValueError; a call that Python would refuse raises TypeError.
         """
         if not isinstance(function, CachedFunction | AsyncCachedFunction):
             raise InvalidArgument(
                 f"a function made by room.cache.cached is loaded, not {function!r}"
             )
-        values = function.loader.values(args, kwargs)
-        fields = function.loader.json_values(values)
-        yield from self._order([Load(loader=function.loader.name, args=fields)])
+        loader = function.loader
+        yield from self._order([Load(loader=loader.name, args=loader.ordered(args, kwargs))])
 
     def _order(self, orders: Any) -> Operation[None]:
         if several := list(orders):

@@ -63,18 +63,20 @@ def prefix_of(text: str) -> bytes:
     return sanitized(text).partition(b"%")[0][:PREFIX] if text else b""
 
 
-def shortened(text: str) -> str:
-    """Return a key as it can be stored: itself, or, where it is too long or no UTF-8, its front and its hash."""
+def fitting(text: str) -> tuple[str, bytes]:
+    """Return a key as it can be stored, and its name in Redis.
+
+    It is the text itself, or, where that is too long or no UTF-8, its front and its hash.
+    """
     if HASHED not in text:
         try:
-            sanitized(text)
+            return text, sanitized(text)
         except InvalidKey:
             pass
-        else:
-            return text
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     front = text[:FRONT].encode("utf-8", "replace").decode().replace(HASHED, "?")
-    return f"{front}{HASHED}{digest}"
+    short = f"{front}{HASHED}{digest}"
+    return short, sanitized(short)
 
 
 def _escaped(value: str, end: str) -> str:

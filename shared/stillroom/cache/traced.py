@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from stillroom.cache.body import CacheBody
 from stillroom.cache.bulk import Found
-from stillroom.cache.calls import Look, Unread, wanted_of
+from stillroom.cache.calls import Asked, Look, Unread
 from stillroom.cache.core import Attempt, Wish
 from stillroom.cache.entry import Entry, Freshness
-from stillroom.cache.loaders import Loader, Recipe
-from stillroom.cache.near import Called, Store
+from stillroom.cache.loaders import Recipe
+from stillroom.cache.near import Called, Store, simple
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import original
@@ -96,7 +96,8 @@ class TracedStore(Store):
 
     def of_call(self, loader: Called, args: tuple[Any, ...]) -> Any:
         trace = tracing()
-        copy = self._calls.get((loader, *args)) if trace is not None else None
+        call = None if trace is None else simple(loader, args)
+        copy = None if call is None else self._calls.get(call)
         value = super().of_call(loader, args)
         if trace is not None and copy is not None and value is not MISS:
             name = copy.entry.key
@@ -139,16 +140,14 @@ class TracedBody(CacheBody):
             yield from self._note(name, one or (None, Freshness.DEAD))
         return found
 
-    def call_many(
-        self, loader: Loader, calls: Sequence[Sequence[Any]], kwargs: Mapping[str, Any]
-    ) -> Operation[list[Any]]:
-        """Look up calls of a loader. One that is to be made by itself is noted when that happens."""
+    def call_many(self, calls: Sequence[Asked]) -> Operation[list[Any]]:
+        """Look up calls of loaders. One that is to be made by itself is noted when that happens."""
         trace = tracing()
         if trace is None:
-            return (yield from super().call_many(loader, calls, kwargs))
+            return (yield from super().call_many(calls))
         with traced() as looks:
-            values = yield from super().call_many(loader, calls, kwargs)
-        names = [wanted_of(loader, args, kwargs).name for args in calls]
+            values = yield from super().call_many(calls)
+        names = [self.wanted(*call).name for call in calls]
         unread = {name for name, value in zip(names, values, strict=True) if type(value) is Unread}
         for name, read in looks.last():
             if name not in unread:

@@ -2,21 +2,23 @@
 
     @room.cache.cached("product:{id}", ttl=3600, warm_every=600, warm_with=hottest_products)
 
-What is to be loaded is written down as orders (`todo`), so that it is done whatever becomes of the worker that
+What is to be loaded is written down as orders (`orders`), so that it is done whatever becomes of the worker that
 wrote it.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from stillroom.cache.ordering import Ordering
 from stillroom.cache.orders import Load
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import InvalidArgument, RedisUnavailable
-from stillroom.operation import Call, Operation
-from stillroom.scripts import warm_claim
+from stillroom.errors import DispatchFailed, InvalidArgument, RedisUnavailable
+from stillroom.operation import Call, Freeing, Operation
+from stillroom.scripts import release, warm_claim
 
 WARM_TASK = "stillroom.warm"
 LEAST_S, MOST_S = 10.0, 7 * 86_400.0
@@ -76,48 +78,68 @@ class Warming:
         loaders = [self._cache.loaders[name] for name in self._cache.loaders.names()]
         report = {"loaders": 0, "values": 0}
         for loader in loaders:
-            if loader.warm is not None and (yield from self._claim(loader)):
+            claim = None if loader.warm is None else (yield from self._claim(loader))
+            if claim is not None:
                 report["loaders"] += 1
-                report["values"] += yield from self._order(loader)
+                report["values"] += yield from self._order_claimed(loader, claim)
         return report
 
-    def _claim(self, loader: Any) -> Operation[bool]:
-        first = self._cache.shards[0]
-        key = first.keys.warm(loader.name.encode())
+    def _claim(self, loader: Any) -> Operation[bytes | None]:
+        """Claim this period of the loader. Return the claim, or None where another worker has it."""
 
-        def claiming() -> Operation[bool]:
-            (claimed,) = yield [warm_claim([key], int(loader.warm.every * 1_000))]
-            return bool(claimed)
+        def claiming() -> Operation[bytes | None]:
+            given = int(loader.warm.every * 1_000), secrets.token_hex(8)
+            (claim,) = yield [warm_claim([self._key(loader)], *given)]
+            return claim  # type: ignore[no-any-return]
 
         return (yield from self._cache.on_first(claiming()))  # type: ignore[no-any-return]
 
-    def _order(self, loader: Any) -> Operation[int]:
+    def _order_claimed(self, loader: Any, claim: bytes) -> Operation[int]:
+        """Order the values. Where the state's Redis is away the claim is given back, and the period is not lost."""
         count = 0
         try:
-            given: Any = loader.warm.given
-            found = (yield Call(loader.within(given))) if callable(given) else given
-            orders = [order_of(loader, one) for one in listed(found)]
+            orders = yield from self._orders_of(loader)
             for start in range(0, len(orders), AT_ONCE):
                 some = orders[start : start + AT_ONCE]
                 yield from self._orders.order(*some)
                 count += len(some)
         except RedisUnavailable:
+            yield from self._give_back(loader, claim)
             raise
-        except Exception as error:
-            self._cache.stats.say("a warm-up failed", loader.name, f"{loader.name}: {error!r}")
+        except DispatchFailed as error:
+            self._say(loader, error)
         return count
+
+    def _orders_of(self, loader: Any) -> Operation[list[Load]]:
+        try:
+            given: Any = loader.warm.given
+            found = (yield Call(loader.within(given))) if callable(given) else given
+            return [order_of(loader, one) for one in listed(found)]
+        except Exception as error:
+            self._say(loader, error)
+            return []
+
+    def _give_back(self, loader: Any, claim: bytes) -> Operation[None]:
+        def releasing() -> Operation[None]:
+            yield Freeing([release([self._key(loader)], claim)])
+
+        with suppress(RedisUnavailable):  # then the next period is warmed
+            yield from self._cache.on_first(releasing())
+
+    def _key(self, loader: Any) -> bytes:
+        key: bytes = self._cache.shards[0].keys.warm(loader.name.encode())
+        return key
+
+    def _say(self, loader: Any, error: Exception) -> None:
+        self._cache.stats.say("a warm-up failed", loader.name, f"{loader.name}: {error!r}")
 
 
 def order_of(loader: Any, one: Any) -> Load:
     """Return the order to load for one of `warm_with`. Raises InvalidArgument for arguments that do not fit."""
-    args, kwargs = arguments_of(one)
-    values = loader.values(args, kwargs)
     try:
-        sent = loader.json_values(values)
-        loader.key(loader.validated(sent))
+        return Load(loader=loader.name, args=loader.ordered(*arguments_of(one)))
     except ValueError as error:
         raise InvalidArgument(f"warm_with {one!r:.100}: {error}") from None
-    return Load(loader=loader.name, args=sent)
 
 
 def check(loader: Any, given: Any) -> None:

@@ -44,7 +44,9 @@ def apps_of(specs: Sequence[str]) -> list[tuple[str, Any]]:
             module = importlib.import_module(path)
             names = [attribute] if attribute else [n for n in vars(module) if n[:1] != "_"]
             found += [(f"{path}:{name}", getattr(module, name)) for name in names]
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # an import may do anything, and end in SystemExit too
             raise SettingsError(f"{spec}: {type(error).__name__}: {error}") from error
     return found
 

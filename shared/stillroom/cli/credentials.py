@@ -30,6 +30,7 @@ USERS, SENTINELS = (files("stillroom") / "cli" / name for name in ("users.acl", 
 ROLE = re.compile(r"#<(\w+)>")
 KEYS_OF_A_ROLE = re.compile(r"(%R~|~)<ns>:([^\s)]+)")
 ON_A_CLUSTER = re.compile(r" <on a cluster: ([^>]*)>")
+ON_ONE_SERVER = re.compile(r" <on one server: ([^>]*)>")
 PEPPERS, TOKEN = "session_peppers", "health_token"
 FLOWER = "flower_config"
 RING = 3  # peppers kept: as many rotations as a session may outlive
@@ -74,6 +75,8 @@ def write_secrets(
     for path in _all_there_may_be(folder):
         if os.path.lexists(path):
             secret_files.check(path)
+            if path.name != FLOWER:  # Python, which its end of line belongs to
+                secret_files.trim(path)
     for name in rotate:
         _rotate(folder, name)
     for name in promote:
@@ -112,6 +115,7 @@ def acl_file(folder: Path, rules: Traversable, settings: Settings) -> str:
     """Return the aclfile for the passwords in a folder, and for the servers that the settings lead to."""
     text = ROLE.sub(lambda match: _hashes(folder, match[1]), _lines(rules))
     text = ON_A_CLUSTER.sub(r" \1" if settings.cluster or settings.state_cluster else "", text)
+    text = ON_ONE_SERVER.sub("" if settings.state_cluster else r" \1", text)
     if settings.state_cluster:
         text = KEYS_OF_A_ROLE.sub(_spread, text)
     return text.replace("<ns>", settings.namespace)

@@ -17,6 +17,7 @@ from stillroom.health import Advice, Report
 from stillroom.health.advice import WHY
 from stillroom.health.report import Replication, Server, Status, each_server, worst
 from stillroom.limits import Limit
+from stillroom.moving import SHARDS, Side, shut_shards
 from stillroom.room import Stillroom
 from stillroom.settings import Settings, redact
 from stillroom.shown import shown
@@ -79,6 +80,7 @@ def examined(room: Stillroom) -> Iterator[Line]:
         if server.connection.is_up:
             yield _clock(server.name, wire.server.now_ms() / 1000 - time.time())
     if all(server.connection.is_up for server in report.servers):
+        yield from _moved(room)
         yield from rights(room)
     yield from _pending(report)
     if report.system is None:
@@ -178,6 +180,28 @@ def _judged(about: str, advice: Iterable[Advice], good: str) -> Iterator[Line]:
     yield from wrong or [Line("pass", about, good)]
 
 
+def _moved(room: Stillroom) -> Iterator[Line]:
+    """Yield a line for shards of the sessions that `stillroom move-state` has shut."""
+    try:
+        left, arriving = shut_shards(Side(room.keys, room.state.run))
+    except RedisUnavailable:  # whatever it is, the rehearsal meets it too
+        return
+    if left:
+        yield Line(
+            "fail",
+            "sessions",
+            f"{left} of {len(SHARDS)} shards have moved to another server, and are unavailable to processes with "
+            "these settings. Give them those of the new server, or take the sessions back: stillroom move-state",
+        )
+    if arriving:
+        yield Line(
+            "warn",
+            "sessions",
+            f"{arriving} of {len(SHARDS)} shards are on their way to this server, and unavailable meanwhile. If no "
+            "stillroom move-state runs, it broke off: run it again, or the other way round",
+        )
+
+
 # The rights of this user are found out by using each service once.
 
 
@@ -193,6 +217,8 @@ def _rehearsed(about: str, act: Callable[[], None]) -> Line:
     try:
         act()
     except RedisUnavailable as error:
+        if error.reason == "tryagain":
+            return Line("warn", about, f"{error}. Try again when all has arrived.")
         todo = f" {WHY[error.reason]}" if error.reason in MISCONFIGURED else ""
         if error.lacks_right or error.reason == "time":
             todo = " Give this user the commands it lacks."

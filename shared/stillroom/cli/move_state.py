@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from stillroom.cli.tables import AsJson, print_json
+from stillroom.errors import RedisUnavailable, SettingsError
 from stillroom.moving import Moving, Side, move_bans
 from stillroom.room import Stillroom
 from stillroom.settings import Settings
+from stillroom.wire.explain import CLUSTERED
 
 # Nobody waits for this as a visitor does for a page.
 PATIENT = {"connect_timeout": 5.0, "command_timeout": 10.0, "call_timeout": 30.0}
@@ -28,18 +30,32 @@ FromCluster = Annotated[
 ]
 
 
-def move_state(before: From, from_cluster: FromCluster = False, as_json: AsJson = False) -> None:
+Replace = Annotated[
+    bool,
+    typer.Option("--replace", help="Sessions that are in use at REDIS_URL already end; see below."),
+]
+
+
+def move_state(
+    before: From,
+    from_cluster: FromCluster = False,
+    replace: Replace = False,
+    as_json: AsJson = False,
+) -> None:
     """Take all sessions, and the bans in force, along to the server or cluster of REDIS_URL, while the app goes on.
 
     One shard after the other is shut there, copied, and opened here. Its sessions are unavailable meanwhile, and
     from then on to processes with the old settings. No session comes back after its end. Repeat the command if it
     broke off; the other way round it moves everything back. Limits begin anew.
+
+    Where REDIS_URL has sessions of its own the command does nothing, since the two servers may be confused.
+    --replace ends those: processes with the new settings began them too early.
     """
     with Stillroom(Settings(**PATIENT)) as there, Stillroom(_old(before, from_cluster)) as here:
-        for room in (there, here):
-            room.state_wire.ping()
+        there.state_wire.ping()
+        _reach(here)
         with there.lock("stillroom:move-state", wait=0):
-            found = _moved(here, there)
+            found = _moved(here, there, replace)
     if as_json:
         print_json(found)
         return
@@ -48,12 +64,49 @@ def move_state(before: From, from_cluster: FromCluster = False, as_json: AsJson 
 
 
 def _old(before: str, from_cluster: bool) -> Settings:
-    return Settings(**PATIENT, redis_url=before, state_cluster=from_cluster)
+    """Return the settings of a process on the old server. Its cache and its broker are not used, and may be any."""
+    own = Settings()
+    if before == own.redis_url:
+        raise SettingsError("--from and REDIS_URL are the same server: there is nothing to move")
+    unused = {
+        "cache_url": own.cache_url or own.redis_url,
+        "broker_url": own.broker_url or own.redis_url,
+    }
+    try:
+        return Settings(
+            **PATIENT | (unused if from_cluster else {}),
+            redis_url=before,
+            state_cluster=from_cluster,
+        )
+    except SettingsError as error:
+        raise SettingsError(_by_option(str(error))) from None
 
 
-def _moved(here: Stillroom, there: Stillroom) -> dict[str, int]:
-    moving = Moving(Side(here.keys, here.state.run), Side(there.keys, there.state.run))
-    shards = moving.begin()
+def _reach(here: Stillroom) -> None:
+    """Raise RedisUnavailable with the option's name where no sessions can be read from the old server."""
+    try:
+        here.state_wire.ping()
+        here.sessions.count()
+    except RedisUnavailable as error:
+        detail = _by_option(error.detail)
+        if error.reason in CLUSTERED:
+            detail = "the server in --from is a node of a Redis Cluster: add --from-cluster"
+        elif error.reason == "nocluster":
+            detail = "the server in --from is in no Redis Cluster: leave --from-cluster out"
+        raise RedisUnavailable(error.reason, detail) from error
+
+
+def _by_option(sentence: str) -> str:
+    return sentence.replace("REDIS_URL", "--from")
+
+
+def _moved(here: Stillroom, there: Stillroom, replace: bool) -> dict[str, int]:
+    moving = Moving(_side(here), _side(there))
+    shards = moving.begin(replace=replace)
     keys = sum(moving.shards())
     bans = move_bans(here.abuse, there.abuse, there.state.run, there.keys)
     return {"shards": shards, "keys": keys, "bans": bans}
+
+
+def _side(room: Stillroom) -> Side:
+    return Side(room.keys, room.state.run, room.settings.replicas)

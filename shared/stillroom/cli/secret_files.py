@@ -78,6 +78,13 @@ def read(path: Path) -> str:
     return text
 
 
+def trim(path: Path) -> None:
+    """Take off the line break behind a secret. A shell's `$(cat …)` leaves the half of one from Windows."""
+    text = read(path)
+    if path.stat().st_size != len(text.encode()):
+        write(path, text)
+
+
 def write(path: Path, text: str) -> None:
     """Write the file whole or not at all: a half-written secret would lock everybody out.
 

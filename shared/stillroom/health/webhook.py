@@ -74,8 +74,10 @@ class Webhook:
             return {"told": 0, "outcome": "no webhook"}
         token = secrets.token_hex(8)
         lease = (b"SET", self._keys.webhook_lease, token, b"NX", b"PX", b"%d" % LEASE_MS)
-        got, found = yield [lease, (b"HGETALL", self._keys.webhook_at)]
-        if not got:
+        # The reply to SET would deny the lease to a command that the wire has sent twice.
+        held = (b"GET", self._keys.webhook_lease)
+        _, holder, found = yield [lease, held, (b"HGETALL", self._keys.webhook_at)]
+        if holder != token.encode():
             return {"told": 0, "outcome": "another worker tells it"}
         try:
             report: Report = yield from self._tell(dict(zip(found[::2], found[1::2], strict=True)))

@@ -13,6 +13,7 @@ import logging
 import random
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from stillroom.counted import LIMIT
@@ -240,13 +241,19 @@ class LimitsBody(Operating, OverShards):
 
         Happens by itself when Redis is back, and before this process asks about a subject again. Does not raise.
         """
-        try:
-            yield from self._settling.tell_refunds()
-            while charges := self._local.owed(_now_us(), (), BITE):
-                yield from self._settling.charge(charges)
-                yield Pause(0)
-        except RedisUnavailable:
-            pass  # the next call tries again
+        for home in self._settling.homes_of_refunds():
+            with suppress(RedisUnavailable):  # the next call tries again
+                yield from self._settling.tell_refunds(home)
+        for _ in range(len(self._local.logs) // BITE + 1):
+            try:
+                if charges := self._local.owed(_now_us(), (), BITE):
+                    yield from self._settling.charge(charges)
+            except RedisUnavailable:
+                # A node of a cluster that is away keeps nothing from the others.
+                if not self._keys.is_spread:
+                    break
+                self._local.put_last(charges)
+            yield Pause(0)
         return len(self._local.logs)
 
     # Deciding
@@ -651,7 +658,7 @@ class LimitsBody(Operating, OverShards):
         if isinstance(reply, Exception):
             self._changes.due += UNREAD_EVERY_S
             self.stats.say("limits", "changes", f"what operators changed can't be read: {reply}")
-        elif self._changes.learn(reply, self._server.now_ms() / 1000):
+        elif self._changes.learn(reply, self._server.now_ms() / 1000, time.monotonic()):
             self._denials.reset()
             changed = ", ".join(map(str, self._changes.found)) or "none"
             log.info("limits that are changed for now: %s", changed)

@@ -64,6 +64,7 @@ class Changes:
         self.found: Mapping[str, Change] = {}
         self.due = 0.0  # time.monotonic(): read them with the next check
         self._applied: dict[tuple[Limit, ...], tuple[Limit, ...]] = {}
+        self._ends: dict[Change, float] = {}  # by this machine's steady clock
 
     def applied(self, limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
         """Return the limits as they are for now."""
@@ -78,9 +79,18 @@ class Changes:
             self._applied[limits] = known
         return known
 
-    def learn(self, reply: Any, now_s: float) -> bool:
-        """Take in what the hash holds, and say whether that is something new."""
-        changes = {one.name: one for one in read_changes(reply) if one.until > now_s}
+    def learn(self, reply: Any, now_s: float, steady_s: float) -> bool:
+        """Take in what the hash holds, and say whether that is something new.
+
+        `now_s`: the server's clock; `steady_s`: this machine's. A change lasts no longer because the server's clock
+        has stepped back since it was made, or since this process has seen it first.
+        """
+        read = [one for one in read_changes(reply) if one.until > now_s]
+        self._ends = {
+            one: self._ends.get(one, steady_s + min(one.until - now_s, one.until - one.since))
+            for one in read
+        }
+        changes = {one.name: one for one in read if self._ends[one] > steady_s}
         if changes == self.found:
             return False
         self.found, self._applied = changes, {}

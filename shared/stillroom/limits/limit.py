@@ -83,6 +83,9 @@ def check_limits(limits: object) -> tuple[Limit, ...]:
     for one in found:
         if not isinstance(one, Limit):
             raise InvalidLimit(one, f"a limit is a Limit(…), not a {type(one).__name__}")
+    names = [one.name for one in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidLimit(twice, "two limits of one request have this name")
     return found
 
 

@@ -152,6 +152,13 @@ class LocalLimits:
                 if told and not log.is_owing(now):
                     self._put_away(charge.key, log)
 
+    def put_last(self, charges: Iterable[Charge]) -> None:
+        """Let Redis be told of all others first."""
+        with self._lock:
+            for charge in charges:
+                if charge.key in self.logs:
+                    self.logs.move_to_end(charge.key)
+
     def forget(self, keys: Iterable[bytes]) -> None:
         with self._lock:
             for key in keys:

@@ -510,8 +510,6 @@ def _check_texts(subject: object) -> None:
 def _plan_of(limits: tuple[Limit, ...], windows: Mapping[str, int]) -> Plan:
     """Return the plan. Raises InvalidLimit."""
     names = [limit.name for limit in check_limits(limits)]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise InvalidLimit(twice, "two limits of one request have this name")
     numbers: list[int] = []
     for limit in limits:
         window = limit.window * _US

@@ -38,9 +38,10 @@ _UNSEEN = "".join(map(chr, (*range(0x21), *range(0x7F, 0xA1)))) + "\u2028\u2029\
 class Route:
     """The limits of a path's template: `/product/{id}`, `/static/{path:path}`; `{…:path}` also spans slashes.
 
-    `methods` () means all; GET includes HEAD. A preflight of CORS costs nothing unless OPTIONS is named. `limits`
-    may be empty. `cost` is what one request takes. `count` says which requests count: "all"; "failures", those that
-    are answered with 400 or more; or a function of the answer (see stillroom.web.Answered). Raises InvalidLimit.
+    `methods` () means all; GET includes HEAD. A preflight that a CORS layer answers costs nothing, unless OPTIONS
+    is named. `limits` may be empty: then Redis is asked nothing, and who is banned is let through as well. `cost`
+    is what one request takes. `count` says which requests count: "all"; "failures", those that are answered with
+    400 or more; or a function of the answer (see stillroom.web.Answered). Raises InvalidLimit.
     """
 
     template: str
@@ -70,6 +71,9 @@ class Routes:
     """The table: the first route that a request fits into has its limits. All others share `default`."""
 
     def __init__(self, routes: Iterable[Route] = (), default: Sequence[Limit] = (DEFAULT,)) -> None:
+        if isinstance(routes, Route | str) or not isinstance(routes, Iterable):
+            meant = "; did you mean [Route(…)]?" if isinstance(routes, Route) else ""
+            raise InvalidLimit(routes, f"Routes takes a list of Route(…)s{meant}")
         self.routes = tuple(routes)
         for one in self.routes:
             if not isinstance(one, Route):
@@ -169,6 +173,8 @@ def _pace(limit: Limit) -> float:
 
 
 def _checked(methods: Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(methods, Iterable):
+        raise InvalidLimit(methods, 'methods is a list, such as ["POST"]; () means all')
     names = tuple(methods) if not isinstance(methods, str) else (methods,)
     for name in names:
         if not isinstance(name, str) or not _METHOD.fullmatch(name):

@@ -218,6 +218,10 @@ class Settling:
         if self._refunds:  # one that came just now
             self.waits[REFUNDS] = 0.0
 
+    def homes_of_refunds(self) -> set[bytes]:
+        """Return the shards that have to hear of something to give back."""
+        return {home_of(one.keys[0]) for one, _ in list(self._refunds.values())}
+
     def _owed_refunds(self, home: bytes) -> list[tuple[bytes, tuple[Reservation, int]]]:
         found = (
             pair for pair in list(self._refunds.items()) if not home or pair[0].startswith(home)
@@ -260,8 +264,7 @@ class Settling:
         try:
             (longest,) = yield [limit_windows([self._keys.limit_windows], WINDOWS_LIMIT, *words)]
         except RedisRefused as refused:
-            is_this_command = refused.reason in OF_THE_COMMAND or refused.reason == "noperm"
-            if not (is_this_command or self._keys.is_spread):
+            if not (refused.reason in OF_THE_COMMAND or self._keys.is_spread):
                 self.waits[WINDOWS] = 0.0
                 raise
             self._stats.say("limits", refused.reason, f"windows can't be compared: {refused}")

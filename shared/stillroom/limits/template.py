@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from urllib.parse import unquote
 
 from stillroom.errors import InvalidLimit
@@ -43,7 +44,7 @@ class Template:
 
     def fits_in_any_case(self, path: str) -> bool:
         """Return whether a decoded path fits this template if capitals and small letters are one."""
-        return _fit(self._folded, _split(path.casefold()))
+        return _fit(self._folded, _folded_parts(path))
 
 
 def could_meet(one: Parts, other: Parts) -> bool:
@@ -68,10 +69,27 @@ def _fit(chunks: Sequence[Chunk], path: Sequence[str]) -> bool:
     at = len(first)
     for chunk in chunks[1:-1]:
         # The leftmost place is as good as any: the following parts have the most room then.
-        while at + len(chunk) <= end and not _fit_at(chunk, path, at):
-            at += 1
+        at = _place_of(chunk, path, at, end)
+        if at < 0:
+            return False
         at += len(chunk)
-    return at <= end
+    return True
+
+
+def _place_of(chunk: Chunk, path: Sequence[str], at: int, end: int) -> int:
+    """Return the leftmost place of these parts between two places; -1 if they are not there."""
+    word = next((n for n, part in enumerate(chunk) if len(part) == 1), None)
+    last = end - len(chunk)
+    while at <= last:
+        if word is not None:  # where its first word is, is found much faster
+            try:
+                at = path.index(chunk[word][0], at + word, last + word + 1) - word
+            except ValueError:
+                return -1
+        if _fit_at(chunk, path, at):
+            return at
+        at += 1
+    return -1
 
 
 def _fit_at(chunk: Chunk, path: Sequence[str], at: int) -> bool:
@@ -107,6 +125,11 @@ def _split(path: str) -> list[str]:
     """Return the parts of a path without the empty one after a final slash."""
     inner = path.removeprefix("/").rstrip("/")
     return inner.split("/") if inner else []
+
+
+@lru_cache(8)  # all routes of a table are asked about one path
+def _folded_parts(path: str) -> list[str]:
+    return _split(path.casefold())
 
 
 def _chunks(parts: Parts) -> list[Chunk]:

@@ -48,7 +48,7 @@ class LocksBody:
 
     def take(self, name: str, slots: int, lease: float, wait: float) -> Operation[Grant]:
         """Take a slot, or wait for one in the order of asking. Raises LockTaken, RedisUnavailable."""
-        token = secrets.token_hex(8).encode()
+        token = b"%b.%d" % (secrets.token_hex(8).encode(), int(lease * 1_000))
         deadline = time.monotonic() + wait
         pause = FIRST_PAUSE_S
         try:
@@ -73,8 +73,7 @@ class LocksBody:
     def _try(
         self, name: str, token: bytes, slots: int, lease: float, *, waits: bool
     ) -> Operation[list[Any]]:
-        keep_ms = PLACE_KEPT_MS if waits else 0
-        given = (token, slots, int(lease * 1_000), keep_ms, IN_TIME, WAITERS)
+        given = (token, slots, int(lease * 1_000), PLACE_KEPT_MS, IN_TIME, WAITERS, int(waits))
         takes = Timed([slot_take(self._keys.slots(sanitized(name)), *given)])
         ((code, *rest),) = yield from kept(takes, self._settings.replicas, self._stats, "a lock")
         if code == LATE:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import TracebackType
 
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import LockLost
+from stillroom.errors import LockLost, RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.locks.body import LocksBody
 from stillroom.locks.held import AsyncHeld, Held
@@ -39,6 +40,7 @@ class Lock:
     and an object is for one `with` at a time: `room.lock(…)` costs nothing.
     Raises LockTaken when waiting was in vain, and LockLost at the end of the block if the lock was lost meanwhile.
     Redis away: RedisUnavailable, since nobody can say whether somebody else holds it.
+    No thread is free to renew it: RuntimeError, and the lock is not taken.
     """
 
     def __init__(self, body: LocksBody, driver: Driver, terms: Terms) -> None:
@@ -51,7 +53,12 @@ class Lock:
         """Take the lock without `with`. Call `release()` of the result."""
         name, terms = self._terms.name, self._terms
         grant = self._driver.run(self._body.take(name, terms.slots, terms.lease, terms.wait))
-        return Held(self._body, self._driver, name, grant, terms.lease, terms.longest)
+        try:
+            return Held(self._body, self._driver, name, grant, terms.lease, terms.longest)
+        except RuntimeError:  # no thread is free to renew it
+            with suppress(RedisUnavailable):  # then its lease runs out
+                self._driver.run(self._body.free(name, grant.token))
+            raise
 
     def __enter__(self) -> Held:
         _refuse_second(self._held)

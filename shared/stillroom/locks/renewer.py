@@ -37,18 +37,21 @@ class Renewer:
         self._thread: threading.Thread | None = None
 
     def add(self, every: float, renew: Callable[[], bool]) -> Renewal:
-        """Call `renew` each `every` seconds, in the renewer's thread."""
+        """Call `renew` each `every` seconds, in the renewer's thread. Raises RuntimeError if no thread is free."""
         renewal = Renewal(every, renew)
         with self._changed:
-            self._push(renewal)
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._work, name="stillroom locks", daemon=True
-                )
-                self._thread.start()
-            elif self._due[0][2] is renewal:  # sooner than what the thread sleeps for
+                self._start()
+            self._push(renewal)
+            if self._due[0][2] is renewal:  # sooner than what the thread sleeps for
                 self._changed.notify()
         return renewal
+
+    def _start(self) -> None:
+        """Start the thread, and keep it only once it runs: else no later lock would be renewed."""
+        thread = threading.Thread(target=self._work, name="stillroom locks", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def drop(self, renewal: Renewal) -> None:
         """Stop renewing a lock. It leaves memory when half of what waits was dropped."""

@@ -2,6 +2,7 @@
 -- time is another, and it stays as it is.
 -- KEYS  1 orders  2 their tries
 -- ARGV  1 order  2 its due time when it was taken  3 ms until it is due again, '' if it is done
+--       4 '0': the try does not count
 -- returns 1 crossed off or put off, 0 it was asked for again
 -- flags: allow-oom
 -- include: time
@@ -14,5 +15,8 @@ if ARGV[3] == '' then
   redis.call('HDEL', KEYS[2], ARGV[1])
 else
   redis.call('ZADD', KEYS[1], plain(now_us() + 1 + tonumber(ARGV[3]) * 1000), ARGV[1])
+  if ARGV[4] == '0' and redis.call('HGET', KEYS[2], ARGV[1]) then
+    redis.call('HINCRBY', KEYS[2], ARGV[1], -1)
+  end
 end
 return 1

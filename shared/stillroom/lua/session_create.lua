@@ -24,9 +24,6 @@ local prefix, user, tags = ARGV[1], ARGV[2], ARGV[3]
 local now = now_us()
 local h = string.sub(KEYS[1], #prefix + 3)
 local known = redis.call('HMGET', KEYS[1], '_c', '_never')
-if known[1] then
-  return {'ok', known[1], {}, {}, -1, 0} -- names are never chosen twice, so this call was sent again
-end
 if known[2] then
   return {'never'}
 end
@@ -35,13 +32,16 @@ local others = tonumber(ARGV[9])
 local old = {unpack(KEYS, 2 + others)}
 local cookie = tonumber(ARGV[12])
 local replaced, _, _, late = find(prefix, now, old, now - tonumber(ARGV[10]), HOPS_TO_END)
+if known[1] then -- names are never chosen twice, so this call was sent again
+  return {'ok', known[1], {}, {}, late and plain(late) or '-1', 0}
+end
 if cookie % 2 == 1 and not replaced and is_late(prefix, old) then
   return {'replaced', late and plain(late) or '-1'}
 end
 local most, living, stale, gone, unseen = tonumber(ARGV[6]), {}, {replaced}, {}, 0
 local index = prefix .. 'u:' .. user
 if most > 0 then
-  local names = redis.call('ZRANGE', index, 0, LOOKED_AT - 1)
+  local names = asked_of('ZRANGE', index, 0, LOOKED_AT - 1) or {}
   for _, other in ipairs(names) do
     local session = read_record(prefix, other)
     if not session then
@@ -50,7 +50,7 @@ if most > 0 then
       table.insert(lives(prefix, session, now) and living or stale, session)
     end
   end
-  unseen = redis.call('ZCARD', index) - #names
+  unseen = (asked_of('ZCARD', index) or 0) - #names
 end
 
 local function clear_away(ended)
@@ -82,10 +82,14 @@ local function is_new_device(device, life)
     return false
   end
   local key = prefix .. 'd:' .. user
+  if not asked_of('ZCARD', key) then
+    redis.call('UNLINK', key)
+  end
   local had_any = redis.call('EXISTS', key) == 1
   local is_new = redis.call('ZADD', key, plain(now), device) == 1
   redis.call('ZREMRANGEBYRANK', key, 0, -MOST_DEVICES - 1)
   redis.call('PEXPIRE', key, life)
+  keep_for(prefix .. 'clock', tonumber(life)) -- whoever moves a shard finds by its clock that it has keys
   return had_any and is_new
 end
 

@@ -11,6 +11,7 @@ if not limit then
 end
 redis.call('HSET', KEYS[1], '_x', limit)
 redis.call('HDEL', KEYS[1], '_held')
+redis.call('UNLINK', late_key(ARGV[1], KEYS[1]))
 local session = read(ARGV[1], string.sub(KEYS[1], #ARGV[1] + 3))
 redis.call('PEXPIRE', KEYS[1], plain(life_of(session.deadline, now)))
 redis.call('ZADD', ARGV[1] .. 'x', plain(session.deadline), member_of(session.h, session.user, session.tags))

@@ -2,6 +2,7 @@
 -- deleted a minute later unless session_free comes before.
 -- KEYS  1… record, under each pepper
 -- ARGV  1 prefix  2 how long ago it was asked for, µs: a name that was rotated since still counts
+--       3 2: the response brings the browser another cookie, 0: none
 -- returns {h}, {''} there was none that lived, or {'', how long before it was asked for the grace of this name was over, µs}
 -- include: time session session_index
 
@@ -18,4 +19,7 @@ redis.call('PEXPIRE', session.key, plain(life_of(now + HELD_US, now)))
 redis.call('HSET', session.key, '_held', plain(session.limit), '_x', '0')
 redis.call('ZADD', ARGV[1] .. 'x', plain(now + HELD_US), member_of(session.h, session.user, session.tags))
 keep_for(ARGV[1] .. 'x', life_of(session.limit, now))
+if ARGV[3] == '2' then -- others that read it meanwhile must not take the cookie away, nor begin a session in its place
+  mark_late(ARGV[1], KEYS[1], session)
+end
 return {session.h}

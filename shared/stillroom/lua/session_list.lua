@@ -6,7 +6,8 @@
 -- returns {the stamp to go on below, '' if there are no more, h, the record's own fields, h …}
 -- include: time session
 
-local FIELDS = {'_u', '_s', '_l', '_x', '_i', '_t', '_to', '_until', '_c', '_v', '_m', '_a'} -- PARTS, and the rest of OWN
+-- PARTS, and the rest of OWN
+local FIELDS = {'_u', '_s', '_l', '_x', '_i', '_t', '_to', '_until', '_grace', '_c', '_v', '_m', '_a'}
 local prefix, now, found, gone = ARGV[1], now_us(), {''}, {}
 local page = redis.call('ZRANGE', KEYS[1], ARGV[2], '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, ARGV[3], 'WITHSCORES')
 for i = 1, #page, 2 do
@@ -19,7 +20,7 @@ for i = 1, #page, 2 do
   elseif not session.to and lives(prefix, session, now) then
     found[#found + 1] = h
     found[#found + 1] = table.concat(
-      {f[1], f[9] or '', f[3], f[4], f[5], f[10] or '', f[12] or '', f[6], f[11] or ''}, '\t') -- as OWN has them
+      {f[1], f[10] or '', f[3], f[4], f[5], f[11] or '', f[13] or '', f[6], f[12] or ''}, '\t') -- as OWN has them
   end
 end
 if #gone > 0 then

@@ -3,8 +3,8 @@
 -- KEYS  1… record, under each pepper; then the new name, under each pepper
 -- ARGV  1 prefix  2 grace µs  3 how many names the new one has  4 1: the user has just proved his identity
 --       5 1: the response brings the browser the new name
--- returns {'ok', h, the record's own fields, its data}, {'conflict'} another call has rotated it, or the reason: see
---         session_get
+-- returns {'ok', h, the record's own fields, its data, µs since it was written down that it was seen}, {'conflict'}
+--         another call has rotated it, or the reason: see session_get
 -- include: time session session_index
 
 local prefix, now = ARGV[1], now_us()
@@ -44,7 +44,7 @@ see(session, now)
 local life = life_of(session.limit, now)
 index_session(prefix, session, life, former)
 local grace = tonumber(ARGV[2])
-redis.call('HSET', old, '_to', h, '_until', plain(now + grace), '_u', session.user)
+redis.call('HSET', old, '_to', h, '_until', plain(now + grace), '_grace', ARGV[2], '_u', session.user)
 redis.call('PEXPIRE', old, plain(math.max(math.ceil(grace / 1000), life)))
 write_aliases(prefix, {unpack(KEYS, names + 2)}, session, now)
 if ARGV[4] == '1' then
@@ -53,4 +53,6 @@ end
 if ARGV[5] == '1' then
   mark_late(prefix, old)
 end
-return answer(h, fresh)
+local found = answer(h, fresh)
+found[5] = now - session.seen -- less than 0 where the clock has stepped back since
+return found

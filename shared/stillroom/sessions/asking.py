@@ -18,20 +18,22 @@ from stillroom.errors import (
     SessionStoreUnavailable,
 )
 from stillroom.keys import Keys
-from stillroom.operation import Once, Operation
+from stillroom.operation import Once, Operation, Pause
 from stillroom.replicas import kept
 from stillroom.scripts import agree
 from stillroom.sessions.ends import End, Undo, late_in
 from stillroom.sessions.token import SHARDS_LIMIT, Place
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import Command, Server, StateServer
+from stillroom.wire import Command, Server, StateServer, refusal
 
 log = logging.getLogger("stillroom.sessions")
 
 DEFERRED_LIMIT = 10_000
 DEFERRED_BITE = 100
 LOGOUT, ROTATION = "a logout", "a rotation"  # their names in the error where no replica has them
+# The user lacks a right, or a stranger has written the key: no reason to let nobody log in.
+NO_COMPARISON = OF_THE_COMMAND | {"noperm"}
 ASK_AGAIN_S = 5.0
 SHARDS_SAID_S = 60.0  # how often a process says how many shards it has
 
@@ -116,10 +118,26 @@ class Asking:
         ended = False
         while left is not None:
             sent = steady_us()
-            (reply,) = yield from self._ask([left.command(sent)], kept_as=LOGOUT)
-            ended = ended or bool(reply[0])
+            reply, may_be_second = yield from self._ask_for_end(left.command(sent))
+            is_gone = may_be_second and late_in(reply) < 0 and not left.only
+            ended = ended or bool(reply[0]) or is_gone
             left = left.after(late_in(reply), steady_us() - sent)
         return ended
+
+    def _ask_for_end(self, command: Command) -> Operation[tuple[Any, bool]]:
+        """Return the reply to an end, and whether a first copy of it may have been carried out.
+
+        The connection died under that copy. It does no harm twice, but the reply to the second one does not tell
+        whether there was a session: whoever asked for the end believes so, mostly rightly.
+        """
+        try:
+            (reply,) = yield from self._ask([command], Once, LOGOUT)
+        except SessionStoreUnavailable as error:
+            if error.reason != "closed":
+                raise
+            (reply,) = yield from self._ask([command], kept_as=LOGOUT)
+            return reply, error.may_be_done
+        return reply, False
 
     def _defer(self, place: Place, what: End | Undo) -> bool:
         """Keep the end until Redis can be told. Return False when too many wait."""
@@ -131,40 +149,74 @@ class Asking:
         return True
 
     def _tell_ends_first(self) -> Operation[None]:
-        """Tell Redis of all deferred ends. In a cluster one node that is away keeps nothing from the others."""
+        """Tell Redis of all deferred ends. A part of it that is away keeps nothing from the others."""
         try:
             yield from self._tell_ends()
-        except SessionStoreUnavailable:
-            if not self._keys.is_spread:
+        except SessionStoreUnavailable as error:
+            if not self._is_about_a_part(error):
                 raise
 
-    def _tell_ends(self) -> Operation[None]:
-        """Tell Redis of all deferred ends, in exchanges of their own that nothing overtakes."""
-        while self._deferred:
-            yield from self._tell_some_ends()
+    def _is_about_a_part(self, error: SessionStoreUnavailable) -> bool:
+        """Return whether other sessions can be had: a node of a cluster is away, or a shard is being moved."""
+        return self._keys.is_spread or error.reason == "tryagain"
 
-    def _tell_some_ends(self) -> Operation[None]:
-        """Tell Redis of some deferred ends. An end that Redis refuses for itself is dropped and logged."""
-        told = list(self._deferred.items())[:DEFERRED_BITE]
+    def _tell_ends(self, *, rests: bool = False) -> Operation[None]:
+        """Tell Redis of all deferred ends, in exchanges of their own that nothing overtakes, unless it `rests`.
+
+        Where only a part of Redis is away the others' ends are told all the same, before this raises.
+        """
+        waiting = list(self._deferred)
+        away: SessionStoreUnavailable | None = None
+        while waiting:
+            some, waiting = waiting[:DEFERRED_BITE], waiting[DEFERRED_BITE:]
+            try:
+                waiting += yield from self._tell_some_ends(some)
+            except SessionStoreUnavailable as error:
+                if not self._is_about_a_part(error):
+                    raise
+                away = error
+                shards = {place.shard for place in some if place in self._deferred}
+                waiting = [place for place in waiting if place.shard not in shards]
+            if rests:
+                yield Pause(0)
+        if away is not None:
+            raise away
+
+    def _tell_some_ends(self, places: Sequence[Place]) -> Operation[list[Place]]:
+        """Tell Redis of some deferred ends. Return those that are in doubt, to be told again.
+
+        An end that Redis refuses for itself is dropped and logged.
+        """
+        told = [(place, what) for place in places if (what := self._deferred.get(place))]
+        if not told:
+            return []
         sent = steady_us()
         try:
             ends: list[Command] = [what.command(sent) for _, what in told]
             replies: Sequence[Any] = yield from self._on_replicas(ends, LOGOUT)
         except RedisRefused as refused:
             replies = refused.replies
-            if len(replies) != len(told) or not any(map(_is_settled, replies)):
+            if len(replies) != len(told):
                 raise SessionStoreUnavailable.of(refused) from refused
         except RedisUnavailable as error:
             raise SessionStoreUnavailable.of(error) from error
         took = steady_us() - sent
         for (place, what), reply in zip(told, replies, strict=True):
-            if isinstance(reply, Exception):
-                log.error("Redis refuses to end a session: %s", reply)
-            left = what if not _is_settled(reply) else _left_of(what, reply, took)
-            if left is None:
-                self._deferred.pop(place, None)
-            elif place in self._deferred:
-                self._deferred[place] = left
+            if _is_settled(reply):
+                self._note_told(place, what, reply, took)
+        if stuck := [reply for reply in replies if not _is_settled(reply)]:
+            raise SessionStoreUnavailable.of(refusal(stuck))
+        return [place for place, _ in told if place in self._deferred]
+
+    def _note_told(self, place: Place, what: End | Undo, reply: Any, took_us: int) -> None:
+        """Forget an end that was told, or keep what is left of it."""
+        if isinstance(reply, Exception):
+            log.error("Redis refuses to end a session: %s", reply)
+        left = _left_of(what, reply, took_us)
+        if left is None:
+            self._deferred.pop(place, None)
+        elif place in self._deferred:
+            self._deferred[place] = left
 
     # Shards
 
@@ -211,7 +263,7 @@ class Asking:
             (reply,) = yield says
         except RedisUnavailable as error:
             failure = SessionStoreUnavailable.of(error)
-            if error.reason == "noperm":
+            if error.reason in NO_COMPARISON:
                 self._compare_no_more(failure)
             elif not self._says_shards_at:
                 raise failure from error
@@ -236,11 +288,11 @@ class Asking:
             self._learn_shards(said)
 
     def _compare_no_more(self, error: SessionStoreUnavailable) -> None:
-        """Go on with this process's shards where its user may not compare. Raises any other error."""
-        if error.reason != "noperm" or not self._may_compare:
+        """Go on with this process's shards where they can't be compared. Raises any other error."""
+        if error.reason not in NO_COMPARISON or not self._may_compare:
             raise error
         self._may_compare = False
-        log.error("shards can't be compared with other processes': %s", error)
+        log.error("shards can't be compared with those of other processes: %s", error)
 
     def _comparing_shards(self) -> Command:
         """Return the command that agrees on the most shards that any process has."""

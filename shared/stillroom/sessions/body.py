@@ -54,6 +54,7 @@ from stillroom.sessions.ends import (
     TAKES_AWAY,
     UNLESS_LATE,
     End,
+    Gone,
     Undo,
 )
 from stillroom.sessions.reading import read_plain, touch_after
@@ -84,6 +85,7 @@ from stillroom.sessions.token import (
 )
 from stillroom.settings import Settings
 from stillroom.stats import Stats
+from stillroom.whole import is_whole
 from stillroom.wire import Command, Server, StateServer, pack
 
 log = logging.getLogger("stillroom.sessions")
@@ -241,14 +243,27 @@ class SessionsBody(Asking):
         """Begin a session, and end the one before it. What can't be begun leaves the one before as it was.
 
         Raises SessionEnded if that one has ended meanwhile: who ends it first decides, so a logout is not undone.
-        `options` are those of `create`.
+        `options` are those of `create`. Redis away: SessionStoreUnavailable; the new session ends as soon as this
+        process reaches Redis, because nobody has its token.
         """
         made = yield from self.create(user_id, data, **options)
         place = self._place(before, denied=True)
-        if place is not None and (yield from self._end(self._destroying(place, BRINGS_ANOTHER))):
-            return made  # type: ignore[no-any-return]
-        yield from self.destroy(made)
+        try:
+            ending = None if place is None else self._destroying(place, BRINGS_ANOTHER)
+            if ending is not None and (yield from self._end(ending)):
+                return made  # type: ignore[no-any-return]
+        except SessionStoreUnavailable:
+            self._undo(made)
+            raise
+        yield from self.destroy(made, defer=True)
         raise SessionEnded("missing")
+
+    def _undo(self, made: Session[Any]) -> None:
+        """Have a session of this process that nobody has the token of ended before its next act."""
+        place = self._place(made, denied=True)
+        if place is not None:
+            undo = Undo((self._names(place)[0],), self._keys.shard(place.shard))
+            self._defer(place, undo)
 
     def begin(
         self,
@@ -264,7 +279,7 @@ class SessionsBody(Asking):
 
         That one has ended, or ends now (`ends`). Raises SessionEnded if it is gone because another request has just
         logged in or out or got a new token: the response to this one may arrive later, and must not set its cookie
-        over that. `asked_us`: see `log_in`. Otherwise see `create`.
+        over that. `asked_us`, if it `ends`: see `log_in`. Otherwise see `create`.
         """
         return (
             yield from self._create(
@@ -301,6 +316,8 @@ class SessionsBody(Asking):
         token, place = self._new_place(shard)
         ends_with = cookie & BRINGS_ANOTHER
         ending = None if old is None else self._destroying(old, ends_with, asked_us)
+        if ending is not None and cookie == UNLESS_LATE:
+            ending = Gone(*ending)
         numbers = (*times, max_per_user or 0, int(on_cap == "evict_oldest"))
         about = (self._keys.shard(place.shard), user, labels, *numbers, note)
         proved = b"" if fresh else b"0"
@@ -391,6 +408,10 @@ class SessionsBody(Asking):
         gone = [name for name in _names_of(remove) if name not in fields]
         if len(gone) > REMOVE_LIMIT:
             raise SessionDataRefused(f"{len(gone):,} keys to remove, the limit is {REMOVE_LIMIT:,}")
+        if if_version is not None and not is_whole(if_version, least=0):
+            raise InvalidArgument(
+                f"if_version={if_version!r}: the whole number that a session's `version` was"
+            )
         version = b"" if if_version is None else b"%d" % if_version
         reply = yield from self._write(session, version, fields, gone)
         return int(reply[1])
@@ -537,7 +558,7 @@ class SessionsBody(Asking):
         `limit`: only so many, those that began last. However many there are, no script of it holds up the server.
         Redis away: SessionStoreUnavailable.
         """
-        if limit is not None and limit < 1:
+        if limit is not None and not is_whole(limit):
             raise SettingsError(f"limit={limit!r}: 1 or more sessions")
         listed = yield from self._listed(sanitized(user_id), limit)
         devices = [device for one in listed if (device := self._device(*one))]
@@ -555,10 +576,11 @@ class SessionsBody(Asking):
         if place is None:
             return False
         prefix = self._keys.shard(place.shard)
-        ends = [session_end(self._names(place), prefix, user)]
-        (ended,) = yield from self._ask(ends, kept_as=LOGOUT)
+        ends = session_end(self._names(place), prefix, user)
+        count, may_be_second = yield from self._ask_for_end(ends)
+        ended = bool(count) or may_be_second
         self.stats.counts["sessions_destroyed"] += ended
-        return bool(ended)
+        return ended
 
     def destroy_for_user(self, user_id: str, keep: Known | None = None) -> Operation[int]:
         """End all sessions of a user except `keep` (a session, its token, or its handle). Return how many lived.
@@ -620,22 +642,36 @@ class SessionsBody(Asking):
 
         Returns {"expired", "deleted", "lag_s", "done"}: `lag_s` is how long the oldest of them had waited, and
         `done` is False if `seconds` were up first. Two at once share the work. It works on a server that is full.
-        Raises SettingsError for a `limit` that is none. Redis away: SessionStoreUnavailable.
+        Raises SettingsError for a `limit` that is none. Redis away: SessionStoreUnavailable; where only a node of a
+        cluster is away, when the others' sessions are swept. A shard that `stillroom move-state` has shut is left
+        out.
         """
-        if not 1 <= limit <= BITE_LIMIT:
+        if not is_whole(limit, most=BITE_LIMIT):
             raise SettingsError(f"limit={limit!r}: 1 to {BITE_LIMIT:,} sessions a bite")
         deadline = time.monotonic() + seconds
         expired = deleted = lag = 0
         yield from self._compare_shards()
         left = set(range(self._known_shards))
+        away: SessionStoreUnavailable | None = None
         while left and time.monotonic() < deadline:
             for shard in sorted(left):
-                ended, due, waited = yield from self._sweep_shard(shard, limit)
-                gone, unfinished, longer = yield from self._reclaim(shard, limit)
+                try:
+                    ended, due, waited = yield from self._sweep_shard(shard, limit)
+                    gone, unfinished, longer = yield from self._reclaim(shard, limit)
+                except SessionStoreUnavailable as error:
+                    if not self._is_about_a_part(error):
+                        raise
+                    away = away or error
+                    left.discard(shard)
+                    continue
                 expired, deleted, lag = expired + ended, deleted + gone, max(lag, waited, longer)
                 if due < limit and not unfinished:
                     left.discard(shard)
                 yield Pause(0)  # others first; and each bite has its own deadline
+        if (
+            away is not None and away.reason != "tryagain"
+        ):  # a shard that is moved is swept afterwards
+            raise away
         return {"expired": expired, "deleted": deleted, "lag_s": lag / 1e6, "done": not left}
 
     def deliver(self) -> Operation[int]:
@@ -643,12 +679,10 @@ class SessionsBody(Asking):
 
         Happens by itself when Redis is back, and before this process reads a session. Does not raise.
         """
-        while self._deferred:
-            try:
-                yield from self._tell_some_ends()
-            except SessionStoreUnavailable:
-                break
-            yield Pause(0)
+        try:
+            yield from self._tell_ends(rests=True)
+        except SessionStoreUnavailable as error:
+            log.debug("not all ends of sessions are told: %s", error)
         return len(self._deferred)
 
     def flush_stats(self) -> Operation[None]:
@@ -994,7 +1028,7 @@ def _flat(fields: Mapping[bytes, bytes]) -> list[bytes]:
 def _check_cap(user_id: str | None, most: int | None, on_cap: str) -> None:
     if on_cap not in ("evict_oldest", "reject"):
         raise SettingsError(f"on_cap={on_cap!r}: evict_oldest or reject")
-    if most is not None and not 1 <= most <= CAP_LIMIT:
+    if most is not None and not is_whole(most, most=CAP_LIMIT):
         raise SettingsError(f"max_per_user={most!r}: 1 to {CAP_LIMIT}")
     if most is not None and user_id is None:
         raise SettingsError("max_per_user needs a user_id: the anonymous are not counted")

@@ -35,7 +35,7 @@ class End(NamedTuple):
 
     def holding(self, now_us: int) -> Command:
         """Return the command that takes it out of use, to be freed or ended."""
-        return session_hold(self.keys, self.prefix, self.age(now_us))
+        return session_hold(self.keys, self.prefix, self.age(now_us), self.cookie)
 
     def age(self, now_us: int) -> int:
         return max(0, now_us - self.asked_us)
@@ -49,6 +49,19 @@ class End(NamedTuple):
             return None
         benefit = took_us << self.doubts - TRIES if self.doubts >= TRIES else 0
         return self._replace(doubts=self.doubts + 1, asked_us=self.asked_us - benefit)
+
+
+class Gone(End):
+    """A session that was gone when the request looked. What its name leads to since then is not ended in its place.
+
+    Another request may just have given the session a new name, whose cookie is on its way to the browser.
+    """
+
+    def age(self, now_us: int) -> int:
+        return 0
+
+    def after(self, late_us: int, took_us: int) -> End | None:
+        return None
 
 
 def late_in(reply: Sequence[int | bytes]) -> int:

@@ -64,4 +64,4 @@ def _answer(name: bytes, record: dict[bytes, Any], now: int, touch_us: int) -> R
     data = b",".join(map(_json_of, islice(record.items(), len(_OWN), None)))
     if b'"_' in data:  # somewhere, perhaps in the name of a field
         data = b",".join([_json_of(one) for one in record.items() if one[0][:1] != _NO_DATA])
-    return b"ok", name, head, b"{%b}" % data, unseen if unseen > 0 else 0
+    return b"ok", name, head, b"{%b}" % data, unseen

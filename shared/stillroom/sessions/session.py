@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import FrozenInstanceError, dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
@@ -14,7 +15,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import SessionDataRefused, SessionUnreadable, ValueTooLarge
 from stillroom.keys import original, sanitized
-from stillroom.marked import Marks, has_marks
+from stillroom.marked import SAYS_HTML, Marks, has_marks, is_plain, writable
 from stillroom.sessions.token import make_handle
 
 T = TypeVar("T")
@@ -25,6 +26,7 @@ TAGS_LIMIT = 16
 _SURE_BYTES = 400  # shorter JSON is neither too deep nor has a number too long to be read
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _MARKS = Marks(text_keys=True)
+_JSON = (str, int, float, list, dict, type(None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +92,12 @@ class Session(Generic[T]):
         return self.device.last_seen + self._about[4] / 1e6
 
     def is_fresh(self, seconds: Duration) -> bool:
-        """Tell whether the user proved who he is not longer than this before the session was read."""
+        """Tell whether the user proved who he is not longer than this before the session was read.
+
+        Nor longer after it: then the server's clock has stepped back since.
+        """
         most, proved = seconds_of("seconds", seconds, least=0), self.device.authenticated_at
-        return proved is not None and self.read_at - proved <= most
+        return proved is not None and abs(self.read_at - proved) <= most
 
     @property
     def text(self) -> bytes:
@@ -215,9 +220,30 @@ def encoded(data: object, limit: int, keys_limit: int) -> dict[bytes, bytes]:
 def encoded_value(key: str, value: object) -> bytes:
     """Return the JSON of one value, a type that JSON has no word for marked. Raises SessionDataRefused."""
     try:
-        return _json(key, _MARKS.pack(value))
+        packed = _MARKS.pack(value)
+        try:
+            return _json(key, packed)
+        except SessionDataRefused:
+            return _json(key, writable(packed))
     except RecursionError:
         raise SessionDataRefused(f"{ascii(key)[:80]}: nested too deep, or within itself") from None
+
+
+def check_kept(key: str, value: object) -> None:
+    """Raises SessionDataRefused for a value that would come back as one of another type, in silence."""
+    with suppress(RecursionError):  # which is said when it is written
+        if not is_plain(value):
+            Marks(text_keys=True, refuse=lambda one: _refusal(key, one)).pack(value)
+
+
+def _refusal(key: str, value: object) -> SessionDataRefused | None:
+    if isinstance(value, _JSON) or any(kind.fits(value) for kind in (*_MARKS.kinds, SAYS_HTML)):
+        return None
+    names = ", ".join(kind.name for kind in _MARKS.kinds if kind.name != "dict")
+    return SessionDataRefused(
+        f"{ascii(key)[1:-1][:80]}: {type(value).__name__} would come back as something else; a session keeps JSON, "
+        f"{names}: make it one of these before you store it"
+    )
 
 
 def decoded_value(text: bytes) -> Any:

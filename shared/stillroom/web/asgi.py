@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
-from stillroom.errors import LoadShed, SessionStoreUnavailable
+from stillroom.errors import LoadShed, SessionNotFresh, SessionStoreUnavailable
 from stillroom.limits import Route
 from stillroom.limits.routes import below
 from stillroom.misuse import explained
@@ -19,7 +19,7 @@ from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
 from stillroom.web.ending import Header, lacking, names_of, report_loss
 from stillroom.web.explain import ExplainASGI
 from stillroom.web.fetched import is_meant_in_scope
-from stillroom.web.gate import Asked, Middleware
+from stillroom.web.gate import SPARED, Asked, Middleware
 from stillroom.web.limited import Charge
 from stillroom.web.problem import Answer, failed, foreign, shed
 from stillroom.web.request_session import AsyncWebSession
@@ -184,18 +184,25 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         if self._gate.routes is None:
             return None
         path, root = scope["path"], self._roots.of(scope.get("root_path", ""))
-        return self._gate.route(method, below(root, path), path, partial(_first, scope))
+        header = partial(_first, scope)
+        return self._gate.route(method, below(root, path), path, header, self._client, scope)
+
+    def _client(self, scope: Scope) -> str:
+        return self._gate.client_of(self._asked(scope, scope["method"]))
 
     def _enter(self, scope: Scope, given: Mapping[bytes, bytes], method: str) -> tuple[Visit, bool]:
         """Return the visit of this scope, and whether an outer middleware began it."""
         known: Visit | None = scope.get(VISIT)
         if known is not None:
             return known, True
-        headers = _decoded(scope["headers"]) if self._gate.reads_headers else []
-        asked = Asked(method, scope["path"], _peer(scope), headers)
+        asked = self._asked(scope, method)
         visit = self._gate.visit(asked, scope.get(KEY), partial(is_meant_in_scope, given))
         scope[VISIT], scope[LIMITER] = visit, self
         return visit, False
+
+    def _asked(self, scope: Scope, method: str) -> Asked:
+        headers = _decoded(scope["headers"]) if self._gate.reads_headers else []
+        return Asked(method, scope["path"], _peer(scope), headers)
 
     async def _admits(self, route: Route, visit: Visit, scope: Scope, send: Send) -> bool:
         """Return whether the request may go on. If not, it has been answered."""
@@ -229,10 +236,11 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         origin, method, path = _first(scope, "origin"), scope["method"], scope["path"]
         if origin is None or method == "OPTIONS":
             return []
-        now, key = time.monotonic(), (origin, method, path)
-        known = self._learned.get(key, now)
+        now, key, client = time.monotonic(), (origin, method, path), scope[VISIT].client
+        known = self._learned.get(key, client, now)
         if known is None:
-            known = self._learned.add(key, now, kept(await self._preflight(scope, method, origin)))
+            said = kept(await self._preflight(scope, method, origin))
+            known = self._learned.add(key, client, now, said)
         return with_exposed(known)
 
     async def _preflight(self, scope: Scope, method: str, origin: str) -> list[Header]:
@@ -252,7 +260,14 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         nobody = self._session(scope, {}, False)
         host = [pair for pair in scope["headers"] if pair[0] == b"host"]
         headers = [*host, *_encoded(asking_for(method, origin))]
-        asking = {**scope, "method": "OPTIONS", "headers": headers, KEY: nobody}
+        # Without the query: no CORS layer reads it, and an app's own code might.
+        asking = {
+            **scope,
+            "method": "OPTIONS",
+            "headers": headers,
+            "query_string": b"",
+            KEY: nobody,
+        }
         asking[VISIT] = Visit(visit.asked, visit.client, None, visit.is_meant)
         try:
             await self.app(asking, receive, keep)
@@ -292,8 +307,8 @@ class _Response:
     async def of(self, receive: Receive) -> None:
         try:
             await self._middleware.app(self._scope, receive, self._send)
-        except SessionStoreUnavailable as error:
-            # Raised through a framework that has answered with 500 already: that became a 503.
+        except (SessionStoreUnavailable, SessionNotFresh) as error:
+            # Raised through a framework that has answered with 500 already: that became a 503, or a 401.
             if error is not self._session.failure or (self._has_begun and not self._is_replaced):
                 raise
             log.warning("a request was not answered for want of its session: %s", error)
@@ -317,6 +332,8 @@ class _Response:
         headers = _decoded(raw)
         gate, visit, session = self._middleware._gate, self._visit, self._session
         gate.tell(self._route, visit, session, status)
+        if SPARED in self._scope:
+            gate.learn_preflight(self._scope[SPARED], visit.client, headers)
         end = gate.ended(visit, session, headers)
         if end is None:
             act = gate.ending(visit, session, status, headers)

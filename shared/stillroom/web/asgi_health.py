@@ -10,6 +10,7 @@ from typing import Any
 from stillroom.health import Report
 from stillroom.health.past import NOT_TOLD
 from stillroom.misuse import explained
+from stillroom.operation import aside
 from stillroom.room import AsyncStillroom
 from stillroom.web.health import (
     STALE_S,
@@ -70,7 +71,7 @@ class HealthASGI:
             return self._endpoints.answer(request, held)
         hours = self._endpoints.hours(request)
         past = await self._health.past(hours) if has_past(held) else NOT_TOLD
-        return await asyncio.to_thread(self._endpoints.page, request, held, past)
+        return await aside(self._endpoints.page, request, held, past)
 
 
 class Reports:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from stillroom.limits import Limit
@@ -23,6 +24,7 @@ LOST = (
 WEBSOCKET = frozenset({"WEBSOCKET"})
 CHARGES = "charges_endpoints"  # on a middleware of ASGI apps
 DEEP = 20  # apps within apps, functions within functions
+WRAPPED = 4  # of which so many may be middlewares that keep the next one under a name of their own
 
 
 class Carried(NamedTuple):
@@ -64,10 +66,43 @@ def layers(app: object) -> Iterator[Any]:
     seen = getattr(app, "__self__", app)  # app.wsgi_app is a method of the app
     for _ in range(DEEP):
         yield seen
-        inner = getattr(seen, "app", None)
+        inner = _wrapped(seen)
         if inner is None or inner is seen or hasattr(seen, "mounts"):  # several apps side by side
             return
         seen = getattr(inner, "__self__", inner)
+
+
+def shows_routes(app: object) -> bool:
+    """Return whether this is an app of Starlette, FastAPI, Flask or Django, whose routes can be seen."""
+    routes, rules = getattr(app, "routes", None), getattr(app, "url_map", None)
+    return isinstance(routes, Sequence) or hasattr(rules, "iter_rules") or is_django(app)
+
+
+def _wrapped(layer: object) -> Any:
+    """Return the app that a layer wraps. A middleware may keep it under any name, and a function in a closure."""
+    inner = getattr(layer, "app", None)
+    if inner is not None or shows_routes(layer):
+        return inner
+    return next((one for one in _held(layer) if _leads_to_routes(one, WRAPPED)), None)
+
+
+def _leads_to_routes(thing: Any, depth: int) -> bool:
+    with suppress(Exception):  # an object that makes up attributes, or a proxy of nothing
+        thing = getattr(thing, "__self__", thing)
+        if not callable(thing) or isinstance(thing, type):
+            return False
+        inner = (getattr(thing, "app", None), *_held(thing)) if depth else ()
+        return shows_routes(thing) or any(_leads_to_routes(one, depth - 1) for one in inner)
+    return False
+
+
+def _held(layer: object) -> list[Any]:
+    """Return what an object, or the closure of a function, holds."""
+    found = list(getattr(layer, "__dict__", {}).values())
+    for cell in getattr(layer, "__closure__", None) or ():
+        with suppress(ValueError):  # it is empty
+            found.append(cell.cell_contents)
+    return found
 
 
 def around(app: object) -> tuple[Limited, ...]:

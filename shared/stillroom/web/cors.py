@@ -10,11 +10,16 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from stillroom.limits.fields import NAMES
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 LEARNED_S = 60.0
-LEARNED = 1_024  # origins and paths
+LEARNED = 1_024  # origins and paths, and clients
+ASKS = 8  # of one client, in LEARNED_S
 KEY_LENGTH = 400  # characters of those
 ORIGIN = "access-control-allow-origin"
 EXPOSE = "access-control-expose-headers"
@@ -23,6 +28,8 @@ _KEPT = (ORIGIN, "access-control-allow-credentials", EXPOSE)
 _NEVER_IN_A_PREFLIGHT = ("cookie", "authorization", "transfer-encoding")
 
 Header = tuple[str, str]
+
+_NEVER: tuple[float, list[Header]] = (-math.inf, [])
 
 
 def is_preflight(method: str, header: Callable[[str], str | None]) -> bool:
@@ -76,22 +83,70 @@ def with_exposed(cors: Sequence[Header]) -> list[Header]:
 
 
 class Learned:
-    """Keep for some time what the app's CORS layer says of an origin. `now`: of a clock that never goes back."""
+    """Keep for some time what the app's CORS layer says of an origin. `now`: of a clock that never goes back.
+
+    An app may do work for a preflight, so a client has it asked a few times only; once, where no CORS layer
+    answers. After that the answer is what the app said of the origin last, whatever the path.
+    """
 
     def __init__(self) -> None:
         self._found: OrderedDict[tuple[str, str, str], tuple[float, list[Header]]] = OrderedDict()
+        self._origins: OrderedDict[str, tuple[float, list[Header]]] = OrderedDict()
+        self._asked: OrderedDict[str, tuple[float, int]] = OrderedDict()  # by client: since, times
 
-    def get(self, key: tuple[str, str, str], now: float) -> list[Header] | None:
+    def get(self, key: tuple[str, str, str], client: str, now: float) -> list[Header] | None:
         """`key`: origin, method and path. None: ask the app."""
-        at, headers = self._found.get(key, (-math.inf, []))
-        return headers if now - at < LEARNED_S else None
+        for at, headers in (self._found.get(key, _NEVER), self._asked_too_often(key, client, now)):
+            if now - at < LEARNED_S:
+                return headers
+        return None
 
-    def add(self, key: tuple[str, str, str], now: float, headers: list[Header]) -> list[Header]:
+    def _asked_too_often(
+        self, key: tuple[str, str, str], client: str, now: float
+    ) -> tuple[float, list[Header]]:
+        since, times = self._asked.get(client, (-math.inf, 0))
+        if now - since >= LEARNED_S or times < ASKS:
+            return _NEVER
+        at, headers = self._origins.get(key[0], _NEVER)
+        return now, headers if now - at < LEARNED_S else []
+
+    def add(
+        self, key: tuple[str, str, str], client: str, now: float, headers: list[Header]
+    ) -> list[Header]:
+        since, times = self._asked.get(client, (-math.inf, 0))
+        since, times = (now, 0) if now - since >= LEARNED_S else (since, times)
+        _keep(self._asked, client, (since, times + 1 if headers else ASKS))
         if sum(map(len, key)) <= KEY_LENGTH:
-            self._found[key] = now, headers
-            if len(self._found) > LEARNED:
-                self._found.popitem(last=False)
+            _keep(self._found, key, (now, headers))
+            if headers:
+                _keep(self._origins, key[0], (now, headers))
         return headers
+
+
+class Unanswered:
+    """Know for some time the clients whose preflights no CORS layer has answered: their next ones are charged."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, str], float] = OrderedDict()
+
+    def has(self, client: str, name: str, now: float) -> bool:
+        """`name`: of what the client is charged for."""
+        return now - self._known.get((client, name), -math.inf) < LEARNED_S
+
+    def learn(self, client: str, name: str, now: float, headers: Sequence[Header]) -> None:
+        """Learn from the headers of the answer to a preflight that was let through uncharged."""
+        if any(name.lower() == ORIGIN for name, _ in headers):
+            self._known.pop((client, name), None)
+        else:
+            _keep(self._known, (client, name), now)
+
+
+def _keep(kept: OrderedDict[K, V], key: K, value: V) -> None:
+    """Keep a value, and no more than the newest."""
+    kept[key] = value
+    kept.move_to_end(key)
+    if len(kept) > LEARNED:
+        kept.popitem(last=False)
 
 
 def _names_origin(value: str) -> bool:

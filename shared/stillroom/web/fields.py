@@ -16,6 +16,7 @@ from typing import Any
 
 from stillroom.errors import SessionDataRefused
 from stillroom.marked import key_text
+from stillroom.sessions.session import check_kept
 
 ESCAPED = "x."
 HASHED = "x.."
@@ -51,8 +52,10 @@ def key_of(field: str) -> str:
 
 
 def to_fields(data: Mapping[Any, Any], keys: Iterable[Any]) -> dict[str, Any]:
-    """Return the fields, and their values, that keep these keys of the data."""
+    """Return the fields, and their values, that keep these keys of the data. Raises SessionDataRefused."""
     fields = {field_of(key): (key, data[key]) for key in keys}
+    for key, value in fields.values():
+        check_kept(text_of(key), value)
     return {
         field: [_named(key), value] if field.startswith(HASHED) else value
         for field, (key, value) in fields.items()

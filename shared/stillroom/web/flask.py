@@ -23,6 +23,7 @@ from stillroom.sessions import Session
 from stillroom.web.cors import kept
 from stillroom.web.ending import ended, ending, varies
 from stillroom.web.flask_limits import LimitExceeded, StillroomLimits, exempt, limited
+from stillroom.web.placing import checked_cookie, checked_room
 from stillroom.web.request_session import Login, WebSession
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.wsgi import ALONG
@@ -229,12 +230,13 @@ class StillroomSessions(SessionInterface):
     (then it is `__Secure-sid`), _HTTPONLY, _SAMESITE, _PARTITIONED. `cookie` says it all at once, and goes before
     them. A session lives as the room's settings say; a permanent one for PERMANENT_SESSION_LIFETIME, where that is
     set. SESSION_REFRESH_EACH_REQUEST=False: to look at a permanent session does not keep it alive. A response of
-    5xx saves nothing. Redis away: the request that looks is answered with 503, the cookie untouched.
+    5xx saves nothing. Redis away: the request that looks is answered with 503, the cookie untouched. Raises
+    SettingsError for an AsyncStillroom.
     """
 
     def __init__(self, room: Stillroom, *, cookie: SessionCookie | None = None) -> None:
-        self._room = room
-        self._cookie = cookie
+        self._room = checked_room(room, Stillroom, type(self).__name__)
+        self._cookie = checked_cookie(cookie)
         self._cookies: dict[tuple[Any, ...], SessionCookie] = {}
 
     def open_session(self, app: Flask, request: Request) -> FlaskSession:

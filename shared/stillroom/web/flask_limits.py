@@ -25,7 +25,7 @@ from stillroom.web.endpoints import Charger
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Gate
 from stillroom.web.limited import EXEMPT, MARK, By, Limitation, Limited, When, carried, declared
-from stillroom.web.placing import checked_room
+from stillroom.web.placing import checked_function, checked_room
 from stillroom.web.problem import Answer
 from stillroom.web.refusal import Render
 from stillroom.web.request_session import RequestSession
@@ -79,7 +79,9 @@ class StillroomLimits:
     ) -> None:
         self.default = check_limits(default)  # for views that carry none
         self._default = (Limited(self.default),) if self.default else ()
-        self._exempt_when = exempt_when
+        self._exempt_when = checked_function(
+            "exempt_when", exempt_when, "whether no view charges it"
+        )
         self._render = render
         if app is not None:
             self.init_app(app, room)

@@ -5,7 +5,8 @@ Both questions take one round trip. After the app the gate writes the session an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -15,11 +16,18 @@ from stillroom.limits.routes import Counted
 from stillroom.operation import Operation, beside, beside_elsewhere
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web import origin
-from stillroom.web.cors import Learned, is_preflight
+from stillroom.web.cors import Learned, Unanswered, is_preflight
 from stillroom.web.ending import Ending, Header, ended, ending
 from stillroom.web.known_routes import Misfits, Roots
 from stillroom.web.limited import Charge, counted_by
-from stillroom.web.placing import checked_room, checked_routes
+from stillroom.web.placing import (
+    checked_app,
+    checked_cookie,
+    checked_flag,
+    checked_function,
+    checked_room,
+    checked_routes,
+)
 from stillroom.web.problem import Answer
 from stillroom.web.refusal import Refusal, Render, checked_render, refused
 from stillroom.web.request_session import RequestSession
@@ -29,8 +37,10 @@ from stillroom.wire import time_left
 
 A = TypeVar("A")
 R = TypeVar("R", Stillroom, AsyncStillroom)
+S = TypeVar("S", bound=MutableMapping[str, Any])
 
 NOT_FOUND = 404
+SPARED = "stillroom.spared"  # the route of a preflight that was let through
 CLIENTS = 8_192  # addresses that are remembered
 USER = "user"  # whom a limit may count without anybody saying how: the session's
 
@@ -81,6 +91,8 @@ class Gate:
         # Without trusted proxies an address is all there is to know, and most requests come from a known one.
         self._known = lru_cache(CLIENTS)(room.limits.client)
         self._trusts_any = bool(room.settings.trusted_proxies)
+        checked_function("subject", subject, "whom else it counts, as in {'tenant': …}")
+        checked_function("exempt_when", exempt_when, "whether no limit counts it")
         self.reads_headers = self._trusts_any or subject is not None or exempt_when is not None
         self.routes = checked_routes(routes)
         self._subject = subject
@@ -94,21 +106,37 @@ class Gate:
         self._proofs, self._is_near_here = room.operations.proofs, room.operations.is_near_here
         self._has_loop = isinstance(room, AsyncStillroom)
         self._plans: dict[Route, _Plan] = {}
+        self._unanswered = Unanswered()
         _check_kinds(self.routes, subject, has_sessions)
 
     def route(
-        self, method: str, path: str, whole: str, header: Callable[[str], str | None]
+        self,
+        method: str,
+        path: str,
+        whole: str,
+        header: Callable[[str], str | None],
+        client: Callable[[S], str],
+        scope: S,
     ) -> Route | None:
-        """Return the route whose limits a request has; None if it has none. See Routes.find."""
+        """Return the route whose limits a request has; None if it has none. See Routes.find.
+
+        `scope`: the scope or environ, in which is noted that a preflight was let through.
+        """
         assert self.routes is not None
         found = self.routes.find(method, path, whole)
         if not found.limits:
             return None
-        # A preflight is nobody's request: it costs nothing, unless the app says that it answers OPTIONS itself.
-        is_spared = (
-            method == "OPTIONS" and method not in found.methods and is_preflight(method, header)
-        )
-        return None if is_spared else found
+        # A preflight is nobody's request: it costs nothing, unless the app answers OPTIONS itself.
+        if method != "OPTIONS" or method in found.methods or not is_preflight(method, header):
+            return found
+        if self._unanswered.has(client(scope), found.template, time.monotonic()):
+            return found
+        scope[SPARED] = found.template
+        return None
+
+    def learn_preflight(self, name: str, client: str, headers: Sequence[Header]) -> None:
+        """Learn from the answer to a preflight that was let through. `name`: what is noted in its scope."""
+        self._unanswered.learn(client, name, time.monotonic(), headers)
 
     def visit(
         self, asked: Asked, session: RequestSession | None, is_meant: Callable[[], bool]
@@ -271,15 +299,17 @@ class Middleware(Generic[A, R]):
         cookie: SessionCookie | None = None,
         same_origin: bool | Iterable[str] = False,
     ) -> None:
-        self.app = app
         self._room: R = checked_room(room, self._kind, type(self).__name__)
+        self.app = app
+        checked_flag("sessions", sessions)
         self._gate = Gate(room, routes, subject, exempt_when, render, has_sessions=sessions)
         self._misfits = Misfits(self._gate.routes) if self._gate.routes else None
         self._roots = Roots(app)
         self._learned = Learned()
         self._origin = origin.same_origin(same_origin)
         self._has_sessions = sessions
-        self._cookie = cookie or SessionCookie()
+        self._cookie = checked_cookie(cookie) or SessionCookie()
+        checked_app(app, type(self).__name__)
         self._prepare()
 
     def _prepare(self) -> None:

@@ -43,7 +43,38 @@ HELD_S = 2.0  # one check serves everybody for this long
 WAIT_S = 0.25  # for a check under way; longer than one takes, unless a name can't be resolved
 STALE_S = 30.0  # so old may a report be that is served because a new one does not come
 
-FORWARDED = ("forwarded", "x-forwarded-", "x-real-ip", "cf-", "via")  # how what a proxy adds begins
+# How the headers begin that proxies, CDNs and platforms add.
+FORWARDED = (
+    "forwarded",
+    "via",
+    "x-forwarded",
+    "x-real-ip",
+    "x-client-ip",
+    "client-ip",
+    "x-cluster-client-ip",
+    "true-client-ip",
+    "x-original-",
+    "x-rewrite-url",
+    "x-proxyuser-ip",
+    "x-scheme",
+    "x-url-scheme",
+    "front-end-https",
+    "x-varnish",
+    "x-nginx-",
+    "cdn-loop",
+    "cf-",
+    "fastly-",
+    "fly-",
+    "do-connecting-ip",
+    "x-amzn-",
+    "x-amz-cf-",
+    "x-appengine-",
+    "x-azure-",
+    "x-arr-",
+    "x-envoy-",
+    "x-nf-",
+    "x-vercel-",
+)
 METHODS = ("GET", "HEAD")
 
 LIVE, READY, HEALTH, METRICS, STATUS = "live", "ready", "health", "metrics", "status"
@@ -233,7 +264,8 @@ class Endpoints:
         if not self._token:
             return False
         if kind.lower() == "bearer":
-            return hmac.compare_digest(given.strip().encode(), self._token)
+            # A header is Latin-1 to the server, and may be UTF-8 to who wrote it.
+            return hmac.compare_digest(given.strip().encode("latin-1", "replace"), self._token)
         return hmac.compare_digest(_password(kind, given), self._token)
 
     def _is_near(self, peer: str | None) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from stillroom.errors import did_you_mean
@@ -51,14 +52,28 @@ class Known(NamedTuple):
 
 
 class Roots:
-    """The path an app is mounted under, as a FastAPI app says of itself or else its server."""
+    """The path an app is mounted under, as the app says of itself, or its server, or an app that is mounted in it.
+
+    An app is looked at with the first request, when it is whole.
+    """
 
     def __init__(self, app: object) -> None:
-        found = next((one for one in layers(app) if hasattr(one, "root_path")), None)
-        self._own = str(getattr(found, "root_path", ""))
+        self._app = app
 
     def of(self, root: str) -> str:
-        return self._own or root
+        """`root`: the one that the server says."""
+        return self._own or root or self._inner
+
+    @cached_property
+    def _own(self) -> str:
+        return next(filter(None, map(_root_of, layers(self._app))), "")
+
+    @cached_property
+    def _inner(self) -> str:
+        mounted = (
+            one for layer in layers(self._app) for one in _mounted(getattr(layer, "routes", ()), 0)
+        )
+        return next(filter(None, map(_root_of, mounted)), "")
 
 
 class Misfits:
@@ -84,6 +99,16 @@ class Misfits:
 def misfits(routes: Routes, app: object, root: str = "") -> list[tuple[str, str]]:
     """Return the routes of a table that fit no endpoint of an app, and what was probably meant."""
     return list(_misfits(routes.routes, known_routes(app) or [], root))
+
+
+def _root_of(app: object) -> str:
+    """Return the root path of an ASGI app that has one of its own: FastAPI's, or Django's by its settings."""
+    if is_django(app):
+        from django.conf import settings
+
+        return settings.FORCE_SCRIPT_NAME or ""
+    is_starlettes = isinstance(getattr(app, "routes", None), Sequence)  # Flask's is a folder
+    return str(getattr(app, "root_path", "")) if is_starlettes else ""
 
 
 def _misfits(

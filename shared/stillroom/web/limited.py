@@ -96,8 +96,8 @@ class Limited:
         if isinstance(self.limits, tuple):
             known = (*KINDS, *([kind_of(self.by)] if self.by else ()))
             _check_kinds(self.limits, self.by, known)
-        if isinstance(self.by, str):
-            _check_by(self.by)
+        _check_by(self.by)
+        _check_when(self.exempt_when)
         if not callable(self.cost):
             check_cost(self.cost)
         check_count(self.count)
@@ -168,7 +168,7 @@ def declared(
     if len(limits) == 1 and callable(limits[0]):
         return Limited(limits[0], by, cost, count, exempt_when)
     if len(limits) == 1 and isinstance(limits[0], list | tuple):
-        return Limited(check_limits(limits[0]), by, cost, count, exempt_when)
+        limits = limits[0]
     if not limits:
         raise InvalidLimit(
             "limited()", "it needs limits, as in limited(AUTH) or limited(DEFAULT, API)"
@@ -225,8 +225,16 @@ def kind_of(by: object) -> str:
     return kind if _NAME.fullmatch(kind) and kind not in KINDS and kind != "lambda" else "given"
 
 
-def _check_by(by: str) -> None:
-    unknown = [kind for kind in by.split("&") if kind not in KINDS]
+def _check_when(given: object) -> None:
+    if given is not None and not callable(given):
+        why = "exempt_when= is a function of the request: whether it is not counted"
+        raise InvalidLimit(given, why)
+
+
+def _check_by(by: object) -> None:
+    if by is None or isinstance(by, Header) or callable(by):
+        return
+    unknown = [kind for kind in str(by).split("&") if kind not in KINDS]
     if unknown:
         raise InvalidLimit(
             by,

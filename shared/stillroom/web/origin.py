@@ -6,6 +6,7 @@ and most clients that send neither are no browsers: they have no visitor's cooki
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from stillroom.errors import SettingsError
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110: they change nothing
 OWN = frozenset({"same-origin", "none"})  # none: the visitor himself, by a bookmark
 _PORTS = {"http": 80, "https": 443}
+_HOST = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?|[0-9a-f:.]+", re.ASCII)  # a name, or of IPv6
 
 
 class SameOrigin:
@@ -41,22 +43,29 @@ def same_origin(given: bool | Iterable[str]) -> SameOrigin | None:
     """Return the guard that the middlewares' option asks for. Raises SettingsError."""
     if isinstance(given, bool):
         return SameOrigin() if given else None
-    if isinstance(given, str):
+    if isinstance(given, str) or not isinstance(given, Iterable):
         raise SettingsError(f"same_origin={given!r}: True, or a list of origins")
     return SameOrigin(given)
 
 
-def _origin(text: str) -> str:
+def _origin(text: object) -> str:
+    """Return an origin as browsers write it: without the scheme's own port, and with an ASCII host."""
     try:
-        parts = urlsplit(text)
+        written = text.lower() if isinstance(text, str) else ""
+        parts = urlsplit(written)
+        host = (parts.hostname or "").encode("idna").decode()
+        port = "" if parts.port in (None, _PORTS.get(parts.scheme)) else f":{parts.port}"
         is_origin = (
-            parts.scheme in _PORTS and parts.netloc and text == f"{parts.scheme}://{parts.netloc}"
+            parts.scheme in _PORTS
+            and _HOST.fullmatch(host)
+            and "@" not in parts.netloc
+            and written == f"{parts.scheme}://{parts.netloc}"
         )
     except ValueError:
         is_origin = False
     if not is_origin:
         raise SettingsError(f"same_origin: {text!r} is no origin, such as https://app.example")
-    return text.lower()
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}"
 
 
 def _is_of(origin: str, host: str) -> bool:
@@ -67,4 +76,5 @@ def _is_of(origin: str, host: str) -> bool:
         same_port = own.port in (port, None) if page.port is None else own.port == page.port
     except ValueError:
         return False
-    return bool(page.hostname) and page.hostname == own.hostname and same_port
+    is_page = page.scheme in _PORTS and bool(page.hostname)
+    return is_page and page.hostname == own.hostname and same_port

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 from stillroom.errors import InvalidLimit, SettingsError
 from stillroom.limits import Route, Routes
 from stillroom.room import AsyncStillroom, Stillroom
+from stillroom.web.session_cookie import SessionCookie
 
 R = TypeVar("R", Stillroom, AsyncStillroom)
+F = TypeVar("F")
 
 _OTHER = {
     Stillroom: "AsyncStillroom() is for asyncio; WSGI apps, Flask and Django take a Stillroom()",
@@ -52,3 +54,31 @@ def checked_routes(routes: object) -> Routes | None:
     if isinstance(routes, list | tuple) and all(isinstance(one, Route) for one in routes):
         raise InvalidLimit(routes, "routes= is a table; did you mean Routes([…])?")
     raise InvalidLimit(routes, f"routes= is a Routes([…]), not a {type(routes).__name__}")
+
+
+def checked_app(app: object, who: str) -> None:
+    """Raises SettingsError for what can't be called."""
+    if not callable(app):
+        raise SettingsError(f"{who} is put around an app, not around {type(app).__name__}")
+
+
+def checked_cookie(cookie: object) -> SessionCookie | None:
+    """Return the cookie. Raises SettingsError for its mere name."""
+    if cookie is None or isinstance(cookie, SessionCookie):
+        return cookie
+    meant = f"; did you mean SessionCookie({cookie!r})?" if isinstance(cookie, str) else ""
+    raise SettingsError(f"cookie={cookie!r}: a SessionCookie(…){meant}")
+
+
+def checked_flag(name: str, given: object) -> bool:
+    """Return whether it is set. Raises SettingsError for what is neither True nor False."""
+    if not isinstance(given, bool):
+        raise SettingsError(f"{name}={given!r}: True or False")
+    return given
+
+
+def checked_function(name: str, given: F, what: str) -> F:
+    """Return the function, or None. Raises InvalidLimit for what can't be called."""
+    if given is not None and not callable(given):
+        raise InvalidLimit(given, f"{name}= is a function of the request: {what}")
+    return given

@@ -9,20 +9,24 @@ it was seen is the server's business: the cookie's age is the session's end in a
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
+    InvalidKey,
     SessionConflict,
     SessionEnded,
     SessionNotFresh,
     SessionNotLoaded,
     SessionStoreUnavailable,
     SessionTooLate,
+    SessionUnreadable,
     StillroomError,
 )
+from stillroom.keys import sanitized
 from stillroom.marked import FIXED
 from stillroom.misuse import explained
 from stillroom.operation import AsyncDriver, Driver, Operation
@@ -38,6 +42,8 @@ from stillroom.web.agent import device_of
 from stillroom.web.fields import field_of, to_data, to_fields
 from stillroom.web.merge import GONE, merged_keys
 from stillroom.web.session_cookie import SessionCookie
+
+log = logging.getLogger("stillroom.web")
 
 TRIES = 100  # to merge with other requests' writes: each lost try means that another request won
 _SAYS_HTTPS = ("HTTP_X_FORWARDED_PROTO", "HTTP_FORWARDED")
@@ -156,6 +162,7 @@ class RequestSession(MutableMapping[str, Any]):
     ) -> None:
         """Log this user in. The options are those of `room.sessions.create`.
 
+        `user_id`: up to 1,024 bytes of text, not empty; InvalidKey for anything else.
         What must not outlive a login (`session_login_drops`: CSRF tokens) is dropped. Without `device=` the device
         is the browser and its system, from the User-Agent without its versions; `device=""` is none.
         """
@@ -171,6 +178,7 @@ class RequestSession(MutableMapping[str, Any]):
 
     def _begin_login(self, login: Login) -> None:
         user_id = login.user_id
+        _check_user(user_id)
         before = self.user_id
         self._change()
         if before not in (None, user_id):
@@ -373,7 +381,10 @@ class RequestSession(MutableMapping[str, Any]):
         """Prefetch the session. An error counts only if the app looks at the session."""
         if self._token is not None and not self._is_asked:
             self._asked_us = steady_us()
-            self._found = yield from self._body.get(self._token, touch=self._touches)
+            try:
+                self._found = yield from self._body.get(self._token, touch=self._touches)
+            except SessionUnreadable as error:
+                tell_of_unreadable(error)
             self._is_asked = True
 
     def reading_ahead(self) -> Operation[None]:
@@ -693,6 +704,20 @@ class AsyncWebSession(RequestSession):
         if self._data is None:
             raise SessionNotLoaded("await session.load() before looking at the session")
         return self._data
+
+
+def tell_of_unreadable(error: SessionUnreadable) -> None:
+    """Log that a request goes on as if its session had ended: its visitor could do nothing about it."""
+    log.error("a session can't be read, and is taken for one that has ended: %s", error)
+
+
+def _check_user(given: object) -> None:
+    """Raise InvalidKey for what is no user."""
+    if not isinstance(given, str):
+        hint = "; did you mean str(user.id)?" if given is not None else ""
+        kind = type(given).__name__
+        raise InvalidKey(given, f"a user who logs in is a str, not {kind}{hint}")
+    sanitized(given)
 
 
 def _is_fixed(value: Any) -> bool:

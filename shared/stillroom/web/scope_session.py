@@ -92,6 +92,23 @@ class ScopeSession(dict[str, Any]):
     def popitem(self) -> tuple[str, Any]:
         return self._filled().popitem()
 
+    def copy(self) -> dict[str, Any]:
+        """Return the data as a dict of its own."""
+        return dict(self)
+
+    def __or__(self, other: Any) -> Any:
+        return self.copy() | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self.copy()
+
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(self.copy())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the data alone."""
+        return dict, (self.copy(),)
+
     # All else a dict can do, by way of these.
     get = MutableMapping.get  # type: ignore[assignment]
     pop = MutableMapping.pop
@@ -103,7 +120,7 @@ class ScopeSession(dict[str, Any]):
     __ne__ = object.__ne__
     __hash__ = None
 
-    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override]
         self.update(other)
         return self
 

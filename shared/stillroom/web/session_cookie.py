@@ -41,6 +41,7 @@ class SessionCookie:
     persistent: bool = True  # kept up to the session's end
 
     def __post_init__(self) -> None:
+        self._check_types()
         if not _NAME.fullmatch(self.name):
             raise SettingsError(f"name={self.name!r}: 1 to 64 letters, digits and _ - .")
         if self.same_site not in SAME_SITE:
@@ -53,6 +54,15 @@ class SessionCookie:
         if not _PATH.fullmatch(self.path):
             raise SettingsError(f"path={self.path!r}: it begins with / and has no ; and no space")
         self._check_what_browsers_refuse()
+
+    def _check_types(self) -> None:
+        for name in ("name", "path", "domain"):
+            given = getattr(self, name)
+            if not isinstance(given, str) and not (name == "domain" and given is None):
+                raise SettingsError(f"{name}={given!r}: a str")
+        for name in ("secure", "http_only", "partitioned", "persistent"):
+            if not isinstance(getattr(self, name), bool):
+                raise SettingsError(f"{name}={getattr(self, name)!r}: True or False")
 
     def _check_what_browsers_refuse(self) -> None:
         name = self.name.lower()

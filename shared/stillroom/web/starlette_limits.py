@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -12,14 +13,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stillroom.errors import InvalidLimit, SettingsError
 from stillroom.limits import Decision
 from stillroom.limits.routes import Counted
 from stillroom.misuse import explained
 from stillroom.web.asgi import LIMITER, VISIT, StillroomMiddleware
-from stillroom.web.cors import is_preflight
+from stillroom.web.cors import Unanswered, is_preflight
 from stillroom.web.limited import (
     EXEMPT,
     MARK,
@@ -140,6 +141,7 @@ class LimitedApp:
     """An ASGI app behind limits. A preflight is let through: the app's own CORS layer answers it.
 
     A function has no such layer: it is an endpoint that answers OPTIONS itself, and is charged for a preflight too.
+    So is a client one of whose preflights no CORS layer has answered.
     """
 
     def __init__(self, app: Any, declaration: Limited) -> None:
@@ -147,6 +149,7 @@ class LimitedApp:
         self._declaration = declaration
         setattr(self, MARK, (declaration,))
         self._is_endpoint = inspect.isroutine(app)
+        self._unanswered = Unanswered()
 
     @property
     def routes(self) -> list[Any]:
@@ -156,12 +159,30 @@ class LimitedApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
             connection = HTTPConnection(scope)
-            is_free = not self._is_endpoint and is_preflight(
-                scope.get("method", "GET"), connection.headers.get
-            )
-            if not is_free and not await _admits(connection, send, self._declaration):
+            if self._is_free(connection):
+                send = self._watching(scope, send)
+            elif not await _admits(connection, send, self._declaration):
                 return
         await self.app(scope, receive, send)
+
+    def _is_free(self, connection: HTTPConnection) -> bool:
+        method = connection.scope.get("method", "GET")
+        if self._is_endpoint or not is_preflight(method, connection.headers.get):
+            return False
+        client = _entered(connection.scope)[1].client
+        return not self._unanswered.has(client, "", time.monotonic())
+
+    def _watching(self, scope: Scope, send: Send) -> Send:
+        """Return what passes the answer to a preflight on, and learns from it."""
+
+        async def watching(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                client = _entered(scope)[1].client
+                given = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in message["headers"]]
+                self._unanswered.learn(client, "", time.monotonic(), given)
+            await send(message)
+
+        return watching
 
 
 class _Here:

@@ -9,7 +9,7 @@ from functools import partial
 from io import BytesIO
 from typing import Any, TypeAlias
 
-from stillroom.errors import LoadShed, SessionStoreUnavailable
+from stillroom.errors import LoadShed, SessionNotFresh, SessionStoreUnavailable
 from stillroom.limits import Route
 from stillroom.misuse import explained
 from stillroom.room import Stillroom
@@ -17,7 +17,7 @@ from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
 from stillroom.web.ending import Header, lacking, names_of, report_loss
 from stillroom.web.explain import ExplainWSGI
 from stillroom.web.fetched import is_meant_in_environ
-from stillroom.web.gate import Asked, Middleware
+from stillroom.web.gate import SPARED, Asked, Middleware
 from stillroom.web.problem import Answer, failed, foreign, shed
 from stillroom.web.request_session import WebSession
 from stillroom.web.session_cookie import SessionCookie
@@ -93,7 +93,10 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
             return None
         path = _text(environ.get("PATH_INFO", ""))
         method, header = environ["REQUEST_METHOD"], partial(_header, environ)
-        return self._gate.route(method, path, _path(environ), header)
+        return self._gate.route(method, path, _path(environ), header, self._client, environ)
+
+    def _client(self, environ: Environ) -> str:
+        return self._gate.client_of(self._asked(environ))
 
     def _session(self, environ: Environ, cookie: SessionCookie | None) -> WebSession:
         """Return the session of the token in this cookie, or an anonymous one without."""
@@ -106,12 +109,15 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
         known: Visit | None = environ.get(VISIT)
         if known is not None:
             return known, True
-        headers = _headers(environ) if self._gate.reads_headers else []
-        peer = environ.get("REMOTE_ADDR")
-        asked = Asked(environ["REQUEST_METHOD"], _path(environ), peer, headers)
+        asked = self._asked(environ)
         visit = self._gate.visit(asked, session, partial(is_meant_in_environ, environ))
         environ[VISIT] = visit
         return visit, False
+
+    def _asked(self, environ: Environ) -> Asked:
+        headers = _headers(environ) if self._gate.reads_headers else []
+        peer = environ.get("REMOTE_ADDR")
+        return Asked(environ["REQUEST_METHOD"], _path(environ), peer, headers)
 
     def _refused(self, route: Route, visit: Visit, environ: Environ) -> Answer | None:
         """Return the answer to a request that may not go on, or None if it may."""
@@ -131,9 +137,11 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
         if origin is None or method == "OPTIONS":
             return []
         now, key = time.monotonic(), (origin, method, _path(environ))
-        known = self._learned.get(key, now)
+        client = environ[VISIT].client
+        known = self._learned.get(key, client, now)
         if known is None:
-            known = self._learned.add(key, now, kept(self._preflight(environ, method, origin)))
+            said = kept(self._preflight(environ, method, origin))
+            known = self._learned.add(key, client, now, said)
         return with_exposed(known)
 
     def _preflight(self, environ: Environ, method: str, origin: str) -> list[Header]:
@@ -152,6 +160,7 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
         for name, value in asking_for(method, origin):
             asking[f"HTTP_{name.upper().replace('-', '_')}"] = value
         asking |= {"REQUEST_METHOD": "OPTIONS", "CONTENT_LENGTH": "0", "wsgi.input": BytesIO()}
+        asking["QUERY_STRING"] = ""  # no CORS layer reads it, and an app's own code might
         asking |= {KEY: nobody, ALONG: nobody}
         asking[VISIT] = Visit(visit.asked, visit.client, None, visit.is_meant)
         try:
@@ -195,7 +204,7 @@ class _Response:
         """Return the body to send. It is the app's own object where it can be, so that a file stays a file."""
         try:
             body = app(environ, self._start)
-        except (SessionStoreUnavailable, LoadShed) as error:
+        except (SessionStoreUnavailable, SessionNotFresh, LoadShed) as error:
             self.let_go()
             return [self._explain(error)]
         if self._held is None:  # a generator: it says its headers when it is asked for a piece
@@ -221,7 +230,7 @@ class _Response:
                     break
                 yield piece
             self._begin()
-        except (SessionStoreUnavailable, LoadShed) as error:
+        except (SessionStoreUnavailable, SessionNotFresh, LoadShed) as error:
             yield self._explain(error)
         if self._instead is not None:
             yield self._instead.body
@@ -257,6 +266,8 @@ class _Response:
         code = int(status[:3])
         gate, visit, session = self._gate, self._visit, self._session
         gate.tell(self._route, visit, session, code)
+        if SPARED in self._environ:
+            gate.learn_preflight(self._environ[SPARED], visit.client, headers)
         end = gate.ended(visit, session, headers)
         if end is None:
             end = self._run(gate.ending(visit, session, code, headers))
@@ -271,8 +282,8 @@ class _Response:
             headers = [pair for pair in headers if pair[0].lower() not in without]
         self._write = self._start_response(status, [*headers, *end.headers, *told], *exc_info)
 
-    def _explain(self, error: SessionStoreUnavailable | LoadShed) -> bytes:
-        """Return the body of a 503 for an app's 500. Raises where the session was not the reason."""
+    def _explain(self, error: SessionStoreUnavailable | SessionNotFresh | LoadShed) -> bytes:
+        """Return the body of a 503, or a 401, for an app's 500. Raises where the session was not the reason."""
         if self._write is not None:
             raise error
         if isinstance(error, LoadShed):

@@ -176,8 +176,13 @@ class AsyncWire:
         ]
         return sum(pool.open for loop, pool in pools if not loop.is_closed())
 
+    def forget(self) -> None:
+        """See Wire.forget."""
+        self.for_threads.forget()
+        self._discard_idle()
+
     def _discard_idle(self) -> None:
-        """Have the idle connections of all event loops closed. Called by the prober, in its thread."""
+        """Have the idle connections of all event loops closed. Any thread may call this."""
         for loop, ref in list(self._pools.items()):
             if (pool := ref()) is not None:
                 with contextlib.suppress(RuntimeError):  # the loop has been closed
@@ -296,9 +301,9 @@ class AsyncWire:
         packed = pack_timed(commands, server.in_time(now, given_up))
         try:
             return await self._exchange(pool, link, packed, len(commands), given_up)
-        except PeerFailed:
+        except (PeerFailed, GeneratorExit):
             raise
-        except Exception:
+        except BaseException:  # also a cancellation: its caller may invalidate next
             await asyncio.sleep(max(0.0, given_up - time.monotonic()))
             raise
 

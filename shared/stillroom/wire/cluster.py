@@ -43,6 +43,7 @@ class _AnyWire(Protocol):
     @property
     def connections(self) -> int: ...
     def ping(self) -> None: ...
+    def forget(self) -> None: ...
 
 
 W = TypeVar("W", bound=_AnyWire)
@@ -233,7 +234,7 @@ class _Cluster(Generic[W]):
             gone = [node for node in self._wires if self._has_left(node)]
             left = [self._wires.pop(node) for node in gone]
         for wire in left:
-            wire.breaker.leave()
+            wire.forget()
 
     def _has_left(self, node: Address) -> bool:
         """The node of the settings may be known to the cluster by another address."""

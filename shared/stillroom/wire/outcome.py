@@ -37,6 +37,8 @@ _UNSUPPORTED = re.compile(
     r"unknown (redis )?command|(unsupported|disabled) command|command (is )?not (supported|allowed)",
     re.IGNORECASE,
 )
+# Where a script lacks a right: servers have a code for that only outside of scripts.
+_NO_RIGHT = re.compile(r"The user executing the script can't|ACL failure in script")
 _CODE = re.compile(r"[A-Z]{2,}$")
 _IN_SCRIPT = re.compile(
     r"-(READONLY|MASTERDOWN|LOADING|NOREPLICAS) "
@@ -97,6 +99,8 @@ def owner_of(text: str) -> str:
         return code.lower()
     if in_script := _IN_SCRIPT.search(detail):
         return in_script[1].lower()
+    if _NO_RIGHT.search(detail):
+        return "noperm"
     return "proxy" if _PROXY.search(text) else "err"
 
 
@@ -159,6 +163,8 @@ def refusal(replies: Sequence[Any]) -> RedisRefused:
     code, _, detail = text.partition(" ")
     if code == "ERR" and _UNSUPPORTED.search(detail):
         code = "UNSUPPORTED"
+    elif owner_of(text) == "noperm":
+        code = "NOPERM"
     return RedisRefused(code, detail, replies)
 
 

@@ -368,7 +368,7 @@ class Wire:
             return self._exchange(link, packed, len(commands), given_up, now)
         except PeerFailed:
             raise
-        except Exception:
+        except BaseException:  # also an interruption: its caller may invalidate next
             time.sleep(max(0.0, given_up - time.monotonic()))
             raise
 
@@ -440,6 +440,12 @@ class Wire:
         with self._lock:
             self._links.discard(link)
         link.close()
+
+    def forget(self) -> None:
+        """Close all connections, those in use after their reply: the server has left its cluster."""
+        self.server.leave()
+        self._discard_idle()
+        self.breaker.leave()
 
     def _discard_idle(self) -> None:
         """Close all idle connections."""

@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from celery import current_task
 
+from stillroom import RedisUnavailable
 from stillroom.cache import Progress
-from stillroom.cache.orders import InvalidateKeys, InvalidatePattern, InvalidateTags
+from stillroom.cache.orders import InvalidateKeys, InvalidatePattern, InvalidateTags, Order
 from stillroom.dispatch import RECLAIM_TASK
 from stillroom_workers.tasks.checked import NoArguments, Report, register_task
 from stillroom_workers.tasks.room import WorkerApp
+
+log = logging.getLogger("stillroom.workers")
 
 
 def register(app: WorkerApp) -> None:
     """`stillroom.invalidate_keys`, `…_tags`, `…_pattern` take these orders; `stillroom.reclaim` takes nothing.
 
-    All return counts. Where more is left than fits the time budget, the task sends itself again.
+    All return counts. Where more is left than fits the time budget, the task sends itself again. An order that
+    finds the cache's Redis away is written down, and a later reclaim carries it out: its message is gone by then.
     """
 
     def invalidate_keys(order: InvalidateKeys) -> Report:
-        return {"deleted": app.room.cache.invalidate(*order.keys)}
+        with written_down_if_away(order) as report:
+            report["deleted"] = app.room.cache.invalidate(*order.keys)
+        return report
 
     def invalidate_tags(order: InvalidateTags) -> Report:
-        app.room.cache.invalidate_by_tag(*order.tags, soft=order.soft)
-        return reclaim()
+        with written_down_if_away(order) as report:
+            app.room.cache.invalidate_by_tag(*order.tags, soft=order.soft)
+        return report or reclaim()
 
     def invalidate_pattern(order: InvalidatePattern) -> Report:
-        app.room.cache.invalidate_by_pattern(order.pattern)
-        return reclaim()
+        with written_down_if_away(order) as report:
+            app.room.cache.invalidate_by_pattern(order.pattern)
+        return report or reclaim()
+
+    @contextmanager
+    def written_down_if_away(order: Order) -> Iterator[Report]:
+        """Give the task its report, which tells that the order is left if it had to be written down."""
+        report: Report = {}
+        try:
+            yield report
+        except RedisUnavailable as error:
+            log.warning("%s waits until the cache's Redis is back: %s", order.kind, error)
+            app.room.upkeep.order(order)
+            report |= {"deleted": 0, "left": 1}
 
     def reclaim() -> Report:
         report: Report = app.room.upkeep.reclaim(progress=partial(tell, current_task))

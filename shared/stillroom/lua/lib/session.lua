@@ -2,7 +2,8 @@
 --   s:<h>     the record: _u user ('' anonymous), _c created, _l last seen, _x absolute deadline, _i idle, _s stamp,
 --             _v version, _t tags, one a line, _m meta, _b bytes of data; and the data, one JSON a key. Times: µs.
 --             _a when the user last proved his identity, where that is not _c (0: never)
---             Or, where a session was rotated: _to its new name, _until the end of grace, _u user.
+--             Or, where a session was rotated: _to its new name, _until the end of grace, _grace how long that is, _u
+--             user.
 --             The same with _alias, for ever: the name under another pepper, while peppers are changed.
 --             Or _never: its creation or rotation was undone, and must not happen later.
 --             A session that waits for another's creation to be accepted has _held: its _x, which is 0 meanwhile
@@ -38,7 +39,7 @@ local function each_line(text)
   return string.gmatch(text, '[^\n]+')
 end
 
-local PARTS = {'_u', '_s', '_l', '_x', '_i', '_t', '_to', '_until'}
+local PARTS = {'_u', '_s', '_l', '_x', '_i', '_t', '_to', '_until', '_grace'}
 
 local function number(text)
   return text and tonumber(text)
@@ -55,7 +56,7 @@ local function parsed(h, key, f)
     return nil
   end
   if f[7] then
-    return {h = h, to = f[7], grace_until = number(f[8]) or 0, user = f[1] or ''}
+    return {h = h, to = f[7], grace_until = number(f[8]) or 0, grace = number(f[9]), user = f[1] or ''}
   end
   local stamp, seen, limit, idle = number(f[2]), number(f[3]), number(f[4]), number(f[5])
   if not (stamp and seen and limit and idle and f[1] and f[6]) then
@@ -105,10 +106,16 @@ local function lives(prefix, session, now)
   return now < session.deadline and not is_revoked(prefix, session)
 end
 
+-- Returns whether the grace of an old name was over when the caller asked. `now`: the caller wants to use the session;
+-- then a grace with more than twice its length to go is over too: the clock has stepped back since. An end goes on.
+local function is_over(old, asked, now)
+  return asked >= old.grace_until or (now and old.grace and old.grace_until - now > 2 * old.grace)
+end
+
 -- Follows an old name through each rotation whose grace was not over when the caller asked.
-local function follow(prefix, session, asked, hops)
+local function follow(prefix, session, asked, hops, now)
   for _ = 1, hops do
-    if not (session and session.to) or asked >= session.grace_until then
+    if not (session and session.to) or is_over(session, asked, now) then
       break
     end
     session = read(prefix, session.to)
@@ -117,13 +124,14 @@ local function follow(prefix, session, asked, hops)
 end
 
 -- Returns the living session under one of these keys; or nil, the reason, the session to drop if it is dead, and how
--- long before the call the grace of its old name was over, µs. `asked`: the time of the call, if that is not now.
+-- long before the call the grace of its old name was over, µs. `asked`: since when the session is to end, if it is.
 local function find(prefix, now, keys, asked, hops)
+  local uses = not asked and now
   asked = asked or now
   for _, key in ipairs(keys) do
-    local session = follow(prefix, read(prefix, string.sub(key, #prefix + 3)), asked, hops or HOPS)
+    local session = follow(prefix, read(prefix, string.sub(key, #prefix + 3)), asked, hops or HOPS, uses)
     if session and session.to then
-      if asked >= session.grace_until then
+      if is_over(session, asked, uses) then
         local heir = follow(prefix, session, 0, HOPS)
         return nil, {'replayed', heir and heir.h or session.to, session.user}, nil, asked - session.grace_until
       end
@@ -148,11 +156,12 @@ local function see(session, now)
   redis.call('HSET', session.key, '_l', plain(session.seen))
 end
 
--- Writes down that the session was seen. Returns µs since that was last written down: 0 if it is now.
+-- Writes down that the session was seen. Returns µs since that was last written down: 0 if it is now, and less where the
+-- clock has stepped back since.
 local function touch(session, now, interval)
   local unseen = now - session.seen
   if unseen < math.min(interval, session.idle / 20) then
-    return math.max(0, unseen)
+    return unseen
   end
   see(session, now)
   return 0

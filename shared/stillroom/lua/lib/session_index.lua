@@ -11,9 +11,21 @@ local function keep_for(key, ms)
   end
 end
 
+-- Returns what a command says of a key, or nil for a key of another type: a stranger has written it.
+local function asked_of(command, key, ...)
+  local said = redis.pcall(command, key, ...)
+  if type(said) == 'table' and said.err then
+    if not string.find(said.err, 'WRONGTYPE', 1, true) then
+      error(said.err)
+    end
+    return nil
+  end
+  return said
+end
+
 -- `life`: the sessions that it orders are gone after so many ms.
 local function next_stamp(prefix, now, life)
-  local newest = tonumber(redis.call('GET', prefix .. 'clock') or '') or 0
+  local newest = tonumber(asked_of('GET', prefix .. 'clock') or '') or 0
   local stamp = plain(math.max(now, newest + 1))
   redis.call('SET', prefix .. 'clock', stamp, 'KEEPTTL')
   keep_for(prefix .. 'clock', life)
@@ -60,7 +72,7 @@ local function drop_all(prefix, sessions)
   if #records > 0 then
     redis.call('UNLINK', unpack(records))
     for index, members in pairs(listed) do
-      redis.call('ZREM', prefix .. index, unpack(members))
+      asked_of('ZREM', prefix .. index, unpack(members))
     end
   end
 end
@@ -71,11 +83,7 @@ end
 
 -- A key that is no set was written by a stranger. It is deleted: it must not keep users from logging in.
 local function put(key, score, member)
-  local done = redis.pcall('ZADD', key, plain(score), member)
-  if type(done) == 'table' and done.err then
-    if not string.find(done.err, 'WRONGTYPE', 1, true) then
-      error(done.err)
-    end
+  if not asked_of('ZADD', key, plain(score), member) then
     redis.call('UNLINK', key)
     redis.call('ZADD', key, plain(score), member)
   end

@@ -8,7 +8,7 @@ local TODO_LIMIT = 10000
 local function promise(todo, members, keep_ms)
   local now = plain(math.floor(now_us() / 1000))
   if redis.call('ZCARD', todo) + #members > TODO_LIMIT then
-    redis.call('DEL', todo)
+    redis.call('UNLINK', todo)
     members = {'sweep'}
   end
   for _, member in ipairs(members) do

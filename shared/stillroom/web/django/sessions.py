@@ -16,7 +16,7 @@ from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
 
 from stillroom.durations import Duration
-from stillroom.errors import SessionConflict, SessionEnded
+from stillroom.errors import SessionConflict, SessionEnded, SessionUnreadable
 from stillroom.marked import FIXED
 from stillroom.operation import Operation
 from stillroom.sessions import (
@@ -30,7 +30,12 @@ from stillroom.web.agent import device_of
 from stillroom.web.django import room
 from stillroom.web.fields import field_of, text_of, to_data, to_fields
 from stillroom.web.merge import GONE, merged_keys
-from stillroom.web.request_session import CLEARS_WITHIN_S, TRIES, RequestSession
+from stillroom.web.request_session import (
+    CLEARS_WITHIN_S,
+    TRIES,
+    RequestSession,
+    tell_of_unreadable,
+)
 
 T = TypeVar("T")
 
@@ -73,11 +78,14 @@ class SessionStore(SessionBase):
 
     def load(self) -> dict[str, Any]:
         """Return the data. A key that opens nothing is forgotten; what no token looks like costs no round trip."""
-        key = self.session_key
+        key, self._found = self.session_key, None
         if self.along is not None and self.along.has_read(_body(), key):
             self._found = self.along.was_read
-        else:
-            self._found = room().sessions.get(key) if key else None
+        elif key:
+            try:
+                self._found = room().sessions.get(key)
+            except SessionUnreadable as error:
+                tell_of_unreadable(error)
         if self._found is None:
             self._dead, self._looked_at, self._session_key = key, time.monotonic(), None
             return {}

@@ -114,10 +114,17 @@ def _has_session(headers: Mapping[str, str], harmless: Sequence[str]) -> bool:
 
 
 def _shared_query(query: str, policy: Policy) -> str | None:
-    """Return the parameters that belong to the page, in one order; None if there are others."""
+    """Return the parameters that belong to the page, in one order; None if there are others.
+
+    None also for bytes that are no ASCII, or no UTF-8: frameworks differ in what they make of them.
+    """
     if not query:
         return ""
-    given: list[tuple[str, str]] = parse_qsl(query, keep_blank_values=True)
+    try:
+        query.encode("ascii")
+        given = parse_qsl(query, keep_blank_values=True, errors="strict")
+    except UnicodeError:
+        return None
     kept = [(name, value) for name, value in given if not _fits(name, policy.ignore)]
     if any(name not in policy.query for name, _ in kept):
         return None

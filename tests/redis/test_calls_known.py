@@ -1,0 +1,96 @@
+"""What a call wants is remembered, and that changes nothing but its price."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from stillroom.cache import calls
+
+
+def known(room: Any) -> int:
+    """Return how many calls this process remembers."""
+    return len(room.cache._body._wanted)
+
+
+def test_equal_arguments_of_other_types_are_other_calls(make_room: Any) -> None:
+    """1, True and 1.0 are equal to Python, and have keys of their own; so has a text beside its bytes."""
+    given: list[Any] = []
+
+    @make_room().cache.cached("any:{id}", ttl=60)
+    def load(id: Any) -> str:
+        given.append(id)
+        return repr(id)
+
+    wanted: list[Any] = [1, True, 1.0, "1", b"1", None, 0, False]
+    for _ in range(2):
+        assert [load(one) for one in wanted] == list(map(repr, wanted))
+        assert load.many(wanted) == list(map(repr, wanted))
+    assert len(given) == len(wanted)
+
+
+def test_contexts_that_come_later_are_entered(make_room: Any) -> None:
+    """`around_load` holds for the next load of a call that was made before it."""
+    room, entered = make_room(), list[str]()
+
+    @room.cache.cached("page:{id}", ttl=60)
+    def load(id: int) -> int:
+        entered.append("load")
+        return id
+
+    @contextmanager
+    def context() -> Any:
+        entered.append("context")
+        yield
+
+    load(1)
+    room.around_load(context)
+    room.cache.invalidate("page:1")
+    load(1)
+    assert entered == ["load", "context", "load"]
+
+
+@pytest.mark.parametrize("options", [{}, {"near": True}], ids=["plain", "near"])
+def test_large_arguments_are_not_kept(make_room: Any, options: Any) -> None:
+    """A long text is hashed in its key. Neither what is remembered nor what is kept near holds it."""
+    room = make_room()
+
+    @room.cache.cached("search:{words}", ttl=60, **options)
+    def search(words: str) -> int:
+        return len(words)
+
+    for length in (5, 100_000):
+        with room.request():
+            assert search("x" * length) == search("x" * length) == length
+    assert known(room) == 1
+    assert all(len(call[1]) < 1_000 for call in room.cache._body.copies._calls)
+
+
+def test_not_more_than_so_many_are_kept(make_room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is one too many begins anew."""
+    monkeypatch.setattr(calls, "CALLS_KNOWN", 10)
+    room = make_room()
+
+    @room.cache.cached("n:{n}", ttl=60)
+    def load(n: int) -> int:
+        return n
+
+    assert [load(n) for n in range(25)] == list(range(25))
+    assert load.many(range(25)) == list(range(25))
+    assert 0 < known(room) <= 10
+
+
+def test_what_raises_is_not_remembered(make_room: Any) -> None:
+    """A call that does not fit says so each time."""
+    room = make_room()
+
+    @room.cache.cached("n:{n}", ttl=60)
+    def load(n: int) -> int:
+        return n
+
+    for _ in range(2):
+        with pytest.raises(TypeError, match="too many"):
+            load(1, 2)
+    assert known(room) == 0

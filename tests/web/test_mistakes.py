@@ -1,0 +1,166 @@
+"""A mistake around requests is told where it is written, by what was given and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask import Flask
+
+import tests.web.test_django  # noqa: F401 - configures Django
+from stillroom import (
+    AUTH,
+    AsyncStillroom,
+    InvalidLimit,
+    Limit,
+    NoDispatch,
+    Route,
+    Routes,
+    Settings,
+    SettingsError,
+    Stillroom,
+    StillroomError,
+)
+from stillroom.web.asgi import StillroomMiddleware as Asgi
+from stillroom.web.django.limits import limited as on_django
+from stillroom.web.fastapi import limited as on_fastapi
+from stillroom.web.flask import StillroomLimits, StillroomSessions
+from stillroom.web.flask import limited as on_flask
+from stillroom.web.session_cookie import SessionCookie
+from stillroom.web.starlette import limited as on_starlette
+from stillroom.web.wsgi import StillroomMiddleware as Wsgi
+
+OFFLINE: dict[str, Any] = {"redis_url": "redis://127.0.0.1:1", "session_peppers": "p" * 40}
+ROOM = Stillroom(Settings(**OFFLINE), dispatch=NoDispatch())
+ASYNC_ROOM = AsyncStillroom(Settings(**OFFLINE), dispatch=NoDispatch())
+TWINS = [AUTH, Limit("auth", 3, 5)]
+
+
+def app(*_: Any) -> Any:
+    """Stand for an app of either face."""
+
+
+def refused(act: Callable[[], object]) -> str:
+    with pytest.raises(StillroomError) as error:
+        act()
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("make", "room"), [(Wsgi, ROOM), (Asgi, ASYNC_ROOM)], ids=["wsgi", "asgi"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"cookie": "sid"},
+            r"cookie='sid': a SessionCookie(…); did you mean SessionCookie('sid')?",
+        ),
+        ({"cookie": {"name": "sid"}}, "a SessionCookie(…)"),
+        ({"subject": "user"}, "'user': subject= is a function of the request"),
+        ({"exempt_when": True}, "True: exempt_when= is a function of the request"),
+        ({"sessions": "no"}, "sessions='no': True or False"),
+        ({"render": 5}, "render= is a function"),
+        ({"routes": {}}, "routes= is a Routes"),
+        ({"same_origin": None}, "True, or a list of origins"),
+    ],
+)
+def test_an_option_of_the_middleware(
+    make: Any, room: Any, given: dict[str, Any], said: str
+) -> None:
+    """An option of the middleware that can't be meant is refused when the middleware is made."""
+    assert said in refused(lambda: make(app, room, **given))
+
+
+def test_what_the_middleware_is_put_around() -> None:
+    """A middleware around what is no app, or with a room of the other face, is refused."""
+    for make, room, other in ((Wsgi, ROOM, ASYNC_ROOM), (Asgi, ASYNC_ROOM, ROOM)):
+        assert "not around NoneType" in refused(lambda make=make, room=room: make(None, room))
+        assert "needs a room" in refused(lambda make=make, other=other: make(app, other))
+
+
+def test_what_flask_is_given() -> None:
+    """Flask's sessions and limits refuse another room, the name of a cookie and what is no function."""
+    for room in (ASYNC_ROOM, None, Flask("x")):
+        assert "needs a room of the type Stillroom" in refused(
+            lambda room=room: StillroomSessions(room)
+        )
+    assert "did you mean SessionCookie('sid')" in refused(
+        lambda: StillroomSessions(ROOM, cookie="sid")  # type: ignore[arg-type]
+    )
+    assert "did you mean SessionCookie('sid')" in refused(
+        lambda: ROOM.init_app(Flask("x"), cookie="sid")  # type: ignore[arg-type]
+    )
+    assert "exempt_when= is a function" in refused(
+        lambda: StillroomLimits(Flask("x"), ROOM, exempt_when=True)  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(
+    "limited",
+    [on_flask, on_starlette, on_fastapi, on_django],
+    ids=["flask", "starlette", "fastapi", "django"],
+)
+@pytest.mark.parametrize(
+    ("limits", "given", "said"),
+    [
+        ([[]], {}, "it needs limits"),
+        ([()], {}, "it needs limits"),
+        (TWINS, {}, "two limits of one request have this name"),
+        ([TWINS], {}, "two limits of one request have this name"),
+        ([AUTH], {"by": 5}, "5: by= is ip, user"),
+        ([AUTH], {"by": ["ip"]}, "by= is ip, user"),
+        ([AUTH], {"exempt_when": True}, "True: exempt_when= is a function"),
+        ([AUTH], {"exempt_when": "x"}, "'x': exempt_when= is a function"),
+    ],
+)
+def test_a_limit_of_an_endpoint(
+    limited: Any, limits: Any, given: dict[str, Any], said: str
+) -> None:
+    """Limits of an endpoint that would raise at each request, or limit nothing, are refused where they are put."""
+    assert said in refused(lambda: limited(*limits, **given))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Route("/x", methods=None), "methods is a list"),
+        (lambda: Route("/x", TWINS), "two limits of one request have this name"),
+        (lambda: Routes(Route("/x")), "did you mean [Route(…)]?"),
+        (lambda: Routes(None), "a list of Route(…)s"),
+        (lambda: Routes("/x"), "'/x': Routes takes a list"),
+        (lambda: Routes([], default=TWINS), "two limits of one request have this name"),
+    ],
+)
+def test_a_route(make: Any, said: str) -> None:
+    """A route or a table that can't be meant is refused with what was probably meant."""
+    with pytest.raises(InvalidLimit) as error:
+        make()
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": None}, "name=None: a str"),
+        ({"name": 5}, "name=5: a str"),
+        ({"name": "sid", "domain": 5}, "domain=5: a str"),
+        ({"name": "sid", "path": None}, "path=None: a str"),
+        ({"name": "sid", "secure": "no"}, "secure='no': True or False"),
+        ({"http_only": None}, "http_only=None: True or False"),
+        ({"persistent": "no"}, "persistent='no': True or False"),
+    ],
+)
+def test_a_cookie(given: dict[str, Any], said: str) -> None:
+    """A cookie whose attributes have the wrong type is refused: "no" is not taken for yes."""
+    with pytest.raises(SettingsError) as error:
+        SessionCookie(**given)
+    assert said in str(error.value)
+
+
+def test_the_name_of_a_header_has_no_case() -> None:
+    """`proxy_header` is taken as proxies' documents write it, and a slip is told."""
+    assert Settings(**OFFLINE, proxy_header="X-Real-IP").proxy_header == "x-real-ip"
+    with pytest.raises(SettingsError, match=r"did you mean x-forwarded-for\?"):
+        Settings(**OFFLINE, proxy_header="X-Forwarded-Fro")
+    with pytest.raises(SettingsError, match="at least 16 characters, not 5"):
+        Settings(**OFFLINE, health_token="short")
