@@ -101,7 +101,8 @@ def _check_server(url: str, scheme: str, *, of_broker: bool) -> None:
         _ = parts.port, parts.hostname
     except ValueError:
         raise ValueError(
-            "it can't be read; # ? / [ ] in a password are written as %23 %3F %2F %5B %5D"
+            "it can't be read; # ? / [ ] in a password are written as %23 %3F %2F %5B %5D, and a port is a number "
+            "up to 65,535"
         ) from None
     if "@" in parts.path + parts.query + parts.fragment:
         raise ValueError("its password holds a # ? or /, which are written as %23 %3F %2F in a URL")

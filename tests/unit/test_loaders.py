@@ -65,6 +65,17 @@ def test_a_version_is_a_text_or_a_number(room: Stillroom, version: Any) -> None:
         room.cache.cached("k", version=version)(len)
 
 
+def test_an_argument_that_is_no_key_is_named(room: Stillroom) -> None:
+    """The error of an argument that can't stand in a key says which loader and which parameter it was given to."""
+
+    @room.cache.cached("k:{a}:{b}")
+    def load(a: int, b: Any) -> int:
+        return a
+
+    with pytest.raises(InvalidArgument, match=r"^load\(\): b: object has no text"):
+        load.key(1, object())
+
+
 def test_a_template_is_not_empty(room: Stillroom) -> None:
     """An empty key or tag is refused where it is written."""
     for key, tags in (("", []), ("k", [""])):

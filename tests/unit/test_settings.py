@@ -81,6 +81,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ),
         ("REDIS_URL", "redis://:[canary@x", "it can't be read; # ? / [ ] in a password"),
         ("REDIS_URL", "redis://:canary@x:port", "it can't be read"),
+        ("REDIS_URL", "redis://x:99999", "and a port is a number up to 65,535"),
         ("REDIS_URL", ":canary@redis", "REDIS_URL=':***@redis': a Redis URL starts with"),
         ("STILLROOM_LIFE_LIMIT", "10", "ttl + swr is 300 s; life_limit allows 10 s"),
     ],

@@ -598,6 +598,25 @@ def test_clear_empties_this_location_alone(cache: BaseCache, room: Stillroom) ->
         assert room.cache.get("mine") == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"LOCATION": "redis://:secret@redis:6379/1"}, "is a name, not the URL of Redis"),
+        ({"LOCATION": ["redis://:secret@redis:6379/1"]}, "give the URL as REDIS_URL"),
+        ({"OPTIONS": {"CLIENT_CLASS": "django_redis.client"}}, "no option 'CLIENT_CLASS'"),
+    ],
+)
+def test_the_settings_of_another_backend_are_refused(given: dict[str, Any], said: str) -> None:
+    """A URL as LOCATION would be a part of each key, and Redis would be looked for elsewhere; so it is refused."""
+    backend = {"BACKEND": "stillroom.web.django.cache.StillroomCache", **given}
+    with (
+        override_settings(CACHES={"default": backend}),
+        pytest.raises(SettingsError, match=said) as refused,
+    ):
+        caches["default"].get("k")
+    assert "secret" not in str(refused.value)
+
+
 def test_the_cache_goes_without_redis(away: None) -> None:
     """When Redis is away a page is made anew, and only a call that needs a promise raises."""
     cache = caches["default"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from string import Formatter
 from typing import Any, NamedTuple
 
-from stillroom.cache.arguments import Text
+from stillroom.cache.arguments import Text, Unkeyable
 from stillroom.errors import InvalidKey, did_you_mean
 from stillroom.keys import sanitized
 
@@ -49,12 +49,15 @@ class Template:
 
     def fill(self, values: Mapping[str, Any]) -> str:
         """Return the text for these arguments. Raises Unkeyable."""
-        filled = ""
-        for literal, name, text, end in self._parts:
-            filled += literal
-            if text:
-                value = text(values[name])
-                filled += _escaped(value, end) if end else value
+        filled = name = ""
+        try:
+            for literal, name, text, end in self._parts:
+                filled += literal
+                if text:
+                    value = text(values[name])
+                    filled += _escaped(value, end) if end else value
+        except Unkeyable as error:
+            raise Unkeyable(f"{name}: {error}") from None
         return filled
 
 

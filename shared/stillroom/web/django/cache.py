@@ -1,7 +1,8 @@
 """Django's cache on the room's: `CACHES = {"default": {"BACKEND": "stillroom.web.django.cache.StillroomCache"}}`.
 
 LOCATION names a part of the room's cache (default: `default`); two of Django's caches with the same LOCATION
-share it, as they do with Django's own. KEY_PREFIX, VERSION, KEY_FUNCTION and TIMEOUT are Django's.
+share it, as they do with Django's own. It is no URL: REDIS_URL, or the setting STILLROOM, says where Redis is.
+KEY_PREFIX, VERSION, KEY_FUNCTION and TIMEOUT are Django's.
 
     from django.core.cache import cache
 
@@ -22,6 +23,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 
 from stillroom.cache import Cache
+from stillroom.errors import SettingsError
 from stillroom.keys import glob_literal
 from stillroom.web.django import room
 from stillroom.web.django.values import pack, unpack
@@ -37,6 +39,7 @@ class StillroomCache(BaseCache):
     """
 
     def __init__(self, location: str, params: dict[str, Any]) -> None:
+        _refuse_foreign(location, params.get("OPTIONS") or {})
         super().__init__(params)
         self._prefix = f"django:{location or 'default'}:"
 
@@ -208,3 +211,17 @@ class StillroomCache(BaseCache):
         if seconds is None:
             return longest
         return min(float(seconds), longest) if seconds > 0 else None
+
+
+def _refuse_foreign(location: Any, options: Mapping[str, Any]) -> None:
+    """Refuse what other backends are given: a URL would be a part of each key here. Raises SettingsError."""
+    if not isinstance(location, str) or "://" in location:
+        raise SettingsError(
+            "CACHES: the LOCATION of a StillroomCache is a name, not the URL of Redis. Leave it out, and give the "
+            "URL as REDIS_URL in the environment or as redis_url in the setting STILLROOM"
+        )
+    for name in options:
+        if name not in ("MAX_ENTRIES", "CULL_FREQUENCY"):  # Django's own, which count nothing here
+            raise SettingsError(
+                f"CACHES: a StillroomCache has no option {name!r} in OPTIONS; the settings of the room hold for it"
+            )
