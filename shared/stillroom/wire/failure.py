@@ -36,7 +36,7 @@ def _reason(error: BaseException, cause: OSError | None) -> tuple[str, str]:
         return "auth", str(error)
     if isinstance(error, redis.exceptions.BusyLoadingError):
         return "loading", ""
-    if cause is not None and cause.errno in _OUR_WANT and not isinstance(cause, socket.gaierror):
+    if cause is not None and cause.errno in _OUR_WANT:
         return "pool", os.strerror(cause.errno)
     if isinstance(cause, socket.gaierror):
         return "name", str(cause.strerror)
