@@ -1,9 +1,9 @@
 """A Celery app that does what Stillroom's settings say, whatever else of Celery is in its process or environment.
 
 Stock Celery lets the environment win over what an app was told (CELERY_BROKER_URL and three like it), reads
-the module that CELERY_CONFIG_MODULE names, takes over the tasks that other apps of the process share, and
-with Django makes itself the default app of the process. A project that has a Celery app of its own sets all
-of these for that app.
+the module that CELERY_CONFIG_MODULE names, takes CELERY_WORKER_POOL and others for options of its command, takes
+over the tasks that other apps of the process share, and with Django makes itself the default app of the process.
+A project that has a Celery app of its own sets all of these for that app.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import celery
+import click
 from celery import _state
 from celery.app import utils
 from celery.loaders.app import AppLoader
@@ -27,6 +28,9 @@ AMBIENT = {
     "CELERY_CONFIG_MODULE": "STILLROOM_… variables",
     "CELERY_LOADER": "STILLROOM_LOADERS",
 }
+
+# … and how the names of those begin that Celery's command line takes for its options.
+AMBIENT_OPTIONS = ("CELERY_WORKER_", "CELERY_BEAT_")
 
 # Neither has types of its own. As Any they look the same to mypy with and without stubs.
 _StockCelery: Any = celery.Celery
@@ -98,8 +102,23 @@ class Configuration(_StockSettings):  # type: ignore[misc]
 
 def ignored(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return a sentence for each of Celery's variables that is set and has no effect here."""
+    options = {
+        name: "STILLROOM_… variables, and options of the command line"
+        for name in sorted(environment)
+        if name.startswith(AMBIENT_OPTIONS)
+    }
     return [
         f"{name} is set and has no effect on Stillroom, whose settings are {instead}"
-        for name, instead in AMBIENT.items()
+        for name, instead in {**AMBIENT, **options}.items()
         if environment.get(name)
     ]
+
+
+def read_no_options() -> None:
+    """Let no variable stand for an option of the `celery` command that runs: they are of the project's workers.
+
+    CELERY_WORKER_POOL would be `--pool`, CELERY_WORKER_PURGE would empty our queues.
+    """
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.find_root().auto_envvar_prefix = None

@@ -156,7 +156,7 @@ def test_a_pepper_that_was_not_promoted_may_be_forgotten(tmp_path: Path) -> None
 
 def test_a_name_that_is_no_secret_is_refused(tmp_path: Path) -> None:
     """An unknown name is refused before anything is written, with the list of secrets."""
-    with pytest.raises(UnknownSecret, match="no secret is called wb_password"):
+    with pytest.raises(UnknownSecret, match=r"wb_password; did you mean web_password\? There are"):
         secrets(tmp_path, "--rotate", "wb_password")
     assert not list(tmp_path.iterdir())
 

@@ -32,6 +32,7 @@ from stillroom.keys import Keys
 from stillroom.web.wsgi_health import HealthWSGI
 from stillroom.wire.idle import IdleTimeout, Lateness
 from tests.support.celery_process import until
+from tests.support.faces import FACES, open_room
 
 FEW = {"pool_size": 8}  # connections, so that a burst waits in line
 
@@ -329,3 +330,18 @@ def test_health_answers_without_a_file_descriptor(server: EmbeddedServer) -> Non
             assert SystemWatch().look() is None or report.system is not None
         assert report.status in ("pass", "warn", "fail")
         assert room.health.check().system is not None
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_without_a_file_descriptor_redis_is_not_said_to_be_away(
+    server: EmbeddedServer, face: str
+) -> None:
+    """A process without a descriptor for a connection blames no server, and goes on as soon as it has one."""
+    with open_room(face, Settings(redis_url=server.url), NoDispatch()) as room:
+        with without_files():
+            for _ in range(10):
+                assert room.cache.get("k") is None
+            with pytest.raises(RedisUnavailable, match=r"pool.*Too many open files"):
+                room.cache.invalidate("k")
+            assert not room.wire.breaker.is_open
+        assert room.cache.set("k", 1)

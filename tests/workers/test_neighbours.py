@@ -270,6 +270,26 @@ def test_celerys_own_variables_change_nothing(
         assert f"{name} is set and has no effect on Stillroom" in worker.log
 
 
+OPTIONS = {
+    "CELERY_WORKER_POOL": "solo",
+    "CELERY_WORKER_CONCURRENCY": "1",
+    "CELERY_WORKER_QUEUES": "projq",
+    "CELERY_WORKER_PURGE": "1",
+    "CELERY_BEAT_SCHEDULER": "tests.support.nowhere:Scheduler",
+}
+
+
+def test_options_of_the_projects_workers_are_not_ours(
+    start_worker: StartCelery, start: StartCelery, own_server: EmbeddedServer, db: Any
+) -> None:
+    """A variable that Celery takes for an option of its command changes neither our worker nor our beat."""
+    worker = start_worker(**OPTIONS, STILLROOM_LOADERS="tests.support.shop_app")
+    order_a_refresh(own_server, "stillroom", db)
+    assert "concurrency: 2 (thread)" in worker.log
+    assert "CELERY_WORKER_POOL is set and has no effect on Stillroom" in worker.log
+    start("beat", **OPTIONS).await_line("Scheduler: Sending due task", 30)
+
+
 def test_no_configuration_of_another_app_is_read(
     foreign: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

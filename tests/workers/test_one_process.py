@@ -107,6 +107,23 @@ def test_one_process_does_it_all(
     assert not (tmp_path / "heartbeat").exists()
 
 
+# What Celery's command reads for its own options, and many environments have for something else.
+SHORT_NAMES = ("APP", "BROKER_URL", "RESULT_BACKEND", "LOADER", "CONFIG_MODULE")
+
+
+def test_an_environment_with_variables_of_somebody_elses_starts_it(
+    start_one: StartOne, tmp_path: Path
+) -> None:
+    """APP, LOADER and the like, and the options of a project's Celery workers, are not read."""
+    foreign = dict.fromkeys(SHORT_NAMES, "elsewhere") | {"CELERY_WORKER_POOL": "solo"}
+    worker = start_one(**foreign)
+    until(
+        lambda: (tmp_path / "heartbeat").exists() or worker.process.poll() is not None, "a sign", 60
+    )
+    assert worker.process.poll() is None
+    assert "(thread)" in worker.log
+
+
 def test_a_mistake_in_loaders_ends_it(start_one: StartOne, tmp_path: Path) -> None:
     """A mistake in the loaders ends it with one sentence and exit code 1, as the workers of the stack."""
     (tmp_path / "mistake.py").write_text("1 / 0\n")

@@ -25,6 +25,8 @@ def main(arguments: list[str]) -> None:
         app = make_app()
     app.steps["worker"].add(Beat)
     app.signs.with_beat = True
+    for option in _command.params:
+        option.envvar = None  # APP and BROKER_URL are what many environments have
     _command.params[0].default = app
     _command.main(args=["worker", "--loglevel", "INFO", *arguments], prog_name="stillroom")
 

@@ -21,7 +21,7 @@ import typer
 
 from stillroom.cli import secret_files
 from stillroom.cli.tables import AsJson, print_json
-from stillroom.errors import StillroomError
+from stillroom.errors import StillroomError, did_you_mean
 from stillroom.keys import globs_on_a_cluster
 from stillroom.settings import Settings
 from stillroom.shown import shown
@@ -214,6 +214,7 @@ def _next(path: Path) -> Path:
 
 def _refuse_unknown(given: Iterable[str]) -> None:
     if unknown := sorted(set(given) - set(names())):
+        hint = did_you_mean(unknown[0], names())
         raise UnknownSecret(
-            f"no secret is called {', '.join(unknown)}; there are {', '.join(names())}"
+            f"no secret is called {', '.join(unknown)}{hint or '.'} There are {', '.join(names())}"
         )

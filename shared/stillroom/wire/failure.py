@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
@@ -14,6 +15,9 @@ from stillroom.wire.names import NameUnanswered
 
 # The other side accepted the connection and closed it, perhaps before TLS was agreed on.
 _CUT_OFF = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
+# No descriptor is free for a connection, here or on this machine. That says nothing about the server.
+_OUR_WANT = (errno.EMFILE, errno.ENFILE)
 
 
 def unavailable(error: BaseException) -> RedisUnavailable | None:
@@ -32,6 +36,8 @@ def _reason(error: BaseException, cause: OSError | None) -> tuple[str, str]:
         return "auth", str(error)
     if isinstance(error, redis.exceptions.BusyLoadingError):
         return "loading", ""
+    if cause is not None and cause.errno in _OUR_WANT:
+        return "pool", os.strerror(cause.errno)
     if isinstance(cause, socket.gaierror):
         return "name", str(cause.strerror)
     if isinstance(cause, _CUT_OFF):
