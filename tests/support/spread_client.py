@@ -20,6 +20,13 @@ class SpreadClient(RedisCluster):  # type: ignore[misc]  # redis-py's has no typ
     A ban that is written or deleted where it is decided is written or deleted where it holds, too.
     """
 
+    def close(self) -> None:
+        nodes = self.get_nodes()
+        super().close()
+        for node in nodes:  # whose pools it leaves to the collector
+            if node.redis_connection is not None:
+                node.redis_connection.connection_pool.disconnect()
+
     def time(self, *_: Any, **__: Any) -> Any:
         node = self.get_primaries()[0]
         return self.get_redis_connection(node).time()
