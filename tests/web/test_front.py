@@ -928,6 +928,25 @@ def test_an_app_that_raises_when_it_is_looked_at_is_served(settings: Settings) -
         assert [ask(port, "/x").status for _ in range(3)] == [200, 200, 429]
 
 
+@pytest.mark.filterwarnings("ignore:The `root_path` parameter")
+@pytest.mark.parametrize(("mount", "path"), [("/", "/api/login"), ("/api", "/api/login")])
+def test_a_mounted_apps_root_path_is_the_tables_where_it_is_mounted_at_the_root(
+    mount: str, path: str, settings: Settings
+) -> None:
+    """A root_path of an app that is mounted at `/` is taken off; one of an app further down is part of the path."""
+    inner = FastAPI(root_path="/api")
+    inner.post("/login")(lambda: "in")
+    auth = Limit("auth", 9, 60)
+    written = "/login" if mount == "/" else path
+    table = Routes([Route(written, [auth])], default=[Limit("other", 9, 60)])
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    app = Starlette(routes=[Mount(mount, inner)])
+    with serving_asgi(lambda room: Asgi(app, room, routes=table), room) as port:
+        reply = ask(port, path, "POST")
+    assert (reply.status, (reply.one("ratelimit") or "").split(";")[0]) == (200, '"auth"')
+    assert "other" not in (reply.one("ratelimit") or "")
+
+
 def test_it_is_told_at_start(settings: Settings, caplog: Any) -> None:
     """A route that fits nothing is logged at start by the lifespan, or else by the first request."""
 
