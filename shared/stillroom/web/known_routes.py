@@ -149,7 +149,7 @@ def inner_apps(app: object) -> Iterator[Any]:
 def _mounted(routes: Any, depth: int, *, at_root: bool = False) -> Iterator[Any]:
     """Yield the apps that are mounted in an app. `at_root`: only those at `/`, whose paths are the app's own."""
     for route in routes if isinstance(routes, Sequence) and depth < DEEP else ():
-        if not hasattr(route, "endpoint") and not (at_root and getattr(route, "path", "")):
+        if not hasattr(route, "endpoint") and not (at_root and bool(getattr(route, "path", ""))):
             yield from layers(getattr(route, "app", None))
             yield from _mounted(getattr(route, "routes", ()), depth + 1, at_root=at_root)
 
