@@ -188,7 +188,8 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         return self._gate.route(method, below(root, path), path, header, self._client, scope)
 
     def _client(self, scope: Scope) -> str:
-        return self._gate.client_of(self._asked(scope, scope["method"]))
+        known: Visit | None = scope.get(VISIT)
+        return known.client if known else self._gate.client_of(self._asked(scope, scope["method"]))
 
     def _enter(self, scope: Scope, given: Mapping[bytes, bytes], method: str) -> tuple[Visit, bool]:
         """Return the visit of this scope, and whether an outer middleware began it."""

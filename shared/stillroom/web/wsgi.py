@@ -98,7 +98,8 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
         return self._gate.route(method, path, _path(environ), header, self._client, environ)
 
     def _client(self, environ: Environ) -> str:
-        return self._gate.client_of(self._asked(environ))
+        known: Visit | None = environ.get(VISIT)
+        return known.client if known else self._gate.client_of(self._asked(environ))
 
     def _session(self, environ: Environ, cookie: SessionCookie | None) -> WebSession:
         """Return the session of the token in this cookie, or an anonymous one without."""
