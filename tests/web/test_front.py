@@ -42,6 +42,7 @@ from stillroom import (
 )
 from stillroom.web import HealthASGI, HealthWSGI, Refusal
 from stillroom.web.asgi import StillroomMiddleware as Asgi
+from stillroom.web.carriers import layers
 from stillroom.web.cors import ASKS, LEARNED_S, Learned, Unanswered
 from stillroom.web.flask import StillroomLimits, StillroomSessions
 from stillroom.web.flask import limited as on_flask
@@ -911,6 +912,26 @@ def test_an_app_is_seen_through_what_is_around_it(caplog: Any) -> None:
     for app in (health, around(flask_app()), Kept(Kept(around(flask_app().wsgi_app)))):
         assert told(app, caplog, Route("/lgoin")), app
         assert not told(app, caplog, Route("/login")), app
+
+
+def test_functions_that_know_each_other_are_each_looked_at_a_few_times() -> None:
+    """Functions that hold each other, and lead to no app, are each looked at a few times, not along each way."""
+    looked = 0
+
+    class Held:
+        @property
+        def app(self) -> None:
+            nonlocal looked
+            looked += 1
+
+        def __call__(self, *given: Any) -> None:
+            """Stand for a function of a middleware."""
+
+    them = [Held() for _ in range(12)]
+    for one in them:
+        vars(one).update({f"other{n}": other for n, other in enumerate(them)})
+    assert list(layers(them[0])) == [them[0]]
+    assert looked < 10 * len(them)
 
 
 def test_an_app_that_raises_when_it_is_looked_at_is_served(settings: Settings) -> None:
