@@ -82,6 +82,12 @@ class Marks:
         self._text_keys = text_keys
         self._refuse = refuse
 
+    @property
+    def names(self) -> str:
+        """Return the names of the types that JSON has no word for, for an error."""
+        kinds = (kind.name.partition(" ")[0] for kind in self.kinds)
+        return ", ".join(name for name in dict.fromkeys(kinds) if name != "dict")
+
     def pack(self, value: Any) -> Any:
         """Return the value as JSON can hold it; a plain one is returned as it is."""
         if is_plain(value):
@@ -105,9 +111,8 @@ class Marks:
             return value
         name = value.get(MARK)
         if isinstance(name, str) and name in self._by_name and PARTS in value:
-            parts = value[
-                PARTS
-            ]  # which are marked themselves where they are a text that UTF-8 can't write
+            # The parts are marked themselves where they are a text that UTF-8 can't write.
+            parts = value[PARTS]
             return self._by_name[name].whole(self.unpack(parts) if type(parts) is dict else parts)
         return {key: self.unpack(one) for key, one in value.items()}
 
