@@ -19,8 +19,8 @@ SENTINELS = ("redis+sentinel", "rediss+sentinel")
 SCHEMES = (*SERVERS, *SENTINELS)
 # The wire owns patience: an option of these kinds in a URL would silently overrule it.
 OPTIONS_REFUSED = ("retry", "timeout", "max_connections", "decode_responses", "protocol")
-# The options that may stand in a URL. Of the others redis-py refuses most at the first call, perhaps in asyncio only;
-# the rest have no effect here.
+# The options that may stand in a URL. Of the others redis-py refuses most at the first call, and the rest have no
+# effect, at least not in asyncio.
 OPTIONS = ("db", "username", "password", "client_name", "socket_keepalive")
 TLS_OPTIONS = (
     *("ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_cert_reqs", "ssl_check_hostname"),
