@@ -103,7 +103,7 @@ def _comparison_of(kind: type) -> Comparison:
         fields = partial(_same_fields, names)
         return partial(_same_both, compare, fields) if compare else fields
     if compare is not None:
-        return partial(_same_and_attributes, compare) if kind.__dictoffset__ else compare
+        return partial(_same_and_attributes, compare) if has_attributes(kind) else compare
     if issubclass(kind, datetime | time):
         return _same_time
     if issubclass(kind, Enum):
@@ -306,6 +306,11 @@ def _fields_of(value: Any) -> dict[str, Any]:
         return {**fields, **attributes_of(value, fields.keys())}
     fields = {name: value.__dict__.get(name) for name in type(value).model_fields}
     return {**fields, **(value.model_extra or {}), **(value.__pydantic_private__ or {})}
+
+
+def has_attributes(kind: type) -> bool:
+    """Return whether objects of this type may have attributes, in a dict or in slots."""
+    return bool(kind.__dictoffset__) or any(vars(base).get("__slots__") for base in kind.__mro__)
 
 
 def attributes_of(value: Any, fields: AbstractSet[str] = NO_FIELDS) -> dict[str, Any]:
