@@ -42,8 +42,8 @@ class Flying:
     def begin(self, asked: Asked) -> object:
         """Count a check from now on. Return the mark that ends it.
 
-        No lock is taken, here or in `end`. The check is in the dict before it is noted, so sums that begin meanwhile
-        have it from one or the other.
+        No lock is taken, here or in `end`. The check is in the dict before it is noted, so sums that begin
+        meanwhile have it from one or the other.
         """
         mark = object()
         self._asked[mark] = asked
