@@ -19,7 +19,8 @@ SENTINELS = ("redis+sentinel", "rediss+sentinel")
 SCHEMES = (*SERVERS, *SENTINELS)
 # The wire owns patience: an option of these kinds in a URL would silently overrule it.
 OPTIONS_REFUSED = ("retry", "timeout", "max_connections", "decode_responses", "protocol")
-# The options that may stand in a URL. redis-py would raise for another one at the first call.
+# The options that may stand in a URL. Of the others redis-py refuses most at the first call, and the rest have no
+# effect, at least not in asyncio.
 OPTIONS = ("db", "username", "password", "client_name", "socket_keepalive")
 TLS_OPTIONS = (
     *("ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_cert_reqs", "ssl_check_hostname"),
@@ -118,9 +119,9 @@ def _check_server(url: str, scheme: str, *, of_broker: bool) -> None:
 def _check_option(option: str, value: str, *, is_tls: bool) -> None:
     if option in TLS_OPTIONS and not is_tls:
         raise ValueError(f"the option {option!r} is for TLS: the URL starts with rediss then")
-    if option not in (*OPTIONS, *TLS_OPTIONS):
-        known = (*OPTIONS, *TLS_OPTIONS)
-        meant = did_you_mean(option, known, "%r") or f"; there are {', '.join(OPTIONS)}"
+    known = (*OPTIONS, *TLS_OPTIONS) if is_tls else OPTIONS
+    if option not in known:
+        meant = did_you_mean(option, known, "%r") or f"; there are {', '.join(known)}"
         raise ValueError(f"a Redis URL has no option {option!r}{meant}")
     if option == "db":
         _database(value)

@@ -78,7 +78,8 @@ class Marks:
         refuse: Callable[[Any], Exception | None] | None = None,
     ) -> None:
         self.kinds = [*self._containers(), *KINDS, *kinds]
-        self._by_name = {kind.name: kind for kind in (*self.kinds, TEXT, SAYS_HTML)}
+        self._fitting = [*self.kinds, SAYS_HTML]
+        self._by_name = {kind.name: kind for kind in (*self._fitting, TEXT)}
         self._text_keys = text_keys
         self._refuse = refuse
 
@@ -98,7 +99,7 @@ class Marks:
             return self._list(value)
         if isinstance(value, dict):
             return self._dict(value)
-        for kind in (*self.kinds, SAYS_HTML):
+        for kind in self._fitting:
             if kind.fits(value):
                 return {MARK: kind.name, PARTS: kind.parts(value)}
         return value
@@ -111,8 +112,7 @@ class Marks:
             return value
         name = value.get(MARK)
         if isinstance(name, str) and name in self._by_name and PARTS in value:
-            # The parts are marked themselves where they are a text that UTF-8 can't write.
-            parts = value[PARTS]
+            parts = value[PARTS]  # a text that UTF-8 can't write is marked itself
             return self._by_name[name].whole(self.unpack(parts) if type(parts) is dict else parts)
         return {key: self.unpack(one) for key, one in value.items()}
 

@@ -342,11 +342,10 @@ class AsyncDriver:
                     if kind in _BATCHES:
                         left = deadline - time.monotonic()
                         answer = await self._exchange(step, left, idempotent=kind is list)
+                        is_others_time = False
                     else:
                         answer = await self._take(step, deadline)
-                    is_others_time = isinstance(step, _OTHERS_TIME) and not isinstance(
-                        step, Backoff
-                    )
+                        is_others_time = kind is not Backoff and isinstance(step, _OTHERS_TIME)
                     # Later than the wire waits: this loop was busy. What follows is not to pay for that.
                     if (now := time.monotonic()) > deadline or is_others_time:
                         deadline = now + self._call_timeout

@@ -19,6 +19,7 @@ DEPTH_LIMIT = 100  # containers in containers: deeper ones are looked at, not tr
 INT_LIMIT = 1 << 10_000  # parsers refuse numbers of more than 4,300 digits
 KINDS_LIMIT = 10_000  # types that are remembered
 SEQUENCES = (list, tuple, set, frozenset, deque)
+CONTAINERS = (Mapping, *SEQUENCES)
 MISSING: Any = object()
 BY_IDENTITY: Any = object.__eq__
 NO_FIELDS: frozenset[str] = frozenset()
@@ -96,11 +97,13 @@ def _comparison_of(kind: type) -> Comparison:
     """Return how two values of this type are compared, chosen once because a list may have thousands."""
     if issubclass(kind, BaseModel):
         return _same_model
+    compare = _comparison_of_container(kind) if issubclass(kind, CONTAINERS) else None
     if dataclasses.is_dataclass(kind):
-        return partial(_same_fields, frozenset(field.name for field in dataclasses.fields(kind)))
-    if issubclass(kind, Mapping | set | frozenset | list | tuple | deque):
-        compare = _comparison_of_container(kind)
-        return partial(_same_and_attributes, compare) if kind.__dictoffset__ else compare
+        names = frozenset(field.name for field in dataclasses.fields(kind))
+        fields = partial(_same_fields, names)
+        return partial(_same_both, compare, fields) if compare else fields
+    if compare is not None:
+        return partial(_same_and_attributes, compare) if has_attributes(kind) else compare
     if issubclass(kind, datetime | time):
         return _same_time
     if issubclass(kind, Enum):
@@ -120,6 +123,11 @@ def _comparison_of_container(kind: type) -> Comparison:
 
 def _same_with(name: str, compare: Comparison, sent: Any, back: Any, widened: bool) -> bool:
     return bool(getattr(sent, name) == getattr(back, name)) and compare(sent, back, widened)
+
+
+def _same_both(items: Comparison, fields: Comparison, sent: Any, back: Any, widened: bool) -> bool:
+    """Compare what is a container and a dataclass."""
+    return items(sent, back, widened) and fields(sent, back, widened)
 
 
 def _same_and_attributes(compare: Comparison, sent: Any, back: Any, widened: bool) -> bool:
@@ -196,6 +204,8 @@ def lost_in(sent: Any, back: Any, place: str = "") -> str | None:
     if isinstance(sent, datetime | time) and not _has_a_text(sent):
         what = "zone without an offset" if sent.tzinfo else "fold=1 and no zone"
         return f"{place or 'it'} is a {type(sent).__name__} with {what}, which no text says"
+    if _lacks_items(sent, back):
+        return f"{place or 'it'} is a dataclass and comes back without its items"
     if type(sent) is type(back) and (instead := _unseen(sent, back)):
         return f"{place or 'it'} comes back with {instead}"
     parts = _parts(sent, back)
@@ -212,6 +222,13 @@ def lost_in(sent: Any, back: Any, place: str = "") -> str | None:
     return (
         None if _has_a_form(sent, back) else f"{place or 'it'} comes back as {_words(sent, back)}"
     )
+
+
+def _lacks_items(sent: Any, back: Any) -> bool:
+    """Return whether a container that is a dataclass has come back by its fields alone."""
+    if not isinstance(sent, (dict, *SEQUENCES)) or not dataclasses.is_dataclass(type(sent)):
+        return False
+    return len(sent) > 0 and not (type(back) is type(sent) and len(back) == len(sent))
 
 
 def _unseen(sent: Any, back: Any) -> str | None:
@@ -289,6 +306,11 @@ def _fields_of(value: Any) -> dict[str, Any]:
         return {**fields, **attributes_of(value, fields.keys())}
     fields = {name: value.__dict__.get(name) for name in type(value).model_fields}
     return {**fields, **(value.model_extra or {}), **(value.__pydantic_private__ or {})}
+
+
+def has_attributes(kind: type) -> bool:
+    """Return whether objects of this type may have attributes, in a dict or in slots."""
+    return bool(kind.__dictoffset__) or any(vars(base).get("__slots__") for base in kind.__mro__)
 
 
 def attributes_of(value: Any, fields: AbstractSet[str] = NO_FIELDS) -> dict[str, Any]:

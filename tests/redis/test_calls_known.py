@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
+from werkzeug.local import LocalProxy
 
 from stillroom.cache import calls
 
@@ -93,4 +95,40 @@ def test_what_raises_is_not_remembered(make_room: Any) -> None:
     for _ in range(2):
         with pytest.raises(TypeError, match="too many"):
             load(1, 2)
+    assert known(room) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"near": True}], ids=["plain", "near"])
+def test_a_stand_in_is_remembered_by_nobody(make_room: Any, options: Any) -> None:
+    """What a lazy object stands for changes with the request, and outside of one it raises: it is not kept."""
+    now: ContextVar[int] = ContextVar("now")
+    room, stand_in = make_room(), LocalProxy(now)
+
+    @room.cache.cached("n:{n}", ttl=60, **options)
+    def load(n: int) -> int:
+        return int(n)
+
+    for n in (-1, -2, 7):  # the first two have one hash
+        token = now.set(n)
+        with room.request():
+            assert load(stand_in) == load.many([stand_in])[0] == n
+        now.reset(token)
+        with room.request():
+            assert load(n) == load.many([n])[0] == n
+
+
+@pytest.mark.parametrize("options", [{}, {"near": True}], ids=["plain", "near"])
+def test_a_default_that_the_app_changes_is_another_key(make_room: Any, options: Any) -> None:
+    """The key has the text that a default has when the call is made."""
+    room, shown = make_room(), {"currency": "EUR"}
+
+    @room.cache.cached("price:{id}:{how}", ttl=60, **options)
+    def price(id: int, how: dict[str, str] = shown) -> str:
+        return f"{id} {how['currency']}"
+
+    for currency in ("EUR", "USD", "EUR"):
+        shown["currency"] = currency
+        for _ in range(2):
+            with room.request():
+                assert price(7) == price.many([7])[0] == f"7 {currency}"
     assert known(room) == 0

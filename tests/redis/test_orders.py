@@ -213,7 +213,7 @@ class TestLoads:
         orders: Any = worker.tasks._body._orders
         worker.state.run(orders._take(0))  # and then it is killed
         assert worker.cache.reclaim()["done"] == 0
-        self._pass_a_minute(app, state_client)
+        self._pass(app, state_client, 61)
         assert worker.cache.reclaim()["done"] == 1
         assert app.product(7) == "new"
 
@@ -237,7 +237,7 @@ class TestLoads:
             worker.cache.cached("product:{id}", ttl=600)(product)
             with pytest.raises(Killed):
                 worker.cache.reclaim()
-            self._pass_a_minute(app, state_client)
+            self._pass(app, state_client, 61)
         assert worker.cache.reclaim()["dead"] == 1
         assert len(deaths) == ordering.TRIES_LIMIT
         (letter,) = app.state.run(app.dead_letters.list())
@@ -260,10 +260,29 @@ class TestLoads:
         assert worker.cache.reclaim()["done"] >= 1
         assert app.cache.get("k") is None
 
+    def test_an_order_that_redis_refuses_keeps_no_other_back_and_becomes_a_dead_letter(
+        self, app: Any, worker: Stillroom, client: Any, state_client: Any
+    ) -> None:
+        """A foreign key in the way of one order is that order's failure: Redis is not away."""
+        client.lpush(app.keys.lease(b"product:7"), "foreign")
+        app.cache.set("k", "old")
+        app.tasks.load(app.product, 7)
+        app.tasks.invalidate_keys("k")
+        report = worker.cache.reclaim()
+        assert report["done"] >= 1
+        assert app.cache.get("k") is None
+        tries = 1
+        while not report["dead"] and tries < 2 * ordering.TRIES_LIMIT:
+            self._pass(app, state_client, 301)
+            report, tries = worker.cache.reclaim(), tries + 1
+        assert tries == ordering.TRIES_LIMIT
+        (letter,) = app.state.run(app.dead_letters.list())
+        assert "wrongtype" in letter.reason
+
     @staticmethod
-    def _pass_a_minute(app: Any, state_client: Any) -> None:
+    def _pass(app: Any, state_client: Any, seconds: float) -> None:
         for member, due in state_client.zrange(app.keys.orders, 0, -1, withscores=True):
-            state_client.zadd(app.keys.orders, {member: due - 61e6})
+            state_client.zadd(app.keys.orders, {member: due - seconds * 1e6})
 
 
 def test_whatever_is_ordered_is_done_once_or_buried(

@@ -310,6 +310,27 @@ def test_arguments_that_differ_in_an_attribute_have_two_texts(
         text(connection=Connection())
 
 
+@dataclasses.dataclass(slots=True)
+class Basket(list[int]):
+    tenant: str = ""
+
+
+class Slotted(list[int]):
+    __slots__ = ("tenant",)
+
+
+@pytest.mark.parametrize("make", [Basket, Slotted])
+def test_containers_that_differ_in_a_slot_have_two_texts(make: Callable[[], Any]) -> None:
+    """What a container has in slots stands in the text, as what it has in a dict does."""
+
+    def text(tenant: str) -> str:
+        value = make()
+        value.tenant = tenant
+        return texts.of(Any)(value)
+
+    assert text("a") != text("b")
+
+
 def test_a_value_that_holds_itself_is_refused() -> None:
     """A value that contains itself is refused."""
     endless: list[Any] = []

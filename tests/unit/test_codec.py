@@ -126,6 +126,17 @@ class Open:
     a: int
 
 
+@dataclasses.dataclass
+class Listed(list[int]):
+    total: int = 0
+
+    @classmethod
+    def of(cls, *items: int) -> Listed:
+        listed = cls(len(items))
+        listed.extend(items)
+        return listed
+
+
 def with_attributes(value: Any, **attributes: Any) -> Any:
     for name, one in attributes.items():
         setattr(value, name, one)
@@ -306,6 +317,7 @@ REFUSED: list[tuple[Any, Any]] = [
         (with_attributes(Open(1), other=7), Open),
         (with_attributes(Place(1, "a"), other=7), Place),
     ),
+    *((Listed.of(7), Listed), (Listed.of(7), Any), ([Listed.of(7)], list[Listed])),
     *(("seven", int), (None, int), ({"id": 1}, Item), (1.5, int), (Decimal("NaN"), Decimal)),
 ]
 
@@ -336,6 +348,7 @@ def test_what_would_come_back_as_something_else_is_refused(value: Any, type: Any
         (dt.time(2, tzinfo=BERLIN), dt.time, "a time with zone without an offset"),
         (with_attributes(Basket([1]), other=7), Basket, r"\.other is left out"),
         (with_attributes(Place(1, "a"), other=7), Place, "it comes back with no attribute other"),
+        (Listed.of(7), Listed, "it is a dataclass and comes back without its items"),
     ],
     ids=lambda one: f"{one!r:.30}",
 )

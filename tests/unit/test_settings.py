@@ -60,6 +60,11 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("REDIS_URL", "redis://x?fnord=1", "no option 'fnord'; there are db, username, password"),
         (
             "REDIS_URL",
+            "redis://x?health_check_interval=9",
+            "a Redis URL has no option 'health_check_interval'; there are db",
+        ),
+        (
+            "REDIS_URL",
             "redis+sentinel://x/main?ssl_ca_certs=/ca.pem",
             "the option 'ssl_ca_certs' is for TLS: the URL starts with rediss then",
         ),

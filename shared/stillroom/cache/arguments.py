@@ -38,7 +38,7 @@ from typing_extensions import is_typeddict
 
 from stillroom import pepper
 from stillroom.errors import InvalidArgument
-from stillroom.sameness import attributes_of
+from stillroom.sameness import attributes_of, has_attributes
 from stillroom.settings import Settings
 
 Text: TypeAlias = Callable[[Any], str]
@@ -148,7 +148,7 @@ class Texts:
         if depth > DEPTH_LIMIT:
             raise Unkeyable(f"a value that goes {DEPTH_LIMIT} deep has no text to stand in a key")
         if isinstance(value, CONTAINERS):
-            more = attributes_of(value) if type(value).__dictoffset__ else None
+            more = attributes_of(value) if has_attributes(type(value)) else None
             return self._container(value, depth) + (self._named(more, depth) if more else "")
         if isinstance(value, SECRETS):
             return f"secret({self._secret(value)})"

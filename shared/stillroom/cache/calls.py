@@ -67,8 +67,8 @@ class Calls(Bulk):
         found = None if call is None else self._wanted.get(call)
         if found is None:
             values = loader.values(args, kwargs)
-            is_small = call is not None and all(getsizeof(arg) <= ARGUMENT_BYTES for arg in args)
-            found = Wanted(loader.place(values), loader.recipe(values), call if is_small else None)
+            is_kept = loader.is_steady and all(getsizeof(arg) <= ARGUMENT_BYTES for arg in args)
+            found = Wanted(loader.place(values), loader.recipe(values), call if is_kept else None)
             if found.call is not None:
                 if len(self._wanted) >= CALLS_KNOWN:
                     self._wanted.clear()
@@ -129,18 +129,20 @@ class Calls(Bulk):
         others = [name for name in kept if name not in unproven]
         riders = [self._look_plain(plain)] if plain else []
         looks = yield from self._look_for_each(kept, others, riders, with_proof=bool(unproven))
-        return looks | (yield from self._look_for_each(kept, unproven))
+        return looks | (yield from self._look_for_each(kept, list(unproven)))
 
-    def _unproven(self, wanted: Mapping[bytes, Wanted]) -> list[bytes]:
+    def _unproven(self, wanted: Mapping[bytes, Wanted]) -> dict[bytes, None]:
         """Return the names of copies that one look at the clock would prove, all of them at once."""
-        lacking = {one.recipe.near for one in wanted.values() if self._lacks_proof(one.recipe.near)}
+        kinds = {one.recipe.near for one in wanted.values()}
+        lacking = {kind for kind in kinds if self._lacks_proof(kind)}
         if not lacking:
-            return []
+            return {}
         copy_of, near = self.near.store.of_name, self.near
         copies = {
             name: copy_of(near, name) for name, one in wanted.items() if one.recipe.near in lacking
         }
-        return [name for name, copy in copies.items() if copy and near.may_be_alive(copy)]
+        alive = (name for name, copy in copies.items() if copy and near.may_be_alive(copy))
+        return dict.fromkeys(alive)
 
     def _lacks_proof(self, near: float | None) -> bool:
         if near is None or (not near and not self.near.is_in_request()):

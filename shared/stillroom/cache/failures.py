@@ -74,9 +74,8 @@ def _again(error: Exception) -> Exception:
         return error
     if type(another) is not type(error):
         return error
-    another.args = (
-        error.args
-    )  # a class that makes its message of its arguments has made it of the message
+    # A class that makes its message of its arguments has made it of the message.
+    another.args = error.args
     another.__traceback__, another.__cause__ = error.__traceback__, error.__cause__
     another.__context__, another.__suppress_context__ = (
         error.__context__,

@@ -26,6 +26,7 @@ from stillroom.cache.arguments import Texts, Unkeyable
 from stillroom.cache.around import Around, within
 from stillroom.cache.entry import Entry
 from stillroom.cache.keeping import Keeping, near_of
+from stillroom.cache.sharing import is_frozen
 from stillroom.cache.template import Template, fitting, prefix_of
 from stillroom.cache.warm import check, warm_of
 from stillroom.durations import Duration
@@ -147,6 +148,10 @@ class Loader:
         self.is_remembered = memo
         self.near = near_of(near)
         self.near_prefix = prefix_of(self._template.head)
+        # Whether equal arguments have one key at any time: a default that the app may change has no lasting text.
+        self.is_steady = all(
+            is_frozen(default) for n, default in self._defaults.items() if n in self._template.names
+        )
         self.around: list[Around] | None = None  # of the registry it was registered in first
         self.warm = warm_of(warm_every, warm_with)
         if self.warm is not None:

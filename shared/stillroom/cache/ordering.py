@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from stillroom.cache.orders import NotDone, Order, from_body, from_member, to_body, to_member
 from stillroom.dead_letters import DeadLetter, DeadLetters
 from stillroom.dispatch import RECLAIM_TASK, Dispatch
-from stillroom.errors import DispatchFailed, RedisUnavailable
+from stillroom.errors import MISCONFIGURED, OF_THE_COMMAND, DispatchFailed, RedisUnavailable
 from stillroom.keys import Keys
 from stillroom.operation import STATE, On, Once, Operation
 from stillroom.replicas import kept
@@ -29,6 +29,8 @@ HELD_MS = 60_000  # then the order of a worker that died is due again
 # After the first try it is due for the next run, which may be another worker's; then later each time.
 FIRST_DELAY_MS, LONGEST_DELAY_MS = 15_000, 300_000
 KIND = "order"  # of dead letter
+# Redis refuses the order then, and is not away. Where the configuration is wrong, orders wait until it is mended.
+REFUSED = OF_THE_COMMAND - MISCONFIGURED
 
 
 class Taken(NamedTuple):
@@ -97,6 +99,8 @@ class Ordering:
             order = from_member(taken.member)
             yield from order.carried_out_by(self._cache)
         except RedisUnavailable as error:
+            if error.reason in REFUSED:
+                return (yield from self._failed(taken, error))
             self._stats.say("orders wait until the cache's Redis is back", error.reason, error)
             yield On([(STATE, self._finish(taken, 0, counts=False))])
             raise  # the other orders would wait, too

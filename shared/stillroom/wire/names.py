@@ -46,9 +46,8 @@ class Lookup:
             self._error = error
         except ValueError:  # a label of more than 63 characters, or an empty one, or a zero byte
             self._error = socket.gaierror(socket.EAI_NONAME, "this can't be the name of a host")
-        except (
-            Exception
-        ) as error:  # whatever it is: the next caller would wait for this lookup for ever
+        except Exception as error:
+            # Whatever it is: the next caller would wait for this lookup for ever.
             self._error = socket.gaierror(socket.EAI_FAIL, f"the lookup failed: {error!r}")
         with self._lock:
             self.is_done.set()
