@@ -246,10 +246,12 @@ class Loader:
         text = self._arguments.dump_json(sent, **options)
         if self._are_as_declared(sent):
             return text
-        if b"null" in text and self._lost_in(text, sent):  # None, or an infinity
+        lost = self._lost_in(text, sent)
+        if lost and b"null" in text:  # perhaps an infinity
             written = self._arguments.dump_python(sent, **options)
             text = pydantic_core.to_json(written, inf_nan_mode="strings")
-        if lost := self._lost_in(text, sent):
+            lost = self._lost_in(text, sent)
+        if lost:
             raise ValueError(lost)
         return text
 
