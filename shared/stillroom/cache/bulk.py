@@ -168,11 +168,8 @@ class Bulk(Core):
         missing = {key: name for key, name in names.items() if key not in values}
         refreshed = yield from self._turns_to_refresh(stale)
         loaded = yield from self._load_missing(missing, refreshed, names, load_many, recipe)
-        return {
-            key: value
-            for key in names
-            if (value := {**values, **loaded}.get(key, MISS)) is not MISS
-        }
+        values |= loaded
+        return {key: value for key in names if (value := values.get(key, MISS)) is not MISS}
 
     # Steps
 

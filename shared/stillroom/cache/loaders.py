@@ -34,6 +34,7 @@ from stillroom.errors import InvalidArgument, StillroomError, UnknownLoader, did
 from stillroom.misuse import misuse, refuse_awaited
 from stillroom.operation import Call
 from stillroom.sameness import is_plain, is_same
+from stillroom.whole import is_whole
 
 TagSpec: TypeAlias = str | Callable[[Any], Iterable[str]]
 
@@ -489,11 +490,7 @@ def _checked_name(name: Any) -> str:
 def _checked_places(at_once: Any) -> int:
     if at_once is None:
         return 0
-    if (
-        not isinstance(at_once, int)
-        or isinstance(at_once, bool)
-        or not 1 <= at_once <= PLACES_LIMIT
-    ):
+    if not is_whole(at_once, most=PLACES_LIMIT):
         raise InvalidArgument(f"at_once={at_once!r}: 1 to {PLACES_LIMIT:,} loads")
     return at_once
 
