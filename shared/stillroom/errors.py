@@ -215,8 +215,10 @@ class SettingsDiffer(RedisUnavailable):
 
 # Reasons that say nothing of whether a command was done.
 UNANSWERED = frozenset({"timeout", "closed", "protocol", "proxy", "unblocked"})
-# The answers of a server that refuses this one command for good: it is not away.
+# The answers of a server that refuses this one command: it is not away.
 OF_THE_COMMAND = frozenset({"wrongtype", "err", "unsupported", "noperm"})
+# Of these no other answer will come. A right is given back, and what Redis is owed has to be told then.
+REFUSED_FOR_GOOD = OF_THE_COMMAND - {"noperm"}
 # Stillroom can't work as it is configured: the server is of the wrong kind, or this user lacks a right. Unlike an
 # outage this does not end by itself.
 MISCONFIGURED = frozenset({"cluster", "old", "crossslot", "moved", "ask", "unsupported", "noperm"})

@@ -46,6 +46,7 @@ REMOVED = 500
 LONGEST_MS = 366 * 86_400_000
 SHARDS_AGREED = b"session_shards"
 BANS = 10_000
+FOLLOWS_MS = b"1000"  # within this time a replica that follows says so
 
 
 class Side(NamedTuple):
@@ -54,6 +55,7 @@ class Side(NamedTuple):
     keys: Keys
     run: Callable[[Operation[Any]], Any]
     replicas: int = 0  # so many have to know that a shard is shut, or have what has arrived
+    name: str = "the server"
 
     def ask(self, commands: Sequence[Command]) -> Sequence[Any]:
         replies: Sequence[Any] = self.run(_asking(commands))
@@ -85,6 +87,7 @@ class Moving:
         """
         for side in (self._here, self._there):
             _try_to_scan(side)
+            _try_to_keep(side)
         pairs = list(zip(_states(self._here), _states(self._there), strict=True))
         for shard, pair in enumerate(pairs):
             if pair in ((LEFT, LEFT), (ARRIVING, ARRIVING)):
@@ -273,6 +276,22 @@ def _keeping(commands: list[Command], replicas: int) -> Operation[int]:
 def _try_to_scan(side: Side) -> None:
     """Find out whether this user may SCAN, before anything is shut. Raises RedisRefused."""
     side.ask(_scanning(side, 0, b"0", 1))
+
+
+def _try_to_keep(side: Side) -> None:
+    """Find out whether a server has the replicas that acts wait for, before anything is shut.
+
+    Of a cluster one node is asked. Raises SettingsError.
+    """
+    if not side.replicas:
+        return
+    look = (b"EXISTS", side.keys.revocations(SHARDS[0]))  # it says to which node WAIT goes
+    _, found = side.ask([look, (b"WAIT", b"%d" % side.replicas, FOLLOWS_MS)])
+    if found < side.replicas:
+        raise SettingsError(
+            f"{found} of {side.replicas} replicas (STILLROOM_REPLICAS) follow {side.name}. If the old server has "
+            "another number of them, give it by --from-replicas"
+        )
 
 
 def _states(side: Side, shards: Sequence[int] = SHARDS) -> list[bytes | None]:

@@ -53,7 +53,7 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "limits show": ([], {"names", "changes"}),
     "limits unset": (["shop"], {"unset", "was_changed"}),
     "loaders": ([], {"name", "key", "loads"}),
-    "move-state": (["--from", "{before}"], {"shards", "keys", "bans"}),
+    "move-state": (["--from", "{before}", "--replace"], {"shards", "keys", "bans"}),
     "pause": (["refresh"], {"paused", "seconds"}),
     "refresh": (["product:8"], {"key", "loader"}),
     "resume": (["refresh"], {"resumed", "was_paused"}),

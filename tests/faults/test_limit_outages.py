@@ -120,6 +120,25 @@ def test_flaps_of_two_processes_admit_their_shares(
 # Nothing overtakes a charge
 
 
+def test_a_charge_waits_for_a_right_that_is_missing(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom]
+) -> None:
+    """Hits that Redis may not be told of for want of a right are told when the right is given back."""
+    room = make()
+    room.limits.check("203.0.113.1", [LOGIN])
+    own_server.kill()
+    assert knock(room, LOGIN, 7) == 7
+    quietly(room)
+    own_server.restart()
+    until(lambda: not room.state_wire.breaker.is_open, "recovery")
+    with redis.Redis.from_url(own_server.url) as client:
+        client.execute_command("ACL", "SETUSER", "default", "-evalsha")
+        assert room.limits.deliver() == 1
+        client.execute_command("ACL", "SETUSER", "default", "+evalsha")
+    assert room.limits.deliver() == 0
+    assert known(own_server, room, LOGIN) == 7
+
+
 def test_a_check_does_not_overtake_its_charge(
     own_server: EmbeddedServer, make: Callable[..., Stillroom]
 ) -> None:

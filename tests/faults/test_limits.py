@@ -23,6 +23,7 @@ from stillroom import (
     Stillroom,
 )
 from stillroom.embedded import EmbeddedServer
+from stillroom.limits.request import Request
 from stillroom.scripts import Script
 from tests.support.celery_process import until
 from tests.support.faces import BlockingRoom
@@ -396,3 +397,38 @@ def test_a_room_that_closes_tells_what_it_owes(own_server: EmbeddedServer) -> No
         own_server.restart()
         room.wire.breaker.stop()
     assert remaining(own_server, AUTH) == 2
+
+
+def test_a_decision_without_redis_costs_the_same_in_a_crowd(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checks that fail together look at no more logs each than a few do, and admit no more than the share."""
+    looks = 0
+    logs_of = Request.logs.fget
+
+    def counted(request: Request) -> Any:
+        nonlocal looks
+        looks += 1
+        return logs_of(request)  # type: ignore[misc]
+
+    shared = Limit("shared", 10, 300, away="strict")
+    settings = Settings(**{"redis_url": own_server.url} | BRISK)
+
+    async def looks_of_each(crowd: int, ip: str) -> float:
+        nonlocal looks
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            assert await room.limits.check("203.0.113.1", [DEFAULT])
+            own_server.freeze()
+            try:
+                looks = 0
+                checks = [room.limits.check(ip, [shared, DEFAULT]) for _ in range(crowd)]
+                decisions = await asyncio.gather(*checks)
+            finally:
+                own_server.thaw()
+        assert all(decision.degraded for decision in decisions)
+        assert 0 < sum(decision.allowed for decision in decisions) <= 10
+        return looks / crowd
+
+    monkeypatch.setattr(Request, "logs", property(counted))
+    few, many = (asyncio.run(looks_of_each(n, f"203.0.113.{n}")) for n in (20, 200))
+    assert many <= few + 1

@@ -242,6 +242,21 @@ def test_an_end_that_is_refused_for_itself_holds_nobody_up(
         assert not client.exists(record_of(own_room, good.handle))
 
 
+def test_an_end_waits_for_a_right_that_is_missing(
+    own_room: Stillroom, own_server: EmbeddedServer
+) -> None:
+    """A deferred end is told once its right is given back, and no session is read before."""
+    session, stays = (own_room.sessions.create(name) for name in ("ann", "bob"))
+    away(own_room, own_server, lambda: own_room.sessions.destroy(session, defer=True))
+    with redis.Redis.from_url(own_server.url) as client:
+        client.execute_command("ACL", "SETUSER", "default", "-evalsha")
+        with pytest.raises(SessionStoreUnavailable, match="noperm"):
+            own_room.sessions.get(stays)
+        client.execute_command("ACL", "SETUSER", "default", "+evalsha")
+        assert own_room.sessions.get(stays) is not None
+        assert not client.exists(record_of(own_room, session.handle))
+
+
 def test_ends_that_wait_for_their_shard_keep_no_others_waiting(
     own_room: Stillroom, own_server: EmbeddedServer
 ) -> None:

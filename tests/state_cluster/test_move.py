@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 import redis
@@ -25,7 +26,8 @@ from stillroom import (
 from stillroom.cli import app
 from stillroom.embedded import EmbeddedServer
 from stillroom.errors import SessionStoreUnavailable
-from stillroom.moving import LEFT, SHARDS, Moving, Side
+from stillroom.moving import LEFT, SHARDS, Moving, Side, shut_shards
+from stillroom.scripts import session_shut
 from tests.support.celery_process import until
 from tests.support.cluster import RedisCluster
 from tests.support.crowd import PATIENT
@@ -86,15 +88,25 @@ def run(
     monkeypatch: pytest.MonkeyPatch, settings: Settings, old_server: EmbeddedServer, who: str = ""
 ) -> dict[str, Any]:
     """Run the command as an operator would, and return what it says."""
+    result = attempt(monkeypatch, settings, old_server, "--json", who=who)
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.output)
+    return found
+
+
+def attempt(
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Settings,
+    old_server: EmbeddedServer,
+    *options: str,
+    who: str = "",
+) -> Result:
     monkeypatch.setenv("REDIS_URL", settings.redis_url.replace("redis://", f"redis://{who}"))
     monkeypatch.setenv("STILLROOM_CACHE_URL", str(settings.cache_url))
     monkeypatch.setenv("STILLROOM_BROKER_URL", str(settings.broker_url))
     monkeypatch.setenv("STILLROOM_STATE_CLUSTER", "1")
     before = old_server.url.replace("redis://", f"redis://{who}")
-    result = CliRunner().invoke(app, ["move-state", "--from", before, "--json"])
-    assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(result.output)
-    return found
+    return CliRunner().invoke(app, ["move-state", "--from", before, *options])
 
 
 def test_everybody_stays_logged_in(
@@ -449,12 +461,36 @@ def test_a_shard_is_shut_on_as_many_replicas_as_acts_wait_for(
 ) -> None:
     """Where a failover could open a shard again it is not copied: the sessions would live on both sides."""
     session = old.sessions.create("ann", {"n": 1})
-    one = Moving(Side(old.keys, old.state.run, 1), Side(new.keys, new.state.run))
+    one = moving(old, new)
     one.begin()
+    key = old.keys.revocations(SHARDS[-1])
+    Side(old.keys, old.state.run).ask([session_shut([key], LEFT), (b"ZREM", key, LEFT)])
+    one._here = one._here._replace(replicas=1)  # it has lost it since
     with pytest.raises(StillroomError, match="0 of 1 replicas"):
         [*one.shards()]
     assert old.sessions.get(session.token) is not None or _is_shut(old, session.token)
     move(old, new)
+    assert new.sessions.get(session.token) is not None
+
+
+def test_a_server_without_replicas_is_moved_from_once_that_is_said(
+    old: Stillroom,
+    new: Stillroom,
+    settings: Settings,
+    old_server: EmbeddedServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Too few replicas are found out before anything is shut, and `--from-replicas` says how many there are."""
+    session = old.sessions.create("ann", {"n": 1})
+    with pytest.raises(SettingsError, match="0 of 1 replicas"):
+        Moving(Side(old.keys, old.state.run, 1), Side(new.keys, new.state.run)).begin()
+    with pytest.raises(SettingsError, match="0 of 1 replicas"):
+        Moving(Side(old.keys, old.state.run), Side(new.keys, new.state.run, 1)).begin()
+    assert shut_shards(Side(old.keys, old.state.run)) == (0, 0)
+    assert shut_shards(Side(new.keys, new.state.run)) == (0, 0)
+    said = attempt(monkeypatch, settings, old_server, "--from-replicas", "1")
+    assert "0 of 1 replicas" in str(said.exception or said.output)
+    assert attempt(monkeypatch, settings, old_server, "--from-replicas", "0").exit_code == 0
     assert new.sessions.get(session.token) is not None
 
 

@@ -361,7 +361,7 @@ def test_a_reply_that_was_overtaken_is_not_believed() -> None:
 def test_what_redis_is_being_asked_for_counts() -> None:
     """A request that another thread is asking Redis for counts as used, and one's own does not."""
     limits = local()
-    flying = [((KEY,), 3), ((OTHER,), 5), ((KEY, OTHER), 1)]
+    flying = {KEY: 4, OTHER: 6}
     outcomes = [limits.decide([KEY], [AUTH], 1, n, take=True, flying=flying)[0] for n in range(3)]
     assert outcomes == [OK, TOO_MANY, TOO_MANY]
     assert take(limits, KEY, AUTH, 3) == OK

@@ -95,6 +95,7 @@ def test_a_mistake_is_told_when_the_middleware_is_made() -> None:
         "https://app.example:x",
         "https://app.example?",
         "https://.example",
+        "https://straße.example",  # Python takes it for strasse.example, which may be another's
         5,
         None,
     ):

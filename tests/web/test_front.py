@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -41,7 +42,7 @@ from stillroom import (
 )
 from stillroom.web import HealthASGI, HealthWSGI, Refusal
 from stillroom.web.asgi import StillroomMiddleware as Asgi
-from stillroom.web.cors import ASKS, LEARNED_S, Learned
+from stillroom.web.cors import ASKS, LEARNED_S, Learned, Unanswered
 from stillroom.web.flask import StillroomLimits, StillroomSessions
 from stillroom.web.flask import limited as on_flask
 from stillroom.web.gate import Asked
@@ -299,6 +300,38 @@ def test_a_preflight_that_no_cors_layer_answers_is_charged_the_next_time(
     assert len(handler.calls) == 3
 
 
+@pytest.mark.parametrize("mount", [False, True])
+def test_a_preflight_that_the_cors_layer_answers_frees_the_next_ones(
+    mount: bool, settings: Settings
+) -> None:
+    """After a preflight of an unknown origin one of the client is charged: the CORS layer answers it."""
+    api = StarletteRoute("/api", lambda request: PlainTextResponse("ok"), methods=["POST"])
+    inner = Starlette(routes=[api])
+    inner.add_middleware(CORSMiddleware, allow_origins=[SPA], allow_methods=["*"])
+    app = Starlette(routes=[Mount("/in", app=limited(TWO)(inner))]) if mount else inner
+    path, table = ("/in/api", None) if mount else ("/api", TABLE)
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    with serving_asgi(lambda room: Asgi(app, room, routes=table), room) as port:
+        stranger = PREFLIGHT | {"Origin": "https://evil.example"}
+        assert ask(port, path, "OPTIONS", stranger).status == 400
+        got = [ask(port, path, "OPTIONS", PREFLIGHT).status for _ in range(5)]
+    assert got == [200] * 5, "one was charged, of two that may be"
+
+
+def test_an_answer_to_a_preflight_may_have_no_headers(settings: Settings) -> None:
+    """A mounted app that answers a preflight without any headers, as ASGI allows, is served."""
+
+    class Bare:
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 204})
+            await send({"type": "http.response.body"})
+
+    app = Starlette(routes=[Mount("/bare", app=limited(TWO)(Bare()))])
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    with serving_asgi(lambda room: Asgi(app, room), room) as port:
+        assert ask(port, "/bare/", "OPTIONS", PREFLIGHT).status == 204
+
+
 def test_a_mounted_app_without_a_cors_layer_is_charged_for_preflights(settings: Settings) -> None:
     """A mounted app without a CORS layer answers one preflight of a client that is not charged."""
     calls = []
@@ -314,6 +347,21 @@ def test_a_mounted_app_without_a_cors_layer_is_charged_for_preflights(settings: 
         got = [ask(port, "/guess/", "OPTIONS", PREFLIGHT).status for _ in range(5)]
     assert got == [200, 200, 200, 429, 429]
     assert len(calls) == 3
+
+
+def test_what_is_learned_may_be_dropped_by_another_thread_meanwhile() -> None:
+    """A thread that learns of a client raises nothing where another one drops this client at that moment."""
+
+    class Crowded(OrderedDict[Any, Any]):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            super().__setitem__(key, value)
+            self.popitem(last=False)
+
+    unanswered = Unanswered()
+    unanswered._known = Crowded()
+    for _ in range(2):
+        unanswered.learn("192.0.2.1", "/x", 0.0, [])
+    assert not unanswered.has("192.0.2.1", "/x", 0.0)
 
 
 def test_the_app_is_asked_a_few_times_for_one_client() -> None:
@@ -359,6 +407,63 @@ def test_a_mounted_apps_own_table_holds_beside_the_outer_one(face: str, settings
         )
     assert left == {'"both"': "r=4"}, "five requests, each charged once"
     assert len(handler.calls) == 3
+
+
+@pytest.mark.parametrize("face", ["wsgi", "asgi"])
+def test_a_missing_page_of_a_mounted_app_is_told_once(
+    face: str, settings: Settings, room: Stillroom, client: Any
+) -> None:
+    """A page that is missing counts once towards a ban, though two tables stand around its app."""
+    one = Routes([], default=[Limit("outer", 9, 60)])
+    other = Routes([], default=[Limit("inner", 9, 60)])
+    with ExitStack() as stack:
+        if face == "wsgi":
+
+            def missing(environ: Any, start_response: Any) -> list[bytes]:
+                start_response("404 Not Found", [])
+                return [b""]
+
+            own = stack.enter_context(Stillroom(settings, dispatch=NoDispatch()))
+            app = Wsgi(Wsgi(missing, own, routes=other), own, routes=one)
+            port = stack.enter_context(serving_wsgi(app))
+        else:
+            made = AsyncStillroom(settings, dispatch=NoDispatch())
+            port = stack.enter_context(
+                serving_asgi(
+                    lambda room: Asgi(Asgi(Starlette(), room, routes=other), room, routes=one), made
+                )
+            )
+        assert [ask(port, f"/{n}").status for n in range(2)] == [404, 404]
+        ask(port, "/again")
+    told = sorted(fields[b"route"] for _, fields in client.xrange(room.keys.abuse))
+    assert told == [b"/0", b"/1", b"/again"]
+
+
+@pytest.mark.parametrize("face", ["wsgi", "asgi"])
+def test_the_preflight_of_a_refusal_is_not_charged_by_an_inner_table(
+    face: str, settings: Settings
+) -> None:
+    """A refused client does not pay for the preflight by which the app is asked for its CORS headers."""
+    inner = Routes([Route("/x", [TWO], ["OPTIONS"])], default=[])
+    outer = Routes([Route("/x", [Limit("no", 0, 60)], ["POST"])], default=[])
+    handler = Handler()
+    with ExitStack() as stack:
+        if face == "wsgi":
+            own = stack.enter_context(Stillroom(settings, dispatch=NoDispatch()))
+            app = Wsgi(Wsgi(handler.wsgi, own, routes=inner), own, routes=outer)
+            port = stack.enter_context(serving_wsgi(app))
+        else:
+            made = AsyncStillroom(settings, dispatch=NoDispatch())
+            port = stack.enter_context(
+                serving_asgi(
+                    lambda room: Asgi(Asgi(handler.asgi, room, routes=inner), room, routes=outer),
+                    made,
+                )
+            )
+        assert ask(port, "/x", "POST", FROM_SPA).status == 429
+        assert handler.calls == ["/x?"]
+        got = [ask(port, "/x", "OPTIONS", PREFLIGHT).status for _ in range(3)]
+    assert got == [200, 200, 429]
 
 
 # In flight
@@ -821,6 +926,25 @@ def test_an_app_that_raises_when_it_is_looked_at_is_served(settings: Settings) -
     room = AsyncStillroom(settings, dispatch=NoDispatch())
     with serving_asgi(lambda room: Asgi(Raising(), room, routes=TABLE), room) as port:
         assert [ask(port, "/x").status for _ in range(3)] == [200, 200, 429]
+
+
+@pytest.mark.filterwarnings("ignore:The `root_path` parameter")
+@pytest.mark.parametrize(("mount", "path"), [("/", "/api/login"), ("/api", "/api/login")])
+def test_a_mounted_apps_root_path_is_the_tables_where_it_is_mounted_at_the_root(
+    mount: str, path: str, settings: Settings
+) -> None:
+    """A root_path of an app that is mounted at `/` is taken off; one of an app further down is part of the path."""
+    inner = FastAPI(root_path="/api")
+    inner.post("/login")(lambda: "in")
+    auth = Limit("auth", 9, 60)
+    written = "/login" if mount == "/" else path
+    table = Routes([Route(written, [auth])], default=[Limit("other", 9, 60)])
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    app = Starlette(routes=[Mount(mount, inner)])
+    with serving_asgi(lambda room: Asgi(app, room, routes=table), room) as port:
+        reply = ask(port, path, "POST")
+    assert (reply.status, (reply.one("ratelimit") or "").split(";")[0]) == (200, '"auth"')
+    assert "other" not in (reply.one("ratelimit") or "")
 
 
 def test_it_is_told_at_start(settings: Settings, caplog: Any) -> None:

@@ -38,7 +38,7 @@ FORMATS = {
 TURNED = (5, 6, 7, 8)  # EXIF orientations whose width is shown as the height
 ORIENTATION = 0x0112  # its tag in EXIF
 CHUNKS = 1_000  # of a PNG that are passed over in search of its EXIF
-# What was matched is never tried in another way: of 40 comments that would take for ever.
+# Atomic: what has matched is not tried in another way. To do so with 40 comments would take for ever.
 SVG = re.compile(
     rb"(?>\s+|<\?xml[^>]*\?>|<!--.*?-->|<!DOCTYPE[^>]*>)*+<svg[\s>]", re.DOTALL | re.IGNORECASE
 )

@@ -28,7 +28,15 @@ From = Annotated[
 FromCluster = Annotated[
     bool, typer.Option("--from-cluster", help="That server is a node of a Redis Cluster.")
 ]
-
+FromReplicas = Annotated[
+    int | None,
+    typer.Option(
+        "--from-replicas",
+        min=0,
+        show_default="STILLROOM_REPLICAS",
+        help="So many replicas of that server have to know what has left it; 0 if it has none.",
+    ),
+]
 
 Replace = Annotated[
     bool,
@@ -39,6 +47,7 @@ Replace = Annotated[
 def move_state(
     before: From,
     from_cluster: FromCluster = False,
+    from_replicas: FromReplicas = None,
     replace: Replace = False,
     as_json: AsJson = False,
 ) -> None:
@@ -55,7 +64,8 @@ def move_state(
         there.state_wire.ping()
         _reach(here)
         with there.lock("stillroom:move-state", wait=0):
-            found = _moved(here, there, replace)
+            found = _moved(_side(here, "--from", from_replicas), _side(there, "REDIS_URL"), replace)
+            found["bans"] = move_bans(here.abuse, there.abuse, there.state.run, there.keys)
     if as_json:
         print_json(found)
         return
@@ -100,13 +110,12 @@ def _by_option(sentence: str) -> str:
     return sentence.replace("REDIS_URL", "--from")
 
 
-def _moved(here: Stillroom, there: Stillroom, replace: bool) -> dict[str, int]:
-    moving = Moving(_side(here), _side(there))
+def _moved(here: Side, there: Side, replace: bool) -> dict[str, int]:
+    moving = Moving(here, there)
     shards = moving.begin(replace=replace)
-    keys = sum(moving.shards())
-    bans = move_bans(here.abuse, there.abuse, there.state.run, there.keys)
-    return {"shards": shards, "keys": keys, "bans": bans}
+    return {"shards": shards, "keys": sum(moving.shards())}
 
 
-def _side(room: Stillroom) -> Side:
-    return Side(room.keys, room.state.run, room.settings.replicas)
+def _side(room: Stillroom, name: str, replicas: int | None = None) -> Side:
+    known = room.settings.replicas if replicas is None else replicas
+    return Side(room.keys, room.state.run, known, f"the server in {name}")

@@ -51,7 +51,7 @@ class ModelTags:
 
     @property
     def constant_words(self) -> str:
-        """Return what a change invalidates that names no rows, for a log line: `only products are`."""
+        """Return what is invalidated by a change that names no rows, for a log line: `only products are`."""
         return f"only {', '.join(self.constant)} are" if self.constant else "nothing is"
 
     @property

@@ -24,6 +24,7 @@ from stillroom.known_bans import KnownBans
 from stillroom.limits.changes import READ_EVERY_S
 from stillroom.limits.decision import NEVER, OK, PARTS, TOO_MANY, UNAVAILABLE, UNTOLD, Decision
 from stillroom.limits.denials import REMEMBERED_S, Denial, Denials
+from stillroom.limits.flying import Flying
 from stillroom.limits.limit import Limit, check_cost
 from stillroom.limits.local import LocalLimits
 from stillroom.limits.operating import Operating
@@ -91,11 +92,11 @@ class LimitsBody(Operating, OverShards):
         self._local = LocalLimits(settings.processes, settings.local_limits, settings.limits_memory)
         self._settling = Settling(settings, keys, self._requests, self._local, stats)
         self._changes = self._requests.changes
-        # The hits that Redis is being asked for: it may admit them before this process knows.
-        self._flying: dict[object, Request] = {}
+        self._flying = Flying()
         stats.riders += [self._settling.remind, self._riding]
         reset_after_fork(self._denials)
         reset_after_fork(self._local)
+        reset_after_fork(self._flying)
         reset_after_fork(self._settling)
         reset_after_fork(self._changes)
 
@@ -267,8 +268,7 @@ class LimitsBody(Operating, OverShards):
             return denied
         if request.parts:
             return (yield from self._taken_over_shards(request)).decision
-        asked_at, mark = self._denials.forgotten, object()
-        self._flying[mark] = request
+        asked_at, mark = self._denials.forgotten, self._flying.begin(request)
         sent = time.monotonic()
         try:
             if self._settling.waits or self._local.logs or self._has_riders(sent):
@@ -283,12 +283,12 @@ class LimitsBody(Operating, OverShards):
                 request, reply = yield from self._again(request, reply, request.mode, unseen)
             return self._learned(request, reply, asked_at, sent)
         except RedisUnavailable as error:
-            del self._flying[mark]
+            self._flying.end(mark)
             decision = self._stand_in(request, error, take=True)
             yield from self._settling.tell_at_once(request, error)
             return decision
         finally:
-            self._flying.pop(mark, None)
+            self._flying.end(mark)
 
     def _reserved(self, request: Request) -> Operation[Reservation]:
         if request.exempt:
@@ -299,8 +299,8 @@ class LimitsBody(Operating, OverShards):
             return Reservation(denied, request.keys)
         if request.parts:
             return (yield from self._taken_over_shards(request, is_held=True))
-        name, asked_at, mark = new_id(), self._denials.forgotten, object()
-        self._flying[mark] = request
+        name, asked_at = new_id(), self._denials.forgotten
+        mark = self._flying.begin(request)
         try:
             request = yield from self._settled(request)
             sent = time.monotonic()
@@ -313,7 +313,7 @@ class LimitsBody(Operating, OverShards):
             at = decision.now_us
             return Reservation(decision, request.logs, held, at, counted=request.counted)
         except RedisUnavailable as error:
-            del self._flying[mark]
+            self._flying.end(mark)
             decision = self._stand_in(request, error, take=True, id=name)
             yield from self._settling.tell_at_once(request, error)
             if not decision:
@@ -325,7 +325,7 @@ class LimitsBody(Operating, OverShards):
                 may_be_known=error.may_be_done,
             )
         finally:
-            self._flying.pop(mark, None)
+            self._flying.end(mark)
 
     def _waiting(
         self, subject: Subject, limits: Sequence[Limit], cost: int, timeout: float, route: str
@@ -362,15 +362,15 @@ class LimitsBody(Operating, OverShards):
         self, request: Request, *, is_held: bool = False
     ) -> Operation[Reservation]:
         """Take the parts of a request from their shards. `is_held`: they may be given back later."""
-        name, asked_at, mark = new_id(), self._denials.forgotten, object()
-        self._flying[mark] = request
+        name, asked_at = new_id(), self._denials.forgotten
+        mark = self._flying.begin(request)
         sent = time.monotonic()
         try:
             kept_as = RESERVATION if is_held else ""
             taking = self._over(request, request.mode, name, is_held=is_held, kept_as=kept_as)
             outcome = yield from taking
         finally:
-            self._flying.pop(mark, None)
+            self._flying.end(mark)
         request, decision = outcome.request, outcome.decision
         self._learn_of_shards(outcome, asked_at, sent, RESERVED_S if is_held else REMEMBERED_S)
         if not (is_held and decision):
@@ -546,12 +546,11 @@ class LimitsBody(Operating, OverShards):
             limit.away == "strict" and not limit.shadow for limit in limits
         ):
             return UNAVAILABLE, ()
-        flying = [(other.logs, other.cost) for other in list(self._flying.values())]
         return self._local.decide(
             *(request.logs, request.counted, request.cost, _now_us()),
             take=take,
             id=id,
-            flying=flying,
+            flying=self._flying.hits(request.logs),
             known=request.known_as,
         )
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import NamedTuple
 
 from stillroom.keys import home_of
@@ -24,7 +25,8 @@ from stillroom.oldest import oldest
 
 _US = 1_000_000
 
-Flying = Sequence[tuple[Sequence[bytes], int]]  # the hits that Redis is being asked for, by log
+InFlight = Mapping[bytes, int]  # how many hits Redis is being asked for, by log
+NONE: InFlight = MappingProxyType({})
 
 
 class Known(NamedTuple):
@@ -88,7 +90,7 @@ class LocalLimits:
         *,
         take: bool,
         id: str = "",
-        flying: Flying = (),
+        flying: InFlight = NONE,
         known: Sequence[bytes] | None = None,
     ) -> tuple[int, tuple[int, ...]]:
         """Return the status, and what there is to say of each limit: all of them are consumed, or none.
@@ -199,14 +201,13 @@ class LocalLimits:
         return Log(limit).used_by(limit)
 
     def _said(
-        self, log: Log, key: bytes, known: bytes, flying: Flying, cost: int, now: int
+        self, log: Log, key: bytes, known: bytes, flying: InFlight, cost: int, now: int
     ) -> Said:
         limit, share = log.limit, self._share(log.limit)
         if limit.is_open_away:
             return UNTOLD
-        asked = sum([hits for logs, hits in flying if key in logs])
         base, at = self._base(known, limit, share, now)
-        return log.said(base, at, asked, share, cost, now)
+        return log.said(base, at, flying.get(key, 0), share, cost, now)
 
     def _base(self, key: bytes, limit: Limit, share: int, now: int) -> tuple[list[Hits], int]:
         """Return the hits that Redis reported last, as far as they may still count, and the time of that report."""

@@ -39,7 +39,7 @@ class Route:
     """The limits of a path's template: `/product/{id}`, `/static/{path:path}`; `{…:path}` also spans slashes.
 
     `methods` () means all; GET includes HEAD. A preflight that a CORS layer answers costs nothing, unless OPTIONS
-    is named. `limits` may be empty: then Redis is asked nothing, and who is banned is let through as well. `cost`
+    is named. `limits` may be empty: then Redis is asked nothing, and a banned client is let through as well. `cost`
     is what one request takes. `count` says which requests count: "all"; "failures", those that are answered with
     400 or more; or a function of the answer (see stillroom.web.Answered). Raises InvalidLimit.
     """

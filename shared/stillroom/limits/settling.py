@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from stillroom.errors import OF_THE_COMMAND, RedisRefused, RedisUnavailable
+from stillroom.errors import OF_THE_COMMAND, REFUSED_FOR_GOOD, RedisRefused, RedisUnavailable
 from stillroom.keys import Keys, home_of
 from stillroom.limits.local import LocalLimits
 from stillroom.limits.log import Charge
@@ -280,7 +280,7 @@ class Settling:
 def _is_unsettled(reply: Any) -> bool:
     """Return whether to send a command again: it was not answered, or refused by a server that cannot serve."""
     if isinstance(reply, Exception):
-        return str(reply).partition(" ")[0].lower() not in OF_THE_COMMAND
+        return str(reply).partition(" ")[0].lower() not in REFUSED_FOR_GOOD
     return reply is None
 
 

@@ -81,7 +81,7 @@ def _place_of(chunk: Chunk, path: Sequence[str], at: int, end: int) -> int:
     word = next((n for n, part in enumerate(chunk) if len(part) == 1), None)
     last = end - len(chunk)
     while at <= last:
-        if word is not None:  # where its first word is, is found much faster
+        if word is not None:  # `index` finds a word much faster than this loop does
             try:
                 at = path.index(chunk[word][0], at + word, last + word + 1) - word
             except ValueError:

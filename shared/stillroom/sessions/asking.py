@@ -13,6 +13,7 @@ from typing import Any
 from stillroom.agreed import FIELDS_LIMIT, Rule, this_process
 from stillroom.errors import (
     OF_THE_COMMAND,
+    REFUSED_FOR_GOOD,
     RedisRefused,
     RedisUnavailable,
     SessionStoreUnavailable,
@@ -32,8 +33,6 @@ log = logging.getLogger("stillroom.sessions")
 DEFERRED_LIMIT = 10_000
 DEFERRED_BITE = 100
 LOGOUT, ROTATION = "a logout", "a rotation"  # their names in the error where no replica has them
-# The user lacks a right, or a stranger has written the key: no reason to let nobody log in.
-NO_COMPARISON = OF_THE_COMMAND | {"noperm"}
 ASK_AGAIN_S = 5.0
 SHARDS_SAID_S = 60.0  # how often a process says how many shards it has
 
@@ -263,7 +262,7 @@ class Asking:
             (reply,) = yield says
         except RedisUnavailable as error:
             failure = SessionStoreUnavailable.of(error)
-            if error.reason in NO_COMPARISON:
+            if error.reason in OF_THE_COMMAND:
                 self._compare_no_more(failure)
             elif not self._says_shards_at:
                 raise failure from error
@@ -288,8 +287,11 @@ class Asking:
             self._learn_shards(said)
 
     def _compare_no_more(self, error: SessionStoreUnavailable) -> None:
-        """Go on with this process's shards where they can't be compared. Raises any other error."""
-        if error.reason not in NO_COMPARISON or not self._may_compare:
+        """Go on with this process's shards where they can't be compared. Raises any other error.
+
+        The user lacks a right, or a stranger has written the key: no reason to let nobody log in.
+        """
+        if error.reason not in OF_THE_COMMAND or not self._may_compare:
             raise error
         self._may_compare = False
         log.error("shards can't be compared with those of other processes: %s", error)
@@ -311,10 +313,10 @@ def steady_us() -> int:
 
 
 def _is_settled(reply: Any) -> bool:
-    """Return whether a command was done, or refused for itself, so that it need not be sent again."""
+    """Return whether a command was done, or refused for good, so that it need not be sent again."""
     if not isinstance(reply, Exception):
         return True
-    return str(reply).partition(" ")[0].lower() in OF_THE_COMMAND
+    return str(reply).partition(" ")[0].lower() in REFUSED_FOR_GOOD
 
 
 def _left_of(what: End | Undo, reply: Any, took_us: int) -> End | None:

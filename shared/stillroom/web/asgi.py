@@ -19,7 +19,7 @@ from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
 from stillroom.web.ending import Header, lacking, names_of, report_loss
 from stillroom.web.explain import ExplainASGI
 from stillroom.web.fetched import is_meant_in_scope
-from stillroom.web.gate import SPARED, Asked, Middleware
+from stillroom.web.gate import PREFLIGHT, Asked, Middleware
 from stillroom.web.limited import Charge
 from stillroom.web.problem import Answer, failed, foreign, shed
 from stillroom.web.request_session import AsyncWebSession
@@ -40,7 +40,7 @@ log = logging.getLogger("stillroom.web")
 KEY = "stillroom.session"
 STARLETTES = "session"  # where request.session is looked for
 TEST_CLIENT = ("testclient", 50000)
-LIMITED = "stillroom.limited"  # no table counts this: see pages
+LIMITED = "stillroom.limited"  # no table counts this, because no client has asked
 VISIT = "stillroom.visit"  # the work of limits on this request
 LIMITER = "stillroom.limiter"  # the middleware that began the visit
 
@@ -69,10 +69,10 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
 
     A websocket has its session too, which is written when it is accepted; after that a change is SessionTooLate.
     Its handshake is limited as GET is: one that is refused is answered with 429 where the server can, else closed
-    with 1008, which is 403, as for a banned client. Around an app that is mounted in another one: what the outer
-    one has done is not done again, and what only the inner one's table says is. Lifespan passes through untouched.
-    All Redis calls of a request, up to its response, share `request_timeout`. Raises SettingsError for a Stillroom,
-    and InvalidLimit for a table that can't be meant.
+    with 1008, which is 403, as for a banned client. An app that is mounted in another one may have a middleware of
+    its own: the session is the outer one's, both tables are looked at, and a limit that both name counts once.
+    Lifespan passes through untouched. All Redis calls of a request, up to its response, share `request_timeout`.
+    Raises SettingsError for a Stillroom, and InvalidLimit for a table that can't be meant.
     """
 
     _kind = AsyncStillroom
@@ -188,7 +188,8 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         return self._gate.route(method, below(root, path), path, header, self._client, scope)
 
     def _client(self, scope: Scope) -> str:
-        return self._gate.client_of(self._asked(scope, scope["method"]))
+        known: Visit | None = scope.get(VISIT)
+        return known.client if known else self._gate.client_of(self._asked(scope, scope["method"]))
 
     def _enter(self, scope: Scope, given: Mapping[bytes, bytes], method: str) -> tuple[Visit, bool]:
         """Return the visit of this scope, and whether an outer middleware began it."""
@@ -266,6 +267,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
             "headers": headers,
             "query_string": b"",
             KEY: nobody,
+            LIMITED: True,
         }
         asking[VISIT] = Visit(visit.asked, visit.client, None, visit.is_meant)
         try:
@@ -335,8 +337,8 @@ class _Response:
         headers = _decoded(raw)
         gate, visit, session = self._middleware._gate, self._visit, self._session
         gate.tell(self._route, visit, session, status)
-        if SPARED in self._scope:
-            gate.learn_preflight(self._scope[SPARED], visit.client, headers)
+        if PREFLIGHT in self._scope:
+            gate.learn_preflight(self._scope[PREFLIGHT], visit.client, headers)
         end = gate.ended(visit, session, headers)
         if end is None:
             act = gate.ending(visit, session, status, headers)

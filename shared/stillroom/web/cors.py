@@ -134,7 +134,7 @@ class Unanswered:
         return now - self._known.get((client, name), -math.inf) < LEARNED_S
 
     def learn(self, client: str, name: str, now: float, headers: Sequence[Header]) -> None:
-        """Learn from the headers of the answer to a preflight that was let through uncharged."""
+        """Learn from the headers of the answer to a preflight, also to one that was charged."""
         if any(name.lower() == ORIGIN for name, _ in headers):
             self._known.pop((client, name), None)
         else:
@@ -142,9 +142,9 @@ class Unanswered:
 
 
 def _keep(kept: OrderedDict[K, V], key: K, value: V) -> None:
-    """Keep a value, and no more than the newest."""
+    """Keep a value, and no more than the newest. Another thread may drop any key at any time."""
+    kept.pop(key, None)
     kept[key] = value
-    kept.move_to_end(key)
     if len(kept) > LEARNED:
         kept.popitem(last=False)
 

@@ -40,7 +40,7 @@ R = TypeVar("R", Stillroom, AsyncStillroom)
 S = TypeVar("S", bound=MutableMapping[str, Any])
 
 NOT_FOUND = 404
-SPARED = "stillroom.spared"  # the route of a preflight that was let through
+PREFLIGHT = "stillroom.preflight"  # the route of a preflight
 CLIENTS = 8_192  # addresses that are remembered
 USER = "user"  # whom a limit may count without anybody saying how: the session's
 
@@ -120,7 +120,7 @@ class Gate:
     ) -> Route | None:
         """Return the route whose limits a request has; None if it has none. See Routes.find.
 
-        `scope`: the scope or environ, in which is noted that a preflight was let through.
+        `scope`: the scope or environ. A preflight is noted there, so that its answer is learned from.
         """
         assert self.routes is not None
         found = self.routes.find(method, path, whole)
@@ -129,13 +129,12 @@ class Gate:
         # A preflight is nobody's request: it costs nothing, unless the app answers OPTIONS itself.
         if method != "OPTIONS" or method in found.methods or not is_preflight(method, header):
             return found
-        if self._unanswered.has(client(scope), found.template, time.monotonic()):
-            return found
-        scope[SPARED] = found.template
-        return None
+        scope[PREFLIGHT] = found.template
+        is_charged = self._unanswered.has(client(scope), found.template, time.monotonic())
+        return found if is_charged else None
 
     def learn_preflight(self, name: str, client: str, headers: Sequence[Header]) -> None:
-        """Learn from the answer to a preflight that was let through. `name`: what is noted in its scope."""
+        """Learn from the app's answer to a preflight. `name`: what is noted in its scope."""
         self._unanswered.learn(client, name, time.monotonic(), headers)
 
     def visit(
@@ -221,7 +220,9 @@ class Gate:
 
     def tell(self, route: Route | None, visit: Visit, session: RequestSession, status: int) -> None:
         """Report the events that abuse begins with. They ride with this process' next counts, so nothing waits."""
-        if route is not None and status == NOT_FOUND and visit.is_meant():
+        is_missing = route is not None and status == NOT_FOUND and not visit.is_missing
+        if is_missing and visit.is_meant():
+            visit.is_missing = True  # a middleware further out tells nobody again
             self._hold("not_found", ip=visit.client, route=visit.asked.path)
         if session.is_unknown:
             template = route.template if route else None

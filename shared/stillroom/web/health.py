@@ -43,7 +43,7 @@ HELD_S = 2.0  # one check serves everybody for this long
 WAIT_S = 0.25  # for a check under way; longer than one takes, unless a name can't be resolved
 STALE_S = 30.0  # so old may a report be that is served because a new one does not come
 
-# How the headers begin that proxies, CDNs and platforms add.
+# The beginnings of the headers that proxies, CDNs and platforms add.
 FORWARDED = (
     "forwarded",
     "via",
@@ -264,7 +264,7 @@ class Endpoints:
         if not self._token:
             return False
         if kind.lower() == "bearer":
-            # A header is Latin-1 to the server, and may be UTF-8 to who wrote it.
+            # A header is Latin-1 to the server, and may be UTF-8 to whoever wrote it.
             return hmac.compare_digest(given.strip().encode("latin-1", "replace"), self._token)
         return hmac.compare_digest(_password(kind, given), self._token)
 

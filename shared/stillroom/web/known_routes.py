@@ -53,7 +53,7 @@ class Known(NamedTuple):
 
 
 class Roots:
-    """The path an app is mounted under, as the app says of itself, or its server, or an app that is mounted in it.
+    """The path an app is mounted under, as the app says of itself, or its server, or an app mounted at its `/`.
 
     An app is looked at with the first request, when it is whole.
     """
@@ -72,7 +72,7 @@ class Roots:
     @cached_property
     def _inner(self) -> str:
         routes = (getattr(layer, "routes", ()) for layer in layers(self._app))
-        return _first_root(app for some in routes for app in _mounted(some, 0))
+        return _first_root(app for some in routes for app in _mounted(some, 0, at_root=True))
 
 
 class Misfits:
@@ -146,11 +146,12 @@ def inner_apps(app: object) -> Iterator[Any]:
     yield from _mounted(getattr(app, "routes", ()), 0)
 
 
-def _mounted(routes: Any, depth: int) -> Iterator[Any]:
+def _mounted(routes: Any, depth: int, *, at_root: bool = False) -> Iterator[Any]:
+    """Yield the apps that are mounted in an app. `at_root`: only those at `/`, whose paths are the app's own."""
     for route in routes if isinstance(routes, Sequence) and depth < DEEP else ():
-        if not hasattr(route, "endpoint"):
+        if not hasattr(route, "endpoint") and not (at_root and bool(getattr(route, "path", ""))):
             yield from layers(getattr(route, "app", None))
-            yield from _mounted(getattr(route, "routes", ()), depth + 1)
+            yield from _mounted(getattr(route, "routes", ()), depth + 1, at_root=at_root)
 
 
 def fits(known: Known, method: str, path: str) -> bool:

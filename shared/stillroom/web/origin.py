@@ -53,7 +53,7 @@ def _origin(text: object) -> str:
     try:
         written = text.lower() if isinstance(text, str) else ""
         parts = urlsplit(written)
-        host = (parts.hostname or "").encode("idna").decode()
+        host = _encoded(parts.hostname or "")
         port = "" if parts.port in (None, _PORTS.get(parts.scheme)) else f":{parts.port}"
         is_origin = (
             parts.scheme in _PORTS
@@ -66,6 +66,14 @@ def _origin(text: object) -> str:
     if not is_origin:
         raise SettingsError(f"same_origin: {text!r} is no origin, such as https://app.example")
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}"
+
+
+def _encoded(host: str) -> str:
+    """Return a host in ASCII. Raises ValueError where browsers know another host by these letters, as with ß."""
+    encoded = host.encode("idna")
+    if not host.isascii() and encoded.decode("idna") != host:
+        raise ValueError(host)
+    return encoded.decode()
 
 
 def _is_of(origin: str, host: str) -> bool:

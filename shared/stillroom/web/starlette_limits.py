@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from starlette._utils import is_async_callable
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
@@ -141,7 +142,7 @@ class LimitedApp:
     """An ASGI app behind limits. A preflight is let through: the app's own CORS layer answers it.
 
     A function has no such layer: it is an endpoint that answers OPTIONS itself, and is charged for a preflight too.
-    So is a client one of whose preflights no CORS layer has answered.
+    So is a client whose last preflight no CORS layer has answered.
     """
 
     def __init__(self, app: Any, declaration: Limited) -> None:
@@ -159,18 +160,21 @@ class LimitedApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
             connection = HTTPConnection(scope)
-            if self._is_free(connection):
-                send = self._watching(scope, send)
-            elif not await _admits(connection, send, self._declaration):
+            can_learn = self._is_preflight(connection)
+            is_free = can_learn and not self._is_known(scope)
+            if not is_free and not await _admits(connection, send, self._declaration):
                 return
+            if can_learn:
+                send = self._watching(scope, send)
         await self.app(scope, receive, send)
 
-    def _is_free(self, connection: HTTPConnection) -> bool:
+    def _is_preflight(self, connection: HTTPConnection) -> bool:
         method = connection.scope.get("method", "GET")
-        if self._is_endpoint or not is_preflight(method, connection.headers.get):
-            return False
-        client = _entered(connection.scope)[1].client
-        return not self._unanswered.has(client, "", time.monotonic())
+        return not self._is_endpoint and is_preflight(method, connection.headers.get)
+
+    def _is_known(self, scope: Scope) -> bool:
+        """Return whether no CORS layer has answered this client's last preflight."""
+        return self._unanswered.has(_entered(scope)[1].client, "", time.monotonic())
 
     def _watching(self, scope: Scope, send: Send) -> Send:
         """Return what passes the answer to a preflight on, and learns from it."""
@@ -178,8 +182,8 @@ class LimitedApp:
         async def watching(message: Message) -> None:
             if message["type"] == "http.response.start":
                 client = _entered(scope)[1].client
-                given = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in message["headers"]]
-                self._unanswered.learn(client, "", time.monotonic(), given)
+                headers = Headers(raw=[*message.get("headers", ())]).items()
+                self._unanswered.learn(client, "", time.monotonic(), headers)
             await send(message)
 
         return watching

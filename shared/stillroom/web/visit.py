@@ -44,6 +44,7 @@ class Visit:
     decisions: tuple[Decision, ...] = ()
     keys: tuple[object, ...] = ()  # the routes and endpoints it was charged for
     exempt = False  # no endpoint charges it
+    is_missing = False  # abuse has been told that there is no such page
     _charges: tuple[Charge, ...] = ()
     _done: set[object] | None = None  # the declarations it was charged by
     _held: tuple[Held, ...] = ()  # to be settled by the answer …

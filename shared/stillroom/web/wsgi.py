@@ -18,7 +18,7 @@ from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
 from stillroom.web.ending import Header, lacking, names_of, report_loss
 from stillroom.web.explain import ExplainWSGI
 from stillroom.web.fetched import is_meant_in_environ
-from stillroom.web.gate import SPARED, Asked, Middleware
+from stillroom.web.gate import PREFLIGHT, Asked, Middleware
 from stillroom.web.problem import Answer, failed, foreign, shed
 from stillroom.web.request_session import WebSession
 from stillroom.web.session_cookie import SessionCookie
@@ -28,7 +28,7 @@ log = logging.getLogger("stillroom.web")
 
 KEY = "stillroom.session"
 ALONG = "stillroom.along"  # the session that is read with the limits, for a framework's own to take over
-LIMITED = "stillroom.limited"  # no table counts this: see pages
+LIMITED = "stillroom.limited"  # no table counts this, because no client has asked
 VISIT = "stillroom.visit"  # the work of limits on this request
 NOT_IN_A_PREFLIGHT = ("HTTP_COOKIE", "HTTP_AUTHORIZATION", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING")
 
@@ -53,9 +53,10 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
     none. `same_origin=True` refuses what another site's page sends (403): unsafe methods by Sec-Fetch-Site and
     Origin; a list names the origins that may.
 
-    Around an app that is mounted in another one: what the outer one has done is not done again, and what only the
-    inner one's table says is. All Redis calls of a request, up to its response, share `request_timeout`. Raises
-    SettingsError for an AsyncStillroom, and InvalidLimit for a table that can't be meant.
+    An app that is mounted in another one may have a middleware of its own: the session is the outer one's, both
+    tables are looked at, and a limit that both name counts once. All Redis calls of a request, up to its response,
+    share `request_timeout`. Raises SettingsError for an AsyncStillroom, and InvalidLimit for a table that can't be
+    meant.
     """
 
     _kind = Stillroom
@@ -97,7 +98,8 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
         return self._gate.route(method, path, _path(environ), header, self._client, environ)
 
     def _client(self, environ: Environ) -> str:
-        return self._gate.client_of(self._asked(environ))
+        known: Visit | None = environ.get(VISIT)
+        return known.client if known else self._gate.client_of(self._asked(environ))
 
     def _session(self, environ: Environ, cookie: SessionCookie | None) -> WebSession:
         """Return the session of the token in this cookie, or an anonymous one without."""
@@ -161,7 +163,7 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
             asking[f"HTTP_{name.upper().replace('-', '_')}"] = value
         asking |= {"REQUEST_METHOD": "OPTIONS", "CONTENT_LENGTH": "0", "wsgi.input": BytesIO()}
         asking["QUERY_STRING"] = ""  # no CORS layer reads it, and an app's own code might
-        asking |= {KEY: nobody, ALONG: nobody}
+        asking |= {KEY: nobody, ALONG: nobody, LIMITED: True}
         asking[VISIT] = Visit(visit.asked, visit.client, None, visit.is_meant)
         try:
             body = self.app(asking, keep)
@@ -281,8 +283,8 @@ class _Response:
         code = int(status[:3])
         gate, visit, session = self._gate, self._visit, self._session
         gate.tell(self._route, visit, session, code)
-        if SPARED in self._environ:
-            gate.learn_preflight(self._environ[SPARED], visit.client, headers)
+        if PREFLIGHT in self._environ:
+            gate.learn_preflight(self._environ[PREFLIGHT], visit.client, headers)
         end = gate.ended(visit, session, headers)
         if end is None:
             end = self._run(gate.ending(visit, session, code, headers))
