@@ -71,7 +71,7 @@ def test_large_arguments_are_not_kept(make_room: Any, options: Any) -> None:
 
 
 def test_not_more_than_so_many_are_kept(make_room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is one too many begins anew."""
+    """Where as many calls are remembered as may be, the next one is the first again."""
     monkeypatch.setattr(calls, "CALLS_KNOWN", 10)
     room = make_room()
 
@@ -85,7 +85,7 @@ def test_not_more_than_so_many_are_kept(make_room: Any, monkeypatch: pytest.Monk
 
 
 def test_what_raises_is_not_remembered(make_room: Any) -> None:
-    """A call that does not fit says so each time."""
+    """A call that does not fit its function raises each time."""
     room = make_room()
 
     @room.cache.cached("n:{n}", ttl=60)

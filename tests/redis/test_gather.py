@@ -46,7 +46,7 @@ def trips(room: Any, monkeypatch: pytest.MonkeyPatch) -> Trips:
 
 @pytest.mark.parametrize("kinds", PAIRS, ids=" and ".join)
 def test_calls_of_several_loaders_are_one_round_trip(room: Any, trips: Trips, kinds: Any) -> None:
-    """However each of them is kept; the order is that of the calls, and one that is given twice has two values."""
+    """Calls of loaders kept in any two ways take one round trip. One that is given twice has two values."""
     shop = Shop(room, KINDS[kinds[0]], KINDS[kinds[1]])
     wanted = partial(shop.price, 2), shop.rates, partial(shop.price, id=1), partial(shop.price, 2)
     expected = [2, "EUR", 1], {"loads": 1}, [1, "EUR", 1], [2, "EUR", 1]
@@ -64,7 +64,7 @@ def test_calls_of_several_loaders_are_one_round_trip(room: Any, trips: Trips, ki
 
 @pytest.mark.parametrize("kinds", PAIRS, ids=" and ".join)
 def test_each_is_what_its_call_returns(room: Any, client: Any, kinds: Any) -> None:
-    """Of fresh, stale, missing, unreadable and forgotten values."""
+    """A fresh, stale, missing, unreadable or forgotten value is answered as its call by itself is."""
     shop = Shop(room, KINDS[kinds[0]], KINDS[kinds[1]])
     wanted = [shop.rates, *(partial(shop.price, n) for n in range(5))]
     room.cache.gather(*wanted)
@@ -96,7 +96,7 @@ def test_nothing_is_gathered_without_a_word_to_redis(room: Any, trips: Trips) ->
 def test_stale_values_of_several_loaders_are_one_task(
     room: Any, client: Any, dispatch: Any
 ) -> None:
-    """All of them are served, and ordered from a worker at once."""
+    """Stale values of several loaders are served, and one message orders all of them from a worker."""
     shop = Shop(room)
     wanted = shop.rates, partial(shop.price, 1)
     room.cache.gather(*wanted)
@@ -111,7 +111,7 @@ def test_stale_values_of_several_loaders_are_one_task(
 def test_plain_calls_go_with_the_first_of_many_others(
     room: Any, trips: Trips, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those with a clock each go in bites, and those that share one beside the first of these."""
+    """Calls with a clock each go in bites, and calls that share one go beside the first bite."""
     monkeypatch.setattr(calls, "LOOKS_AT_ONCE", 3)
     shop = Shop(room, {"memo": True})
     wanted = [partial(shop.price, n) for n in range(7)] + [shop.rates]
@@ -156,7 +156,7 @@ def refusals(room: Any, other: Any) -> dict[str, tuple[Callable[[], Any], type[E
 def test_what_is_no_call_is_refused_before_anything_is_read(
     room: Any, make_room: Any, trips: Trips, what: str
 ) -> None:
-    """The error says what was given and what to write."""
+    """What is no call is refused before Redis is asked, with what was given and what to write."""
     call, kind, sentence = refusals(room, make_room())[what]
     trips.taken()
     with pytest.raises(kind, match=sentence):
@@ -165,7 +165,7 @@ def test_what_is_no_call_is_refused_before_anything_is_read(
 
 
 def test_a_coroutine_is_refused_and_closed(settings: Settings) -> None:
-    """It is a call that was made already; that nobody awaits it is not told a second time."""
+    """A coroutine is a call that was made already. It is refused, and closed, so that Python does not warn."""
 
     async def main() -> None:
         async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
@@ -205,7 +205,7 @@ def test_an_error_of_one_loader_leaves_those_behind_it_unloaded(make_room: Any) 
 
 
 def test_in_asyncio_each_loader_keeps_to_its_own_number(settings: Settings) -> None:
-    """One that may run twice at a time holds no other one up; an error comes once all have ended."""
+    """A loader that may run twice at a time holds no other loader up; an error is raised once all have ended."""
     running, ended = Counter[str](), list[str]()
 
     async def main() -> None:
@@ -245,7 +245,7 @@ def test_in_asyncio_each_loader_keeps_to_its_own_number(settings: Settings) -> N
 
 
 def test_redis_away_each_is_loaded(settings: Settings, own_server: Any) -> None:
-    """Values are returned as by calls, of loaders of each kind."""
+    """While Redis is away the values of loaders of each kind are loaded."""
     changed = settings.model_copy(update={"redis_url": own_server.url})
     own_server.kill()
     for kinds in PAIRS:
@@ -256,7 +256,7 @@ def test_redis_away_each_is_loaded(settings: Settings, own_server: Any) -> None:
 
 
 def test_a_method_is_gathered_with_its_object(make_room: Any) -> None:
-    """Bound to an object, by itself and in a partial."""
+    """A method is gathered bound to its object, by itself and in a partial."""
     room = make_room()
 
     class Shelf:

@@ -83,7 +83,7 @@ def test_many_calls_are_one_round_trip(room: Any, trips: Trips, options: Any) ->
 
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 def test_each_is_what_a_call_by_itself_returns(room: Any, client: Any, options: Any) -> None:
-    """Of fresh, stale, missing, unreadable and forgotten values; with other arguments, by place and by name."""
+    """Each fresh, stale, missing, unreadable or forgotten value is what its call by itself returns."""
     price, loads = price_of(room, **options, swr=600)
     price.many(range(5))
     age(client, room.keys.entry(b"price:1:EUR"), 700)
@@ -114,7 +114,7 @@ def test_a_list_that_a_caller_changes_is_its_own(room: Any, options: Any) -> Non
 def test_stale_values_are_served_and_refreshed_by_one_task(
     room: Any, client: Any, dispatch: Any
 ) -> None:
-    """All that are stale are ordered from a worker at once, each of them once."""
+    """One message orders all stale values from a worker, each of them once."""
     price, loads = price_of(room, swr=600)
     price.many(range(4))
     for n in range(3):
@@ -128,7 +128,7 @@ def test_stale_values_are_served_and_refreshed_by_one_task(
 
 
 def test_without_workers_the_caller_refreshes(settings: Settings, client: Any) -> None:
-    """As by a call, in a room that has no workers."""
+    """A room without workers refreshes a stale value in the reader, as by a call."""
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         price, loads = price_of(room, swr=600)
         price.many([0, 1])
@@ -167,7 +167,7 @@ def test_in_a_request_a_key_is_the_same_value_in_all_of_them(room: Any, make_roo
 def test_more_near_calls_than_fit_into_one_batch(
     room: Any, trips: Trips, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where each has a clock of its own they go in bites."""
+    """Calls that have a clock each go in bites."""
     monkeypatch.setattr(calls, "LOOKS_AT_ONCE", 3)
     price, _ = price_of(room, memo=True)
     for _ in range(2):
@@ -210,7 +210,7 @@ def refusals(price: Any) -> dict[str, tuple[Callable[[], Any], type[Exception], 
 def test_bad_arguments_are_refused_before_anything_is_read(
     room: Any, trips: Trips, what: str
 ) -> None:
-    """The error is that of a call, and says what to write."""
+    """What can't be meant raises the error of a call, which says what to write."""
     price, loads = price_of(room)
     call, kind, sentence = refusals(price)[what]
     trips.taken()
@@ -305,7 +305,7 @@ class Loads:
 def test_in_asyncio_missing_values_are_loaded_beside_each_other(
     settings: Settings, dispatch: Any, at_once: int | None, most: int
 ) -> None:
-    """Ten at a time, or as many as the loader may; an error comes once all have ended."""
+    """In asyncio ten are loaded at a time, or as many as the loader may; an error is raised once all have ended."""
     loads = Loads()
 
     async def main() -> None:
@@ -326,7 +326,7 @@ def test_in_asyncio_missing_values_are_loaded_beside_each_other(
 
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 def test_redis_away_each_is_loaded(settings: Settings, own_server: Any, options: Any) -> None:
-    """Values are returned as by calls, and are in the cache no more than these are."""
+    """While Redis is away values are loaded as by calls, and are in the cache no more than these are."""
     changed = settings.model_copy(update={"redis_url": own_server.url})
     with Stillroom(changed, dispatch=NoDispatch()) as room:
         price, loads = price_of(room, **options)
@@ -337,7 +337,7 @@ def test_redis_away_each_is_loaded(settings: Settings, own_server: Any, options:
 
 
 def test_a_method_has_it_too(make_room: Any) -> None:
-    """Bound to an object, the first argument behind it differs from call to call."""
+    """Many calls of a bound method differ in the first argument behind the object."""
     room = make_room()
 
     class Shelf:

@@ -261,10 +261,10 @@ class TestLoads:
         assert app.cache.get("k") is None
 
     def test_an_order_that_redis_refuses_keeps_no_other_back_and_becomes_a_dead_letter(
-        self, app: Any, worker: Stillroom, client: Any, state_client: Any
+        self, app: Any, worker: Stillroom, state_client: Any
     ) -> None:
         """A foreign key in the way of one order is that order's failure: Redis is not away."""
-        client.lpush(app.keys.lease(b"product:7"), "foreign")
+        app.wire.execute([(b"LPUSH", app.keys.lease(b"product:7"), b"foreign")], 1.0)
         app.cache.set("k", "old")
         app.tasks.load(app.product, 7)
         app.tasks.invalidate_keys("k")

@@ -168,11 +168,8 @@ class Bulk(Core):
         missing = {key: name for key, name in names.items() if key not in values}
         refreshed = yield from self._turns_to_refresh(stale)
         loaded = yield from self._load_missing(missing, refreshed, names, load_many, recipe)
-        return {
-            key: value
-            for key in names
-            if (value := {**values, **loaded}.get(key, MISS)) is not MISS
-        }
+        values |= loaded
+        return {key: value for key in names if (value := values.get(key, MISS)) is not MISS}
 
     # Steps
 
@@ -398,9 +395,9 @@ class Bulk(Core):
     ) -> Operation[None]:
         """Tell the waiters that our load failed, and back the refreshes off as single ones do."""
         some = list(leases)
-        missing = [(name, held) for name, held in some if held.startswith(b"load.")]
+        missing = [(name, held) for name, held in some if loading(held)]
         yield from self._free_failed(missing, error)
-        refreshed = [lease for lease in some if lease not in missing]
+        refreshed = [(name, held) for name, held in some if not loading(held)]
         self.stats.counts["refresh_errors"] += len(refreshed)
         yield from self._back_off_all(refreshed)
 

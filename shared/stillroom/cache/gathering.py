@@ -48,7 +48,7 @@ class Gathering:
         return self._body.call(*self._calls[place], self.values[place].away)  # type: ignore[no-any-return]
 
     def loader(self, place: int) -> Loader:
-        """Return whose call stands in this place."""
+        """Return the loader of the call in this place."""
         return self._calls[place].loader
 
 

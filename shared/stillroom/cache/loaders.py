@@ -34,6 +34,7 @@ from stillroom.errors import InvalidArgument, StillroomError, UnknownLoader, did
 from stillroom.misuse import misuse, refuse_awaited
 from stillroom.operation import Call
 from stillroom.sameness import is_plain, is_same
+from stillroom.whole import is_whole
 
 TagSpec: TypeAlias = str | Callable[[Any], Iterable[str]]
 
@@ -246,10 +247,12 @@ class Loader:
         text = self._arguments.dump_json(sent, **options)
         if self._are_as_declared(sent):
             return text
-        if b"null" in text and self._lost_in(text, sent):  # None, or an infinity
+        lost = self._lost_in(text, sent)
+        if lost and b"null" in text:  # perhaps an infinity
             written = self._arguments.dump_python(sent, **options)
             text = pydantic_core.to_json(written, inf_nan_mode="strings")
-        if lost := self._lost_in(text, sent):
+            lost = self._lost_in(text, sent)
+        if lost:
             raise ValueError(lost)
         return text
 
@@ -487,11 +490,7 @@ def _checked_name(name: Any) -> str:
 def _checked_places(at_once: Any) -> int:
     if at_once is None:
         return 0
-    if (
-        not isinstance(at_once, int)
-        or isinstance(at_once, bool)
-        or not 1 <= at_once <= PLACES_LIMIT
-    ):
+    if not is_whole(at_once, most=PLACES_LIMIT):
         raise InvalidArgument(f"at_once={at_once!r}: 1 to {PLACES_LIMIT:,} loads")
     return at_once
 
