@@ -83,6 +83,12 @@ class Marks:
         self._text_keys = text_keys
         self._refuse = refuse
 
+    @property
+    def names(self) -> str:
+        """Return the names of the types that JSON has no word for, for an error."""
+        kinds = (kind.name.partition(" ")[0] for kind in self.kinds)
+        return ", ".join(name for name in dict.fromkeys(kinds) if name != "dict")
+
     def pack(self, value: Any) -> Any:
         """Return the value as JSON can hold it; a plain one is returned as it is."""
         if is_plain(value):

@@ -79,6 +79,17 @@ def test_a_decision_does_not_look_at_all_checks(logs: list[bytes] | None) -> Non
     assert Check.looks <= 2 * count
 
 
+def test_a_check_does_not_count_against_itself() -> None:
+    """The hits of the check that is decided about are left out while it is in flight, and nobody else's are."""
+    checks = Flying()
+    assert checks.begin(Check([ONE, OTHER], 3), "own") == "own"
+    checks.begin(Check([ONE], 2))
+    assert checks.hits([ONE], but="own") == {ONE: 2}
+    assert checks.hits([ONE, OTHER]) == {ONE: 5, OTHER: 3}
+    checks.end("own")
+    assert checks.hits([ONE], but="own") == {ONE: 2}
+
+
 def test_checks_that_redis_decides_are_not_kept() -> None:
     """What begins and ends while no decision asks is forgotten, also where one has asked before."""
     checks = Flying()

@@ -42,7 +42,8 @@ from stillroom import (
 )
 from stillroom.web import HealthASGI, HealthWSGI, Refusal
 from stillroom.web.asgi import StillroomMiddleware as Asgi
-from stillroom.web.cors import ASKS, LEARNED_S, Learned, Unanswered
+from stillroom.web.carriers import layers
+from stillroom.web.cors import ASKS, LEARNED_S, OPEN, Learned, Unanswered
 from stillroom.web.flask import StillroomLimits, StillroomSessions
 from stillroom.web.flask import limited as on_flask
 from stillroom.web.gate import Asked
@@ -361,7 +362,46 @@ def test_what_is_learned_may_be_dropped_by_another_thread_meanwhile() -> None:
     unanswered._known = Crowded()
     for _ in range(2):
         unanswered.learn("192.0.2.1", "/x", 0.0, [])
-    assert not unanswered.has("192.0.2.1", "/x", 0.0)
+    assert not unanswered.charges("192.0.2.1", "/x", 0.0)
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "GET"])
+def test_parallel_requests_do_not_reach_the_handler_for_nothing(
+    method: str, settings: Settings
+) -> None:
+    """Of a hundred preflights, or refused requests with an origin, at the same time a few reach the handler."""
+    reached, refused, everybody = [], [], asyncio.Event()
+
+    def note(known: list[str], path: str) -> None:
+        known.append(path)
+        if len(reached) + len(refused) == 100:
+            everybody.set()
+
+    async def handler(scope: Any, receive: Any, send: Any) -> None:
+        note(reached, scope["path"])
+        await everybody.wait()
+        await PlainTextResponse("wrong")(scope, receive, send)
+
+    async def main() -> None:
+        table = Routes([], default=[Limit("few", 2 if method == "OPTIONS" else 0, 600)])
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            app = Asgi(handler, room, routes=table)
+
+            async def one(n: int) -> None:
+                async def send(message: Any) -> None:
+                    if message.get("status") == 429 and f"/{n}" not in reached:
+                        note(refused, f"/{n}")
+
+                given = PREFLIGHT if method == "OPTIONS" else {"Origin": f"https://{n}.example"}
+                headers = [(k.lower().encode(), v.encode()) for k, v in given.items()]
+                scope = {"type": "http", "method": method, "path": f"/{n}", "query_string": b""}
+                asked = {**scope, "headers": headers, "client": ("203.0.113.9", 1)}
+                await app(asked, None, send)  # type: ignore[arg-type]
+
+            await asyncio.gather(*map(one, range(100)))
+
+    asyncio.run(main())
+    assert len(reached) == (OPEN + 2 if method == "OPTIONS" else ASKS)
 
 
 def test_the_app_is_asked_a_few_times_for_one_client() -> None:
@@ -911,6 +951,26 @@ def test_an_app_is_seen_through_what_is_around_it(caplog: Any) -> None:
     for app in (health, around(flask_app()), Kept(Kept(around(flask_app().wsgi_app)))):
         assert told(app, caplog, Route("/lgoin")), app
         assert not told(app, caplog, Route("/login")), app
+
+
+def test_functions_that_know_each_other_are_each_looked_at_a_few_times() -> None:
+    """Functions that hold each other, and lead to no app, are each looked at a few times, not along each way."""
+    looked = 0
+
+    class Held:
+        @property
+        def app(self) -> None:
+            nonlocal looked
+            looked += 1
+
+        def __call__(self, *given: Any) -> None:
+            """Stand for a function of a middleware."""
+
+    them = [Held() for _ in range(12)]
+    for one in them:
+        vars(one).update({f"other{n}": other for n, other in enumerate(them)})
+    assert list(layers(them[0])) == [them[0]]
+    assert looked < 10 * len(them)
 
 
 def test_an_app_that_raises_when_it_is_looked_at_is_served(settings: Settings) -> None:

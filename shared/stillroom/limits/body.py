@@ -363,14 +363,14 @@ class LimitsBody(Operating, OverShards):
     ) -> Operation[Reservation]:
         """Take the parts of a request from their shards. `is_held`: they may be given back later."""
         name, asked_at = new_id(), self._denials.forgotten
-        mark = self._flying.begin(request)
+        self._flying.begin(request, name)
         sent = time.monotonic()
         try:
             kept_as = RESERVATION if is_held else ""
             taking = self._over(request, request.mode, name, is_held=is_held, kept_as=kept_as)
             outcome = yield from taking
         finally:
-            self._flying.end(mark)
+            self._flying.end(name)
         request, decision = outcome.request, outcome.decision
         self._learn_of_shards(outcome, asked_at, sent, RESERVED_S if is_held else REMEMBERED_S)
         if not (is_held and decision):
@@ -550,7 +550,7 @@ class LimitsBody(Operating, OverShards):
             *(request.logs, request.counted, request.cost, _now_us()),
             take=take,
             id=id,
-            flying=self._flying.hits(request.logs),
+            flying=self._flying.hits(request.logs, but=id),
             known=request.known_as,
         )
 

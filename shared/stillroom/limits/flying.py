@@ -39,13 +39,13 @@ class Flying:
         self._sums: _Sums | None = None
         self._adding = threading.Lock()
 
-    def begin(self, asked: Asked) -> object:
-        """Count a check from now on. Return the mark that ends it.
+    def begin(self, asked: Asked, mark: object = None) -> object:
+        """Count a check from now on. Return the mark that ends it, a new one if none is given.
 
         No lock is taken, here or in `end`. The check is in the dict before it is noted, so sums that begin
         meanwhile have it from one or the other.
         """
-        mark = object()
+        mark = object() if mark is None else mark
         self._asked[mark] = asked
         if self._sums is not None:
             self._note(mark, asked)
@@ -56,8 +56,18 @@ class Flying:
         if self._asked.pop(mark, None) is not None and self._sums is not None:
             self._note(mark, None)
 
-    def hits(self, logs: Sequence[bytes]) -> Hits:
-        """Return how many hits are in flight in each of these logs; a log with none may be missing."""
+    def hits(self, logs: Sequence[bytes], but: object = None) -> Hits:
+        """Return how many hits are in flight in each of these logs; a log with none may be missing.
+
+        `but`: the mark of the check that is decided about. Its own hits are left out.
+        """
+        found = self._hits(logs)
+        if (own := self._asked.get(but)) is not None:
+            for log in found.keys() & {*own.logs}:
+                found[log] -= own.cost
+        return found
+
+    def _hits(self, logs: Sequence[bytes]) -> Hits:
         if not self._adding.acquire(blocking=False):
             # Another thread adds up just now, or a signal handler has interrupted this one.
             return _added_up(self._asked.copy().values(), logs)

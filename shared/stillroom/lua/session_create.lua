@@ -82,15 +82,15 @@ local function is_new_device(device, life)
     return false
   end
   local key = prefix .. 'd:' .. user
-  if not asked_of('ZCARD', key) then
+  local known = asked_of('ZCARD', key)
+  if not known then
     redis.call('UNLINK', key)
   end
-  local had_any = redis.call('EXISTS', key) == 1
   local is_new = redis.call('ZADD', key, plain(now), device) == 1
   redis.call('ZREMRANGEBYRANK', key, 0, -MOST_DEVICES - 1)
   redis.call('PEXPIRE', key, life)
   keep_for(prefix .. 'clock', tonumber(life)) -- whoever moves a shard finds by its clock that it has keys
-  return had_any and is_new
+  return is_new and known and known > 0
 end
 
 local bytes = 0

@@ -312,6 +312,11 @@ def steady_us() -> int:
     return time.monotonic_ns() // 1_000
 
 
+def is_shut(error: RedisUnavailable) -> bool:
+    """Return whether `stillroom move-state` has shut the shard. A slot that is on its way is TRYAGAIN too."""
+    return error.reason == "tryagain" and "the sessions of this shard" in error.detail
+
+
 def _is_settled(reply: Any) -> bool:
     """Return whether a command was done, or refused for good, so that it need not be sent again."""
     if not isinstance(reply, Exception):

@@ -45,7 +45,7 @@ from stillroom.scripts import (
     session_touch,
     session_update,
 )
-from stillroom.sessions.asking import LOGOUT, ROTATION, Asking, apart, steady_us
+from stillroom.sessions.asking import LOGOUT, ROTATION, Asking, apart, is_shut, steady_us
 from stillroom.sessions.beginning import Beginning
 from stillroom.sessions.ends import (
     BOTH,
@@ -642,9 +642,9 @@ class SessionsBody(Asking):
 
         Returns {"expired", "deleted", "lag_s", "done"}: `lag_s` is how long the oldest of them had waited, and
         `done` is False if `seconds` were up first. Two at once share the work. It works on a server that is full.
-        Raises SettingsError for a `limit` that is none. Redis away: SessionStoreUnavailable; where only a node of a
-        cluster is away, when the others' sessions are swept. A shard that `stillroom move-state` has shut is left
-        out.
+        Raises SettingsError for a `limit` that is none. Redis away: SessionStoreUnavailable. Where only a node of
+        a cluster is away, the others' sessions are swept before this is raised. A shard that `stillroom move-state`
+        has shut is left out.
         """
         if not is_whole(limit, most=BITE_LIMIT):
             raise SettingsError(f"limit={limit!r}: 1 to {BITE_LIMIT:,} sessions a bite")
@@ -661,16 +661,15 @@ class SessionsBody(Asking):
                 except SessionStoreUnavailable as error:
                     if not self._is_about_a_part(error):
                         raise
-                    away = away or error
                     left.discard(shard)
+                    if not is_shut(error):  # a shard that is moved is swept afterwards
+                        away = away or error
                     continue
                 expired, deleted, lag = expired + ended, deleted + gone, max(lag, waited, longer)
                 if due < limit and not unfinished:
                     left.discard(shard)
                 yield Pause(0)  # others first; and each bite has its own deadline
-        if (
-            away is not None and away.reason != "tryagain"
-        ):  # a shard that is moved is swept afterwards
+        if away is not None:
             raise away
         return {"expired": expired, "deleted": deleted, "lag_s": lag / 1e6, "done": not left}
 

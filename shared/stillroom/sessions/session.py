@@ -15,7 +15,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import SessionDataRefused, SessionUnreadable, ValueTooLarge
 from stillroom.keys import original, sanitized
-from stillroom.marked import SAYS_HTML, Marks, has_marks, is_plain, writable
+from stillroom.marked import SAYS_HTML, Marks, has_marks, writable
 from stillroom.sessions.token import make_handle
 
 T = TypeVar("T")
@@ -232,18 +232,22 @@ def encoded_value(key: str, value: object) -> bytes:
 def check_kept(key: str, value: object) -> None:
     """Raises SessionDataRefused for a value that would come back as one of another type, in silence."""
     with suppress(RecursionError):  # which is said when it is written
-        if not is_plain(value):
-            Marks(text_keys=True, refuse=lambda one: _refusal(key, one)).pack(value)
+        try:
+            _CHECKS.pack(value)
+        except SessionDataRefused as refused:
+            raise SessionDataRefused(f"{ascii(key)[1:-1][:80]}: {refused}") from None
 
 
-def _refusal(key: str, value: object) -> SessionDataRefused | None:
+def _refusal(value: object) -> SessionDataRefused | None:
     if isinstance(value, _JSON) or any(kind.fits(value) for kind in (*_MARKS.kinds, SAYS_HTML)):
         return None
-    names = ", ".join(kind.name for kind in _MARKS.kinds if kind.name != "dict")
     return SessionDataRefused(
-        f"{ascii(key)[1:-1][:80]}: {type(value).__name__} would come back as something else; a session keeps JSON, "
-        f"{names}: make it one of these before you store it"
+        f"{type(value).__name__} would come back as something else; a session keeps JSON, {_MARKS.names}: "
+        "make it one of these before you store it"
     )
+
+
+_CHECKS = Marks(text_keys=True, refuse=_refusal)
 
 
 def decoded_value(text: bytes) -> Any:

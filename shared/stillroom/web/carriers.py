@@ -83,16 +83,24 @@ def _wrapped(layer: object) -> Any:
     inner = getattr(layer, "app", None)
     if inner is not None or shows_routes(layer):
         return inner
-    return next((one for one in _held(layer) if _leads_to_routes(one, WRAPPED)), None)
+    seen: dict[tuple[int, int], Any] = {}
+    return next((one for one in _held(layer) if _leads_to_routes(one, WRAPPED, seen)), None)
 
 
-def _leads_to_routes(thing: Any, depth: int) -> bool:
+def _leads_to_routes(thing: Any, depth: int, seen: dict[tuple[int, int], Any]) -> bool:
+    """Return whether an app is found from here. `seen`: what has led nowhere, by its id and depth.
+
+    Without it thirty functions that know each other would be followed along a million ways.
+    """
+    if (id(thing), depth) in seen:
+        return False
+    seen[id(thing), depth] = thing  # kept, so that nothing else gets its id
     with suppress(Exception):  # an object that makes up attributes, or a proxy of nothing
         thing = getattr(thing, "__self__", thing)
         if not callable(thing) or isinstance(thing, type):
             return False
         inner = (getattr(thing, "app", None), *_held(thing)) if depth else ()
-        return shows_routes(thing) or any(_leads_to_routes(one, depth - 1) for one in inner)
+        return shows_routes(thing) or any(_leads_to_routes(one, depth - 1, seen) for one in inner)
     return False
 
 

@@ -20,6 +20,9 @@ V = TypeVar("V")
 LEARNED_S = 60.0
 LEARNED = 1_024  # origins and paths, and clients
 ASKS = 8  # of one client, in LEARNED_S
+OPEN = (
+    16  # preflights of one client to one route that are free while none of them has been answered
+)
 KEY_LENGTH = 400  # characters of those
 ORIGIN = "access-control-allow-origin"
 EXPOSE = "access-control-expose-headers"
@@ -95,27 +98,26 @@ class Learned:
         self._asked: OrderedDict[str, tuple[float, int]] = OrderedDict()  # by client: since, times
 
     def get(self, key: tuple[str, str, str], client: str, now: float) -> list[Header] | None:
-        """`key`: origin, method and path. None: ask the app."""
-        for at, headers in (self._found.get(key, _NEVER), self._asked_too_often(key, client, now)):
-            if now - at < LEARNED_S:
-                return headers
-        return None
-
-    def _asked_too_often(
-        self, key: tuple[str, str, str], client: str, now: float
-    ) -> tuple[float, list[Header]]:
-        since, times = self._asked.get(client, (-math.inf, 0))
-        if now - since >= LEARNED_S or times < ASKS:
-            return _NEVER
+        """`key`: origin, method and path. None: ask the app. That is counted here, before the app has answered."""
+        at, headers = self._found.get(key, _NEVER)
+        if now - at < LEARNED_S:
+            return headers
+        since, times = self._since(client, now)
+        if times < ASKS:
+            _keep(self._asked, client, (since, times + 1))
+            return None
         at, headers = self._origins.get(key[0], _NEVER)
-        return now, headers if now - at < LEARNED_S else []
+        return headers if now - at < LEARNED_S else []
+
+    def _since(self, client: str, now: float) -> tuple[float, int]:
+        since, times = self._asked.get(client, (now, 0))
+        return (since, times) if now - since < LEARNED_S else (now, 0)
 
     def add(
         self, key: tuple[str, str, str], client: str, now: float, headers: list[Header]
     ) -> list[Header]:
-        since, times = self._asked.get(client, (-math.inf, 0))
-        since, times = (now, 0) if now - since >= LEARNED_S else (since, times)
-        _keep(self._asked, client, (since, times + 1 if headers else ASKS))
+        if not headers:
+            _keep(self._asked, client, (self._since(client, now)[0], ASKS))
         if sum(map(len, key)) <= KEY_LENGTH:
             _keep(self._found, key, (now, headers))
             if headers:
@@ -124,21 +126,31 @@ class Learned:
 
 
 class Unanswered:
-    """Know for some time the clients whose preflights no CORS layer has answered: their next ones are charged."""
+    """Know for some time the clients whose preflights no CORS layer has answered: their next ones are charged.
+
+    So are the preflights of a client that has sent many without having had an answer.
+    """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[str, str], float] = OrderedDict()
+        # By client and name: since, and how many preflights. All that may be, where the app itself has answered.
+        self._known: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
 
-    def has(self, client: str, name: str, now: float) -> bool:
-        """`name`: of what the client is charged for."""
-        return now - self._known.get((client, name), -math.inf) < LEARNED_S
+    def charges(self, client: str, name: str, now: float) -> bool:
+        """Count a preflight, and return whether it is charged. `name`: of what the client is charged for."""
+        since, times = self._known.get((client, name), (now, 0))
+        if now - since >= LEARNED_S:
+            since, times = now, 0
+        if times >= OPEN:
+            return True
+        _keep(self._known, (client, name), (since, times + 1))
+        return False
 
     def learn(self, client: str, name: str, now: float, headers: Sequence[Header]) -> None:
         """Learn from the headers of the answer to a preflight, also to one that was charged."""
         if any(name.lower() == ORIGIN for name, _ in headers):
             self._known.pop((client, name), None)
         else:
-            _keep(self._known, (client, name), now)
+            _keep(self._known, (client, name), (now, OPEN))
 
 
 def _keep(kept: OrderedDict[K, V], key: K, value: V) -> None:

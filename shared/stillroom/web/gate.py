@@ -130,7 +130,7 @@ class Gate:
         if method != "OPTIONS" or method in found.methods or not is_preflight(method, header):
             return found
         scope[PREFLIGHT] = found.template
-        is_charged = self._unanswered.has(client(scope), found.template, time.monotonic())
+        is_charged = self._unanswered.charges(client(scope), found.template, time.monotonic())
         return found if is_charged else None
 
     def learn_preflight(self, name: str, client: str, headers: Sequence[Header]) -> None:

@@ -161,7 +161,7 @@ class LimitedApp:
         if scope["type"] in ("http", "websocket"):
             connection = HTTPConnection(scope)
             can_learn = self._is_preflight(connection)
-            is_free = can_learn and not self._is_known(scope)
+            is_free = can_learn and not self._charges(scope)
             if not is_free and not await _admits(connection, send, self._declaration):
                 return
             if can_learn:
@@ -172,9 +172,9 @@ class LimitedApp:
         method = connection.scope.get("method", "GET")
         return not self._is_endpoint and is_preflight(method, connection.headers.get)
 
-    def _is_known(self, scope: Scope) -> bool:
-        """Return whether no CORS layer has answered this client's last preflight."""
-        return self._unanswered.has(_entered(scope)[1].client, "", time.monotonic())
+    def _charges(self, scope: Scope) -> bool:
+        """Count a preflight of this client, and return whether it is charged."""
+        return self._unanswered.charges(_entered(scope)[1].client, "", time.monotonic())
 
     def _watching(self, scope: Scope, send: Send) -> Send:
         """Return what passes the answer to a preflight on, and learns from it."""

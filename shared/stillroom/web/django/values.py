@@ -34,8 +34,7 @@ def _refused(value: Any) -> Unencodable | None:
     base = next((one.__name__ for one in type(value).__mro__[1:] if one in EXACT), None)
     if base:
         return Unencodable(f"{name}: it would come back as {base}; make it one before you store it")
-    names = ", ".join(dict.fromkeys(kind.name.partition(" ")[0] for kind in _MARKS.kinds))
-    return Unencodable(f"{name}: the cache keeps JSON, {names}; not objects")
+    return Unencodable(f"{name}: the cache keeps JSON, {_MARKS.names}; not objects")
 
 
 def _response_parts(response: HttpResponse) -> Any:
