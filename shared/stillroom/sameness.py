@@ -331,4 +331,10 @@ def attributes_of(value: Any, fields: AbstractSet[str] = NO_FIELDS) -> dict[str,
 def _is_computed(kind: type, name: str) -> bool:
     """Return whether the class makes this attribute by itself: `functools.cached_property` and its like."""
     maker = getattr_static(kind, name, None)
-    return hasattr(maker, "__get__") and not hasattr(maker, "__set__")
+    is_plain_maker = hasattr(maker, "__get__") and not hasattr(maker, "__set__")
+    return is_plain_maker or is_cached_property(maker)
+
+
+def is_cached_property(maker: Any) -> bool:
+    """Return whether this keeps what it computes in the instance. Django's and werkzeug's do that, too."""
+    return any("cached_property" in kind.__name__ for kind in type(maker).__mro__)

@@ -14,7 +14,9 @@ from stillroom.cache import calls
 
 def known(room: Any) -> int:
     """Return how many calls this process remembers."""
-    return len(room.cache._body._wanted)
+    body = room.cache._body
+    memories = {id(part._wanted): part._wanted for part in getattr(body, "shards", [body])}
+    return sum(map(len, memories.values()))
 
 
 def test_equal_arguments_of_other_types_are_other_calls(make_room: Any) -> None:
@@ -70,10 +72,13 @@ def test_large_arguments_are_not_kept(make_room: Any, options: Any) -> None:
     assert all(len(call[1]) < 1_000 for call in room.cache._body.copies._calls)
 
 
-def test_not_more_than_so_many_are_kept(make_room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shards", [1, 3])
+def test_not_more_than_so_many_are_kept(
+    make_room: Any, monkeypatch: pytest.MonkeyPatch, shards: int
+) -> None:
     """Where as many calls are remembered as may be, the next one is the first again."""
     monkeypatch.setattr(calls, "CALLS_KNOWN", 10)
-    room = make_room()
+    room = make_room(shards=shards)
 
     @room.cache.cached("n:{n}", ttl=60)
     def load(n: int) -> int:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import pytest
+from django.utils.functional import cached_property as django_cached_property
 from pydantic import BaseModel, ConfigDict
 
 from stillroom import AsyncStillroom, InvalidArgument, Settings, Stillroom
@@ -453,6 +454,15 @@ class Frozen(BaseModel):
     name: str
 
 
+@dataclass(frozen=True)
+class OfDjango:
+    name: str
+
+    @django_cached_property
+    def letters(self) -> list[str]:
+        return list(self.name)
+
+
 class Lettered(Frozen):
     @cached_property
     def letters(self) -> list[str]:
@@ -478,6 +488,7 @@ OWN = {
     "a frozen dataclass with an attribute of its own": Noted("x"),
     "a subclass of a frozen dataclass": Renamed(1, ()),
     "a frozen model with a cached property": Lettered(name="x"),
+    "a frozen dataclass with Django's cached property": OfDjango("x"),
     "a model": Open(name="x"),
 }
 

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import AnyUrl, BaseModel, ConfigDict, Field, PrivateAttr, SecretBytes, SecretStr
+from werkzeug.utils import cached_property as werkzeug_cached_property
 
 from stillroom import InvalidArgument, Settings
 from stillroom.codec import Codec, Undecodable, Unencodable
@@ -116,6 +117,15 @@ class Basket:
         return sum(self.items)
 
 
+@dataclasses.dataclass
+class Weighed:
+    items: list[int]
+
+    @werkzeug_cached_property
+    def weight(self) -> int:
+        return sum(self.items)
+
+
 @dataclasses.dataclass(slots=True)
 class Slotted(Basket):
     """Its own fields are in slots; what its base sets is in a dict."""
@@ -185,6 +195,7 @@ KEPT: list[tuple[Any, Any]] = [
         (Basket([1]), Basket),
         ([Slotted([1])], list[Slotted]),
         (with_attributes(Basket([1]), total=7), Basket),
+        (with_attributes(Weighed([1]), weight=7), Weighed),
         (Place(1, "a"), Place),
     ),
     *(

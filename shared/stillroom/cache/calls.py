@@ -56,7 +56,7 @@ class Calls(Bulk):
 
     def __init__(self, means: Means, place: Place) -> None:
         super().__init__(means, place)
-        self._wanted: dict[tuple[Any, ...], Wanted] = {}
+        self._wanted: dict[tuple[Any, ...], Wanted] = means.wanted
 
     def wanted(self, loader: Loader, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Wanted:
         """Return what a call wants, which is remembered: the key of the next such call is known.

@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, overload
 
@@ -170,6 +170,7 @@ class Means:
     stats: Stats
     loaders: Loaders
     copies: Store
+    wanted: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # see Calls.wanted
 
 
 class Place(NamedTuple):

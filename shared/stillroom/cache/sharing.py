@@ -6,11 +6,13 @@ import dataclasses
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel
+
+from stillroom.sameness import is_cached_property
 
 SCALARS = frozenset(
     [int, str, float, bool, type(None), bytes, Decimal, UUID, date, datetime, time, timedelta]
@@ -52,9 +54,7 @@ def _parts(value: Any, kind: type) -> list[Any] | None:
 @lru_cache(maxsize=1_000)
 def _is_frozen_kind(kind: type) -> bool:
     """Return whether a class is a frozen model or dataclass, without what a cached property would make later."""
-    if any(
-        isinstance(one, cached_property) for base in kind.__mro__ for one in vars(base).values()
-    ):
+    if any(is_cached_property(one) for base in kind.__mro__ for one in vars(base).values()):
         return False
     if issubclass(kind, BaseModel):
         return bool(kind.model_config.get("frozen"))
