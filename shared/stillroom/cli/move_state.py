@@ -40,7 +40,7 @@ FromReplicas = Annotated[
 
 Replace = Annotated[
     bool,
-    typer.Option("--replace", help="Sessions that are in use at REDIS_URL already end; see below."),
+    typer.Option("--replace", help="Sessions that are in use at REDIS_URL already end; see above."),
 ]
 
 
