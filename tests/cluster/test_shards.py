@@ -389,6 +389,32 @@ def test_an_order_that_waits_for_a_frozen_node_keeps_no_other_shard_from_its_wor
         assert not any(cluster.client(node).keys("stillroom:{*}:e:*") for node in others)
 
 
+def test_orders_of_a_frozen_node_hold_up_none_of_the_others(
+    settings: Settings, cluster: RedisCluster
+) -> None:
+    """Orders that were written first wait for a frozen node; those behind them are carried out in the same run."""
+    hurried = Settings(**settings.model_dump() | {"command_timeout": 0.1, "call_timeout": 0.15})
+    with Stillroom(hurried, dispatch=Recording()) as room:
+        fill(room)
+        clocks = [keys.clock for keys in shard_keys(settings)]
+        frozen = cluster.owner(clocks[0])
+        theirs = {
+            name
+            for name in NAMES
+            if cluster.owner(clocks[shard_of(name.encode(), SHARDS)]) is frozen
+        }
+        others = sorted(set(NAMES) - theirs)
+        for name in [*sorted(theirs), *others]:
+            room.tasks.invalidate_keys(name)
+        frozen.freeze()
+        try:
+            with pytest.raises(RedisUnavailable):
+                room.upkeep.reclaim(budget=30)
+            assert room.cache.get_many(others) == {}
+        finally:
+            frozen.thaw()
+
+
 def test_threads_that_begin_together_share_the_nodes(sharded: Stillroom) -> None:
     """Threads that begin together share one wire for each node."""
     gate = threading.Barrier(8)

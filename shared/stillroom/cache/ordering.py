@@ -29,6 +29,7 @@ HELD_MS = 60_000  # then the order of a worker that died is due again
 # After the first try it is due for the next run, which may be another worker's; then later each time.
 FIRST_DELAY_MS, LONGEST_DELAY_MS = 15_000, 300_000
 KIND = "order"  # of dead letter
+AWAY_LIMIT = 20  # orders of one run that may meet a shard that is away: each takes up to a call's time
 # Redis refuses the order then, and is not away. Where the configuration is wrong, orders wait until it is mended.
 REFUSED = OF_THE_COMMAND - MISCONFIGURED
 
@@ -80,12 +81,19 @@ class Ordering:
         """
         deadline = time.monotonic() + budget
         counts, began_us = Counter[str](), 0
-        while time.monotonic() < deadline:
+        away: list[RedisUnavailable] = []
+        most_away = AWAY_LIMIT if len(self._cache.shards) > 1 else 1
+        while time.monotonic() < deadline and len(away) < most_away:
             ((taken, now_us),) = yield On([(STATE, self._take(began_us))])
             if taken is None:
                 break
             began_us = began_us or now_us  # work that becomes due from now on is for the next run
-            counts[(yield from self._try(taken))] += 1
+            try:
+                counts[(yield from self._try(taken))] += 1
+            except RedisUnavailable as error:  # perhaps of one shard: the others' orders do not wait for it
+                away.append(error)
+        if away:
+            raise away[0]
         ((left, due),) = yield On([(STATE, self._count())])
         return {"done": counts["done"], "dead": counts["dead"], "left": left, "due": due}
 
@@ -103,7 +111,7 @@ class Ordering:
                 return (yield from self._failed(taken, error))
             self._stats.say("orders wait until the cache's Redis is back", error.reason, error)
             yield On([(STATE, self._finish(taken, 0, counts=False))])
-            raise  # the other orders would wait, too
+            raise
         except Exception as error:
             return (yield from self._failed(taken, error))
         yield On([(STATE, self._finish(taken))])
