@@ -25,7 +25,6 @@ from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
 from tests.support.proxy import Proxy
-from tests.support.stepper import Stepper
 
 HOUR = 3_600
 STEPS = [-HOUR, -5, 5, HOUR]
@@ -314,25 +313,6 @@ def test_a_clock_that_was_learned_from_a_slow_reply_makes_no_deadline_too_late(
             other.cache.invalidate_by_tag("t")
             assert until(lambda: not proxy.on_its_way, 5.0)
             assert other.cache.get("k") is None, (hold, stored)
-
-
-@pytest.mark.parametrize("slots", [1, 2])
-def test_a_dead_holder_and_a_dead_waiter_of_a_lock_hold_nobody_up(
-    clocked: ClockedServer, make: Any, slots: int
-) -> None:
-    """When the clock steps back an hour, the lease of a dead holder and a dead waiter's place end in their time."""
-    app = make()
-
-    def taking(lease: float = 0.5) -> Stepper:
-        return Stepper(app, app._locks_body.take("k", slots, lease, 60.0)).run()
-
-    dead = [taking() for _ in range(slots)]
-    assert all(one.done for one in dead)
-    waiter = taking()
-    assert waiter.is_waiting
-    clocked.set_clock(-HOUR)
-    with app.semaphore("k", slots, lease=0.5, wait=10.0) if slots > 1 else app.lock("k", wait=10.0):
-        pass
 
 
 def test_a_living_holder_keeps_a_lock_when_the_clock_steps_back(
