@@ -29,7 +29,9 @@ HELD_MS = 60_000  # then the order of a worker that died is due again
 # After the first try it is due for the next run, which may be another worker's; then later each time.
 FIRST_DELAY_MS, LONGEST_DELAY_MS = 15_000, 300_000
 KIND = "order"  # of dead letter
-AWAY_LIMIT = 20  # orders of one run that may meet a shard that is away: each takes up to a call's time
+AWAY_LIMIT = (
+    20  # orders of one run that may meet a shard that is away: each takes up to a call's time
+)
 # Redis refuses the order then, and is not away. Where the configuration is wrong, orders wait until it is mended.
 REFUSED = OF_THE_COMMAND - MISCONFIGURED
 
@@ -90,7 +92,9 @@ class Ordering:
             began_us = began_us or now_us  # work that becomes due from now on is for the next run
             try:
                 counts[(yield from self._try(taken))] += 1
-            except RedisUnavailable as error:  # perhaps of one shard: the others' orders do not wait for it
+            except (
+                RedisUnavailable
+            ) as error:  # perhaps of one shard: the others' orders do not wait for it
                 away.append(error)
         if away:
             raise away[0]
