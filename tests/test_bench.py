@@ -152,6 +152,27 @@ def test_what_is_shown_was_measured() -> None:
     assert report.page(known) == (RESULTS / "results.md").read_text(encoding="utf-8")
 
 
+def test_the_readme_says_what_the_bench_shows() -> None:
+    """The figures of a hit and of the page in README are those of bench/results, Django's too."""
+    known = json.loads((RESULTS / "results.json").read_text(encoding="utf-8"))
+    shown = {
+        promise["claim"]: promise["figure"]["p50"]
+        for part in ("hits", "page")
+        for promise in known[part]["promises"]
+        if isinstance(promise["figure"], dict)
+    }
+    hit = "stillroom: a hit adds, × what redis-py's GET adds"
+    page = "{} + Stillroom, gather: requests a second, × the usual parts"
+    flask, fastapi, django = (shown[page.format(name)] for name in ("Flask", "FastAPI", "Django"))
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"A hit costs {shown[hit]:.2f} of what `redis.Redis().get()` adds" in readme
+    assert f"and {shown[f'async {hit}']:.2f} in asyncio" in readme
+    assert (
+        f"serves {flask:.1f} times the requests of the usual parts in Flask, {fastapi:.1f} in FastAPI and "
+        f"{django:.1f} in Django" in readme
+    )
+
+
 CHARTED = ("hits", "limits", "sessions", "page")  # what README and docs show
 
 

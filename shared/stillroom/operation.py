@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from functools import partial
 from itertools import chain, filterfalse, islice
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -750,10 +752,12 @@ def in_background_loop(awaitable: Awaitable[Any]) -> Any:
 
 async def aside(work: Callable[..., T], *args: Any) -> T:
     """Run work that may block in a thread, or here where no thread can be started. It may be run twice then."""
+    run = partial(contextvars.copy_context().run, work, *args)
     try:
-        return await asyncio.to_thread(work, *args)
-    except RuntimeError:
+        running = asyncio.get_running_loop().run_in_executor(None, run)
+    except RuntimeError:  # of the start: what the work itself raises is told
         return work(*args)
+    return await running
 
 
 def _background_loop() -> asyncio.AbstractEventLoop:

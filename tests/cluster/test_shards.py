@@ -345,6 +345,12 @@ def test_a_replica_takes_over(state_server: EmbeddedServer, face: str) -> None:
 # The rest
 
 
+def names_on(node: EmbeddedServer, cluster: RedisCluster, settings: Settings) -> set[str]:
+    """Return the names whose shards this node has."""
+    clocks = [keys.clock for keys in shard_keys(settings)]
+    return {n for n in NAMES if cluster.owner(clocks[shard_of(n.encode(), SHARDS)]) is node}
+
+
 def test_a_frozen_node_leaves_the_others_shards_alone(
     settings: Settings, cluster: RedisCluster
 ) -> None:
@@ -353,11 +359,7 @@ def test_a_frozen_node_leaves_the_others_shards_alone(
     with Stillroom(hurried, dispatch=Recording()) as room:
         fill(room)
         frozen = cluster.owner(shard_keys(settings)[0].clock)
-        theirs = {
-            name
-            for name in NAMES
-            if cluster.owner(shard_keys(settings)[shard_of(name.encode(), SHARDS)].clock) is frozen
-        }
+        theirs = names_on(frozen, cluster, settings)
         frozen.freeze()
         try:
             assert set(room.cache.get_many(NAMES)) == set(NAMES) - theirs
@@ -396,13 +398,8 @@ def test_orders_of_a_frozen_node_hold_up_none_of_the_others(
     hurried = Settings(**settings.model_dump() | {"command_timeout": 0.1, "call_timeout": 0.15})
     with Stillroom(hurried, dispatch=Recording()) as room:
         fill(room)
-        clocks = [keys.clock for keys in shard_keys(settings)]
-        frozen = cluster.owner(clocks[0])
-        theirs = {
-            name
-            for name in NAMES
-            if cluster.owner(clocks[shard_of(name.encode(), SHARDS)]) is frozen
-        }
+        frozen = cluster.owner(shard_keys(settings)[0].clock)
+        theirs = names_on(frozen, cluster, settings)
         others = sorted(set(NAMES) - theirs)
         for name in [*sorted(theirs), *others]:
             room.tasks.invalidate_keys(name)

@@ -34,6 +34,13 @@ def end_grace(client: Any, room: Any, handle: str) -> None:
     client.hset(record_of(room, handle), "_until", 1)
 
 
+def break_records(client: Any, field: str) -> None:
+    """Let no session with this field be read any more."""
+    for key in client.keys("*"):
+        if client.type(key) == b"hash" and client.hexists(key, field):
+            client.hset(key, field, b'{"!":"UUID","v":"broken"}')
+
+
 def assert_bounded(client: Any) -> None:
     """Check that every key has a TTL. One that has just ended (-2) had one."""
     endless = [

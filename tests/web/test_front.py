@@ -7,8 +7,8 @@ import base64
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -249,6 +249,27 @@ def test_the_apps_cors_layer_is_asked_once_a_minute(settings: Settings) -> None:
     assert asked == ["OPTIONS"]
 
 
+@contextmanager
+def behind(
+    tables: Sequence[Routes], face: str, settings: Settings, wsgi: Any, asgi: Any
+) -> Iterator[int]:
+    """Serve one of these apps behind middlewares with these tables, the outer one first; yield the port."""
+
+    def wrapped(app: Any, middleware: Any, room: Any) -> Any:
+        for table in reversed(tables):
+            app = middleware(app, room, routes=table)
+        return app
+
+    if face == "wsgi":
+        with Stillroom(settings, dispatch=NoDispatch()) as room:
+            with serving_wsgi(wrapped(wsgi, Wsgi, room)) as port:
+                yield port
+        return
+    other = AsyncStillroom(settings, dispatch=NoDispatch())
+    with serving_asgi(lambda room: wrapped(asgi, Asgi, room), other) as port:
+        yield port
+
+
 class Handler:
     """A handler of a WSGI and an ASGI app that takes every method for a guess, and counts its calls."""
 
@@ -265,16 +286,11 @@ class Handler:
             self.calls.append(scope["path"] + "?" + scope["query_string"].decode())
         await PlainTextResponse("wrong")(scope, receive, send)
 
-    @contextmanager
-    def serving(self, face: str, settings: Settings, table: Routes) -> Iterator[int]:
-        if face == "wsgi":
-            with Stillroom(settings, dispatch=NoDispatch()) as room:
-                with serving_wsgi(Wsgi(self.wsgi, room, routes=table)) as port:
-                    yield port
-            return
-        room = AsyncStillroom(settings, dispatch=NoDispatch())
-        with serving_asgi(lambda room: Asgi(self.asgi, room, routes=table), room) as port:
-            yield port
+    def serving(
+        self, face: str, settings: Settings, *tables: Routes
+    ) -> AbstractContextManager[int]:
+        """Serve it behind middlewares with these tables, the outer one first."""
+        return behind(tables, face, settings, self.wsgi, self.asgi)
 
 
 @pytest.mark.parametrize("face", ["wsgi", "asgi"])
@@ -425,19 +441,7 @@ def test_a_mounted_apps_own_table_holds_beside_the_outer_one(face: str, settings
     both = Limit("both", 9, 60)
     outer, inner = Routes([], default=[both]), Routes([Route("/in/x", [TWO, both])], default=[])
     handler = Handler()
-    with ExitStack() as stack:
-        if face == "wsgi":
-            room = stack.enter_context(Stillroom(settings, dispatch=NoDispatch()))
-            app = Wsgi(Wsgi(handler.wsgi, room, routes=inner), room, routes=outer)
-            port = stack.enter_context(serving_wsgi(app))
-        else:
-            other = AsyncStillroom(settings, dispatch=NoDispatch())
-            port = stack.enter_context(
-                serving_asgi(
-                    lambda room: Asgi(Asgi(handler.asgi, room, routes=inner), room, routes=outer),
-                    other,
-                )
-            )
+    with handler.serving(face, settings, outer, inner) as port:
         replies = [ask(port, "/in/x") for _ in range(4)]
         assert [reply.status for reply in replies] == [200, 200, 429, 429]
         assert all(len(reply.all("ratelimit")) == 1 for reply in replies)
@@ -454,25 +458,13 @@ def test_a_missing_page_of_a_mounted_app_is_told_once(
     face: str, settings: Settings, room: Stillroom, client: Any
 ) -> None:
     """A page that is missing counts once towards a ban, though two tables stand around its app."""
-    one = Routes([], default=[Limit("outer", 9, 60)])
-    other = Routes([], default=[Limit("inner", 9, 60)])
-    with ExitStack() as stack:
-        if face == "wsgi":
+    tables = [Routes([], default=[Limit(name, 9, 60)]) for name in ("outer", "inner")]
 
-            def missing(environ: Any, start_response: Any) -> list[bytes]:
-                start_response("404 Not Found", [])
-                return [b""]
+    def missing(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("404 Not Found", [])
+        return [b""]
 
-            own = stack.enter_context(Stillroom(settings, dispatch=NoDispatch()))
-            app = Wsgi(Wsgi(missing, own, routes=other), own, routes=one)
-            port = stack.enter_context(serving_wsgi(app))
-        else:
-            made = AsyncStillroom(settings, dispatch=NoDispatch())
-            port = stack.enter_context(
-                serving_asgi(
-                    lambda room: Asgi(Asgi(Starlette(), room, routes=other), room, routes=one), made
-                )
-            )
+    with behind(tables, face, settings, missing, Starlette()) as port:
         assert [ask(port, f"/{n}").status for n in range(2)] == [404, 404]
         ask(port, "/again")
     told = sorted(fields[b"route"] for _, fields in client.xrange(room.keys.abuse))
@@ -487,19 +479,7 @@ def test_the_preflight_of_a_refusal_is_not_charged_by_an_inner_table(
     inner = Routes([Route("/x", [TWO], ["OPTIONS"])], default=[])
     outer = Routes([Route("/x", [Limit("no", 0, 60)], ["POST"])], default=[])
     handler = Handler()
-    with ExitStack() as stack:
-        if face == "wsgi":
-            own = stack.enter_context(Stillroom(settings, dispatch=NoDispatch()))
-            app = Wsgi(Wsgi(handler.wsgi, own, routes=inner), own, routes=outer)
-            port = stack.enter_context(serving_wsgi(app))
-        else:
-            made = AsyncStillroom(settings, dispatch=NoDispatch())
-            port = stack.enter_context(
-                serving_asgi(
-                    lambda room: Asgi(Asgi(handler.asgi, room, routes=inner), room, routes=outer),
-                    made,
-                )
-            )
+    with handler.serving(face, settings, outer, inner) as port:
         assert ask(port, "/x", "POST", FROM_SPA).status == 429
         assert handler.calls == ["/x?"]
         got = [ask(port, "/x", "OPTIONS", PREFLIGHT).status for _ in range(3)]

@@ -193,21 +193,10 @@ class AsyncCache(Face):
     @overload
     async def gather(self, a: Awaited[A], b: Awaited[B], /) -> tuple[A, B]: ...
     @overload
-    async def gather(
-        self,
-        a: Awaited[A],
-        b: Awaited[B],
-        c: Awaited[C],
-        /,
-    ) -> tuple[A, B, C]: ...
+    async def gather(self, a: Awaited[A], b: Awaited[B], c: Awaited[C], /) -> tuple[A, B, C]: ...
     @overload
     async def gather(
-        self,
-        a: Awaited[A],
-        b: Awaited[B],
-        c: Awaited[C],
-        d: Awaited[D],
-        /,
+        self, a: Awaited[A], b: Awaited[B], c: Awaited[C], d: Awaited[D], /
     ) -> tuple[A, B, C, D]: ...
     @overload
     async def gather(self, *calls: Awaited[T]) -> tuple[T, ...]: ...

@@ -11,7 +11,7 @@ from stillroom.cache.bulk import Bulk
 from stillroom.cache.core import Means, Place, Stale
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.loaders import Loader, Recipe
-from stillroom.cache.near import simple
+from stillroom.cache.near import remembered_by
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
 from stillroom.operation import Failed, Operation, together
@@ -32,7 +32,7 @@ class Asked(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a call of a loader wants: the key and the recipe of its value, and what a copy of it is found by."""
+    """Holds what a call of a loader wants: the key and the recipe of its value, and what a copy is found by."""
 
     name: bytes
     recipe: Recipe
@@ -63,7 +63,7 @@ class Calls(Bulk):
 
         Raises TypeError, InvalidArgument and Unkeyable, as the call itself.
         """
-        call = None if kwargs else simple(loader, args)
+        call = None if kwargs else remembered_by(loader, args)
         found = None if call is None else self._wanted.get(call)
         if found is None:
             values = loader.values(args, kwargs)
@@ -128,7 +128,9 @@ class Calls(Bulk):
         unproven = self._unproven(kept)
         others = [name for name in kept if name not in unproven]
         riders = [self._look_plain(plain)] if plain else []
-        looks = yield from self._look_for_each(kept, others, riders, with_proof=bool(unproven))
+        if unproven:
+            riders.append(self._prove_beside())
+        looks = yield from self._look_for_each(kept, others, riders)
         return looks | (yield from self._look_for_each(kept, list(unproven)))
 
     def _unproven(self, wanted: Mapping[bytes, Wanted]) -> dict[bytes, None]:
@@ -154,26 +156,25 @@ class Calls(Bulk):
         wanted: Mapping[bytes, Wanted],
         names: Sequence[bytes],
         riders: Sequence[Operation[dict[bytes, Look | Unread]]] = (),
-        *,
-        with_proof: bool = False,
     ) -> Operation[dict[bytes, Look | Unread]]:
-        """Return by name what `_look_for` returns, or Unread, and what the riders return, which go along first.
-
-        `with_proof`: the copies are proved in the same trip.
-        """
+        """Return by name what `_look_for` returns, or Unread, and what the riders return, which go along first."""
         looks: dict[bytes, Look | Unread] = {}
-        beside = [*riders, *([self.prove()] if with_proof else [])]
         bites = Bites(names, LOOKS_AT_ONCE)
-        while bites.left or beside:
+        while bites.left or riders:
             yield from bites.turn()
             some = bites.next() if bites.left else ()
-            found = yield from together(*(self._look_for(*wanted[name]) for name in some), *beside)
+            found = yield from together(*(self._look_for(*wanted[name]) for name in some), *riders)
             looks.update(zip(some, map(_good, found), strict=False))
-            for ridden in found[len(some) :][: len(riders)] if beside else ():
-                looks.update(_good(ridden))
-            beside = []
+            for ridden in map(_good, found[len(some) :]):
+                looks.update(ridden)
+            riders = ()
             bites.done()
         return looks
+
+    def _prove_beside(self) -> Operation[dict[bytes, Look | Unread]]:
+        """Have the copies proved in the same trip. That brings no look."""
+        yield from self.prove()
+        return {}
 
     def _look_plain(self, wanted: Mapping[bytes, Wanted]) -> Operation[dict[bytes, Look | Unread]]:
         """Look those up that no request remembers and no process keeps, in one MGET."""

@@ -54,7 +54,7 @@ UNKNOWN: Any = object()  # a value that was not yet asked for
 KEYED = frozenset([int, str, bytes, type(None)])  # arguments that are equal only if their keys are
 
 
-def simple(loader: object, args: Sequence[Any]) -> tuple[Any, ...] | None:
+def remembered_by(loader: object, args: Sequence[Any]) -> tuple[Any, ...] | None:
     """Return what a call of a loader is remembered by, or None where equal arguments may have different keys."""
     for arg in args:
         if type(arg) not in KEYED:  # a lazy object's __class__ is that of another one
@@ -141,7 +141,7 @@ class Store:
 
     def of_call(self, loader: Called, args: tuple[Any, ...]) -> Any:
         """Return the value that a loader's call is answered with, or MISS where it takes more than a look here."""
-        call = simple(loader, args)
+        call = remembered_by(loader, args)
         copy = None if call is None else self._calls.get(call)
         if copy is None:
             return MISS

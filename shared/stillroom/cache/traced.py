@@ -18,7 +18,7 @@ from stillroom.cache.calls import Asked, Look, Unread
 from stillroom.cache.core import Attempt, Wish
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.loaders import Recipe
-from stillroom.cache.near import Called, Store, simple
+from stillroom.cache.near import Called, Store, remembered_by
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import original
@@ -96,7 +96,7 @@ class TracedStore(Store):
 
     def of_call(self, loader: Called, args: tuple[Any, ...]) -> Any:
         trace = tracing()
-        call = None if trace is None else simple(loader, args)
+        call = None if trace is None else remembered_by(loader, args)
         copy = None if call is None else self._calls.get(call)
         value = super().of_call(loader, args)
         if trace is not None and copy is not None and value is not MISS:
