@@ -71,7 +71,7 @@ def is_left_out(item: pytest.Item, only: str | None, is_full: bool) -> bool:
         return True
     callspec = getattr(item, "callspec", None)
     given = callspec.params if callspec else {}
-    kind = given.get("shared_server", given.get("shared_cluster", given.get("formed")))
+    kind = next((given[name] for name in OF_A_KIND if name in given), None)
     if kind is None or only is not None:
         return kind not in (None, only)
     is_alike = (
@@ -82,9 +82,12 @@ def is_left_out(item: pytest.Item, only: str | None, is_full: bool) -> bool:
     return bool(kind == "redis" and is_alike and not is_full)
 
 
+# The fixtures that start a server, or several, of each kind.
+OF_A_KIND = ("shared_server", "shared_cluster", "formed", "places", "company", "shared_clocked")
+
 # These are about the order of commands, and what processes do when servers fail. All others show that scripts mean
 # the same on both servers; what was acknowledged is seen to outlive a failover of each kind.
-STEPPED = ("tests/races/", "tests/properties/", "tests/failover/test_s", "tests/failover/test_w")
+STEPPED = ("tests/races/", "tests/properties/", "tests/failover/")
 
 
 def is_async(item: pytest.Item) -> bool:

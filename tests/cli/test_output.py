@@ -67,7 +67,14 @@ COMMANDS = [
 
 
 @pytest.mark.usefixtures("visited")
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", "cp1252"])
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        "utf-8",
+        "ascii",
+        *(pytest.param(one, marks=pytest.mark.full) for one in ("latin-1", "cp1252")),
+    ],
+)
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words)[:30])
 def test_text_of_others_is_text(run: Run, command: tuple[str, ...], encoding: str) -> None:
     """Foreign text makes no escape sequence, forged row or traceback on any terminal."""

@@ -90,6 +90,7 @@ def opened(places: Places) -> Iterator[Opening]:
         yield make
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize("how", ["snapshot", "replica", "empty"])
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("shards", [1, 3])

@@ -11,7 +11,7 @@ from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from tests.support.crowd import PATIENT
 
-ROUNDS, KEYS = {True: 20, False: 8}, 500
+ROUNDS, KEYS = {True: 20, False: 4}, 500
 
 
 @pytest.mark.long

@@ -536,7 +536,7 @@ def test_no_order_of_steps_shows_what_was_invalidated(
     run_state_machine_as_test(
         functools.partial(CacheMachine, server),  # type: ignore[arg-type]  # a factory is as good
         settings=settings(
-            max_examples=150 if is_full else 75,
+            max_examples=150 if is_full else 50,
             stateful_step_count=50,
             deadline=None,
             derandomize=True,

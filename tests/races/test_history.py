@@ -14,7 +14,7 @@ from tests.support.processes import Program
 
 PROCESSES = 4
 SECONDS = 4.0
-LONG = {True: 30.0, False: 8.0}  # in full and in short
+LONG = {True: 30.0, False: 5.0}  # in full and in short
 READS, VERSIONS_SEEN = 1_000, 100  # fewer would say little; a slow machine has ten times as many
 
 

@@ -12,7 +12,7 @@ from tests.support.near_history import FACES, KINDS, Floor, History, Read, broke
 from tests.support.processes import Program
 
 SECONDS = 3.0
-LONG = {True: 30.0, False: 8.0}  # in full and in short
+LONG = {True: 30.0, False: 4.0}  # in full and in short
 READS, HITS = 1_000, 50  # fewer would say little
 PATCH = "from gevent import monkey; monkey.patch_all()\n"
 

@@ -38,6 +38,7 @@ FLOODS: dict[str, Callable[[Any], object]] = {
 }
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("flood", FLOODS)
 def test_no_flood_of_work_drops_an_order(room: Any, make_room: Any, order: str, flood: str) -> None:

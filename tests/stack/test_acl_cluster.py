@@ -21,7 +21,10 @@ from tests.support.company import Company, do_all_work
 from tests.support.roles import ADMIN, ELSEWHERE, SELDOM, Witness, granted, load_roles
 from tests.support.spread_client import ClientOfAll, SpreadClient
 
-pytestmark = pytest.mark.timeout(500)  # everybody works for a minute, longer on a busy machine
+pytestmark = [
+    pytest.mark.timeout(500),  # everybody works for a minute, longer on a busy machine
+    pytest.mark.any_server,  # what each kind of server asks of a role is seen in test_acl.py
+]
 ON_A_CLUSTER = {
     "STILLROOM_STATE_CLUSTER": "1",
     "REDIS_URL": "redis://state:6379",

@@ -20,6 +20,7 @@ from tests.support.crowd import PATIENT
 from tests.support.healing import heal_once
 from tests.support.trio import MASTER, NAME, Trio, require_client
 
+pytestmark = pytest.mark.any_server
 ROOT = Path(__file__).parents[2]
 STACK_FILE = (ROOT / "stack.yml").read_text(encoding="utf-8")
 HA_FILE = (ROOT / "stack.ha.yml").read_text(encoding="utf-8")

@@ -78,11 +78,8 @@ NO_TESTS_HERE = {name: why for why, names in NOT_HERE.items() for name in names}
 
 # What a session may hold is decided before Redis is asked.
 KNOWN_ELSEWHERE = "test_session_bounds.py"
-# The files that run with both faces: together they send a cluster every kind of batch.
-BOTH_FACES = {
-    *("test_limits.py", "test_locks.py", "test_orders.py", "test_sessions.py"),
-    *("test_slots.py", "test_start.py"),
-}
+# The files that run with both faces.
+BOTH_FACES = {"test_locks.py", "test_slots.py", "test_start.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

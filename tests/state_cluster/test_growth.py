@@ -64,7 +64,11 @@ def grow(cluster: RedisCluster, most: int) -> int:
 
 
 @pytest.mark.parametrize(
-    "full", [False, pytest.param(True, marks=[pytest.mark.long, pytest.mark.timeout(300)])]
+    "full",
+    [
+        False,
+        pytest.param(True, marks=[pytest.mark.full, pytest.mark.long, pytest.mark.timeout(300)]),
+    ],
 )
 def test_three_nodes_become_six_under_load(
     cluster: RedisCluster, settings: Settings, capsys: pytest.CaptureFixture[str], *, full: bool
