@@ -10,7 +10,7 @@ import pytest
 
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
-from tests.conftest import is_async
+from tests.conftest import face_of
 from tests.support import cluster_fixtures
 from tests.support.cluster import RedisCluster
 from tests.support.crowd import PATIENT
@@ -88,7 +88,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.parent == HERE:
             item.add_marker(pytest.mark.any_server)
             name = item.path.name
-            if name == KNOWN_ELSEWHERE or (name not in BOTH_FACES and is_async(item)):
+            if name == KNOWN_ELSEWHERE or (name not in BOTH_FACES and face_of(item) == "async"):
                 item.add_marker(pytest.mark.full)
         why = NO_TESTS_HERE.get(getattr(item, "originalname", item.name))
         if why and HERE in item.path.parents:
