@@ -411,6 +411,7 @@ def test_a_cancellation_in_the_middle_never_mixes_up_replies(
     own_server: EmbeddedServer, is_full: bool
 ) -> None:
     """20,000 reads (in short 5,000) cancelled at random instants among others return no wrong value."""
+    rounds = 2_000 if is_full else 500
 
     async def scenario() -> tuple[int, int, int]:
         async with AsyncStillroom(
@@ -419,7 +420,7 @@ def test_a_cancellation_in_the_middle_never_mixes_up_replies(
             for n in range(10):
                 await room.cache.set(f"k:{n}", n, ttl=3600)
             wrong = cancelled = right = 0
-            for round_ in range(2_000 if is_full else 500):
+            for round_ in range(rounds):
                 tasks = [asyncio.create_task(room.cache.get(f"k:{n}")) for n in range(10)]
                 for _ in range(round_ % 7):
                     await asyncio.sleep(0)
@@ -434,8 +435,7 @@ def test_a_cancellation_in_the_middle_never_mixes_up_replies(
 
     wrong, cancelled, right = asyncio.run(scenario())
     assert wrong == 0
-    assert cancelled > 5_000
-    assert right > 5_000
+    assert min(cancelled, right) > 2.5 * rounds  # of ten in each
 
 
 def test_an_unread_reply_is_never_the_next_ones(own_server: EmbeddedServer) -> None:

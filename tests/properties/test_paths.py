@@ -46,7 +46,7 @@ from tests.support.crowd import PATIENT
 pytestmark = pytest.mark.filterwarnings("ignore:The `root_path` parameter")
 MANY = 1_000_000
 REQUESTS = {True: 1_500, False: 300}  # in full and in short
-REACHING = {True: 40, False: 15}  # so many spellings at least reach an endpoint
+REACHING = {True: 40, False: 10}  # so many spellings at least reach an endpoint
 # name → template, in the table's words
 TEMPLATES = {
     "login": "/login",

@@ -113,6 +113,11 @@ class Broker(EmbeddedServer):
         """Push messages as a producer would, oldest first."""
         self.redis.lpush("celery", *elements)
 
+    def listeners(self) -> int:
+        """Return how many clients listen to what is published."""
+        clients: Any = self.redis.client_list()
+        return sum(int(client["psub"]) + int(client["sub"]) > 0 for client in clients)
+
     def kept(self) -> list[tuple[dict[str, Any], bytes]]:
         """Return the dead letters, newest first: (about, raw)."""
         elements: Any = self.redis.lrange(KEPT, 0, -1)
@@ -424,7 +429,8 @@ def test_stock_worker_goes_deaf_on_a_body_of_three(broker: Broker, worker: Start
 def test_one_published_element_ends_every_stock_worker(broker: Broker, worker: StartWorker) -> None:
     """One PUBLISH on the control channel ends all stock workers at once."""
     stock = [worker(guarded=False) for _ in range(2)]
-    assert broker.redis.publish("/0.celery.pidbox", "[1]") == 2
+    until(lambda: broker.listeners() == 2, "both listen")
+    broker.redis.publish("/0.celery.pidbox", "[1]")
     until(lambda: all(one.exit_code == 1 for one in stock), "they exit")
 
 
