@@ -106,7 +106,7 @@ def test_a_task_that_finds_the_cache_away_writes_its_order_down(
     server: EmbeddedServer, own_server: EmbeddedServer, order: str
 ) -> None:
     """A task sent by name, whose message is gone once it has run, is carried out when the cache is back."""
-    places = {"redis_url": server.url, "cache_url": own_server.url, "call_timeout": 0.2}
+    places = {"redis_url": server.url, "cache_url": own_server.url, "call_timeout": 1.0}
     app = make_app(Settings(**PATIENT | places))
     room: Stillroom = app.room
     room.cache.set("k", "old", tags=["ordered"], ttl=3_600)

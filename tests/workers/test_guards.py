@@ -438,6 +438,7 @@ def test_one_published_element_ends_every_stock_worker(broker: Broker, worker: S
 def test_bad_elements_are_kept(broker: Broker, worker: StartWorker, pool: str) -> None:
     """Each bad element is kept, logged once without its data, acknowledged; the next one runs."""
     guarded = worker(guarded=True, pool=pool)
+    until(lambda: broker.listeners() == 1, "it listens")
     broker.redis.publish("/0.celery.pidbox", "[1]")
     until(lambda: len(broker.kept()) == 1, "what was published is kept")
     for element in BAD.values():
