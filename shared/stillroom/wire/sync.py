@@ -214,6 +214,18 @@ def _is_plain(sock: Any) -> bool:
     return type(sock).recv_into is _socket.socket.recv_into
 
 
+def _wait_out(until: float) -> None:
+    """Wait until then (time.monotonic()), whatever interrupts it meanwhile. Raises the last interruption then."""
+    interruption: BaseException | None = None
+    while (left := until - time.monotonic()) > 0:
+        try:
+            time.sleep(left)
+        except BaseException as error:  # a second timeout of gevent's, another signal
+            interruption = error
+    if interruption is not None:
+        raise interruption
+
+
 class Wire:
     """Batches to one server. Thread-safe, fork-safe; under gevent greenlets are its threads."""
 
@@ -369,7 +381,7 @@ class Wire:
         except PeerFailed:
             raise
         except BaseException:  # also an interruption: its caller may invalidate next
-            time.sleep(max(0.0, given_up - time.monotonic()))
+            _wait_out(given_up)
             raise
 
     def _lease(self, deadline: float, *, check: bool) -> Link:
