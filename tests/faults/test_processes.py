@@ -209,3 +209,19 @@ def test_a_user_who_may_not_load_scripts_is_told_so() -> None:
         with Stillroom(Settings(redis_url=url), dispatch=NoDispatch()) as room:
             with pytest.raises(RedisUnavailable, match="noperm"):
                 room.cache.invalidate_by_tag("t")
+
+
+def test_a_child_that_goes_on_with_an_event_loop_has_connections_of_its_own(
+    own_server: EmbeddedServer,
+) -> None:
+    """A forked child that goes on with its parent's event loop uses none of the parent's connections."""
+    loop = asyncio.new_event_loop()
+    room = AsyncStillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch())
+    try:
+        loop.run_until_complete(room.cache.set("k", 1))
+        assert room.wire.connections == 1
+        assert in_child(lambda: room.wire.connections == 0)
+        assert loop.run_until_complete(room.cache.get("k")) == 1
+    finally:
+        loop.run_until_complete(room.close())
+        loop.close()

@@ -15,6 +15,7 @@ from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.wire.aio_link import AsyncLink
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.failure import is_turned_away, unavailable
+from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.idle import IdleTimeout, Lateness
 from stillroom.wire.outcome import PeerFailed, checked, judged, may_repeat
 from stillroom.wire.server import (
@@ -185,6 +186,14 @@ class AsyncWire:
         self.for_threads = Wire(server)  # the prober's, and whoever has no event loop
         self.for_threads.probed_in_vain.append(self._discard_idle)
         self.breaker: Breaker = self.for_threads.breaker
+        self.reset()
+        reset_after_fork(self)
+
+    def reset(self) -> None:
+        """Have no connections: see Wire.reset. Those of a loop that goes on in a forked process are not closed.
+
+        They are registered with the parent's selector, which the loop still has.
+        """
         self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[_Pool]] = (
             WeakKeyDictionary()
         )
