@@ -521,3 +521,26 @@ def test_tasks_that_begin_together_ask_once_where_the_slots_are(
     before = asked()
     assert asyncio.run(first_calls()) == [True] * 100
     assert asked() - before == 1
+
+
+@pytest.mark.parametrize("kind", ["hostname", "unknown-endpoint"])
+@pytest.mark.parametrize("face", FACES)
+def test_nodes_without_a_name_are_found_by_their_address(
+    cluster: RedisCluster, settings: Settings, face: str, kind: str
+) -> None:
+    """Nodes that are to be known by a name which nobody gave them (`?`) are found, also behind MOVED."""
+    nodes = cluster.nodes[:NODES]
+    for node in nodes:
+        cluster.client(node).config_set("cluster-preferred-endpoint-type", kind)
+    try:
+        with open_room(face, settings, Recording()) as room:
+            fill(room)
+            slot = slot_of(shard_keys(settings)[0].clock)
+            owner = cluster.owner(shard_keys(settings)[0].clock)
+            cluster.reshard(slot, next(node for node in nodes if node is not owner))
+            fill(room)
+            assert len(room.cache.get_many(NAMES)) == len(NAMES)
+            cluster.reshard(slot, owner)
+    finally:
+        for node in nodes:
+            cluster.client(node).config_set("cluster-preferred-endpoint-type", "ip")

@@ -30,6 +30,7 @@ from stillroom.wire.sync import Wire
 SLOTS = 16_384
 ASK_EVERY_S = 1.0
 OF_SLOTS: list[Command] = [(b"CLUSTER", b"SLOTS")]
+UNNAMED = b"?"  # `cluster-preferred-endpoint-type hostname`, and the node has no `cluster-announce-hostname`
 KEYLESS = (b"TIME", b"SCAN", b"INFO")
 OURS = ("pool", "budget")  # reasons that say nothing about a node
 
@@ -540,9 +541,16 @@ def _for_threads(wire: AsyncWire) -> Wire:
 
 
 def _address(node: Sequence[Any], asked: Address) -> Address:
-    """Return the node's address. A node without its own name has the address that was asked."""
-    host = node[0].decode() if node[0] else asked[0]
-    return host, int(node[1])
+    """Return the node's address.
+
+    A node without a name of its own has the address that was asked. One that is to be known by a name that nobody
+    gave it is called `?`, and its IP address stands behind.
+    """
+    host, port, *_ = node
+    if host == UNNAMED:
+        facts = list(node[3]) if len(node) > 3 else []
+        host = dict(zip(facts[::2], facts[1::2], strict=False)).get(b"ip")
+    return host.decode() if host else asked[0], int(port)
 
 
 def named_in(reply: Any) -> Address | None:
@@ -562,7 +570,7 @@ def settled(reply: Any) -> Any:
 
 def _named(reply: Any) -> Address:
     host, _, port = str(reply).split()[-1].rpartition(":")
-    return host, int(port)
+    return "" if host == UNNAMED.decode() else host, int(port)
 
 
 def _is_moved(reply: Any) -> bool:
