@@ -198,3 +198,36 @@ def test_a_turn_that_comes_when_its_task_gives_up_is_the_next_tasks(
             )
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("is_answered_late", [True, False], ids=["reply", "request"])
+def test_a_reservation_that_is_cancelled_on_its_way_holds_no_place(
+    server: EmbeddedServer, settings: Settings, client: redis.Redis, is_answered_late: bool
+) -> None:
+    """A reservation whose task is cancelled before its reply is given back, also where it arrives only then."""
+
+    async def scenario(proxy: Proxy) -> None:
+        behind = settings.model_copy(update={"redis_url": proxy.url})
+        async with (
+            AsyncStillroom(behind, dispatch=NoDispatch()) as room,
+            AsyncStillroom(settings, dispatch=NoDispatch()) as other,
+        ):
+            for warm in range(3):
+                async with room.limits.hold(f"203.0.113.{warm}", [PLACE]):
+                    pass
+            (proxy.hold_replies if is_answered_late else proxy.hold_requests)()
+            taking = asyncio.create_task(room.limits.reserve("203.0.113.9", [PLACE]))
+
+            def is_on_its_way() -> bool:
+                taken = client.keys("*203.0.113.9*") != []
+                return taken if is_answered_late else proxy.held.is_set()
+
+            assert await asyncio.to_thread(until, is_on_its_way, 5)
+            taking.cancel()
+            proxy.let_go()
+            with pytest.raises(asyncio.CancelledError):
+                await taking
+            assert await other.limits.reserve("203.0.113.9", [PLACE])
+
+    with Proxy(server.port) as proxy:
+        asyncio.run(scenario(proxy))
