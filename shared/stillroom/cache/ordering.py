@@ -25,7 +25,9 @@ from stillroom.stats import Stats
 
 ORDERS_LIMIT = 10_000
 TRIES_LIMIT = 8
-HELD_MS = 60_000  # then the order of a worker that died is due again; a load may take longer: see `lease`
+HELD_MS = (
+    60_000  # then the order of a worker that died is due again; a load may take longer: see `lease`
+)
 # After the first try it is due for the next run, which may be another worker's; then later each time.
 FIRST_DELAY_MS, LONGEST_DELAY_MS = 15_000, 300_000
 KIND = "order"  # of dead letter
@@ -62,7 +64,7 @@ class Ordering:
         self._stats = stats
         self._dead_letters = dead_letters
         self._cache = cache
-        # Not while its load may still be under way: another worker's would take the lease over, and lose it in turn.
+        # Not while its load may be under way: another worker would take the lease over, and lose it in turn.
         self._held_ms = max(HELD_MS, int(settings.lease * 1_000))
         self._keep_ms = int((settings.life_limit + settings.lease_limit) * 1000)
         dead_letters.senders[KIND] = self._send_again
