@@ -45,6 +45,7 @@ from stillroom.wire import (
     load_begun,
     refusal,
     time_left,
+    to_its_end,
     words_of,
 )
 
@@ -407,7 +408,8 @@ class AsyncDriver:
         if isinstance(step, Pause):
             return await asyncio.sleep(_paused(step, deadline))
         if isinstance(step, Freeing):
-            return await self._exchange(step, self._call_timeout, budgeted=False)
+            freeing = self._exchange(step, self._call_timeout, budgeted=False)
+            return await (to_its_end(freeing) if _is_being_cancelled() else freeing)
         if isinstance(step, Timed):
             left = min(deadline - time.monotonic(), self._command_timeout)
             return await self._exchange(step, left, timed=True)
@@ -435,6 +437,12 @@ class AsyncDriver:
             return await self._places[place].run(operation)
         except Exception as error:
             return Failed(error)
+
+
+def _is_being_cancelled() -> bool:
+    """Return whether this task was cancelled, and may be cancelled again at its next await."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 # Steps that are sent as they are.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,6 +17,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 
 from stillroom import (
+    AsyncStillroom,
     InvalidArgument,
     RedisUnavailable,
     Settings,
@@ -494,3 +498,49 @@ def test_a_node_that_the_cluster_no_longer_names_has_no_connection_left(
         room.wire.learn(staying, ("127.0.0.1", staying[0][2][1]))
         room.cache.get_many(NAMES)  # an event loop that has to close them goes round
         assert wire.connections == 0
+
+
+def test_tasks_that_begin_together_ask_once_where_the_slots_are(
+    cluster: RedisCluster, settings: Settings
+) -> None:
+    """A hundred first calls of one event loop ask once where the slots are, and a busy loop costs them nothing."""
+    quick = settings.model_copy(update={"connect_timeout": 0.1, "call_timeout": 0.15})
+
+    def asked() -> int:
+        stats = [str(cluster.client(node).info("commandstats")) for node in cluster.nodes]
+        found = [re.search(r"cmdstat_cluster\|slots\W+calls\W+(\d+)", one) for one in stats]
+        return sum(int(one[1]) for one in found if one)
+
+    async def first_calls() -> list[Any]:
+        async with AsyncStillroom(quick, dispatch=Recording()) as room:
+            calls = [asyncio.create_task(room.cache.set(f"k:{n}", 1)) for n in range(100)]
+            await asyncio.sleep(0)
+            time.sleep(0.3)
+            return await asyncio.gather(*calls)
+
+    before = asked()
+    assert asyncio.run(first_calls()) == [True] * 100
+    assert asked() - before == 1
+
+
+@pytest.mark.parametrize("kind", ["hostname", "unknown-endpoint"])
+@pytest.mark.parametrize("face", FACES)
+def test_nodes_without_a_name_are_found_by_their_address(
+    cluster: RedisCluster, settings: Settings, face: str, kind: str
+) -> None:
+    """Nodes that are to be known by a name which nobody gave them (`?`) are found, also behind MOVED."""
+    nodes = cluster.nodes[:NODES]
+    for node in nodes:
+        cluster.client(node).config_set("cluster-preferred-endpoint-type", kind)
+    try:
+        with open_room(face, settings, Recording()) as room:
+            fill(room)
+            slot = slot_of(shard_keys(settings)[0].clock)
+            owner = cluster.owner(shard_keys(settings)[0].clock)
+            cluster.reshard(slot, next(node for node in nodes if node is not owner))
+            fill(room)
+            assert len(room.cache.get_many(NAMES)) == len(NAMES)
+            cluster.reshard(slot, owner)
+    finally:
+        for node in nodes:
+            cluster.client(node).config_set("cluster-preferred-endpoint-type", "ip")

@@ -209,3 +209,42 @@ def test_a_user_who_may_not_load_scripts_is_told_so() -> None:
         with Stillroom(Settings(redis_url=url), dispatch=NoDispatch()) as room:
             with pytest.raises(RedisUnavailable, match="noperm"):
                 room.cache.invalidate_by_tag("t")
+
+
+def test_a_child_that_goes_on_with_an_event_loop_has_connections_of_its_own(
+    own_server: EmbeddedServer,
+) -> None:
+    """A forked child that goes on with its parent's event loop uses none of the parent's connections."""
+    loop = asyncio.new_event_loop()
+    room = AsyncStillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch())
+    try:
+        loop.run_until_complete(room.cache.set("k", 1))
+        assert room.wire.connections == 1
+        assert in_child(lambda: room.wire.connections == 0)
+        assert loop.run_until_complete(room.cache.get("k")) == 1
+    finally:
+        loop.run_until_complete(room.close())
+        loop.close()
+
+
+@pytest.mark.parametrize("begins_anew", ["in a child", "after close"])
+def test_who_begins_anew_reports_no_old_outage(
+    own_server: EmbeddedServer, begins_anew: str
+) -> None:
+    """A process that was forked during an outage, and a room that was closed in one, report none afterwards."""
+    settings = Settings(redis_url=own_server.url, breaker_failures=3)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        room.cache.set("k", 1)
+        own_server.freeze()
+        for _ in range(10):
+            room.cache.get("k")
+        assert room.wire.breaker.is_open
+
+        def tells_of_none() -> bool:
+            return room.wire.breaker.down_since is None
+
+        if begins_anew == "in a child":
+            assert in_child(tells_of_none)
+        own_server.thaw()
+        room.close()
+        assert tells_of_none()

@@ -101,13 +101,15 @@ class Interruption(BaseException):
 def test_an_interrupted_write_ends_when_it_can_no_longer_act(
     proxy: Proxy, other: Stillroom, client: redis.Redis, write: str
 ) -> None:
-    """A write that a signal handler interrupts ends once it can no longer act."""
+    """A write that a signal handler interrupts, twice, ends once it can no longer act."""
 
     def interrupt(*_: object) -> None:
         raise Interruption
 
     def signal_once_it_is_held() -> None:
         if proxy.held.wait(5):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(COMMAND_S / 5)  # by then it waits for its time to be over
             os.kill(os.getpid(), signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, interrupt)

@@ -345,3 +345,23 @@ def test_without_a_file_descriptor_redis_is_not_said_to_be_away(
                 room.cache.invalidate("k")
             assert not room.wire.breaker.is_open
         assert room.cache.set("k", 1)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_first_call_in_a_busy_loop_finds_the_server_by_its_name(
+    own_server: EmbeddedServer, host: str
+) -> None:
+    """A loop that is busy while the server's name is looked up has not waited for the server, and reads from it."""
+    url = own_server.url.replace("127.0.0.1", host)
+    with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as other:
+        other.cache.set("k", 1)
+
+    async def first_call() -> Any:
+        async with AsyncStillroom(Settings(redis_url=url), dispatch=NoDispatch()) as room:
+            first = asyncio.create_task(room.cache.get("k"))
+            for _ in range(3):  # a lookup, a connection and a handshake end in rounds of the loop
+                await asyncio.sleep(0)
+                time.sleep(0.3)
+            return await first
+
+    assert asyncio.run(first_call()) == 1

@@ -322,3 +322,21 @@ def test_whatever_is_ordered_is_done_once_or_buried(
         int(letter.body.rpartition('"n":')[2].split("}")[0]) for letter in letters
     }
     assert len(loaded) == len(set(loaded))
+
+
+def test_an_order_is_held_for_as_long_as_its_load_may_take(make_room: Any, client: Any) -> None:
+    """While a worker may still be loading for an order, no other worker takes the order, and its lease, over."""
+    lease_s = 200
+    app, worker = make_room(lease=lease_s), make_room(lease=lease_s)
+    due_in: list[float] = []
+
+    def slow() -> str:
+        (order,) = client.zrange(app.keys.orders, 0, -1, withscores=True)
+        seconds, micros = client.time()
+        due_in.append(order[1] / 1e6 - seconds - micros / 1e6)
+        return "new"
+
+    worker.cache.cached("slow", ttl=600)(slow)
+    app.tasks.load(app.cache.cached("slow", ttl=600)(slow))
+    assert worker.upkeep.reclaim()["done"] == 1
+    assert lease_s - 5 < due_in[0] <= lease_s

@@ -25,7 +25,9 @@ from stillroom.stats import Stats
 
 ORDERS_LIMIT = 10_000
 TRIES_LIMIT = 8
-HELD_MS = 60_000  # then the order of a worker that died is due again
+HELD_MS = (
+    60_000  # then the order of a worker that died is due again; a load may take longer: see `lease`
+)
 # After the first try it is due for the next run, which may be another worker's; then later each time.
 FIRST_DELAY_MS, LONGEST_DELAY_MS = 15_000, 300_000
 KIND = "order"  # of dead letter
@@ -62,6 +64,8 @@ class Ordering:
         self._stats = stats
         self._dead_letters = dead_letters
         self._cache = cache
+        # Not while its load may be under way: another worker would take the lease over, and lose it in turn.
+        self._held_ms = max(HELD_MS, int(settings.lease * 1_000))
         self._keep_ms = int((settings.life_limit + settings.lease_limit) * 1000)
         dead_letters.senders[KIND] = self._send_again
 
@@ -143,7 +147,7 @@ class Ordering:
             raise DispatchFailed(f"{ORDERS_LIMIT:,} orders wait and no worker takes them")
 
     def _take(self, by_us: int) -> Operation[tuple[Taken | None, int]]:
-        times = (HELD_MS, LONGEST_DELAY_MS, self._keep_ms, by_us)
+        times = (self._held_ms, LONGEST_DELAY_MS, self._keep_ms, by_us)
         (taken,) = yield Once([take_order(self._keys, *times)])
         if taken is None:
             return None, 0

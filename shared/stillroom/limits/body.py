@@ -324,8 +324,19 @@ class LimitsBody(Operating, OverShards):
                 counted=request.counted,
                 may_be_known=error.may_be_done,
             )
+        except GeneratorExit:
+            raise
+        except BaseException:  # cancelled, or interrupted: nobody has the reservation
+            yield from self._settling.give_up(self._perhaps_taken(request, name))
+            raise
         finally:
             self._flying.end(mark)
+
+    def _perhaps_taken(self, request: Request, name: str) -> Reservation:
+        """Return what a call that ended before its reply may have taken, and may still take."""
+        return Reservation(
+            *(self._passed(request), request.logs, name), local=True, counted=request.counted
+        )
 
     def _waiting(
         self, subject: Subject, limits: Sequence[Limit], cost: int, timeout: float, route: str
@@ -369,6 +380,12 @@ class LimitsBody(Operating, OverShards):
             kept_as = RESERVATION if is_held else ""
             taking = self._over(request, request.mode, name, is_held=is_held, kept_as=kept_as)
             outcome = yield from taking
+        except (GeneratorExit, RedisUnavailable):
+            raise
+        except BaseException:  # see _reserved
+            if is_held:
+                yield from self._settling.give_up(self._perhaps_taken(request, name))
+            raise
         finally:
             self._flying.end(name)
         request, decision = outcome.request, outcome.decision

@@ -13,6 +13,7 @@ from stillroom.limits.request import Subject
 from stillroom.limits.reservation import Reservation
 from stillroom.misuse import explained
 from stillroom.operation import AsyncDriver, Driver
+from stillroom.wire import to_its_end
 
 
 class _Face(Face):
@@ -104,4 +105,4 @@ class AsyncLimits(_Face):
         try:
             yield held
         finally:
-            await self.refund(held)
+            await to_its_end(self.refund(held))

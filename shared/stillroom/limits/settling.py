@@ -19,7 +19,7 @@ from stillroom.limits.local import LocalLimits
 from stillroom.limits.log import Charge
 from stillroom.limits.request import WINDOWS, WINDOWS_LIMIT, Request, Requests
 from stillroom.limits.reservation import Reservation
-from stillroom.operation import Once, Operation
+from stillroom.operation import Freeing, Once, Operation
 from stillroom.scripts import limit_charge, limit_settle, limit_windows
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -181,6 +181,16 @@ class Settling:
             self._settle_later(reservation, cost)
             return None
         return all(settled)
+
+    def give_up(self, reservation: Reservation) -> Operation[None]:
+        """Give back what a call may have taken that nobody waits for any more; if it arrives later it is refused.
+
+        Redis away: it is given back later.
+        """
+        try:
+            yield Freeing([self._settlement(one, 0) for one in reservation.by_home().values()])
+        except RedisUnavailable:
+            self._settle_later(reservation, 0)
 
     def commit(self, reservation: Reservation) -> Operation[bool | None]:
         """Return whether the reservation could be refunded until now, and can't any more. None: not known.

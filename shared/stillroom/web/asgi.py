@@ -33,7 +33,7 @@ from stillroom.web.sockets import (
     refuse,
 )
 from stillroom.web.visit import Visit
-from stillroom.wire import Budget
+from stillroom.wire import Budget, to_its_end
 
 log = logging.getLogger("stillroom.web")
 
@@ -115,7 +115,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
                 finally:
                     self._gate.learn(visit)
                     if visit.is_holding and not is_inner:
-                        await self._room.state.run(visit.over(self._gate.body))
+                        await to_its_end(self._room.state.run(visit.over(self._gate.body)))
         report_loss(session)
 
     async def _pass_other(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -149,7 +149,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
                 finally:
                     if visit.is_holding and not is_inner:
                         status = SWITCHING if said == ["websocket.accept"] else FORBIDDEN
-                        await self._room.state.run(self._gate.closing(visit, status))
+                        await to_its_end(self._room.state.run(self._gate.closing(visit, status)))
         report_loss(session)
 
     def _is_foreign(self, scope: Scope) -> bool:
@@ -329,7 +329,7 @@ class _Response:
             if self._visit.is_holding and not self._is_inner and _is_last(message):
                 # Before the client may send its next request, and before background tasks.
                 gate = self._middleware._gate
-                await self._middleware._room.state.run(self._visit.over(gate.body))
+                await to_its_end(self._middleware._room.state.run(self._visit.over(gate.body)))
             await self._really_send(message)
 
     async def _begin(self, message: Message) -> None:

@@ -7,14 +7,15 @@ import contextlib
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.wire.aio_link import AsyncLink
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.failure import is_turned_away, unavailable
+from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.idle import IdleTimeout, Lateness
 from stillroom.wire.outcome import PeerFailed, checked, judged, may_repeat
 from stillroom.wire.server import (
@@ -25,6 +26,7 @@ from stillroom.wire.server import (
 )
 from stillroom.wire.sync import Wire
 
+T = TypeVar("T")
 TEN_YEARS_S = 3e8
 
 
@@ -117,7 +119,11 @@ class _Pool:
         try:
             async with IdleTimeout(self._lateness, deadline) as wait:
                 await freed
-        except TimeoutError:
+        except BaseException as error:
+            if not freed.cancelled():  # its turn came too late: the next in line gets it
+                self._wake_one()
+            if not isinstance(error, TimeoutError):
+                raise
             busy = f"{self.open} connections are in use"
             raise RedisUnavailable("pool", busy) from None
         return wait.deadline
@@ -128,6 +134,24 @@ class _Pool:
             if not freed.done():
                 freed.set_result(None)
                 return
+
+
+async def to_its_end(awaitable: Coroutine[Any, Any, T]) -> T:
+    """Await to the end, however often the caller is cancelled meanwhile. Raises CancelledError then.
+
+    asyncio cancels a task once. Frameworks on anyio (Starlette, FastAPI) cancel it again at each await, until it
+    has left the block that was cancelled.
+    """
+    work, cancelled = asyncio.ensure_future(awaitable), None
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        work.exception()  # it is told to nobody, and asyncio logs errors that nobody has looked at
+        raise cancelled  # the same: anyio knows its own by what it says
+    return work.result()
 
 
 async def _until_the_loop_ends(pool: _Pool) -> AsyncGenerator[None, None]:
@@ -162,6 +186,14 @@ class AsyncWire:
         self.for_threads = Wire(server)  # the prober's, and whoever has no event loop
         self.for_threads.probed_in_vain.append(self._discard_idle)
         self.breaker: Breaker = self.for_threads.breaker
+        self.reset()
+        reset_after_fork(self)
+
+    def reset(self) -> None:
+        """Have no connections: see Wire.reset. Those of a loop that goes on in a forked process are not closed.
+
+        They are registered with the parent's selector, which the loop still has.
+        """
         self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[_Pool]] = (
             WeakKeyDictionary()
         )
@@ -304,7 +336,7 @@ class AsyncWire:
         except (PeerFailed, GeneratorExit):
             raise
         except BaseException:  # also a cancellation: its caller may invalidate next
-            await asyncio.sleep(max(0.0, given_up - time.monotonic()))
+            await to_its_end(asyncio.sleep(max(0.0, given_up - time.monotonic())))
             raise
 
     def _pool(self) -> _Pool:

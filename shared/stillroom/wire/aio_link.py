@@ -15,7 +15,7 @@ from typing import Any
 
 import hiredis
 
-from stillroom.wire.idle import OWN_LIMIT_S, IdleTimeout, Lateness
+from stillroom.wire.idle import OWN_LIMIT_S, IdleTimeout, LateBy, Lateness
 from stillroom.wire.outcome import greeted
 from stillroom.wire.server import NOT_YET, TOO_MANY, ReplyError, Server, pack
 
@@ -147,8 +147,10 @@ class AsyncLink(asyncio.BufferedProtocol):
         """
         generation = server.generation
         until = min(deadline, time.monotonic() + server.settings.connect_timeout)
-        connection = await server.connection_soon(until)
-        async with IdleTimeout(lateness, until) as wait:
+        with LateBy(lateness) as late:
+            connection = await server.connection_soon(until)
+        async with IdleTimeout(lateness, until + late.seconds) as wait:
+            connection.until = wait.moved
             await connection.connect()
         deadline += wait.deadline - until
         link = cls(connection, generation)

@@ -28,8 +28,6 @@ class Breaker:
         self._settings = settings
         self._name = name
         self._probe = probe
-        self.is_open = False
-        self.down_since: float | None = None  # time.time()
         self.reason = ""
         self._ends_as = "is back"
         self.recovered: list[Callable[[], object]] = []  # called once after each outage
@@ -46,6 +44,7 @@ class Breaker:
             deque()
         )  # when, and after how many answered calls
         self.is_open = False
+        self.down_since: float | None = None  # time.time()
         self.streak = 0
 
     def failed(self, error: RedisUnavailable) -> None:
@@ -139,4 +138,5 @@ class Breaker:
         self._stop.set()
         self._nudge.set()
         self.is_open = False
+        self.down_since = None
         self.streak = 0

@@ -13,6 +13,7 @@ import threading
 import time
 from binascii import crc_hqx
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -21,6 +22,7 @@ from stillroom.settings import Settings
 from stillroom.wire.aio import AsyncWire
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.forks import reset_after_fork
+from stillroom.wire.idle import IdleTimeout, Lateness
 from stillroom.wire.outcome import AWAY, refusal
 from stillroom.wire.server import Command, ReplyError, Server, words_of
 from stillroom.wire.sync import Wire
@@ -28,6 +30,7 @@ from stillroom.wire.sync import Wire
 SLOTS = 16_384
 ASK_EVERY_S = 1.0
 OF_SLOTS: list[Command] = [(b"CLUSTER", b"SLOTS")]
+UNNAMED = b"?"  # `cluster-preferred-endpoint-type hostname`, and the node has no `cluster-announce-hostname`
 KEYLESS = (b"TIME", b"SCAN", b"INFO")
 OURS = ("pool", "budget")  # reasons that say nothing about a node
 
@@ -182,7 +185,7 @@ class _Cluster(Generic[W]):
         setting: str,
         followed: Sequence[int] | None,
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._url = url
         self._name = name
         self._setting = setting
@@ -245,7 +248,7 @@ class _Cluster(Generic[W]):
         host, port = address
         url = at_address(self._url, host, port)
         name = f"{self._name}, node {next(self._numbers)}"
-        wire = self._make(Server(self._settings, url, name, self._setting, is_node=True))
+        wire = self._make(Server(self.settings, url, name, self._setting, is_node=True))
         wire.breaker.recovered = self.breaker.recovered
         return wire
 
@@ -290,6 +293,8 @@ class AsyncClusterWire(_Cluster[AsyncWire]):
         followed: Sequence[int] | None = None,
     ) -> None:
         super().__init__(settings, url, name, slots, AsyncWire, setting, followed)
+        # The question after the slots that is under way in each event loop.
+        self.asked: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
         self.shards = [AsyncShardWire(self, slot) for slot in self._followed]
         # The prober's, and whoever has no event loop.
         self.shards_for_threads = [ShardWire(self, slot, _for_threads) for slot in self._followed]
@@ -405,6 +410,8 @@ class ShardWire(_Follower[W]):
 class AsyncShardWire(_Follower[AsyncWire]):
     """Follow one shard of a cluster for asyncio. See ShardWire."""
 
+    _cluster: AsyncClusterWire
+
     async def execute(
         self,
         commands: Sequence[Command],
@@ -418,7 +425,7 @@ class AsyncShardWire(_Follower[AsyncWire]):
         deadline = time.monotonic() + left
         try:
             if self._topology.is_to_be_asked_for():
-                await self.ask(deadline)
+                deadline = await self.ask(deadline)
             wire = self._cluster.at(self._topology.owner(self.slot))
             return await wire.execute(commands, deadline - time.monotonic(), **how)
         except RedisRefused as refused:
@@ -435,8 +442,26 @@ class AsyncShardWire(_Follower[AsyncWire]):
             replies = again.replies
         return moved.merged(replies)
 
-    async def ask(self, deadline: float) -> None:
-        """See ShardWire.ask."""
+    async def ask(self, deadline: float) -> float:
+        """See ShardWire.ask. Tasks that want to know at the same time wait for one answer.
+
+        Returns the deadline as the loop's own work has moved it.
+        """
+        loop, asked = asyncio.get_running_loop(), self._cluster.asked
+        question = asked.get(loop)
+        if question is None:
+            patience = self._cluster.settings.call_timeout
+            question = asked[loop] = loop.create_task(self._ask(time.monotonic() + patience))
+            question.add_done_callback(partial(_is_answered, asked, loop))
+        try:
+            async with IdleTimeout(Lateness(), deadline) as wait:
+                await asyncio.shield(question)
+        except TimeoutError:
+            if not self._topology.owners:
+                raise RedisUnavailable("timeout", "no node has said where the slots are") from None
+        return wait.deadline
+
+    async def _ask(self, deadline: float) -> None:
         failure = RedisUnavailable("refused", "no node answers")
         for address in self._topology.whom_to_ask():
             try:
@@ -449,6 +474,16 @@ class AsyncShardWire(_Follower[AsyncWire]):
         if not self._topology.owners:
             raise failure
         return None
+
+
+def _is_answered(
+    asked: dict[asyncio.AbstractEventLoop, asyncio.Task[None]],
+    loop: asyncio.AbstractEventLoop,
+    question: asyncio.Task[None],
+) -> None:
+    del asked[loop]
+    if not question.cancelled():
+        question.exception()  # perhaps nobody waits for it any more, and asyncio would log it
 
 
 class Breakers:
@@ -506,9 +541,16 @@ def _for_threads(wire: AsyncWire) -> Wire:
 
 
 def _address(node: Sequence[Any], asked: Address) -> Address:
-    """Return the node's address. A node without its own name has the address that was asked."""
-    host = node[0].decode() if node[0] else asked[0]
-    return host, int(node[1])
+    """Return the node's address.
+
+    A node without a name of its own has the address that was asked. One that is to be known by a name that nobody
+    gave it is called `?`, and its IP address stands behind.
+    """
+    host, port, *_ = node
+    if host == UNNAMED:
+        facts = list(node[3]) if len(node) > 3 else []
+        host = dict(zip(facts[::2], facts[1::2], strict=False)).get(b"ip")
+    return host.decode() if host else asked[0], int(port)
 
 
 def named_in(reply: Any) -> Address | None:
@@ -528,7 +570,7 @@ def settled(reply: Any) -> Any:
 
 def _named(reply: Any) -> Address:
     host, _, port = str(reply).split()[-1].rpartition(":")
-    return host, int(port)
+    return "" if host == UNNAMED.decode() else host, int(port)
 
 
 def _is_moved(reply: Any) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import redis.asyncio
@@ -65,16 +66,19 @@ class TlsConnection(redis.SSLConnection, TcpConnection):
 
 
 class AsyncTcpConnection(redis.asyncio.Connection):
-    """Connect for asyncio. See TcpConnection."""
+    """Connect for asyncio, before a deadline that moves by as much as the loop is late. See TcpConnection.
 
-    deadline = 0.0
+    `until` returns the deadline. Whoever makes the connection sets it.
+    """
+
+    until: Callable[[], float] = staticmethod(time.monotonic)
 
     async def _connect(self) -> None:
         name, failure = self.host, OSError("the name has no address")
-        addresses = await NAMES.addresses_soon(name, self.deadline)
+        addresses = await NAMES.addresses_soon(name, self.until())
         for number, address in enumerate(addresses):
             try:
-                part = time_for(self.deadline, len(addresses) - number)
+                part = time_for(self.until(), len(addresses) - number)
                 async with IdleTimeout(Lateness(), time.monotonic() + part):
                     streams = await asyncio.open_connection(**self._arguments(address))
             except OSError as error:

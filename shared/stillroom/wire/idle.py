@@ -50,6 +50,24 @@ class Lateness:
         self._timer = asyncio.get_running_loop().call_later(PULSE_S, self._tick)
 
 
+class LateBy:
+    """Measure how late the loop was while a block waited: `seconds`, once it is over."""
+
+    seconds = 0.0
+
+    def __init__(self, lateness: Lateness) -> None:
+        self._lateness = lateness
+
+    def __enter__(self) -> Self:
+        self._lateness.begin()
+        self._before = self._lateness.total()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = min(self._lateness.total() - self._before, OWN_LIMIT_S)
+        self._lateness.end()
+
+
 class IdleTimeout:
     """`asyncio.timeout_at(deadline)` for a wait in a loop that may be busy. `deadline`: time.monotonic().
 
@@ -81,6 +99,11 @@ class IdleTimeout:
         self._move()
         self._lateness.end()
         await self._timeout.__aexit__(kind, error, trace)
+
+    def moved(self) -> float:
+        """Return where the deadline has moved to by now."""
+        self._move()
+        return self.deadline
 
     def _move(self) -> None:
         late = self._lateness.total() - self._late_before

@@ -16,6 +16,7 @@ from functools import partial
 from ipaddress import ip_address
 
 from stillroom.wire.forks import reset_after_fork
+from stillroom.wire.idle import IdleTimeout, Lateness
 
 Addresses = tuple[str, ...]
 
@@ -105,7 +106,7 @@ class Names:
         done = loop.create_future()
         lookup.tell(partial(tell_loop, loop, done))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, until - time.monotonic())):
+            async with IdleTimeout(Lateness(), until):
                 await done
         return self._outcome(lookup)
 

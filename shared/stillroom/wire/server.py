@@ -147,7 +147,7 @@ class Server:
         return self._connection_to(where, deadline)
 
     async def connection_soon(self, deadline: float) -> Any:
-        """Return a connection for asyncio.
+        """Return a connection for asyncio, which asks `until` for its deadline: see AsyncTcpConnection.
 
         redis-py's own timeouts are off: they know nothing of a loop that is late.
         """
@@ -155,9 +155,7 @@ class Server:
         kind = FOR_ASYNCIO[self._connection_class]
         retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
         options = {**self._options, "socket_connect_timeout": None, "socket_timeout": None, **where}
-        connection = kind(retry=retry, redis_connect_func=_connected, **options)
-        connection.deadline = deadline
-        return connection
+        return kind(retry=retry, redis_connect_func=_connected, **options)
 
     def _connection_to(self, where: Mapping[str, Any], deadline: float) -> Any:
         seconds = max(0.001, deadline - time.monotonic())

@@ -387,7 +387,7 @@ class AsyncSpreadWire(AsyncClusterWire):
         how = {"idempotent": idempotent, "timed": timed}
         deadline = time.monotonic() + left
         if self.topology.is_to_be_asked_for():
-            await self.shards[0].ask(deadline)
+            deadline = await self.shards[0].ask(deadline)
         trip = Trip(commands, self.topology, self.state.home)
 
         async def send(address: Address, places: list[int]) -> None:

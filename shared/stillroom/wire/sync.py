@@ -46,10 +46,13 @@ _LARGE_SEND = 8 * 1024  # more than an empty socket buffer is sure to take at on
 _NO_REPLY = "the server closed the connection"
 # The kernel's own timeout (SO_RCVTIMEO) for a receive that is tried at once: two ticks of a slow kernel, seconds.
 _SLICE_S = 0.005
-# Signals that may come in a flood, and whether one has a handler: then each of them interrupts a receive.
+# Signals that may come in a flood (timers, children, other processes, descriptors), and whether one has a handler:
+# then each of them interrupts a receive.
 _ALARM, _PROF, _VTALRM, _CHLD = map(
     int, (signal.SIGALRM, signal.SIGPROF, signal.SIGVTALRM, signal.SIGCHLD)
 )
+_USR1, _USR2, _IO = map(int, (signal.SIGUSR1, signal.SIGUSR2, signal.SIGIO))
+_RT = int(getattr(signal, "SIGRTMIN", signal.SIGIO))  # macOS has none
 _handler_of = _signal.getsignal  # signal's own makes an enum of each answer
 
 
@@ -159,6 +162,10 @@ class Link:
             or _handler_of(_PROF)
             or _handler_of(_VTALRM)
             or _handler_of(_CHLD)
+            or _handler_of(_USR1)
+            or _handler_of(_USR2)
+            or _handler_of(_IO)
+            or _handler_of(_RT)
         ):
             self._await_data(left)
         try:
@@ -212,6 +219,18 @@ class Link:
 def _is_plain(sock: Any) -> bool:
     """Return whether receive is the system's own call, which it is not with TLS and gevent."""
     return type(sock).recv_into is _socket.socket.recv_into
+
+
+def _wait_out(until: float) -> None:
+    """Wait until then (time.monotonic()), whatever interrupts it meanwhile. Raises the last interruption then."""
+    interruption: BaseException | None = None
+    while (left := until - time.monotonic()) > 0:
+        try:
+            time.sleep(left)
+        except BaseException as error:  # a second timeout of gevent's, another signal
+            interruption = error
+    if interruption is not None:
+        raise interruption
 
 
 class Wire:
@@ -369,7 +388,7 @@ class Wire:
         except PeerFailed:
             raise
         except BaseException:  # also an interruption: its caller may invalidate next
-            time.sleep(max(0.0, given_up - time.monotonic()))
+            _wait_out(given_up)
             raise
 
     def _lease(self, deadline: float, *, check: bool) -> Link:
