@@ -46,13 +46,11 @@ _LARGE_SEND = 8 * 1024  # more than an empty socket buffer is sure to take at on
 _NO_REPLY = "the server closed the connection"
 # The kernel's own timeout (SO_RCVTIMEO) for a receive that is tried at once: two ticks of a slow kernel, seconds.
 _SLICE_S = 0.005
-# Signals that may come in a flood (timers, children, other processes, descriptors), and whether one has a handler:
-# then each of them interrupts a receive.
+# Signals that may come in a flood, and whether one has a handler: then each of them interrupts a receive. Not those
+# that gunicorn and Celery have handlers for (SIGUSR1 and others): no flood of them is known, and each call would pay.
 _ALARM, _PROF, _VTALRM, _CHLD = map(
     int, (signal.SIGALRM, signal.SIGPROF, signal.SIGVTALRM, signal.SIGCHLD)
 )
-_USR1, _USR2, _IO = map(int, (signal.SIGUSR1, signal.SIGUSR2, signal.SIGIO))
-_RT = int(getattr(signal, "SIGRTMIN", signal.SIGIO))  # macOS has none
 _handler_of = _signal.getsignal  # signal's own makes an enum of each answer
 
 
@@ -162,10 +160,6 @@ class Link:
             or _handler_of(_PROF)
             or _handler_of(_VTALRM)
             or _handler_of(_CHLD)
-            or _handler_of(_USR1)
-            or _handler_of(_USR2)
-            or _handler_of(_IO)
-            or _handler_of(_RT)
         ):
             self._await_data(left)
         try:
