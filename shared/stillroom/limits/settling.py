@@ -178,8 +178,11 @@ class Settling:
             # Of several shards some may have done it.
             if not (error.may_be_done or reservation.local or len(homes) > 1):
                 return False
-            self._settle_later(reservation, cost)
+            self.settle_later(reservation, cost)
             return None
+        except BaseException:  # of a task that is cancelled: the caller can't ask again
+            self.settle_later(reservation, cost)
+            raise
         return all(settled)
 
     def commit(self, reservation: Reservation) -> Operation[bool | None]:
@@ -228,7 +231,8 @@ class Settling:
         )
         return list(islice(found, BITE))
 
-    def _settle_later(self, reservation: Reservation, cost: int) -> None:
+    def settle_later(self, reservation: Reservation, cost: int) -> None:
+        """Keep this until Redis is asked about a subject again, or is back."""
         for home, one in reservation.by_home().items():
             self._refunds[home + one.id.encode()] = one, cost
         while len(self._refunds) > REFUNDS_LIMIT:

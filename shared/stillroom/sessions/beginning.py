@@ -56,14 +56,17 @@ class Beginning:
         try:
             yield from self._asking._say_shards_aside()
             reply, in_doubt = yield from self._create()
+            if reply[0] == b"ok" and (self._held or in_doubt):
+                yield from self._end()
         except SessionStoreUnavailable as error:
             if error.may_be_done:
                 self._give_up()
             raise
+        except BaseException:  # cancelled, or interrupted: the reply is lost as well
+            self._give_up()
+            raise
         if reply[0] != b"ok":
             yield from self._free()
-        elif self._held or in_doubt:
-            yield from self._end()
         return reply
 
     def _create(self) -> Operation[tuple[Any, bool]]:

@@ -252,7 +252,7 @@ class SessionsBody(Asking):
             ending = None if place is None else self._destroying(place, BRINGS_ANOTHER)
             if ending is not None and (yield from self._end(ending)):
                 return made  # type: ignore[no-any-return]
-        except SessionStoreUnavailable:
+        except BaseException:  # also of a task that is cancelled
             self._undo(made)
             raise
         yield from self.destroy(made, defer=True)
@@ -484,6 +484,12 @@ class SessionsBody(Asking):
                 raise
             self.stats.counts["sessions_deferred"] += 1
             return True
+        except (
+            BaseException
+        ):  # of a task that is cancelled, as when a browser does not wait for its logout
+            if defer:
+                self._defer(place, ending)
+            raise
         self.stats.counts["sessions_destroyed"] += ended
         return ended
 
@@ -539,8 +545,10 @@ class SessionsBody(Asking):
         rotates = session_rotate([*old, *new], prefix, *how)
         try:
             (reply,) = yield from self._ask([rotates], Once, ROTATION)
-        except SessionStoreUnavailable as error:
-            if error.may_be_done:
+        except (
+            BaseException
+        ) as error:  # also of a task that is cancelled: nobody gets the new token
+            if not isinstance(error, SessionStoreUnavailable) or error.may_be_done:
                 self._defer(fresh, Undo((new[0], *old), prefix))
             raise
         if reply[0] == b"conflict":
