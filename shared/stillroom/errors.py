@@ -233,6 +233,15 @@ FINAL = frozenset(
 )
 
 
+def is_in_doubt(error: BaseException) -> bool:
+    """Return whether Redis may have done what ended with this error: the reply is late or lost, or nobody waits for
+    it, because the call was cancelled or interrupted.
+    """
+    if isinstance(error, RedisUnavailable):
+        return error.may_be_done
+    return not isinstance(error, GeneratorExit)  # nobody drives that operation any more
+
+
 def is_misconfigured(error: RedisUnavailable) -> bool:
     """Return whether a mistake in the configuration is behind this error. An open breaker tells why it opened."""
     reason = error.detail if error.reason == "breaker" else error.reason

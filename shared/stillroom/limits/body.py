@@ -18,7 +18,13 @@ from typing import Any
 
 from stillroom.counted import LIMIT
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import InvalidLimit, RedisRefused, RedisUnavailable, is_misconfigured
+from stillroom.errors import (
+    InvalidLimit,
+    RedisRefused,
+    RedisUnavailable,
+    is_in_doubt,
+    is_misconfigured,
+)
 from stillroom.keys import WOULD_DENY, Keys, home_of
 from stillroom.known_bans import KnownBans
 from stillroom.limits.changes import READ_EVERY_S
@@ -302,12 +308,17 @@ class LimitsBody(Operating, OverShards):
             if request.parts:
                 return (yield from self._taken_over_shards(request, name, is_held=True))
             return (yield from self._reserved_as(request, name))
-        except BaseException:  # of a task that is cancelled: nobody else can give it back
-            self._local.refund(name)
-            about = Decision(request.limits, OK, request.cost, 0)
-            lost = Reservation(about, request.logs, name, local=True, counted=request.counted)
-            self._settling.settle_later(lost, 0)
+        except BaseException as error:
+            if is_in_doubt(error):
+                self._give_up(request, name)
             raise
+
+    def _give_up(self, request: Request, name: str) -> None:
+        """Give back, as soon as Redis is asked again, what nobody else can: its reservation is lost."""
+        self._local.refund(name)
+        about = Decision(request.limits, OK, request.cost, 0)
+        lost = Reservation(about, request.logs, name, local=True, counted=request.counted)
+        self._settling.settle_later(lost, 0)
 
     def _reserved_as(self, request: Request, name: str) -> Operation[Reservation]:
         asked_at, mark = self._denials.forgotten, self._flying.begin(request)

@@ -13,7 +13,13 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from stillroom.errors import OF_THE_COMMAND, REFUSED_FOR_GOOD, RedisRefused, RedisUnavailable
+from stillroom.errors import (
+    OF_THE_COMMAND,
+    REFUSED_FOR_GOOD,
+    RedisRefused,
+    RedisUnavailable,
+    is_in_doubt,
+)
 from stillroom.keys import Keys, home_of
 from stillroom.limits.local import LocalLimits
 from stillroom.limits.log import Charge
@@ -180,8 +186,9 @@ class Settling:
                 return False
             self.settle_later(reservation, cost)
             return None
-        except BaseException:  # of a task that is cancelled: the caller can't ask again
-            self.settle_later(reservation, cost)
+        except BaseException as error:
+            if is_in_doubt(error):
+                self.settle_later(reservation, cost)
             raise
         return all(settled)
 

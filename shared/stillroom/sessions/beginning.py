@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from stillroom.errors import SessionStoreUnavailable
+from stillroom.errors import SessionStoreUnavailable, is_in_doubt
 from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import session_create, session_free
 from stillroom.sessions.asking import LOGOUT, Asking, steady_us
@@ -58,12 +58,9 @@ class Beginning:
             reply, in_doubt = yield from self._create()
             if reply[0] == b"ok" and (self._held or in_doubt):
                 yield from self._end()
-        except SessionStoreUnavailable as error:
-            if error.may_be_done:
+        except BaseException as error:
+            if is_in_doubt(error):
                 self._give_up()
-            raise
-        except BaseException:  # cancelled, or interrupted: the reply is lost as well
-            self._give_up()
             raise
         if reply[0] != b"ok":
             yield from self._free()

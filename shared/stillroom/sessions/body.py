@@ -30,6 +30,7 @@ from stillroom.errors import (
     SettingsError,
     TooManySessions,
     ValueTooLarge,
+    is_in_doubt,
 )
 from stillroom.keys import Keys, original, sanitized
 from stillroom.operation import Call, Once, Operation, Pause
@@ -484,10 +485,8 @@ class SessionsBody(Asking):
                 raise
             self.stats.counts["sessions_deferred"] += 1
             return True
-        except (
-            BaseException
-        ):  # of a task that is cancelled, as when a browser does not wait for its logout
-            if defer:
+        except BaseException as error:
+            if defer and is_in_doubt(error):  # a browser does not wait for its logout
                 self._defer(place, ending)
             raise
         self.stats.counts["sessions_destroyed"] += ended
@@ -545,10 +544,8 @@ class SessionsBody(Asking):
         rotates = session_rotate([*old, *new], prefix, *how)
         try:
             (reply,) = yield from self._ask([rotates], Once, ROTATION)
-        except (
-            BaseException
-        ) as error:  # also of a task that is cancelled: nobody gets the new token
-            if not isinstance(error, SessionStoreUnavailable) or error.may_be_done:
+        except BaseException as error:
+            if is_in_doubt(error):  # nobody gets the new token
                 self._defer(fresh, Undo((new[0], *old), prefix))
             raise
         if reply[0] == b"conflict":
