@@ -199,7 +199,8 @@ class SessionsBody(Asking):
         is just now (a "remember me" cookie did), so `get(fresh=…)` refuses the session until it is confirmed.
         Raises SessionDataRefused, SessionUnreadable (JSON that could not be read back), ValueTooLarge, InvalidKey.
         Redis away or full: SessionStoreUnavailable. What may have been created all the same is ended as soon as
-        this process reaches Redis, and so is `replaces`: a login whose reply was lost takes no place of a cap.
+        this process reaches Redis, and so is `replaces`: a login whose reply was lost, or that was cancelled, takes
+        no place of a cap. A server that is full has created nothing, and `replaces` lives on.
         """
         return (
             yield from self._create(
@@ -507,8 +508,8 @@ class SessionsBody(Asking):
 
         After that, and until the session's absolute end, its use is told to `on_event` as a replay. Where rights
         change, rotate with `grace=0`. Raises SessionEnded, or SessionConflict if somebody else has just rotated it.
-        Redis away: SessionStoreUnavailable. If the rotation may have happened all the same, it is undone as soon as
-        this process reaches Redis again: the old token stays good.
+        Redis away: SessionStoreUnavailable. If the rotation may have happened all the same, or was cancelled, it is
+        undone as soon as this process reaches Redis again: the old token stays good.
         """
         return (yield from self._rotate(session, type, grace, is_proof=False))
 
