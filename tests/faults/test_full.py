@@ -114,7 +114,7 @@ def repair_of_a_mark() -> Repair:
 
 @pytest.mark.parametrize("on_cap", ["evict_oldest", "reject"])
 def test_a_login_that_a_full_server_refuses_ends_no_session(room: Stillroom, on_cap: str) -> None:
-    """Where a full server refuses a login, the session before it lives on with its data, whatever shard it is in."""
+    """Where a full server refuses a login, the session before it lives on, whatever shard it is in."""
     guests = [room.sessions.create(None, {"n": n}) for n in range(20)]
     fill_up(room)
     for guest in guests:

@@ -183,8 +183,8 @@ class LimitsBody(Operating, OverShards):
         """Take before the work is done; `refund` afterwards if it should not count, as a login that succeeds.
 
         To look, work and count afterwards would let a hundred guesses through that are made at the same time.
-        What is neither refunded nor committed stays consumed. A call that is cancelled on its way gives back what it
-        took when this process asks Redis about a subject again. Otherwise like `check`.
+        What is neither refunded nor committed stays consumed. A call that is cancelled gives back what it took when
+        this process next asks Redis about a subject. Otherwise like `check`.
         """
         return self._reserved(self._requests.make(subject, limits, cost, route, meant))
 

@@ -24,8 +24,8 @@ class Beginning:
     """One creation.
 
     In the shard of the new session its script also ends the one it replaces. In another shard that one is held
-    before, in the same batch, and ends after it. It is freed where the login is refused: there are too many sessions,
-    or the server is full.
+    before, in the same batch, and ends after it. It is freed where the login is refused, as there are too many
+    sessions or the server is full.
     """
 
     def __init__(
