@@ -308,13 +308,16 @@ class SessionNotLoaded(StillroomError, RuntimeError):
 class SessionNotFresh(StillroomError):
     """The user proved who he is too long ago for this, or never in this session: ask again, then `confirm`.
 
-    `within`: seconds that were asked for. `age`: seconds since the proof, None where there was none.
+    `within`: seconds that were asked for. `age`: seconds since the proof, None where there was none; less than 0
+    where the server's clock was set back since.
 
     Answer: 401 or 403, and ask for the password again.
     """
 
     def __init__(self, within: float, age: float | None) -> None:
         since = "never in this session" if age is None else f"{age:,.0f} s ago"
+        if age is not None and age < 0:
+            since = "before the server's clock was set back"
         super().__init__(f"the user proved who he is {since}; this asks for the last {within:g} s")
         self.within = within
         self.age = age
