@@ -233,6 +233,15 @@ FINAL = frozenset(
 )
 
 
+def is_in_doubt(error: BaseException) -> bool:
+    """Return whether Redis may have done what ended with this error: the reply is late or lost, or nobody waits for
+    it, because the call was cancelled or interrupted.
+    """
+    if isinstance(error, RedisUnavailable):
+        return error.may_be_done
+    return not isinstance(error, GeneratorExit)  # nobody drives that operation any more
+
+
 def is_misconfigured(error: RedisUnavailable) -> bool:
     """Return whether a mistake in the configuration is behind this error. An open breaker tells why it opened."""
     reason = error.detail if error.reason == "breaker" else error.reason
@@ -299,13 +308,16 @@ class SessionNotLoaded(StillroomError, RuntimeError):
 class SessionNotFresh(StillroomError):
     """The user proved who he is too long ago for this, or never in this session: ask again, then `confirm`.
 
-    `within`: seconds that were asked for. `age`: seconds since the proof, None where there was none.
+    `within`: seconds that were asked for. `age`: seconds since the proof, None where there was none; less than 0
+    where the server's clock was set back since.
 
     Answer: 401 or 403, and ask for the password again.
     """
 
     def __init__(self, within: float, age: float | None) -> None:
         since = "never in this session" if age is None else f"{age:,.0f} s ago"
+        if age is not None and age < 0:
+            since = "before the server's clock was set back"
         super().__init__(f"the user proved who he is {since}; this asks for the last {within:g} s")
         self.within = within
         self.age = age

@@ -27,6 +27,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from stillroom.abuse.body import LONGEST_BY_HAND_S
 from stillroom.agreed import FIELDS_LIMIT, Rule, this_process
 from stillroom.errors import BanRefused, SettingsError, StillroomError
 from stillroom.groups import groups
@@ -238,11 +239,18 @@ def shut_shards(side: Side) -> tuple[int, int]:
     return states.count(LEFT), states.count(ARRIVING)
 
 
-def move_bans(here: Any, there: Any, run: Callable[[Operation[Any]], Any], keys: Keys) -> int:
+def move_bans(
+    here: Any,
+    there: Any,
+    run_here: Callable[[Operation[Any]], Any],
+    run: Callable[[Operation[Any]], Any],
+    keys: Keys,
+) -> int:
     """Let the bans that are in force here hold there. Return how many were new there.
 
-    `here`, `there`: each room's `abuse`. `run`, `keys`: those of the new server. A ban that is there already, or
-    was lifted there, is left alone. What a rule has banned is banned by an operator there, for that rule.
+    `here`, `there`: each room's `abuse`. `run_here` runs an operation on the old server; `run` and `keys` are those
+    of the new one. A ban lasts as long as it had left by the old server's clock, up to 30 days. A ban that is there
+    already, or was lifted there, is left alone. A ban of a rule becomes an operator's there, for that rule.
     """
     known = {one.subject for one in there.bans(BANS)}
     count = 0
@@ -251,7 +259,7 @@ def move_bans(here: Any, there: Any, run: Callable[[Operation[Any]], Any], keys:
         if ban.subject in known or lifted is not None:
             continue
         try:
-            left = ban.until - _now(run)
+            left = min(ban.until - _now(run_here), LONGEST_BY_HAND_S)
             count += left >= 1 and bool(there.ban(ban.subject, left, ban.reason or ban.rule))
         except BanRefused as refused:
             log.warning("a ban is not taken along: %s", refused)

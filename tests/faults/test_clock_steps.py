@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import AUTH, LockTaken, NoDispatch, Settings
+from stillroom import AUTH, LockTaken, NoDispatch, SessionNotFresh, Settings, Stillroom
 from stillroom.dispatch import RefreshOrder
+from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
+from stillroom.moving import move_bans
 from tests.conftest import SERVERS, binary_of
 from tests.support.clocked import ClockedServer
 from tests.support.crowd import PATIENT
@@ -344,3 +346,33 @@ class SlowProxy(Proxy):
                 self.on_its_way -= 1
         except OSError:
             return
+
+
+@pytest.mark.parametrize("ahead", [-3_600, 3_600])
+def test_a_ban_that_is_moved_lasts_as_long_as_it_had_left(
+    make: Callable[..., Any], clocked: ClockedServer, ahead: int
+) -> None:
+    """A ban that moves to a server with another clock lasts there as long as it had left, up to 30 days."""
+    clocked.set_clock(ahead)
+    here = make()
+    here.abuse.ban("203.0.113.7", 600)
+    here.abuse.ban("203.0.113.8", 30 * 86_400)
+    with EmbeddedServer() as server:
+        settings = Settings(**{"redis_url": server.url} | PATIENT)
+        with Stillroom(settings, dispatch=NoDispatch()) as there:
+            moved = here.abuse, there.abuse, here.state.run, there.state.run, there.keys
+            assert move_bans(*moved) == 2
+            for ban, seconds in zip(there.abuse.bans(), (30 * 86_400, 600), strict=True):
+                assert seconds - 30 < ban.until - ban.since <= seconds
+
+
+def test_a_proof_from_before_a_step_back_is_told_as_one(
+    make: Callable[..., Any], clocked: ClockedServer
+) -> None:
+    """The error about a proof that is in the future says that the clock was set back, and no negative age."""
+    clocked.set_clock(3_600)
+    room = make()
+    session = room.sessions.create("ann")
+    clocked.set_clock(0)
+    with pytest.raises(SessionNotFresh, match="before the server's clock was set back"):
+        room.sessions.get(session, fresh=300)

@@ -110,3 +110,21 @@ def repair_of_a_mark() -> Repair:
     """Return the repair of a batch whose script the server has lost."""
     lost = RedisRefused("noscript", "", [ResponseError("NOSCRIPT No matching script.")])
     return Repair([mark([b"c", b"m", b"g", b"t"], b"e", 1, b"t:x")], lost, may_repeat=True)
+
+
+@pytest.mark.parametrize("on_cap", ["evict_oldest", "reject"])
+def test_a_login_that_a_full_server_refuses_ends_no_session(room: Stillroom, on_cap: str) -> None:
+    """Where a full server refuses a login, the session before it lives on, whatever shard it is in."""
+    guests = [room.sessions.create(None, {"n": n}) for n in range(20)]
+    fill_up(room)
+    for guest in guests:
+        with pytest.raises(RedisUnavailable, match="oom"):
+            room.sessions.create("ann", replaces=guest, max_per_user=3, on_cap=on_cap)
+    for n, guest in enumerate(guests):
+        found = room.sessions.get(guest)
+        assert found is not None
+        assert found.data == {"n": n}
+    room.wire.execute([(b"CONFIG", b"SET", b"maxmemory", b"0")], 5.0)
+    for guest in guests[:3]:
+        assert room.sessions.create("ann", replaces=guest, max_per_user=3, on_cap=on_cap)
+        assert room.sessions.get(guest) is None

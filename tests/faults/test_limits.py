@@ -432,3 +432,29 @@ def test_a_decision_without_redis_costs_the_same_in_a_crowd(
     monkeypatch.setattr(Request, "logs", property(counted))
     few, many = (asyncio.run(looks_of_each(n, f"203.0.113.{n}")) for n in (20, 200))
     assert many <= few + 1
+
+
+@pytest.mark.parametrize("act", ["check", "reserve", "wait"])
+def test_what_redis_counted_by_any_call_is_known_without_it(
+    make: Make, own_server: EmbeddedServer, act: str
+) -> None:
+    """A subject that has used up its quota gets nothing more when Redis goes away, whatever call used it."""
+    room, limit = make(), Limit("few", 5, 3_600)
+    for _ in range(5):
+        assert getattr(room.limits, act)(IP, [limit])
+    own_server.kill()
+    assert admitted(room, limit, 5) == 0
+
+
+@pytest.mark.parametrize("act", ["check", "reserve", "wait"])
+def test_what_is_in_flight_by_any_call_counts(own_server: EmbeddedServer, act: str) -> None:
+    """A decision without Redis counts the hits that Redis is being asked for, whatever call asks."""
+    limit = Limit("few", 5, 3_600)
+    settings = Settings(**{"redis_url": own_server.url} | CALM)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        asking = [getattr(room._limits_body, act)(IP, [limit]) for _ in range(5)]
+        assert all(one.send(None) for one in asking)
+        own_server.kill()
+        assert admitted(room, limit, 5) == 0
+        for one in asking:
+            one.close()

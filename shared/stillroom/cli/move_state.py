@@ -65,7 +65,8 @@ def move_state(
         _reach(here)
         with there.lock("stillroom:move-state", wait=0):
             found = _moved(_side(here, "--from", from_replicas), _side(there, "REDIS_URL"), replace)
-            found["bans"] = move_bans(here.abuse, there.abuse, there.state.run, there.keys)
+            runs = here.state.run, there.state.run
+            found["bans"] = move_bans(here.abuse, there.abuse, *runs, there.keys)
     if as_json:
         print_json(found)
         return

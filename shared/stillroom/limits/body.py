@@ -18,7 +18,13 @@ from typing import Any
 
 from stillroom.counted import LIMIT
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import InvalidLimit, RedisRefused, RedisUnavailable, is_misconfigured
+from stillroom.errors import (
+    InvalidLimit,
+    RedisRefused,
+    RedisUnavailable,
+    is_in_doubt,
+    is_misconfigured,
+)
 from stillroom.keys import WOULD_DENY, Keys, home_of
 from stillroom.known_bans import KnownBans
 from stillroom.limits.changes import READ_EVERY_S
@@ -177,7 +183,8 @@ class LimitsBody(Operating, OverShards):
         """Take before the work is done; `refund` afterwards if it should not count, as a login that succeeds.
 
         To look, work and count afterwards would let a hundred guesses through that are made at the same time.
-        What is neither refunded nor committed stays consumed. Otherwise like `check`.
+        What is neither refunded nor committed stays consumed. A call that is cancelled gives back what it took when
+        this process next asks Redis about a subject. Otherwise like `check`.
         """
         return self._reserved(self._requests.make(subject, limits, cost, route, meant))
 
@@ -267,7 +274,7 @@ class LimitsBody(Operating, OverShards):
             yield from self._reading_changes()
             return denied
         if request.parts:
-            return (yield from self._taken_over_shards(request)).decision
+            return (yield from self._taken_over_shards(request, new_id())).decision
         asked_at, mark = self._denials.forgotten, self._flying.begin(request)
         sent = time.monotonic()
         try:
@@ -297,10 +304,25 @@ class LimitsBody(Operating, OverShards):
         if self._denials.found and (denied := self._remembered(request)) is not None:
             yield from self._reading_changes()
             return Reservation(denied, request.keys)
-        if request.parts:
-            return (yield from self._taken_over_shards(request, is_held=True))
-        name, asked_at = new_id(), self._denials.forgotten
-        mark = self._flying.begin(request)
+        name = new_id()
+        try:
+            if request.parts:
+                return (yield from self._taken_over_shards(request, name, is_held=True))
+            return (yield from self._reserved_as(request, name))
+        except BaseException as error:
+            if is_in_doubt(error):
+                yield from self._give_up(request, name)
+            raise
+
+    def _give_up(self, request: Request, name: str) -> Operation[None]:
+        """Give back what a call that ends without its reply has taken, or takes yet: nobody else can."""
+        self._local.refund(name)
+        about = Decision(request.limits, OK, request.cost, 0)
+        lost = Reservation(about, request.logs, name, local=True, counted=request.counted)
+        yield from self._settling.give_up(lost)
+
+    def _reserved_as(self, request: Request, name: str) -> Operation[Reservation]:
+        asked_at, mark = self._denials.forgotten, self._flying.begin(request)
         try:
             request = yield from self._settled(request)
             sent = time.monotonic()
@@ -324,19 +346,8 @@ class LimitsBody(Operating, OverShards):
                 counted=request.counted,
                 may_be_known=error.may_be_done,
             )
-        except GeneratorExit:
-            raise
-        except BaseException:  # cancelled, or interrupted: nobody has the reservation
-            yield from self._settling.give_up(self._perhaps_taken(request, name))
-            raise
         finally:
             self._flying.end(mark)
-
-    def _perhaps_taken(self, request: Request, name: str) -> Reservation:
-        """Return what a call that ended before its reply may have taken, and may still take."""
-        return Reservation(
-            *(self._passed(request), request.logs, name), local=True, counted=request.counted
-        )
 
     def _waiting(
         self, subject: Subject, limits: Sequence[Limit], cost: int, timeout: float, route: str
@@ -355,41 +366,47 @@ class LimitsBody(Operating, OverShards):
         """Return a decision that denies nobody: no event, no count and no memory of it."""
         if request.exempt:
             return self._passed(request)
-        if request.parts:
-            outcome = yield from self._over(request, QUIET, name := new_id())
-            self._local.let_go(name)
-            self._tell_of_degraded(outcome)
-            return outcome.decision
+        name, sent = new_id(), time.monotonic()
+        self._flying.begin(request, name)
         try:
+            if request.parts:
+                outcome = yield from self._over(request, QUIET, name)
+                self._local.let_go(name)
+                for one in outcome.verdicts:
+                    if one.error is None and not one.ban:
+                        self._know(one.part, one.said, one.now_us, sent)
+                self._tell_of_degraded(outcome)
+                return outcome.decision
             request = yield from self._settled(request)
             reply = yield from self._ask(limit_check.run(request.words(QUIET)))
             if reply[0] == OTHER_WIDTHS:
                 request, reply = yield from self._again(request, reply, QUIET)
+            decision = self._read(request, reply)
+            if decision.said:
+                self._know(request, reply[2:], reply[1], sent)
+            return decision
         except RedisUnavailable as error:
+            self._flying.end(name)
             return self._stand_in(request, error, take=True)
-        return self._read(request, reply)
+        finally:
+            self._flying.end(name)
 
     def _taken_over_shards(
-        self, request: Request, *, is_held: bool = False
+        self, request: Request, name: str, *, is_held: bool = False
     ) -> Operation[Reservation]:
         """Take the parts of a request from their shards. `is_held`: they may be given back later."""
-        name, asked_at = new_id(), self._denials.forgotten
+        asked_at = self._denials.forgotten
         self._flying.begin(request, name)
         sent = time.monotonic()
         try:
             kept_as = RESERVATION if is_held else ""
             taking = self._over(request, request.mode, name, is_held=is_held, kept_as=kept_as)
             outcome = yield from taking
-        except (GeneratorExit, RedisUnavailable):
-            raise
-        except BaseException:  # see _reserved
-            if is_held:
-                yield from self._settling.give_up(self._perhaps_taken(request, name))
-            raise
-        finally:
+            longest = RESERVED_S if is_held else REMEMBERED_S
+            self._learn_of_shards(outcome, asked_at, sent, longest)
+        finally:  # not before: until then nothing else here knows of these hits
             self._flying.end(name)
         request, decision = outcome.request, outcome.decision
-        self._learn_of_shards(outcome, asked_at, sent, RESERVED_S if is_held else REMEMBERED_S)
         if not (is_held and decision):
             self._local.let_go(name)
             return Reservation(decision, request.logs)
@@ -413,9 +430,7 @@ class LimitsBody(Operating, OverShards):
                 self._bans.learn(one.part.bans[one.ban - 1], self._server.now_ms() + one.banned_ms)
             elif self._bans.until:
                 self._bans.forget_all(one.part.bans)
-            if one.part.plan.counted_away and one.said:
-                times = _now_us(), one.now_us, int(sent * _US)
-                self._local.remember(one.part.known_as, one.said, *times)
+            self._know(one.part, one.said, one.now_us, sent)
         self._tell_of_degraded(outcome)
         if decision.status != OK:
             self._count_denial(decision)
@@ -466,7 +481,7 @@ class LimitsBody(Operating, OverShards):
             self._bans.learn(request.bans[reply[3] - 1], until_ms + reply[2])
         elif self._bans.until:
             self._bans.forget_all(request.bans)
-        if request.plan.counted_away and decision.said:
+        if request.plan.counted_away and decision.said:  # as _know: each check comes here
             times = _now_us(), reply[1], int(sent * _US)
             self._local.remember(request.known_as, reply[2:], *times)
         if decision.status != OK:
@@ -476,6 +491,12 @@ class LimitsBody(Operating, OverShards):
         if request.plan.letters:
             self._tell_of_shadows(decision)
         return decision
+
+    def _know(self, request: Request, said: Sequence[int], server_us: int, sent: float) -> None:
+        """Remember what Redis said of these logs, for the case that it goes away."""
+        if request.plan.counted_away and said:
+            times = _now_us(), server_us, int(sent * _US)
+            self._local.remember(request.known_as, said, *times)
 
     def _tell_of_shadows(self, decision: Decision) -> None:
         """Count what limits in shadow would have denied, and log it now and then."""

@@ -13,7 +13,13 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from stillroom.errors import OF_THE_COMMAND, REFUSED_FOR_GOOD, RedisRefused, RedisUnavailable
+from stillroom.errors import (
+    OF_THE_COMMAND,
+    REFUSED_FOR_GOOD,
+    RedisRefused,
+    RedisUnavailable,
+    is_in_doubt,
+)
 from stillroom.keys import Keys, home_of
 from stillroom.limits.local import LocalLimits
 from stillroom.limits.log import Charge
@@ -178,8 +184,12 @@ class Settling:
             # Of several shards some may have done it.
             if not (error.may_be_done or reservation.local or len(homes) > 1):
                 return False
-            self._settle_later(reservation, cost)
+            self.settle_later(reservation, cost)
             return None
+        except BaseException as error:
+            if is_in_doubt(error):
+                self.settle_later(reservation, cost)
+            raise
         return all(settled)
 
     def give_up(self, reservation: Reservation) -> Operation[None]:
@@ -190,7 +200,7 @@ class Settling:
         try:
             yield Freeing([self._settlement(one, 0) for one in reservation.by_home().values()])
         except RedisUnavailable:
-            self._settle_later(reservation, 0)
+            self.settle_later(reservation, 0)
 
     def commit(self, reservation: Reservation) -> Operation[bool | None]:
         """Return whether the reservation could be refunded until now, and can't any more. None: not known.
@@ -238,7 +248,8 @@ class Settling:
         )
         return list(islice(found, BITE))
 
-    def _settle_later(self, reservation: Reservation, cost: int) -> None:
+    def settle_later(self, reservation: Reservation, cost: int) -> None:
+        """Keep this until Redis is asked about a subject again, or is back."""
         for home, one in reservation.by_home().items():
             self._refunds[home + one.id.encode()] = one, cost
         while len(self._refunds) > REFUNDS_LIMIT:

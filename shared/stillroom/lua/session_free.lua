@@ -9,8 +9,8 @@ local limit = redis.call('HGET', KEYS[1], '_held')
 if not limit then
   return 0
 end
+redis.call('HDEL', KEYS[1], '_held') -- the first write takes no memory: see session_sweep
 redis.call('HSET', KEYS[1], '_x', limit)
-redis.call('HDEL', KEYS[1], '_held')
 redis.call('UNLINK', late_key(ARGV[1], KEYS[1]))
 local session = read(ARGV[1], string.sub(KEYS[1], #ARGV[1] + 3))
 redis.call('PEXPIRE', KEYS[1], plain(life_of(session.deadline, now)))

@@ -6,24 +6,26 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from stillroom.errors import SessionStoreUnavailable
+from stillroom.errors import SessionStoreUnavailable, is_in_doubt
 from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import session_create, session_free
 from stillroom.sessions.asking import LOGOUT, Asking, steady_us
 from stillroom.sessions.ends import End, Undo, late_in
 from stillroom.sessions.token import Place
+from stillroom.wire.outcome import NodeAway
 
 log = logging.getLogger("stillroom.sessions")
 
 TRIES = 100  # of a login of a user with very many sessions: each clears some away
-MOST, MAKES_ROOM = 5, 6  # their places in `about`
+MOST = 5  # its place in `about`
 
 
 class Beginning:
     """One creation.
 
-    In the shard of the new session its script also ends the one it replaces. In another shard that one ends before,
-    in the same batch. Where the login may still be refused it is only held, and freed if it is.
+    In the shard of the new session its script also ends the one it replaces. In another shard that one is held
+    before, in the same batch, and ends after it. It is freed where the login is refused, as there are too many
+    sessions or the server is full.
     """
 
     def __init__(
@@ -56,14 +58,16 @@ class Beginning:
         try:
             yield from self._asking._say_shards_aside()
             reply, in_doubt = yield from self._create()
-        except SessionStoreUnavailable as error:
-            if error.may_be_done:
+            if reply[0] == b"ok" and (self._held or in_doubt):
+                yield from self._end()
+        except BaseException as error:
+            if is_in_doubt(error):
                 self._give_up()
+            elif isinstance(error, SessionStoreUnavailable):
+                yield from self._free()
             raise
         if reply[0] != b"ok":
             yield from self._free()
-        elif self._held or in_doubt:
-            yield from self._end()
         return reply
 
     def _create(self) -> Operation[tuple[Any, bool]]:
@@ -91,6 +95,7 @@ class Beginning:
         try:
             replies = yield from self._asking._ask(batch, Once, kept_as)
         except SessionStoreUnavailable as error:
+            self._is_refused(error, len(batch))
             # The server lacked one of the scripts and had one behind it, so they would be out of order. It has all
             # of them now, and each that is sent again recognises itself.
             if error.reason != "noscript":
@@ -106,14 +111,15 @@ class Beginning:
         try:
             return (yield from self._asking._ask(batch, Once, kept_as))
         except SessionStoreUnavailable as error:
+            if self._is_refused(error, len(batch)):
+                raise
             failure = SessionStoreUnavailable(error.reason, error.detail, may_be_done=True)
             raise failure from error
 
     def _making_way(self, now: int) -> list[Any]:
         if self._ending is None or self._is_near:
             return []
-        ends = self._about[MAKES_ROOM]
-        return [self._ending.command(now) if ends else self._ending.holding(now)]
+        return [self._ending.holding(now)]
 
     def _creating(self, now: int) -> Any:
         age = self._ending.age(now) if self._ending else 0
@@ -126,9 +132,20 @@ class Beginning:
         if way is None:
             place = {b"ok": 4, b"replaced": 1}.get(reply[0])
             return -1 if place is None else int(reply[place])
-        if isinstance(way[0], bytes):
-            self._held = self._held or way[0]
+        self._held = self._held or way[0]
         return late_in(way)
+
+    def _is_refused(self, error: SessionStoreUnavailable, size: int) -> bool:
+        """Return whether the server refused the creation, the last of `size` commands, and remember what is held.
+
+        Nor was it done if it was sent before: the script would have recognised itself.
+        """
+        replies = getattr(error.__cause__, "replies", ())[:size]
+        if len(replies) != size:
+            return False
+        if self._ending is not None and not self._is_near and isinstance(replies[-2], list):
+            self._held = self._held or replies[-2][0]
+        return isinstance(replies[-1], Exception) and not isinstance(replies[-1], NodeAway)
 
     def _after(self, late: int, took: int) -> End | None:
         """Return the end to send after that exchange, or None: it is done, or there is none. See End.after."""

@@ -30,6 +30,7 @@ from stillroom.errors import (
     SettingsError,
     TooManySessions,
     ValueTooLarge,
+    is_in_doubt,
 )
 from stillroom.keys import Keys, original, sanitized
 from stillroom.operation import Call, Once, Operation, Pause
@@ -198,7 +199,8 @@ class SessionsBody(Asking):
         is just now (a "remember me" cookie did), so `get(fresh=…)` refuses the session until it is confirmed.
         Raises SessionDataRefused, SessionUnreadable (JSON that could not be read back), ValueTooLarge, InvalidKey.
         Redis away or full: SessionStoreUnavailable. What may have been created all the same is ended as soon as
-        this process reaches Redis, and so is `replaces`: a login whose reply was lost takes no place of a cap.
+        this process reaches Redis, and so is `replaces`: a login whose reply was lost, or that was cancelled, takes
+        no place of a cap. A server that is full has created nothing, and `replaces` lives on.
         """
         return (
             yield from self._create(
@@ -252,7 +254,7 @@ class SessionsBody(Asking):
             ending = None if place is None else self._destroying(place, BRINGS_ANOTHER)
             if ending is not None and (yield from self._end(ending)):
                 return made  # type: ignore[no-any-return]
-        except SessionStoreUnavailable:
+        except BaseException:  # also of a task that is cancelled
             self._undo(made)
             raise
         yield from self.destroy(made, defer=True)
@@ -484,6 +486,10 @@ class SessionsBody(Asking):
                 raise
             self.stats.counts["sessions_deferred"] += 1
             return True
+        except BaseException as error:
+            if defer and is_in_doubt(error):  # a browser does not wait for its logout
+                self._defer(place, ending)
+            raise
         self.stats.counts["sessions_destroyed"] += ended
         return ended
 
@@ -502,8 +508,8 @@ class SessionsBody(Asking):
 
         After that, and until the session's absolute end, its use is told to `on_event` as a replay. Where rights
         change, rotate with `grace=0`. Raises SessionEnded, or SessionConflict if somebody else has just rotated it.
-        Redis away: SessionStoreUnavailable. If the rotation may have happened all the same, it is undone as soon as
-        this process reaches Redis again: the old token stays good.
+        Redis away: SessionStoreUnavailable. If the rotation may have happened all the same, or was cancelled, it is
+        undone as soon as this process reaches Redis again: the old token stays good.
         """
         return (yield from self._rotate(session, type, grace, is_proof=False))
 
@@ -539,8 +545,8 @@ class SessionsBody(Asking):
         rotates = session_rotate([*old, *new], prefix, *how)
         try:
             (reply,) = yield from self._ask([rotates], Once, ROTATION)
-        except SessionStoreUnavailable as error:
-            if error.may_be_done:
+        except BaseException as error:
+            if is_in_doubt(error):  # nobody gets the new token
                 self._defer(fresh, Undo((new[0], *old), prefix))
             raise
         if reply[0] == b"conflict":

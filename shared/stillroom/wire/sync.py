@@ -47,7 +47,7 @@ _NO_REPLY = "the server closed the connection"
 # The kernel's own timeout (SO_RCVTIMEO) for a receive that is tried at once: two ticks of a slow kernel, seconds.
 _SLICE_S = 0.005
 # Signals that may come in a flood, and whether one has a handler: then each of them interrupts a receive. Not those
-# that gunicorn and Celery have handlers for (SIGUSR1 and others): no flood of them is known, and each call would pay.
+# that servers have handlers for (SIGUSR1 and others): no flood of them is known, and each call would pay for it.
 _ALARM, _PROF, _VTALRM, _CHLD = map(
     int, (signal.SIGALRM, signal.SIGPROF, signal.SIGVTALRM, signal.SIGCHLD)
 )

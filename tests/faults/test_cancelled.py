@@ -1,0 +1,190 @@
+"""A call that is cancelled, or interrupted, on its way leaves nothing behind that nobody could end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from stillroom import AsyncStillroom, Limit, NoDispatch, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from tests.faults.test_session_replies import calls_of
+from tests.support.celery_process import until
+from tests.support.crowd import PATIENT
+from tests.support.proxy import Proxy
+
+IP = "203.0.113.7"
+PLACE = Limit("place", 1, 3600, in_flight=True)
+GUESSES = Limit("guesses", 1, 3600, by="user")
+ONLY: dict[str, Any] = {"max_per_user": 1, "on_cap": "reject"}
+
+
+def _settings(proxy: Proxy) -> Settings:
+    return Settings(**{"redis_url": proxy.url} | PATIENT)
+
+
+async def _lost(client: Any, proxy: Proxy, act: Awaitable[Any]) -> None:
+    """Cancel the act once the server has run its script; the reply is held back."""
+    before = calls_of(client)
+    proxy.hold_replies()
+    task = asyncio.ensure_future(act)
+    await asyncio.to_thread(until, lambda: calls_of(client) > before, "the script")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    proxy.let_go()
+
+
+def _run(server: EmbeddedServer, story: Callable[[AsyncStillroom, Proxy], Awaitable[None]]) -> None:
+    async def told() -> None:
+        with Proxy(server.port) as proxy:
+            async with AsyncStillroom(_settings(proxy), dispatch=NoDispatch()) as room:
+                session = await room.sessions.create("eve", **ONLY)  # loads the scripts
+                await room.sessions.destroy(await room.sessions.rotate(session))
+                async with room.limits.hold("198.51.100.1", [PLACE]):
+                    pass
+                await story(room, proxy)
+
+    asyncio.run(told())
+
+
+def test_a_cancelled_login_takes_no_place_of_a_cap(server: EmbeddedServer, client: Any) -> None:
+    """A login that is cancelled on its way is ended before the next one is counted."""
+
+    async def story(room: AsyncStillroom, proxy: Proxy) -> None:
+        await _lost(client, proxy, room.sessions.create("ann", **ONLY))
+        made = await room.sessions.create("ann", **ONLY)
+        listed = await room.sessions.list_for_user("ann")
+        assert [one.handle for one in listed] == [made.handle]
+
+    _run(server, story)
+
+
+@pytest.mark.parametrize("on_cap", ["evict_oldest", "reject"])
+def test_the_session_before_a_cancelled_login_ends_too(
+    server: EmbeddedServer, client: Any, on_cap: str
+) -> None:
+    """The session that a cancelled login was to replace opens nothing afterwards."""
+
+    async def story(room: AsyncStillroom, proxy: Proxy) -> None:
+        for _ in range(3):
+            guest = await room.sessions.create(None)
+            login = room.sessions.create("ann", replaces=guest, max_per_user=3, on_cap=on_cap)
+            await _lost(client, proxy, login)
+            assert await room.sessions.get(guest) is None
+            assert await room.sessions.count("ann") == 0
+
+    _run(server, story)
+
+
+@pytest.mark.parametrize("grace", [0, 60])
+@pytest.mark.parametrize("act", ["rotate", "confirm"])
+def test_a_cancelled_rotation_logs_nobody_out(
+    server: EmbeddedServer, client: Any, act: str, grace: int
+) -> None:
+    """The old token of a rotation that was cancelled stays good, and is no replay."""
+
+    async def story(room: AsyncStillroom, proxy: Proxy) -> None:
+        events: list[Any] = []
+        room.sessions.on_event.append(events.append)
+        session = await room.sessions.create("ann", {"a": 1})
+        await _lost(client, proxy, getattr(room.sessions, act)(session, grace=grace))
+        found = await room.sessions.get(session)
+        assert found is not None
+        assert found.data == {"a": 1}
+        assert events == []
+
+    _run(server, story)
+
+
+def test_a_cancelled_logout_that_may_wait_ends_the_session(server: EmbeddedServer) -> None:
+    """A logout with `defer` that is cancelled before it comes to Redis is told to Redis later."""
+
+    async def story(room: AsyncStillroom, proxy: Proxy) -> None:
+        session = await room.sessions.create("ann")
+        proxy.hold_requests()
+        logout = asyncio.ensure_future(room.sessions.destroy(session, defer=True))
+        assert await asyncio.to_thread(proxy.held.wait, 5)
+        logout.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await logout
+        proxy.let_go()
+        assert await room.sessions.get(session) is None
+        assert await room.sessions.deliver() == 0
+        assert await room.sessions.count("ann") == 0
+
+    _run(server, story)
+
+
+@pytest.mark.parametrize(
+    ("subject", "limit"),
+    [(IP, PLACE), ({"ip": IP, "user": "ann"}, GUESSES)],
+    ids=["place", "quota"],
+)
+def test_a_cancelled_reservation_is_given_back(
+    server: EmbeddedServer, client: Any, subject: Any, limit: Limit
+) -> None:
+    """What a cancelled reservation took is free again, because nobody has it to give it back."""
+
+    async def story(room: AsyncStillroom, proxy: Proxy) -> None:
+        await _lost(client, proxy, room.limits.reserve(subject, [limit]))
+        assert await room.limits.reserve(subject, [limit])
+        assert not await room.limits.reserve(subject, [limit])
+
+    _run(server, story)
+
+
+def test_a_place_whose_return_is_cancelled_comes_back(server: EmbeddedServer) -> None:
+    """A place that is given back by a call that is cancelled comes back without waiting for the lease."""
+
+    async def story(room: AsyncStillroom, proxy: Proxy) -> None:
+        held = await room.limits.reserve(IP, [PLACE])
+        proxy.hold_requests()
+        giving = asyncio.ensure_future(room.limits.refund(held))
+        assert await asyncio.to_thread(proxy.held.wait, 5)
+        giving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await giving
+        proxy.let_go()
+        assert await room.limits.reserve(IP, [PLACE])
+
+    _run(server, story)
+
+
+class Interruption(BaseException):
+    """Raised by a signal handler, or by gevent's timeouts, in the middle of a call."""
+
+
+def test_an_interrupted_login_takes_no_place_of_a_cap(server: EmbeddedServer, client: Any) -> None:
+    """A login that a signal handler interrupts is ended before the next one is counted."""
+
+    def interrupt(*_: object) -> None:
+        raise Interruption
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with (
+            Proxy(server.port) as proxy,
+            Stillroom(_settings(proxy), dispatch=NoDispatch()) as room,
+        ):
+            room.sessions.create("eve", **ONLY)
+            proxy.hold_replies()
+            called = calls_of(client)
+
+            def signal_once_it_is_done() -> None:
+                until(lambda: calls_of(client) > called, "the script")
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+            threading.Thread(target=signal_once_it_is_done).start()
+            with pytest.raises(Interruption):
+                room.sessions.create("ann", **ONLY)
+            proxy.let_go()
+            made = room.sessions.create("ann", **ONLY)
+            assert [one.handle for one in room.sessions.list_for_user("ann")] == [made.handle]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
