@@ -58,7 +58,8 @@ class Beginning:
         try:
             yield from self._asking._say_shards_aside()
             reply, in_doubt = yield from self._create()
-            if reply[0] == b"ok" and (self._held or in_doubt):
+            # Also where none was held: the end tells slower responses that the browser is getting another cookie.
+            if reply[0] == b"ok" and (in_doubt or not self._is_near):
                 yield from self._end()
         except BaseException as error:
             if is_in_doubt(error):
