@@ -326,3 +326,16 @@ def test_an_envelope_of_any_shape_is_judged(envelope: Any) -> None:
     """No shape of an envelope makes the check itself fail."""
     assert flaw_in_envelope(envelope, QUEUE)
     assert flaw_in_envelope({"headers": envelope, "properties": envelope}, None)
+
+
+@pytest.mark.parametrize("eta", ["0001-01-01T00:00:00", "0001-01-01T00:00:00+00:00"])
+def test_a_date_that_the_time_zone_has_no_form_of_becomes_a_dead_letter(
+    monkeypatch: pytest.MonkeyPatch, eta: str
+) -> None:
+    """West of Greenwich the first day has no local time. Such a task is refused, and not dropped in silence."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "America/New_York")
+        time.tzset()
+        flaw = flaw_in_task({"task": TASK, "id": "x", "eta": eta}, [[], {}, None], lambda: (1, 0))
+    time.tzset()
+    assert flaw == "eta is not a date"

@@ -151,7 +151,9 @@ def _flaw_in_time(eta: Any, held: Callable[[], tuple[int, int]]) -> str | None:
 
 
 def _seconds_ahead(at: datetime) -> float:
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - time()
+    """Raises OverflowError for a date that the machine's time zone has no form of: Celery would drop its task."""
+    aware = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return aware.astimezone().timestamp() - time()
 
 
 def keep_what_a_task_needs(headers: Mapping[Any, Any], body: Any) -> dict[Any, Any]:
