@@ -42,7 +42,7 @@ SESSIONS: Mutants = {
     "what was undone happens later": lambda: with_lua("if known[2] then", "if false then"),
     "a lost rotation stays": lambda: with_lua("former and former.to == session.h", "false"),
     "a revocation is sent twice": lambda: replaced(sessions_body, "apart", list),
-    "a login replaces only what is near": lambda: replaced(Beginning, "_making_way", lambda *_: []),
+    "a login replaces only what is near": lambda: replaced(Beginning, "_end", _no_operation),
     "a refused login ends what it would have replaced": lambda: replaced(
         Beginning, "_free", _no_operation
     ),
