@@ -60,13 +60,27 @@ def refuse_awaited(what: str, *given: Any) -> None:
         _refuse_coroutine(what, function)
 
 
-def _refuse_coroutine(what: str, function: Any) -> None:
+def is_awaited(function: Any) -> bool:
+    """Return whether the result of a function has to be awaited. A partial, and an object with `__call__`, too."""
     while isinstance(function, functools.partial):
         function = function.func
     code = getattr(function, "__code__", None)
-    if code is not None and code.co_flags & inspect.CO_COROUTINE:  # this runs on hits
+    if code is None and callable(function):
+        code = getattr(type(function).__call__, "__code__", None)
+    return code is not None and bool(code.co_flags & inspect.CO_COROUTINE)  # this runs on hits
+
+
+def name_to_tell(function: Any) -> str:
+    """Return the name of a function, or of the type of another thing that is called, for a message."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _refuse_coroutine(what: str, function: Any) -> None:
+    if is_awaited(function):
         raise InvalidArgument(
-            f"{what}={function.__name__}: a plain function; this one has to be awaited"
+            f"{what}={name_to_tell(function)}: a plain function; this one has to be awaited"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -118,6 +119,47 @@ def test_a_limit_of_an_endpoint(
 ) -> None:
     """Limits of an endpoint that would raise at each request, or limit nothing, are refused where they are put."""
     assert said in refused(lambda: limited(*limits, **given))
+
+
+async def awaited(*_: Any) -> bool:
+    """Stand for a function whose answer nobody awaits: a coroutine is true of every request."""
+    return False
+
+
+class Awaited:
+    async def __call__(self, *_: Any) -> bool:
+        return False
+
+
+AWAITED = [awaited, partial(awaited, 1), Awaited()]
+
+
+@pytest.mark.parametrize("given", AWAITED, ids=["function", "partial", "object"])
+def test_a_coroutine_function_that_nobody_would_await(given: Any) -> None:
+    """A coroutine function is refused where its answer is taken at once, since a coroutine is true of everybody."""
+    makes: list[Callable[[], object]] = [
+        lambda: StillroomLimits(Flask("x"), ROOM, exempt_when=given),
+        lambda: StillroomLimits(Flask("x"), ROOM, render=given),
+        lambda: Route("/x", count=given),
+    ]
+    for make, room in ((Wsgi, ROOM), (Asgi, ASYNC_ROOM)):
+        names = ("exempt_when", "subject", "render")
+        makes += [partial(make, app, room, **{name: given}) for name in names]
+    frameworks = (on_flask, on_django, on_starlette, on_fastapi)
+    makes += [partial(limited, AUTH, count=given) for limited in frameworks]
+    for limited in (on_flask, on_django):
+        makes.append(partial(limited, given))
+        makes += [partial(limited, AUTH, **{name: given}) for name in ("by", "cost", "exempt_when")]
+    for make in makes:
+        assert "this one has to be awaited" in refused(make)
+
+
+@pytest.mark.parametrize("given", AWAITED, ids=["function", "partial", "object"])
+def test_functions_of_a_request_may_be_awaited_in_asgi(given: Any) -> None:
+    """In Starlette and FastAPI each function of the request may be a coroutine function."""
+    for limited in (on_starlette, on_fastapi):
+        limited(given)
+        limited(AUTH, by=given, cost=given, exempt_when=given)
 
 
 @pytest.mark.parametrize(

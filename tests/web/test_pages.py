@@ -18,8 +18,11 @@ from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from flask import Flask
 from hishel.httpx2 import CacheClient
+from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Host, Route
 
 from stillroom import (
     AsyncStillroom,
@@ -616,3 +619,61 @@ def test_a_page_behind_middleware_of_other_kinds_is_kept(settings: Settings) -> 
             assert response.content == b"x" * 3_000
             assert response.headers["x-seen"] == "yes"
     assert story == ["stream", "background"]
+
+
+# Addresses that only look like a page's
+
+
+def test_an_app_of_another_host_is_no_page(settings: Settings) -> None:
+    """What another host's app answers on the path of a page is not kept as that page."""
+    calls: list[str] = []
+
+    async def price(_: Any) -> PlainTextResponse:
+        calls.append("price")
+        return PlainTextResponse(f"price {len(calls)}")
+
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    pages = Pages(room)
+
+    @pages.page(ttl=60)
+    async def product(_: Any) -> PlainTextResponse:
+        return PlainTextResponse("page")
+
+    inner = Starlette(routes=[Route("/products/{id}", price)])
+    own = Route("/products/{id}", product)
+    app = Starlette(routes=[Host("api.shop", app=inner), own], lifespan=room.lifespan)
+    pages.install(app)
+    with TestClient(app) as client:
+        told = [client.get(PRODUCT, headers={"Host": "api.shop"}).text for _ in range(3)]
+        assert told == ["price 1", "price 2", "price 3"]
+        assert client.get(PRODUCT).text == "page"
+        assert "hit" in client.get(PRODUCT).headers["cache-status"]
+
+
+def test_a_path_that_begins_as_the_mounted_one_is_no_page(settings: Settings) -> None:
+    """A path that only begins with the letters of the root path is the app's own, whatever stands behind them."""
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    pages = Pages(room)
+
+    @pages.page(ttl=60)
+    async def rest(request: Any) -> PlainTextResponse:
+        return PlainTextResponse("page")
+
+    async def other(_: Any) -> PlainTextResponse:
+        return PlainTextResponse("other")
+
+    routes = [Route("/api/x/products/7", other), Route("/x/products/7", rest)]
+    app = Starlette(routes=[Route("/apis/products/7", other), *routes], lifespan=room.lifespan)
+    pages.install(app)
+    with TestClient(app, root_path="/api") as client:
+        told = client.get("/apis/products/7")
+        assert told.text == "other"
+        assert "cache-status" not in told.headers
+
+
+@pytest.mark.parametrize("host", ["[", "a:99999999", "a:b", "[::1", "a]b", "shop/evil", "u@shop"])
+def test_a_host_that_is_none_is_the_app_s_business(port: int, shop: Shop, host: str) -> None:
+    """A request whose Host is none is answered by the app itself, and never fails in the cache of pages."""
+    told = ask(port, PRODUCT, headers={"Host": host})
+    assert told.status < 500
+    assert told.one("cache-status") in (None, "stillroom; fwd=bypass")

@@ -24,7 +24,16 @@ from stillroom.web.ending import lacking, names_of
 from stillroom.web.endpoints import Charger
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Gate
-from stillroom.web.limited import EXEMPT, MARK, By, Limitation, Limited, When, carried, declared
+from stillroom.web.limited import (
+    EXEMPT,
+    MARK,
+    By,
+    Limitation,
+    Limited,
+    When,
+    carried,
+    declared_in_threads,
+)
 from stillroom.web.placing import checked_function, checked_room
 from stillroom.web.problem import Answer
 from stillroom.web.refusal import Render
@@ -210,7 +219,7 @@ def limited(
     Needs StillroomLimits(app, room). Raises InvalidLimit for what can't be meant. Redis away: each limit does
     what its `away` says.
     """
-    declaration = declared(limits, by, cost, count, exempt_when)
+    declaration = declared_in_threads(limits, by, cost, count, exempt_when)
 
     def put_on(view: V) -> V:
         if isinstance(view, Blueprint):

@@ -19,7 +19,7 @@ from stillroom.errors import InvalidLimit, SettingsError, did_you_mean
 from stillroom.limits import Limit
 from stillroom.limits.limit import check_cost, check_limits
 from stillroom.limits.request import Subject
-from stillroom.limits.routes import Counted, check_count
+from stillroom.limits.routes import Counted, check_count, check_plain
 
 T = TypeVar("T")
 # The result of a function of the request is yielded, because in an ASGI app it may have to be awaited.
@@ -174,6 +174,16 @@ def declared(
             "limited()", "it needs limits, as in limited(AUTH) or limited(DEFAULT, API)"
         )
     return Limited(check_limits(limits), by, cost, count, exempt_when)
+
+
+def declared_in_threads(
+    limits: Sequence[Any], by: By, cost: Any, count: Counted, exempt_when: When
+) -> Limited:
+    """Return the declaration as `declared` does, for a framework that awaits none of its functions."""
+    given = {"limits": limits[0] if len(limits) == 1 else None, "by": by, "cost": cost}
+    for name, function in {**given, "exempt_when": exempt_when}.items():
+        check_plain(name, function)
+    return declared(limits, by, cost, count, exempt_when)
 
 
 def counted_by(count: Counted, limits: Sequence[Limit]) -> tuple[Counted, ...]:

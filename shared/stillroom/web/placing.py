@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from stillroom.errors import InvalidLimit, SettingsError
 from stillroom.limits import Route, Routes
+from stillroom.limits.routes import check_plain
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.session_cookie import SessionCookie
 
@@ -78,7 +79,8 @@ def checked_flag(name: str, given: object) -> bool:
 
 
 def checked_function(name: str, given: F, what: str) -> F:
-    """Return the function, or None. Raises InvalidLimit for what can't be called."""
+    """Return the function, or None. Raises InvalidLimit for what can't be called, or would have to be awaited."""
     if given is not None and not callable(given):
         raise InvalidLimit(given, f"{name}= is a function of the request: {what}")
+    check_plain(name, given)
     return given

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from stillroom.errors import InvalidLimit
 from stillroom.limits.decision import Decision, headers_of
+from stillroom.limits.routes import check_plain
 from stillroom.web.problem import Answer, answer
 
 Header = tuple[str, str]
@@ -58,7 +59,8 @@ def refused(refusal: Refusal, said: Sequence[Decision], render: Render | None = 
 
 
 def checked_render(render: object) -> Render | None:
-    """Raises InvalidLimit for what can't be called."""
+    """Raises InvalidLimit for what can't be called, or would have to be awaited."""
     if render is not None and not callable(render):
         raise InvalidLimit(render, "render= is a function: Refusal → (content type, body), or None")
+    check_plain("render", render)
     return render

@@ -75,7 +75,7 @@ def limited(
     kinds to names. Who has no name is counted by address. None: as each limit says. `cost`: a number or a
     function of the request. `count`: "all"; "failures", those answered with 400 or more; or a function of the
     answer (see Answered) that says whether it counts. What does not is given back. `exempt_when`: a function of
-    the request. Any of these functions may be a coroutine function.
+    the request. The functions of the request may be coroutine functions.
 
     Needs StillroomMiddleware further out. Raises InvalidLimit for what can't be meant. Redis away: each limit
     does what its `away` says.

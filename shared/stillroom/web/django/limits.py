@@ -35,7 +35,17 @@ from stillroom.web.ending import lacking
 from stillroom.web.endpoints import Charger
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Gate
-from stillroom.web.limited import EXEMPT, MARK, By, Limitation, Limited, When, carried, declared
+from stillroom.web.limited import (
+    EXEMPT,
+    MARK,
+    By,
+    Limitation,
+    Limited,
+    When,
+    carried,
+    declared_in_threads,
+)
+from stillroom.web.placing import checked_function
 from stillroom.web.problem import Answer
 from stillroom.web.refusal import Refusal
 from stillroom.web.request_session import RequestSession, WebSession
@@ -64,6 +74,7 @@ class LimitsMiddleware(InRequest):
     def __init__(self, get_response: Callable[..., Any]) -> None:
         super().__init__(get_response)
         self._room = own = room()
+        checked_function("exempt_when", self.exempt_when, "whether no view charges it")
         gate = Gate(own, render=self.render)
         gate.reads_headers = bool(own.settings.trusted_proxies)
         self._charger = Charger(gate, own.state)
@@ -182,7 +193,7 @@ def limited(
     Needs LimitsMiddleware. Raises InvalidLimit for what can't be meant. Redis away: each limit does what its `away`
     says.
     """
-    declaration = declared(limits, by, cost, count, exempt_when)
+    declaration = declared_in_threads(limits, by, cost, count, exempt_when)
 
     def put_on(target: V) -> V:
         if isinstance(target, URLPattern | URLResolver):

@@ -8,9 +8,10 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Match, Mount, Route
 
 from stillroom.errors import SettingsError
+from stillroom.limits.routes import below
 from stillroom.room import AsyncStillroom
 from stillroom.web.asgi import LIMITED, App, Message, Receive, Scope, Send
 from stillroom.web.pages.answer import bypassed
@@ -37,8 +38,10 @@ class Endpoint(NamedTuple):
     route: Any
     endpoint: Any
 
-    def parameters(self, method: str, path: str) -> dict[str, Any] | None:
+    def parameters(self, method: str, path: str, scope: Scope) -> dict[str, Any] | None:
         """Return its parameters if it answers this request."""
+        if not hasattr(self.route, "path_regex"):  # a route of another kind than paths: a host
+            return {} if self.route.matches(scope)[0] is Match.FULL else None
         match = self.route.path_regex.match(path)
         if match is None or method not in (self.route.methods or {method}):
             return None
@@ -56,11 +59,12 @@ class Renderer:
         self._table: list[Endpoint] = []
         self._counted = -1
 
-    def find(self, method: str, path: str) -> tuple[Any, dict[str, Any]] | None:
-        """Return the endpoint and its parameters. None: no route of ours, or one below a mounted app."""
-        asked = "GET" if method == "HEAD" else method
+    def find(self, scope: Scope) -> tuple[Any, dict[str, Any]] | None:
+        """Return the endpoint and its parameters. None: no route of ours, or one of an app of a path or host."""
+        asked = "GET" if scope["method"] == "HEAD" else scope["method"]
+        path = _route_path(scope)
         for endpoint in self._endpoints():
-            parameters = endpoint.parameters(asked, path)
+            parameters = endpoint.parameters(asked, path, scope)
             if parameters is not None:
                 return None if endpoint.endpoint is None else (endpoint.endpoint, parameters)
         return None
@@ -74,7 +78,7 @@ class Renderer:
     async def render(self, marked: Marked, identity: Identity) -> StoredPage:
         """Render a page from a clean request. Raises NotKept, and what the app raises."""
         scope = self._clean(identity)
-        found = self.find("GET", _route_path(scope))
+        found = self.find(scope)
         if found is None:
             raise NotKept("its address leads nowhere any more")
         response = Collected(self.pages.room.settings.decoded_limit)
@@ -154,7 +158,7 @@ class PageMiddleware:
     def _find(self, scope: Scope) -> tuple[Found, Visit] | None:
         if scope["type"] != "http" or RENDERING in scope:
             return None
-        endpoint = self._renderer.find(scope["method"], _route_path(scope))
+        endpoint = self._renderer.find(scope)
         if endpoint is None:
             return None
         visit = _visit(scope)
@@ -235,10 +239,8 @@ def _visit(scope: Scope) -> Visit:
 
 def _route_path(scope: Scope) -> str:
     """Return the path below the part that the app is mounted under."""
-    path, root = scope["path"], scope.get("root_path", "")
-    if root and path.startswith(root):
-        return str(path[len(root) :])
-    return str(path)
+    path, root = str(scope["path"]), scope.get("root_path", "")
+    return "" if path == root else below(root, path)
 
 
 def _query(identity: Identity) -> Mapping[str, str]:
@@ -258,7 +260,7 @@ def _endpoint(route: Any) -> Endpoint:
     actual = getattr(route, "_effective_route", route)
     is_endpoint = isinstance(actual, Route) or hasattr(actual, "endpoint")
     if not hasattr(actual, "path_regex"):
-        return Endpoint(_NOTHING, None)
+        return Endpoint(actual, None)
     if isinstance(actual, Mount) or not is_endpoint or not hasattr(actual, "methods"):
         return Endpoint(_Any(actual), None)
     return Endpoint(actual, actual.endpoint)
@@ -271,15 +273,3 @@ class _Any:
         self.path_regex = route.path_regex
         self.param_convertors = route.param_convertors
         self.methods = None
-
-
-class _Nothing:
-    """A route that has no path of its own, such as one of a host."""
-
-    class path_regex:  # noqa: N801
-        @staticmethod
-        def match(_: str) -> None:
-            return None
-
-
-_NOTHING = _Nothing()

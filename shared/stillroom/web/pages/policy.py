@@ -21,6 +21,7 @@ CAMPAIGNS = ("utm_*", "fbclid", "gclid", "msclkid", "mc_cid", "mc_eid")
 ANALYTICS = ("_ga", "_ga_*", "_gid", "_gat*", "_gcl_*", "_fbp", "_hj*", "__utm*", "_pk_*", "ajs_*")
 IDENTITY_LIMIT = 700  # bytes of all that tells pages apart: longer requests are not cached
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{0,5}))?", re.ASCII)
 _PATH_SAFE = "/:@!$&'()*+,;=-._~"
 
 
@@ -94,6 +95,8 @@ def identify(visit: Visit, policy: Policy, harmless: Sequence[str]) -> Identity 
     """Return which page a request asks for, or in a word why it is not answered from the cache."""
     if visit.method not in ("GET", "HEAD"):
         return "method"
+    if not _has_host(visit.headers):
+        return "host"
     if not policy.sessions and _has_session(visit.headers, harmless):
         return "session"
     query = _shared_query(visit.query, policy)
@@ -104,6 +107,12 @@ def identify(visit: Visit, policy: Policy, harmless: Sequence[str]) -> Identity 
     values = [(name, " ".join(value.split())) for name, value in named.items() if value is not None]
     identity = Identity(visit.site, target, urlencode(values))
     return "length" if sum(len(part) for part in identity) > IDENTITY_LIMIT else identity
+
+
+def _has_host(headers: Mapping[str, str]) -> bool:
+    """Return whether the request's Host is one, or not said. A client may send any text."""
+    found = _HOST.fullmatch(headers.get("host", "localhost"))
+    return found is not None and int(found[2] or 0) < 65_536
 
 
 def _has_session(headers: Mapping[str, str], harmless: Sequence[str]) -> bool:
