@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import logging
 import pickle
 import socket
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ from stillroom.web.asgi import StillroomMiddleware
 from stillroom.web.ending import _tell_of_http
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.starlette import fresh_session, load_session
+from stillroom.wire import time_left
 from tests.support.monitor import ON_ITS_WAY, READS_SESSION, sent
 from tests.support.sessions import age
 from tests.support.web import COOKIE, Browser, serving_asgi
@@ -508,3 +510,18 @@ def test_a_path_is_read_ahead_for_a_bounded_number_of_paths() -> None:
     assert len(ahead._paths) == PATHS
     assert "/0" not in ahead
     assert f"/{PATHS}" in ahead
+
+
+def test_a_request_of_the_room_may_begin_and_end_in_two_threads(room: Stillroom) -> None:
+    """`with room.request()` may be around a generator that is ended in another context, as FastAPI ends those of
+    its dependencies in threads.
+    """
+
+    def dependency() -> Iterator[None]:
+        with room.request():
+            yield
+
+    opened, context = dependency(), contextvars.copy_context()
+    context.run(next, opened)
+    contextvars.copy_context().run(opened.close)
+    assert time_left() is None

@@ -30,7 +30,12 @@ class Budget:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _current.reset(self._token)
+        try:
+            _current.reset(self._token)
+        except (
+            ValueError
+        ):  # a generator that is ended elsewhere: there the request was never current
+            return
 
 
 _current: ContextVar[Budget | None] = ContextVar("stillroom_request_budget", default=None)
