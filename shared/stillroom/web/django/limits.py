@@ -402,7 +402,7 @@ def _when_over(
         finally:
             let_go()
 
-    request.close = closing  # type: ignore[method-assign]
+    request.close = closing
     if isinstance(response, StreamingHttpResponse) and not isinstance(response, FileResponse):
         until_over = _until_over_async if response.is_async else _until_over
         response.streaming_content = until_over(response.streaming_content, let_go)
