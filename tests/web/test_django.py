@@ -690,3 +690,18 @@ def test_a_place_is_given_back_where_django_does_not_end_its_request(
         assert room.limits.peek("127.0.0.1", [place]).remaining == 0
         request.close() if how == "replaced" else list(response)
     assert room.limits.peek("127.0.0.1", [place]).remaining == 1
+
+
+def test_tasks_of_one_request_share_its_session(room: Stillroom) -> None:
+    """Tasks of one request that look at its session together all keep what they put there."""
+    made = SessionStore()
+    made["begun"] = True
+    made.save()
+    store = SessionStore(made.session_key)
+
+    async def change() -> None:
+        await asyncio.gather(*[store.aset(f"part{n}", n) for n in range(8)])
+        await store.asave()
+
+    asyncio.run(change())
+    assert len(SessionStore(made.session_key).keys()) == 9
