@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import datetime
 import decimal
 import http
@@ -18,7 +19,7 @@ from django.contrib.sessions.backends.base import UpdateError
 from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache
 from django.core.handlers.wsgi import WSGIHandler
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.test import RequestFactory, override_settings
 from django.urls import path
 from django.utils.safestring import SafeString, mark_safe
@@ -26,6 +27,7 @@ from django.views.decorators.cache import cache_page
 
 from stillroom import (
     DEFAULT,
+    Limit,
     LoadShed,
     RedisUnavailable,
     Routes,
@@ -36,6 +38,7 @@ from stillroom import (
 )
 from stillroom.codec import Unencodable
 from stillroom.web.django import room as room_of_django
+from stillroom.web.django.limits import LimitsMiddleware, limited
 from stillroom.web.django.middleware import SessionMiddleware
 from stillroom.web.django.sessions import SessionStore
 from stillroom.web.django.views import fresh
@@ -657,3 +660,48 @@ def test_json_is_what_redis_holds(cache: BaseCache, room: Stillroom, client: Any
         "!": "tuple",
         "v": [1, {"!": "bytes", "v": "eA=="}],
     }
+
+
+@pytest.mark.parametrize("how", ["propagated", "exits", "stream", "cancelled", "replaced"])
+def test_a_place_is_given_back_where_django_does_not_end_its_request(
+    room: Stillroom, how: str
+) -> None:
+    """A request gives its place back without a response, where its stream raises and where another is sent."""
+    place = Limit("django_place", 1, 600, in_flight=True)
+    raised = {"exits": SystemExit, "cancelled": asyncio.CancelledError}.get(how, RuntimeError)
+
+    def failing() -> Iterator[bytes]:
+        yield b"a"
+        raise RuntimeError
+
+    def view(request: HttpRequest) -> StreamingHttpResponse:
+        if how in ("propagated", "exits"):
+            raise raised
+        return StreamingHttpResponse(failing())
+
+    async def async_view(request: HttpRequest) -> HttpResponse:
+        raise asyncio.CancelledError
+
+    request = RequestFactory().get("/")
+    with contextlib.suppress(RuntimeError, SystemExit, asyncio.CancelledError):
+        if how == "cancelled":
+            asyncio.run(LimitsMiddleware(limited(place)(async_view)).__acall__(request))
+        response = LimitsMiddleware(limited(place)(view))(request)
+        assert room.limits.peek("127.0.0.1", [place]).remaining == 0
+        request.close() if how == "replaced" else list(response)
+    assert room.limits.peek("127.0.0.1", [place]).remaining == 1
+
+
+def test_tasks_of_one_request_share_its_session(room: Stillroom) -> None:
+    """Tasks of one request that look at its session together all keep what they put there."""
+    made = SessionStore()
+    made["begun"] = True
+    made.save()
+    store = SessionStore(made.session_key)
+
+    async def change() -> None:
+        await asyncio.gather(*[store.aset(f"part{n}", n) for n in range(8)])
+        await store.asave()
+
+    asyncio.run(change())
+    assert len(SessionStore(made.session_key).keys()) == 9

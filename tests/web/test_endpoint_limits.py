@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import threading
@@ -10,9 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from werkzeug.test import EnvironBuilder
 
 import redis
-from stillroom import DEFAULT, InvalidLimit, Limit, Routes, Settings, SettingsError, Stillroom
+from stillroom import (
+    DEFAULT,
+    InvalidLimit,
+    Limit,
+    Route,
+    Routes,
+    Settings,
+    SettingsError,
+    Stillroom,
+)
 from stillroom.web import Refusal
 from tests.support.celery_process import until
 from tests.support.monitor import ON_ITS_WAY, sent
@@ -469,3 +480,60 @@ def test_requests_in_one_app_context_are_each_charged(room: Stillroom) -> None:
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
     left = [answer.headers["X-RateLimit-Remaining"] for answer in answers]
     assert left == ["2", "1", "0", "0"]
+
+
+def _fails(_: object = None) -> None:
+    raise RuntimeError("close")
+
+
+class _BadBody:
+    def __iter__(self) -> Iterator[bytes]:
+        return iter([b"a"])
+
+    def close(self) -> None:
+        _fails()
+
+
+@pytest.mark.parametrize("how", ["propagated", "exits", "after_request", "close", "stream"])
+def test_a_place_is_given_back_where_flask_does_not_end_its_request(
+    room: Stillroom, how: str
+) -> None:
+    """A Flask request gives its place back where no `after_request` function is called, or its body can't close."""
+    from flask import Flask, Response
+
+    from stillroom.web.flask import StillroomLimits, limited
+
+    app = Flask("limited")
+    app.config["PROPAGATE_EXCEPTIONS"] = how != "after_request"
+    StillroomLimits(app, room)
+    if how == "after_request":
+        app.after_request(_fails)
+
+    @app.get("/")
+    @limited(PLACE)
+    def view() -> Response:
+        if how == "exits":
+            raise SystemExit(1)
+        if how == "propagated":
+            _fails()
+        return Response(_BadBody() if how == "close" else map(_fails, "a"))
+
+    with contextlib.suppress(RuntimeError, SystemExit):
+        app.test_client().get("/", buffered=True).close()
+    assert room.limits.peek("127.0.0.1", [PLACE]).remaining == 1
+
+
+def test_a_body_that_cannot_be_closed_gives_its_place_back(room: Stillroom) -> None:
+    """The WSGI middleware gives a place in flight back where the app's body raises when it is closed."""
+    from stillroom.web.wsgi import StillroomMiddleware
+
+    def app(_: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return _BadBody()
+
+    routes = Routes([Route("/", [PLACE])])
+    environ = EnvironBuilder("/", environ_base={"REMOTE_ADDR": "127.0.0.1"}).get_environ()
+    body: Any = StillroomMiddleware(app, room, routes=routes)(environ, lambda *_: len)
+    with pytest.raises(RuntimeError, match="close"):
+        body.close()
+    assert room.limits.peek("127.0.0.1", [PLACE]).remaining == 1

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from stillroom import AsyncStillroom, NoDispatch, Settings, SettingsError, Stillroom
 from stillroom.web.asgi import StillroomMiddleware
-from stillroom.web.fastapi_room import CurrentRoom, CurrentSession, lifespan
+from stillroom.web.fastapi_room import AppLifespan, CurrentRoom, CurrentSession, lifespan
 
 
 def app_of(life: Any, room: AsyncStillroom) -> FastAPI:
@@ -80,3 +80,23 @@ def test_mistakes(settings: Settings, room: Stillroom) -> None:
     client = TestClient(app_of(None, mine), base_url="https://testserver")
     with pytest.raises(SettingsError, match="this app has no room"):
         client.get("/price")
+
+
+@pytest.mark.parametrize("error", [SystemExit("no settings"), RuntimeError("no database")])
+def test_a_lifespan_that_fails_is_told_to_each_load_until_it_begins(
+    error: BaseException,
+) -> None:
+    """A lifespan that raises or exits in a worker fails the load that began it, and the next load tries again."""
+    failures = [error]
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        if failures:
+            raise failures.pop()
+        yield
+
+    around = AppLifespan(FastAPI(lifespan=life))
+    with pytest.raises(type(error), match=str(error)), around:
+        raise AssertionError("the lifespan has begun")
+    with around:
+        assert not failures

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import logging
 import pickle
 import socket
+import threading
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from stillroom import (
     AsyncStillroom,
     NoDispatch,
     SessionNotLoaded,
+    SessionStoreUnavailable,
     SessionTooLate,
     Settings,
     Stillroom,
@@ -34,6 +37,7 @@ from stillroom.web.asgi import StillroomMiddleware
 from stillroom.web.ending import _tell_of_http
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.starlette import fresh_session, load_session
+from stillroom.wire import time_left
 from tests.support.monitor import ON_ITS_WAY, READS_SESSION, sent
 from tests.support.sessions import age
 from tests.support.web import COOKIE, Browser, serving_asgi
@@ -508,3 +512,64 @@ def test_a_path_is_read_ahead_for_a_bounded_number_of_paths() -> None:
     assert len(ahead._paths) == PATHS
     assert "/0" not in ahead
     assert f"/{PATHS}" in ahead
+
+
+def test_a_request_of_the_room_may_begin_and_end_in_two_threads(room: Stillroom) -> None:
+    """`with room.request()` may be around a generator that is ended in another context, as FastAPI ends those of
+    its dependencies in threads.
+    """
+
+    def dependency() -> Iterator[None]:
+        with room.request():
+            yield
+
+    opened, context = dependency(), contextvars.copy_context()
+    context.run(next, opened)
+    contextvars.copy_context().run(opened.close)
+    assert time_left() is None
+
+
+def test_what_a_request_has_begun_may_outlive_it(room: Stillroom) -> None:
+    """A thread or task that has a request's context is not short of time for Redis when the request is over."""
+    token = room.sessions.create("ann").token
+    with room.request() as budget:
+        context = contextvars.copy_context()
+        budget.left = 0.0
+        with pytest.raises(SessionStoreUnavailable):
+            room.sessions.get(token)
+    assert context.run(room.sessions.get, token) is not None
+
+
+@pytest.mark.parametrize("in_threads", [False, True], ids=["tasks", "threads"])
+def test_parts_of_a_request_share_its_session(async_room: AsyncStillroom, in_threads: bool) -> None:
+    """Tasks, or threads, of one request that look at its session together all keep what they put there."""
+    together = threading.Barrier(4)
+
+    async def begin(request: Request) -> PlainTextResponse:
+        (await load_session(request))["begun"] = True
+        return PlainTextResponse()
+
+    async def change(request: Request) -> PlainTextResponse:
+        def in_thread(name: str) -> None:
+            together.wait(10)
+            request.session[name] = True
+
+        async def in_task(name: str) -> None:
+            (await load_session(request))[name] = True
+
+        names = [f"part{n}" for n in range(4)]
+        if in_threads:
+            await asyncio.gather(*[asyncio.to_thread(in_thread, name) for name in names])
+        else:
+            await asyncio.gather(*map(in_task, names))
+        return PlainTextResponse()
+
+    async def show(request: Request) -> JSONResponse:
+        return JSONResponse(len(await load_session(request)))
+
+    views = {"/begin": begin, "/change": change, "/show": show}
+    app = Starlette(routes=[Path_(path, view) for path, view in views.items()])
+    with TestClient(wrapped(app, async_room)) as client:
+        for path in ("/begin", "/change"):
+            assert client.get(path).status_code == 200
+        assert client.get("/show").json() == 5

@@ -75,7 +75,7 @@ class AppLifespan:
         if self._is_served:
             return
         loop, ready = asyncio.get_running_loop(), self._ready
-        if ready is None or ready.get_loop() is not loop or (ready.done() and ready.exception()):
+        if ready is None or ready.get_loop() is not loop or _has_failed(ready):
             ready = self._ready = loop.create_future()
             self._ours = loop.create_task(self._run_here(ready))
         await asyncio.shield(ready)
@@ -106,10 +106,17 @@ class AppLifespan:
             async with self._lifespan(self._app):
                 ready.set_result(None)
                 await asyncio.Event().wait()
-        except Exception as error:
+        except BaseException as error:
             if ready.done():
                 raise
-            ready.set_exception(error)
+            if isinstance(error, asyncio.CancelledError):
+                ready.cancel()
+                raise
+            ready.set_exception(error)  # an exit, too: raised here it would leave the loads waiting
+
+
+def _has_failed(ready: asyncio.Future[None]) -> bool:
+    return ready.done() and (ready.cancelled() or ready.exception() is not None)
 
 
 async def current_room(connection: HTTPConnection) -> AsyncStillroom:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from flask import Blueprint, Flask, Request, Response, current_app, request, session
@@ -45,6 +45,7 @@ from stillroom.web.wsgi import VISIT
 P = TypeVar("P")
 V = TypeVar("V")
 TOLD = "stillroom.told"  # in the environ: the visit that the response tells of
+HELD = "stillroom.held"  # in the environ: the visit, while it holds what is to be given back
 HERE = "_stillroom_visit"  # on the request: flask.g may be shared by several
 
 log = logging.getLogger("stillroom.web")
@@ -102,7 +103,8 @@ class StillroomLimits:
         gate.reads_headers = bool(room.settings.trusted_proxies)
         self._charger = Charger(gate, room.state)
         app.extensions[FLASK_EXTENSION] = self
-        app.wsgi_app = budgeted(room, _telling(app.wsgi_app))  # type: ignore[method-assign]
+        letting_go = _LettingGo(_telling(app.wsgi_app), self._charger)
+        app.wsgi_app = budgeted(room, letting_go)  # type: ignore[method-assign]
         self._has_told = False
         # By app and endpoint: the view, and what it and its blueprints declare. A class declares by method, too.
         self._declared: dict[tuple[Flask, str], tuple[Any, list[Limited]]] = {}
@@ -122,7 +124,10 @@ class StillroomLimits:
         rule = asked.url_rule
         name = rule.rule if rule is not None else asked.path
         key = view if view is not None else self
-        if not self._charger.admits(visit, declarations, _Here(visit, asked), name, key):
+        is_admitted = self._charger.admits(visit, declarations, _Here(visit, asked), name, key)
+        if visit.is_holding and asked.environ.get(VISIT) is not visit:
+            asked.environ[HELD] = visit  # the middleware around the app gives back itself
+        if not is_admitted:
             raise self._refusal(visit)
 
     def _begin(self) -> None:
@@ -155,8 +160,6 @@ class StillroomLimits:
         self._charger.end(visit, response.status_code, response.headers)
         if response.is_sequence:  # its client may send the next request when it has this body
             self._charger.let_go(visit)
-        elif visit.is_holding:
-            response.call_on_close(lambda: self._charger.let_go(visit))
         if visit.decisions:
             asked.environ[TOLD] = visit
         return response
@@ -304,6 +307,47 @@ def _told(
         headers = [pair for pair in headers if pair[0].lower() != EXPOSE]
         told.append((EXPOSE.title(), exposed))
     return [*headers, *told]
+
+
+class _LettingGo:
+    """The WSGI app, each request of which gives back what it holds, however it ends.
+
+    Flask calls no `after_request` function where an error is propagated, or where one of them raises.
+    """
+
+    def __init__(self, app: Any, charger: Charger) -> None:
+        self._app = app
+        self._charger = charger
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        try:
+            body = self._app(environ, start_response)
+        except BaseException:
+            if (held := environ.pop(HELD, None)) is not None:
+                self._charger.let_go(held)
+            raise
+        visit: Visit | None = environ.pop(HELD, None)
+        if visit is None or not visit.is_holding:
+            return body
+        return _Held(body, functools.partial(self._charger.let_go, visit))
+
+
+class _Held:
+    """A body that is still to be sent, for which a place in flight is held."""
+
+    def __init__(self, body: Any, let_go: Callable[[], None]) -> None:
+        self._body = body
+        self._let_go = let_go
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._body)
+
+    def close(self) -> None:
+        try:
+            if hasattr(self._body, "close"):
+                self._body.close()
+        finally:
+            self._let_go()
 
 
 def _now(proxy: P) -> P:

@@ -372,20 +372,26 @@ class RequestSession(MutableMapping[str, Any]):
             self._open()
 
     def _open(self) -> None:
-        """Let the app look at what was read."""
-        self._data = {} if self._found is None else to_data(self._found.data)
+        """Let the app look at what was read.
+
+        Tasks and threads of one request may come here together: all of them get what the first one has opened,
+        because it may have been changed already.
+        """
+        data = {} if self._found is None else to_data(self._found.data)
+        vars(self).setdefault("_data", data)  # in one step, also between threads
         if self.is_unknown:
             self._looked_at = time.monotonic()
 
     def prefetching(self) -> Operation[None]:
         """Prefetch the session. An error counts only if the app looks at the session."""
         if self._token is not None and not self._is_asked:
-            self._asked_us = steady_us()
+            asked_us, found = steady_us(), None
             try:
-                self._found = yield from self._body.get(self._token, touch=self._touches)
+                found = yield from self._body.get(self._token, touch=self._touches)
             except SessionUnreadable as error:
                 tell_of_unreadable(error)
-            self._is_asked = True
+            if not self._is_asked:  # by another task of this request
+                self._asked_us, self._found, self._is_asked = asked_us, found, True
 
     def reading_ahead(self) -> Operation[None]:
         """Prefetch the session without raising. An app that looks at the session is told of a failure."""

@@ -339,8 +339,10 @@ class _Stream:
         return self._response.pieces(self._body)
 
     def close(self) -> None:
-        _close(self._body)
-        self._response.over()
+        try:
+            _close(self._body)
+        finally:
+            self._response.over()
 
 
 def _answered(answer: Answer, start_response: StartResponse) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextvars import ContextVar
 from typing import Any, Self
@@ -10,7 +11,8 @@ from typing import Any, Self
 class Budget:
     """Seconds left for one request; the driver takes off what each batch took.
 
-    All calls inside a `with` of it share them; a nested request has its own.
+    All calls inside a `with` of it share them; a nested request has its own. A task or thread that was begun in it,
+    with its context, may outlive it, and is not short of time from then on.
     `unconfirmed`: how many of its acts fewer than `STILLROOM_REPLICAS` replicas had in time.
     """
 
@@ -30,7 +32,13 @@ class Budget:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _current.reset(self._token)
+        self.left = math.inf
+        try:
+            _current.reset(self._token)
+        except (
+            ValueError
+        ):  # a generator that is ended elsewhere: there the request was never current
+            return
 
 
 _current: ContextVar[Budget | None] = ContextVar("stillroom_request_budget", default=None)

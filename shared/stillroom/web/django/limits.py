@@ -12,13 +12,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
-from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.http import (
+    FileResponse,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    StreamingHttpResponse,
+)
 from django.urls import URLPattern, URLResolver
 from django.views import View
 
@@ -81,6 +87,22 @@ class LimitsMiddleware(InRequest):
         limits = check_limits(self.default)
         self._default = (Limited(limits),) if limits else ()
 
+    def __call__(self, request: HttpRequest) -> Any:
+        try:
+            return super().__call__(request)
+        except BaseException:  # Django propagates it, so there is no response
+            self._let_go(request)
+            raise
+
+    async def __acall__(self, request: HttpRequest) -> Any:
+        try:
+            return await super().__acall__(request)
+        except (
+            BaseException
+        ):  # such as the cancellation by which Django says that its client has gone
+            await sync_to_async(self._let_go)(request)
+            raise
+
     def exempt_when(self, request: HttpRequest) -> bool:
         """Return whether no view charges this request."""
         return False
@@ -124,7 +146,7 @@ class LimitsMiddleware(InRequest):
         if not response.streaming:  # its client may send the next request when it has this body
             self._charger.let_go(visit)
         elif visit.is_holding:
-            response._resource_closers.append(lambda: self._charger.let_go(visit))
+            _when_over(request, response, functools.partial(self._charger.let_go, visit))
         if visit.decisions:
             for name, value in lacking(response.headers, visit.headers()):
                 response.headers[name] = value
@@ -143,6 +165,12 @@ class LimitsMiddleware(InRequest):
         if self._charger.admits(visit, declarations, _Here(request, visit), name, key):
             return None
         return _response(self._charger.gate.refusal(visit, list(request.headers.items())))
+
+    def _let_go(self, request: HttpRequest) -> None:
+        """Give back what a request without a response holds. The middleware around the app does so itself."""
+        _, visit = getattr(request, HERE, (None, None))
+        if visit is not None and _around(request).get(VISIT) is not visit:
+            self._charger.let_go(visit)
 
     def _let_session_ride(self, request: HttpRequest, visit: Visit) -> None:
         """Have the session read with the limits, where the view's last request looked at its own."""
@@ -367,6 +395,43 @@ def _session_cookie(name: str) -> SessionCookie | None:
 def _around(request: HttpRequest) -> Any:
     """Return the server's environ or scope."""
     return getattr(request, "environ", None) or getattr(request, "scope", {})
+
+
+def _when_over(
+    request: HttpRequest, response: HttpResponseBase, let_go: Callable[[], None]
+) -> None:
+    """Have this called when the stream ends, or when Django closes the request.
+
+    The request is closed with the response that is sent, also if that is another one. Under ASGI it is not closed
+    where the stream raises. A file is left to the server, which may send it by itself.
+    """
+    close = request.close
+
+    def closing() -> None:
+        try:
+            close()
+        finally:
+            let_go()
+
+    request.close = closing
+    if isinstance(response, StreamingHttpResponse) and not isinstance(response, FileResponse):
+        until_over = _until_over_async if response.is_async else _until_over
+        response.streaming_content = until_over(response.streaming_content, let_go)
+
+
+def _until_over(pieces: Any, let_go: Callable[[], None]) -> Iterator[Any]:
+    try:
+        yield from pieces
+    finally:
+        let_go()
+
+
+async def _until_over_async(pieces: Any, let_go: Callable[[], None]) -> AsyncIterator[Any]:
+    try:
+        async for piece in pieces:
+            yield piece
+    finally:
+        await sync_to_async(let_go)()
 
 
 def _response(answer: Answer) -> HttpResponse:

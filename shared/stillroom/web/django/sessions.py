@@ -6,6 +6,7 @@ user, so `room.sessions.list_for_user(str(user.pk))` and `destroy_for_user` work
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -62,6 +63,7 @@ class SessionStore(SessionBase):
     _cycles = False  # a new key is due, when it is saved
     _confirms = False  # … because the user has just proved their identity
     _logs_in = False  # this request has logged a user in
+    _reading: asyncio.Lock | None = None  # held by the task that reads
 
     # Told by the middleware about the request
     is_in_request = False
@@ -75,6 +77,17 @@ class SessionStore(SessionBase):
         """Return the session as it was read: its handle, times and user. None: there was none."""
         self._get_session()
         return self._found
+
+    async def _aget_session(self, no_load: bool = False) -> dict[str, Any]:
+        """Return the data. Tasks of one request that look together get the same, which Django reads for each."""
+        if "_session_cache" in vars(self):
+            known: dict[str, Any] = self._get_session(no_load=no_load)
+            return known
+        if self._reading is None:
+            self._reading = asyncio.Lock()
+        async with self._reading:
+            read: dict[str, Any] = await super()._aget_session(no_load=no_load)
+            return read
 
     def load(self) -> dict[str, Any]:
         """Return the data. A key that opens nothing is forgotten; what no token looks like costs no round trip."""
