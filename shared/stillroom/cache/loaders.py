@@ -59,11 +59,15 @@ class Recipe(NamedTuple):
         """Return whether an entry was stored by this release of the app, or is for all releases."""
         return not self.release or entry.release in (self.release, b"")
 
-    def loading(self) -> Call:
-        """Return the call that makes the value, in the contexts that the app wants around its loaders."""
-        if self.loader is None:
-            return self.call
-        return Call(self.loader.within(self.call.function), self.call.args, self.call.kwargs)
+    def loading(self, *leases: bytes) -> Call:
+        """Return the call that makes the value, in the contexts that the app wants around its loaders.
+
+        `leases`: those that it is made under.
+        """
+        function, args, kwargs = self.call.function, self.call.args, self.call.kwargs
+        if self.loader is not None:
+            function = self.loader.within(function)
+        return Call(function, args, kwargs, leases)
 
     @property
     def is_plain(self) -> bool:
