@@ -175,16 +175,21 @@ class Kept:
 
 
 class Call:
-    """Call a function of the app, or await a coroutine function."""
+    """Call a function of the app, or await a coroutine function. `leases`: those of the load that it is."""
 
-    __slots__ = ("args", "function", "kwargs")
+    __slots__ = ("args", "function", "kwargs", "leases")
 
     def __init__(
-        self, function: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] = {}
+        self,
+        function: Callable[..., Any],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        leases: Sequence[bytes] = (),
     ) -> None:
         self.function = function
         self.args = args
         self.kwargs = kwargs
+        self.leases = leases
 
 
 class Pause:
@@ -288,7 +293,7 @@ class Driver:
 
     def _take(self, step: Any, deadline: float) -> Any:
         if isinstance(step, Call):
-            with load_begun():
+            with load_begun(step.leases):
                 result = _called(step)
                 return in_background_loop(result) if inspect.isawaitable(result) else result
         if isinstance(step, Pause):
@@ -399,7 +404,7 @@ class AsyncDriver:
 
     async def _take(self, step: Any, deadline: float) -> Any:
         if isinstance(step, Call):
-            with load_begun():
+            with load_begun(step.leases):
                 if inspect.iscoroutinefunction(step.function):
                     return await step.function(*step.args, **step.kwargs)
                 # A plain function may block for as long as a database takes: not in the event loop.

@@ -214,7 +214,7 @@ def test_a_limit_needs_its_subject(room: Any) -> None:
         room.limits.check({"user": "ann"}, [DEFAULT])
     with pytest.raises(InvalidLimit, match="the user of a subject is a str"):
         room.limits.check({"user": 7}, [USER])
-    with pytest.raises(InvalidLimit, match="a subject is an address, or a mapping"):
+    with pytest.raises(InvalidLimit, match="a subject is the text of an address, or a mapping"):
         room.limits.check(None, [DEFAULT])
     with pytest.raises(InvalidLimit, match="the ip of a subject is a str"):
         room.limits.check({"ip": 7}, [DEFAULT])

@@ -439,3 +439,31 @@ def test_all_refusals_are_of_one_family() -> None:
     assert issubclass(Unkeyable, InvalidArgument)
     assert issubclass(InvalidArgument, TypeError)
     assert issubclass(InvalidArgument, ValueError)
+
+
+@pytest.mark.parametrize(("day", "hour"), [(dt.datetime.min, 1), (dt.datetime.max, -1)])
+def test_the_first_and_the_last_day_have_texts(day: dt.datetime, hour: int) -> None:
+    """A moment that UTC has no date for has a text too, which is the same in each zone and no other moment's."""
+    text = texts.of(dt.datetime)
+    zone, other = (dt.timezone(dt.timedelta(hours=hour * n)) for n in (5, 6))
+    moment = day.replace(tzinfo=zone)
+    same = (day + dt.timedelta(hours=hour)).replace(tzinfo=other)
+    assert moment == same
+    assert text(moment) == text(same)
+    assert len({text(moment), text(moment.replace(tzinfo=other)), text(day)}) == 3
+
+
+def test_a_deprecated_field_is_read_without_a_warning() -> None:
+    """The text of a model says its deprecated fields, and its missing ones, without a warning or an error."""
+
+    class Filter(BaseModel):
+        brand: str
+        old: int = Field(3, deprecated=True)
+
+    text = texts.of(Filter)
+    assert (
+        text(Filter(brand="a")) == text(Filter(brand="a", old=3)) != text(Filter(brand="a", old=4))
+    )
+    assert text(Filter.model_construct(brand="a")) == text(Filter(brand="a"))
+    partly: Any = Filter.model_construct
+    assert text(partly(old=3)) != text(partly(brand=None, old=3))

@@ -9,8 +9,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from ipaddress import ip_network
-from typing import Any
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Any, TypeAlias
 
 from stillroom import pepper
 from stillroom.abuse.allowance import Allowance
@@ -44,6 +44,9 @@ from stillroom.subject import (
 )
 from stillroom.whole import is_whole
 from stillroom.wire import Command, Server, StateServer, reset_after_fork
+
+ADDRESSES = (IPv4Address, IPv6Address, IPv4Network, IPv6Network)
+Address: TypeAlias = str | IPv4Address | IPv6Address | IPv4Network | IPv6Network
 
 log = logging.getLogger("stillroom.abuse")
 
@@ -173,7 +176,7 @@ class AbuseBody:
 
     # Bans
 
-    def ban(self, subject: str, seconds: Duration, reason: str = "") -> Operation[Ban]:
+    def ban(self, subject: Address, seconds: Duration, reason: str = "") -> Operation[Ban]:
         """Ban an address (of IPv6: the client's /64) or a network for some time. It replaces an earlier ban.
 
         Each width of networks that has a ban (`203.0.113.0/24`) costs every check a look; there may be 8 of them at
@@ -199,17 +202,16 @@ class AbuseBody:
         log.warning("%s is banned for %g s by an operator: %s", name, seconds, why)
         return Ban(name, "operator", "", why, 0, since / 1000, until / 1000)
 
-    def lift(self, subject: str) -> Operation[bool]:
+    def lift(self, subject: Address) -> Operation[bool]:
         """End a ban, and forget what led to it. Return True if there was one. No rule bans again for ten minutes.
 
         A process that has just denied the subject may do so, from memory, for 5 s more.
         Redis away: RedisUnavailable.
         """
         names = [self._named(subject)]
-        if (
-            isinstance(subject, str) and "/" not in subject
-        ):  # of a client: of whatever width processes have, or had, its network
-            names += prefixes_of(subject, V6_CLIENTS)
+        if "/" not in (address := str(subject)):
+            # Of a client: of whatever width processes have, or had, its network.
+            names += prefixes_of(address, V6_CLIENTS)
         names = list(dict.fromkeys(names))
         here = yield Once(map(self._lifting, names))
         there = yield from end_bans(self._keys, names, EVENT_LIFE_MS + PEACE_MS)
@@ -340,7 +342,7 @@ class AbuseBody:
                     break
         return events
 
-    def _bannable(self, subject: str) -> str:
+    def _bannable(self, subject: Address) -> str:
         name = self._named(subject)
         if why := self._exempt.why(name):
             raise BanRefused(subject, why)
@@ -348,6 +350,8 @@ class AbuseBody:
 
     def _named(self, text: object) -> str:
         """Return the subject a person means: a network as it stands, and an IPv6 address as its client's prefix."""
+        if isinstance(text, ADDRESSES):
+            text = str(text)
         if not isinstance(text, str):
             return UNKNOWN
         if "/" not in text:

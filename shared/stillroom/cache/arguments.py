@@ -313,7 +313,8 @@ def _fields_of(value: Any) -> dict[str, Any]:
     if not isinstance(value, BaseModel):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {**fields, **attributes_of(value, fields.keys())}
-    fields = {name: getattr(value, name) for name in type(value).model_fields}
+    # Not by getattr: a deprecated field warns of it.
+    fields = {name: vars(value)[name] for name in type(value).model_fields if name in vars(value)}
     return {**fields, **(value.model_extra or {}), **(value.__pydantic_private__ or {})}
 
 
@@ -378,9 +379,13 @@ def _datetime_text(value: datetime) -> str:
     )
     if plain != value:  # a subclass that knows more than these
         raise Unkeyable(_sentence(type(value)))
-    if plain.utcoffset() is None:
+    offset = plain.utcoffset()
+    if offset is None:
         return plain.replace(tzinfo=None, fold=0).isoformat()
-    return plain.astimezone(UTC).isoformat()
+    try:
+        return plain.astimezone(UTC).isoformat()
+    except OverflowError:  # in the first or the last day there is
+        return str(plain.replace(tzinfo=None) - datetime.min - offset)
 
 
 def _time_text(value: time) -> str:

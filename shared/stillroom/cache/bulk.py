@@ -16,6 +16,7 @@ from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.operation import Call, Freeing, Operation, Pause, Timed
+from stillroom.wire import leases_of_loads
 
 T = TypeVar("T")
 Found: TypeAlias = tuple[Entry, Freshness]
@@ -290,7 +291,8 @@ class Bulk(Core):
             values |= yield from self._load_ours(turns, turns_of_stale, names, load_many, recipe)
             turns_of_stale = {}
             pending = {k: n for k, n in pending.items() if k not in turns and k not in there}
-            if pending and time.monotonic() > patience:
+            is_own = not waited_for.keys().isdisjoint(leases_of_loads())
+            if pending and (is_own or time.monotonic() > patience):
                 return values | (yield from self._load_all(list(pending), load_many, recipe))
             if pending:
                 found = yield from self._await_others(pending, recipe, patience, waited_for)
@@ -371,8 +373,11 @@ class Bulk(Core):
     ) -> Operation[dict[str, Any]]:
         """Call the loader for these keys and store each value under its own lease."""
         leases = {key: (names[key], turn.lease) for key, turn in turns.items()}
+        held = [turn.lease for turn in turns.values()]
         try:
-            loaded = _mapping((yield from self._call(recipe, Call(load_many, [list(turns)]))))
+            loaded = _mapping(
+                (yield from self._call(recipe, Call(load_many, [list(turns)], leases=held)))
+            )
         except GeneratorExit:
             raise
         except BaseException as error:

@@ -25,7 +25,11 @@ class _Cached(Generic[P, T_co]):
     """A loader that answers from the cache. In a class it binds as a method does."""
 
     def __init__(self, loader: Loader, body: Any, driver: Any) -> None:
-        functools.update_wrapper(self, loader.function)  # type: ignore[arg-type]  # an instance is fine
+        function: Any = loader.function
+        hidden = vars(type(self)).keys() | vars(_Cached).keys()  # `key`, `many` … stay ours
+        own = getattr(function, "__dict__", {})
+        vars(self).update({name: one for name, one in own.items() if name not in hidden})
+        functools.update_wrapper(self, function, updated=())  # type: ignore[arg-type]  # an instance is fine
         self.__name__ = getattr(self, "__name__", loader.name)
         self.loader = loader
         self._body = body
@@ -76,6 +80,8 @@ def asked_of(body: Any, calls: Sequence[Any]) -> list[Asked]:
         if isinstance(call, functools.partial):
             function, args, kwargs = call.func, call.args, call.keywords
         if not isinstance(function, _Cached) or function._body is not body:
+            for one in filter(inspect.iscoroutine, calls):
+                one.close()  # nobody will await it
             raise _not_ours(call, function)
         asked.append(Asked(function.loader, function._first + args, kwargs))
     return asked
@@ -84,8 +90,6 @@ def asked_of(body: Any, calls: Sequence[Any]) -> list[Asked]:
 def _not_ours(call: Any, function: Any) -> InvalidArgument:
     if isinstance(function, _Cached):
         return InvalidArgument(f"gather({function!r}): it belongs to the cache of another room")
-    if inspect.iscoroutine(call):
-        call.close()  # nobody will await it
     return InvalidArgument(
         f"gather({call!r:.100}): give functions made by `cached`, or functools.partial(product, 7) for a call with "
         "arguments"

@@ -76,7 +76,7 @@ from stillroom.scripts import (
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.unsettled import is_unsettled
-from stillroom.wire import Clock, Command, time_left
+from stillroom.wire import Clock, Command, leases_of_loads, time_left
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -907,6 +907,12 @@ class Core:
         if attempt.value is not MISS:
             return attempt.value
         if attempt.clock is None:
+            if attempt.holder in leases_of_loads():
+                self.stats.say(
+                    "a load asks for its own key; loading without storing",
+                    *("own", f"{name[:100]!r}"),
+                )
+                return (yield from self._load_for_myself(recipe))
             if recipe.at_once:
                 raise LoadShed(recipe.name, recipe.at_once, RETRY_AFTER_S)
             self.stats.say(
@@ -930,6 +936,8 @@ class Core:
         waited_for: dict[bytes, None] = {}
         attempt = yield from self._try_lease(name, lease, recipe)
         while attempt.is_open and time.monotonic() < patience:
+            if attempt.holder in leases_of_loads():
+                return attempt  # it would wait for itself
             waited_for[attempt.holder] = None
             yield Pause(pause * random.uniform(0.5, 1.5))
             pause = min(pause * 1.5, LONGEST_PAUSE_S)
@@ -1060,7 +1068,7 @@ class Core:
         try:
             if recipe.at_once:
                 yield from self._take_place(name, held, recipe)
-            value = yield from self._call(recipe, recipe.loading())
+            value = yield from self._call(recipe, recipe.loading(held))
         except GeneratorExit:
             raise
         except BaseException as error:

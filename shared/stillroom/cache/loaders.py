@@ -59,11 +59,15 @@ class Recipe(NamedTuple):
         """Return whether an entry was stored by this release of the app, or is for all releases."""
         return not self.release or entry.release in (self.release, b"")
 
-    def loading(self) -> Call:
-        """Return the call that makes the value, in the contexts that the app wants around its loaders."""
-        if self.loader is None:
-            return self.call
-        return Call(self.loader.within(self.call.function), self.call.args, self.call.kwargs)
+    def loading(self, *leases: bytes) -> Call:
+        """Return the call that makes the value, in the contexts that the app wants around its loaders.
+
+        `leases`: those that it is made under.
+        """
+        function, args, kwargs = self.call.function, self.call.args, self.call.kwargs
+        if self.loader is not None:
+            function = self.loader.within(function)
+        return Call(function, args, kwargs, leases)
 
     @property
     def is_plain(self) -> bool:
@@ -419,18 +423,25 @@ def result_of(function: Any) -> Any:
 
     Asked for on each get_or_set: what has been found once is remembered by the function's code.
     """
-    called = _called(function)
-    annotation = getattr(called, "__annotations__", {}).get("return", Any)
+    declared = _declared(function)
+    if isinstance(declared, type):
+        return declared  # a class makes objects of itself
+    annotation = getattr(declared, "__annotations__", {}).get("return", Any)
     if annotation is Any:
         return Any
     if isinstance(annotation, str):
-        place = called.__code__, annotation
-        if place not in _results:
-            if len(_results) > RESULTS_LIMIT:
-                _results.clear()
-            _results[place] = _hints(function, name_of(function)).get("return", Any)
-        annotation = _results[place]
+        annotation = _result_named(annotation, declared)
     return _checked_result(annotation, name_of(function))
+
+
+def _result_named(annotation: str, declared: Any) -> Any:
+    """Return the type that an annotation names, which is looked up once for each function."""
+    place = getattr(inspect.unwrap(declared), "__code__", declared), annotation
+    if place not in _results:
+        if len(_results) > RESULTS_LIMIT:
+            _results.clear()
+        _results[place] = _hints(declared, name_of(declared)).get("return", Any)
+    return _results[place]
 
 
 def value_type_of(load_many: Any) -> Any:
@@ -443,7 +454,7 @@ def value_type_of(load_many: Any) -> Any:
 
 def place_of(function: Any) -> str:
     """Return where a function is written: `shop.views.page.<locals>.load`."""
-    function = _called(function)
+    function = _declared(function)
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', name_of(function))}"
 
 
@@ -455,9 +466,21 @@ def is_coroutine_function(function: Any) -> bool:
 
 def _called(function: Any) -> Any:
     """Return the function behind a partial, a static method or a callable object."""
+    function = _bare(function)
+    return function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+
+
+def _declared(function: Any) -> Any:
+    """Return what says the types of a call: a function, a class, or an object that functools.wraps was used on."""
+    function = _bare(function)
+    says_so = isinstance(function, type) or hasattr(function, "__wrapped__")
+    return function if says_so else _called(function)
+
+
+def _bare(function: Any) -> Any:
     while isinstance(function, functools.partial | staticmethod):
         function = function.func if isinstance(function, functools.partial) else function.__func__
-    return function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    return function
 
 
 def _is_again(one: Loader, other: Loader) -> bool:
@@ -527,7 +550,10 @@ def _checked_result(result: Any, name: str) -> Any:
 
 def _hints(function: Any, name: str) -> dict[str, Any]:
     try:
-        return get_type_hints(_called(function), include_extras=True)
+        declared = _declared(function)
+        if isinstance(declared, type):
+            return {}  # a partial of a class: those of the class are no parameters
+        return get_type_hints(declared, include_extras=True)
     except NameError as error:
         raise InvalidArgument(
             f"{name}: {error}; types in a loader's signature are found in its module"

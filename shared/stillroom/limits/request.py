@@ -212,6 +212,8 @@ class Requests:
     ) -> Request:
         """Raises InvalidLimit."""
         self._count += 1
+        if type(cost) is not int:
+            check_cost(cost)  # a request that is known is found by True as well as by 1
         if type(limits) is tuple:  # a list of them is checked once, with its plan
             wanted: tuple[Limit, ...] = limits
         else:
@@ -501,7 +503,9 @@ def _check_texts(subject: object) -> None:
     """Raise InvalidLimit without repeating a text that may be somebody's name."""
     if not isinstance(subject, Mapping):
         kind = type(subject).__name__
-        raise InvalidLimit(kind, "a subject is an address, or a mapping of kinds to texts")
+        raise InvalidLimit(
+            kind, "a subject is the text of an address, or a mapping of kinds to texts"
+        )
     for kind, text in subject.items():
         if text is not None and not isinstance(text, str):
             raise InvalidLimit(type(text).__name__, f"the {kind} of a subject is a str")

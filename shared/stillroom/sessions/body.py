@@ -71,6 +71,7 @@ from stillroom.sessions.session import (
     encoded_tags,
     head,
     listed_device,
+    texts_of,
 )
 from stillroom.sessions.token import (
     NAME_LENGTH,
@@ -438,6 +439,8 @@ class SessionsBody(Asking):
         Returns the session then. Raises SessionEnded, what `change` raises, and SessionConflict after 100 tries.
         Redis away: SessionStoreUnavailable.
         """
+        if not callable(change):
+            raise InvalidArgument(f"mutate(…, {change!r:.100}): a function that is given the data")
         current = 0
         for _ in range(TRIES):
             found = yield from self._must_get(session, type)
@@ -1045,4 +1048,4 @@ def _check_cap(user_id: str | None, most: int | None, on_cap: str) -> None:
 
 def _names_of(keys: Iterable[str]) -> list[bytes]:
     """Return one key or several. Raises SessionDataRefused for the record's own fields."""
-    return [checked_key(key) for key in ((keys,) if isinstance(keys, str) else keys)]
+    return [checked_key(key) for key in texts_of("remove", keys)]

@@ -13,7 +13,12 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import SessionDataRefused, SessionUnreadable, ValueTooLarge
+from stillroom.errors import (
+    InvalidArgument,
+    SessionDataRefused,
+    SessionUnreadable,
+    ValueTooLarge,
+)
 from stillroom.keys import original, sanitized
 from stillroom.marked import SAYS_HTML, Marks, has_marks, writable
 from stillroom.sessions.token import make_handle
@@ -282,9 +287,20 @@ def encoded_meta(meta: Mapping[str, Any] | None) -> bytes:
     return text
 
 
+def texts_of(what: str, given: object) -> Iterable[Any]:
+    """Return the texts that were given, one or several. Raises InvalidArgument."""
+    if isinstance(given, str):
+        return (given,)
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        raise InvalidArgument(
+            f"{what}={given!r:.100}: a text, or a list of them; leave it out for none"
+        )
+    return given
+
+
 def encoded_tags(tags: Sequence[str]) -> list[bytes]:
     """Return each tag once. Raises InvalidKey or SessionDataRefused."""
-    names = list(dict.fromkeys(map(sanitized, (tags,) if isinstance(tags, str) else tags)))
+    names = list(dict.fromkeys(map(sanitized, texts_of("tags", tags))))
     if len(names) > TAGS_LIMIT:
         raise SessionDataRefused(f"{len(names)} tags, the limit is {TAGS_LIMIT}")
     return names

@@ -8,6 +8,7 @@ from stillroom.wire.aio import AsyncWire, to_its_end
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.budget import (
     Budget,
+    leases_of_loads,
     load_begun,
     loading_since,
     time_left,
@@ -53,6 +54,7 @@ __all__ = [
     "SpreadWire",
     "StateServer",
     "Wire",
+    "leases_of_loads",
     "load_begun",
     "loading_since",
     "pack",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, Self
 
@@ -45,15 +46,25 @@ _current: ContextVar[Budget | None] = ContextVar("stillroom_request_budget", def
 time_left = _current.get
 _loading: ContextVar[float] = ContextVar("stillroom_loading_since", default=0.0)
 loading_since = _loading.get  # time.monotonic(); 0.0 outside of a load
+_leases: ContextVar[tuple[bytes, ...]] = ContextVar("stillroom_leases_of_loads", default=())
+leases_of_loads = _leases.get  # those of the loads that this code runs in
 
 
 class load_begun:  # noqa: N801 - called as the function that it was made for
-    """Inside this `with` a loader runs. It reads nothing that is older than the clock of its own value."""
+    """Inside this `with` a loader runs. It reads nothing that is older than the clock of its own value.
 
-    __slots__ = ("_token",)
+    `leases`: those it runs under. It does not wait for them.
+    """
+
+    __slots__ = ("_leases", "_outer", "_token")
+
+    def __init__(self, leases: Sequence[bytes] = ()) -> None:
+        self._leases = tuple(leases)
 
     def __enter__(self) -> None:
         self._token = _loading.set(time.monotonic())
+        self._outer = _leases.set(_leases.get() + self._leases)
 
     def __exit__(self, *_: object) -> None:
+        _leases.reset(self._outer)
         _loading.reset(self._token)

@@ -1,0 +1,65 @@
+"""Arguments that are almost right are taken as they are meant, or refused with what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+
+from stillroom import InvalidArgument, InvalidLimit, Limit
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (ip_address("8.8.8.8"), "8.8.8.8"),
+        (ip_address("::ffff:8.8.8.8"), "8.8.8.8"),
+        (ip_address("2001:4860::1"), "2001:4860::/64"),
+        (ip_network("8.8.8.0/24"), "8.8.8.0/24"),
+        (ip_network("8.8.8.8/32"), "8.8.8.8"),
+        (ip_network("2001:4860::/48"), "2001:4860::/48"),
+    ],
+)
+def test_an_address_object_is_banned_and_lifted_as_its_text(
+    room: Any, given: Any, name: str
+) -> None:
+    """An address or a network of `ipaddress` is banned, and its ban lifted, as its text is."""
+    assert room.abuse.ban(given, 60).subject == name
+    assert room.abuse.lift(given)
+    room.abuse.ban(str(given), 60)
+    assert room.abuse.lift(given)
+    assert not room.abuse.lift(given)
+
+
+@pytest.mark.parametrize("cost", [True, 1.0, "1", None])
+@pytest.mark.parametrize("subject", ["8.8.8.8", {"user": "ann"}])
+def test_a_cost_that_equals_a_number_is_refused_each_time(
+    room: Any, cost: Any, subject: Any
+) -> None:
+    """A cost that is no whole number is refused, also behind an equal one that was right."""
+    limits = [Limit("odd-cost", 5, 60, by="ip" if isinstance(subject, str) else "user")]
+    room.limits.check(subject, limits, 1)
+    with pytest.raises(InvalidLimit, match="cost is a whole number"):
+        room.limits.check(subject, limits, cost)
+    assert room.limits.peek(subject, limits).remaining == 4
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda s, _: s.create("ann", tags=None), "tags=None: a text, or a list of them"),
+        (lambda s, _: s.create("ann", tags=b"a"), "tags=b'a': a text, or a list of them"),
+        (lambda s, of: s.update(of, remove=5), "remove=5: a text, or a list of them"),
+        (lambda s, of: s.mutate(of, None), r"mutate\(…, None\): a function"),
+    ],
+)
+def test_sessions_say_what_is_allowed(
+    room: Any, call: Callable[[Any, Any], Any], sentence: str
+) -> None:
+    """What can't be tags, keys or a change of a session is refused in words, and nothing is written."""
+    session = room.sessions.create("ann", {"n": 1})
+    with pytest.raises(InvalidArgument, match=sentence):
+        call(room.sessions, session)
+    assert room.sessions.get(session.token).version == session.version

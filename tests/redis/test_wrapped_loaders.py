@@ -1,0 +1,95 @@
+"""What stands in the place of a function, as decorators make it, is a loader as the function itself is."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+A_DAY = dt.date(2026, 11, 28)
+
+
+class Product(BaseModel):
+    id: int = 7
+
+
+class Timed:
+    """A decorator that is a class, as many are: functools.wraps gives it what the function says of itself."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__wrapped__(*args, **kwargs)  # type: ignore[attr-defined]
+
+
+def plain(function: Any) -> Any:
+    return function
+
+
+@pytest.mark.parametrize("decorator", [functools.lru_cache, functools.cache, Timed, plain])
+def test_the_type_is_found_behind_a_wrapper(room: Any, decorator: Any) -> None:
+    """A value has the type that the wrapped function declares, on a miss and on a hit."""
+
+    @decorator
+    def day(id: int) -> dt.date:
+        return A_DAY
+
+    load = room.cache.cached("day:{id}", name="day")(day)
+    assert [load(1), load(1), *load.many([1, 2])] == [A_DAY] * 4
+    for _ in range(2):
+        assert room.cache.get_or_set("a-day", functools.partial(day, 1)) == A_DAY
+    assert load.invalidate(1) == 1
+
+
+def test_a_cached_function_loads_for_another_key(room: Any) -> None:
+    """A cached function, or a partial of one, is a loader for another key and for another loader."""
+    inner = getattr(room, "inner", room)
+
+    @inner.cache.cached("day:{id}")
+    def day(id: int) -> dt.date:
+        return A_DAY
+
+    again = room.cache.cached("again:{id}", name="again")(day)
+    for _ in range(2):
+        assert room.cache.get_or_set("today", functools.partial(day, 1)) == A_DAY
+        assert again(1) == A_DAY
+
+
+def test_a_class_loads_objects_of_its_own(room: Any) -> None:
+    """What a class makes has the type of the class, on a miss and on a hit, also by a partial."""
+    for _ in range(2):
+        assert room.cache.get_or_set("plain", Product) == Product(id=7)
+        assert room.cache.get_or_set("given", functools.partial(Product, id=8)) == Product(id=8)
+
+
+class Source:
+    """A loader with a state, whose names are those of a cached function."""
+
+    def __init__(self) -> None:
+        self.key = self.many = self.invalidate = self.loader = self.__name__ = "mine"
+        self.table = "products"
+
+    def __call__(self, id: int) -> int:
+        return id
+
+
+def test_attributes_of_a_function_hide_nothing(room: Any) -> None:
+    """A cached function has the attributes of its function, but `key`, `many` and `invalidate` stay its own."""
+    inner = getattr(room, "inner", room)
+
+    def function(id: int) -> int:
+        return id
+
+    vars(function).update(vars(Source()))
+    for number, given in enumerate((function, Source())):
+        load = inner.cache.cached(f"{number}:{{id}}", name=f"n{number}")(given)
+        assert load.table == "products"
+        assert load.key(1) == f"{number}:1"
+        load = room.cache.cached(f"again{number}:{{id}}", name=f"again{number}")(given)
+        assert [load(1), *load.many([1, 2])] == [1, 1, 2]
+        assert load.invalidate(1) == 1
