@@ -253,7 +253,10 @@ class Loader:
     def _as_json(self, values: Mapping[str, Any]) -> bytes:
         sent = {n: value for n, value in values.items() if n not in self._not_sent}
         options: Any = {"by_alias": True, "round_trip": True, "warnings": False}
-        text = self._arguments.dump_json(sent, **options)
+        try:
+            text = self._arguments.dump_json(sent, **options)
+        except pydantic_core.PydanticSerializationError as error:
+            raise ValueError(f"{self.name}: its arguments have no JSON: {error}") from None
         if self._are_as_declared(sent):
             return text
         lost = self._lost_in(text, sent)
