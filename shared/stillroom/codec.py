@@ -78,6 +78,7 @@ class Codec:
         self._adapters: dict[Any, TypeAdapter[Any]] = {}
         self._exact_adapters: dict[Any, TypeAdapter[Any]] = {}
         self._open: dict[Any, bool] = {Any: True}
+        self._iterated: dict[Any, bool] = {}
         self._readers: dict[Any, Callable[[bytes], Any]] = {}
         self._fingerprints: dict[Any, bytes] = {}
 
@@ -199,7 +200,11 @@ class Codec:
 
     def _is_used_up(self, value: Any, type: Any) -> bool:
         """Return whether encoding would use the value up."""
-        return has_iterator(value) if self._is_open(type) else hasattr(value, "__next__")
+        may_have_one = self._is_open(type) or _made(self._iterated, type, self._mentions_iterators)
+        return has_iterator(value) if may_have_one else hasattr(value, "__next__")
+
+    def _mentions_iterators(self, type: Any) -> bool:
+        return _mentions("generator", self.adapter(type).core_schema)
 
     def _exact(self, type: Any) -> TypeAdapter[Any]:
         adapter: TypeAdapter[Any] = _made(self._exact_adapters, type, _exact_adapter)
@@ -207,7 +212,7 @@ class Codec:
 
     def _is_open(self, type: Any) -> bool:
         return bool(
-            _made(self._open, type, lambda kind: _mentions_any(self.adapter(kind).core_schema))
+            _made(self._open, type, lambda kind: _mentions("any", self.adapter(kind).core_schema))
         )
 
 
@@ -258,11 +263,11 @@ def _is_type(given: Any) -> bool:
     return is_name or getattr(given, "__module__", "") in ("typing", "typing_extensions")
 
 
-def _mentions_any(schema: Any) -> bool:
-    """Return whether the type contains Any, at whatever depth."""
+def _mentions(kind: str, schema: Any) -> bool:
+    """Return whether a type contains another, at whatever depth: "any", or "generator" for Iterable."""
     if isinstance(schema, dict):
-        return schema.get("type") == "any" or any(map(_mentions_any, schema.values()))
-    return isinstance(schema, list | tuple) and any(map(_mentions_any, schema))
+        return schema.get("type") == kind or any(_mentions(kind, one) for one in schema.values())
+    return isinstance(schema, list | tuple) and any(_mentions(kind, one) for one in schema)
 
 
 def _with_infinities(value: Any) -> bytes:

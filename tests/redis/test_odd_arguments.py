@@ -63,3 +63,19 @@ def test_sessions_say_what_is_allowed(
     with pytest.raises(InvalidArgument, match=sentence):
         call(room.sessions, session)
     assert room.sessions.get(session.token).version == session.version
+
+
+def test_an_order_says_whose_arguments_have_no_json(room: Any) -> None:
+    """Bytes that are no text can't be sent to a worker. The error names the loader, and a call works."""
+    inner = getattr(room, "inner", room)
+
+    @inner.cache.cached("by-digest:{digest}")
+    def by_digest(digest: bytes) -> int:
+        return len(digest)
+
+    with pytest.raises(ValueError, match="by_digest: its arguments have no JSON"):
+        room.tasks.load(by_digest, b"\xff")
+    again = room.cache.cached("size:{digest}", name="size", ttl=60, swr=60)(
+        by_digest.__wrapped__  # type: ignore[attr-defined]
+    )
+    assert [again(b"\xff"), again(b"\xff")] == [1, 1]

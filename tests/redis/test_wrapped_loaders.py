@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Optional, Self
 
 import pytest
 from pydantic import BaseModel
@@ -15,6 +15,33 @@ A_DAY = dt.date(2026, 11, 28)
 
 class Product(BaseModel):
     id: int = 7
+
+    @classmethod
+    def one(cls) -> Self:
+        return cls()
+
+    @classmethod
+    def perhaps(cls) -> Self | None:
+        return cls()
+
+    @classmethod
+    def optional(cls) -> Optional[Self]:  # noqa: UP045 - what it is called in older code
+        return cls()
+
+    @classmethod
+    def noted(cls) -> Annotated[Self, "a note"]:
+        return cls()
+
+    @classmethod
+    def by_id(cls) -> dict[str, tuple[Self, ...]]:
+        return {"7": (cls(),)}
+
+    def itself(self) -> Self:
+        return self
+
+
+class Shoe(Product):
+    size: int = 42
 
 
 class Timed:
@@ -93,3 +120,36 @@ def test_attributes_of_a_function_hide_nothing(room: Any) -> None:
         load = room.cache.cached(f"again{number}:{{id}}", name=f"again{number}")(given)
         assert [load(1), *load.many([1, 2])] == [1, 1, 2]
         assert load.invalidate(1) == 1
+
+
+LOADS = ["one", "perhaps", "optional", "noted", "by_id", "itself"]
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_self_is_the_class_that_a_method_is_bound_to(room: Any, name: str) -> None:
+    """A bound method that returns Self, by itself or in something else, gives objects of its class on a hit."""
+    load = getattr(Shoe() if name == "itself" else Shoe, name)
+    cached = room.cache.cached("shoe", name="shoe")(load)
+    expected = load()
+    for _ in range(2):
+        assert room.cache.get_or_set("a-shoe", load) == expected
+        assert cached() == expected
+
+
+class Page(BaseModel):
+    lines: Iterable[int]
+
+
+@pytest.mark.parametrize("kind", [Page, list[Page], Page | None])
+def test_an_iterator_in_a_model_is_not_used_up(room: Any, kind: Any) -> None:
+    """A model that has an iterator is not stored, and its caller can read it, once as without a cache."""
+
+    def load() -> Any:
+        page = Page(lines=iter([1, 2]))
+        return [page] if kind == list[Page] else page
+
+    cached = room.cache.cached("page", name="page", type=kind)(load)
+    for _ in range(2):
+        found = cached()
+        page = found[0] if isinstance(found, list) else found
+        assert list(page.lines) == [1, 2]

@@ -5,13 +5,18 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import operator
 import re
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import (
+    Annotated,
     Any,
+    Literal,
     NamedTuple,
     NotRequired,
     Protocol,
+    Self,
     TypeAlias,
     get_args,
     get_origin,
@@ -248,7 +253,10 @@ class Loader:
     def _as_json(self, values: Mapping[str, Any]) -> bytes:
         sent = {n: value for n, value in values.items() if n not in self._not_sent}
         options: Any = {"by_alias": True, "round_trip": True, "warnings": False}
-        text = self._arguments.dump_json(sent, **options)
+        try:
+            text = self._arguments.dump_json(sent, **options)
+        except pydantic_core.PydanticSerializationError as error:
+            raise ValueError(f"{self.name}: its arguments have no JSON: {error}") from None
         if self._are_as_declared(sent):
             return text
         lost = self._lost_in(text, sent)
@@ -431,7 +439,25 @@ def result_of(function: Any) -> Any:
         return Any
     if isinstance(annotation, str):
         annotation = _result_named(annotation, declared)
+    if (owner := getattr(declared, "__self__", None)) is not None:
+        annotation = _of_owner(annotation, owner if isinstance(owner, type) else type(owner))
     return _checked_result(annotation, name_of(function))
+
+
+def _of_owner(annotation: Any, owner: type) -> Any:
+    """Return an annotation of a bound method with its class in the place of Self."""
+    if annotation is Self:
+        return owner
+    args, origin = get_args(annotation), get_origin(annotation)
+    if not args or origin is Literal:
+        return annotation
+    found = tuple(_of_owner(one, owner) for one in args)
+    if found == args:
+        return annotation
+    if isinstance(annotation, types.UnionType):
+        return functools.reduce(operator.or_, found)
+    is_builtin = isinstance(annotation, types.GenericAlias)
+    return origin[found] if is_builtin or origin is Annotated else annotation.copy_with(found)
 
 
 def _result_named(annotation: str, declared: Any) -> Any:
