@@ -98,6 +98,12 @@ class Whole(View):
         return HttpResponse("post")
 
 
+@method_decorator(limited(TWO), name="dispatch")
+class AsyncWhole(View):
+    async def get(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse("get")
+
+
 class Parts(View):
     def get(self, request: HttpRequest) -> HttpResponse:
         return HttpResponse("get")
@@ -180,6 +186,7 @@ urlpatterns = [
     path("sync/<int:number>", sync),
     path("async", asynchronous),
     path("class", Whole.as_view()),
+    path("async-class", AsyncWhole.as_view()),
     path("method", Parts.as_view()),
     path("login", login),
     path("touch", touch),

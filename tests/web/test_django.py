@@ -22,7 +22,9 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.test import RequestFactory, override_settings
 from django.urls import path
+from django.utils.decorators import method_decorator
 from django.utils.safestring import SafeString, mark_safe
+from django.views import View
 from django.views.decorators.cache import cache_page
 
 from stillroom import (
@@ -97,6 +99,12 @@ async def asensitive(request: HttpRequest) -> HttpResponse:
     return HttpResponse("open")
 
 
+@method_decorator(fresh(600), name="dispatch")
+class Sensitive(View):
+    async def get(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse("open")
+
+
 calls: list[str] = []
 
 
@@ -113,6 +121,7 @@ urlpatterns = [
     path("confirm", confirm),
     path("sensitive", sensitive),
     path("asensitive", asensitive),
+    path("csensitive", Sensitive.as_view()),
     path("login/<who>", login),
     path("logout", logout),
     path("plain", plain),
@@ -439,7 +448,7 @@ def test_a_cookie_that_opens_nothing_is_forgotten_but_for_a_login(
 
 def test_a_sensitive_view_asks_again(browser: Browser, room: Stillroom, client: Any) -> None:
     """A sensitive view answers 401 without a recent login; after `confirm` it opens, under a new key."""
-    for path_ in ("/sensitive", "/asensitive"):
+    for path_ in ("/sensitive", "/asensitive", "/csensitive"):
         assert browser.get(path_).status == 401
         browser.get("/login/7")
         assert browser.get(path_).status == 200

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -19,8 +21,10 @@ from django.template import Context, Template, TemplateSyntaxError
 from django.test import AsyncClient, Client, override_settings
 from django.urls import path
 from django.utils import translation
+from django.utils.decorators import method_decorator
+from django.views import View
 
-from stillroom import InvalidKey, SettingsError, Stillroom
+from stillroom import InvalidArgument, InvalidKey, SettingsError, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.testing import Clock
 from stillroom.web.django import room as room_of_django
@@ -83,6 +87,13 @@ def kept(request: HttpRequest, how: str) -> Any:
     return HttpResponse("x")
 
 
+@method_decorator(cache_page(60, tags=["products"]), name="dispatch")
+class SlowView(View):
+    async def get(self, request: HttpRequest) -> HttpResponse:
+        calls.append("slow view")
+        return JsonResponse({"price": price})
+
+
 @cache_page(60, tags=["products"])
 async def slow(request: HttpRequest) -> HttpResponse:
     calls.append("slow")
@@ -97,6 +108,7 @@ urlpatterns = [
     path("about/<look>", about),
     path("kept/<how>", kept),
     path("slow", slow),
+    path("slow/view", SlowView.as_view()),
 ]
 
 
@@ -241,6 +253,16 @@ def test_an_async_view_is_cached_too(room: Stillroom) -> None:
     assert ASGIHandler
 
 
+def test_a_class_of_async_views_is_cached_too(room: Stillroom) -> None:
+    """`method_decorator(cache_page(…), name="dispatch")` of a class with async views caches its pages."""
+
+    async def visit() -> Any:
+        return json.loads((await AsyncClient().get("/slow/view")).content)
+
+    assert [asyncio.run(visit()) for _ in range(2)] == [{"price": 1}] * 2
+    assert calls == ["slow view"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -270,6 +292,8 @@ def test_values_have_tags(room: Stillroom) -> None:
             return (1, 2)
 
         assert await cache.aget_or_set("f", load, tags=["t"]) == (1, 2)
+        assert await cache.aget_or_set("j", lambda: asyncio.sleep(0, 7), tags=["t"]) == 7
+        assert await cache.aget_or_set("k", functools.partial(load), tags=["t"]) == (1, 2)
 
     cache.set("a", (1, 2), 60, tags=["t"])
     cache.set_many({"b": 1}, tags=["t"])
@@ -278,6 +302,9 @@ def test_values_have_tags(room: Stillroom) -> None:
     assert cache.get_or_set("g", lambda: {1, 2}, 60, tags=["t"]) == {1, 2}
     assert cache.get_or_set("g", lambda: 3, 60, tags=["t"]) == {1, 2}
     assert cache.get_or_set("h", 5, None) == 5
+    assert cache.get_or_set("l", 5, 60, swr=timedelta(minutes=1)) == 5
+    with pytest.raises(InvalidArgument, match="timeout"):
+        cache.set("m", 5, "soon")
     assert cache.get_or_set("i", lambda: 6, 0) == 6
     assert len(cache.get_many("abcdefgh")) == 8
     cache.invalidate_by_tag("t")

@@ -175,6 +175,12 @@ def test_functions_and_classes_are_endpoints(port: int) -> None:
     assert statuses(port, "/method", 3, "POST", where) == [200, 200, 429]
 
 
+@pytest.mark.parametrize("framework", ["django", "django-asgi"], indirect=True)
+def test_a_class_of_async_views_is_an_endpoint(port: int) -> None:
+    """`method_decorator(limited(…), name="dispatch")` limits a class with async views."""
+    assert statuses(port, "/async-class", 3) == [200, 200, 429]
+
+
 def test_a_request_may_be_exempt_by_a_predicate(port: int) -> None:
     """A predicate exempts a request from the endpoint's own limits."""
     assert statuses(port, "/probed", 3, headers={"X-Probe": "1"}) == [200] * 3
