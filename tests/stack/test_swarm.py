@@ -313,6 +313,7 @@ def test_killed_containers_cost_nothing_that_was_promised(swarm: Swarm) -> None:
         assert_nothing_was_lost(report())
 
 
+@pytest.mark.full
 def test_ten_thousand_changes_outlive_twenty_killed_workers(swarm: Swarm) -> None:
     """Twenty killed workers lose none of ten thousand ordered changes, and nothing is left to do at the end."""
     swarm.scale(maintenance=4, refresh=4)

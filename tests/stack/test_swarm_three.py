@@ -131,6 +131,7 @@ def test_everybody_goes_on_when_the_primary_is_killed(swarm: Swarm) -> None:
     assert started(swarm) == before
 
 
+@pytest.mark.full
 def test_it_goes_back_to_one(swarm: Swarm) -> None:
     """As the guide says: the first server becomes the primary, then the rest is taken away; sessions are there."""
     fail_over, deploy = guide()["Three servers"][4:]
