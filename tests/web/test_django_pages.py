@@ -7,6 +7,8 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,12 +21,15 @@ from django.template import Context, Template, TemplateSyntaxError
 from django.test import AsyncClient, Client, override_settings
 from django.urls import path
 from django.utils import translation
+from django.utils.decorators import method_decorator
+from django.views import View
 
-from stillroom import InvalidKey, SettingsError, Stillroom
+from stillroom import InvalidArgument, InvalidKey, SettingsError, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.testing import Clock
 from stillroom.web.django import room as room_of_django
 from stillroom.web.django.pages import cache_page, tag_page
+from stillroom.web.django.views import fresh
 from tests.support.crowd import PATIENT
 from tests.support.django_project import configure
 from tests.support.web import Reply, ask, serving_wsgi
@@ -90,7 +95,29 @@ async def slow(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"price": price})
 
 
+class Prices(View):
+    """A class whose handlers are awaited."""
+
+    async def get(self, request: HttpRequest) -> HttpResponse:
+        calls.append("prices")
+        return JsonResponse({"price": price})
+
+
+@method_decorator(cache_page(60), name="dispatch")
+class CachedPrices(Prices):
+    pass
+
+
+@method_decorator(fresh(60), name="dispatch")
+class FreshPrices(Prices):
+    pass
+
+
 urlpatterns = [
+    path("prices/around", cache_page(60)(Prices.as_view())),
+    path("prices/dispatch", CachedPrices.as_view()),
+    path("prices/fresh", FreshPrices.as_view()),
+    path("prices/fresh/around", fresh(60)(Prices.as_view())),
     path("products/<int:id>", product),
     path("greeting", greeting),
     path("about", about),
@@ -362,3 +389,63 @@ def test_tags_need_our_backend() -> None:
     with override_settings(CACHES=local):
         with pytest.raises(TemplateSyntaxError, match="need a StillroomCache, not LocMemCache"):
             fragment(user=1)
+
+
+# Classes of async views, and times
+
+
+@pytest.mark.parametrize("way", ["around", "dispatch"])
+def test_a_class_of_async_views_is_cached_too(way: str) -> None:
+    """A page of a class whose handlers are awaited is kept, for servers of both kinds."""
+    address = f"/prices/{way}"
+
+    async def asked() -> list[HttpResponse]:
+        return [await AsyncClient().get(address) for _ in range(2)]
+
+    told = [*asyncio.run(asked()), *(Client().get(address) for _ in range(2))]
+    assert [(one.status_code, one.content) for one in told] == [(200, told[0].content)] * 4
+
+
+@pytest.mark.parametrize("way", ["fresh", "fresh/around"])
+def test_a_class_of_async_views_asks_again_who_somebody_is(way: str) -> None:
+    """`fresh` refuses a visitor with 401 also where it stands at a class whose handlers are awaited."""
+
+    async def asked() -> HttpResponse:
+        return await AsyncClient().get(f"/prices/{way}")
+
+    for told in (asyncio.run(asked()), Client().get(f"/prices/{way}")):
+        assert told.status_code == 401
+    assert calls == []
+
+
+def test_whatever_gives_a_coroutine_makes_a_value() -> None:
+    """`aget_or_set` awaits the result of a partial, an object or a lambda as that of a coroutine function."""
+
+    async def load(n: int = 1) -> int:
+        return n
+
+    class Load:
+        async def __call__(self) -> int:
+            return 4
+
+    async def made() -> list[int]:
+        ways = (load, partial(load, 2), lambda: load(3), Load(), lambda: 5, 6)
+        cache = caches["default"]
+        return [await cache.aget_or_set(f"made:{n}", way, 60) for n, way in enumerate(ways)]
+
+    assert asyncio.run(made()) == [1, 2, 3, 4, 5, 6]
+
+
+def test_times_of_values_may_be_timedeltas() -> None:
+    """A timeout and an swr of Django's cache may be timedeltas; what is no time is refused by its name."""
+    cache: Any = caches["default"]
+    cache.set("a", 1, timedelta(minutes=1))
+    assert cache.touch("a", timedelta(minutes=2))
+    assert cache.add("b", 2, timedelta(seconds=0))
+    assert cache.get_or_set("c", 3, timedelta(minutes=1), swr=timedelta(minutes=1)) == 3
+    assert cache.get_many(["a", "b", "c"]) == {"a": 1, "c": 3}
+    for wrong in ("60", True, float("nan")):
+        with pytest.raises(InvalidArgument, match="timeout="):
+            cache.set("a", 1, wrong)
+        with pytest.raises(InvalidArgument, match="swr="):
+            cache.get_or_set("d", 1, 60, swr=wrong)

@@ -15,14 +15,16 @@ Tags are those of the room: whatever invalidates one, in Python or after a commi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from inspect import iscoroutinefunction
+import math
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from inspect import isawaitable
 from typing import Any
 
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 
 from stillroom.cache import Cache
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import SettingsError
 from stillroom.keys import glob_literal
 from stillroom.web.django import room
@@ -110,7 +112,7 @@ class StillroomCache(BaseCache):
         version: int | None = None,
         *,
         tags: Sequence[str] = (),
-        swr: float = 0,
+        swr: Duration = 0,
     ) -> Any:
         """Return the value, or `default` (called if it can be), which one caller of all processes makes while
         others wait.
@@ -126,6 +128,7 @@ class StillroomCache(BaseCache):
         if ttl is None:
             return self.get(key, version=version, default=unpack(load()))
         longest = room().settings.life_limit - ttl
+        swr = seconds_of("swr", swr, least=0)
         return unpack(
             self._cache.get_or_set(
                 self._name(key, version), load, ttl=ttl, swr=min(swr, longest), tags=tags
@@ -162,10 +165,14 @@ class StillroomCache(BaseCache):
         version: int | None = None,
         *,
         tags: Sequence[str] = (),
-        swr: float = 0,
+        swr: Duration = 0,
     ) -> Any:
         """`default` may be a coroutine function, too."""
-        make = async_to_sync(default) if iscoroutinefunction(default) else default
+
+        def make() -> Any:
+            value = default() if callable(default) else default
+            return async_to_sync(_result)(value) if isawaitable(value) else value
+
         return await sync_to_async(self.get_or_set)(key, make, timeout, version, tags=tags, swr=swr)
 
     def invalidate_by_tag(self, *tags: str, soft: bool = False) -> None:
@@ -210,7 +217,12 @@ class StillroomCache(BaseCache):
         seconds = self.default_timeout if timeout is DEFAULT_TIMEOUT else timeout
         if seconds is None:
             return longest
-        return min(float(seconds), longest) if seconds > 0 else None
+        seconds = seconds_of("timeout", seconds, least=-math.inf)
+        return min(seconds, longest) if seconds > 0 else None
+
+
+async def _result(made: Awaitable[Any]) -> Any:
+    return await made
 
 
 def _refuse_foreign(location: Any, options: Mapping[str, Any]) -> None:

@@ -11,7 +11,6 @@ urlpatterns = [path("api/", limited(API, by="user")(include("shop.api")))]
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -29,7 +28,7 @@ from stillroom.limits.routes import Counted
 from stillroom.misuse import explained
 from stillroom.web.cors import exposing, is_preflight
 from stillroom.web.django import room
-from stillroom.web.django.requests import InRequest
+from stillroom.web.django.requests import InRequest, is_async_view
 from stillroom.web.django.sessions import SessionStore
 from stillroom.web.ending import lacking
 from stillroom.web.endpoints import Charger
@@ -301,7 +300,7 @@ def _guarded(match: Any, declarations: Sequence[Limited]) -> Any:
 
 def _limited(view: Any, declaration: Limited) -> Any:
     """Return the view with its limits. It is charged here unless it was already, wherever it is called from."""
-    if inspect.iscoroutinefunction(view):
+    if is_async_view(view):
 
         @functools.wraps(view)
         async def charged_async(*args: Any, **kwargs: Any) -> Any:

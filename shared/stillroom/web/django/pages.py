@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from inspect import iscoroutinefunction
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
@@ -25,6 +24,7 @@ from stillroom.durations import Duration, seconds_of
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.misuse import explained
 from stillroom.web.django import room
+from stillroom.web.django.requests import is_async_view
 from stillroom.web.pages.answer import CDN_HEADERS, answer_from, bypassed
 from stillroom.web.pages.pages import PageTags, Rendering, tag_page
 from stillroom.web.pages.policy import ANALYTICS, CAMPAIGNS, Identity, Policy, Visit, identify
@@ -81,11 +81,14 @@ def cache_page(
         name = f"{key_prefix}{view.__module__}.{view.__qualname__}"
         tagged = PageTags(tags, view, query)
         cached = CachedView(name, policy, tagged, times, kinds, harmless_cookies)
-        if iscoroutinefunction(view):
+        if is_async_view(view):
+
+            async def awaited(*args: Any, **kwargs: Any) -> Any:
+                return await view(*args, **kwargs)
 
             @functools.wraps(view)
             async def answer_async(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-                blocking = async_to_sync(view)
+                blocking = async_to_sync(awaited)
                 asked = sync_to_async(cached.answer)
                 return await asked(request, kwargs, lambda: blocking(request, *args, **kwargs))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from asgiref.sync import iscoroutinefunction
 from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase
 from django.utils.deprecation import MiddlewareMixin
@@ -49,6 +50,13 @@ class InRequest(MiddlewareMixin):
         with within(own), _told(own, request) as tell:
             _begun(request)
             return tell(super().__call__(request))
+
+
+def is_async_view(view: Any) -> bool:
+    """Return whether a view is awaited: a coroutine function, or a class of them, or `dispatch` of such a class."""
+    owner = getattr(getattr(view, "func", view), "__self__", None)
+    is_dispatch = getattr(view, "__name__", "") == "dispatch"
+    return iscoroutinefunction(view) or (is_dispatch and getattr(owner, "view_is_async", False))
 
 
 def _is_within(request: HttpRequest) -> bool:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
 
-from asgiref.sync import iscoroutinefunction, sync_to_async
+from asgiref.sync import sync_to_async
 from django.http import HttpRequest, HttpResponse
 
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import SessionNotFresh
 from stillroom.misuse import explained
+from stillroom.web.django.requests import is_async_view
 from stillroom.web.problem import failed
 
 View = TypeVar("View", bound=Callable[..., Any])
@@ -35,7 +36,7 @@ def fresh(seconds: Duration) -> Callable[[View], View]:
             refusal = await sync_to_async(_refusal)(request, within)
             return refusal or await view(request, *args, **kwargs)
 
-        return awaited if iscoroutinefunction(view) else checked  # type: ignore[return-value]
+        return awaited if is_async_view(view) else checked  # type: ignore[return-value]
 
     return decorated
 
