@@ -51,6 +51,7 @@ _SLICE_S = 0.005
 _ALARM, _PROF, _VTALRM, _CHLD = map(
     int, (signal.SIGALRM, signal.SIGPROF, signal.SIGVTALRM, signal.SIGCHLD)
 )
+_INTERRUPTIONS = 100  # are waited out; whoever goes on is heard
 _handler_of = _signal.getsignal  # signal's own makes an enum of each answer
 
 
@@ -218,7 +219,9 @@ def _is_plain(sock: Any) -> bool:
 def _wait_out(until: float) -> None:
     """Wait until then (time.monotonic()), whatever interrupts it meanwhile. Raises the last interruption then."""
     interruption: BaseException | None = None
-    while (left := until - time.monotonic()) > 0:
+    for _ in range(_INTERRUPTIONS):
+        if (left := until - time.monotonic()) <= 0:
+            break
         try:
             time.sleep(left)
         except BaseException as error:  # a second timeout of gevent's, another signal
