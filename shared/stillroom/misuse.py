@@ -70,17 +70,17 @@ def is_awaited(function: Any) -> bool:
     return code is not None and bool(code.co_flags & inspect.CO_COROUTINE)  # this runs on hits
 
 
-def name_to_tell(function: Any) -> str:
-    """Return the name of a function, or of the type of another thing that is called, for a message."""
+def name_of(function: Any) -> str:
+    """Return the name of a function, or of what is called like one."""
     while isinstance(function, functools.partial):
         function = function.func
-    return getattr(function, "__name__", type(function).__name__)
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _refuse_coroutine(what: str, function: Any) -> None:
     if is_awaited(function):
         raise InvalidArgument(
-            f"{what}={name_to_tell(function)}: a plain function; this one has to be awaited"
+            f"{what}={name_of(function)}: a plain function; this one has to be awaited"
         )
 
 

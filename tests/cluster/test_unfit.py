@@ -103,7 +103,7 @@ def test_a_cluster_with_its_setting_is_let_in(settings: Settings, face: str) -> 
 
 @pytest.mark.parametrize("gone", ["EVALSHA", "SCRIPT"])
 def test_a_server_without_scripts_is_refused_at_the_start(gone: str, face: str) -> None:
-    """As behind a proxy that does not pass on EVALSHA or SCRIPT LOAD."""
+    """A server without EVALSHA or SCRIPT LOAD, as behind some proxies, is refused at the start."""
     with EmbeddedServer(options={"rename-command": f'{gone} ""'}) as one:
         with open_room(face, settings_for(redis_url=one.url), Recording()) as room:
             with pytest.raises(RedisUnavailable, match=r"REDIS_URL.*EVALSHA") as error:
@@ -116,7 +116,7 @@ def test_a_server_without_scripts_is_refused_at_the_start(gone: str, face: str) 
 def test_a_right_that_scripts_need_is_missed_at_the_start(
     state_server: EmbeddedServer, state_client: Any, lacking: str, face: str
 ) -> None:
-    """Before the first request finds out."""
+    """A user without a right that scripts need is refused before the first request."""
     url = as_user(state_server.url, blind(state_client, lacking))
     try:
         with open_room(face, settings_for(redis_url=url), Recording()) as room:
@@ -129,7 +129,7 @@ def test_a_right_that_scripts_need_is_missed_at_the_start(
 
 @pytest.mark.parametrize("version", [b"6.0.9", b"5.0.4", b"2.8.9"])
 def test_an_old_server_is_refused(state_server: EmbeddedServer, version: bytes, face: str) -> None:
-    """By its version, which each connection asks for; every call says so, not only the start."""
+    """An old server is refused by its version, which each connection asks for, at the start and at every call."""
     with Proxy(state_server.port) as proxy:
         proxy.says = b"redis_version:7.2.4", b"redis_version:" + version
         with open_room(face, settings_for(redis_url=proxy.url), Recording()) as room:

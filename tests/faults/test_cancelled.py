@@ -40,6 +40,12 @@ async def _lost(client: Any, proxy: Proxy, act: Awaitable[Any]) -> None:
     proxy.let_go()
 
 
+def _lose(proxy: Proxy, server: EmbeddedServer) -> None:
+    """Lose the request that is held, with its connection, and let new ones pass."""
+    proxy.lead_to(server.port)
+    proxy.let_go()
+
+
 def _run(server: EmbeddedServer, story: Callable[[AsyncStillroom, Proxy], Awaitable[None]]) -> None:
     async def told() -> None:
         with Proxy(server.port) as proxy:
@@ -113,7 +119,7 @@ def test_a_cancelled_logout_that_may_wait_ends_the_session(server: EmbeddedServe
         logout.cancel()
         with pytest.raises(asyncio.CancelledError):
             await logout
-        proxy.let_go()
+        _lose(proxy, server)
         assert await room.sessions.get(session) is None
         assert await room.sessions.deliver() == 0
         assert await room.sessions.count("ann") == 0
@@ -150,7 +156,7 @@ def test_a_place_whose_return_is_cancelled_comes_back(server: EmbeddedServer) ->
         giving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await giving
-        proxy.let_go()
+        _lose(proxy, server)
         assert await room.limits.reserve(IP, [PLACE])
 
     _run(server, story)

@@ -15,6 +15,7 @@ from stillroom import AsyncStillroom, Limit, NoDispatch, Routes, Settings, Still
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
 from stillroom.web.asgi import StillroomMiddleware
+from tests.faults.test_sent_once import WRITES
 from tests.support.proxy import Proxy
 
 COMMAND_S = 0.5
@@ -83,12 +84,6 @@ def test_a_task_that_is_cancelled_again_and_again_holds_nothing(
             assert [key for key in held if client.type(key) != b"zset" or client.zcard(key)] == []
 
     asyncio.run(scenario())
-
-
-WRITES: dict[str, Callable[[Any], Any]] = {
-    "set": lambda cache: cache.set("k", "v1", tags=["t"], ttl=600),
-    "set_many": lambda cache: cache.set_many({"k": "v1"}, tags=["t"], ttl=600),
-}
 
 
 @pytest.mark.parametrize("write", WRITES)
@@ -188,9 +183,8 @@ def test_a_turn_that_comes_when_its_task_gives_up_is_the_next_tasks(
             third = asyncio.create_task(room.cache.get("k"))
             await asyncio.sleep(0)
             own_server.thaw()
-            time.sleep(
-                0.5
-            )  # this loop is busy until the reply has arrived and the second's time is up
+            # This loop is busy until the reply has arrived and the second's time is up.
+            time.sleep(0.5)
             async with asyncio.timeout(20):
                 assert [await first, await third] == [1, 1]
             assert isinstance(

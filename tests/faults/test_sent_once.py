@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -109,9 +110,10 @@ def test_an_interrupted_write_ends_when_it_can_no_longer_act(
     def signal_once_it_is_held() -> None:
         if proxy.held.wait(5):
             os.kill(os.getpid(), signal.SIGUSR1)
-            time.sleep(COMMAND_S / 5)  # by then it waits for its time to be over
+            assert until(lambda: _is_waiting(main), 5)
             os.kill(os.getpid(), signal.SIGUSR1)
 
+    main = threading.get_ident()
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with Stillroom(_behind(proxy), dispatch=NoDispatch()) as app:
@@ -123,6 +125,11 @@ def test_an_interrupted_write_ends_when_it_can_no_longer_act(
     finally:
         signal.signal(signal.SIGUSR1, before)
     _arrives_too_late(proxy, other, client)
+
+
+def _is_waiting(thread: int) -> bool:
+    """Return whether a thread waits until its write can no longer act."""
+    return sys._current_frames()[thread].f_code.co_name == "_wait_out"
 
 
 def _behind(proxy: Proxy) -> Settings:

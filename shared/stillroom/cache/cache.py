@@ -10,12 +10,12 @@ from stillroom.cache.cached import AsyncCachedFunction, AsyncRegister, CachedFun
 from stillroom.cache.gathering import gather, gather_async
 from stillroom.cache.images import Images
 from stillroom.cache.keeping import TtlOf
-from stillroom.cache.loaders import Loaders, TagSpec, is_coroutine_function, name_of
+from stillroom.cache.loaders import Loaders, TagSpec, is_coroutine_function
 from stillroom.cache.sharded import ShardedBody
 from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument
 from stillroom.face import Face, Part, Service, awaiting, blocking, drop_our_frames
-from stillroom.misuse import explained
+from stillroom.misuse import explained, name_of
 from stillroom.operation import AsyncDriver, Driver
 
 T = TypeVar("T")

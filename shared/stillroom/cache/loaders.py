@@ -36,7 +36,7 @@ from stillroom.cache.template import Template, fitting, prefix_of
 from stillroom.cache.warm import check, warm_of
 from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, StillroomError, UnknownLoader, did_you_mean
-from stillroom.misuse import misuse, refuse_awaited
+from stillroom.misuse import misuse, name_of, refuse_awaited
 from stillroom.operation import Call
 from stillroom.sameness import is_plain, is_same
 from stillroom.whole import is_whole
@@ -417,13 +417,6 @@ def several(what: str, given: Any) -> Sequence[Any]:
     if isinstance(given, bytes) or not isinstance(given, Iterable):
         raise InvalidArgument(f"{what}={given!r}: a text, or a list of them; leave it out for none")
     return list(given)
-
-
-def name_of(function: Any) -> str:
-    """Return the name of a function, or of what is called like one."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def result_of(function: Any) -> Any:

@@ -25,9 +25,7 @@ from stillroom.stats import Stats
 
 ORDERS_LIMIT = 10_000
 TRIES_LIMIT = 8
-HELD_MS = (
-    60_000  # then the order of a worker that died is due again; a load may take longer: see `lease`
-)
+HELD_MS = 60_000  # at least; then the order of a worker that died is due again
 # After the first try it is due for the next run, which may be another worker's; then later each time.
 FIRST_DELAY_MS, LONGEST_DELAY_MS = 15_000, 300_000
 KIND = "order"  # of dead letter

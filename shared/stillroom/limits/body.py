@@ -183,8 +183,8 @@ class LimitsBody(Operating, OverShards):
         """Take before the work is done; `refund` afterwards if it should not count, as a login that succeeds.
 
         To look, work and count afterwards would let a hundred guesses through that are made at the same time.
-        What is neither refunded nor committed stays consumed. A call that is cancelled gives back what it took when
-        this process next asks Redis about a subject. Otherwise like `check`.
+        What is neither refunded nor committed stays consumed. What a call took that is cancelled, or interrupted,
+        before it returns is given back. Otherwise like `check`.
         """
         return self._reserved(self._requests.make(subject, limits, cost, route, meant))
 

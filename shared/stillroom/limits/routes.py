@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from stillroom.errors import InvalidLimit, did_you_mean
 from stillroom.limits.limit import DEFAULT, Limit, check_cost, check_limits
 from stillroom.limits.template import Template
-from stillroom.misuse import explained, is_awaited, name_to_tell
+from stillroom.misuse import explained, is_awaited, name_of
 
 Counted = Literal["all", "failures"] | Callable[[Any], bool]
 
@@ -157,7 +157,7 @@ def check_plain(name: str, given: object) -> None:
     """Raises InvalidLimit for a coroutine function: nobody awaits it, and a coroutine is true for every request."""
     if is_awaited(given):
         raise InvalidLimit(
-            name_to_tell(given), f"{name}= is a plain function; this one has to be awaited"
+            name_of(given), f"{name}= is a plain function; this one has to be awaited"
         )
 
 

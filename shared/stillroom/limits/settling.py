@@ -184,11 +184,11 @@ class Settling:
             # Of several shards some may have done it.
             if not (error.may_be_done or reservation.local or len(homes) > 1):
                 return False
-            self.settle_later(reservation, cost)
+            self._settle_later(reservation, cost)
             return None
         except BaseException as error:
             if is_in_doubt(error):
-                self.settle_later(reservation, cost)
+                self._settle_later(reservation, cost)
             raise
         return all(settled)
 
@@ -200,7 +200,7 @@ class Settling:
         try:
             yield Freeing([self._settlement(one, 0) for one in reservation.by_home().values()])
         except RedisUnavailable:
-            self.settle_later(reservation, 0)
+            self._settle_later(reservation, 0)
 
     def commit(self, reservation: Reservation) -> Operation[bool | None]:
         """Return whether the reservation could be refunded until now, and can't any more. None: not known.
@@ -248,7 +248,7 @@ class Settling:
         )
         return list(islice(found, BITE))
 
-    def settle_later(self, reservation: Reservation, cost: int) -> None:
+    def _settle_later(self, reservation: Reservation, cost: int) -> None:
         """Keep this until Redis is asked about a subject again, or is back."""
         for home, one in reservation.by_home().items():
             self._refunds[home + one.id.encode()] = one, cost

@@ -12,7 +12,7 @@ from stillroom.scripts import session_create, session_free
 from stillroom.sessions.asking import LOGOUT, Asking, steady_us
 from stillroom.sessions.ends import End, Undo, late_in
 from stillroom.sessions.token import Place
-from stillroom.wire.outcome import NodeAway
+from stillroom.wire import NodeAway
 
 log = logging.getLogger("stillroom.sessions")
 
@@ -78,9 +78,7 @@ class Beginning:
             way, reply = yield from self._send(sent)
             late, took = self._late(way, reply), steady_us() - sent
             if reply[0] == b"replaced" and (again := self._after(late, took)):
-                self._ending = (
-                    again  # nothing was begun, and the rotation may have come after the asking
-                )
+                self._ending = again  # nothing was begun; a rotation may have come after the asking
                 continue
             if reply[0] != b"again":
                 return reply, self._after(late, took) is not None
@@ -96,7 +94,7 @@ class Beginning:
         try:
             replies = yield from self._asking._ask(batch, Once, kept_as)
         except SessionStoreUnavailable as error:
-            self._is_refused(error, len(batch))
+            self._note_held(_replies_of(error, len(batch)))
             # The server lacked one of the scripts and had one behind it, so they would be out of order. It has all
             # of them now, and each that is sent again recognises itself.
             if error.reason != "noscript":
@@ -112,7 +110,9 @@ class Beginning:
         try:
             return (yield from self._asking._ask(batch, Once, kept_as))
         except SessionStoreUnavailable as error:
-            if self._is_refused(error, len(batch)):
+            replies = _replies_of(error, len(batch))
+            self._note_held(replies)
+            if _is_refused(replies):
                 raise
             failure = SessionStoreUnavailable(error.reason, error.detail, may_be_done=True)
             raise failure from error
@@ -136,17 +136,11 @@ class Beginning:
         self._held = self._held or way[0]
         return late_in(way)
 
-    def _is_refused(self, error: SessionStoreUnavailable, size: int) -> bool:
-        """Return whether the server refused the creation, the last of `size` commands, and remember what is held.
-
-        Nor was it done if it was sent before: the script would have recognised itself.
-        """
-        replies = getattr(error.__cause__, "replies", ())[:size]
-        if len(replies) != size:
-            return False
-        if self._ending is not None and not self._is_near and isinstance(replies[-2], list):
+    def _note_held(self, replies: Sequence[Any]) -> None:
+        """Remember which session is held, where a batch failed behind that."""
+        is_held = self._ending is not None and not self._is_near
+        if is_held and replies and isinstance(replies[-2], list):
             self._held = self._held or replies[-2][0]
-        return isinstance(replies[-1], Exception) and not isinstance(replies[-1], NodeAway)
 
     def _after(self, late: int, took: int) -> End | None:
         """Return the end to send after that exchange, or None: it is done, or there is none. See End.after."""
@@ -178,3 +172,19 @@ class Beginning:
         self._asking._defer(self._place, Undo((self._names[0],), prefix))
         if self._old is not None and self._ending is not None:
             self._asking._defer(self._old, self._ending)
+
+
+def _replies_of(error: SessionStoreUnavailable, size: int) -> Sequence[Any]:
+    """Return the replies to a batch of so many commands, of which one is an error; none where some are lost."""
+    replies: Sequence[Any] = getattr(error.__cause__, "replies", ())[:size]
+    return replies if len(replies) == size else ()
+
+
+def _is_refused(replies: Sequence[Any]) -> bool:
+    """Return whether the server refused the creation, the last of the batch.
+
+    Nor was it done if it was sent before: the script would have recognised itself.
+    """
+    if not replies:
+        return False
+    return isinstance(replies[-1], Exception) and not isinstance(replies[-1], NodeAway)

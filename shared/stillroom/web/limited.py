@@ -180,9 +180,10 @@ def declared_in_threads(
     limits: Sequence[Any], by: By, cost: Any, count: Counted, exempt_when: When
 ) -> Limited:
     """Return the declaration as `declared` does, for a framework that awaits none of its functions."""
-    given = {"limits": limits[0] if len(limits) == 1 else None, "by": by, "cost": cost}
-    for name, function in {**given, "exempt_when": exempt_when}.items():
-        check_plain(name, function)
+    for limit in limits:
+        check_plain("limits", limit)
+    for name, given in (("by", by), ("cost", cost), ("exempt_when", exempt_when)):
+        check_plain(name, given)
     return declared(limits, by, cost, count, exempt_when)
 
 

@@ -36,9 +36,7 @@ class Budget:
         self.left = math.inf
         try:
             _current.reset(self._token)
-        except (
-            ValueError
-        ):  # a generator that is ended elsewhere: there the request was never current
+        except ValueError:  # ended in another context, where this request was never current
             return
 
 

@@ -96,9 +96,7 @@ class LimitsMiddleware(InRequest):
     async def __acall__(self, request: HttpRequest) -> Any:
         try:
             return await super().__acall__(request)
-        except (
-            BaseException
-        ):  # such as the cancellation by which Django says that its client has gone
+        except BaseException:  # also the cancellation that tells of a client that has gone
             await sync_to_async(self._let_go)(request)
             raise
 
