@@ -260,7 +260,7 @@ class Core:
         """
         name = sanitized(key)
         self._codec.reader(type)  # refuses a value that is no type, on a miss too
-        kept_for = near_of(near)
+        kept_for = None if near is None else near_of(near)
         try:
             if kept_for is None:
                 entry, freshness = yield from self._look(name)
