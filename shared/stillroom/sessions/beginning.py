@@ -126,7 +126,8 @@ class Beginning:
         age = self._ending.age(now) if self._ending else 0
         replaced = self._ending.keys if self._ending and self._is_near else ()
         aliases = len(self._names) - 1
-        return session_create([*self._names, *replaced], *self._about, aliases, age, *self._fields)
+        words = session_create([*self._names, *replaced], *self._about, aliases, age)
+        return *words, *self._fields
 
     def _late(self, way: Any, reply: Any) -> int:
         """Return how many µs before this call the grace of the replaced name was over, or -1 if it was not."""

@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeVar, overload
 
 from pydantic import SecretStr
@@ -312,7 +313,7 @@ class SessionsBody(Asking):
         times = self._times if idle is absolute is None else self._times_of(idle, absolute)
         given = {} if data is None else data
         fields, note = encoded(given, *self._limits()), encoded_meta(meta)
-        labels = b"\n".join(encoded_tags(tags))
+        labels = b"" if tags == () else b"\n".join(encoded_tags(tags))
         old = None if replaces is None else self._place(replaces)
         # An anonymous session stays in its shard: then one script does all of it.
         shard = shard_of(user, self._shards) if user else (None if old is None else old.shard)
@@ -1034,7 +1035,7 @@ def _us(seconds: float) -> int:
 
 
 def _flat(fields: Mapping[bytes, bytes]) -> list[bytes]:
-    return [part for item in fields.items() for part in item]
+    return list(chain.from_iterable(fields.items()))
 
 
 def _check_cap(user_id: str | None, most: int | None, on_cap: str) -> None:

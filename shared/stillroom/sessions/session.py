@@ -20,7 +20,7 @@ from stillroom.errors import (
     ValueTooLarge,
 )
 from stillroom.keys import original, sanitized
-from stillroom.marked import SAYS_HTML, Marks, has_marks, writable
+from stillroom.marked import SAYS_HTML, Marks, has_marks, is_plain, writable
 from stillroom.sessions.token import make_handle
 
 T = TypeVar("T")
@@ -225,7 +225,7 @@ def encoded(data: object, limit: int, keys_limit: int) -> dict[bytes, bytes]:
 def encoded_value(key: str, value: object) -> bytes:
     """Return the JSON of one value, a type that JSON has no word for marked. Raises SessionDataRefused."""
     try:
-        packed = _MARKS.pack(value)
+        packed = value if is_plain(value) else _MARKS.pack(value)
         try:
             return _json(key, packed)
         except SessionDataRefused:
