@@ -15,6 +15,7 @@ from bench.stage import server_cpu_us
 from stillroom.embedded import EmbeddedServer, free_port
 
 WARM_UP_S = 1.0
+TURNS = 3  # at most
 OURS = ["ours", "gathered", "near"]  # variants
 
 
@@ -92,9 +93,13 @@ class App:
         self._send(WARM_UP_S)
 
     def measure(self, seconds: float) -> Figures:
-        before = self._costs()
-        load = self._send(seconds)
-        if load.errors:  # what fails may be quicker than a page
+        """Measure; once more where requests fail, as some do on a busy machine: they may be quicker than a page."""
+        for _ in range(TURNS):
+            before = self._costs()
+            load = self._send(seconds)
+            if not load.errors:
+                break
+        else:
             what = f"requests to {self.framework}, {self.variant}"
             raise RuntimeError(f"{load.errors:,} of {load.requests:,} {what} failed")
         app, server, commands, out = (
