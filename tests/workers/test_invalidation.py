@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -141,6 +143,29 @@ def test_what_an_app_does_and_orders_is_done_by_the_worker_it_wakes(
     room.tasks.invalidate_keys("product:1")
     until(lambda: entries(db, room) == 0, "the ordered invalidation")
     until(lambda: not db.exists(room.keys.todo), "nothing to be left")
+
+
+def test_an_order_outlives_an_outage_of_the_only_redis_of_the_app(
+    start_worker: StartWorker, stranger: Celery, own_server: EmbeddedServer
+) -> None:
+    """An order by name whose worker finds cache and state away is carried out when they are back."""
+    with EmbeddedServer() as away, Stillroom(Settings(redis_url=away.url)) as room:
+        worker = start_worker(REDIS_URL=away.url, STILLROOM_BROKER_URL=own_server.url)
+        room.cache.set_many({"k": 1, "t": 1, "p:1": 1, "alive": 1})
+        room.cache.set("t", 1, tags=["t"])
+        os.kill(away.pid, signal.SIGSTOP)
+        for task, fields in [
+            ("keys", {"keys": ["k"]}),
+            ("tags", {"tags": ["t"]}),
+            ("pattern", {"pattern": "p:*"}),
+        ]:
+            stranger.send_task(f"stillroom.invalidate_{task}", kwargs=fields, queue=QUEUE)
+        for task in ("keys", "tags", "pattern"):
+            worker.await_line(f"invalidate_{task} waits until the cache's Redis is back")
+        until(lambda: worker.log.count("'left': 1") >= 3, "the orders to be sent again")
+        os.kill(away.pid, signal.SIGCONT)
+        names = ("k", "t", "p:1", "alive")
+        until(lambda: list(room.cache.get_many(names)) == ["alive"], "the invalidations")
 
 
 @pytest.mark.long

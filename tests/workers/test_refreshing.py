@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from celery.exceptions import Reject, WorkerShutdown
 
-from stillroom import RedisUnavailable, Settings
+from stillroom import RedisUnavailable, Settings, Stillroom
 from stillroom.dispatch import RefreshOrder, RefreshOrders
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers.app import make_app
 from stillroom_workers.crew import Crew
 from stillroom_workers.tasks import refresh
+from tests.support.entries import Recording, age
 
 
 @pytest.fixture
@@ -83,3 +87,53 @@ def test_orders_do_not_wait_for_ever(
     with pytest.raises(RedisUnavailable):
         refreshing.one(order(30))
     own_server.restart()
+
+
+ENDINGS = [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), BaseException("odd")]
+
+
+@pytest.fixture
+def ordered(app: Any, own_server: EmbeddedServer, db: Any) -> Iterator[list[RefreshOrder]]:
+    """Return orders whose leases are held: of a loader that raises what `app.error` is, and of one that works."""
+    app.error, dispatch = None, Recording()
+
+    @app.room.cache.cached("ends:{id}", ttl=60, swr=600)
+    def ends(id: int) -> int:
+        if app.error is not None:
+            raise app.error
+        return id
+
+    @app.room.cache.cached("works:{id}", ttl=60, swr=600)
+    def works(id: int) -> int:
+        return id
+
+    with Stillroom(Settings(redis_url=own_server.url), dispatch=dispatch) as web:
+        web.cache.loaders.adopt(app.room.cache.loaders)
+        for load in (ends, works):
+            load(1)
+            age(db, b"stillroom:{0}:e:%b:1" % load.__name__.encode(), 61)
+            web.cache.get(f"{load.__name__}:1")
+        yield dispatch.orders
+
+
+@pytest.mark.parametrize("error", [*ENDINGS, WorkerShutdown(0), Reject(requeue=True)], ids=repr)
+def test_a_loader_that_ends_its_thread_is_a_failed_load(
+    app: Any, refreshing: refresh.Refreshing, ordered: list[RefreshOrder], error: BaseException
+) -> None:
+    """Whatever a loader raises, its order has failed, and the other orders of the message are carried out."""
+    app.error = error
+    with ThreadPoolExecutor(1) as tasks:
+        done = tasks.submit(refreshing.many, RefreshOrders(orders=ordered))
+        assert done.result() == {"outcomes": {"failed": 1, "refreshed": 1}}
+
+
+@pytest.mark.parametrize("error", ENDINGS, ids=repr)
+def test_no_task_ends_its_thread(app: Any, error: BaseException) -> None:
+    """A task fails by an Exception, which Celery acknowledges, whatever the app's code in it raises."""
+
+    def body() -> None:
+        raise error
+
+    task = app.task(body, name="stillroom.ends")
+    with pytest.raises(RuntimeError, match=f"{type(error).__name__} was raised"):
+        task()

@@ -11,6 +11,7 @@ from stillroom import Settings, Stillroom
 from stillroom.dispatch import broker_tls, is_amqp, own_names, sent_now, sentinel_options
 from stillroom.keys import Keys
 from stillroom.own_celery import OwnCelery
+from stillroom_workers.contained import contained
 from stillroom_workers.letters import Letters
 from stillroom_workers.lifecycle import attend, open_room
 from stillroom_workers.neighbour import Neighbour, Registry
@@ -58,7 +59,7 @@ class StillroomCelery(OwnCelery):
 
         @wraps(body)
         def run(*args: Any, **fields: Any) -> Any:
-            with self.neighbour.at_home():
+            with self.neighbour.at_home(), contained():
                 return body(*args, **fields)
 
         return super().task(run, **{"shared": False} | options)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from celery import current_task
+from celery.exceptions import Reject
 
 from stillroom import RedisUnavailable
 from stillroom.cache import Progress
 from stillroom.cache.orders import InvalidateKeys, InvalidatePattern, InvalidateTags, Order
 from stillroom.dispatch import RECLAIM_TASK
+from stillroom.errors import REFUSED_FOR_GOOD
 from stillroom_workers.tasks.checked import NoArguments, Report, register_task
 from stillroom_workers.tasks.room import WorkerApp
 
 log = logging.getLogger("stillroom.workers")
+
+SENT_AGAIN_AFTER_S = 1.0  # an order that can't be written down holds a thread for this long
 
 
 def register(app: WorkerApp) -> None:
@@ -25,6 +30,7 @@ def register(app: WorkerApp) -> None:
 
     All return counts. Where more is left than fits the time budget, the task sends itself again. An order that
     finds the cache's Redis away is written down, and a later reclaim carries it out: its message is gone by then.
+    Where it can't be written down either, its task is sent again, once a second.
     """
 
     def invalidate_keys(order: InvalidateKeys) -> Report:
@@ -50,7 +56,7 @@ def register(app: WorkerApp) -> None:
             yield report
         except RedisUnavailable as error:
             log.warning("%s waits until the cache's Redis is back: %s", order.kind, error)
-            app.room.upkeep.order(order)
+            keep(app, order)
             report |= {"deleted": 0, "left": 1}
 
     def reclaim() -> Report:
@@ -70,6 +76,24 @@ def register(app: WorkerApp) -> None:
     task("stillroom.invalidate_pattern", InvalidatePattern, invalidate_pattern)
     task("stillroom.trim_indexes", NoArguments, lambda _: trim_indexes())
     task(RECLAIM_TASK, NoArguments, lambda _: reclaim())
+
+
+def keep(app: WorkerApp, order: Order) -> None:
+    """Write the order down, or send it again where the state's Redis is away, too."""
+    try:
+        app.room.upkeep.order(order)
+    except RedisUnavailable as error:
+        if error.reason in REFUSED_FOR_GOOD:
+            raise
+        time.sleep(SENT_AGAIN_AFTER_S)
+        _send_again(app, order)
+
+
+def _send_again(app: WorkerApp, order: Order) -> None:
+    try:
+        app.send_task(f"stillroom.{order.kind}", kwargs=order.model_dump())
+    except Exception as error:  # kombu's, redis-py's and the socket's: the broker is away, too
+        raise Reject(error, requeue=True) from error
 
 
 def tell(task: Any, progress: Progress) -> None:

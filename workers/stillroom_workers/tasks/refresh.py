@@ -18,6 +18,7 @@ from stillroom.dispatch import (
     RefreshOrder,
     RefreshOrders,
 )
+from stillroom_workers.contained import loading
 from stillroom_workers.crew import Alone, Crew, Hands
 from stillroom_workers.tasks.checked import Report, refuse, register_task
 from stillroom_workers.tasks.room import WorkerApp
@@ -91,7 +92,8 @@ class Refreshing:
             return {"outcome": "paused", "loader": order.loader, "key": order.key}
         while True:
             try:
-                return upkeep.refresh(order)
+                with loading():
+                    return upkeep.refresh(order)
             except RedisUnavailable as error:
                 if error.reason != "breaker" or time.monotonic() > patience:
                     raise

@@ -1,0 +1,56 @@
+"""Makes the failure of one task of what would end its thread, or its process.
+
+Celery foresees an Exception. `sys.exit`, asyncio's CancelledError and gevent's Timeout are none. Where a loader
+raises one in the threads pool, its message is never acknowledged and holds one place of the prefetch: after as many
+as there are threads the worker takes no other. In the solo pool the worker exits and gives the message to the next
+one, which exits too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from billiard import common
+from celery.exceptions import TaskPredicate, WorkerShutdown, WorkerTerminate
+
+# Neither library has types of its own. As Any they look the same to mypy with and without stubs.
+_billiard: Any = common
+_OF_THE_WORKER: tuple[type[BaseException], ...] = (WorkerShutdown, WorkerTerminate)
+# What Celery takes for a task's word about its message: "give it back" would load for ever.
+_OF_A_TASK: type[BaseException] = TaskPredicate
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Raise RuntimeError for what is raised inside and is no Exception, unless this process is told to end."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if _ends_the_process(error):
+            raise
+        raise _failure(error) from error
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Raise RuntimeError also for what is Celery's and comes from a task of the project that the loader calls."""
+    with contained():
+        try:
+            yield
+        except _OF_A_TASK as error:
+            raise _failure(error) from error
+
+
+def _ends_the_process(error: BaseException) -> bool:
+    """Return whether a signal has raised it, which happens in the main thread: where solo and prefork run tasks."""
+    of_a_signal = isinstance(error, _OF_THE_WORKER) or _billiard._should_have_exited[0]
+    return of_a_signal and threading.current_thread() is threading.main_thread()
+
+
+def _failure(error: BaseException) -> RuntimeError:
+    return RuntimeError(f"{type(error).__name__} was raised: {error}")
