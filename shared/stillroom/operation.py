@@ -44,6 +44,7 @@ from stillroom.wire import (
     Wire,
     load_begun,
     refusal,
+    side_by_side,
     time_left,
     to_its_end,
     words_of,
@@ -423,9 +424,7 @@ class AsyncDriver:
         if isinstance(step, On):
             if len(step.operations) == 1:
                 return _all_good([await self._outcome(*step.operations[0])])
-            return _all_good(
-                await asyncio.gather(*(self._outcome(*one) for one in step.operations))
-            )
+            return _all_good(await side_by_side(self._outcome(*one) for one in step.operations))
         raise TypeError(f"{type(step).__name__} is no step of an operation")
 
     async def _exchange_kept(self, step: Kept, deadline: float) -> Replies:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -86,6 +88,11 @@ def test_a_task_that_is_cancelled_again_and_again_holds_nothing(
     asyncio.run(scenario())
 
 
+def _scripts_run(client: redis.Redis) -> int:
+    stats: Any = client.info("commandstats")
+    return int(stats.get("cmdstat_evalsha", {}).get("calls", 0))
+
+
 @pytest.mark.parametrize("write", WRITES)
 def test_a_write_that_is_cancelled_again_and_again_ends_when_it_can_no_longer_act(
     server: EmbeddedServer, make_room: Any, client: redis.Redis, write: str
@@ -106,17 +113,65 @@ def test_a_write_that_is_cancelled_again_and_again_ends_when_it_can_no_longer_ac
                     assert await asyncio.to_thread(proxy.held.wait, 5)
                     scope.cancel()
 
-    def scripts_run() -> int:
-        stats: Any = client.info("commandstats")
-        return int(stats.get("cmdstat_evalsha", {}).get("calls", 0))
-
     with Proxy(server.port) as proxy:
         asyncio.run(cancel_on_the_way(proxy))
         other.cache.invalidate_by_tag("t")
-        before = scripts_run()
+        before = _scripts_run(client)
         proxy.let_go()
-        assert until(lambda: scripts_run() > before, 5)
+        assert until(lambda: _scripts_run(client) > before, 5)
         assert other.cache.get("k") is None
+
+
+def test_a_gather_that_is_cancelled_ends_its_scope_whatever_its_calls_do() -> None:
+    """An anyio scope that cancels a gather catches the cancellation, also if the last call ends with a value."""
+
+    async def scenario() -> None:
+        settings = Settings(redis_url="redis://127.0.0.1:1")
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            await room.cache.get("k")  # it is known to be away: the loads have no more to say to it
+
+            @room.cache.cached("n:{id}")
+            async def number(id: int) -> int:
+                if id:
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.Event().wait()
+                return id
+
+            with anyio.CancelScope() as scope:
+                asyncio.get_running_loop().call_later(0.05, scope.cancel)
+                await room.cache.gather(partial(number, 0), partial(number, 1))
+            assert scope.cancelled_caught
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_call_to_several_shards_ends_when_none_of_its_writes_can_act(
+    server: EmbeddedServer, make_room: Any, client: redis.Redis
+) -> None:
+    """A cancelled set_many waits for each shard's write, so that an invalidation behind it holds for all keys."""
+    keys = [f"k{n}" for n in range(8)]
+    other: Stillroom = make_room(shards=2)
+    other.cache.set_many(dict.fromkeys(keys, 0), tags=["t"])
+    patience = {"connect_timeout": 5.0, "command_timeout": COMMAND_S, "call_timeout": 5.0}
+
+    async def cancel_on_the_way(proxy: Proxy) -> None:
+        settings = Settings(redis_url=proxy.url, shards=2, pool_size=1, **patience)
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as app:
+            await app.cache.set_many(dict.fromkeys(keys, 1), tags=["t"])
+            proxy.hold_requests()
+            writing = asyncio.create_task(app.cache.set_many(dict.fromkeys(keys, 2), tags=["t"]))
+            assert await asyncio.to_thread(proxy.held.wait, 5)
+            writing.cancel()  # one shard's write is on its way, and the other waits for the connection
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+            await asyncio.to_thread(other.cache.invalidate_by_tag, "t")
+            before = _scripts_run(client)
+            proxy.let_go()
+            assert await asyncio.to_thread(until, lambda: _scripts_run(client) > before, 5)
+
+    with Proxy(server.port) as proxy:
+        asyncio.run(cancel_on_the_way(proxy))
+        assert other.cache.get_many(keys) == {}
 
 
 def test_a_request_that_is_cancelled_again_and_again_gives_its_place_back(

@@ -205,6 +205,21 @@ def test_overlapping_batches_load_each_key_once(make_room: Any) -> None:
     assert all(result == squares(list(result)) and len(result) == 10 for result in results)
 
 
+class Lazy(dict[str, int]):
+    """A mapping that makes its values when they are read, and can't."""
+
+    def __getitem__(self, key: str) -> int:
+        raise LookupError("no")
+
+
+def test_a_lazy_mapping_that_fails_is_a_load_that_failed(room: Any, client: Any) -> None:
+    """A mapping whose values fail when they are read leaves no lease, so the next call loads at once."""
+    with pytest.raises(LookupError):
+        room.cache.get_or_set_many(["n:1", "n:2"], lambda keys: Lazy(dict.fromkeys(keys, 1)))
+    assert not client.exists(room.keys.lease(b"n:1"), room.keys.lease(b"n:2"))
+    assert room.cache.get_or_set_many(["n:1", "n:2"], squares) == {"n:1": 1, "n:2": 4}
+
+
 def test_whoever_waits_for_a_failed_load_is_told_and_the_next_call_loads(
     make_room: Any, client: Any
 ) -> None:

@@ -375,15 +375,13 @@ class Bulk(Core):
         leases = {key: (names[key], turn.lease) for key, turn in turns.items()}
         held = [turn.lease for turn in turns.values()]
         try:
-            loaded = _mapping(
-                (yield from self._call(recipe, Call(load_many, [list(turns)], leases=held)))
-            )
+            loaded = yield from self._call(recipe, Call(load_many, [list(turns)], leases=held))
+            wanted = _values_of(loaded, turns)
         except GeneratorExit:
             raise
         except BaseException as error:
             yield from self._failed_turns(leases.values(), error)
             raise
-        wanted = {key: loaded[key] for key in turns if key in loaded}
         ready = {key: self._pack_loaded(names[key], value, recipe) for key, value in wanted.items()}
         packed = {key: one for key, (one, _) in ready.items() if one is not None}
         batch = Freeing(
@@ -491,8 +489,7 @@ class Bulk(Core):
     ) -> Operation[dict[str, Any]]:
         if not keys:
             return {}
-        loaded = _mapping((yield from self._call(recipe, Call(load_many, [keys]))))
-        return {key: loaded[key] for key in keys if key in loaded}
+        return _values_of((yield from self._call(recipe, Call(load_many, [keys]))), keys)
 
 
 def names_of(keys: Iterable[str]) -> dict[str, bytes]:
@@ -504,9 +501,10 @@ def names_of(keys: Iterable[str]) -> dict[str, bytes]:
     return {key: sanitized(key) for key in keys}
 
 
-def _mapping(loaded: Any) -> Mapping[str, Any]:
+def _values_of(loaded: Any, keys: Iterable[str]) -> dict[str, Any]:
+    """Return the values that `load_many` has for these keys. A lazy mapping may fail as the load itself does."""
     if not isinstance(loaded, Mapping):
         raise InvalidArgument(
             f"load_many gives a mapping of keys to values, not {type(loaded).__name__}"
         )
-    return loaded
+    return {key: loaded[key] for key in keys if key in loaded}

@@ -10,6 +10,7 @@ from stillroom.cache.calls import UNREAD, Asked, Unread
 from stillroom.cache.loaders import Loader
 from stillroom.codec import MISS
 from stillroom.operation import AsyncDriver, Driver, Operation
+from stillroom.wire import side_by_side
 
 LOADS_AT_ONCE = 10  # of one loader, in asyncio
 
@@ -80,7 +81,4 @@ async def _load(gathering: Gathering, driver: AsyncDriver, places: Sequence[int]
         async with turns[gathering.loader(place)]:
             gathering.values[place] = await driver.run(gathering.loading(place))
 
-    ended = await asyncio.gather(*map(load, places), return_exceptions=True)
-    for outcome in ended:
-        if isinstance(outcome, BaseException):
-            raise outcome
+    await side_by_side(map(load, places))

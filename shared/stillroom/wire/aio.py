@@ -7,7 +7,7 @@ import contextlib
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -152,6 +152,31 @@ async def to_its_end(awaitable: Coroutine[Any, Any, T]) -> T:
         work.exception()  # it is told to nobody, and asyncio logs errors that nobody has looked at
         raise cancelled  # the same: anyio knows its own by what it says
     return work.result()
+
+
+async def side_by_side(awaitables: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await all to their ends, and return their results. Cancelling the caller cancels each of them.
+
+    The first error is raised once all have ended: a write that may still act outlives no call. asyncio.gather
+    leaves the others running then, and drops the message by which anyio knows its own cancellation.
+    """
+    works, cancelled = [asyncio.ensure_future(one) for one in awaitables], None
+    while running := [work for work in works if not work.done()]:
+        try:
+            await asyncio.wait(running)
+        except asyncio.CancelledError as error:
+            cancelled = error
+            for work in running:
+                work.cancel(*error.args)
+    errors = [_error_of(work) for work in works]
+    if failed := cancelled or next(filter(None, errors), None):
+        raise failed
+    return [work.result() for work in works]
+
+
+def _error_of(work: asyncio.Future[Any]) -> BaseException | None:
+    """Return the error of what has ended. asyncio logs errors that nobody has looked at."""
+    return asyncio.CancelledError() if work.cancelled() else work.exception()
 
 
 async def _until_the_loop_ends(pool: _Pool) -> AsyncGenerator[None, None]:

@@ -11,14 +11,13 @@ Commands without a key go where the command beside them goes. SCRIPT and WAIT go
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.settings import Settings
-from stillroom.wire.aio import AsyncWire
+from stillroom.wire.aio import AsyncWire, side_by_side
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.cluster import (
     SLOTS,
@@ -405,5 +404,5 @@ class AsyncSpreadWire(AsyncClusterWire):
             if len(found) == 1:
                 await send(*found[0])
             elif found:
-                await asyncio.gather(*(send(*part) for part in found))
+                await side_by_side(send(*part) for part in found)
         return trip.result()
