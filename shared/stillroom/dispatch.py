@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import json
 import logging
@@ -19,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import BaseModel, ConfigDict, Field
 
 from stillroom.address import is_sentinel, read_sentinel
+from stillroom.at_exit import AtExit
 from stillroom.errors import DispatchFailed
 from stillroom.keys import KEY_LIMIT, Keys
 from stillroom.settings import Settings
@@ -166,6 +166,7 @@ class CeleryDispatch:
         self._settings = settings
         self._keys = keys
         self.carry: Callable[[], Mapping[str, str]] = _no_headers  # further headers of a message
+        self._at_exit = AtExit(self.close)
         self._down_until = 0.0
         self._woken: dict[
             str, float
@@ -229,14 +230,15 @@ class CeleryDispatch:
         )
         thread.start()
         self._thread = thread
-        atexit.register(self.close)
+        self._at_exit.arm()
 
     def close(self) -> None:
         """Deliver what waits, for half a second at most, and end the thread. It can be used again."""
-        atexit.unregister(self.close)
+        self._at_exit.disarm()
         thread, errands = self._thread, self._errands
         if thread is None:
             return
+        _import_celery()  # which the thread may be about to do: half a second is for the broker
         errands.put(None)
         thread.join(0.5)
         self.reset()
@@ -370,11 +372,7 @@ class CeleryDispatch:
             self._connect()
 
     def _connect(self) -> None:
-        from stillroom.own_celery import (
-            OwnCelery,
-        )  # slow to import: only a process that publishes does
-
-        self._app = OwnCelery(broker=self._settings.broker)
+        self._app = _import_celery().OwnCelery(broker=self._settings.broker)
         self._app.conf.update(producer_settings(self._settings))
         self._producer = self._app.amqp.Producer(self._app.connection_for_write())
 
@@ -401,6 +399,13 @@ class CeleryDispatch:
                 producer.connection.collect(socket_timeout=0.1)
 
 
+def _import_celery() -> Any:
+    """Return the module of our Celery app. It is slow to import: only a process that publishes does."""
+    from stillroom import own_celery
+
+    return own_celery
+
+
 def batches(orders: Iterable[RefreshOrder]) -> Iterator[list[RefreshOrder]]:
     """Yield the orders in messages that a worker takes."""
     some: list[RefreshOrder] = []
@@ -424,12 +429,10 @@ def publish(
     settings: Settings, task: str, queue: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> None:
     """Send one message, now, from the calling thread. Raises DispatchFailed if the broker does not take it."""
-    from stillroom.own_celery import OwnCelery
-
     keys = Keys(settings.namespace)
     if queue not in map(keys.queue, ("refresh", "maintenance")):
         raise DispatchFailed(f"{queue!r} is no queue of this namespace")
-    with OwnCelery(broker=settings.broker) as app:
+    with _import_celery().OwnCelery(broker=settings.broker) as app:
         app.conf.update(producer_settings(settings))
         try:
             app.send_task(

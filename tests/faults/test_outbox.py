@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -185,6 +186,32 @@ def test_a_process_that_ends_delivers_or_says_what_is_lost(
     else:
         own_server.thaw()
         assert "1 deferred invalidations are lost" in errors
+
+
+def test_a_child_of_multiprocessing_that_ends_delivers(
+    own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom]
+) -> None:
+    """A child of multiprocessing leaves by `os._exit`, and delivers its deferred invalidations before."""
+    mine, other = pair
+    mine.cache.set("k", "old", tags=["t"])
+    fork = multiprocessing.get_context("fork")
+    deferred, redis_is_back = fork.Event(), fork.Event()
+
+    def invalidate() -> None:
+        mine.cache.invalidate_by_tag("t", defer=True)
+        mine.wire.breaker.stop()  # nobody probes: it is the end that delivers
+        deferred.set()
+        redis_is_back.wait(10)
+
+    own_server.freeze()
+    child = fork.Process(target=invalidate)
+    child.start()
+    assert deferred.wait(10)
+    own_server.thaw()
+    redis_is_back.set()
+    child.join(10)
+    assert child.exitcode == 0
+    assert other.cache.get("k") is None
 
 
 def test_a_forked_child_trusts_no_read_before_it_has_delivered_too(

@@ -40,6 +40,24 @@ def test_slow_items_are_worked_on_beside_one_another(at_once: None) -> None:
     assert len(met) == 3
 
 
+@pytest.mark.parametrize("slow", [{0}, {0, 1, 2}], ids=["one", "several"])
+def test_items_behind_slow_ones_do_not_wait(slow: set[int]) -> None:
+    """Where the first items of a message take long, the others are worked on by free threads meanwhile."""
+    others = threading.Semaphore(0)
+
+    def work(item: int) -> None:
+        if item not in slow:
+            others.release()
+            return
+        for _ in range(25 - len(slow)):
+            assert others.acquire(timeout=PATIENCE_S)
+        others.release(25)
+
+    began = time.monotonic()
+    Crew[int](5).each(work, range(25))
+    assert time.monotonic() - began < PATIENCE_S
+
+
 def test_quick_items_stay_in_one_thread(never: None) -> None:
     """Quick items stay in one thread, because help costs more than a quick load."""
     threads: set[int] = set()

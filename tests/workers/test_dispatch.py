@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -126,3 +130,47 @@ def test_each_caller_is_told_when_a_joined_message_fails(own_server: EmbeddedSer
 
 
 _never: Callable[[], object] = pytest.fail
+
+
+ENDING = textwrap.dedent("""
+    import multiprocessing, os, sys, time
+    from celery import signals
+    from stillroom import Settings
+    from stillroom.dispatch import CeleryDispatch, RefreshOrder
+    from stillroom.keys import Keys
+
+    class Slow:
+        def find_spec(self, name, *_):
+            if name == "stillroom.own_celery":
+                time.sleep(0.7)
+
+    def send():
+        order = RefreshOrder(loader="product", args={"id": 1}, key="product:1", token="0" * 16)
+        dispatch.send([order], undelivered=print)
+
+    sys.meta_path.insert(0, Slow())
+    dispatch = CeleryDispatch(Settings(), Keys("stillroom"))
+    match sys.argv[1]:
+        case "process":
+            send()
+        case "child of multiprocessing":
+            child = multiprocessing.get_context("fork").Process(target=send)
+            child.start()
+            child.join()
+        case "child of Celery" if os.fork():
+            os.wait()
+        case "child of Celery":
+            send()
+            signals.worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=0)
+            os._exit(0)
+""")
+
+
+@pytest.mark.parametrize("who", ["process", "child of multiprocessing", "child of Celery"])
+def test_a_process_that_ends_delivers_its_first_order(
+    own_server: EmbeddedServer, db: Any, who: str
+) -> None:
+    """A process that ends delivers its orders, also where it leaves by `os._exit`, or has Celery yet to import."""
+    environment = {**os.environ, "REDIS_URL": own_server.url}
+    subprocess.run([sys.executable, "-c", ENDING, who], env=environment, check=True, timeout=60)
+    assert keys(db) == [["product:1"]]

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 log = logging.getLogger("stillroom.workers")
 
@@ -71,28 +71,44 @@ class Crew(Generic[T]):
             return work(item)
 
     def each(self, work: Callable[[T], object], items: Iterable[T]) -> None:
-        """Returns when all of them are done."""
-        waiting = deque(items)
+        """Returns when all of them are done. Items behind one that takes long do not wait for it."""
+        waiting, finished = deque(items), threading.Event()
         helping: list[Future[None]] = []
+        called: list[Future[None]] = []
         began = time.monotonic()
+        looking = list(
+            self._called(len(waiting) > 1, self._look_out, work, waiting, finished, called)
+        )
         while waiting:
             with self._slots:
                 _do_next(work, waiting)
             if time.monotonic() - began > ALONE_S:
                 helping = [future for future in helping if not future.done()]
                 wanted = min(len(waiting), self._size - 1) - len(helping)
-                helping += self._helped(work, waiting, wanted)
-        wait(helping)
+                helping += self._called(wanted, self._help, work, waiting)
+        finished.set()
+        wait(looking + helping)
+        wait(called)
 
-    def _helped(
-        self, work: Callable[[T], object], waiting: deque[T], wanted: int
-    ) -> Iterator[Future[None]]:
+    def _called(self, wanted: int, function: Any, *args: Any) -> Iterator[Future[None]]:
         """Call other threads to help. Where none can be started, those that work go on without."""
         for _ in range(wanted):
             try:
-                yield self._helpers.submit(self._help, work, waiting)
+                yield self._helpers.submit(function, *args)
             except RuntimeError:
                 return
+
+    def _look_out(
+        self,
+        work: Callable[[T], object],
+        waiting: deque[T],
+        finished: threading.Event,
+        called: list[Future[None]],
+    ) -> None:
+        """Call for help where the thread of the message can't, because one item keeps it."""
+        while not finished.wait(ALONE_S) and waiting:
+            called += self._called(min(len(waiting), self._size - 1) - 1, self._help, work, waiting)
+            self._help(work, waiting)
 
     def _help(self, work: Callable[[T], object], waiting: deque[T]) -> None:
         """Take items as long as there are any and a slot is free."""

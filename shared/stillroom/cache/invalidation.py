@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import itertools
 import logging
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+from stillroom.at_exit import AtExit
 from stillroom.cache.away import Away
 from stillroom.cache.bites import KEYS_AT_ONCE, Bites
 from stillroom.cache.memo import Memo
@@ -56,6 +56,7 @@ class Invalidator:
         self._dispatch = dispatch
         self._stats = stats
         self._run_aside = run_aside
+        self._at_exit = AtExit(self.deliver_last)
 
     @property
     def waiting(self) -> int:
@@ -113,7 +114,7 @@ class Invalidator:
 
     def deliver_last(self) -> None:
         """Deliver at the end of the room or the process, and complain of what is lost."""
-        atexit.unregister(self.deliver_last)
+        self._at_exit.disarm()
         self.deliver_aside()
         if left := self.waiting:
             log.error("%d deferred invalidations are lost: Redis was away to the end", left)
@@ -149,8 +150,7 @@ class Invalidator:
 
     def _defer(self, names: Sequence[bytes], error: RedisUnavailable) -> None:
         if not self.waiting:
-            atexit.unregister(self.deliver_last)
-            atexit.register(self.deliver_last)
+            self._at_exit.arm()
         self._outbox.put(names)
         self._memo.changed()  # again: until it was put there, a read could be answered without it
         self._stats.counts["deferred"] += len(names)

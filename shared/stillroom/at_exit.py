@@ -1,0 +1,44 @@
+"""Calls a function at the end of this process, also where the process is a child of another one's program.
+
+A child of `multiprocessing`, and a process in which Celery runs a project's tasks, leaves by `os._exit`: Python
+calls no function of `atexit` there. multiprocessing calls finalizers of its own, and Celery sends a signal.
+"""
+
+from __future__ import annotations
+
+import atexit
+import sys
+from collections.abc import Callable
+from typing import Any
+
+FIRST = (
+    10  # above 0: multiprocessing calls it before it ends the processes that this one has started
+)
+
+
+class AtExit:
+    """Calls a function once this process ends, from `arm` to `disarm`."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self._finalizer: Any = None
+
+    def arm(self) -> None:
+        """Begin. Of the libraries with ends of their own, only those that this process has imported are asked."""
+        self.disarm()
+        atexit.register(self._function)
+        if (util := sys.modules.get("multiprocessing.util")) is not None:
+            self._finalizer = util.Finalize(None, self._function, exitpriority=FIRST)
+        if (signals := sys.modules.get("celery.signals")) is not None:
+            signals.worker_process_shutdown.connect(self._on_shutdown)
+
+    def disarm(self) -> None:
+        atexit.unregister(self._function)
+        if self._finalizer is not None:
+            self._finalizer.cancel()
+            self._finalizer = None
+        if (signals := sys.modules.get("celery.signals")) is not None:
+            signals.worker_process_shutdown.disconnect(self._on_shutdown)
+
+    def _on_shutdown(self, **_: Any) -> None:
+        self._function()
