@@ -67,7 +67,7 @@ class Asking:
             yield from self._tell_ends_first()
         if batch and time.monotonic() <= self.stats.due:  # as nearly always
             try:
-                if kept_as:
+                if kept_as and self.settings.replicas:
                     return (yield from self._on_replicas(kind(batch), kept_as))
                 return (yield kind(batch))  # type: ignore[no-any-return]
             except RedisUnavailable as error:
@@ -118,8 +118,9 @@ class Asking:
         while left is not None:
             sent = steady_us()
             reply, may_be_second = yield from self._ask_for_end(left.command(sent))
-            is_gone = may_be_second and late_in(reply) < 0 and not left.only
-            ended = ended or bool(reply[0]) or is_gone
+            ended = ended or bool(reply[0])
+            if len(reply) == 1:  # it was not late
+                return ended or (may_be_second and not left.only)
             left = left.after(late_in(reply), steady_us() - sent)
         return ended
 
@@ -256,7 +257,7 @@ class Asking:
         What it is reported to may be away while the session's shard is not. A process that has never reported it
         makes no session before it has: see `_saying_shards`.
         """
-        if not (self._keys.is_spread and (says := self._saying_shards())):
+        if not (says := self._saying_shards()):
             return
         try:
             (reply,) = yield says

@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeVar, overload
 
 from pydantic import SecretStr
@@ -61,6 +62,7 @@ from stillroom.sessions.ends import (
 from stillroom.sessions.reading import read_plain, touch_after
 from stillroom.sessions.session import (
     DATA_LIMIT,
+    MAPPINGS,
     Device,
     Session,
     SessionEvent,
@@ -203,11 +205,9 @@ class SessionsBody(Asking):
         this process reaches Redis, and so is `replaces`: a login whose reply was lost, or that was cancelled, takes
         no place of a cap. A server that is full has created nothing, and `replaces` lives on.
         """
-        return (
-            yield from self._create(
-                *(user_id, data, tags, meta, idle, absolute, replaces, max_per_user, on_cap),
-                *(device, fresh, NO_COOKIE, None),
-            )
+        return self._create(
+            *(user_id, data, tags, meta, idle, absolute, replaces, max_per_user, on_cap),
+            *(device, fresh, NO_COOKIE, None),
         )
 
     def log_in(
@@ -233,11 +233,9 @@ class SessionsBody(Asking):
         when the request looked at the session before, by this machine's steady clock: a new token that another
         request has given to that one since does not save it. None: now.
         """
-        return (
-            yield from self._create(
-                *(user_id, data, tags, meta, idle, absolute, before, max_per_user, on_cap),
-                *(device, fresh, BRINGS_ANOTHER, asked_us),
-            )
+        return self._create(
+            *(user_id, data, tags, meta, idle, absolute, before, max_per_user, on_cap),
+            *(device, fresh, BRINGS_ANOTHER, asked_us),
         )
 
     def succeed(
@@ -284,11 +282,9 @@ class SessionsBody(Asking):
         logged in or out or got a new token: the response to this one may arrive later, and must not set its cookie
         over that. `asked_us`, if it `ends`: see `log_in`. Otherwise see `create`.
         """
-        return (
-            yield from self._create(
-                *(None, data, (), None, idle, absolute, token, None, "evict_oldest"),
-                *(None, True, BOTH if ends else UNLESS_LATE, asked_us),
-            )
+        return self._create(
+            *(None, data, (), None, idle, absolute, token, None, "evict_oldest"),
+            *(None, True, BOTH if ends else UNLESS_LATE, asked_us),
         )
 
     def _create(
@@ -312,7 +308,7 @@ class SessionsBody(Asking):
         times = self._times if idle is absolute is None else self._times_of(idle, absolute)
         given = {} if data is None else data
         fields, note = encoded(given, *self._limits()), encoded_meta(meta)
-        labels = b"\n".join(encoded_tags(tags))
+        labels = b"" if tags == () else b"\n".join(encoded_tags(tags))
         old = None if replaces is None else self._place(replaces)
         # An anonymous session stays in its shard: then one script does all of it.
         shard = shard_of(user, self._shards) if user else (None if old is None else old.shard)
@@ -321,16 +317,17 @@ class SessionsBody(Asking):
         ending = None if old is None else self._destroying(old, ends_with, asked_us)
         if ending is not None and cookie == UNLESS_LATE:
             ending = Gone(*ending)
-        numbers = (*times, max_per_user or 0, int(on_cap == "evict_oldest"))
+        most, evicts = b"%d" % (max_per_user or 0), b"1" if on_cap == "evict_oldest" else b"0"
+        numbers = b"%d" % times[0], b"%d" % times[1], most, evicts
         about = (self._keys.shard(place.shard), user, labels, *numbers, note)
         proved = b"" if fresh else b"0"
-        more = (proved, b"%d" % cookie, *self._device_of(user and device))
-        parts = [*more, *_flat(fields)]
-        begins = Beginning(self, place, self._names(place), old, ending, about, parts)
+        more = (proved, b"%d" % cookie, *self._device_of(user and device), *_flat(fields))
+        begins = Beginning(self, place, self._names(place), old, ending, about, more)
         reply = yield from begins.run()
-        self._tell_all("expired", place.shard, begins.expired)
+        if begins.expired:
+            self._tell_all("expired", place.shard, begins.expired)
         if reply[0] == b"full":
-            raise TooManySessions(reply[1], max_per_user or 0)
+            raise TooManySessions(int(reply[1]), max_per_user or 0)
         if reply[0] == b"replaced":
             raise SessionEnded("replaced")
         self.stats.counts["sessions_created"] += 1
@@ -342,7 +339,7 @@ class SessionsBody(Asking):
             self._tell_all("new_device", place.shard, [place.names[0], user])
         began = head(user, int(reply[1]), *times, labels, note, proved)
         where = place.shard, place.names[0], began
-        if isinstance(given, Mapping):
+        if isinstance(given, MAPPINGS):
             return Session(*where, fields, token, as_fields=True)
         return Session(*where, given, token)
 
@@ -408,7 +405,7 @@ class SessionsBody(Asking):
             self.settings.session_data_limit,
             self.settings.session_keys_limit,
         )
-        gone = [name for name in _names_of(remove) if name not in fields]
+        gone = [name for name in _names_of(remove) if name not in fields] if remove != () else []
         if len(gone) > REMOVE_LIMIT:
             raise SessionDataRefused(f"{len(gone):,} keys to remove, the limit is {REMOVE_LIMIT:,}")
         if if_version is not None and not is_whole(if_version, least=0):
@@ -514,18 +511,18 @@ class SessionsBody(Asking):
         Redis away: SessionStoreUnavailable. If the rotation may have happened all the same, or was cancelled, it is
         undone as soon as this process reaches Redis again: the old token stays good.
         """
-        return (yield from self._rotate(session, type, grace, is_proof=False))
+        return self._rotate(session, type, grace, is_proof=False)
 
     def confirm(self, session: Known, *, grace: Duration | None = None) -> Operation[Session[Any]]:
         """Note that the user has just proved again who he is: the session is fresh from now on, under a new token.
 
         See `get(fresh=…)`, and `rotate` for everything else.
         """
-        return (yield from self._rotate(session, None, grace, is_proof=True))
+        return self._rotate(session, None, grace, is_proof=True)
 
     def renew(self, token: str, *, is_proof: bool) -> Operation[Session[Any]]:
         """Rotate it, or confirm it, for a request whose response brings the browser the new token: see `log_in`."""
-        return (yield from self._rotate(token, None, 0, is_proof=is_proof, brings_cookie=True))
+        return self._rotate(token, None, 0, is_proof=is_proof, brings_cookie=True)
 
     def _rotate(
         self,
@@ -772,11 +769,9 @@ class SessionsBody(Asking):
         if place is None:
             raise SessionEnded("missing")
         limits = self._limits()
-        updates = session_update(
-            self._names(place),
-            *(self._keys.shard(place.shard), version, *limits, len(fields)),
-            *(*_flat(fields), *gone),
-        )
+        numbers = [b"%d" % number for number in (*limits, len(fields))]
+        about = self._keys.shard(place.shard), version, *numbers
+        updates = session_update(self._names(place), *about, *_flat(fields), *gone)
         (reply,) = yield from self._ask([updates], Once)
         match reply[0]:
             case b"ok":
@@ -1033,8 +1028,8 @@ def _us(seconds: float) -> int:
     return int(seconds * 1_000_000)
 
 
-def _flat(fields: Mapping[bytes, bytes]) -> list[bytes]:
-    return [part for item in fields.items() for part in item]
+def _flat(fields: Mapping[bytes, bytes]) -> Iterable[bytes]:
+    return chain.from_iterable(fields.items())
 
 
 def _check_cap(user_id: str | None, most: int | None, on_cap: str) -> None:
