@@ -280,8 +280,7 @@ class Keys:
 
     def sessions(self, shard: int, names: Sequence[bytes]) -> list[bytes]:
         """Return the keys of a session, under each of its names."""
-        prefix = self._shards[shard] + b"s:"
-        return [prefix + name for name in names]
+        return [*map((self._shards[shard] + b"s:").__add__, names)]
 
     def late(self, shard: int, names: Sequence[bytes]) -> list[bytes]:
         """Return the keys that remember that the browser of this session is getting another cookie."""

@@ -113,16 +113,13 @@ class Asking:
 
     def _end(self, ending: End) -> Operation[bool]:
         """End a session; return whether it lived."""
-        left: End | None = ending
-        ended = False
-        while left is not None:
-            sent = steady_us()
-            reply, may_be_second = yield from self._ask_for_end(left.command(sent))
-            ended = ended or bool(reply[0])
-            if len(reply) == 1:  # it was not late
-                return ended or (may_be_second and not left.only)
-            left = left.after(late_in(reply), steady_us() - sent)
-        return ended
+        sent = steady_us()
+        reply, may_be_second = yield from self._ask_for_end(ending.command(sent))
+        late = late_in(reply)
+        if late < 0:
+            return bool(reply[0]) or (may_be_second and not ending.only)
+        again = ending.after(late, steady_us() - sent)
+        return again is not None and (yield from self._end(again))
 
     def _ask_for_end(self, command: Command) -> Operation[tuple[Any, bool]]:
         """Return the reply to an end, and whether a first copy of it may have been carried out.

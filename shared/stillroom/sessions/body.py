@@ -372,14 +372,15 @@ class SessionsBody(Asking):
         What no token of ours looks like costs no round trip. Raises SessionUnreadable.
         Redis away: SessionStoreUnavailable, which is not a logout.
         """
-        place = self._place(session)
+        token = session if isinstance(session, str) else _token_of(session)
+        place = self._place(token)
         if place is None:
             return None
         reply = yield from self._looked_up(place, touch)
         if reply[0] != b"ok":
             self._refused(place, reply)
             return None
-        found = self._read(place.shard, reply, session, type)
+        found = self._read(place.shard, reply, token, type, reply[4])
         if fresh is not None and not found.is_fresh(fresh):
             raise not_fresh(found, fresh)
         return found
@@ -889,7 +890,7 @@ class SessionsBody(Asking):
 
     def _place(self, session: Known, *, denied: bool = False) -> Place | None:
         """Return the place of the session, or None for a text that is no token or a session that ended here."""
-        token = session if type(session) is str else _token_of(session)
+        token = session if isinstance(session, str) else _token_of(session)
         place = place_of(token, self._peppers or self._ring())
         return None if self._deferred and place in self._deferred and not denied else place
 
@@ -905,7 +906,7 @@ class SessionsBody(Asking):
         return self._peppers
 
     def _names(self, place: Place) -> list[bytes]:
-        return self._keys.sessions(place.shard, place.names)
+        return self._keys.sessions(*place)
 
     def _new_place(self, shard: int | None) -> tuple[str, Place]:
         """Make a token and its place.
@@ -970,10 +971,9 @@ class SessionsBody(Asking):
 
     # Answers
 
-    def _read(self, shard: int, reply: Any, session: Known, type: Any) -> Session[Any]:
+    def _read(self, shard: int, reply: Any, token: str, type: Any, unseen: int = 0) -> Session[Any]:
         data = decoded(reply[3], None if type is None else self._codec.adapter(type))
-        unseen = reply[4] if len(reply) > 4 else 0
-        return Session(shard, reply[1], reply[2], data, _token_of(session), unseen, reply[3])
+        return Session(shard, reply[1], reply[2], data, token, unseen, reply[3])
 
     def _refused(self, place: Place, reply: Any) -> SessionEnded:
         """Count and report the reason why there is no session."""
@@ -1009,8 +1009,6 @@ def not_fresh(session: Session[Any], within: Duration) -> SessionNotFresh:
 
 
 def _token_of(session: Known) -> str:
-    if isinstance(session, str):
-        return session
     if isinstance(session, Session):
         return session.token
     return session.get_secret_value() if isinstance(session, SecretStr) else str(session)

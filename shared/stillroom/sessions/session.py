@@ -62,13 +62,12 @@ class Session(Generic[T]):
     """
 
     # Two of them are set when it is made: that is once for each request.
-    __slots__ = ("_about", "_data", "_device", "_fields", "_text")
+    __slots__ = ("_about", "_data", "_device", "_fields")
 
-    _about: tuple[int, bytes, bytes, str, int]
+    _about: tuple[int, bytes, bytes, str, int, bytes]
     _data: T
     _device: Device
     _fields: Mapping[bytes, bytes]
-    _text: bytes
 
     def __init__(
         self,
@@ -84,8 +83,7 @@ class Session(Generic[T]):
     ) -> None:
         """`as_fields`: the data is given as it was stored, each key and its JSON. `unseen`: µs since
         `last_seen`."""
-        _set(self, "_about", (shard, name, head, token, unseen))
-        _set(self, "_text", text)
+        _set(self, "_about", (shard, name, head, token, unseen, text))
         _set(self, "_fields" if as_fields else "_data", data)
 
     @property
@@ -109,7 +107,7 @@ class Session(Generic[T]):
     @property
     def text(self) -> bytes:
         """Return the data as Redis holds it, where the session was read: one JSON object."""
-        return self._text
+        return self._about[5]
 
     @property
     def data(self) -> T:
