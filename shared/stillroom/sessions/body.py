@@ -135,6 +135,8 @@ class SessionsBody(Asking):
         self._touch_us = _us(settings.session_touch)
         self._touch = b"%d" % self._touch_us
         self._times = self._times_of(None, None)
+        self._limits = settings.session_data_limit, settings.session_keys_limit
+        self._limit_words = [b"%d" % limit for limit in self._limits]
         self._frames: dict[tuple[int, bool], tuple[bytes, bytes, bytes]] = {}
         self._plain_frames: dict[int, tuple[bytes, bytes, bytes]] = {}
         # time.monotonic(): when a session is to be touched, and until when a shard has revocations to be looked at.
@@ -263,7 +265,7 @@ class SessionsBody(Asking):
         """Have a session of this process that nobody has the token of ended before its next act."""
         place = self._place(made, denied=True)
         if place is not None:
-            undo = Undo((self._names(place)[0],), self._keys.shard(place.shard))
+            undo = Undo((self._keys.sessions(*place)[0],), self._keys.shard(place.shard))
             self._defer(place, undo)
 
     def begin(
@@ -307,7 +309,7 @@ class SessionsBody(Asking):
         _check_cap(user_id, max_per_user, on_cap)
         times = self._times if idle is absolute is None else self._times_of(idle, absolute)
         given = {} if data is None else data
-        fields, note = encoded(given, *self._limits()), encoded_meta(meta)
+        fields, note = encoded(given, *self._limits), encoded_meta(meta)
         labels = b"" if tags == () else b"\n".join(encoded_tags(tags))
         old = None if replaces is None else self._place(replaces)
         # An anonymous session stays in its shard: then one script does all of it.
@@ -322,7 +324,7 @@ class SessionsBody(Asking):
         about = (self._keys.shard(place.shard), user, labels, *numbers, note)
         proved = b"" if fresh else b"0"
         more = (proved, b"%d" % cookie, *self._device_of(user and device), *_flat(fields))
-        begins = Beginning(self, place, self._names(place), old, ending, about, more)
+        begins = Beginning(self, place, self._keys.sessions(*place), old, ending, about, more)
         reply = yield from begins.run()
         if begins.expired:
             self._tell_all("expired", place.shard, begins.expired)
@@ -401,11 +403,7 @@ class SessionsBody(Asking):
         ValueTooLarge.
         Redis away or full: SessionStoreUnavailable; whether it was written is unknown then.
         """
-        fields = encoded(
-            {} if data is None else data,
-            self.settings.session_data_limit,
-            self.settings.session_keys_limit,
-        )
+        fields = encoded({} if data is None else data, *self._limits)
         gone = [name for name in _names_of(remove) if name not in fields] if remove != () else []
         if len(gone) > REMOVE_LIMIT:
             raise SessionDataRefused(f"{len(gone):,} keys to remove, the limit is {REMOVE_LIMIT:,}")
@@ -442,9 +440,9 @@ class SessionsBody(Asking):
         current = 0
         for _ in range(TRIES):
             found = yield from self._must_get(session, type)
-            before = encoded(found.data, *self._limits())
+            before = encoded(found.data, *self._limits)
             changed = yield Call(change, (found.data,))
-            after = encoded(found.data if changed is None else changed, *self._limits())
+            after = encoded(found.data if changed is None else changed, *self._limits)
             gone = [key for key in before if key not in after]
             try:
                 yield from self._write(session, b"%d" % found.version, after, gone)
@@ -463,7 +461,9 @@ class SessionsBody(Asking):
         if place is None:
             return False
         prefix = self._keys.shard(place.shard)
-        (reply,) = yield from self._ask([session_touch(self._names(place), prefix, self._touch)])
+        (reply,) = yield from self._ask(
+            [session_touch(self._keys.sessions(*place), prefix, self._touch)]
+        )
         if reply[0] != b"ok":
             self._refused(place, reply)
         return bool(reply[0] == b"ok")
@@ -540,7 +540,7 @@ class SessionsBody(Asking):
         given = self.settings.session_grace if grace is None else grace
         seconds = _seconds("grace", given, least=0.0, most=3_600.0)
         token, fresh = self._new_place(place.shard)
-        old, new = self._names(place), self._names(fresh)
+        old, new = self._keys.sessions(*place), self._keys.sessions(*fresh)
         prefix = self._keys.shard(place.shard)
         how = (_us(seconds), len(new), int(is_proof), int(brings_cookie))
         rotates = session_rotate([*old, *new], prefix, *how)
@@ -583,7 +583,7 @@ class SessionsBody(Asking):
         if place is None:
             return False
         prefix = self._keys.shard(place.shard)
-        ends = session_end(self._names(place), prefix, user)
+        ends = session_end(self._keys.sessions(*place), prefix, user)
         count, may_be_second = yield from self._ask_for_end(ends)
         ended = bool(count) or may_be_second
         self.stats.counts["sessions_destroyed"] += ended
@@ -769,10 +769,8 @@ class SessionsBody(Asking):
         place = self._place(session)
         if place is None:
             raise SessionEnded("missing")
-        limits = self._limits()
-        numbers = [b"%d" % number for number in (*limits, len(fields))]
-        about = self._keys.shard(place.shard), version, *numbers
-        updates = session_update(self._names(place), *about, *_flat(fields), *gone)
+        about = self._keys.shard(place.shard), version, *self._limit_words, b"%d" % len(fields)
+        updates = session_update(self._keys.sessions(*place), *about, *_flat(fields), *gone)
         (reply,) = yield from self._ask([updates], Once)
         match reply[0]:
             case b"ok":
@@ -780,9 +778,9 @@ class SessionsBody(Asking):
             case b"conflict":
                 raise SessionConflict(reply[1])
             case b"large":
-                raise ValueTooLarge(reply[1], limits[0], DATA_LIMIT)
+                raise ValueTooLarge(reply[1], self._limits[0], DATA_LIMIT)
             case b"many":
-                raise SessionDataRefused(f"{reply[1]} keys, the limit is {limits[1]}")
+                raise SessionDataRefused(f"{reply[1]} keys, the limit is {self._limits[1]}")
         raise self._refused(place, reply)
 
     def _must_get(self, session: Known, type: Any) -> Operation[Session[Any]]:
@@ -797,7 +795,7 @@ class SessionsBody(Asking):
         at_once: int | bytes = b"" if is_handle else 0
 
         def revoking(shard: int, kept: Place | None = keep, age: int | bytes = at_once) -> Command:
-            names = self._names(kept) if kept is not None and kept.shard == shard else []
+            names = self._keys.sessions(*kept) if kept is not None and kept.shard == shard else []
             prefix = self._keys.shard(shard)
             return session_revoke([prefix + name, *names], prefix, name, BITE, age)
 
@@ -890,8 +888,10 @@ class SessionsBody(Asking):
 
     def _place(self, session: Known, *, denied: bool = False) -> Place | None:
         """Return the place of the session, or None for a text that is no token or a session that ended here."""
-        token = session if isinstance(session, str) else _token_of(session)
-        place = place_of(token, self._peppers or self._ring())
+        place = place_of(
+            session if isinstance(session, str) else _token_of(session),
+            self._peppers or self._ring(),
+        )
         return None if self._deferred and place in self._deferred and not denied else place
 
     def _ring(self) -> tuple[Pepper, ...]:
@@ -904,9 +904,6 @@ class SessionsBody(Asking):
             )
             self._peppers = tuple(map(Pepper, secret))
         return self._peppers
-
-    def _names(self, place: Place) -> list[bytes]:
-        return self._keys.sessions(*place)
 
     def _new_place(self, shard: int | None) -> tuple[str, Place]:
         """Make a token and its place.
@@ -936,8 +933,8 @@ class SessionsBody(Asking):
         self, place: Place, cookie: int = NO_COOKIE, asked_us: int | None = None
     ) -> End:
         """Return the end of this session. `cookie` says what the response does to the browser's cookie."""
-        names, prefix = tuple(self._names(place)), self._keys.shard(place.shard)
-        return End(names, prefix, steady_us() if asked_us is None else asked_us, cookie)
+        asked = steady_us() if asked_us is None else asked_us
+        return End(tuple(self._keys.sessions(*place)), self._keys.shard(place.shard), asked, cookie)
 
     def _device_of(self, device: str | bytes | None) -> tuple[bytes, bytes]:
         """Return a device's name in Redis, and how many ms it is known."""
@@ -965,9 +962,6 @@ class SessionsBody(Asking):
         given = ("idle", idle), ("absolute", absolute)
         first, last = [_us(_seconds(name, one, least=0.001, most=LONGEST_S)) for name, one in given]
         return first, last
-
-    def _limits(self) -> tuple[int, int]:
-        return self.settings.session_data_limit, self.settings.session_keys_limit
 
     # Answers
 

@@ -78,9 +78,7 @@ def is_token(text: object) -> bool:
     return isinstance(text, str) and _TOKEN.fullmatch(text) is not None
 
 
-def place_of(
-    token: object, peppers: tuple[Pepper, ...], shards: int = SHARDS_LIMIT
-) -> Place | None:
+def place_of(token: object, peppers: tuple[Pepper, ...]) -> Place | None:
     """Return where the session of this token would be, or None for what no token of ours looks like.
 
     The token says its shard. A process that has fewer shards than the one that made it finds it there all the same.
@@ -88,8 +86,6 @@ def place_of(
     if not isinstance(token, str) or _TOKEN.fullmatch(token) is None:
         return None
     shard, text = int(token[:2], 16), token.encode()
-    if shard >= shards:
-        return None
     if len(peppers) == 1:
         return _new_tuple(Place, (shard, (peppers[0].name(text),)))
     return Place(shard, tuple([pepper.name(text) for pepper in peppers]))
@@ -102,12 +98,10 @@ def make_handle(shard: int, name: bytes) -> str:
     return f"{shard:02x}-{name.decode()}"
 
 
-def read_handle(handle: object, shards: int = SHARDS_LIMIT) -> Place | None:
+def read_handle(handle: object) -> Place | None:
     """Return the place of the session with this handle, or None for a value that no handle looks like."""
     match = _HANDLE.fullmatch(handle) if isinstance(handle, str) else None
-    if match is None or (shard := int(match[1], 16)) >= shards:
-        return None
-    return Place(shard, (match[2].encode(),))
+    return None if match is None else Place(int(match[1], 16), (match[2].encode(),))
 
 
 def shard_of(user: bytes, shards: int) -> int:
