@@ -404,7 +404,7 @@ ATTACKS = (
 
 def run(effort: Effort) -> Section:
     minutes = 60 * effort.pick(smoke=0, quick=7, usual=24, full=24) or 5
-    with tempfile.TemporaryDirectory() as folder, ClockedServer() as server:
+    with tempfile.TemporaryDirectory() as folder, ClockedServer(binary=None) as server:
         rules = Path(folder) / "rules.toml"
         rules.write_text("".join(f"[rules.{name}]\nshadow = false\n" for name in BUILT_IN))
         given = {**PATIENT, "abuse_rules": rules, "ban_cap": 10_000, "ban_file": Path("/dev/null")}

@@ -22,6 +22,7 @@ FREE_RATE, SLOW_MS, SLOW_SHARE = 2_000, 20, 0.6
 SINGLE_P50_MS, SINGLE_P99_MS = 10.0, 30.0
 SINGLES = 100
 STALE_S = 61.0
+IDLE_S = 3.0  # a worker that has refreshed nothing for so long does no more
 
 
 class Rate(NamedTuple):
@@ -91,12 +92,12 @@ def _carried_out(here: Stage, room: Stillroom, process: Process, load: Any, coun
     cpu, began = process.cpu_us, time.perf_counter()
     for n in range(count):
         load(n)
-    left = done_at = -1.0
-    while left != 0 and time.perf_counter() - max(done_at, began) < 3:
+    left, done_at = count, time.perf_counter()
+    while left and time.perf_counter() - done_at < IDLE_S:
         time.sleep(0.02)
         if (now := stale(here, room, count)) != left:
             left, done_at = now, time.perf_counter()
-    done = max(1, count - int(left))
+    done = max(1, count - left)
     return Rate(done / (done_at - began), (process.cpu_us - cpu) / done, done / count)
 
 

@@ -121,7 +121,7 @@ def label(framework: str, variant: str) -> str:
 
 def table(found: Found) -> Table:
     columns = ["requests/s", "× usual", "p50 ms", "p99 ms", "app CPU µs"]
-    columns += ["Redis CPU µs", "commands", "bytes out", "failed"]
+    columns += ["Redis CPU µs", "commands", "bytes out"]
     lines = Table(["the page", *columns])
     for (framework, variant), rounds in found.items():
         lines.add(
@@ -134,7 +134,6 @@ def table(found: Found) -> Table:
             f"{middle(rounds, lambda one: one.redis_us):,.0f}",
             f"{middle(rounds, lambda one: one.commands):.1f}",
             f"{middle(rounds, lambda one: one.bytes_out):,.0f}",
-            f"{sum(one.errors for one in rounds)}",
         )
     return lines
 

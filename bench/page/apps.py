@@ -28,7 +28,6 @@ class Figures(NamedTuple):
     redis_us: float
     commands: float
     bytes_out: float
-    errors: int
 
 
 class App:
@@ -95,10 +94,13 @@ class App:
     def measure(self, seconds: float) -> Figures:
         before = self._costs()
         load = self._send(seconds)
+        if load.errors:  # what fails may be quicker than a page
+            what = f"requests to {self.framework}, {self.variant}"
+            raise RuntimeError(f"{load.errors:,} of {load.requests:,} {what} failed")
         app, server, commands, out = (
             (now - then) / load.requests for now, then in zip(self._costs(), before, strict=True)
         )
-        return Figures(load.rate, load.p50, load.p99, app, server, commands, out, load.errors)
+        return Figures(load.rate, load.p50, load.p99, app, server, commands, out)
 
     def _send(self, seconds: float) -> Any:
         with on(self._others):

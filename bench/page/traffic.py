@@ -85,8 +85,10 @@ async def client(port: int, cookie: str, seconds: float) -> Load:
             began = time.perf_counter()
             writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"(?i)content-length: (\d+)", head)
-            await reader.readexactly(int(length[1]) if length else 0)
+            if length := re.search(rb"(?i)content-length: (\d+)", head):
+                await reader.readexactly(int(length[1]))
+            else:
+                await reader.readuntil(b"\r\n0\r\n\r\n")  # the last of its chunks
             taken.append(time.perf_counter() - began)
             errors += not head.startswith(b"HTTP/1.1 200")
         writer.close()

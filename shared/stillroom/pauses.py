@@ -9,6 +9,7 @@ import json
 import time
 from dataclasses import dataclass
 
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidArgument, RedisUnavailable, did_you_mean
 from stillroom.keys import Keys
 from stillroom.operation import Operation
@@ -36,16 +37,16 @@ class Pauses:
         self._due = 0.0  # time.monotonic(): look again
         self._is_paused = False
 
-    def pause(self, what: str, seconds: float, by: str = "") -> Operation[None]:
-        """Let workers leave something alone for so many seconds, up to a day. They see it within a second.
+    def pause(self, what: str, seconds: Duration, by: str = "") -> Operation[None]:
+        """Let workers leave something alone for a time, up to a day. They see it within a second.
 
         `refresh`: stale values are served until their swr ends; then readers load them. Warm-ups wait too.
         Another pause takes the place of this one. Raises InvalidArgument. Redis away: RedisUnavailable.
         """
         _check(what)
-        if not 1 <= seconds <= LONGEST_S:
-            raise InvalidArgument(f"seconds={seconds!r}: a pause lasts 1 to {LONGEST_S:,} seconds")
-        return self._pausing(what, seconds, by[:100])
+        return self._pausing(
+            what, seconds_of("seconds", seconds, least=1, most=LONGEST_S), by[:100]
+        )
 
     def _pausing(self, what: str, seconds: float, by: str) -> Operation[None]:
         ms = int(seconds * 1000)
@@ -84,7 +85,9 @@ class Pauses:
 
 def _check(what: str) -> None:
     if what not in WHATS:
-        raise InvalidArgument(f"{what!r}: {' or '.join(WHATS)}{did_you_mean(str(what), WHATS)}")
+        raise InvalidArgument(
+            f"what={what!r}: {' or '.join(WHATS)} can be paused{did_you_mean(str(what), WHATS)}"
+        )
 
 
 def _given_ms(text: bytes) -> int:

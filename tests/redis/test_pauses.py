@@ -56,10 +56,13 @@ def test_what_another_writer_put_there_pauses_too(room: Any, client: Any) -> Non
     assert room.upkeep.refreshes_are_paused() is True
 
 
-@pytest.mark.parametrize(("what", "seconds"), [("refreshs", 60), ("refresh", 0), ("refresh", 1e9)])
-def test_what_cannot_be_meant_is_refused(room: Any, what: str, seconds: float) -> None:
+@pytest.mark.parametrize(
+    ("what", "seconds"),
+    [("refreshs", 60), ("refresh", 0), ("refresh", 1e9), ("refresh", "10m"), ("refresh", True)],
+)
+def test_what_cannot_be_meant_is_refused(room: Any, what: str, seconds: Any) -> None:
     """A pause that cannot be meant is refused with what is allowed."""
-    with pytest.raises(InvalidArgument, match=r"did you mean refresh|1 to 86,400"):
+    with pytest.raises(InvalidArgument, match=r"did you mean refresh|1 to 86,400|seconds, or a"):
         room.upkeep.pause(what, seconds)
     assert room.upkeep.pauses() == []
 
@@ -89,3 +92,15 @@ def test_the_command_pauses_and_resumes(
     assert "refresh goes on" in run("resume", "refresh")
     told = json.loads(run("resume", "refresh", "--json"))
     assert told == {"resumed": "refresh", "was_paused": False}
+
+
+def test_a_user_without_a_name_may_pause(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container that runs as any uid nobody has a login name: the pause says the number."""
+    monkeypatch.setenv("REDIS_URL", server.url)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)
+    result = CliRunner().invoke(app, ["pause", "refresh"])
+    assert result.exit_code == 0, result.output
+    with Stillroom(Settings(redis_url=server.url, **PATIENT), dispatch=NoDispatch()) as room:
+        assert [one.by for one in room.upkeep.pauses()] == ["uid 4000000000"]

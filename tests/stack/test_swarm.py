@@ -269,6 +269,7 @@ COPY broken.py ./
 """
 
 
+@pytest.mark.full
 def test_workers_that_cannot_work_are_rolled_back(swarm: Swarm) -> None:
     """An image whose loaders raise takes no task, and Swarm rolls back without a loss."""
     folder = swarm.folder / "broken"
@@ -288,6 +289,7 @@ def test_workers_that_cannot_work_are_rolled_back(swarm: Swarm) -> None:
     swarm.await_updates()
 
 
+@pytest.mark.full
 def test_scaling_loses_nothing(swarm: Swarm) -> None:
     """Workers scaled 1 → 4 → 1 under load, and a second beat by mistake, lose nothing."""
     (scale,) = guide()["Scale"]

@@ -260,7 +260,7 @@ class Core:
         """
         name = sanitized(key)
         self._codec.reader(type)  # refuses a value that is no type, on a miss too
-        kept_for = near_of(near)
+        kept_for = None if near is None else near_of(near)
         try:
             if kept_for is None:
                 entry, freshness = yield from self._look(name)
@@ -394,11 +394,11 @@ class Core:
             if recipe.near is not None:
                 self._remember_loaded(name, recipe, value, asked)
             return value
-        if freshness is Freshness.FRESH:
+        if freshness is Freshness.FRESH or not self._may_ask(name, entry):
             return value
         shown = self._memo.recall(name, recipe.release) if recipe.near is not None else None
         if source := self._source(recipe):
-            yield from self._ask_for_refreshes([Stale(name, entry, source)])
+            yield from self._order_refreshes([Stale(name, entry, source)])
         else:
             fresh = yield from self._refresh_here(name, entry, value, recipe)
             value = fresh if shown is None else value
@@ -1191,12 +1191,15 @@ class Core:
     # Refreshing
 
     def _ask_for_refreshes(self, stale: Sequence[Stale]) -> Operation[None]:
-        """Order refreshes from a worker: one task for all, once in each stale period, however many readers ask."""
-        if not self.dispatch.ready:
+        """Order refreshes from a worker, once in each stale period, however many readers ask."""
+        return self._order_refreshes([one for one in stale if self._may_ask(one.name, one.entry)])
+
+    def _order_refreshes(self, stale: Sequence[Stale]) -> Operation[None]:
+        """Order those of which no other process holds the lease, in one task. See _may_ask."""
+        if not stale or not self.dispatch.ready:
             return
-        wanted = [one for one in stale if self._may_ask(one.name, one.entry)]
-        held = yield from self.lease_refreshes(wanted)
-        leased = [(one, lease) for one, lease in zip(wanted, held, strict=True) if lease]
+        held = yield from self.lease_refreshes(stale)
+        leased = [(one, lease) for one, lease in zip(stale, held, strict=True) if lease]
         orders = [(self.order_of(one, lease), one.name, lease) for one, lease in leased]
         good = [(order, name, lease) for order, name, lease in orders if order is not None]
         self.stats.counts["refreshes_asked"] += len(good)
@@ -1217,10 +1220,7 @@ class Core:
         self, name: bytes, entry: Entry, value: Any, recipe: Recipe
     ) -> Operation[Any]:
         """Refresh in the reader with the lease, because no worker can. Other readers are served the stale value."""
-        stale = Stale(name, entry, b"")
-        if not self._may_ask(name, entry):
-            return value
-        (held,) = yield from self.lease_refreshes([stale])
+        (held,) = yield from self.lease_refreshes([Stale(name, entry, b"")])
         if held is None:
             return value
         clock = self._judges.clock
@@ -1256,7 +1256,7 @@ class Core:
         return [held if isinstance(held, bytes) else None for held in replies]
 
     def _may_ask(self, name: bytes, entry: Entry) -> bool:
-        """Return whether to try for the refresh lease: once a second for each process and stale entry."""
+        """Return whether to try for the refresh lease now: once a second for each process and stale entry."""
         now = time.monotonic()
         fresh_until, asked_until = self._asked.get(name, (0, 0.0))
         if fresh_until == entry.fresh_until and now < asked_until:

@@ -56,9 +56,8 @@ KEYED = frozenset([int, str, bytes, type(None)])  # arguments that are equal onl
 
 def remembered_by(loader: object, args: Sequence[Any]) -> tuple[Any, ...] | None:
     """Return what a call of a loader is remembered by, or None where equal arguments may have different keys."""
-    for arg in args:
-        if type(arg) not in KEYED:  # a lazy object's __class__ is that of another one
-            return None
+    if not KEYED.issuperset(map(type, args)):  # a lazy object's __class__ is that of another one
+        return None
     return (loader, *args)
 
 

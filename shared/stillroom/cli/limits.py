@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import getpass
 from typing import Annotated, Any
 
 import typer
 
 from stillroom.cli.application import apps_of
 from stillroom.cli.check_limits import in_app
-from stillroom.cli.tables import AsJson, Table, open_room, print_json, print_table, when
+from stillroom.cli.tables import AsJson, Table, open_room, operator, print_json, print_table, when
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.limits import Limit
 from stillroom.limits.changes import Change, read_rate, read_time, write_rate
@@ -88,7 +87,7 @@ def set_(
     """Let a limit be another one for some time, in all processes, within a second."""
     (quota, window), seconds = read_rate(rate), read_time(for_)
     with open_room() as room:
-        change = room.limits.change(name, quota, window, seconds, by=getpass.getuser())
+        change = room.limits.change(name, quota, window, seconds, by=operator())
     if as_json:
         print_json(dataclasses.asdict(change))
         return

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import getpass
 from typing import Annotated
 
 import typer
 
-from stillroom.cli.tables import AsJson, open_room, print_json
+from stillroom.cli.tables import AsJson, open_room, operator, print_json
 from stillroom.limits.changes import read_time
 from stillroom.shown import shown
 
@@ -25,7 +24,7 @@ def pause(
     """
     seconds = read_time(for_)
     with open_room() as room:
-        room.upkeep.pause(what, seconds, by=getpass.getuser())
+        room.upkeep.pause(what, seconds, by=operator())
     said = f"{shown(what)} is paused for {for_}"
     print_json({"paused": what, "seconds": seconds}) if as_json else typer.echo(said)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +52,14 @@ def when(moment: float) -> str:
         return f"{moment:g}"
     today = datetime.fromtimestamp(time.time(), UTC)
     return at.strftime("%H:%M:%S" if at.date() == today.date() else "%Y-%m-%d %H:%M")
+
+
+def operator() -> str:
+    """Return who gives the command: a login name, or the number of a user who has none, as in many a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # from Python 3.13 on it is the second
+        return f"uid {os.getuid()}"
 
 
 def print_json(found: Any) -> None:

@@ -270,7 +270,7 @@ class LimitsBody(Operating, OverShards):
         if request.exempt:
             return self._passed(request)
         self._count_checks(request)
-        if self._denials.found and (denied := self._remembered(request)) is not None:
+        if (denied := self._remembered(request)) is not None:
             yield from self._reading_changes()
             return denied
         if request.parts:
@@ -278,7 +278,8 @@ class LimitsBody(Operating, OverShards):
         asked_at, mark = self._denials.forgotten, self._flying.begin(request)
         sent = time.monotonic()
         try:
-            if self._settling.waits or self._local.logs or self._has_riders(sent):
+            is_due = sent > self.stats.due or sent > self._changes.due
+            if is_due or self._settling.waits or self._local.logs:
                 request = yield from self._settled(request)
                 unseen = self._unseen(request)
                 sent = time.monotonic()
@@ -301,7 +302,7 @@ class LimitsBody(Operating, OverShards):
         if request.exempt:
             return Reservation(self._passed(request), ())
         self._count_checks(request)
-        if self._denials.found and (denied := self._remembered(request)) is not None:
+        if (denied := self._remembered(request)) is not None:
             yield from self._reading_changes()
             return Reservation(denied, request.keys)
         name = new_id()
@@ -482,8 +483,7 @@ class LimitsBody(Operating, OverShards):
         elif self._bans.until:
             self._bans.forget_all(request.bans)
         if request.plan.counted_away and decision.said:  # as _know: each check comes here
-            times = _now_us(), reply[1], int(sent * _US)
-            self._local.remember(request.known_as, reply[2:], *times)
+            self._local.remember(request.known_as, reply[2:], _now_us(), reply[1], int(sent * _US))
         if decision.status != OK:
             self._count_denial(decision)
             if asked_at == self._denials.forgotten:
@@ -495,8 +495,7 @@ class LimitsBody(Operating, OverShards):
     def _know(self, request: Request, said: Sequence[int], server_us: int, sent: float) -> None:
         """Remember what Redis said of these logs, for the case that it goes away."""
         if request.plan.counted_away and said:
-            times = _now_us(), server_us, int(sent * _US)
-            self._local.remember(request.known_as, said, *times)
+            self._local.remember(request.known_as, said, _now_us(), server_us, int(sent * _US))
 
     def _tell_of_shadows(self, decision: Decision) -> None:
         """Count what limits in shadow would have denied, and log it now and then."""
@@ -561,7 +560,10 @@ class LimitsBody(Operating, OverShards):
             self._count_named("denials", limit)
 
     def _count_named(self, what: str, limit: Limit) -> None:
-        self.stats.counts[self.stats.counted_as(LIMIT, what, limit.name)] += 1
+        self.stats.counts[self._named(what, limit)] += 1
+
+    def _named(self, what: str, limit: Limit) -> str:
+        return self.stats.counted_as(LIMIT, what, limit.name)
 
     def _banned_ms(self, request: Request, now_ms: int) -> int:
         """Return how long this machine knows the client as banned, in ms; 0 if it does not."""
@@ -595,6 +597,8 @@ class LimitsBody(Operating, OverShards):
     # Denials that are remembered
 
     def _remembered(self, request: Request) -> Decision | None:
+        if not self._denials.found or not self._denials.concern(request.bans, request.keys):
+            return None
         now = time.monotonic()
         limits, keys, cost = request.limits, request.keys, request.cost
         denial = self._denials.find(request.bans, keys, limits, cost, now)
@@ -602,11 +606,9 @@ class LimitsBody(Operating, OverShards):
             return None
         if request.mode != QUIET:
             denial.unseen += 1
-        self.stats.counts["limit_denials"] += 1
-        self.stats.counts["limit_cached"] += 1
-        if denial.limit is not None:
-            self._count_named("denials", denial.limit)
-            self._count_named("cached", denial.limit)
+        counts = self.stats.counts
+        for name in denial.counted_as:
+            counts[name] += 1
         before, age_us = denial.decision, int((now - denial.at) * _US)
         said = before.said
         if said and (denial.keys != keys or before.limits != limits):
@@ -627,7 +629,10 @@ class LimitsBody(Operating, OverShards):
             key, limit, wait_us = request.keys[number], decision.limits[number], waits[number]
         until = now + min(wait_us / _US, longest)
         if until > now:
-            self._denials.add(key, Denial(decision, request, limit, now, until))
+            counted = ["limit_denials", "limit_cached"]
+            if limit is not None:
+                counted += [self._named("denials", limit), self._named("cached", limit)]
+            self._denials.add(key, Denial(decision, request, limit, now, until, counted))
 
     def _riding(self) -> list[Command]:
         """Return the events of denials from memory, of clients that did not come again. No script: see Repair."""
@@ -699,9 +704,6 @@ class LimitsBody(Operating, OverShards):
             self._denials.reset()
             changed = ", ".join(map(str, self._changes.found)) or "none"
             log.info("limits that are changed for now: %s", changed)
-
-    def _has_riders(self, now: float) -> bool:
-        return now > self.stats.due or now > self._changes.due
 
     def _again(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from stillroom.limits.fields import policy_field, state_field
+from stillroom.limits.fields import Row, policy_field, state_field
 from stillroom.limits.limit import Limit
 
 OK, TOO_MANY, UNAVAILABLE = 200, 429, 503
@@ -91,7 +91,7 @@ class Decision(NamedTuple):
         if limits and (policy := policy_field(limits)):
             headers["RateLimit-Policy"] = policy
         if rows := self.rows():
-            headers["RateLimit"] = state_field([(limits[n].name, r, -t) for _, r, t, n in rows])
+            headers["RateLimit"] = state_field(rows)
             self._write_older(headers, rows[0])
         return headers if self.status == OK else headers | self._refusal()
 
@@ -120,34 +120,34 @@ class Decision(NamedTuple):
             ]
         )
 
-    def rows(self) -> list[tuple[int, int, int, int]]:
-        """Return (-µs until it fits, hits left, -µs until more are back, which limit), the tightest limit first.
+    def rows(self) -> list[Row]:
+        """Return how the subject stands with each limit, the tightest first.
 
         A limit in shadow has no row. A request in flight may be over at any moment.
         """
-        said, age = self.said, self.age_us
-        rows = []
-        for number, limit in enumerate(self.limits if said else ()):
-            used, some, fits, _ = said[PARTS * number : PARTS * (number + 1)]
+        age, parts = self.age_us, iter(self.said)
+        rows: list[Row] = []
+        stands = zip(self.limits, parts, parts, parts, parts, strict=False)  # nothing may be said
+        for number, (limit, used, some, fits, _) in enumerate(stands):
             if used < 0 or limit.shadow:
                 continue
             wait = fits and (_FOREVER if fits == NEVER else max(1, fits - age))
             left, back = limit.quota - used, age - some
             if limit.in_flight:
                 wait, back = min(wait, _US) if wait != _FOREVER else wait, 0
-            rows.append((-wait, left if left > 0 else 0, back if back < 0 else 0, number))
+            rows.append((-wait, left if left > 0 else 0, back if back < 0 else 0, number, limit))
         rows.sort()
         return rows
 
-    def _standing(self, wait: int, left: int, some: int, number: int) -> Standing:
+    def _standing(self, wait: int, left: int, some: int, number: int, limit: Limit) -> Standing:
         full = max(0, self.said[PARTS * number + PARTS - 1] - self.age_us)
         retry_after = None if wait == -_FOREVER else -wait / _US
-        return Standing(self.limits[number], left, -some / _US, full / _US, retry_after)
+        return Standing(limit, left, -some / _US, full / _US, retry_after)
 
-    def _write_older(self, headers: dict[str, str], row: tuple[int, int, int, int]) -> None:
+    def _write_older(self, headers: dict[str, str], row: Row) -> None:
         """Write the state of one limit in headers for clients without structured fields."""
-        _, left, some, number = row
-        headers["X-RateLimit-Limit"] = str(self.limits[number].quota)
+        _, left, some, _, limit = row
+        headers["X-RateLimit-Limit"] = str(limit.quota)
         headers["X-RateLimit-Remaining"] = str(left)
         headers["X-RateLimit-Reset"] = str(-((some - self.now_us - self.age_us) // _US))
 
@@ -185,11 +185,13 @@ def headers_of(decisions: Sequence[Decision]) -> dict[str, str]:
     """
     if len(decisions) < 2:
         return decisions[0].headers() if decisions else {}
-    found = sorted([(row, n) for n, one in enumerate(decisions) for row in one.rows()])
-    named: dict[str, tuple[str, int, int]] = {}
-    for (_, left, some, number), n in found:
-        name = decisions[n].limits[number].name
-        named.setdefault(name, (name, left, -some))
+    found = sorted(
+        [(row, n) for n, one in enumerate(decisions) for row in one.rows()],
+        key=lambda one: (one[0][:4], one[1]),
+    )
+    named: dict[str, Row] = {}
+    for row, _ in found:
+        named.setdefault(row[-1].name, row)
     limits = {limit.name: limit for one in decisions for limit in one.limits}
     policy = policy_field(tuple(limits.values()))
     headers = {"RateLimit-Policy": policy} if policy else {}

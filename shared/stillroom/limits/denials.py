@@ -26,7 +26,7 @@ class HasKeys(Protocol):
 class Denial:
     """One that is remembered, under the log or the ban that it came from."""
 
-    __slots__ = ("at", "decision", "keys", "limit", "request", "unseen", "until")
+    __slots__ = ("at", "counted_as", "decision", "keys", "limit", "request", "unseen", "until")
 
     def __init__(
         self,
@@ -35,6 +35,7 @@ class Denial:
         limit: Limit | None,
         at: float,
         until: float,
+        counted_as: Sequence[str],
     ) -> None:
         self.decision = decision
         self.request = request
@@ -42,6 +43,7 @@ class Denial:
         self.limit = limit  # None: it is a ban
         self.at = at
         self.until = until
+        self.counted_as = counted_as  # each time it answers
         self.unseen = 0  # denials that Redis has not heard of; two threads may count one too few
 
     def answers(self, limit: Limit, cost: int, now: float) -> bool:
@@ -63,6 +65,11 @@ class Denials:
         self.found[key] = denial
         if len(self.found) > self._most:
             self.found.popitem(last=False)
+
+    def concern(self, bans: Iterable[bytes], keys: Iterable[bytes]) -> bool:
+        """Return whether one of them is remembered under these bans and logs."""
+        known = self.found.keys()
+        return not (known.isdisjoint(keys) and known.isdisjoint(bans))
 
     def find(
         self,
@@ -88,6 +95,8 @@ class Denials:
 
         They are forgotten. Each log has its own: those of one are not to be counted against another's subject.
         """
+        if self.found.keys().isdisjoint(keys):
+            return b""
         popped = [(number, self.found.pop(key, None)) for number, key in enumerate(keys, 1)]
         return b" ".join([b"%d:%d" % (n, one.unseen) for n, one in popped if one and one.unseen])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from stillroom.limits.limit import Limit
 
@@ -24,6 +24,9 @@ NAMES = (
     "X-RateLimit-Reset",
 )
 _US = 1_000_000
+# How a subject stands with a limit: -µs until its request fits, hits left, -µs until more are back, the limit's
+# number in its decision, the limit. The least is the tightest.
+Row: TypeAlias = tuple[int, int, int, int, Limit]
 
 
 class Letters(NamedTuple):
@@ -56,16 +59,18 @@ def _policy(limit: Limit, letters: Letters) -> str:
     return f'"{limit.name}";{q}={limit.quota};{w}={limit.window}'
 
 
-def state_field(rows: Iterable[tuple[str, int, int]], draft: int = DRAFT) -> str:
-    """RateLimit, of each limit's name, what is left, and the µs until more comes back (0: all of it is there).
+def state_field(rows: Iterable[Row], draft: int = DRAFT) -> str:
+    """Return the header RateLimit: what is left of each limit, and in how many seconds more of it comes back.
 
-    >>> state_field([("auth", 3, 41_000_001), ("api", 1000, 0)])
+    >>> state_field([(0, 3, -41_000_001, 0, Limit("auth", 5, 300)), (0, 1000, 0, 1, Limit("api", 1000, 3600))])
     '"auth";r=3;t=42, "api";r=1000'
     """
     _, _, r, t, _ = LETTERS[draft]
     return ", ".join(
         [
-            f'"{name}";{r}={left};{t}={-(-back // _US)}' if back else f'"{name}";{r}={left}'
-            for name, left, back in rows
+            f'"{limit.name}";{r}={left};{t}={-(some // _US)}'
+            if some
+            else f'"{limit.name}";{r}={left}'
+            for _, left, some, _, limit in rows
         ]
     )

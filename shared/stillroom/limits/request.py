@@ -21,7 +21,7 @@ from stillroom.limits.changes import Changes
 from stillroom.limits.decision import NEVER, PARTS
 from stillroom.limits.identity import CROWD, Crowd, Networks
 from stillroom.limits.limit import Limit, check_cost, check_limits
-from stillroom.scripts import Text, limit_check
+from stillroom.scripts import Script, limit_check
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.subject import (
@@ -221,7 +221,8 @@ class Requests:
         if self.changes.found:
             wanted = self.changes.applied(wanted)
         if isinstance(subject, str):
-            request = self._of_address(subject, wanted, cost, route, meant, limit_check.text)
+            flagged = Script.flags_are_known
+            request = self._of_address(subject, wanted, cost, route, meant, flagged)
         else:
             request = self._of_subject(subject, wanted, cost, route, meant)
         if not self._count % SAMPLED and request.watched:
@@ -235,12 +236,11 @@ class Requests:
         cost: int,
         route: str,
         meant: bool,
-        text: Text,
+        flagged: bool,
     ) -> Request:
-        """`text`: of the script as it is sent now. Another server may want another."""
+        """`flagged`: whether scripts are sent with flags now. A server that knows none wants another text."""
         request = self._of_subject({"ip": address}, limits, cost, route, meant)
-        words = (b"EVALSHA", text.sha, *request.words(request.mode))
-        return request._replace(taking=pack([words]))
+        return request._replace(taking=pack([limit_check.run(request.words(request.mode))]))
 
     def _of_subject(
         self,

@@ -342,7 +342,8 @@ _BYTES = {bytes}
 def pack(commands: Sequence[Command]) -> bytes:
     """Return the bytes of a batch."""
     if len(commands) == 1:
-        return _packed(commands[0])
+        (command,) = commands
+        return command if type(command) is bytes else pack_command(command)
     if {*map(type, commands)} == _BYTES:
         return b"".join(commands)  # type: ignore[arg-type]  # all of them are packed
     return b"".join(map(_packed, commands))

@@ -102,39 +102,55 @@ class Link:
         self._poll.register(self._socket, select.POLLIN)
         asked = time.monotonic_ns()
         packed = pack([command for _, command in server.handshake])
-        greeted(self.exchange(packed, len(server.handshake), deadline), server, asked, self)
+        replies = self.exchange(packed, len(server.handshake), deadline, time.monotonic())
+        greeted(replies, server, asked, self)
 
     def ping(self) -> None:
         """Send one PING, and look at who answers. Raises RedisUnavailable."""
         server, now, asked = self._server, time.monotonic(), time.monotonic_ns()
         look, count = server.look(now)
-        pong, *looked = self.exchange(PING + look, 1 + count, now + self._patience)
+        pong, *looked = self.exchange(PING + look, 1 + count, now + self._patience, now)
         if isinstance(pong, ReplyError):
             raise refusal([pong])
         server.looked(looked, asked)
 
-    def exchange(
-        self, packed: bytes, count: int, deadline: float, now: float | None = None
-    ) -> list[Any]:
+    def exchange(self, packed: bytes, count: int, deadline: float, now: float) -> list[Any]:
         """Send, then read `count` replies before `deadline` (time.monotonic(), as `now`)."""
-        left = deadline - (time.monotonic() if now is None else now)
+        left = deadline - now
         if left <= 0:
             raise TimeoutError
-        reader = self._reader
-        replies: list[Any] = []
-        if len(packed) > _LARGE_SEND:
-            self._send_large(packed, left)
+        sock, is_plain = self._socket, self._is_plain
+        if not is_plain or len(packed) > _LARGE_SEND:
+            self._send_in_time(packed, left)
             left = deadline - time.monotonic()
         else:
-            if not self._is_plain:
-                self._wait_at_most(left)
-            self._socket.sendall(packed)
+            sock.sendall(packed)
+        buffer, reader = self._buffer, self._reader
+        replies: list[Any] = []
         while True:
-            size = self._receive(left, deadline)
+            # A plain socket blocks for five milliseconds by the kernel's own timeout, which costs no system call
+            # and is enough for nearly every reply; then `poll` waits for the rest. The kernel's timeout alone would
+            # not do: it begins again with each receive that a signal interrupts (PEP 475 repeats it), so a signal
+            # every 50 ms would hold a call of 100 ms for ever. Where a flood of signals could do that to five
+            # milliseconds, `poll` is first.
+            if (
+                not is_plain
+                or left < _SLICE_S
+                or _handler_of(_ALARM)
+                or _handler_of(_PROF)
+                or _handler_of(_VTALRM)
+                or _handler_of(_CHLD)
+            ):
+                self._await_data(left)
+            try:
+                size = sock.recv_into(buffer)
+            except BlockingIOError:  # the kernel's word for a timeout of a plain socket
+                self._await_data(deadline - time.monotonic())
+                size = sock.recv_into(buffer)
             if not size:
                 refused = replies and isinstance(replies[-1], ReplyError)
                 raise EOFError(str(replies[-1]) if refused else _NO_REPLY)
-            reader.feed(self._buffer, 0, size)
+            reader.feed(buffer, 0, size)
             replies.extend(iter(reader.gets, NOT_YET))
             if len(replies) == count:
                 return replies
@@ -142,39 +158,15 @@ class Link:
                 raise EOFError(TOO_MANY)
             left = deadline - time.monotonic()
 
-    def _receive(self, left: float, deadline: float) -> int:
-        """Receive what there is, in `left` seconds at most, whatever signals come meanwhile. → how many bytes.
-
-        A plain socket blocks for five milliseconds by the kernel's own timeout, which costs no system call and is
-        enough for nearly every reply; then `poll` waits for the rest. The kernel's timeout alone would not do: it
-        begins again with each receive that a signal interrupts (PEP 475 repeats it), so a signal every 50 ms
-        would hold a call of 100 ms for ever. Where a flood of signals could do that to five milliseconds, `poll`
-        is first.
-        """
-        sock, buffer = self._socket, self._buffer
+    def _await_data(self, left: float) -> None:
+        """Wait until a plain socket has data; have a receive of TLS or gevent wait so long, in its own way."""
         if not self._is_plain:
             self._wait_at_most(left)
-            return sock.recv_into(buffer)  # type: ignore[no-any-return]
-        if (
-            left < _SLICE_S
-            or _handler_of(_ALARM)
-            or _handler_of(_PROF)
-            or _handler_of(_VTALRM)
-            or _handler_of(_CHLD)
-        ):
-            self._await_data(left)
-        try:
-            return sock.recv_into(buffer)  # type: ignore[no-any-return]
-        except BlockingIOError:  # the kernel's word for a timeout
-            self._await_data(deadline - time.monotonic())
-            return sock.recv_into(buffer)  # type: ignore[no-any-return]
-
-    def _await_data(self, left: float) -> None:
-        if left <= 0 or not self._poll.poll(left * 1000):
+        elif left <= 0 or not self._poll.poll(left * 1000):
             raise TimeoutError
 
     def _wait_at_most(self, left: float) -> None:
-        """Set how long a receive of TLS or gevent waits, which these do in their own way at each call."""
+        """Set how long each call of a socket of TLS or gevent waits."""
         if left <= 0:
             raise TimeoutError
         seconds = min(left, self._patience)
@@ -182,8 +174,12 @@ class Link:
             self._socket.settimeout(seconds)
             self._timeout = seconds
 
-    def _send_large(self, packed: bytes, left: float) -> None:
+    def _send_in_time(self, packed: bytes, left: float) -> None:
         """Send everything in time, however small the pieces are that the server takes."""
+        if len(packed) <= _LARGE_SEND:
+            self._wait_at_most(left)
+            self._socket.sendall(packed)
+            return
         self._socket.settimeout(left)
         self._socket.sendall(packed)
         self._timeout = 0.0
@@ -344,29 +340,35 @@ class Wire:
         self, link: Link, packed: bytes, count: int, deadline: float, now: float
     ) -> list[Any]:
         """Return the replies. Now and then the batch also asks for the server's clock and role."""
-        server, asked, riding = self.server, 0, 0
         patience = now + self._patience
         if patience < deadline:
             deadline = patience
-        if now >= server.due:
-            look, riding = server.look(now)
-            packed, count, asked = packed + look, count + riding, time.monotonic_ns()
         try:
-            replies = link.exchange(packed, count, deadline, now)
+            if now >= self.server.due:
+                replies = self._exchange_looking(link, packed, count, deadline, now)
+            else:
+                replies = link.exchange(packed, count, deadline, now)
         except BaseException:
             # After any error unread replies may follow on this connection, so no call may use it again.
             self._drop(link)
             raise
-        if riding:
-            look_replies = replies[-riding:]
-            del replies[-riding:]
-            try:
-                server.looked(look_replies, asked)
-            except RedisUnavailable as failure:
-                self._drop(link)
-                told = server.explain(failure)
-                raise PeerFailed(told.reason, told.detail, replies) from None
         link.used = True
+        return replies
+
+    def _exchange_looking(
+        self, link: Link, packed: bytes, count: int, deadline: float, now: float
+    ) -> list[Any]:
+        """Return the replies to a batch that asks for the server's clock and role as well."""
+        look, riding = self.server.look(now)
+        asked = time.monotonic_ns()
+        replies = link.exchange(packed + look, count + riding, deadline, now)
+        look_replies = replies[-riding:]
+        del replies[-riding:]
+        try:
+            self.server.looked(look_replies, asked)
+        except RedisUnavailable as failure:
+            told = self.server.explain(failure)
+            raise PeerFailed(told.reason, told.detail, replies) from None
         return replies
 
     def _exchange_timed(
