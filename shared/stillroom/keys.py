@@ -278,9 +278,9 @@ class Keys:
         """Return the prefix of all keys of one shard of the sessions."""
         return self._shards[number]
 
-    def sessions(self, shard: int, names: Sequence[bytes]) -> list[bytes]:
+    def sessions(self, shard: int, names: Sequence[bytes]) -> tuple[bytes, ...]:
         """Return the keys of a session, under each of its names."""
-        return [*map((self._shards[shard] + b"s:").__add__, names)]
+        return tuple(map((self._shards[shard] + b"s:").__add__, names))
 
     def late(self, shard: int, names: Sequence[bytes]) -> list[bytes]:
         """Return the keys that remember that the browser of this session is getting another cookie."""

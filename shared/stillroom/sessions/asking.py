@@ -115,10 +115,9 @@ class Asking:
         """End a session; return whether it lived."""
         sent = steady_us()
         reply, may_be_second = yield from self._ask_for_end(ending.command(sent))
-        late = late_in(reply)
-        if late < 0:
+        if len(reply) == 1:  # it was not late
             return bool(reply[0]) or (may_be_second and not ending.only)
-        again = ending.after(late, steady_us() - sent)
+        again = ending.after(late_in(reply), steady_us() - sent)
         return again is not None and (yield from self._end(again))
 
     def _ask_for_end(self, command: Command) -> Operation[tuple[Any, bool]]:

@@ -127,7 +127,7 @@ class Beginning:
         keys, aliases, age = self._names, b"%d" % (len(self._names) - 1), b"0"
         if self._ending:
             age = b"%d" % self._ending.age(now)
-            keys = [*keys, *self._ending.keys] if self._is_near else keys
+            keys = (*keys, *self._ending.keys) if self._is_near else keys
         return session_create(keys, *self._about, aliases, age, *self._fields)
 
     def _late(self, way: Any, reply: Any) -> int:

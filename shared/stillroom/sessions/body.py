@@ -795,7 +795,7 @@ class SessionsBody(Asking):
         at_once: int | bytes = b"" if is_handle else 0
 
         def revoking(shard: int, kept: Place | None = keep, age: int | bytes = at_once) -> Command:
-            names = self._keys.sessions(*kept) if kept is not None and kept.shard == shard else []
+            names = self._keys.sessions(*kept) if kept is not None and kept.shard == shard else ()
             prefix = self._keys.shard(shard)
             return session_revoke([prefix + name, *names], prefix, name, BITE, age)
 
@@ -934,7 +934,7 @@ class SessionsBody(Asking):
     ) -> End:
         """Return the end of this session. `cookie` says what the response does to the browser's cookie."""
         asked = steady_us() if asked_us is None else asked_us
-        return End(tuple(self._keys.sessions(*place)), self._keys.shard(place.shard), asked, cookie)
+        return End(self._keys.sessions(*place), self._keys.shard(place.shard), asked, cookie)
 
     def _device_of(self, device: str | bytes | None) -> tuple[bytes, bytes]:
         """Return a device's name in Redis, and how many ms it is known."""

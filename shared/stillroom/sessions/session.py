@@ -20,7 +20,7 @@ from stillroom.errors import (
     ValueTooLarge,
 )
 from stillroom.keys import original, sanitized
-from stillroom.marked import ATOMS, SAYS_HTML, Marks, has_marks, writable
+from stillroom.marked import ATOMS, SAYS_HTML, SIGN, Marks, writable
 from stillroom.sessions.token import make_handle
 
 T = TypeVar("T")
@@ -309,7 +309,7 @@ def encoded_tags(tags: Sequence[str]) -> list[bytes]:
 def decoded(text: bytes, adapter: TypeAdapter[Any] | None) -> Any:
     """Return the data, as it is or checked by a type. Raises SessionUnreadable."""
     try:
-        if has_marks(text):
+        if SIGN in text:
             return _decoded_marked(text, adapter)
         return from_json(text) if adapter is None else adapter.validate_json(text)
     except ValidationError as error:
