@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from stillroom.sessions.token import (
     Pepper,
+    is_token,
     make_handle,
     make_token,
     place_of,
@@ -81,8 +82,9 @@ def test_another_shard_is_another_name() -> None:
     ],
 )
 def test_what_looks_like_no_token_has_no_place(token: object) -> None:
-    """A text of a wrong length, shard, alphabet or type has no place."""
-    assert place_of(token, PEPPERS) is None
+    """A text of a wrong length, shard or alphabet has no place, and no other value is a token."""
+    assert place_of(str(token), PEPPERS) is None
+    assert not is_token(token)
 
 
 @given(st.text(max_size=60))

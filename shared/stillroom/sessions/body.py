@@ -265,8 +265,8 @@ class SessionsBody(Asking):
         """Have a session of this process that nobody has the token of ended before its next act."""
         place = self._place(made, denied=True)
         if place is not None:
-            undo = Undo((self._keys.sessions(*place)[0],), self._keys.shard(place.shard))
-            self._defer(place, undo)
+            keys, prefix = self._keys.record(*place)
+            self._defer(place, Undo(keys[:1], prefix))
 
     def begin(
         self,
@@ -321,10 +321,11 @@ class SessionsBody(Asking):
             ending = Gone(*ending)
         most, evicts = b"%d" % (max_per_user or 0), b"1" if on_cap == "evict_oldest" else b"0"
         numbers = b"%d" % times[0], b"%d" % times[1], most, evicts
-        about = (self._keys.shard(place.shard), user, labels, *numbers, note)
+        keys, prefix = self._keys.record(*place)
+        about = (prefix, user, labels, *numbers, note)
         proved = b"" if fresh else b"0"
         more = (proved, b"%d" % cookie, *self._device_of(user and device), *_flat(fields))
-        begins = Beginning(self, place, self._keys.sessions(*place), old, ending, about, more)
+        begins = Beginning(self, place, keys, old, ending, about, more)
         reply = yield from begins.run()
         if begins.expired:
             self._tell_all("expired", place.shard, begins.expired)
@@ -460,10 +461,7 @@ class SessionsBody(Asking):
         place = self._place(session)
         if place is None:
             return False
-        prefix = self._keys.shard(place.shard)
-        (reply,) = yield from self._ask(
-            [session_touch(self._keys.sessions(*place), prefix, self._touch)]
-        )
+        (reply,) = yield from self._ask([session_touch(*self._keys.record(*place), self._touch)])
         if reply[0] != b"ok":
             self._refused(place, reply)
         return bool(reply[0] == b"ok")
@@ -540,8 +538,7 @@ class SessionsBody(Asking):
         given = self.settings.session_grace if grace is None else grace
         seconds = _seconds("grace", given, least=0.0, most=3_600.0)
         token, fresh = self._new_place(place.shard)
-        old, new = self._keys.sessions(*place), self._keys.sessions(*fresh)
-        prefix = self._keys.shard(place.shard)
+        (old, prefix), new = self._keys.record(*place), self._keys.sessions(*fresh)
         how = (_us(seconds), len(new), int(is_proof), int(brings_cookie))
         rotates = session_rotate([*old, *new], prefix, *how)
         try:
@@ -582,8 +579,7 @@ class SessionsBody(Asking):
         user, place = sanitized(user_id), read_handle(handle)
         if place is None:
             return False
-        prefix = self._keys.shard(place.shard)
-        ends = session_end(self._keys.sessions(*place), prefix, user)
+        ends = session_end(*self._keys.record(*place), user)
         count, may_be_second = yield from self._ask_for_end(ends)
         ended = bool(count) or may_be_second
         self.stats.counts["sessions_destroyed"] += ended
@@ -769,8 +765,10 @@ class SessionsBody(Asking):
         place = self._place(session)
         if place is None:
             raise SessionEnded("missing")
-        about = self._keys.shard(place.shard), version, *self._limit_words, b"%d" % len(fields)
-        updates = session_update(self._keys.sessions(*place), *about, *_flat(fields), *gone)
+        numbers = *self._limit_words, b"%d" % len(fields)
+        updates = session_update(
+            *self._keys.record(*place), version, *numbers, *_flat(fields), *gone
+        )
         (reply,) = yield from self._ask([updates], Once)
         match reply[0]:
             case b"ok":
@@ -926,15 +924,14 @@ class SessionsBody(Asking):
         return frame[0] + names[0] + frame[2]
 
     def _reads(self, shard: int, names: Sequence[bytes], touch: bool) -> Command:
-        options = self._keys.shard(shard), self._touch if touch else b""
-        return session_get(self._keys.sessions(shard, names), *options)
+        return session_get(*self._keys.record(shard, names), self._touch if touch else b"")
 
     def _destroying(
         self, place: Place, cookie: int = NO_COOKIE, asked_us: int | None = None
     ) -> End:
         """Return the end of this session. `cookie` says what the response does to the browser's cookie."""
         asked = steady_us() if asked_us is None else asked_us
-        return End(self._keys.sessions(*place), self._keys.shard(place.shard), asked, cookie)
+        return End(*self._keys.record(*place), asked, cookie)
 
     def _device_of(self, device: str | bytes | None) -> tuple[bytes, bytes]:
         """Return a device's name in Redis, and how many ms it is known."""

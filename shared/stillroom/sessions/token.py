@@ -54,7 +54,7 @@ class Pepper:
         inner, outer = self._inner.copy(), self._outer.copy()
         inner.update(token)
         outer.update(inner.digest())
-        return b2a_base64(outer.digest(), newline=False).translate(_URLSAFE)[:-1]
+        return b2a_base64(outer.digest()).translate(_URLSAFE)[:-2]  # without `=` and the line's end
 
 
 NAME_LENGTH = 43
@@ -69,7 +69,7 @@ class Place(NamedTuple):
 
 def make_token(shard: int, secret: bytes) -> str:
     """`secret`: 32 random bytes."""
-    text = b2a_base64(secret, newline=False).translate(_URLSAFE)[:-1]
+    text = b2a_base64(secret).translate(_URLSAFE)[:-2]
     return f"{shard:02x}.{text.decode()}"
 
 
@@ -78,12 +78,12 @@ def is_token(text: object) -> bool:
     return isinstance(text, str) and _TOKEN.fullmatch(text) is not None
 
 
-def place_of(token: object, peppers: tuple[Pepper, ...]) -> Place | None:
+def place_of(token: str, peppers: tuple[Pepper, ...]) -> Place | None:
     """Return where the session of this token would be, or None for what no token of ours looks like.
 
     The token says its shard. A process that has fewer shards than the one that made it finds it there all the same.
     """
-    if not isinstance(token, str) or _TOKEN.fullmatch(token) is None:
+    if _TOKEN.fullmatch(token) is None:
         return None
     shard, text = int(token[:2], 16), token.encode()
     if len(peppers) == 1:
