@@ -552,7 +552,8 @@ class SessionsBody(Asking):
         if reply[0] != b"ok":
             raise self._refused(place, reply)
         self.stats.counts["sessions_rotated"] += 1
-        return self._read(place.shard, reply, token, type)
+        unseen = reply[4] if len(reply) > 4 else 0  # it is left away where the call was sent again
+        return self._read(place.shard, reply, token, type, unseen)
 
     # Many sessions
 
@@ -962,7 +963,7 @@ class SessionsBody(Asking):
 
     # Answers
 
-    def _read(self, shard: int, reply: Any, token: str, type: Any, unseen: int = 0) -> Session[Any]:
+    def _read(self, shard: int, reply: Any, token: str, type: Any, unseen: int) -> Session[Any]:
         data = decoded(reply[3], None if type is None else self._codec.adapter(type))
         return Session(shard, reply[1], reply[2], data, token, unseen, reply[3])
 
