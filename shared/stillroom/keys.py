@@ -278,10 +278,14 @@ class Keys:
         """Return the prefix of all keys of one shard of the sessions."""
         return self._shards[number]
 
-    def sessions(self, shard: int, names: Sequence[bytes]) -> list[bytes]:
+    def sessions(self, shard: int, names: Sequence[bytes]) -> tuple[bytes, ...]:
         """Return the keys of a session, under each of its names."""
-        prefix = self._shards[shard] + b"s:"
-        return [prefix + name for name in names]
+        return self.record(shard, names)[0]
+
+    def record(self, shard: int, names: Sequence[bytes]) -> tuple[tuple[bytes, ...], bytes]:
+        """Return the keys of a session, and the prefix of its shard: its scripts take them first."""
+        prefix = self._shards[shard]
+        return tuple(map((prefix + b"s:").__add__, names)), prefix
 
     def late(self, shard: int, names: Sequence[bytes]) -> list[bytes]:
         """Return the keys that remember that the browser of this session is getting another cookie."""

@@ -24,7 +24,7 @@ FIXED = ATOMS | {bytes, datetime.datetime, datetime.date, datetime.time, datetim
 FIXED |= {decimal.Decimal, uuid.UUID}
 # These come back as they are; what is derived from one of them would come back as that one.
 EXACT = FIXED | {list, dict, tuple, set, frozenset}
-_SIGN = b'{"!":'
+SIGN = b'{"!":'  # JSON without it has no marked value
 
 
 class Kind(NamedTuple):
@@ -54,11 +54,6 @@ def is_plain(value: Any) -> bool:
     else:
         return False
     return set(map(type, inside)) <= ATOMS or all(map(is_plain, inside))
-
-
-def has_marks(text: bytes) -> bool:
-    """Tell whether this JSON may hold a marked value."""
-    return _SIGN in text
 
 
 class Marks:

@@ -34,8 +34,9 @@ class Script:
 
     def __call__(self, keys: Sequence[bytes], *args: bytes | str | int) -> tuple[bytes | str, ...]:
         """Return the command that runs this script."""
-        texts = [b"%d" % arg if isinstance(arg, int) else arg for arg in args]
-        return self.run((b"%d" % len(keys), *keys, *texts))
+        if {*map(type, args)} != _BYTES:
+            args = tuple([b"%d" % arg if isinstance(arg, int) else arg for arg in args])
+        return (b"EVALSHA", self.text.sha, b"%d" % len(keys), *keys, *args)  # type: ignore[arg-type]
 
     def run(self, words: tuple[bytes | str, ...]) -> tuple[bytes | str, ...]:
         """Return the command that runs this script, from the words that EVALSHA takes after the digest."""
@@ -54,6 +55,7 @@ class Text:
 
 
 BY_SHA: dict[bytes | str, Text] = {}
+_BYTES = {bytes}
 
 
 def _with_includes(text: str, known: set[str] | None = None) -> str:

@@ -67,7 +67,7 @@ class Asking:
             yield from self._tell_ends_first()
         if batch and time.monotonic() <= self.stats.due:  # as nearly always
             try:
-                if kept_as:
+                if kept_as and self.settings.replicas:
                     return (yield from self._on_replicas(kind(batch), kept_as))
                 return (yield kind(batch))  # type: ignore[no-any-return]
             except RedisUnavailable as error:
@@ -113,15 +113,12 @@ class Asking:
 
     def _end(self, ending: End) -> Operation[bool]:
         """End a session; return whether it lived."""
-        left: End | None = ending
-        ended = False
-        while left is not None:
-            sent = steady_us()
-            reply, may_be_second = yield from self._ask_for_end(left.command(sent))
-            is_gone = may_be_second and late_in(reply) < 0 and not left.only
-            ended = ended or bool(reply[0]) or is_gone
-            left = left.after(late_in(reply), steady_us() - sent)
-        return ended
+        sent = steady_us()
+        reply, may_be_second = yield from self._ask_for_end(ending.command(sent))
+        if len(reply) == 1:  # it was not late
+            return bool(reply[0]) or (may_be_second and not ending.only)
+        again = ending.after(late_in(reply), steady_us() - sent)
+        return again is not None and (yield from self._end(again))
 
     def _ask_for_end(self, command: Command) -> Operation[tuple[Any, bool]]:
         """Return the reply to an end, and whether a first copy of it may have been carried out.
@@ -256,7 +253,7 @@ class Asking:
         What it is reported to may be away while the session's shard is not. A process that has never reported it
         makes no session before it has: see `_saying_shards`.
         """
-        if not (self._keys.is_spread and (says := self._saying_shards())):
+        if not (says := self._saying_shards()):
             return
         try:
             (reply,) = yield says

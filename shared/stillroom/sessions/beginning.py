@@ -35,7 +35,7 @@ class Beginning:
         names: Sequence[bytes],
         old: Place | None,
         ending: End | None,
-        about: Sequence[bytes | int],
+        about: Sequence[bytes],
         fields: Sequence[bytes],
     ) -> None:
         """`about`, `fields`: the arguments of lua/session_create.lua."""
@@ -56,10 +56,11 @@ class Beginning:
         Redis away: see SessionsBody.create.
         """
         try:
-            yield from self._asking._say_shards_aside()
+            if self._asking._keys.is_spread:
+                yield from self._asking._say_shards_aside()
             reply, in_doubt = yield from self._create()
             # Also where none was held: the end tells slower responses that the browser is getting another cookie.
-            if reply[0] == b"ok" and (in_doubt or not self._is_near):
+            if self._ending and reply[0] == b"ok" and (in_doubt or not self._is_near):
                 yield from self._end()
         except BaseException as error:
             if is_in_doubt(error):
@@ -76,12 +77,12 @@ class Beginning:
         for _ in range(TRIES):
             sent = steady_us()
             way, reply = yield from self._send(sent)
-            late, took = self._late(way, reply), steady_us() - sent
-            if reply[0] == b"replaced" and (again := self._after(late, took)):
+            again = self._ending and self._after(self._late(way, reply), steady_us() - sent)
+            if reply[0] == b"replaced" and again:
                 self._ending = again  # nothing was begun; a rotation may have come after the asking
                 continue
             if reply[0] != b"again":
-                return reply, self._after(late, took) is not None
+                return reply, again is not None
             self.expired += reply[1]
             yield Pause(0)
         return (b"full", self._about[MOST]), False
@@ -123,11 +124,11 @@ class Beginning:
         return [self._ending.holding(now)]
 
     def _creating(self, now: int) -> Any:
-        age = self._ending.age(now) if self._ending else 0
-        replaced = self._ending.keys if self._ending and self._is_near else ()
-        aliases = len(self._names) - 1
-        words = session_create([*self._names, *replaced], *self._about, aliases, age)
-        return *words, *self._fields
+        keys, aliases, age = self._names, b"%d" % (len(self._names) - 1), b"0"
+        if self._ending:
+            age = b"%d" % self._ending.age(now)
+            keys = (*keys, *self._ending.keys) if self._is_near else keys
+        return session_create(keys, *self._about, aliases, age, *self._fields)
 
     def _late(self, way: Any, reply: Any) -> int:
         """Return how many µs before this call the grace of the replaced name was over, or -1 if it was not."""
@@ -168,9 +169,7 @@ class Beginning:
 
     def _give_up(self) -> None:
         """Give up: nobody gets the token, so a session that began, or still may, is ended."""
-        prefix = self._about[0]
-        assert isinstance(prefix, bytes)
-        self._asking._defer(self._place, Undo((self._names[0],), prefix))
+        self._asking._defer(self._place, Undo((self._names[0],), self._about[0]))
         if self._old is not None and self._ending is not None:
             self._asking._defer(self._old, self._ending)
 

@@ -62,6 +62,7 @@ from stillroom.sessions.ends import (
 from stillroom.sessions.reading import read_plain, touch_after
 from stillroom.sessions.session import (
     DATA_LIMIT,
+    MAPPINGS,
     Device,
     Session,
     SessionEvent,
@@ -134,6 +135,8 @@ class SessionsBody(Asking):
         self._touch_us = _us(settings.session_touch)
         self._touch = b"%d" % self._touch_us
         self._times = self._times_of(None, None)
+        self._limits = settings.session_data_limit, settings.session_keys_limit
+        self._limit_words = [b"%d" % limit for limit in self._limits]
         self._frames: dict[tuple[int, bool], tuple[bytes, bytes, bytes]] = {}
         self._plain_frames: dict[int, tuple[bytes, bytes, bytes]] = {}
         # time.monotonic(): when a session is to be touched, and until when a shard has revocations to be looked at.
@@ -204,11 +207,9 @@ class SessionsBody(Asking):
         this process reaches Redis, and so is `replaces`: a login whose reply was lost, or that was cancelled, takes
         no place of a cap. A server that is full has created nothing, and `replaces` lives on.
         """
-        return (
-            yield from self._create(
-                *(user_id, data, tags, meta, idle, absolute, replaces, max_per_user, on_cap),
-                *(device, fresh, NO_COOKIE, None),
-            )
+        return self._create(
+            *(user_id, data, tags, meta, idle, absolute, replaces, max_per_user, on_cap),
+            *(device, fresh, NO_COOKIE, None),
         )
 
     def log_in(
@@ -234,11 +235,9 @@ class SessionsBody(Asking):
         when the request looked at the session before, by this machine's steady clock: a new token that another
         request has given to that one since does not save it. None: now.
         """
-        return (
-            yield from self._create(
-                *(user_id, data, tags, meta, idle, absolute, before, max_per_user, on_cap),
-                *(device, fresh, BRINGS_ANOTHER, asked_us),
-            )
+        return self._create(
+            *(user_id, data, tags, meta, idle, absolute, before, max_per_user, on_cap),
+            *(device, fresh, BRINGS_ANOTHER, asked_us),
         )
 
     def succeed(
@@ -266,8 +265,8 @@ class SessionsBody(Asking):
         """Have a session of this process that nobody has the token of ended before its next act."""
         place = self._place(made, denied=True)
         if place is not None:
-            undo = Undo((self._names(place)[0],), self._keys.shard(place.shard))
-            self._defer(place, undo)
+            keys, prefix = self._keys.record(*place)
+            self._defer(place, Undo(keys[:1], prefix))
 
     def begin(
         self,
@@ -285,11 +284,9 @@ class SessionsBody(Asking):
         logged in or out or got a new token: the response to this one may arrive later, and must not set its cookie
         over that. `asked_us`, if it `ends`: see `log_in`. Otherwise see `create`.
         """
-        return (
-            yield from self._create(
-                *(None, data, (), None, idle, absolute, token, None, "evict_oldest"),
-                *(None, True, BOTH if ends else UNLESS_LATE, asked_us),
-            )
+        return self._create(
+            *(None, data, (), None, idle, absolute, token, None, "evict_oldest"),
+            *(None, True, BOTH if ends else UNLESS_LATE, asked_us),
         )
 
     def _create(
@@ -312,7 +309,7 @@ class SessionsBody(Asking):
         _check_cap(user_id, max_per_user, on_cap)
         times = self._times if idle is absolute is None else self._times_of(idle, absolute)
         given = {} if data is None else data
-        fields, note = encoded(given, *self._limits()), encoded_meta(meta)
+        fields, note = encoded(given, *self._limits), encoded_meta(meta)
         labels = b"" if tags == () else b"\n".join(encoded_tags(tags))
         old = None if replaces is None else self._place(replaces)
         # An anonymous session stays in its shard: then one script does all of it.
@@ -322,16 +319,18 @@ class SessionsBody(Asking):
         ending = None if old is None else self._destroying(old, ends_with, asked_us)
         if ending is not None and cookie == UNLESS_LATE:
             ending = Gone(*ending)
-        numbers = (*times, max_per_user or 0, int(on_cap == "evict_oldest"))
-        about = (self._keys.shard(place.shard), user, labels, *numbers, note)
+        most, evicts = b"%d" % (max_per_user or 0), b"1" if on_cap == "evict_oldest" else b"0"
+        numbers = b"%d" % times[0], b"%d" % times[1], most, evicts
+        keys, prefix = self._keys.record(*place)
+        about = (prefix, user, labels, *numbers, note)
         proved = b"" if fresh else b"0"
-        more = (proved, b"%d" % cookie, *self._device_of(user and device))
-        parts = [*more, *_flat(fields)]
-        begins = Beginning(self, place, self._names(place), old, ending, about, parts)
+        more = (proved, b"%d" % cookie, *self._device_of(user and device), *_flat(fields))
+        begins = Beginning(self, place, keys, old, ending, about, more)
         reply = yield from begins.run()
-        self._tell_all("expired", place.shard, begins.expired)
+        if begins.expired:
+            self._tell_all("expired", place.shard, begins.expired)
         if reply[0] == b"full":
-            raise TooManySessions(reply[1], max_per_user or 0)
+            raise TooManySessions(int(reply[1]), max_per_user or 0)
         if reply[0] == b"replaced":
             raise SessionEnded("replaced")
         self.stats.counts["sessions_created"] += 1
@@ -343,7 +342,7 @@ class SessionsBody(Asking):
             self._tell_all("new_device", place.shard, [place.names[0], user])
         began = head(user, int(reply[1]), *times, labels, note, proved)
         where = place.shard, place.names[0], began
-        if isinstance(given, Mapping):
+        if isinstance(given, MAPPINGS):
             return Session(*where, fields, token, as_fields=True)
         return Session(*where, given, token)
 
@@ -376,14 +375,15 @@ class SessionsBody(Asking):
         What no token of ours looks like costs no round trip. Raises SessionUnreadable.
         Redis away: SessionStoreUnavailable, which is not a logout.
         """
-        place = self._place(session)
+        token = session if isinstance(session, str) else _token_of(session)
+        place = self._place(token)
         if place is None:
             return None
         reply = yield from self._looked_up(place, touch)
         if reply[0] != b"ok":
             self._refused(place, reply)
             return None
-        found = self._read(place.shard, reply, session, type)
+        found = self._read(place.shard, reply, token, type, reply[4])
         if fresh is not None and not found.is_fresh(fresh):
             raise not_fresh(found, fresh)
         return found
@@ -404,12 +404,8 @@ class SessionsBody(Asking):
         ValueTooLarge.
         Redis away or full: SessionStoreUnavailable; whether it was written is unknown then.
         """
-        fields = encoded(
-            {} if data is None else data,
-            self.settings.session_data_limit,
-            self.settings.session_keys_limit,
-        )
-        gone = [name for name in _names_of(remove) if name not in fields]
+        fields = encoded({} if data is None else data, *self._limits)
+        gone = [name for name in _names_of(remove) if name not in fields] if remove != () else []
         if len(gone) > REMOVE_LIMIT:
             raise SessionDataRefused(f"{len(gone):,} keys to remove, the limit is {REMOVE_LIMIT:,}")
         if if_version is not None and not is_whole(if_version, least=0):
@@ -445,9 +441,9 @@ class SessionsBody(Asking):
         current = 0
         for _ in range(TRIES):
             found = yield from self._must_get(session, type)
-            before = encoded(found.data, *self._limits())
+            before = encoded(found.data, *self._limits)
             changed = yield Call(change, (found.data,))
-            after = encoded(found.data if changed is None else changed, *self._limits())
+            after = encoded(found.data if changed is None else changed, *self._limits)
             gone = [key for key in before if key not in after]
             try:
                 yield from self._write(session, b"%d" % found.version, after, gone)
@@ -465,8 +461,7 @@ class SessionsBody(Asking):
         place = self._place(session)
         if place is None:
             return False
-        prefix = self._keys.shard(place.shard)
-        (reply,) = yield from self._ask([session_touch(self._names(place), prefix, self._touch)])
+        (reply,) = yield from self._ask([session_touch(*self._keys.record(*place), self._touch)])
         if reply[0] != b"ok":
             self._refused(place, reply)
         return bool(reply[0] == b"ok")
@@ -515,18 +510,18 @@ class SessionsBody(Asking):
         Redis away: SessionStoreUnavailable. If the rotation may have happened all the same, or was cancelled, it is
         undone as soon as this process reaches Redis again: the old token stays good.
         """
-        return (yield from self._rotate(session, type, grace, is_proof=False))
+        return self._rotate(session, type, grace, is_proof=False)
 
     def confirm(self, session: Known, *, grace: Duration | None = None) -> Operation[Session[Any]]:
         """Note that the user has just proved again who he is: the session is fresh from now on, under a new token.
 
         See `get(fresh=…)`, and `rotate` for everything else.
         """
-        return (yield from self._rotate(session, None, grace, is_proof=True))
+        return self._rotate(session, None, grace, is_proof=True)
 
     def renew(self, token: str, *, is_proof: bool) -> Operation[Session[Any]]:
         """Rotate it, or confirm it, for a request whose response brings the browser the new token: see `log_in`."""
-        return (yield from self._rotate(token, None, 0, is_proof=is_proof, brings_cookie=True))
+        return self._rotate(token, None, 0, is_proof=is_proof, brings_cookie=True)
 
     def _rotate(
         self,
@@ -543,8 +538,7 @@ class SessionsBody(Asking):
         given = self.settings.session_grace if grace is None else grace
         seconds = _seconds("grace", given, least=0.0, most=3_600.0)
         token, fresh = self._new_place(place.shard)
-        old, new = self._names(place), self._names(fresh)
-        prefix = self._keys.shard(place.shard)
+        (old, prefix), new = self._keys.record(*place), self._keys.sessions(*fresh)
         how = (_us(seconds), len(new), int(is_proof), int(brings_cookie))
         rotates = session_rotate([*old, *new], prefix, *how)
         try:
@@ -558,7 +552,8 @@ class SessionsBody(Asking):
         if reply[0] != b"ok":
             raise self._refused(place, reply)
         self.stats.counts["sessions_rotated"] += 1
-        return self._read(place.shard, reply, token, type)
+        unseen = reply[4] if len(reply) > 4 else 0  # it is left away where the call was sent again
+        return self._read(place.shard, reply, token, type, unseen)
 
     # Many sessions
 
@@ -585,8 +580,7 @@ class SessionsBody(Asking):
         user, place = sanitized(user_id), read_handle(handle)
         if place is None:
             return False
-        prefix = self._keys.shard(place.shard)
-        ends = session_end(self._names(place), prefix, user)
+        ends = session_end(*self._keys.record(*place), user)
         count, may_be_second = yield from self._ask_for_end(ends)
         ended = bool(count) or may_be_second
         self.stats.counts["sessions_destroyed"] += ended
@@ -772,11 +766,9 @@ class SessionsBody(Asking):
         place = self._place(session)
         if place is None:
             raise SessionEnded("missing")
-        limits = self._limits()
+        numbers = *self._limit_words, b"%d" % len(fields)
         updates = session_update(
-            self._names(place),
-            *(self._keys.shard(place.shard), version, *limits, len(fields)),
-            *(*_flat(fields), *gone),
+            *self._keys.record(*place), version, *numbers, *_flat(fields), *gone
         )
         (reply,) = yield from self._ask([updates], Once)
         match reply[0]:
@@ -785,9 +777,9 @@ class SessionsBody(Asking):
             case b"conflict":
                 raise SessionConflict(reply[1])
             case b"large":
-                raise ValueTooLarge(reply[1], limits[0], DATA_LIMIT)
+                raise ValueTooLarge(reply[1], self._limits[0], DATA_LIMIT)
             case b"many":
-                raise SessionDataRefused(f"{reply[1]} keys, the limit is {limits[1]}")
+                raise SessionDataRefused(f"{reply[1]} keys, the limit is {self._limits[1]}")
         raise self._refused(place, reply)
 
     def _must_get(self, session: Known, type: Any) -> Operation[Session[Any]]:
@@ -802,7 +794,7 @@ class SessionsBody(Asking):
         at_once: int | bytes = b"" if is_handle else 0
 
         def revoking(shard: int, kept: Place | None = keep, age: int | bytes = at_once) -> Command:
-            names = self._names(kept) if kept is not None and kept.shard == shard else []
+            names = self._keys.sessions(*kept) if kept is not None and kept.shard == shard else ()
             prefix = self._keys.shard(shard)
             return session_revoke([prefix + name, *names], prefix, name, BITE, age)
 
@@ -895,8 +887,10 @@ class SessionsBody(Asking):
 
     def _place(self, session: Known, *, denied: bool = False) -> Place | None:
         """Return the place of the session, or None for a text that is no token or a session that ended here."""
-        token = session if type(session) is str else _token_of(session)
-        place = place_of(token, self._peppers or self._ring())
+        place = place_of(
+            session if isinstance(session, str) else _token_of(session),
+            self._peppers or self._ring(),
+        )
         return None if self._deferred and place in self._deferred and not denied else place
 
     def _ring(self) -> tuple[Pepper, ...]:
@@ -909,9 +903,6 @@ class SessionsBody(Asking):
             )
             self._peppers = tuple(map(Pepper, secret))
         return self._peppers
-
-    def _names(self, place: Place) -> list[bytes]:
-        return self._keys.sessions(place.shard, place.names)
 
     def _new_place(self, shard: int | None) -> tuple[str, Place]:
         """Make a token and its place.
@@ -934,15 +925,14 @@ class SessionsBody(Asking):
         return frame[0] + names[0] + frame[2]
 
     def _reads(self, shard: int, names: Sequence[bytes], touch: bool) -> Command:
-        options = self._keys.shard(shard), self._touch if touch else b""
-        return session_get(self._keys.sessions(shard, names), *options)
+        return session_get(*self._keys.record(shard, names), self._touch if touch else b"")
 
     def _destroying(
         self, place: Place, cookie: int = NO_COOKIE, asked_us: int | None = None
     ) -> End:
         """Return the end of this session. `cookie` says what the response does to the browser's cookie."""
-        names, prefix = tuple(self._names(place)), self._keys.shard(place.shard)
-        return End(names, prefix, steady_us() if asked_us is None else asked_us, cookie)
+        asked = steady_us() if asked_us is None else asked_us
+        return End(*self._keys.record(*place), asked, cookie)
 
     def _device_of(self, device: str | bytes | None) -> tuple[bytes, bytes]:
         """Return a device's name in Redis, and how many ms it is known."""
@@ -971,15 +961,11 @@ class SessionsBody(Asking):
         first, last = [_us(_seconds(name, one, least=0.001, most=LONGEST_S)) for name, one in given]
         return first, last
 
-    def _limits(self) -> tuple[int, int]:
-        return self.settings.session_data_limit, self.settings.session_keys_limit
-
     # Answers
 
-    def _read(self, shard: int, reply: Any, session: Known, type: Any) -> Session[Any]:
+    def _read(self, shard: int, reply: Any, token: str, type: Any, unseen: int) -> Session[Any]:
         data = decoded(reply[3], None if type is None else self._codec.adapter(type))
-        unseen = reply[4] if len(reply) > 4 else 0
-        return Session(shard, reply[1], reply[2], data, _token_of(session), unseen, reply[3])
+        return Session(shard, reply[1], reply[2], data, token, unseen, reply[3])
 
     def _refused(self, place: Place, reply: Any) -> SessionEnded:
         """Count and report the reason why there is no session."""
@@ -1015,8 +1001,6 @@ def not_fresh(session: Session[Any], within: Duration) -> SessionNotFresh:
 
 
 def _token_of(session: Known) -> str:
-    if isinstance(session, str):
-        return session
     if isinstance(session, Session):
         return session.token
     return session.get_secret_value() if isinstance(session, SecretStr) else str(session)
@@ -1034,8 +1018,8 @@ def _us(seconds: float) -> int:
     return int(seconds * 1_000_000)
 
 
-def _flat(fields: Mapping[bytes, bytes]) -> list[bytes]:
-    return list(chain.from_iterable(fields.items()))
+def _flat(fields: Mapping[bytes, bytes]) -> Iterable[bytes]:
+    return chain.from_iterable(fields.items())
 
 
 def _check_cap(user_id: str | None, most: int | None, on_cap: str) -> None:

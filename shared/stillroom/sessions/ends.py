@@ -31,7 +31,9 @@ class End(NamedTuple):
     doubts: int = 0
 
     def command(self, now_us: int) -> Command:
-        return session_destroy(self.keys, self.prefix, self.age(now_us), self.cookie, self.only)
+        return session_destroy(
+            self.keys, self.prefix, b"%d" % self.age(now_us), b"%d" % self.cookie, self.only
+        )
 
     def holding(self, now_us: int) -> Command:
         """Return the command that takes it out of use, to be freed or ended."""

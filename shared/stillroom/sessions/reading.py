@@ -37,7 +37,8 @@ def read_plain(names: Sequence[bytes], replies: Sequence[Any], touch_us: int) ->
     for name, fields in zip(names, records, strict=True):
         if fields:
             record = _OWN.copy()  # first: what follows in it is data
-            record.update(zip(fields[::2], fields[1::2], strict=True))
+            field = iter(fields)
+            record.update(zip(field, field, strict=True))
             if b"_to" not in record:
                 return _answer(name, record, int(time[0]) * 1_000_000 + int(time[1]), touch_us)
             if b"_alias" not in record or record[b"_to"] not in names:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import FrozenInstanceError, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Generic, TypeVar
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
@@ -20,7 +20,7 @@ from stillroom.errors import (
     ValueTooLarge,
 )
 from stillroom.keys import original, sanitized
-from stillroom.marked import SAYS_HTML, Marks, has_marks, is_plain, writable
+from stillroom.marked import ATOMS, SAYS_HTML, SIGN, Marks, writable
 from stillroom.sessions.token import make_handle
 
 T = TypeVar("T")
@@ -31,6 +31,8 @@ TAGS_LIMIT = 16
 _SURE_BYTES = 400  # shorter JSON is neither too deep nor has a number too long to be read
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _MARKS = Marks(text_keys=True)
+_to_json = partial(to_json, by_alias=True, round_trip=True, inf_nan_mode="constants")
+MAPPINGS = (dict, Mapping)  # the first is told at once
 _JSON = (str, int, float, list, dict, type(None))
 
 
@@ -60,13 +62,12 @@ class Session(Generic[T]):
     """
 
     # Two of them are set when it is made: that is once for each request.
-    __slots__ = ("_about", "_data", "_device", "_fields", "_text")
+    __slots__ = ("_about", "_data", "_device", "_fields")
 
-    _about: tuple[int, bytes, bytes, str, int]
+    _about: tuple[int, bytes, bytes, str, int, bytes]
     _data: T
     _device: Device
     _fields: Mapping[bytes, bytes]
-    _text: bytes
 
     def __init__(
         self,
@@ -82,8 +83,7 @@ class Session(Generic[T]):
     ) -> None:
         """`as_fields`: the data is given as it was stored, each key and its JSON. `unseen`: µs since
         `last_seen`."""
-        _set(self, "_about", (shard, name, head, token, unseen))
-        _set(self, "_text", text)
+        _set(self, "_about", (shard, name, head, token, unseen, text))
         _set(self, "_fields" if as_fields else "_data", data)
 
     @property
@@ -107,7 +107,7 @@ class Session(Generic[T]):
     @property
     def text(self) -> bytes:
         """Return the data as Redis holds it, where the session was read: one JSON object."""
-        return self._text
+        return self._about[5]
 
     @property
     def data(self) -> T:
@@ -210,25 +210,28 @@ class SessionEvent:
 
 def encoded(data: object, limit: int, keys_limit: int) -> dict[bytes, bytes]:
     """Return each top-level key and its JSON. Raises SessionDataRefused, SessionUnreadable or ValueTooLarge."""
-    fields: dict[bytes, bytes] = {}
-    for key, value in _items(data):
-        fields[checked_key(key)] = text = encoded_value(key, value)
-        if len(text) > _SURE_BYTES:
-            decoded(b'{"":%b}' % text, None)  # as it will be read: in the object, one deeper
-    if len(fields) > keys_limit:
-        raise SessionDataRefused(f"{len(fields)} keys, the limit is {keys_limit}")
-    if (size := sum(map(len, fields)) + sum(map(len, fields.values()))) > limit:
+    items = dict(_items(data))
+    names = [*map(_known_key, items)]
+    texts = [*map(encoded_value, items, items.values())]
+    size = len(b"".join(names + texts))
+    if size > _SURE_BYTES:
+        for text in texts:
+            if len(text) > _SURE_BYTES:
+                decoded(b'{"":%b}' % text, None)  # as it will be read: in the object, one deeper
+    if len(names) > keys_limit:
+        raise SessionDataRefused(f"{len(names)} keys, the limit is {keys_limit}")
+    if size > limit:
         raise ValueTooLarge(size, limit, DATA_LIMIT)
-    return fields
+    return dict(zip(names, texts, strict=True))
 
 
 def encoded_value(key: str, value: object) -> bytes:
     """Return the JSON of one value, a type that JSON has no word for marked. Raises SessionDataRefused."""
     try:
-        packed = value if is_plain(value) else _MARKS.pack(value)
+        packed = value if type(value) in ATOMS else _MARKS.pack(value)
         try:
-            return _json(key, packed)
-        except SessionDataRefused:
+            return _to_json(packed)
+        except PydanticSerializationError:
             return _json(key, writable(packed))
     except RecursionError:
         raise SessionDataRefused(f"{ascii(key)[:80]}: nested too deep, or within itself") from None
@@ -262,17 +265,14 @@ def decoded_value(text: bytes) -> Any:
 
 def checked_key(key: object) -> bytes:
     """Raises SessionDataRefused for what is no key of a session."""
-    name = _name_of(key) if isinstance(key, str) else b""
-    if name:
-        return name
+    if isinstance(key, str) and _KEY.fullmatch(key):
+        return key.encode()
     raise SessionDataRefused(
         f"{ascii(key)[:80]} is no key of a session: a letter, then up to 63 of A-Z a-z 0-9 _ . -"
     )
 
 
-@lru_cache(1_024)  # an app has few keys, and uses them with every request
-def _name_of(key: str) -> bytes:
-    return key.encode() if _KEY.fullmatch(key) else b""
+_known_key = lru_cache(1_024)(checked_key)  # an app has few keys, and uses them with every request
 
 
 def encoded_meta(meta: Mapping[str, Any] | None) -> bytes:
@@ -309,7 +309,7 @@ def encoded_tags(tags: Sequence[str]) -> list[bytes]:
 def decoded(text: bytes, adapter: TypeAdapter[Any] | None) -> Any:
     """Return the data, as it is or checked by a type. Raises SessionUnreadable."""
     try:
-        if has_marks(text):
+        if SIGN in text:
             return _decoded_marked(text, adapter)
         return from_json(text) if adapter is None else adapter.validate_json(text)
     except ValidationError as error:
@@ -385,7 +385,7 @@ def _as_given(name: str) -> str:
 
 
 def _items(data: object) -> Iterable[tuple[Any, Any]]:
-    if isinstance(data, Mapping):
+    if isinstance(data, MAPPINGS):
         return data.items()
     try:
         plain = TypeAdapter(data.__class__).dump_python(
@@ -402,6 +402,6 @@ def _items(data: object) -> Iterable[tuple[Any, Any]]:
 
 def _json(key: str, value: object) -> bytes:
     try:
-        return to_json(value, by_alias=True, round_trip=True, inf_nan_mode="constants")
+        return _to_json(value)
     except PydanticSerializationError as error:
         raise SessionDataRefused(f"{key}: {error}") from None
