@@ -35,5 +35,5 @@ def sender(publish: Publish) -> Callable[[DeadLetter], Operation[None]]:
 def _body_of(letter: DeadLetter) -> Any:
     try:
         return json.loads(letter.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from stillroom.address import SCHEMES, SERVERS, check_url, is_sentinel, read_sentinel
+from stillroom.address import OPTIONS, SCHEMES, SERVERS, check_url, is_sentinel, read_sentinel
 from stillroom.edges import EDGES, networks_of
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.place import is_same_place
@@ -94,6 +94,11 @@ def _with_addresses(proxies: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(text for text in proxies if text != UNIX)
 
 
+def _none_if_empty(value: object) -> object:
+    """Return None for a path that is set to nothing. `Path("")` would be the folder one is in."""
+    return None if value == "" else value
+
+
 def _in_small_letters(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -132,6 +137,7 @@ ProxyHeader = Annotated[
     Literal["x-forwarded-for", "forwarded", "cf-connecting-ip", "x-real-ip"],
     BeforeValidator(_in_small_letters),  # the name of a header has no case
 ]
+PathOrNone = Annotated[Path | None, BeforeValidator(_none_if_empty)]
 Proxies = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_proxies)]
 
 
@@ -262,7 +268,7 @@ class Settings(BaseSettings):
     """Bytes of such values that a process keeps."""
 
     # Images.
-    image_root: Path | None = None
+    image_root: PathOrNone = None
     """The folder in which `get_image_info` looks. Without it, it raises ImagesUnavailable."""
     image_byte_limit: int = Field(50 * 1024 * 1024, ge=1)
     """The largest image file, in bytes."""
@@ -320,11 +326,11 @@ class Settings(BaseSettings):
     """Pairs of subject and limit whose last state, or denial, a process remembers."""
 
     # Abuse.
-    abuse_rules: Path | None = None
+    abuse_rules: PathOrNone = None
     """A TOML file that changes the built-in rules and adds others."""
     abuse_allow: Networks = ()
     """Networks that are never banned. Trusted proxies and private ranges never are."""
-    ban_file: Path | None = None
+    ban_file: PathOrNone = None
     """The file through which processes of this machine tell each other of bans, so that these hold while Redis
     is away. Default: a file in the temporary folder of this user. `/dev/null`: each process knows the bans it
     has met."""
@@ -372,7 +378,7 @@ class Settings(BaseSettings):
     """Threads of a worker."""
     result_backend: RedisUrl | None = None
     """The server that keeps the results of orders sent by name, for an hour. Without one they are not kept."""
-    heartbeat_file: Path | None = None
+    heartbeat_file: PathOrNone = None
     """A file that a worker touches while it can work, for a container's health check."""
 
     _in_code: frozenset[str] = PrivateAttr(frozenset())  # values given by name: they come first
@@ -591,15 +597,17 @@ def _for_broker(url: str, password: str | None) -> str:
     if parts.scheme not in SERVERS:
         return url
     query = parse_qs(parts.query)
-    password = query.pop("password", [password])[0] if not parts.password else None
-    location = parts.netloc
-    if password:
-        host = location.rpartition("@")[2]
-        location = f"{parts.username or ''}:{quote(password, safe='')}@{host}"
+    secret = parts.password or quote(query.get("password", [password or ""])[0], safe="")
+    user = parts.username or quote(query.get("username", [""])[0], safe="")
+    login = f"{user}:{secret}@" if secret else f"{user}@" if user else ""
+    location = login + parts.netloc.rpartition("@")[2]
     if parts.scheme == "unix":  # kombu has another name for it, and for the database
         database = query.get("db", ["0"])[0]
         return f"redis+socket://{location}{parts.path}?virtual_host={database}"
-    return urlunsplit(parts._replace(netloc=location))
+    # kombu fails at these options of redis-py, which prefers the database in the option to that in the path.
+    path = f"/{query['db'][0]}" if "db" in query else parts.path
+    rest = [one for one in parts.query.split("&") if one.partition("=")[0] not in OPTIONS]
+    return urlunsplit(parts._replace(netloc=location, path=path, query="&".join(rest)))
 
 
 def environment_names() -> dict[str, str]:

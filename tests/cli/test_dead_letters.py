@@ -110,3 +110,31 @@ def test_a_broker_that_is_away_keeps_the_letter(
     assert "the broker did not take it" in run("retry", letter, raises=DispatchFailed)
     monkeypatch.delenv("STILLROOM_BROKER_URL")
     assert "1 of 1 dead letters" in run("list")
+
+
+@pytest.mark.parametrize(
+    "body", ["[" * 30_000 + "]" * 30_000, '{"task": "x", "kwargs": {"a": NaN, "b": 1e999}}']
+)
+def test_a_body_that_is_no_json_to_show_is_text(run: Any, room: Any, body: str) -> None:
+    """A body nested too deep for Python, or with NaN, is shown as text, and hides no other letter."""
+    one = room.state.run(room.dead_letters.add(KIND, body, "why"))
+    assert "1 of 1 dead letters" in run("list")
+    assert run("show", one)
+    for words in (("list",), ("show", one)):
+        found = json.loads(run(*words, "--json"), parse_constant=pytest.fail)
+        assert (found[0] if words == ("list",) else found)["body"] == body[: 64 * 1024]
+    if body[0] == "[":
+        assert "no task can be made" in run("retry", one, raises=ValueError)
+
+
+def test_retry_all_sends_what_it_can(run: Any, room: Any, client: Any, letter: str) -> None:
+    """Retry with --all sends each letter. Those that can't be sent stay, with their reasons, and exit code 1."""
+    bad = room.state.run(room.dead_letters.add(KIND, "{}", "why"))
+    more = room.state.run(room.dead_letters.add(KIND, json.dumps(ORDER), "why"))
+    said = json.loads(CliRunner().invoke(app, ["dead-letters", "retry", "--all", "--json"]).stdout)
+    assert said["retried"] == [letter, more]
+    assert "no task can be made" in said["refused"][bad]
+    assert client.llen("stillroom.maintenance") == 2
+    assert CliRunner().invoke(app, ["dead-letters", "retry", "--all"]).exit_code == 1
+    assert CliRunner().invoke(app, ["dead-letters", "retry"]).exit_code == 2
+    assert CliRunner().invoke(app, ["dead-letters", "retry", bad, "--all"]).exit_code == 2

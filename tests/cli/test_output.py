@@ -119,3 +119,9 @@ def test_whoever_stops_reading_hears_no_complaint(run: Run) -> None:
     done = run("abuse", "rules", into="| true")
     assert b"Traceback" not in done.stderr
     assert b"BrokenPipe" not in done.stderr
+
+
+def test_a_closed_output_is_no_traceback(run: Run) -> None:
+    """A command whose output is closed does its work, and says nothing."""
+    done = run("limits", "unset", "api", into=">&-")
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -218,6 +218,32 @@ class TestSecrets:
         settings = Settings(redis_url="unix:///run/redis.sock?db=3", redis_password="p/w")
         assert settings.broker == "redis+socket://:p%2Fw@/run/redis.sock?virtual_host=3"
 
+    @pytest.mark.parametrize(
+        ("url", "broker"),
+        [
+            ("redis://h?db=3", "redis://:p%2Fw@h/3"),
+            ("redis://h/2?db=3&client_name=app", "redis://:p%2Fw@h/3"),
+            ("redis://h/2?username=app&password=a%2Fb", "redis://app:a%2Fb@h/2"),
+            ("redis://u:x@h/2?socket_keepalive=1", "redis://u:x@h/2"),
+            ("rediss://h?db=1&ssl_cert_reqs=none", "rediss://:p%2Fw@h/1?ssl_cert_reqs=none"),
+        ],
+    )
+    def test_options_of_a_url_hold_for_the_broker(self, url: str, broker: str) -> None:
+        """The database and login that a URL's options name are the broker's too, in a URL that kombu reads."""
+        from kombu import Connection
+
+        settings = Settings(redis_url=url, redis_password="p/w")
+        assert settings.broker == broker
+        Connection(settings.broker)
+
+    def test_a_path_set_to_nothing_is_not_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An empty path is no path, and not the folder in which the process was started."""
+        fields = ("image_root", "abuse_rules", "ban_file", "heartbeat_file")
+        for field in fields:
+            monkeypatch.setenv(f"STILLROOM_{field.upper()}", "")
+        settings = Settings()
+        assert [getattr(settings, field) for field in fields] == [None] * 4
+
     def test_set_to_nothing_is_not_set(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: object
     ) -> None:

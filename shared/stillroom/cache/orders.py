@@ -107,6 +107,6 @@ def from_body(body: str) -> Order:
     try:
         letter = json.loads(body)
         kind, fields = str(letter["order"]), letter["fields"]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, RecursionError):
         raise ValueError("this dead letter holds no order") from None
     return from_member(f"{kind} {json.dumps(fields)}".encode())

@@ -68,6 +68,7 @@ def main() -> None:
     """Run the command. A mistake is a sentence on stderr and exit code 2, not a traceback."""
     for stream in (sys.stdout, sys.stderr):
         _write_anything(stream)
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")  # `>&-`: it is None
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         code = _run()

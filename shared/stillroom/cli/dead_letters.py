@@ -9,13 +9,19 @@ import typer
 
 from stillroom.acts import teach_messages
 from stillroom.cli.tables import AsJson, Table, open_room, print_json, print_table, when
-from stillroom.dead_letters import PAGE, DeadLetter
+from stillroom.dead_letters import LETTERS_LIMIT, PAGE, DeadLetter
+from stillroom.errors import DeadLetterRefused, NoDeadLetter
 from stillroom.shown import shown
 
 app = typer.Typer(help="What could not be done, and sending it again.", no_args_is_help=True)
 
 Id = Annotated[str, typer.Argument(help="As `list` shows it.")]
 Ids = Annotated[list[str], typer.Argument(help="As `list` shows them.")]
+IdsOrNone = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[ID]...", help="As `list` shows them.", show_default=False),
+]
+Everything = Annotated[bool, typer.Option("--all", help="Each letter there is now.")]
 COLUMNS = ("id", "when", "kind", "what", "tries", "reason")
 WHAT_LENGTH, REASON_LENGTH = 60, 120  # characters in the list
 
@@ -64,16 +70,35 @@ def show(id: Id, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def retry(ids: Ids, as_json: AsJson = False) -> None:
-    """Send the work of these letters again, and drop them. It may end here once more, as a new letter."""
+def retry(ids: IdsOrNone = None, everything: Everything = False, as_json: AsJson = False) -> None:
+    """Send the work of these letters again, and drop them. It may end here once more, as a new letter.
+
+    With --all a letter that can't be sent stays, with its reason on stderr, and the exit code is 1.
+    """
+    if everything == bool(ids):
+        raise typer.BadParameter("say which: ID, or --all and nothing else")
+    refused: dict[str, str] = {}
     with open_room() as room:
         teach_messages(room)
-        for one in ids:
-            room.state.run(room.dead_letters.retry(one))
-            if not as_json:
-                typer.echo(f"{shown(one)} is sent again")
+        if everything:
+            there = room.state.run(room.dead_letters.list(LETTERS_LIMIT))
+            ids = [letter.id for letter in there]
+        for one in ids or []:
+            try:
+                room.state.run(room.dead_letters.retry(one))
+            except (DeadLetterRefused, NoDeadLetter) as error:
+                if not everything:
+                    raise
+                refused[one] = str(error)
+                typer.echo(shown(str(error)), err=True)
+            else:
+                if not as_json:
+                    typer.echo(f"{shown(one)} is sent again")
     if as_json:
-        print_json({"retried": ids})
+        told = {"retried": [one for one in ids or [] if one not in refused]}
+        print_json(told | {"refused": refused} if everything else told)
+    if refused:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -90,11 +115,16 @@ def _as_json(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _body(letter: DeadLetter) -> Any:
-    """Return the body as it is where it is JSON, else as text."""
+    """Return the body as it is where it is JSON that can be shown as JSON, else as text.
+
+    A sender may have nested it too deep for Python, and Python reads NaN and 1e999, which JSON has not.
+    """
     try:
-        return json.loads(letter.body)
-    except ValueError:
+        body = json.loads(letter.body)
+        json.dumps([[[body]]], indent=2, allow_nan=False)  # as deep as it is in a list of letters
+    except (ValueError, RecursionError):
         return letter.body
+    return body
 
 
 def _what(letter: DeadLetter) -> str:
