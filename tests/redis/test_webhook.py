@@ -137,6 +137,17 @@ def test_an_address_that_takes_nothing_is_given_up_after_ten_tries(
     assert receiver.kinds == ["finding over"]
 
 
+def test_a_clock_that_was_set_back_does_not_silence_it(
+    room: Any, client: Any, receiver: Receiver
+) -> None:
+    """A retry that a clock a day ahead has noted is not waited for."""
+    begin_finding(room, client)
+    receiver.answers = [500]
+    room.upkeep.tell_webhook()
+    client.hincrby(room.keys.webhook_at, "retry_ms", 86_400_000)
+    assert room.upkeep.tell_webhook() == {"told": 1, "outcome": "told"}
+
+
 def test_one_worker_at_a_time_tells_it(room: Any, client: Any, receiver: Receiver) -> None:
     """One worker at a time tells events. A dead worker's place is taken within a minute."""
     begin_finding(room, client)

@@ -93,7 +93,8 @@ class Webhook:
         return Freeing([release([self._keys.webhook_lease], token)])
 
     def _tell(self, at: Mapping[bytes, bytes]) -> Operation[Report]:
-        if self._now_ms() < int(at.get(b"retry_ms", 0)):
+        # A longer wait was noted by a clock that has been set back since.
+        if 0 < int(at.get(b"retry_ms", 0)) - self._now_ms() <= LONGEST_RETRY_S * 1000:
             return {"told": 0, "outcome": "waits to try again"}
         places = yield from self._places(at)
         told, failures = 0, int(at.get(b"failures", 0))
