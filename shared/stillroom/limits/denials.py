@@ -66,11 +66,6 @@ class Denials:
         if len(self.found) > self._most:
             self.found.popitem(last=False)
 
-    def concern(self, bans: Iterable[bytes], keys: Iterable[bytes]) -> bool:
-        """Return whether one of them is remembered under these bans and logs."""
-        known = self.found.keys()
-        return not (known.isdisjoint(keys) and known.isdisjoint(bans))
-
     def find(
         self,
         bans: Iterable[bytes],
@@ -81,12 +76,11 @@ class Denials:
     ) -> Denial | None:
         """Return the denial that answers this request too."""
         found = self.found  # other threads take some out meanwhile
-        for ban in bans:
-            if (denial := found.get(ban)) is not None and now < denial.until:
+        for denial in map(found.get, bans):
+            if denial is not None and now < denial.until:
                 return denial
-        for number, key in enumerate(keys):
-            denial = found.get(key)
-            if denial is not None and denial.answers(limits[number], cost, now):
+        for denial, limit in zip(map(found.get, keys), limits, strict=True):
+            if denial is not None and denial.answers(limit, cost, now):
                 return denial
         return None
 
