@@ -274,11 +274,12 @@ class LimitsBody(Operating, OverShards):
     def _decided(self, request: Request) -> Operation[Decision]:
         if request.exempt:
             return self._passed(request)
-        self._count(request.plan.counted_as)
-        if (denied := self._remembered(request)) is not None:
+        is_spared = self._denials.spare(request.denied_as)
+        if not is_spared and (denied := self._remembered(request)) is not None:
             if time.monotonic() > self._changes.due:
                 yield from self._reading_changes()
             return denied
+        self._count(request.plan.counted_as)
         if request.parts:
             return (yield from self._taken_over_shards(request, new_id())).decision
         asked_at, mark = self._denials.forgotten, self._flying.begin(request)
@@ -291,7 +292,7 @@ class LimitsBody(Operating, OverShards):
                 sent = time.monotonic()
                 reply = yield from self._ask(_taking(request, unseen))
             else:
-                unseen = self._unseen(request)
+                unseen = b"" if is_spared else self._unseen(request)
                 (reply,) = yield Once([_taking(request, unseen)])
             if reply[0] == OTHER_WIDTHS:
                 request, reply = yield from self._again(request, reply, request.mode, unseen)
@@ -307,11 +308,12 @@ class LimitsBody(Operating, OverShards):
     def _reserved(self, request: Request) -> Operation[Reservation]:
         if request.exempt:
             return Reservation(self._passed(request), ())
-        self._count(request.plan.counted_as)
-        if (denied := self._remembered(request)) is not None:
+        is_spared = self._denials.spare(request.denied_as)
+        if not is_spared and (denied := self._remembered(request)) is not None:
             if time.monotonic() > self._changes.due:
                 yield from self._reading_changes()
             return Reservation(denied, request.keys)
+        self._count(request.plan.counted_as)
         name = new_id()
         try:
             if request.parts:
@@ -604,9 +606,7 @@ class LimitsBody(Operating, OverShards):
     # Denials that are remembered
 
     def _remembered(self, request: Request) -> Decision | None:
-        found = self._denials.found
-        if not found or found.keys().isdisjoint(request.denied_as):
-            return None
+        """Return the denial of this check, if one that is remembered answers it. Then both are counted."""
         now = time.monotonic()
         limits, keys, cost = request.limits, request.keys, request.cost
         denial = self._denials.find(request.bans, keys, limits, cost, now)
@@ -614,7 +614,7 @@ class LimitsBody(Operating, OverShards):
             return None
         if request.mode != QUIET:
             denial.unseen += 1
-        self._count(denial.counted_as)
+        self._count((*request.plan.counted_as, *denial.counted_as))
         before, age_us = denial.decision, int((now - denial.at) * _US)
         said = before.said
         if said and (denial.keys != keys or before.limits != limits):
@@ -729,10 +729,8 @@ class LimitsBody(Operating, OverShards):
         return request, reply
 
     def _unseen(self, request: Request) -> bytes:
-        found = self._denials.found
-        if not found or found.keys().isdisjoint(request.keys):
-            return b""
-        return self._denials.take_unseen(request.keys)
+        denials = self._denials
+        return b"" if denials.spare(request.keys) else denials.take_unseen(request.keys)
 
 
 def _taking(request: Request, unseen: bytes, reservation: bytes = b"") -> Command:

@@ -46,11 +46,6 @@ class Denial:
         self.counted_as = counted_as  # each time it answers
         self.unseen = 0  # denials that Redis has not heard of; two threads may count one too few
 
-    def answers(self, limit: Limit, cost: int, now: float) -> bool:
-        """Return whether a request that costs this much is denied too."""
-        same = self.limit is limit or self.limit == limit
-        return same and now < self.until and cost >= self.decision.cost
-
 
 class Denials:
     """A bounded number of them. Time is `time.monotonic()`, given."""
@@ -60,6 +55,7 @@ class Denials:
         # How often some were. A denial that was asked for before that must not be remembered after it.
         self.forgotten = 0
         self.found: OrderedDict[bytes, Denial] = OrderedDict()
+        self.spare = self.found.keys().isdisjoint  # whether none is under these bans and logs
 
     def add(self, key: bytes, denial: Denial) -> None:
         self.found[key] = denial
@@ -80,7 +76,9 @@ class Denials:
             if denial is not None and now < denial.until:
                 return denial
         for denial, limit in zip(map(found.get, keys), limits, strict=True):
-            if denial is not None and denial.answers(limit, cost, now):
+            if denial is None or now >= denial.until or cost < denial.decision.cost:
+                continue
+            if denial.limit is limit or denial.limit == limit:
                 return denial
         return None
 
@@ -89,8 +87,6 @@ class Denials:
 
         They are forgotten. Each log has its own: those of one are not to be counted against another's subject.
         """
-        if self.found.keys().isdisjoint(keys):
-            return b""
         popped = [(number, self.found.pop(key, None)) for number, key in enumerate(keys, 1)]
         return b" ".join([b"%d:%d" % (n, one.unseen) for n, one in popped if one and one.unseen])
 
