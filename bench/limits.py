@@ -26,7 +26,7 @@ IP = "203.0.113.7"
 QUOTAS = [(100_000, 60), (1_000_000, 3_600)]
 LIMITS = [Limit("minute", *QUOTAS[0]), Limit("hour", *QUOTAS[1])]
 NONE_LEFT = [Limit("minute", *QUOTAS[0]), Limit("closed", 1, 3_600)]
-TIMES_INCR, TIMES_INCR_DENIED, PEERS = 1.0, 0.4, 2.5
+TIMES_INCR, TIMES_INCR_DENIED, PEERS = 0.91, 0.3, 3.0
 BARE, CHECK, DENIED = "INCR", "check, two limits, headers", "denied from memory"
 ASYNC_BARE, ASYNC_CHECK = "async INCR", "async check, two limits, headers"
 

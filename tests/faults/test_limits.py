@@ -404,12 +404,12 @@ def test_a_decision_without_redis_costs_the_same_in_a_crowd(
 ) -> None:
     """Checks that fail together look at no more logs each than a few do, and admit no more than the share."""
     looks = 0
-    logs_of = Request.logs.fget
+    logs_of = Request.logs.__get__
 
     def counted(request: Request) -> Any:
         nonlocal looks
         looks += 1
-        return logs_of(request)  # type: ignore[misc]
+        return logs_of(request)
 
     shared = Limit("shared", 10, 300, away="strict")
     settings = Settings(**{"redis_url": own_server.url} | BRISK)

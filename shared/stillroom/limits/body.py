@@ -73,6 +73,8 @@ UNREAD_EVERY_S = 30.0  # a user without the right to read changes asks no more o
 RESERVATION = "a reservation"  # its name in the error when no replica has it in time
 TOLD_AT_ONCE = 100  # denials from memory, with one flush of the counts
 _US = 1_000_000
+_decision = tuple.__new__
+_one_more = (1).__add__
 
 
 class LimitsBody(Operating, OverShards):
@@ -128,7 +130,8 @@ class LimitsBody(Operating, OverShards):
         bans hold those that some process of this machine knows of.
         """
         request = self._requests.make(subject, limits, cost, route, meant)
-        _check_holds_nothing(request)
+        if request.plan.in_flight:
+            raise _holds(request)
         return self._decided(request)
 
     def wait(
@@ -147,7 +150,9 @@ class LimitsBody(Operating, OverShards):
         wait is no denial: nobody is told. Several that wait are served in no order. Otherwise like `check`.
         """
         seconds = seconds_of("timeout", timeout, least=0, most=LONGEST_WAIT_S)
-        _check_holds_nothing(self._requests.make(subject, limits, cost, route))
+        request = self._requests.make(subject, limits, cost, route)
+        if request.plan.in_flight:
+            raise _holds(request)
         return self._waiting(subject, limits, cost, seconds, route)
 
     def peek(self, subject: Subject, limits: Sequence[Limit], cost: int = 1) -> Operation[Decision]:
@@ -269,10 +274,12 @@ class LimitsBody(Operating, OverShards):
     def _decided(self, request: Request) -> Operation[Decision]:
         if request.exempt:
             return self._passed(request)
-        self._count_checks(request)
-        if (denied := self._remembered(request)) is not None:
-            yield from self._reading_changes()
+        is_spared = self._denials.spare(request.denied_as)
+        if not is_spared and (denied := self._remembered(request)) is not None:
+            if time.monotonic() > self._changes.due:
+                yield from self._reading_changes()
             return denied
+        self._count(request.plan.counted_as)
         if request.parts:
             return (yield from self._taken_over_shards(request, new_id())).decision
         asked_at, mark = self._denials.forgotten, self._flying.begin(request)
@@ -285,7 +292,7 @@ class LimitsBody(Operating, OverShards):
                 sent = time.monotonic()
                 reply = yield from self._ask(_taking(request, unseen))
             else:
-                unseen = self._unseen(request)
+                unseen = b"" if is_spared else self._unseen(request)
                 (reply,) = yield Once([_taking(request, unseen)])
             if reply[0] == OTHER_WIDTHS:
                 request, reply = yield from self._again(request, reply, request.mode, unseen)
@@ -301,10 +308,12 @@ class LimitsBody(Operating, OverShards):
     def _reserved(self, request: Request) -> Operation[Reservation]:
         if request.exempt:
             return Reservation(self._passed(request), ())
-        self._count_checks(request)
-        if (denied := self._remembered(request)) is not None:
-            yield from self._reading_changes()
+        is_spared = self._denials.spare(request.denied_as)
+        if not is_spared and (denied := self._remembered(request)) is not None:
+            if time.monotonic() > self._changes.due:
+                yield from self._reading_changes()
             return Reservation(denied, request.keys)
+        self._count(request.plan.counted_as)
         name = new_id()
         try:
             if request.parts:
@@ -507,11 +516,13 @@ class LimitsBody(Operating, OverShards):
             self.stats.say("limits in shadow", name, f"{limit.name} {said}")
 
     def _read(self, request: Request, reply: list[int]) -> Decision:
-        limits, cost, verdict, now_us = request.limits, request.cost, reply[0], reply[1]
+        limits, cost = request.limits, request.cost
+        verdict, now_us, *said = reply
         if verdict == BANNED:
-            return Decision(limits, TOO_MANY, cost, now_us, wait_us=max(0, reply[2]) * 1_000)
-        said = request.folded(reply[2:])
-        return Decision(limits, OK if verdict else TOO_MANY, cost, now_us, said)
+            return Decision(limits, TOO_MANY, cost, now_us, wait_us=max(0, said[0]) * 1_000)
+        told = request.folded(said) if request.twins else said
+        status = OK if verdict else TOO_MANY
+        return _decision(Decision, (limits, status, cost, now_us, told, 0, 0, ""))
 
     def _stand_in(
         self, request: Request, error: RedisUnavailable, *, take: bool, id: str = ""
@@ -546,12 +557,10 @@ class LimitsBody(Operating, OverShards):
 
     # Counting
 
-    def _count_checks(self, request: Request) -> None:
-        """Count a check, and one of each of its limits."""
+    def _count(self, names: Sequence[str]) -> None:
+        """Count one under each of these names, on every request."""
         counts = self.stats.counts
-        counts["limit_checks"] += 1
-        for name in request.plan.counted_as:
-            counts[name] += 1
+        counts.update(zip(names, map(_one_more, map(counts.__getitem__, names)), strict=False))
 
     def _count_denial(self, decision: Decision) -> None:
         """Count a denial, and one of each limit that denied. A ban counts for no limit."""
@@ -597,8 +606,7 @@ class LimitsBody(Operating, OverShards):
     # Denials that are remembered
 
     def _remembered(self, request: Request) -> Decision | None:
-        if not self._denials.found or not self._denials.concern(request.bans, request.keys):
-            return None
+        """Return the denial of this check, if one that is remembered answers it. Then both are counted."""
         now = time.monotonic()
         limits, keys, cost = request.limits, request.keys, request.cost
         denial = self._denials.find(request.bans, keys, limits, cost, now)
@@ -606,14 +614,13 @@ class LimitsBody(Operating, OverShards):
             return None
         if request.mode != QUIET:
             denial.unseen += 1
-        counts = self.stats.counts
-        for name in denial.counted_as:
-            counts[name] += 1
+        self._count((*request.plan.counted_as, *denial.counted_as))
         before, age_us = denial.decision, int((now - denial.at) * _US)
         said = before.said
         if said and (denial.keys != keys or before.limits != limits):
             said = _said_of(denial, request)
-        return Decision(limits, TOO_MANY, cost, before.now_us, said, age_us, before.wait_us)
+        about = (limits, TOO_MANY, cost, before.now_us, said, age_us, before.wait_us, "")
+        return _decision(Decision, about)
 
     def _remember(self, request: Request, decision: Decision, longest: float) -> None:
         now = time.monotonic()
@@ -685,8 +692,8 @@ class LimitsBody(Operating, OverShards):
         return replies[: len(commands)]
 
     def _reading_changes(self) -> Operation[None]:
-        """Read the changes when due, because a client denied from memory makes no check that carries them."""
-        if time.monotonic() <= self._changes.due or self._breaker.is_open:
+        """Read the changes, which are due: a client denied from memory makes no check that carries them."""
+        if self._breaker.is_open:
             return
         self._changes.due = time.monotonic() + READ_EVERY_S
         try:
@@ -722,7 +729,8 @@ class LimitsBody(Operating, OverShards):
         return request, reply
 
     def _unseen(self, request: Request) -> bytes:
-        return self._denials.take_unseen(request.keys) if self._denials.found else b""
+        denials = self._denials
+        return b"" if denials.spare(request.keys) else denials.take_unseen(request.keys)
 
 
 def _taking(request: Request, unseen: bytes, reservation: bytes = b"") -> Command:
@@ -731,13 +739,11 @@ def _taking(request: Request, unseen: bytes, reservation: bytes = b"") -> Comman
     return limit_check.run(request.words(request.mode, unseen, reservation))
 
 
-def _check_holds_nothing(request: Request) -> None:
-    """Raise InvalidLimit for a limit of requests in flight, because a check would never give the place back."""
-    if request.plan.in_flight:
-        raise InvalidLimit(
-            request.plan.in_flight,
-            "it limits requests in flight: use hold(), or reserve and refund",
-        )
+def _holds(request: Request) -> InvalidLimit:
+    """Return the error for a limit of requests in flight, because a check would never give the place back."""
+    return InvalidLimit(
+        request.plan.in_flight, "it limits requests in flight: use hold(), or reserve and refund"
+    )
 
 
 def _telling(request: Request, keys: Keys, key: bytes, count: int) -> Command:

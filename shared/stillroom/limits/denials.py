@@ -46,11 +46,6 @@ class Denial:
         self.counted_as = counted_as  # each time it answers
         self.unseen = 0  # denials that Redis has not heard of; two threads may count one too few
 
-    def answers(self, limit: Limit, cost: int, now: float) -> bool:
-        """Return whether a request that costs this much is denied too."""
-        same = self.limit is limit or self.limit == limit
-        return same and now < self.until and cost >= self.decision.cost
-
 
 class Denials:
     """A bounded number of them. Time is `time.monotonic()`, given."""
@@ -60,16 +55,12 @@ class Denials:
         # How often some were. A denial that was asked for before that must not be remembered after it.
         self.forgotten = 0
         self.found: OrderedDict[bytes, Denial] = OrderedDict()
+        self.spare = self.found.keys().isdisjoint  # whether none is under these bans and logs
 
     def add(self, key: bytes, denial: Denial) -> None:
         self.found[key] = denial
         if len(self.found) > self._most:
             self.found.popitem(last=False)
-
-    def concern(self, bans: Iterable[bytes], keys: Iterable[bytes]) -> bool:
-        """Return whether one of them is remembered under these bans and logs."""
-        known = self.found.keys()
-        return not (known.isdisjoint(keys) and known.isdisjoint(bans))
 
     def find(
         self,
@@ -81,12 +72,13 @@ class Denials:
     ) -> Denial | None:
         """Return the denial that answers this request too."""
         found = self.found  # other threads take some out meanwhile
-        for ban in bans:
-            if (denial := found.get(ban)) is not None and now < denial.until:
+        for denial in map(found.get, bans):
+            if denial is not None and now < denial.until:
                 return denial
-        for number, key in enumerate(keys):
-            denial = found.get(key)
-            if denial is not None and denial.answers(limits[number], cost, now):
+        for denial, limit in zip(map(found.get, keys), limits, strict=True):
+            if denial is None or now >= denial.until or cost < denial.decision.cost:
+                continue
+            if denial.limit is limit or denial.limit == limit:
                 return denial
         return None
 
@@ -95,8 +87,6 @@ class Denials:
 
         They are forgotten. Each log has its own: those of one are not to be counted against another's subject.
         """
-        if self.found.keys().isdisjoint(keys):
-            return b""
         popped = [(number, self.found.pop(key, None)) for number, key in enumerate(keys, 1)]
         return b" ".join([b"%d:%d" % (n, one.unseen) for n, one in popped if one and one.unseen])
 

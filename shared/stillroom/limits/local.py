@@ -38,6 +38,9 @@ class Known(NamedTuple):
     server_us: int  # when it said so, by its own clock
 
 
+_known = tuple.__new__
+
+
 class LocalLimits:
     """All that this process counts, and what it remembers for the case that it has to. Thread-safe."""
 
@@ -72,7 +75,7 @@ class LocalLimits:
         of order: the server's time says which is newer. Of other calls this process knows the order itself,
         whatever became of that clock meanwhile.
         """
-        known, found = self._known, Known(now, said, keys, server_us)
+        known, found = self._known, _known(Known, (now, said, keys, server_us))
         since = now if sent is None else sent
         for key in keys:
             before = known.get(key)

@@ -52,6 +52,7 @@ QUIET = b"quiet"  # of Request.mode
 LOG_SLACK_MS = (
     1_000  # a log is kept longer than its name's longest window by this: see lua/lib/hits.lua
 )
+_LISTS = (list, tuple)
 _EDGES = Networks(CLOUDFLARE)  # read once, not by each room
 _US = 1_000_000
 _WIDTH = re.compile(rb"([46])/(\d{1,3}) ")
@@ -70,7 +71,7 @@ class Plan(NamedTuple):
     memory: tuple[bytes, ...]  # the names under which logs are remembered: see Request.known_as
     letters: bytes  # one for each limit, if one is in shadow: see lua/limit_check.lua
     in_flight: str  # the name of the limit of requests in flight, if any
-    counted_as: tuple[str, ...] = ()  # the name that a check of each limit is counted under
+    counted_as: tuple[str, ...] = ()  # the names that a check, and one of each limit, count under
     telling: bytes = b""  # how many of them, from the first, tell of being near; empty: all
 
 
@@ -97,27 +98,23 @@ class Request(NamedTuple):
     home: bytes = b""  # in a cluster the shard that has all of it, or …
     parts: tuple[Request, ...] = ()  # … what each of several shards has of it
     places: tuple[int, ...] = ()  # of such a part: which logs of the whole it has
+    # What follows from these fields: see with_logs.
+    logs: tuple[bytes, ...] = ()  # all that count it: a user has one under each pepper of now
+    counted: tuple[Limit, ...] = ()  # the limit of each of these logs
+    known_as: tuple[bytes, ...] = ()  # the names that this process remembers these logs by
+    denied_as: tuple[bytes, ...] = ()  # the names of all denials that may concern it
 
-    @property
-    def logs(self) -> tuple[bytes, ...]:
-        """Return all logs that count it. While peppers are changed a user has a name, and a log, under each of
-        them.
-        """
-        return (*self.keys, *[key for _, key in self.twins]) if self.twins else self.keys
-
-    @property
-    def counted(self) -> tuple[Limit, ...]:
-        """Return the limit of each of these logs."""
-        twins = [self.limits[number] for number, _ in self.twins]
-        return (*self.limits, *twins) if twins else self.limits
-
-    @property
-    def known_as(self) -> tuple[bytes, ...]:
-        """Return the names that this process remembers these logs by."""
-        if not self.plan.memory:
-            return self.logs
-        memory = [*self.plan.memory, *[self.plan.memory[number] for number, _ in self.twins]]
-        return tuple([key + mark for key, mark in zip(self.logs, memory, strict=True)])
+    def with_logs(self) -> Request:
+        """Return the request with what follows from its keys, twins, bans and plan."""
+        numbers = [number for number, _ in self.twins]
+        logs, memory = (*self.keys, *[key for _, key in self.twins]), self.plan.memory
+        marks = [*memory, *[memory[number] for number in numbers]] if memory else [b""] * len(logs)
+        return self._replace(
+            logs=logs,
+            counted=(*self.limits, *[self.limits[number] for number in numbers]),
+            known_as=tuple([key + mark for key, mark in zip(logs, marks, strict=True)]),
+            denied_as=(*self.bans, *self.keys),
+        )
 
     def words(
         self, mode: bytes, unseen: bytes = b"", reservation: bytes = b""
@@ -214,10 +211,8 @@ class Requests:
         self._count += 1
         if type(cost) is not int:
             check_cost(cost)  # a request that is known is found by True as well as by 1
-        if type(limits) is tuple:  # a list of them is checked once, with its plan
-            wanted: tuple[Limit, ...] = limits
-        else:
-            wanted = tuple(limits) if type(limits) is list else check_limits(limits)
+        # A list of them is checked once, with its plan.
+        wanted = tuple(limits) if type(limits) in _LISTS else check_limits(limits)
         if self.changes.found:
             wanted = self.changes.applied(wanted)
         if isinstance(subject, str):
@@ -274,7 +269,7 @@ class Requests:
             client.exempt,
             b"take" if meant else QUIET,
             self._twins(subject, limits, plan, client),
-        )
+        ).with_logs()
         return self._placed(request, client) if self._keys.is_spread else request
 
     # Shards
@@ -309,7 +304,7 @@ class Requests:
             twins=(),
             home=home,
             places=tuple(places),
-        )
+        ).with_logs()
 
     def _widths_in(self, home: bytes, client: Client) -> tuple[bytes, bytes]:
         if client.bans:
@@ -402,7 +397,10 @@ class Requests:
     def _make_plan(self, limits: tuple[Limit, ...]) -> Plan:
         """Make the plan. Raises InvalidLimit."""
         plan = _plan_of(limits, self._windows)._replace(
-            counted_as=tuple([self._counted_as(LIMIT, "checks", limit.name) for limit in limits])
+            counted_as=(
+                "limit_checks",
+                *[self._counted_as(LIMIT, "checks", limit.name) for limit in limits],
+            )
         )
         own = self._own_windows
         news = [one for one in limits if one.window * _US > own.get(one.name, 0)]
@@ -475,7 +473,7 @@ class Requests:
             widths=(self._keys.ban_widths, client.widths),
             bans=client.bans,
             taking=b"",
-        )
+        ).with_logs()
         return self._placed(request, client) if self._keys.is_spread else request
 
     def _watch(self, client: str) -> None:
