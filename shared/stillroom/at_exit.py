@@ -7,6 +7,7 @@ calls no function of `atexit` there. multiprocessing calls finalizers of its own
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,10 +21,14 @@ class AtExit:
     def __init__(self, function: Callable[[], object]) -> None:
         self._function = function
         self._finalizer: Any = None
+        self._armed_in = 0  # the process: a child of multiprocessing forgets its parent's finalizers
 
     def arm(self) -> None:
         """Have the function called. Only the libraries that this process has imported are asked."""
+        if self._armed_in == os.getpid():
+            return
         self.disarm()
+        self._armed_in = os.getpid()
         atexit.register(self._function)
         if finalize := _imported("multiprocessing.util", "Finalize"):
             self._finalizer = finalize(None, self._function, exitpriority=FIRST)
@@ -32,6 +37,7 @@ class AtExit:
 
     def disarm(self) -> None:
         """Have the function not called."""
+        self._armed_in = 0
         atexit.unregister(self._function)
         if self._finalizer is not None:
             self._finalizer.cancel()
