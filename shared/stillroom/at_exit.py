@@ -21,7 +21,7 @@ class AtExit:
     def __init__(self, function: Callable[[], object]) -> None:
         self._function = function
         self._finalizer: Any = None
-        self._armed_in = 0  # the process: a child of multiprocessing forgets its parent's finalizers
+        self._armed_in = 0  # which process: a child forgets the finalizers of its parent
 
     def arm(self) -> None:
         """Have the function called. Only the libraries that this process has imported are asked."""
