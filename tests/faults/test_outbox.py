@@ -188,8 +188,9 @@ def test_a_process_that_ends_delivers_or_says_what_is_lost(
         assert "1 deferred invalidations are lost" in errors
 
 
+@pytest.mark.parametrize("parent_defers", [False, True])
 def test_a_child_of_multiprocessing_that_ends_delivers(
-    own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom]
+    own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom], parent_defers: bool
 ) -> None:
     """A child of multiprocessing leaves by `os._exit`, and delivers its deferred invalidations before."""
     mine, other = pair
@@ -204,6 +205,8 @@ def test_a_child_of_multiprocessing_that_ends_delivers(
         redis_is_back.wait(10)
 
     own_server.freeze()
+    if parent_defers:
+        mine.cache.invalidate_by_tag("another", defer=True)
     child = fork.Process(target=invalidate)
     child.start()
     assert deferred.wait(10)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -56,6 +56,26 @@ def test_items_behind_slow_ones_do_not_wait(slow: set[int]) -> None:
     began = time.monotonic()
     Crew[int](5).each(work, range(25))
     assert time.monotonic() - began < PATIENCE_S
+
+
+class Looks(threading.Event):
+    """Says that the message is finished after so many looks."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._left = number
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+def test_no_thread_is_called_to_help_while_all_slots_are_taken() -> None:
+    """A message that waits for busy slots calls no helpers, which would pile up with each look."""
+    busy, called = Crew[int](3), list[Future[None]]()
+    with busy._slots, busy._slots, busy._slots:
+        busy._look_out(int, deque(range(9)), Looks(50), called)
+    assert called == []
 
 
 def test_quick_items_stay_in_one_thread(never: None) -> None:

@@ -107,8 +107,15 @@ class Crew(Generic[T]):
     ) -> None:
         """Call for help where the thread of the message can't, because one item keeps it."""
         while not finished.wait(ALONE_S) and waiting:
-            called += self._called(min(len(waiting), self._size - 1) - 1, self._help, work, waiting)
-            self._help(work, waiting)
+            if self._is_slot_free():  # otherwise each look would call threads that can do nothing
+                wanted = min(len(waiting), self._size - 1) - 1
+                called += self._called(wanted, self._help, work, waiting)
+                self._help(work, waiting)
+
+    def _is_slot_free(self) -> bool:
+        if is_free := self._slots.acquire(blocking=False):
+            self._slots.release()
+        return is_free
 
     def _help(self, work: Callable[[T], object], waiting: deque[T]) -> None:
         """Take items as long as there are any and a slot is free."""

@@ -149,8 +149,7 @@ class Invalidator:
         return drop([*near, *keys], self._terms.new_epoch(), *names)
 
     def _defer(self, names: Sequence[bytes], error: RedisUnavailable) -> None:
-        if not self.waiting:
-            self._at_exit.arm()
+        self._at_exit.arm()
         self._outbox.put(names)
         self._memo.changed()  # again: until it was put there, a read could be answered without it
         self._stats.counts["deferred"] += len(names)
