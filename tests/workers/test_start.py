@@ -84,7 +84,7 @@ def test_a_server_that_can_not_do_ends_the_worker(start: StartCelery, setting: s
     assert " ready." not in worker.log
 
 
-@pytest.mark.parametrize("lacking", ["-set", "-llen", "-hset"])
+@pytest.mark.parametrize("lacking", ["-set", "-llen", "-hset", "-zadd"])  # ZADD in a script
 def test_a_right_that_is_missing_at_the_broker_ends_the_worker(
     start: StartCelery, own_server: EmbeddedServer, db: Any, heartbeat: Path, lacking: str
 ) -> None:
