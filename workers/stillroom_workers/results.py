@@ -44,8 +44,11 @@ def sparing(backend: Any) -> Any:
     Stock raises. Celery stores the state STARTED *before* it calls a task, so the task fails without having run,
     and its message is acknowledged: an invalidation is lost because another server is full.
     """
-    stock: Any = type(backend)
+    backend.__class__ = _that_spares(type(backend))
+    return backend
 
+
+def _that_spares(stock: Any) -> Any:
     class Sparing(stock):  # type: ignore[misc]
         def store_result(self, task_id: Any, result: Any, *args: Any, **options: Any) -> Any:
             if monotonic() < getattr(self.app, "results_fail_until", 0.0):
@@ -64,5 +67,4 @@ def sparing(backend: Any) -> Any:
                 )
             return result
 
-    backend.__class__ = Sparing
-    return backend
+    return Sparing
