@@ -497,25 +497,30 @@ def is_amqp(settings: Settings) -> bool:
     return settings.broker.partition("://")[0] in ("amqp", "amqps", "pyamqp")
 
 
-def sentinel_options(settings: Settings) -> dict[str, Any]:
-    """Return the options that kombu needs for Sentinels. Their addresses are in its URL."""
-    url = settings.broker_url or settings.redis_url
+def sentinel_options(settings: Settings, url: str | None = None) -> dict[str, Any]:
+    """Return the options that kombu and Celery need for Sentinels, whose addresses are in the URL: the broker's
+    unless another is given.
+    """
+    url = url or settings.broker_url or settings.redis_url
     if not is_sentinel(url):
         return {}
     patience = {"socket_timeout": 1.0, "socket_connect_timeout": 0.5}
-    tls = broker_tls(settings)
+    tls = broker_tls(settings, url)
     own = patience | settings.sentinel_login | ({} if tls is None else {"ssl": True, **tls})
     return {"master_name": read_sentinel(url).master, "sentinel_kwargs": own}
 
 
-def broker_tls(settings: Settings) -> dict[str, Any] | None:
-    """kombu's own `rediss://` takes any certificate, password and all; ours has to be a valid one."""
-    url = settings.broker_url or settings.redis_url
+def broker_tls(settings: Settings, url: str | None = None) -> dict[str, Any] | None:
+    """kombu's own `rediss://` takes any certificate, password and all; ours has to be a valid one.
+
+    The URL is the broker's unless another is given.
+    """
+    url = url or settings.broker_url or settings.redis_url
     if is_sentinel(url):
         options = parse_qs(urlsplit(read_sentinel(url).primary).query)
         given = {name: values[-1] for name, values in options.items() if name.startswith("ssl_")}
         needed: dict[str, Any] = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
         return needed | given if url.startswith("rediss") else None
-    if not settings.broker.startswith("rediss://") or "ssl_cert_reqs" in settings.broker:
+    if not url.startswith("rediss://") or "ssl_cert_reqs" in url:
         return None
     return {"ssl_cert_reqs": ssl.CERT_REQUIRED}

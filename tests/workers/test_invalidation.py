@@ -193,3 +193,41 @@ def test_killed_workers_lose_nothing_and_delete_nothing_alive(
     room.cache.reclaim(budget=60)
     assert room.cache.get_many(alive) == dict.fromkeys(alive, rounds - 1)
     assert entries(db, room) == len(alive)
+
+
+SLOW = [pytest.param(trouble, marks=pytest.mark.long) for trouble in ("away", "frozen")]
+
+
+@pytest.mark.parametrize("trouble", ["refuses", "unusable", *SLOW])
+def test_work_does_not_depend_on_where_results_are_kept(
+    start_worker: StartWorker,
+    room: Stillroom,
+    stranger: Celery,
+    own_server: EmbeddedServer,
+    db: Any,
+    trouble: str,
+) -> None:
+    """An invalidation is carried out soon, whatever the result backend does."""
+    db.acl_setuser("nobody", enabled=True, passwords=["+nothing"], commands=["+ping"])
+    with EmbeddedServer() as results:
+        place = {
+            "refuses": own_server.url.replace("://", "://nobody:nothing@"),
+            "unusable": results.url.replace("redis://", "rediss://"),
+        }.get(trouble, results.url)
+        worker = start_worker(STILLROOM_RESULT_BACKEND=place)
+        {"away": results.kill, "frozen": results.freeze}.get(trouble, lambda: None)()
+        room.cache.set_many({f"k:{n}": n for n in range(20)})
+        for n in range(20):
+            fields = {"keys": [f"k:{n}"]}
+            stranger.send_task("stillroom.invalidate_keys", kwargs=fields, queue=QUEUE)
+        until(lambda: not entries(db, room), "the invalidations", 20)
+        until(lambda: succeeded(worker) == 20, "the ends of the tasks", 20)
+        assert "could not be kept" in worker.log
+        if trouble == "frozen":
+            results.thaw()
+
+
+def succeeded(worker: CeleryProcess) -> int:
+    """Return how many invalidations by key the log tells of."""
+    lines = worker.log.splitlines()
+    return sum("Task stillroom.invalidate_keys" in line and "succeeded" in line for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -357,3 +358,17 @@ def test_where_results_go(
     settings = Settings(redis_url="redis://broker:6379", redis_password="pw", result_backend=ours)
     assert settings.results == results
     assert "pw" not in repr(settings)
+
+
+def test_celery_is_told_how_to_reach_the_place_of_results() -> None:
+    """Results get Sentinels' options, and check certificates, whatever the broker is."""
+    for place, tls in [
+        ("redis://results", None),
+        ("rediss://results", {"ssl_cert_reqs": ssl.CERT_REQUIRED}),
+        ("rediss+sentinel://results/main", {"ssl_cert_reqs": ssl.CERT_REQUIRED}),
+    ]:
+        settings = Settings(redis_url="redis://broker", result_backend=place)
+        app = make_app(settings)
+        told = app.conf.result_backend_transport_options
+        assert told.get("master_name") == ("main" if "sentinel" in place else None)
+        assert app.backend.connparams.get("ssl_cert_reqs") == (tls or {}).get("ssl_cert_reqs")

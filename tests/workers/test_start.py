@@ -14,6 +14,8 @@ from celery import Celery
 
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from stillroom_workers.app import make_app
+from stillroom_workers.guards import Channel
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.crowd import PATIENT
 from tests.support.entries import age
@@ -82,7 +84,7 @@ def test_a_server_that_can_not_do_ends_the_worker(start: StartCelery, setting: s
     assert " ready." not in worker.log
 
 
-@pytest.mark.parametrize("lacking", ["-set", "-llen", "-hset"])
+@pytest.mark.parametrize("lacking", ["-set", "-llen", "-hset", "-zadd"])  # ZADD in a script
 def test_a_right_that_is_missing_at_the_broker_ends_the_worker(
     start: StartCelery, own_server: EmbeddedServer, db: Any, heartbeat: Path, lacking: str
 ) -> None:
@@ -154,6 +156,17 @@ def test_the_heartbeat_stops_with_the_broker(
         own_server.thaw()
     until(lambda: age_of(heartbeat) < 3, "a sign of life again", 30)
     assert worker.terminate(20) == 0
+
+
+@pytest.mark.parametrize("url", ["redis://one", "redis+sentinel://one/main", "unix:///one"])
+def test_life_depends_on_the_answers_of_any_redis(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker shows no life without answers of its broker, however that Redis is reached."""
+    signs = make_app(Settings(redis_url=url)).signs
+    for answered, can_work in [(time.monotonic(), True), (time.monotonic() - 16, False)]:
+        monkeypatch.setattr(Channel, "answered", answered)
+        assert signs.can_work() is can_work
 
 
 def age_of(path: Path) -> float:

@@ -15,13 +15,13 @@ from stillroom_workers.contained import contained
 from stillroom_workers.letters import Letters
 from stillroom_workers.lifecycle import attend, open_room
 from stillroom_workers.neighbour import Neighbour, Registry
+from stillroom_workers.results import results_configuration, sparing
 from stillroom_workers.schedule import beat_schedule
 from stillroom_workers.spans import tell_of_tasks
 from stillroom_workers.tasks import abuse, health, invalidation, marks, refresh, sessions, warm
 from stillroom_workers.worker import Worker
 
 GUARDS = "stillroom_workers.guards"
-RESULT_TTL_S = 3_600
 DJANGO = "celery.fixups.django:fixup"  # calls django.setup() where DJANGO_SETTINGS_MODULE is set
 
 
@@ -50,6 +50,9 @@ class StillroomCelery(OwnCelery):
     def Worker(self) -> Any:  # noqa: N802  # Celery's name
         """Return the worker program that `celery worker` runs."""
         return self.subclass_with_self(Worker)
+
+    def _get_backend(self) -> Any:
+        return sparing(super()._get_backend())
 
     def task(self, body: Any, **options: Any) -> Any:
         """Make a task. It is not shared with other apps of this process: each has tasks that work on its own room.
@@ -109,11 +112,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "accept_content": ["json"],
         "enable_utc": True,
         "timezone": "UTC",
-        # No results are kept unless a place for them is named: what a task did is in Redis, in the log, and in
-        # Flower's events. Redis forgets them by itself: on a server that evicts nothing they would fill it.
-        "task_ignore_result": True,
-        "result_backend": settings.results,
-        "result_expires": RESULT_TTL_S if settings.results else None,
+        **results_configuration(settings),
         # The work waits on Redis and on loaders; threads stop in half a second, prefork has hung.
         "worker_pool": "threads",
         "worker_concurrency": settings.worker_threads,

@@ -32,6 +32,7 @@ from stillroom.errors import WHO_MAY, is_misconfigured
 from stillroom.own_celery import ignored
 from stillroom.shown import shown
 from stillroom.wire import Server, Wire
+from stillroom.wire.outcome import owner_of
 from stillroom_workers.frameworks import room_of_django, wrap_loads
 from stillroom_workers.schedule import SCHEDULE
 from stillroom_workers.signs import SignsOfLife
@@ -159,11 +160,19 @@ def ending_without_a_right(settings: Settings) -> Iterator[None]:
     """End the process with one sentence and exit code 1 if the broker refuses a right inside."""
     try:
         yield
-    except redis.exceptions.NoPermissionError as error:
+    except redis.ResponseError as error:
+        if not _lacks_a_right(error):
+            raise
         setting = "REDIS_URL" if settings.broker_url is None else "STILLROOM_BROKER_URL"
         why = f"the user in {setting} lacks a right that workers need at the broker ({error})"
         log.critical("the worker can't go on: %s; %s", shown(why), WHO_MAY)
         raise SystemExit(1) from None
+
+
+def _lacks_a_right(error: redis.ResponseError) -> bool:
+    """Return whether the broker refused a right, of a command or of one in a script, for which kombu has one."""
+    in_script = owner_of(f"ERR {error}") == "noperm"
+    return in_script or isinstance(error, redis.exceptions.NoPermissionError)
 
 
 @contextmanager

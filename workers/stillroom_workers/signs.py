@@ -19,6 +19,7 @@ from stillroom_workers.guards import Channel
 SEEN_EVERY_S = 5.0
 # The broker answers at least every two seconds: to BRPOP, or to the heartbeat that is published beside it.
 ANSWERED_WITHIN_S = 15.0
+ANSWERING = ("redis", "rediss", "redis+socket", "sentinel")  # brokers whose answers guards.py notes
 BEAT_WITHIN_S = 20.0  # its tightest tick comes every five
 # Twice as long as the longest lease: what has not ended by then is not going to, and its value would be refused.
 STUCK_AFTER_LEASES = 2.0
@@ -30,7 +31,7 @@ class SignsOfLife:
     def __init__(self, settings: Settings, app: Any) -> None:
         self._settings = settings
         self._app = app
-        self._is_redis = settings.broker.partition("://")[0] in ("redis", "rediss", "redis+socket")
+        self._is_redis = settings.broker.partition("://")[0] in ANSWERING
         self._due = 0.0  # time.monotonic()
         self._beat = time.monotonic() - BEAT_WITHIN_S  # when it last sent what was due
         self.with_beat = False  # whether beat is a thread of this worker, not a process of its own
