@@ -8,11 +8,14 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
 import stillroom
 from stillroom import Settings, Stillroom
+from stillroom.cli import app
 from stillroom.settings import SECRETS, environment_names
 from tests.specification import sentences
 
@@ -39,6 +42,35 @@ def test_a_page_names_only_settings_that_exist(page: Path) -> None:
         )
     )
     assert named - OF_OTHERS <= known
+
+
+def pages_of_today() -> list[Path]:
+    """Return those of them that do not tell of what there was."""
+    return [
+        page
+        for page in written_pages()
+        if page.name != "CHANGELOG.md" and page.parent.name != "decisions"
+    ]
+
+
+@pytest.mark.parametrize("page", pages_of_today(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_types_only_commands_that_exist(page: Path) -> None:
+    """Each command that a page shows is there, and has the options that it is shown with."""
+    typed = re.findall(r"(?:`|\$ )stillroom ([\w-][^`|\n;&)#]*)", page.read_text())
+    assert [words for words in map(str.split, typed) if _unknown(words)] == []
+
+
+def _unknown(words: list[str]) -> list[str]:
+    """Return what the command line does not know of these words: a command, or options."""
+    command: Any = get_command(app)
+    rest = list(words)
+    while rest and rest[0] in getattr(command, "commands", ()):
+        command = command.commands[rest.pop(0)]
+    if getattr(command, "commands", None) and rest and not rest[0].startswith("-"):
+        return rest[:1]
+    known = {name for one in command.params for name in one.opts} | {"--help"}
+    options = {word.partition("=")[0] for word in rest if word.startswith("--")}
+    return sorted(options - known)
 
 
 def test_asvs_names_tests_that_exist() -> None:
