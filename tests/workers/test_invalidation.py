@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.exceptions import Reject
 
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from stillroom_workers.app import make_app
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.crowd import PATIENT
 
@@ -193,6 +195,15 @@ def test_killed_workers_lose_nothing_and_delete_nothing_alive(
     room.cache.reclaim(budget=60)
     assert room.cache.get_many(alive) == dict.fromkeys(alive, rounds - 1)
     assert entries(db, room) == len(alive)
+
+
+def test_an_order_that_nobody_takes_goes_back_into_its_queue() -> None:
+    """An order by name whose cache, state and broker are away is given back, so it is not acknowledged."""
+    app = make_app(Settings(redis_url="redis://127.0.0.1:1"))
+    with pytest.raises(Reject) as told:
+        app.tasks["stillroom.invalidate_keys"](keys=["k"])
+    assert told.value.requeue
+    app.room.close()
 
 
 SLOW = [pytest.param(trouble, marks=pytest.mark.long) for trouble in ("away", "frozen")]

@@ -73,21 +73,15 @@ class Crew(Generic[T]):
     def each(self, work: Callable[[T], object], items: Iterable[T]) -> None:
         """Returns when all of them are done. Items behind one that takes long do not wait for it."""
         waiting, finished = deque(items), threading.Event()
-        helping: list[Future[None]] = []
         called: list[Future[None]] = []
-        began = time.monotonic()
         looking = list(
             self._called(len(waiting) > 1, self._look_out, work, waiting, finished, called)
         )
         while waiting:
             with self._slots:
                 _do_next(work, waiting)
-            if time.monotonic() - began > ALONE_S:
-                helping = [future for future in helping if not future.done()]
-                wanted = min(len(waiting), self._size - 1) - len(helping)
-                helping += self._called(wanted, self._help, work, waiting)
         finished.set()
-        wait(looking + helping)
+        wait(looking)
         wait(called)
 
     def _called(self, wanted: int, function: Any, *args: Any) -> Iterator[Future[None]]:
@@ -105,7 +99,7 @@ class Crew(Generic[T]):
         finished: threading.Event,
         called: list[Future[None]],
     ) -> None:
-        """Call for help where the thread of the message can't, because one item keeps it."""
+        """Call for help, and help, until the message is finished: its own thread may be kept by one item."""
         while not finished.wait(ALONE_S) and waiting:
             if self._is_slot_free():  # otherwise each look would call threads that can do nothing
                 wanted = min(len(waiting), self._size - 1) - 1
