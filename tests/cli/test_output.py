@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import termios
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,30 +92,47 @@ def test_text_of_others_is_text(run: Run, command: tuple[str, ...], encoding: st
         json.loads(done.stdout)
 
 
+def on_a_terminal(words: Sequence[str], environment: Mapping[str, str], columns: int) -> str:
+    """Run a program on a terminal of so many columns; return what is shown."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
+    child = nursery.start(words, environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = []
+    with suppress(OSError):  # the end of a terminal that nobody writes to any more
+        while some := os.read(ours, 65_536):
+            shown.append(some)
+    os.close(ours)
+    assert child.wait(60) in (0, 1)
+    return b"".join(shown).decode()
+
+
 @pytest.mark.usefixtures("visited")
 @pytest.mark.parametrize("command", COMMANDS[:6], ids=" ".join)
-def test_a_narrow_terminal_shows_it_too(run: Run, command: tuple[str, ...]) -> None:
+def test_a_narrow_terminal_shows_it_too(server: EmbeddedServer, command: tuple[str, ...]) -> None:
     """A real terminal of twenty columns wraps the output."""
-    words = f"TERM=xterm COLUMNS=20 script -qec '{STILLROOM} {' '.join(command)}' /dev/null"
-    done = run(into=">/dev/null; " + words)
-    printed = done.stdout.decode()
-    assert "Traceback" not in printed
-    assert "\x1b]0" not in printed
-    assert "\x9b" not in printed
-    assert "\u202e" not in printed
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    environment |= {"REDIS_URL": server.url, "TERM": "xterm"}
+    shown = on_a_terminal([STILLROOM, *command], environment, 20)
+    assert "Traceback" not in shown
+    assert not any(evil in shown for evil in ("\x1b]0", "\x9b", "\u202e"))
+    assert len(shown) > 20
 
 
 @pytest.mark.parametrize(
     "command", [("health",), ("doctor",), ("abuse", "rules"), ("health", "--json")]
 )
-def test_an_output_that_is_full_is_a_sentence(run: Run, command: tuple[str, ...]) -> None:
+def test_an_output_that_is_full_is_a_sentence(
+    server: EmbeddedServer, command: tuple[str, ...]
+) -> None:
     """A full disk is one line on stderr and exit code 1."""
-    done = run(*command, into=">/dev/full")
-    assert done.returncode == 1
-    assert (
-        done.stderr.decode().splitlines()[-1] == "can't write the output: No space left on device"
-    )
-    assert b"Traceback" not in done.stderr
+    words, environment = [STILLROOM, *command], os.environ | {"REDIS_URL": server.url}
+    with open("/dev/full", "wb") as full, tempfile.TemporaryFile() as said:
+        assert nursery.start(words, environment, stdout=full, stderr=said).wait(60) == 1
+        said.seek(0)
+        told = said.read().decode()
+    assert told.splitlines()[-1] == "can't write the output: No space left on device"
+    assert "Traceback" not in told
 
 
 def test_whoever_stops_reading_hears_no_complaint(run: Run) -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from stillroom import Settings, Stillroom
 from tests.support import sessions as session_time
-from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
 from tests.support.entries import age
+from tests.support.swarm import until
 
 pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(180)]
 

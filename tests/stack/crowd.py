@@ -21,6 +21,7 @@ from typing import Any
 WEB, PORT = "web", 8000
 ATTEMPTS = 4
 CUSTOMERS = 8
+THINKS = 0.1  # seconds between two turns of a customer: the machine has more to do than to answer
 PATIENCE = (
     110.0  # seconds: what a worker held when it died is due again after 60, and beat looks every 15
 )
@@ -68,6 +69,7 @@ class Customer(threading.Thread):
     def run(self) -> None:
         while time.time() < self._until:
             self._turn(random.choice(self._products))
+            time.sleep(THINKS)
 
     def _turn(self, product: int) -> None:
         self._count("product", *ask("GET", f"/product/{product}"))

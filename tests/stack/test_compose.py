@@ -16,8 +16,7 @@ import pytest
 
 from shop.demo.browser import Browser
 from stillroom.embedded import free_port
-from tests.support.celery_process import until
-from tests.support.swarm import IMAGE, PYTHON, REDIS, ROOT, docker, image_of, require_engine
+from tests.support.swarm import IMAGE, PYTHON, REDIS, ROOT, docker, image_of, require_engine, until
 
 pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(300)]
 

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from stillroom.cli.credentials import roles
-from tests.support.celery_process import until
 from tests.support.swarm import (
     CACHE_PORT,
     FLOWER_PORT,
@@ -32,6 +31,7 @@ from tests.support.swarm import (
     guide,
     require_engine,
     swarm_with_stack,
+    until,
 )
 
 pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(300)]

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from tests.stack.test_swarm import OUR_SERVICES, assert_nothing_was_lost
-from tests.support.celery_process import until
 from tests.support.swarm import (
     Swarm,
     build_image,
@@ -21,6 +20,7 @@ from tests.support.swarm import (
     guide,
     require_engine,
     swarm_with_stack,
+    until,
 )
 
 pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(300)]

@@ -14,12 +14,14 @@ from typing import Any
 from tests.support import nursery
 
 
-def until(condition: Callable[[], Any], what: str, within: float = 15.0) -> Any:
-    """Wait until the condition is true; fail with `what` at the deadline (seconds)."""
+def until(
+    condition: Callable[[], Any], what: str, within: float = 15.0, *, pause: float = 0.01
+) -> Any:
+    """Wait until the condition is true; fail with `what` at the deadline. Times are in seconds."""
     deadline = time.monotonic() + within
     while not (answer := condition()):
         assert time.monotonic() < deadline, f"not within {within} s: {what}"
-        time.sleep(0.01)
+        time.sleep(pause)
     return answer
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import redis
 from stillroom.cli.credentials import write_secrets
-from tests.support.celery_process import until
+from tests.support import celery_process
 
 ROOT = Path(__file__).parents[2]
 STACK = "stillroom-test"
@@ -29,6 +29,14 @@ COPIED = (*FILES, ROOT / "stack.ha.yml", ROOT / "tests/stack/stack.ha.test.yml")
 PYTHON, REDIS = "python:3.13-slim", "redis:7.2.14-alpine"
 STAND_INS = {PYTHON: "local/python:3.13-slim", REDIS: "local/redis:7"}
 HEALTHY_WITHIN = 90.0  # seconds
+
+
+def until(condition: Callable[[], Any], what: str, within: float = 15.0) -> Any:
+    """Wait until the condition is true; fail with `what` at the deadline (seconds).
+
+    A look is a command of Docker: without a pause the looks alone keep a CPU busy for as long as the Swarm takes.
+    """
+    return celery_process.until(condition, what, within, pause=0.5)
 
 
 def docker(*words: str, check: bool = True, **environment: str) -> str:
