@@ -36,9 +36,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--server", choices=SERVERS, help="only this kind; the tests of the other one are left out"
     )
     parser.addoption(
-        "--face", choices=FACES, help="only this face; the tests of the other one are left out"
-    )
-    parser.addoption(
         "--full",
         action="store_true",
         help="proofs in full: 20 failovers instead of 3, 1,000 sessions, each face on each kind of server",
@@ -58,22 +55,19 @@ def pytest_configure() -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what another test shows as well, and begin with the files that take longest."""
-    chosen = (config.getoption("--server"), config.getoption("--face"))
-    is_full = bool(config.getoption("--full"))
-    left_out = [item for item in items if is_left_out(item, *chosen, is_full)]
+    only, is_full = config.getoption("--server"), bool(config.getoption("--full"))
+    left_out = [item for item in items if is_left_out(item, only, is_full)]
     config.hook.pytest_deselected(items=left_out)
     kept = {*items} - {*left_out}
     items[:] = sorted((item for item in items if item in kept), key=place_in_line)
 
 
-def is_left_out(item: pytest.Item, only: str | None, face: str | None, is_full: bool) -> bool:
+def is_left_out(item: pytest.Item, only: str | None, is_full: bool) -> bool:
     """Return whether a test is of the other server or face, or shows on redis-server what it shows on the embedded.
 
     What depends on the server is the same for both faces, so the async one is tested on the embedded server alone.
     """
     if item.get_closest_marker("full") is not None and not is_full:
-        return True
-    if face is not None and face_of(item) not in (None, face):
         return True
     callspec = getattr(item, "callspec", None)
     given = callspec.params if callspec else {}
