@@ -223,8 +223,9 @@ class AbuseBody:
 
     def _lifting(self, name: str) -> Command:
         keys, counts = self._keys, [self._keys.abuse_count(rule.name, name) for rule in self.rules]
-        own = [keys.ban(name), keys.ban_level(name), keys.ban_lifted(name), keys.bans]
-        return abuse_lift([*own, *counts], name, EVENT_LIFE_MS + PEACE_MS)
+        own = [keys.ban(name), keys.ban_level(name), keys.ban_lifted(name)]
+        own += [keys.bans, keys.ban_widths]
+        return abuse_lift([*own, *counts], name, EVENT_LIFE_MS + PEACE_MS, width_of(name))
 
     def _lift_exempt(self) -> Operation[None]:
         """Lift the bans of clients that became exempt. This runs now and then, because other workers may lag."""

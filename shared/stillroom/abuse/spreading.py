@@ -8,13 +8,14 @@ and then, to shards that were away. On one server there is one key, and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from stillroom.errors import RedisRefused
 from stillroom.keys import Keys
 from stillroom.operation import Operation, Pause
 from stillroom.scripts import ban_end, ban_spread
-from stillroom.subject import UNKNOWN, width_of
+from stillroom.subject import width_of
 from stillroom.wire import Command
 
 WIDTHS_LIMIT = 8  # of networks with bans that are not looked for anyway
@@ -22,23 +23,45 @@ PAGE = 100  # bans in one batch
 
 
 def spread_bans(keys: Keys, subjects: Sequence[str]) -> Operation[None]:
-    """Let the bans of these subjects hold wherever checks look for them. Raises RedisUnavailable."""
+    """Let the bans of these subjects hold wherever checks look for them. Raises RedisUnavailable.
+
+    A shard that is away keeps none from the others.
+    """
     if not keys.is_spread:
         return
     for start in range(0, len(subjects), PAGE):
         some = subjects[start : start + PAGE]
+        places = [(subject, home) for subject in some for home in keys.homes_of_ban(subject)]
+        # Read before the bans, so that a ban which had been lifted by then is not among them.
+        lifted, trouble = yield from _lifted(keys, places)
         asked: list[Command] = [(b"MGET", *map(keys.ban, some))]
         asked += [(b"PTTL", keys.ban(subject)) for subject in some]
         texts, *left = yield asked
+        bans = {of: (text, ms) for of, text, ms in zip(some, texts, left, strict=True)}
         commands = [
-            command
-            for subject, text, ms in zip(some, texts, left, strict=True)
-            if text is not None and ms > 0
-            for command in _spreading(keys, subject, text, ms)
+            _spreading(keys, subject, home, text, ms, at or b"")
+            for (subject, home), at in zip(places, lifted, strict=True)
+            for text, ms in [bans[subject]]
+            if text is not None and ms > 0 and not isinstance(at, Exception)
         ]
         if commands:
             yield commands
+        if trouble is not None:
+            raise trouble
         yield Pause(0)  # others first; and each page has its own deadline
+
+
+def _lifted(
+    keys: Keys, places: Sequence[tuple[str, bytes]]
+) -> Operation[tuple[Sequence[Any], RedisRefused | None]]:
+    """Return when bans of these subjects were lifted, as each shard knows it, and why some shards do not say."""
+    asked = [(b"GET", keys.lifted_at(home, subject)) for subject, home in places]
+    try:
+        return (yield asked), None
+    except RedisRefused as refused:
+        if len(refused.replies) != len(asked):
+            raise
+        return refused.replies, refused
 
 
 def end_bans(keys: Keys, subjects: Sequence[str], kept_ms: int) -> Operation[list[bool]]:
@@ -60,8 +83,8 @@ def end_bans(keys: Keys, subjects: Sequence[str], kept_ms: int) -> Operation[lis
     return [number in held for number in range(len(subjects))]
 
 
-def _spreading(keys: Keys, subject: str, text: bytes, ms: int) -> Iterable[Command]:
-    width = "" if subject == UNKNOWN else width_of(subject)
-    for home in keys.homes_of_ban(subject):
-        own = [keys.ban_at(home, subject), keys.widths(home), keys.lifted_at(home, subject)]
-        yield ban_spread(own, text, ms, width, WIDTHS_LIMIT)
+def _spreading(
+    keys: Keys, subject: str, home: bytes, text: bytes, ms: int, lifted: bytes
+) -> Command:
+    own = [keys.ban_at(home, subject), keys.widths(home), keys.lifted_at(home, subject)]
+    return ban_spread(own, text, ms, width_of(subject), lifted)
