@@ -83,7 +83,7 @@ else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
 |       …waiters    | zset   | who waits → until when its place is kept, µs    | 2 s          |                 |
 |       …fence      | string | the last fencing number: µs, always growing     | 1 d          | slot_take       |
 | ns:abuse          | stream | events: `kind` denied, near …, `n`, `limit`,    | 100,000      | limit_check,    |
-|                   |        | `ip`, `user`, `token` (HMACs), `route`          |              | abuse           |
+|                   |        | `ip`, `user`, `token` (HMACs), `route`, `ago`   |              | abuse           |
 | ns:abuse:log      | stream | patterns: see abuse/patterns.py                 | 10,000       | abuse_judge     |
 | ns:abuse:aside    | stream | events that could not be read: `id`, `reason`,  | 1,000        | abuse           |
 |                   |        | `event`                                         |              |                 |
@@ -109,9 +109,9 @@ else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
 | ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
 | ns:paused:<what>  | string | what workers leave alone for now, and who said so| as was said, | pauses.py       |
 |                   |        |                                                 | 1 d at most  |                 |
-| ns:webhook        | stream | findings that began or ended, as JSON: `event`  | 1,000; 8 d   | health/webhook  |
-| ns:webhook:at     | hash   | how far the streams were told; when to try again| 8 d          | health/webhook  |
-| ns:webhook:lease  | string | the worker that tells it                        | 60 s         | health/webhook  |
+| ns:webhook        | stream | findings that began or ended, as JSON: `event`  | 1,000; 8 d   | health_snapshot |
+| ns:webhook:at     | hash   | how far the streams were told; when to try again| 8 d          | webhook_note    |
+| ns:webhook:lease  | string | the worker that tells it                        | 60 s         | webhook_lease   |
 | ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | worker_seen     |
 | ns:workers:about  | hash   | worker → what it does, as JSON                  | 10 min       | worker_seen     |
 | ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | task_ticked     |

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -203,6 +204,24 @@ def test_a_flood_of_one_kind_drowns_no_other(room: Any, client: Any, flood: list
     assert room.abuse.deliver() == 0
     kinds = [f[b"kind"].decode() for _, f in client.xrange(room.keys.abuse)]
     assert all(490 <= kinds.count(kind) <= 700 for kind in flood)
+
+
+def test_events_that_waited_out_an_outage_are_of_when_they_happened(
+    room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events that were held for minutes are judged by when they happened: two pages a minute are no scan."""
+    inner = getattr(room, "inner", room)._abuse_body
+    for ip, seconds in ((CLIENT, 30.0), ("203.0.113.10", 1.0)):
+        for n in range(25):
+            with monkeypatch.context() as patch:
+                then = time.monotonic() - seconds * (25 - n)
+                patch.setattr("stillroom.abuse.body.time.monotonic", lambda then=then: then)
+                inner.hold("not_found", ip=ip, route=f"/{n}")
+    assert room.abuse.deliver() == 0
+    room.abuse.scan()
+    (found,) = patterns(client, room)
+    assert (found["rule"], found["subject"]) == ("scanner", "203.0.113.10")
+    assert float(found["last"]) - float(found["first"]) == pytest.approx(24, abs=6)
 
 
 # Rules

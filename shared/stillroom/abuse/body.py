@@ -9,6 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any, TypeAlias
 
@@ -88,7 +89,10 @@ class AbuseBody:
 
     def reset(self) -> None:
         """Start without held events. After a fork the parent sends the events that it holds."""
-        self._held: dict[str, deque[Event]] = {kind: deque() for kind in sorted(self._kinds)}
+        # Each event with when it happened, time.monotonic().
+        self._held: dict[str, deque[tuple[Event, float]]] = {
+            kind: deque() for kind in sorted(self._kinds)
+        }
         self._allowance = Allowance()
         self._compares_exempt_at = 0.0  # time.monotonic()
         self._spreads_at = 0.0
@@ -130,16 +134,16 @@ class AbuseBody:
     ) -> None:
         """Queue an event, to be sent with this process' next counts. Without `ip` and `user` it is ignored.
 
-        Each kind has a limit of its own: a flood of one that any client can make drowns no other's alarm.
+        After an outage it is sent with its age: what happened in an hour is not what happened in one moment. Each kind has a limit of its own: a flood of one that any client can make drowns no other's alarm.
         """
         if ip is None and user is None:
             return
         event = self._event(kind, ip, user, route, token)
-        held = self._held[kind]
-        if len(held) >= HELD_LIMIT or not self._allowance.take(kind, time.monotonic()):
+        held, now = self._held[kind], time.monotonic()
+        if len(held) >= HELD_LIMIT or not self._allowance.take(kind, now):
             self._stats.counts["abuse_dropped"] += 1
             return
-        held.append(event)
+        held.append((event, now))
 
     def riding(self) -> list[Command]:
         """Return the commands that write down what is held. They may get lost with the batch that they ride in."""
@@ -338,9 +342,10 @@ class AbuseBody:
         for held in sorted(self._held.values(), key=len):
             while held and len(events) < most:
                 try:
-                    events.append(held.popleft())
+                    event, at = held.popleft()
                 except IndexError:  # another thread took the last one
                     break
+                events.append(replace(event, ago=int((time.monotonic() - at) * 1_000)))
         return events
 
     def _bannable(self, subject: Address) -> str:
