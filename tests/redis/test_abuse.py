@@ -809,6 +809,23 @@ def test_an_event_that_can_not_be_read_is_set_aside(room: Any, client: Any, capl
     assert all(r.getMessage().isprintable() for r in caplog.records)
 
 
+@pytest.mark.parametrize("place", ["value", "type"])
+def test_counts_that_can_not_be_added_to_end_no_scan(
+    make_room: Any, client: Any, place: str
+) -> None:
+    """Where something else is in the place of the counts, a scan bans, and lifts the bans of who became exempt."""
+    before = make_room()
+    before.abuse.ban(CLIENT, 86_400)
+    room = make_room(abuse_allow=CLIENT)
+    if place == "value":
+        client.hset(room.keys.counts, "abuse_events", "many")
+    else:
+        client.set(room.keys.counts, "x", ex=60)
+    room.state_stats.counts["abuse_events"] += 1
+    room.abuse.scan()
+    assert room.abuse.bans() == []
+
+
 def test_an_event_from_long_ago_is_not_judged(room: Any, client: Any) -> None:
     """After a day without a worker, old events ban nobody: the address may be another client's by now."""
     hammer(client, room, ago=86_400)

@@ -299,7 +299,8 @@ class Scan:
         try:
             yield Once([abuse_tidy([self._keys.bans]), *self._stats.flush(self._server.now_ms())])
         except RedisRefused as refused:
-            if refused.reason != "oom":  # a server that is full refuses to count
+            # A server that is full, or that has something else in the place of a count, refuses to count.
+            if not refused.replies or isinstance(refused.replies[0], Exception):
                 raise
 
     # Judging
