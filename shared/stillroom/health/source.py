@@ -11,7 +11,7 @@ from stillroom.health.probe import Counts, Probe
 from stillroom.health.redis_info import followers_in, parse_info
 from stillroom.health.report import Connection, RedisInfo, Replication, Role, Server
 from stillroom.keys import Keys
-from stillroom.operation import Operation
+from stillroom.operation import Once, Operation
 from stillroom.replicas import UNCONFIRMED
 from stillroom.stats import Stats
 from stillroom.wire import AWAY, AtSlot, Clock, Command, NodeAway
@@ -195,10 +195,13 @@ def added(counts: Sequence[Counts | None]) -> Counts | None:
 
 
 def attempt(batch: Sequence[Command], counts: Sequence[Command] = ()) -> Operation[Outcome]:
-    """Send a batch, the counts that are due behind it. Does not raise for what Redis does."""
+    """Send a batch, the counts that are due behind it. Does not raise for what Redis does.
+
+    Counts and events are written once. So where the connection dies, the batch alone is sent again.
+    """
     size = len(batch)
     try:
-        replies = yield [*batch, *counts]
+        replies = yield Once.joined([list(batch), Once(counts)]) if counts else list(batch)
     except RedisRefused as refused:
         if len(refused.replies) != size + len(counts):  # a script of the batch could not be loaded
             return Outcome([None] * size, refused.reason, answered=False)
@@ -209,6 +212,8 @@ def attempt(batch: Sequence[Command], counts: Sequence[Command] = ()) -> Operati
         failed = any(isinstance(r, Exception) for r in refused.replies[:size])
         return Outcome(good, refused.reason if failed else None)
     except RedisUnavailable as error:
+        if counts and error.reason == "closed":
+            return (yield from attempt(batch))
         return Outcome([None] * size, error.reason, answered=False)
     return Outcome(replies[:size])
 
