@@ -390,6 +390,20 @@ def test_a_snapshot_is_kept_when_memory_is_full(room: Any, client: Any) -> None:
     assert client.xlen(room.keys.health) == 2
 
 
+def test_signs_of_life_are_taken_when_memory_is_full(room: Any, client: Any) -> None:
+    """A full server knows of its workers and ticks: no finding says that there are none."""
+    client.config_set("maxmemory", "1")
+    try:
+        room.upkeep.record_heartbeat("one", WorkerStats(busy=1))
+        room.upkeep.record_tick("stillroom.warm")
+        tasks = room.health.check().tasks
+    finally:
+        client.config_set("maxmemory", "0")
+    assert tasks.workers == 1
+    assert tasks.crew[0].busy == 1
+    assert tasks.beat_s == pytest.approx(0, abs=5)
+
+
 def test_workers_in_a_race_tell_a_finding_once(
     make_room: Any, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

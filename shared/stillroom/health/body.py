@@ -182,28 +182,29 @@ class HealthBody:
         error = "; ".join(f"{server.name}: {server.connection.error}" for server in down) or None
         snapshot = snapshot_of(report, error)
         try:
-            began, ended = yield from self._keep(snapshot)
+            began, ended = yield from self._keep(snapshot, report.advice)
         except RedisUnavailable as refused:
             log.warning("the snapshot of this minute is not kept: %s", refused.reason)
             return snapshot.model_copy(update={"error": error or f"not kept: {refused.reason}"})
         _tell(report, began, ended)
-        if noting := self.webhook.noting(
-            [one for one in report.advice if one.name in began], ended
-        ):
-            yield from attempt(noting)
         return snapshot
 
     def tell_webhook(self) -> Operation[dict[str, Any]]:
         """Post findings and patterns of abuse to the webhook. See Webhook.tell."""
         return self.webhook.tell()
 
-    def _keep(self, snapshot: Snapshot) -> Operation[tuple[list[str], Mapping[str, int]]]:
+    def _keep(
+        self, snapshot: Snapshot, advice: Sequence[Advice]
+    ) -> Operation[tuple[list[str], Mapping[str, int]]]:
         """Keep a snapshot; return (findings that began, those that ended and their length in ms),
         nothing if kept already.
         """
         keys = [self._keys.health, self._keys.health_week, self._keys.health_open]
+        findings = [word for one in advice for word in (one.name, self.webhook.beginning(one))]
+        most = self.webhook.most
         kept = health_snapshot(
-            keys, packed(snapshot), KEPT, KEPT_COARSE, KEPT_S, *snapshot.findings
+            [*keys, self._keys.webhook],
+            *(packed(snapshot), KEPT, KEPT_COARSE, KEPT_S, most, *findings),
         )
         ((_, began, ended),) = yield [kept]
         return [name.decode() for name in began], counts_in(ended) or {}

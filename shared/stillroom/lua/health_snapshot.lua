@@ -1,6 +1,9 @@
--- Keeps the first snapshot of a minute, and remembers the open findings, so that one worker logs each of them.
--- KEYS  1 health  2 health:week  3 health:open
--- ARGV  1 snapshot, JSON  2 most in health  3 most in health:week  4 how long all three keys are kept, s  5… findings
+-- Keeps the first snapshot of a minute, and remembers the open findings, so that one worker logs each of them. What
+-- the webhook is to tell of them is noted here, too: it is neither lost nor doubled, whenever the worker or its
+-- connection dies.
+-- KEYS  1 health  2 health:week  3 health:open  4 webhook
+-- ARGV  1 snapshot, JSON  2 most in health  3 most in health:week  4 how long all keys are kept, s
+--       5 most in webhook; 0: there is none  6… of each finding: its name, and the event that it begins, JSON
 -- returns {1, {findings that began}, {finding that ended, for how long it was open, ms, …}}
 --         {0, {}, {}}: this minute has a snapshot already
 -- flags: allow-oom
@@ -41,25 +44,36 @@ local function keep_in(stream, most, slot_ms)
   return true
 end
 
+local function note(event)
+  if ARGV[5] ~= '0' then
+    redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[5], '*', 'event', event)
+    redis.call('EXPIRE', KEYS[4], keep)
+  end
+end
+
+redis.call('EXPIRE', KEYS[1], keep) -- the first write takes no memory: see lib/hits
 if not keep_in(KEYS[1], ARGV[2], 60000) then
   return {0, {}, {}}
 end
 keep_in(KEYS[2], ARGV[3], 300000)
 
 local began, ended, found = {}, {}, {}
-for n = 5, #ARGV do
+for n = 6, #ARGV, 2 do
   found[ARGV[n]] = true
   if redis.call('HSETNX', KEYS[3], ARGV[n], plain(now_ms)) == 1 then
     began[#began + 1] = ARGV[n]
+    note(ARGV[n + 1])
   end
 end
 local open = redis.call('HGETALL', KEYS[3])
 for n = 1, #open, 2 do
   local since = tonumber(open[n + 1]) or now_ms
   if not found[open[n]] then
+    local lasted_ms = math.max(0, now_ms - since)
     redis.call('HDEL', KEYS[3], open[n])
     ended[#ended + 1] = open[n]
-    ended[#ended + 1] = plain(math.max(0, now_ms - since))
+    ended[#ended + 1] = plain(lasted_ms)
+    note(cjson.encode({kind = 'finding over', name = open[n], lasted_s = lasted_ms / 1000}))
   elseif since > now_ms then
     redis.call('HSET', KEYS[3], open[n], plain(now_ms))
   end
