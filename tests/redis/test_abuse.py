@@ -15,6 +15,7 @@ import pytest
 from stillroom import BanRefused, EventRefused, Settings, Stillroom
 from stillroom.abuse import body, scan
 from stillroom.operation import Once
+from stillroom.web.status.numbers import iso
 from tests.support.abuse import (
     ARMED,
     CLIENT,
@@ -681,6 +682,20 @@ def test_a_ban_written_by_another_hand_is_a_ban(room: Any, client: Any) -> None:
     room.abuse.ban(CLIENT, 60)
     client.set(room.keys.ban(CLIENT), "because", ex=60)
     assert [(found.subject, found.by) for found in room.abuse.bans()] == [(CLIENT, "unknown")]
+
+
+@pytest.mark.parametrize("record", ['{"until": 1e300}', '{"since": NaN}', "because"])
+def test_a_ban_that_does_not_say_its_end_ends_as_it_is_listed(
+    room: Any, client: Any, record: str
+) -> None:
+    """A ban whose record says no moment of any calendar is listed with the end that the index knows."""
+    until = room.abuse.ban(CLIENT, 60).until
+    client.set(room.keys.ban(CLIENT), record, ex=60)
+    (found,) = room.abuse.bans()
+    assert (found.by, found.until) == ("unknown", until)
+    client.zadd(room.keys.bans, {CLIENT: float("inf")})
+    (found,) = room.abuse.bans()
+    assert iso(found.until) == "9999-12-31T23:59:59Z"
 
 
 # Reading again

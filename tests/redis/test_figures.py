@@ -183,7 +183,11 @@ def test_figures_of_several_minutes_are_added_up(room: Any, client: Any) -> None
     for ago, hits in ((0, 100), (1, 2), (5, 3), (20, 50)):
         client.hset(room.keys.stats(minute - ago), "loader:hits:page", hits)
     client.hset(room.keys.errors, "page", json.dumps({"kind": "KeyError", "place": "a:1", "at": 5}))
-    client.hset(room.keys.errors, "foreign", "no JSON")
+    about = '{{"kind": "{}", "place": "a:1", "at": {}}}'
+    foreign = ["no JSON", "[" * 99_999, about.format(r"\ud800", 5), about.format("K", "NaN")]
+    foreign += [about.format("K", "1e300"), about.format("K", "9" * 400)]
+    for number, text in enumerate(foreign):
+        client.hset(room.keys.errors, f"foreign-{number}", text)
     figures = room.health.figures(15)
     assert figures.cache is not None
     assert [(one.name, one.hits) for one in figures.cache.loaders or ()] == [("page", 5)]

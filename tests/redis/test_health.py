@@ -13,8 +13,12 @@ from typing import Any
 import pytest
 
 from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom.dispatch import SENT_HEADER
 from stillroom.embedded import EmbeddedServer
+from stillroom.health.metrics import exposition
 from stillroom.health.report import Measures, Snapshot, WorkerStats
+from stillroom.health.rfc import details_json
+from stillroom.web.status import render
 from tests.support.crowd import PATIENT
 from tests.support.faces import BlockingRoom
 from tests.support.health import age_stream, count_in_last_minute
@@ -204,6 +208,39 @@ def test_junk_among_our_keys_is_passed_over(room: Any, client: Any) -> None:
     assert report.servers[0].connection.error == "wrongtype"
     (refused,) = [found for found in report.advice if found.code == "refused"]
     assert "STILLROOM_NAMESPACE" in refused.todo
+
+
+ENDLESS, LONG = "9" * 5_000, "9" * 400
+NO_NUMBERS = [ENDLESS, LONG, "nan", "inf", "-1e12", "1e300"]
+
+
+@pytest.mark.parametrize("number", NO_NUMBERS)
+def test_a_number_that_is_none_costs_its_record(room: Any, client: Any, number: str) -> None:
+    """Another writer's number that JSON or a page can't show costs its own record, and no report, page or list."""
+    good = {"rule": "hammer", "subject": "203.0.113.7", "count": "3", "last": "1"}
+    good |= {"action": "log", "shadow": "false"}
+    for bad in ({}, {"last": number}, {"ban_seconds": number}, {"count": LONG}):
+        client.xadd(room.keys.abuse_log, good | bad)
+    word = {"nan": "NaN", "inf": "Infinity"}.get(number, number)
+    for key in (room.keys.counts, room.keys.health_open, room.keys.ticks):
+        client.hset(key, mapping={"limit_checks": number, "good": 1})
+    for minute in range(3):
+        stats = room.keys.stats(int(time.time()) // 60 - minute)
+        client.hset(stats, mapping={"limit_checks": number, "limit_denials": 2})
+        client.expire(stats, 60)
+    room.upkeep.record_heartbeat("one")
+    client.hset(room.keys.workers_about, "one", f'{{"up_s": {word}, "done": {word}}}')
+    message = {"headers": {SENT_HEADER: float(number) if len(number) < 10 else 0}}
+    client.lpush(room.keys.queue("refresh"), json.dumps(message))
+    report, past = room.health.check(), room.health.past()
+    assert [pattern.subject for pattern in past.patterns] == ["203.0.113.7"]
+    assert report.totals == {"good": 1}
+    assert report.limits.denials == past.figures.limits.denials / 2 == 2
+    assert [(one.name, one.done) for one in report.tasks.crew] == [("one", None)]
+    json.loads(details_json(report, 0.0), parse_constant=pytest.fail)
+    assert exposition(report, 0.0)
+    page = render(report, past.history, past.patterns, now=time.time(), figures=past.figures)
+    assert "203.0.113.7" in page
 
 
 # Snapshots

@@ -134,7 +134,8 @@ class AbuseBody:
     ) -> None:
         """Queue an event, to be sent with this process' next counts. Without `ip` and `user` it is ignored.
 
-        After an outage it is sent with its age: what happened in an hour is not what happened in one moment. Each kind has a limit of its own: a flood of one that any client can make drowns no other's alarm.
+        After an outage it is sent with its age: what happened in an hour is not what happened in one moment.
+        Each kind has a limit of its own: a flood of one that any client can make drowns no other's alarm.
         """
         if ip is None and user is None:
             return
@@ -275,14 +276,17 @@ class AbuseBody:
         query = (b"ZREVRANGE", self._keys.bans, b"0", b"%d" % (limit - 1), b"WITHSCORES")
         clock, found = yield [(b"TIME",), query]
         now_ms = int(clock[0]) * 1_000 + int(clock[1]) // 1_000
-        pairs = zip(found[::2], found[1::2], strict=True)
-        subjects = [
-            name.decode(errors="replace") for name, until in pairs if float(until) >= now_ms
+        pairs = zip(found[::2], map(float, found[1::2]), strict=True)
+        listed = [
+            (name.decode(errors="replace"), until / 1_000)
+            for name, until in pairs
+            if until >= now_ms
         ]
-        if not subjects:
+        if not listed:
             return []
-        (texts,) = yield [(b"MGET", *map(self._keys.ban, subjects))]
-        return [one for found in zip(subjects, texts, strict=True) if (one := read_ban(*found))]
+        (texts,) = yield [(b"MGET", *(self._keys.ban(subject) for subject, _ in listed))]
+        bans = [read_ban(*one, text) for one, text in zip(listed, texts, strict=True)]
+        return [ban for ban in bans if ban is not None]
 
     # Writing events
 

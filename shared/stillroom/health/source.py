@@ -17,6 +17,7 @@ from stillroom.stats import Stats
 from stillroom.wire import AWAY, AtSlot, Clock, Command, NodeAway
 
 MINUTE_MS = 60_000
+DIGITS = 19  # of the largest number that Redis counts to
 OF_SELF: Sequence[tuple[bytes, ...]] = ((b"INFO",), (b"SLOWLOG", b"LEN"), (b"TIME",))
 
 
@@ -226,11 +227,15 @@ def due_counts(source: Source) -> list[Command]:
 
 
 def counts_in(pairs: Sequence[bytes] | None) -> dict[str, int] | None:
-    """Return the numbers in a reply to HGETALL, by name. Values that are not numbers are left out."""
+    """Return the numbers in a reply to HGETALL, by name. Values that are no numbers of Redis are left out."""
     if pairs is None:
         return None
     named = zip(pairs[::2], pairs[1::2], strict=True)
-    return {name.decode(errors="replace"): int(value) for name, value in named if value.isdigit()}
+    return {
+        name.decode(errors="replace"): int(value)
+        for name, value in named
+        if value.isdigit() and len(value) <= DIGITS
+    }
 
 
 def _own_commands(source: Source, now_ms: int) -> list[Command]:
