@@ -106,7 +106,8 @@ else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
 |                   |        | when; never its message                         |              |                 |
 | ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
-| ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
+| ns:health:open    | hash   | finding → since when, ms: told once;            | 8 d          | health_snapshot |
+|                   |        | `@<machine>` → when it found some of itself     |              |                 |
 | ns:paused:<what>  | string | what workers leave alone for now, and who said so| as was said, | pauses.py       |
 |                   |        |                                                 | 1 d at most  |                 |
 | ns:webhook        | stream | findings that began or ended, as JSON: `event`  | 1,000; 8 d   | health_snapshot |
@@ -114,7 +115,7 @@ else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
 | ns:webhook:lease  | string | the worker that tells it                        | 60 s         | webhook_lease   |
 | ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | worker_seen     |
 | ns:workers:about  | hash   | worker → what it does, as JSON                  | 10 min       | worker_seen     |
-| ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | task_ticked     |
+| ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 30 d         | task_ticked     |
 
 Celery's own keys belong to kombu. Other apps may use the same Redis, so each has the namespace in its name:
 

@@ -16,7 +16,7 @@ from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.dispatch import SENT_HEADER
 from stillroom.embedded import EmbeddedServer
 from stillroom.health.metrics import exposition
-from stillroom.health.report import Measures, Snapshot, WorkerStats
+from stillroom.health.report import Measures, Snapshot, System, WorkerStats
 from stillroom.health.rfc import details_json
 from stillroom.web.status import render
 from tests.support.crowd import PATIENT
@@ -135,7 +135,7 @@ def test_signs_of_life(room: Any, client: Any) -> None:
     room.health.seen("celery@three")
     assert client.zrange(room.keys.workers, 0, -1) == [b"celery@one", b"celery@three"]
     assert 0 < client.ttl(room.keys.workers) <= 600
-    assert 0 < client.ttl(room.keys.ticks) <= 86_400
+    assert 0 < client.ttl(room.keys.ticks) <= 30 * 86_400
 
 
 def test_a_worker_that_is_seen_writes_its_counts_down(room: Any, client: Any) -> None:
@@ -399,6 +399,46 @@ def test_a_finding_is_told_when_it_begins_and_when_it_ends(
     assert len(lines) == 2
     assert "over after" in lines[1]
     assert client.ttl(room.keys.health_open) > 0 or not client.exists(room.keys.health_open)
+
+
+def test_machines_that_take_turns_tell_a_finding_once(
+    make_room: Any, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is found of a machine begins once and ends once, though workers of others take most of the snapshots.
+
+    It is over when that machine says so, or has not been heard of for an hour.
+    """
+    caplog.set_level(logging.WARNING, "stillroom.health")
+    machines = {name: make_room() for name in ("one", "other")}
+    disks = {"one": 0.9, "other": 0.9}
+    for name, room in machines.items():
+        body = room.health._body
+        body._machine = name
+        body._system.look = lambda name=name: System(disk=disks[name])
+
+    def take_turns(*names: str) -> list[str]:
+        caplog.clear()
+        for name in names:
+            machines[name].upkeep.snapshot()
+            age_stream(client, room.keys.health, 60)
+        return [line.partition(":")[0] for line in caplog.messages]
+
+    assert take_turns("one", "other", "one", "other") == [
+        "system disk on one",
+        "system disk on other",
+    ]
+    (found,) = machines["one"].health.check().advice
+    assert found.since == pytest.approx(time.time(), abs=30)
+    disks["one"] = 0.3
+    assert take_turns("other", "other") == []
+    assert take_turns("one", "other", "one") == ["system disk on one"]
+    open_now = client.hgetall(room.keys.health_open)
+    assert sorted(open_now) == [b"@other", b"system disk on other"]
+    client.hincrby(room.keys.health_open, "@other", -3_000_000)
+    assert take_turns("one") == []
+    client.hincrby(room.keys.health_open, "@other", -3_000_000)
+    assert take_turns("one") == ["system disk on other"]
+    assert not client.exists(room.keys.health_open)
 
 
 def test_a_snapshot_has_the_measures_of_a_report(room: Any) -> None:

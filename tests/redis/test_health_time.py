@@ -112,3 +112,15 @@ def test_signs_of_life_are_of_the_server_s_clock(
     assert (tasks.workers, tasks.beat_s) == (1, None)
     assert tasks.ticks is not None
     assert tasks.ticks["a task"] < 5
+
+
+def test_a_schedule_that_stopped_days_ago_is_a_finding(
+    clocked: ClockedServer, room: Stillroom
+) -> None:
+    """A schedule that has stopped is a failure for as long as it stands still, also after a weekend."""
+    room.health.ticked("stillroom.snapshot_health")
+    for days in (1.1, 3, 20):
+        clocked.set_clock(days * DAY)
+        room.health.check()  # from now on this process knows the server's clock
+        found = {one.code: one.severity for one in room.health.check().advice}
+        assert found.get("beat") == "fail"

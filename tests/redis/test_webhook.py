@@ -122,7 +122,7 @@ def test_a_finding_is_told_though_the_worker_that_found_it_died(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("stillroom.health.body._tell", die)
+        patch.setattr("stillroom.health.body.HealthBody._tell", die)
         with pytest.raises(KeyboardInterrupt):
             begin_finding(room, client)
     next_minute(room, client)

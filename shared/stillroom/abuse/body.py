@@ -103,7 +103,7 @@ class AbuseBody:
         self,
         kind: str,
         *,
-        ip: str | None = None,
+        ip: Address | None = None,
         user: str | None = None,
         route: str | None = None,
         token: str | None = None,
@@ -115,7 +115,8 @@ class AbuseBody:
         nothing, kept as an HMAC only: the same one shown again is no other guess.
         True if it was written down. False if not: this process has told of too many of this kind, or Redis is away
         or full. None if that is not known, as no answer came in time: told again, it might count twice. Neither is
-        raised, both are counted. Raises EventRefused for a kind no rule could know, or of nobody.
+        raised, both are counted. Raises EventRefused for a kind no rule could know, or of nobody, and
+        InvalidArgument for a user, a route or a token that is no text.
         """
         event = self._event(kind, ip, user, route, token)
         if not self._allowance.take(kind, time.monotonic()):
@@ -190,6 +191,7 @@ class AbuseBody:
         a client's, a ninth width, and a time out of range. Redis away: RedisUnavailable.
         """
         name = self._bannable(subject)
+        _check_text("reason", reason)
         seconds = seconds_of("seconds", seconds, least=-LONGEST_BY_HAND_S)
         if not 1 <= seconds <= LONGEST_BY_HAND_S:
             raise BanRefused(subject, f"{seconds:g} seconds; a ban is for 1 second to 30 days")
@@ -291,11 +293,20 @@ class AbuseBody:
     # Writing events
 
     def _event(
-        self, kind: str, ip: str | None, user: str | None, route: str | None, token: str | None
+        self,
+        kind: str,
+        ip: Address | None,
+        user: str | None,
+        route: str | None,
+        token: str | None,
     ) -> Event:
         check_kind(kind, self._kinds)
         if ip is None and user is None:
             raise EventRefused(f"{kind}: an event needs a subject: give ip=, user= or both")
+        ip = str(ip) if isinstance(ip, ADDRESSES) else ip
+        for name, text in {"ip": ip, "user": user, "route": route, "token": token}.items():
+            if text is not None:
+                _check_text(name, text)
         return Event(
             kind,
             ip="" if ip is None else subject_of(ip, self.settings.limit_v6_prefix),
@@ -372,3 +383,9 @@ class AbuseBody:
             return UNKNOWN
         is_address = network.version == 4 and network.prefixlen == 32
         return str(network.network_address if is_address else network)
+
+
+def _check_text(name: str, given: object) -> None:
+    """Raise InvalidArgument for what is no text, without repeating it: it may be somebody's name."""
+    if not isinstance(given, str):
+        raise InvalidArgument(f"{name} is text, not {type(given).__name__}")

@@ -118,7 +118,7 @@ def kinds_of_apps(named: Iterable[str]) -> frozenset[str]:
 
 def check_kind(kind: str, allowed: frozenset[str]) -> None:
     """Raise EventRefused for a kind that is not allowed."""
-    if kind not in allowed:
+    if not isinstance(kind, str) or kind not in allowed:
         known = sorted(allowed)
         raise EventRefused(
             f"{ascii(kind)[:80]} is no kind of event (known: {', '.join(known)}; "

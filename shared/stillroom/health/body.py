@@ -7,6 +7,7 @@ connections and breakers, so it sees what the app sees. It does not raise: what 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,6 +62,8 @@ from stillroom.keys import Keys
 from stillroom.operation import Call, On, Once, Operation, Pause
 from stillroom.scripts import health_snapshot, task_ticked, worker_seen
 from stillroom.settings import Settings
+from stillroom.shown import shown
+from stillroom.whole import is_whole
 from stillroom.wire import Budget, Command
 
 log = logging.getLogger("stillroom.health")
@@ -77,9 +80,10 @@ TICKS_OF_BEAT = (
 )
 PATTERNS = 50
 SHORT_FIGURES, LONG_FIGURES, FIGURES_MOST = 15, 60, 119  # minutes
+HOURS = 24 * 366  # more than snapshots are kept
 BITE = 120  # snapshots in one reply: some 300 KB
 WORKER_GONE_MS = 600_000
-TICKS_KEPT_MS = 86_400_000
+TICKS_KEPT_MS = 30 * 86_400_000  # a schedule that has stopped is a finding for as long
 PARTS: Mapping[str, type[Part]] = {
     "cache": CacheStats,
     "sessions": SessionStats,
@@ -96,6 +100,7 @@ class HealthBody:
         self._keys = keys
         self._sources = sources  # the first holds the state, and what health itself keeps
         self._system = SystemWatch()
+        self._machine = "-".join(shown(os.uname().nodename, 100).split()) or "unnamed"
         self.webhook = Webhook(settings, keys, sources[0].clock.now_ms)
 
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
@@ -142,7 +147,7 @@ class HealthBody:
         self, measures: Measures, answers: Sequence[Answers], since_ms: Counts, started: float
     ) -> Report:
         advice = tuple(
-            found.model_copy(update={"since": _seconds(since_ms.get(found.name))})
+            found.model_copy(update={"since": _seconds(since_ms.get(self._told_as(found)))})
             for found in self._advice(measures)
             if found.code not in self.settings.health_accept
         )
@@ -186,7 +191,7 @@ class HealthBody:
         except RedisUnavailable as refused:
             log.warning("the snapshot of this minute is not kept: %s", refused.reason)
             return snapshot.model_copy(update={"error": error or f"not kept: {refused.reason}"})
-        _tell(report, began, ended)
+        self._tell(report, began, ended)
         return snapshot
 
     def tell_webhook(self) -> Operation[dict[str, Any]]:
@@ -200,14 +205,29 @@ class HealthBody:
         nothing if kept already.
         """
         keys = [self._keys.health, self._keys.health_week, self._keys.health_open]
-        findings = [word for one in advice for word in (one.name, self.webhook.beginning(one))]
-        most = self.webhook.most
+        named = [(self._told_as(one), one) for one in advice]
+        findings = [word for name, one in named for word in (name, self.webhook.begun(name, one))]
         kept = health_snapshot(
             [*keys, self._keys.webhook],
-            *(packed(snapshot), KEPT, KEPT_COARSE, KEPT_S, most, *findings),
+            *(packed(snapshot), KEPT, KEPT_COARSE, KEPT_S),
+            *(self.webhook.most, self._machine, *findings),
         )
         ((_, began, ended),) = yield [kept]
         return [name.decode() for name in began], counts_in(ended) or {}
+
+    def _told_as(self, found: Advice) -> str:
+        """Return the name by which a finding is told. What is found of a machine is that machine's."""
+        return f"{found.name} on {self._machine}" if found.component == "system" else found.name
+
+    def _tell(self, report: Report, began: Sequence[str], ended: Mapping[str, int]) -> None:
+        """Log one line with advice when a finding begins, and one when it ends."""
+        by_name = {self._told_as(found): found for found in report.advice}
+        for name in began:
+            found = by_name[name]
+            level = logging.ERROR if found.severity == "fail" else logging.WARNING
+            log.log(level, "%s: %s Good: %s %s", name, found.what, found.good, found.todo)
+        for name, length_ms in ended.items():
+            log.warning("%s: over after %.0f min", shown(name), length_ms / 60_000)
 
     def _with_doctor(self, report: Report) -> Operation[Report]:
         place = {source.name: n for n, source in reversed(list(enumerate(self._sources)))}
@@ -224,8 +244,10 @@ class HealthBody:
     def history(self, hours: float = 24.0) -> Operation[list[Snapshot]]:
         """Return the snapshots of the last hours, oldest first: each minute's up to 24 h, else every fifth.
 
-        Redis away: RedisUnavailable.
+        Raises InvalidArgument for a number of hours that is none. Redis away: RedisUnavailable.
         """
+        if isinstance(hours, bool) or not isinstance(hours, int | float) or not 0 < hours <= HOURS:
+            raise InvalidArgument(f"hours={hours!r}: a number up to {HOURS}, and more than 0")
         stream = self._keys.health if hours <= 24 else self._keys.health_week
         start = b"%d" % max(0, self._sources[0].clock.now_ms() - int(hours * 3_600_000))
         found: list[Snapshot] = []
@@ -261,7 +283,7 @@ class HealthBody:
 
         Does not raise. Redis away: what can't be known is null.
         """
-        if not 1 <= minutes <= FIGURES_MOST:
+        if not is_whole(minutes, most=FIGURES_MOST):
             raise InvalidArgument(f"minutes={minutes}: counts are kept for {FIGURES_MOST} minutes")
         parts: Mapping[str, type[Part]] = {"cache": CacheStats, "limits": Limits}
         counted = yield On(
@@ -363,14 +385,3 @@ def _doctor() -> Operation[str | None]:
 def _with_words(info: RedisInfo, words: str | None) -> RedisInfo:
     memory = info.memory.model_copy(update={"doctor": words})
     return info.model_copy(update={"memory": memory})
-
-
-def _tell(report: Report, began: Sequence[str], ended: Mapping[str, int]) -> None:
-    """Log one line with advice when a finding begins, and one when it ends."""
-    by_name = {found.name: found for found in report.advice}
-    for name in began:
-        found = by_name[name]
-        level = logging.ERROR if found.severity == "fail" else logging.WARNING
-        log.log(level, "%s: %s Good: %s %s", name, found.what, found.good, found.todo)
-    for name, length_ms in ended.items():
-        log.warning("%s: over after %.0f min", name, length_ms / 60_000)

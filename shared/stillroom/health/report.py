@@ -349,7 +349,7 @@ class TaskStats(Part):
     dead_letters: int | None = None  # failed work that waits for a person
     workers: int | None = None  # seen in the last half minute
     crew: tuple[WorkerStats, ...] | None = None  # the workers, seen last first; not in snapshots
-    beat_s: float | None = None  # since a tick of beat's was done last; null: none within a day
+    beat_s: float | None = None  # since a tick of beat's was done last; null: none in 30 days
     paused_s: float | None = None  # refreshes are paused for so much longer; null: they are not
     paused_by: str | None = None
     ticks: Mapping[str, float] | None = None  # scheduled task → seconds since it last ended well

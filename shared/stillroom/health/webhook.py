@@ -56,9 +56,12 @@ class Webhook:
         """Return how many findings its stream keeps; 0 if there is no webhook."""
         return KEPT if self.is_on else 0
 
-    def beginning(self, found: Advice) -> bytes:
-        """Return the event that this finding begins, as its stream keeps it."""
-        return json.dumps(_began(found)).encode() if self.is_on else b""
+    def begun(self, name: str, found: Advice) -> bytes:
+        """Return the event that this finding has begun, as its stream keeps it. `name`: as it is told."""
+        if not self.is_on:
+            return b""
+        about = found.model_dump(exclude={"since"})
+        return json.dumps({"kind": "finding", "name": name, **about}).encode()
 
     def tell(self) -> Operation[Report]:
         """Post what has happened since it was last told. Returns {"told": events, "outcome"}.
@@ -163,10 +166,6 @@ class Webhook:
         return [webhook_note([self._keys.webhook_at], KEPT_S, *pairs)]
 
 
-def _began(found: Advice) -> Report:
-    return {"kind": "finding", "name": found.name, **found.model_dump(exclude={"since"})}
-
-
 def _findings(rows: Iterable[Sequence[Any]]) -> Iterator[Report]:
     """Return the findings of the stream's entries, without another writer's."""
     for name, fields in rows:
@@ -193,7 +192,9 @@ def text_of(events: Sequence[Report], namespace: str, release: str | None) -> st
 def _line(event: Report) -> str:
     match event["kind"]:
         case "finding":
-            return f"{event.get('severity')}: {event.get('what')} {event.get('todo')}"
+            machine = str(event.get("name")).partition(" on ")[2]
+            where = f"on {machine}: " if machine else ""
+            return f"{event.get('severity')}: {where}{event.get('what')} {event.get('todo')}"
         case "pattern":
             done = f"{event['action']}{' (shadow)' if event['shadow'] else ''}"
             return f"abuse: {event['rule']} by {event['subject']}, {event['count']} events: {done}"
