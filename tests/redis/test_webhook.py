@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import hmac
@@ -247,6 +248,37 @@ def test_an_address_is_a_web_address(url: str, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(SettingsError, match="a webhook's address begins with") as refused:
         Settings(webhook_url=url)
     assert url not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("https://", "has a host"),
+        ("https:///a-secret", "has a host"),
+        ("https://hooks.example:99999/a-secret", "has a host"),
+        ("https://hooks.example/a secret", "is written as %20"),
+        ("https://hooks.example/a-sécret", "is written as %20"),
+    ],
+)
+def test_an_address_that_nobody_can_ask_is_refused_at_the_start(url: str, why: str) -> None:
+    """An address that no request can be sent to is refused where it is set, and not by each request."""
+    with pytest.raises(SettingsError, match=why) as refused:
+        Settings(webhook_url=url)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_login_in_the_address_is_sent_as_one(
+    places: dict[str, Any], client: Any, receiver: Receiver
+) -> None:
+    """A user and a password in the address are sent as Basic authentication."""
+    url = receiver.url.replace("://", "://shop:p%40ss@") + "\n"
+    with open_room(
+        "sync", Settings(**places | PATIENT | {"webhook_url": url}), NoDispatch()
+    ) as room:
+        begin_finding(room, client)
+        assert room.upkeep.tell_webhook()["told"] == 1
+    login = base64.b64encode(b"shop:p@ss").decode()
+    assert receiver.headers[0]["authorization"] == f"Basic {login}"
 
 
 def test_an_address_that_hangs_ends_within_its_time(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import socket
@@ -10,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
 
 WITHIN_S = 5.0
 ANSWER_LIMIT = 1_024  # bytes that are read of the answer, and thrown away
@@ -21,9 +23,9 @@ class Refused(Exception):
 
 def post(url: str, body: bytes, headers: Mapping[str, str] = {}) -> None:
     """Post JSON. Raises Refused for anything but 2xx, a redirect too: whoever sends it on is not who was named."""
-    request = urllib.request.Request(
-        url, body, {"Content-Type": "application/json", "User-Agent": "stillroom", **headers}
-    )
+    address, login = _login_of(url)
+    about = {"Content-Type": "application/json", "User-Agent": "stillroom"}
+    request = urllib.request.Request(address, body, {**about, **login, **headers})
     limit = _Limit()
     try:
         opener = urllib.request.build_opener(_Still, _Http(limit), _Https(limit))
@@ -36,6 +38,17 @@ def post(url: str, body: bytes, headers: Mapping[str, str] = {}) -> None:
         raise Refused("TimeoutError" if limit.is_over else _named(error)) from None
     finally:
         limit.end()
+
+
+def _login_of(url: str) -> tuple[str, Mapping[str, str]]:
+    """Return the address without its login, `https://user:password@host/…`, and the header that has the login."""
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    plain = unquote_to_bytes(login if ":" in login else f"{login}:")
+    encoded = base64.b64encode(plain).decode()
+    return parts._replace(netloc=host).geturl(), {"Authorization": f"Basic {encoded}"}
 
 
 class _Limit:
