@@ -101,7 +101,8 @@ else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
 | ns:agreed         | hash   | settings that all processes have alike: name →  | none, 1,000  | agree           |
 |                   |        | value, id, who brought it                       | fields       |                 |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
-| ns:counts         | hash   | the same, since they began to count             | 30 d unused  | stats.py        |
+| ns:counts         | hash   | the same, since they began to count             | 30 d unused, | stats.py,       |
+|                   |        |                                                 | 8,000 fields | fold_counts     |
 | ns:errors         | hash   | loader → its last error, as JSON: kind, place,  | 8 d          | stats.py        |
 |                   |        | when; never its message                         |              |                 |
 | ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |

@@ -141,6 +141,28 @@ def test_there_are_only_so_many_names(room: Any, last_minute: Callable[[Any], Re
     assert OTHERS in names
 
 
+def test_names_of_processes_that_come_and_go_are_bounded(
+    room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each snapshot adds up the rarest names where there are too many, however many processes made them up."""
+    monkeypatch.setattr("stillroom.health.body.COUNTS_MOST", 100)
+    made_up = {f"limit:checks:tenant-{n}": 1 + n % 3 for n in range(200)}
+    made_up |= {f"limit_would_deny:tenant-{n}": 1 for n in range(200)}
+    kept = {"limit:checks:api": 5_000, "loader:hits:page": 9_000, "loader:took_1:page": 7}
+    kept |= {"hits": 9_000, "limit_checks": 5_400}
+    client.hset(room.keys.counts, mapping={**made_up, **kept})
+    room.upkeep.snapshot()
+    found = {name.decode(): int(n) for name, n in client.hgetall(room.keys.counts).items()}
+    assert len(found) <= 60
+    assert found | kept == found
+    for what in ("limit:checks", "limit_would_deny"):
+        before = sum(n for field, n in (made_up | kept).items() if field.startswith(f"{what}:"))
+        assert sum(n for field, n in found.items() if field.startswith(f"{what}:")) == before
+    room.upkeep.snapshot()
+    after = {name.decode(): int(n) for name, n in client.hgetall(room.keys.counts).items()}
+    assert found.items() <= after.items()
+
+
 def test_the_metrics_are_by_name(room: Any, last_minute: Callable[[Any], Report]) -> None:
     """The metrics are Prometheus histograms by name: buckets grow and end with the total."""
 

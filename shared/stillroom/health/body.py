@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stillroom.counted import rare
 from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.health.advice import advise, misconfigured, status_of
 from stillroom.health.past import NOT_TOLD, Past, began, patterns_in
@@ -60,7 +61,7 @@ from stillroom.health.system import SystemWatch
 from stillroom.health.webhook import Webhook
 from stillroom.keys import Keys
 from stillroom.operation import Call, On, Once, Operation, Pause
-from stillroom.scripts import health_snapshot, task_ticked, worker_seen
+from stillroom.scripts import fold_counts, health_snapshot, task_ticked, worker_seen
 from stillroom.settings import Settings
 from stillroom.shown import shown
 from stillroom.whole import is_whole
@@ -81,6 +82,10 @@ TICKS_OF_BEAT = (
 PATTERNS = 50
 SHORT_FIGURES, LONG_FIGURES, FIGURES_MOST = 15, 60, 119  # minutes
 HOURS = 24 * 366  # more than snapshots are kept
+COUNTS_MOST = (
+    8_000  # fields of all counts: those of two apps that count a hundred names of each kind
+)
+FOLDED_AT_ONCE = 200  # of them, added to others by one script
 BITE = 120  # snapshots in one reply: some 300 KB
 WORKER_GONE_MS = 600_000
 TICKS_KEPT_MS = 30 * 86_400_000  # a schedule that has stopped is a finding for as long
@@ -192,6 +197,7 @@ class HealthBody:
             log.warning("the snapshot of this minute is not kept: %s", refused.reason)
             return snapshot.model_copy(update={"error": error or f"not kept: {refused.reason}"})
         self._tell(report, began, ended)
+        yield On([(n, _bound_counts(source.keys)) for n, source in enumerate(self._sources)])
         return snapshot
 
     def tell_webhook(self) -> Operation[dict[str, Any]]:
@@ -366,6 +372,22 @@ def _sum(fields: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 
 def _seconds(ms: int | None) -> float | None:
     return None if ms is None else ms / 1000
+
+
+def _bound_counts(keys: Keys) -> Operation[None]:
+    """Add up the rarest of the counts by name, where there are too many names. Redis away: nothing happens."""
+    try:
+        (size,) = yield [(b"HLEN", keys.counts)]
+        if size <= COUNTS_MOST:
+            return
+        (pairs,) = yield [(b"HGETALL", keys.counts)]
+        folds = rare(counts_in(pairs) or {}, COUNTS_MOST // 2)
+        for start in range(0, len(folds), FOLDED_AT_ONCE):
+            words = [word for fold in folds[start : start + FOLDED_AT_ONCE] for word in fold]
+            yield Once([fold_counts([keys.counts], *words)])
+            yield Pause(0)
+    except RedisUnavailable as error:
+        log.debug("counts by name are not bounded: %s", error.reason)
 
 
 def _once(batch: list[Command]) -> Operation[None]:
