@@ -66,8 +66,8 @@ else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
 |       …!denied    | string | denials                                         | 10 min       | limit_check     |
 |       …!ban       | string | why, as JSON; as long as it is there, a ban (ip)| the ban      | lib/ban.lua     |
 |       …!level     | string | how many bans it has had                        | 7 d          | abuse_judge     |
-|       …!lifted    | string | its ban was lifted: when, ms. No rule bans it   | 70 min       | abuse_lift      |
-|                   |        | for ten minutes                                 |              |                 |
+|       …!lifted    | string | its ban was lifted: when, ms. No rule bans it   | 70 min       | abuse_lift,     |
+|                   |        | for ten minutes                                 |              | ban_end         |
 | ns:{rl:!held}:<id>| hash   | a reservation that may still be refunded: see   | the window;  | limit_check,    |
 |                   |        | lib/reservation.lua                             | `over` 10 min| _charge, _settle|
 | ns:{rl:!told}:<id>| string | how many hits of its own a process has told of  | the window   | limit_charge    |

@@ -172,6 +172,29 @@ def test_a_ban_holds_though_the_clock_stepped_back_behind_a_lift(room: Any, clie
         room.abuse.lift(subject)
 
 
+def test_a_ban_whose_shard_is_away_is_not_lifted_by_half(
+    make_room: Make, cluster: RedisCluster
+) -> None:
+    """A lift that can't end a ban in its shard lifts nothing: the ban stays on the list, and a next try ends it."""
+    room, other = make_room(**HURRIED), make_room()
+    home = cluster.owner(HOUSE)
+    ip = ip_on(cluster, home, other=True)
+    shard = cluster.owner(home_of_ip(ip))
+    room.abuse.ban(ip, 3_600)
+    shard.freeze()
+    try:
+        with pytest.raises(RedisUnavailable):
+            room.abuse.lift(ip)
+    finally:
+        shard.thaw()
+    until(lambda: other.limits.check(ip, [DEFAULT]).banned, "the shard")
+    assert [ban.subject for ban in other.abuse.bans()] == [ip]
+    assert other.abuse.lift(ip)
+    forget_denials(other)
+    assert not other.limits.check(ip, [DEFAULT]).banned
+    assert other.abuse.bans() == []
+
+
 def sending(command: Command) -> Operation[list[Any]]:
     return (yield [command])
 

@@ -220,13 +220,23 @@ class AbuseBody:
             # Of a client: of whatever width processes have, or had, its network.
             names += prefixes_of(address, V6_CLIENTS)
         names = list(dict.fromkeys(names))
-        here = yield Once(map(self._lifting, names))
-        there = yield from end_bans(self._keys, names, EVENT_LIFE_MS + PEACE_MS)
-        lifted = [bool(one) or other for one, other in zip(here, there, strict=True)]
+        lifted = yield from self._lift(names)
         for name in [name for name, done in zip(names, lifted, strict=True) if done]:
             self._bans.forget(self._keys.ban(name))
             log.warning("the ban of %s was lifted", name)
         return any(lifted)
+
+    def _lift(self, names: Sequence[str]) -> Operation[list[bool]]:
+        """Lift the bans of these subjects, in a cluster in all shards; return whether each was banned.
+
+        The shards come first. With one of them away nothing is lifted, and workers write the ban again to the
+        others: else it would hold there, and no list would show it. They come last, too, because a worker may have
+        written it again meanwhile.
+        """
+        first = yield from end_bans(self._keys, names, EVENT_LIFE_MS + PEACE_MS)
+        here = yield Once(map(self._lifting, names))
+        last = yield from end_bans(self._keys, names, EVENT_LIFE_MS + PEACE_MS)
+        return [any(held) for held in zip(first, here, last, strict=True)]
 
     def _lifting(self, name: str) -> Command:
         keys, counts = self._keys, [self._keys.abuse_count(rule.name, name) for rule in self.rules]
@@ -245,8 +255,7 @@ class AbuseBody:
             names = [name.decode(errors="replace") for name in page]
             exempt = [name for name in names if self._exempt.has(name)]
             for name in exempt:
-                yield Once([self._lifting(name)])
-                yield from end_bans(self._keys, [name], EVENT_LIFE_MS + PEACE_MS)
+                yield from self._lift([name])
                 self._bans.forget(self._keys.ban(name))
                 log.warning("the ban of %s was lifted: it is exempt", name)
             start += len(page) - len(exempt)  # they have left the index

@@ -8,6 +8,7 @@ and then, to shards that were away. On one server there is one key, and nothing 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ def spread_bans(keys: Keys, subjects: Sequence[str]) -> Operation[None]:
 def _lifted(
     keys: Keys, places: Sequence[tuple[str, bytes]]
 ) -> Operation[tuple[Sequence[Any], RedisRefused | None]]:
-    """Return when bans of these subjects were lifted, as each shard knows it, and why some shards do not say."""
+    """Return what each shard knows of the last lift of these subjects, and why some shards do not say."""
     asked = [(b"GET", keys.lifted_at(home, subject)) for subject, home in places]
     try:
         return (yield asked), None
@@ -65,17 +66,16 @@ def _lifted(
 
 
 def end_bans(keys: Keys, subjects: Sequence[str], kept_ms: int) -> Operation[list[bool]]:
-    """End the bans of these subjects in all shards, after they were lifted where they were decided.
-
-    Returns whether each held anywhere. Raises RedisUnavailable.
-    """
+    """End the bans of these subjects in all shards. Returns whether each held anywhere. Raises RedisUnavailable."""
     if not keys.is_spread:
         return [False] * len(subjects)
-    times = yield [(b"GET", keys.ban_lifted(subject)) for subject in subjects]
+    lift = f"{time.time() * 1_000:.3f}"  # another one each time; no clock is compared with it
     ends = [
-        (number, ban_end([keys.ban_at(home, subject), keys.lifted_at(home, subject)], at, kept_ms))
-        for number, (subject, at) in enumerate(zip(subjects, times, strict=True))
-        if at is not None
+        (
+            number,
+            ban_end([keys.ban_at(home, subject), keys.lifted_at(home, subject)], lift, kept_ms),
+        )
+        for number, subject in enumerate(subjects)
         for home in keys.homes_of_ban(subject)
     ]
     replies: Sequence[Any] = (yield [command for _, command in ends]) if ends else []

@@ -1,6 +1,6 @@
 -- Lets a ban hold in one shard of the limits, where checks look for it. Where it was decided is in another slot. May be
 -- sent again, and late: what was lifted since does not come back.
--- KEYS  1 ban  2 widths of bans: see lib/ban.lua  3 lifted: when a ban of this subject was, last
+-- KEYS  1 ban  2 widths of bans: see lib/ban.lua  3 lifted: a number of the last lift of this subject
 -- ARGV  1 the ban, JSON  2 for how long, ms  3 its width, where bans of it are not looked for anyway: '4/24' …
 --       4 what `lifted` was before the ban was read, '' for nothing. No clock can tell: it may step.
 -- returns 1 it holds, 0 it was lifted
