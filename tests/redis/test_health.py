@@ -192,6 +192,19 @@ def test_a_probes_mistake_costs_its_part(room: Any, caplog: pytest.LogCaptureFix
     assert "'limits' of the report" in caplog.text
 
 
+def test_a_probe_that_can_not_ask_costs_what_it_would_have_told(
+    room: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A probe that raises before it has asked is left out, of the report and of the figures; the log says why."""
+    broken = Broken()
+    broken.commands = lambda now_ms: 1 / 0  # type: ignore[method-assign]
+    room.health.register("state", broken)
+    assert room.health.check().limits.banned == 0
+    assert room.health.figures(5).limits is not None
+    assert room.upkeep.snapshot().error is None
+    assert "'limits' can't say what to ask" in caplog.text
+
+
 def test_junk_among_our_keys_is_passed_over(room: Any, client: Any) -> None:
     """The check passes over keys of other types and texts in place of numbers, and reports the rest."""
     client.hset(room.keys.counts, mapping={"hits": 3, "odd": "many"})

@@ -654,7 +654,8 @@ RULES: list[Rule] = [
         None,
         "{v:.0f} abuse events of the last minute were dropped.",
         "None.",
-        "Redis was away or its memory full while somebody was denied; patterns of that time are not seen.",
+        "Redis was away or full, or one process saw more than 50 of a kind in a second: a flood. Patterns among what "
+        "was dropped are not seen.",
         "detection is blind to what is dropped",
     ),
     Rule(

@@ -84,11 +84,15 @@ local open = redis.call('HGETALL', KEYS[3])
 local times = {}
 for n = 1, #open, 2 do
   times[open[n]] = tonumber(open[n + 1]) or now_ms
+  if times[open[n]] > now_ms then -- from before the clock stepped back
+    times[open[n]] = now_ms
+    redis.call('HSET', KEYS[3], open[n], plain(now_ms))
+  end
 end
--- Returns whether nobody but the machine itself can tell, and it is still there to do so.
+-- Returns whether nobody but that machine can tell, and it is still there to do so.
 local function is_unknown(machine)
   local seen = machine and machine ~= ARGV[6] and times['@' .. machine]
-  return seen and seen <= now_ms and now_ms - seen < GONE_MS
+  return seen and now_ms - seen < GONE_MS
 end
 for name, since in pairs(times) do
   local machine = string.match(name, '^@(.*)$')
@@ -97,13 +101,10 @@ for name, since in pairs(times) do
       redis.call('HDEL', KEYS[3], name)
     end
   elseif not found[name] and not is_unknown(machine_in(name)) then
-    local lasted_ms = math.max(0, now_ms - since)
     redis.call('HDEL', KEYS[3], name)
     ended[#ended + 1] = name
-    ended[#ended + 1] = plain(lasted_ms)
-    note(cjson.encode({kind = 'finding over', name = name, lasted_s = lasted_ms / 1000}))
-  elseif since > now_ms then
-    redis.call('HSET', KEYS[3], name, plain(now_ms))
+    ended[#ended + 1] = plain(now_ms - since)
+    note(cjson.encode({kind = 'finding over', name = name, lasted_s = (now_ms - since) / 1000}))
   end
 end
 redis.call('EXPIRE', KEYS[3], keep)
