@@ -109,6 +109,8 @@ else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
 | ns:health:open    | hash   | finding → since when, ms: told once;            | 8 d          | health_snapshot |
 |                   |        | `@<machine>` → when it found some of itself     |              |                 |
+| ns:health:nodes   | string | what nodes of clusters had counted at the last  | 8 d          | health_snapshot |
+|                   |        | snapshot, as JSON                               |              |                 |
 | ns:paused:<what>  | string | what workers leave alone for now, and who said so| as was said, | pauses.py       |
 |                   |        |                                                 | 1 d at most  |                 |
 | ns:webhook        | stream | findings that began or ended, as JSON: `event`  | 1,000; 8 d   | health_snapshot |
@@ -225,6 +227,7 @@ class Keys:
         self.health = f"{house}health".encode()
         self.health_week = f"{house}health:week".encode()
         self.health_open = f"{house}health:open".encode()
+        self.health_nodes = f"{house}health:nodes".encode()
         self._paused = f"{house}paused:".encode()
         self.webhook = f"{house}webhook".encode()
         self.webhook_at = self.webhook + b":at"

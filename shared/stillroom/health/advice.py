@@ -654,8 +654,8 @@ RULES: list[Rule] = [
         None,
         "{v:.0f} abuse events of the last minute were dropped.",
         "None.",
-        "Redis was away or full, or one process saw more than 50 of a kind in a second: a flood. Patterns among what "
-        "was dropped are not seen.",
+        "Redis was away or full, or a process saw a flood: over 50 of a kind in a second. Patterns in what was "
+        "dropped are not seen.",
         "detection is blind to what is dropped",
     ),
     Rule(

@@ -40,8 +40,10 @@ from stillroom.health.snapshot import (
     KEPT_S,
     measures_of,
     packed,
+    packed_nodes,
     snapshot_of,
     unpacked,
+    unpacked_nodes,
     with_rates,
 )
 from stillroom.health.source import (
@@ -123,6 +125,7 @@ class HealthBody:
         kept: list[Command] = [
             (b"XREVRANGE", self._keys.health, b"+", b"-", b"COUNT", b"1"),
             (b"HGETALL", self._keys.health_open),
+            (b"GET", self._keys.health_nodes),
         ]
         # The batch goes to several nodes of a cluster. The time to describe each of them is kept apart from it.
         timeout, shares = self.settings.health_timeout, 2 if self.settings.state_cluster else 1
@@ -134,11 +137,10 @@ class HealthBody:
         if self.settings.state_cluster:
             with Budget(timeout / shares):
                 nodes = yield from self._nodes()
-        newest, open_findings = answers[0].rest
+        newest, open_findings, counted = answers[0].rest
         system = yield Call(self._system.look)  # a disk that hangs must not hold up an event loop
-        measures = with_rates(
-            _measured(answers, nodes, system), next(iter(unpacked(newest or ())), None)
-        )
+        before = next(iter(unpacked(newest or ())), None)
+        measures = with_rates(_measured(answers, nodes, system), before, unpacked_nodes(counted))
         return self._report(measures, answers, counts_in(open_findings) or {}, started)
 
     def _nodes(self) -> Operation[list[Server]]:
@@ -192,7 +194,7 @@ class HealthBody:
         error = "; ".join(f"{server.name}: {server.connection.error}" for server in down) or None
         snapshot = snapshot_of(report, error)
         try:
-            began, ended = yield from self._keep(snapshot, report.advice)
+            began, ended = yield from self._keep(snapshot, report)
         except RedisUnavailable as refused:
             log.warning("the snapshot of this minute is not kept: %s", refused.reason)
             return snapshot.model_copy(update={"error": error or f"not kept: {refused.reason}"})
@@ -205,18 +207,19 @@ class HealthBody:
         return self.webhook.tell()
 
     def _keep(
-        self, snapshot: Snapshot, advice: Sequence[Advice]
+        self, snapshot: Snapshot, report: Report
     ) -> Operation[tuple[list[str], Mapping[str, int]]]:
         """Keep a snapshot; return (findings that began, those that ended and their length in ms),
         nothing if kept already.
         """
         keys = [self._keys.health, self._keys.health_week, self._keys.health_open]
-        named = [(self._told_as(one), one) for one in advice]
+        keys += [self._keys.webhook, self._keys.health_nodes]
+        named = [(self._told_as(one), one) for one in report.advice]
         findings = [word for name, one in named for word in (name, self.webhook.begun(name, one))]
         kept = health_snapshot(
-            [*keys, self._keys.webhook],
-            *(packed(snapshot), KEPT, KEPT_COARSE, KEPT_S),
-            *(self.webhook.most, self._machine, *findings),
+            keys,
+            *(packed(snapshot), KEPT, KEPT_COARSE, KEPT_S, self.webhook.most),
+            *(self._machine, packed_nodes(report.servers), *findings),
         )
         ((_, began, ended),) = yield [kept]
         return [name.decode() for name in began], counts_in(ended) or {}

@@ -390,6 +390,12 @@ class Snapshot(Measures):
     error: str | None = None
 
 
+class Nodes(Part):
+    """What the nodes of clusters had counted at the last snapshot. Snapshots themselves have no nodes."""
+
+    nodes: Mapping[str, RedisInfo] = {}  # by name, with `run_id` and `counters`
+
+
 def worst(statuses: tuple[Status, ...] | list[Status]) -> Status:
     """Return the worst of the statuses, which is the status of the whole."""
     return max(statuses, key=ORDER.__getitem__, default="pass")

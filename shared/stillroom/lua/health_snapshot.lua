@@ -1,10 +1,10 @@
 -- Keeps the first snapshot of a minute, and remembers the open findings, so that one worker logs each of them. What
 -- the webhook is to tell of them is noted here, too: it is neither lost nor doubled, whenever the worker or its
 -- connection dies.
--- KEYS  1 health  2 health:week  3 health:open  4 webhook
+-- KEYS  1 health  2 health:week  3 health:open  4 webhook  5 health:nodes
 -- ARGV  1 snapshot, JSON  2 most in health  3 most in health:week  4 how long all keys are kept, s
---       5 most in webhook; 0: there is none  6 the worker's machine
---       7… of each finding: its name, and the event that it begins, JSON
+--       5 most in webhook; 0: there is none  6 the worker's machine  7 what nodes of clusters have counted, '' without
+--       8… of each finding: its name, and the event that it begins, JSON
 -- returns {1, {findings that began}, {finding that ended, for how long it was open, ms, …}}
 --         {0, {}, {}}: this minute has a snapshot already
 -- flags: allow-oom
@@ -65,9 +65,12 @@ if not keep_in(KEYS[1], ARGV[2], 60000) then
   return {0, {}, {}}
 end
 keep_in(KEYS[2], ARGV[3], 300000)
+if ARGV[7] ~= '' then
+  redis.call('SET', KEYS[5], ARGV[7], 'EX', keep)
+end
 
 local began, ended, found, is_about_us = {}, {}, {}, false
-for n = 7, #ARGV, 2 do
+for n = 8, #ARGV, 2 do
   local name = ARGV[n]
   found[name] = true
   is_about_us = is_about_us or machine_in(name) == ARGV[6]
