@@ -47,6 +47,7 @@ from stillroom.health.snapshot import (
     with_rates,
 )
 from stillroom.health.source import (
+    MINUTE_MS,
     Answers,
     Source,
     Told,
@@ -66,6 +67,7 @@ from stillroom.operation import Call, On, Once, Operation, Pause
 from stillroom.scripts import fold_counts, health_snapshot, task_ticked, worker_seen
 from stillroom.settings import Settings
 from stillroom.shown import shown
+from stillroom.stats import KEPT_SECONDS
 from stillroom.whole import is_whole
 from stillroom.wire import Budget, Command
 
@@ -199,7 +201,7 @@ class HealthBody:
             log.warning("the snapshot of this minute is not kept: %s", refused.reason)
             return snapshot.model_copy(update={"error": error or f"not kept: {refused.reason}"})
         self._tell(report, began, ended)
-        yield On([(n, _bound_counts(source.keys)) for n, source in enumerate(self._sources)])
+        yield On([(n, _tidy_counts(source)) for n, source in enumerate(self._sources)])
         return snapshot
 
     def tell_webhook(self) -> Operation[dict[str, Any]]:
@@ -375,6 +377,15 @@ def _sum(fields: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 
 def _seconds(ms: int | None) -> float | None:
     return None if ms is None else ms / 1000
+
+
+def _tidy_counts(source: Source) -> Operation[None]:
+    """Drop the counts of minutes that are still to come, and bound those by name."""
+    minute = source.clock.now_ms() // MINUTE_MS
+    # They were counted before the clock was set back, and would be told again when their minute comes.
+    ahead = [source.keys.stats(minute + n) for n in range(2, KEPT_SECONDS // 60 + 2)]
+    yield from attempt([(b"UNLINK", *ahead)])
+    yield from _bound_counts(source.keys)
 
 
 def _bound_counts(keys: Keys) -> Operation[None]:
