@@ -15,6 +15,7 @@ import pytest
 from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.dispatch import SENT_HEADER
 from stillroom.embedded import EmbeddedServer
+from stillroom.health.body import SCHEDULED
 from stillroom.health.metrics import exposition
 from stillroom.health.report import Measures, Snapshot, System, WorkerStats
 from stillroom.health.rfc import details_json
@@ -362,6 +363,44 @@ def test_the_newest_tick_is_beats_sign_of_life(room: Any, client: Any) -> None:
     assert room.health.check().tasks.beat_s == pytest.approx(50, abs=10)
     room.health.ticked("stillroom.log_abuse")
     assert room.health.check().tasks.beat_s < 10
+
+
+def test_a_scheduled_task_that_always_fails_is_a_finding(
+    room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that has not ended well for ten minutes while others did is a finding from the second snapshot on."""
+
+    def tick(*late: str) -> list[str]:
+        for task in SCHEDULED:
+            if task not in late:
+                room.upkeep.record_tick(task)
+        age_stream(client, room.keys.health, 60)
+        snapshot = room.upkeep.snapshot()
+        return [name for name in snapshot.findings if "standing" in name]
+
+    assert tick() == []
+    ago = int((time.time() - 700) * 1_000)
+    client.hset(room.keys.ticks, mapping={"stillroom.log_abuse": ago, "retired": ago})
+    assert tick("stillroom.log_abuse") == []
+    assert tick("stillroom.log_abuse") == ["tasks:beat standing"]
+    (found,) = [one for one in room.health.check().advice if one.code == "standing"]
+    assert "stillroom.log_abuse (12 min ago)." in found.what
+    assert "retired" not in found.what
+    assert tick() == []
+
+
+def test_workers_that_begin_again_are_not_late(room: Any, client: Any) -> None:
+    """Tasks that are late because no worker was there are no finding while the first of them are done."""
+    for task in SCHEDULED:
+        room.upkeep.record_tick(task)
+        client.hset(room.keys.ticks, task, int((time.time() - 7_200) * 1_000))
+    room.upkeep.snapshot()
+    age_stream(client, room.keys.health, 60)
+    for done in (SCHEDULED[:3], SCHEDULED):
+        for task in done:
+            room.upkeep.record_tick(task)
+        assert "tasks:beat standing" not in room.upkeep.snapshot().findings
+        age_stream(client, room.keys.health, 60)
 
 
 def test_the_past_of_a_server_that_is_away_is_not_known(own_server: EmbeddedServer) -> None:

@@ -45,6 +45,7 @@ from stillroom.health.snapshot import (
     unpacked,
     unpacked_nodes,
     with_rates,
+    with_standing,
 )
 from stillroom.health.source import (
     MINUTE_MS,
@@ -83,6 +84,7 @@ TICKS_OF_BEAT = (
     "stillroom.trim_indexes",
     "stillroom.warm",
 )
+SCHEDULED = (*TICKS_OF_BEAT, "stillroom.reclaim", "stillroom.sweep_sessions")
 PATTERNS = 50
 SHORT_FIGURES, LONG_FIGURES, FIGURES_MOST = 15, 60, 119  # minutes
 HOURS = 24 * 366  # more than snapshots are kept
@@ -142,7 +144,8 @@ class HealthBody:
         newest, open_findings, counted = answers[0].rest
         system = yield Call(self._system.look)  # a disk that hangs must not hold up an event loop
         before = next(iter(unpacked(newest or ())), None)
-        measures = with_rates(_measured(answers, nodes, system), before, unpacked_nodes(counted))
+        measured = with_standing(_measured(answers, nodes, system), before, SCHEDULED)
+        measures = with_rates(measured, before, unpacked_nodes(counted))
         return self._report(measures, answers, counts_in(open_findings) or {}, started)
 
     def _nodes(self) -> Operation[list[Server]]:

@@ -16,16 +16,21 @@ from stillroom.health.report import (
     Report,
     Server,
     Snapshot,
+    TaskStats,
 )
 
 KEPT = 24 * 60  # snapshots, one a minute: a day …
 KEPT_COARSE = 7 * 24 * 12  # … and every fifth minute's for a week
 KEPT_S = 8 * 86_400  # without a new one
+BEATS_WITHIN_S = 150.0  # as for the finding about beat
+STANDING_S = (
+    600.0  # so long after its last good end a task stands still: each is due within a minute
+)
 USUAL_WEIGHT = 1 / 60  # of the newest minute in the moving average: an hour's worth of memory
 
 # Parts that a report has and a snapshot has not: 1,440 snapshots of them would be long.
 OF_NOW = {
-    "tasks": ("crew",),
+    "tasks": ("crew", "standing"),
     "cache": ("loaders", "errors"),
     "limits": ("each", "rules"),
 }
@@ -110,6 +115,27 @@ def with_rates(
     return measures.model_copy(
         update={"servers": servers, "cache": _with_usual_ratio(measures.cache, before.cache)}
     )
+
+
+def with_standing(
+    measures: Measures, before: Measures | None, scheduled: Sequence[str]
+) -> Measures:
+    """Return the measures with the scheduled tasks that stand still though beat goes on, now and a snapshot ago.
+
+    When workers begin again after hours, each task is late until its turn comes: that is over within a minute.
+    """
+    if measures.tasks is None or before is None or measures.time - before.time > BEATS_WITHIN_S:
+        return measures
+    late, late_before = _late(measures.tasks), _late(before.tasks)
+    standing = {task: late[task] for task in scheduled if task in late and task in late_before}
+    tasks = measures.tasks.model_copy(update={"standing": standing})
+    return measures.model_copy(update={"tasks": tasks})
+
+
+def _late(tasks: TaskStats | None) -> Mapping[str, float]:
+    if tasks is None or tasks.beat_s is None or tasks.beat_s > BEATS_WITHIN_S:
+        return {}
+    return {task: age for task, age in (tasks.ticks or {}).items() if age > STANDING_S}
 
 
 def _server_with_rates(server: Server, earlier: Mapping[str, RedisInfo | None]) -> Server:
