@@ -64,7 +64,7 @@ from stillroom.health.source import (
 from stillroom.health.system import SystemWatch
 from stillroom.health.webhook import Webhook
 from stillroom.keys import Keys
-from stillroom.operation import Call, On, Once, Operation, Pause
+from stillroom.operation import On, Once, Operation, Pause
 from stillroom.scripts import fold_counts, health_snapshot, task_ticked, worker_seen
 from stillroom.settings import Settings
 from stillroom.shown import shown
@@ -142,7 +142,7 @@ class HealthBody:
             with Budget(timeout / shares):
                 nodes = yield from self._nodes()
         newest, open_findings, counted = answers[0].rest
-        system = yield Call(self._system.look)  # a disk that hangs must not hold up an event loop
+        system = self._system.newest()
         before = next(iter(unpacked(newest or ())), None)
         measured = with_standing(_measured(answers, nodes, system), before, SCHEDULED)
         measures = with_rates(measured, before, unpacked_nodes(counted))
