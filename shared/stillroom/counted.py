@@ -6,11 +6,14 @@ counts a hundred of each kind by name, and the rest as `others`.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 LOADER, LIMIT, RULE = "loader", "limit", "rule"
 OTHERS = "others"
+# Fields that count by name: those of by_name, and keys.WOULD_DENY.
+_NAMED = re.compile(r"(?:(?:loader|limit|rule):[^:]+|limit_would_deny):(?P<name>.+)", re.DOTALL)
 # The longest a load took, in ms, and the count for those that took no longer. The last one is for all longer ones.
 LOAD_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000)
 LONGEST_MS = 60_000  # reported for a load that took longer than the last bound
@@ -30,6 +33,25 @@ def by_name(counts: Mapping[str, int], kind: str) -> dict[str, dict[str, int]]:
             what, _, name = rest.partition(":")
             found.setdefault(name, {})[what] = number
     return found
+
+
+def rare(counts: Mapping[str, int], most: int) -> list[tuple[str, str]]:
+    """Return the fields of the names that are counted least, beyond so many fields; each with that of the others.
+
+    >>> rare({"limit:checks:api": 9, "limit:checks:t1": 1, "limit:denials:t1": 1, "hits": 8}, 2)
+    [('limit:checks:t1', 'limit:checks:others'), ('limit:denials:t1', 'limit:denials:others')]
+    """
+    of_name: dict[str, list[str]] = {}
+    for field in counts:
+        if found := _NAMED.fullmatch(field):
+            of_name.setdefault(found["name"], []).append(field)
+    of_name.pop(OTHERS, None)
+    folds: list[tuple[str, str]] = []
+    for name in sorted(of_name, key=lambda name: sum(counts[field] for field in of_name[name])):
+        if len(counts) - len(folds) <= most:
+            break
+        folds += [(field, field.removesuffix(name) + OTHERS) for field in of_name[name]]
+    return folds
 
 
 def took(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Durations as an app gives them: seconds, or a timedelta. Pure."""
+"""Durations as an app gives them, seconds or a timedelta, and how far moments go. Pure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from stillroom.errors import InvalidArgument
 
 Duration: TypeAlias = float | timedelta
+LAST_MOMENT = 253_402_300_799  # seconds since 1970: the end of the year 9999, where calendars end
 
 
 def seconds_of(name: str, given: Any, *, least: float = 0.001, most: float = float("inf")) -> float:

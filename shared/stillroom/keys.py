@@ -66,8 +66,8 @@ else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
 |       …!denied    | string | denials                                         | 10 min       | limit_check     |
 |       …!ban       | string | why, as JSON; as long as it is there, a ban (ip)| the ban      | lib/ban.lua     |
 |       …!level     | string | how many bans it has had                        | 7 d          | abuse_judge     |
-|       …!lifted    | string | its ban was lifted: when, ms. No rule bans it   | 70 min       | abuse_lift      |
-|                   |        | for ten minutes                                 |              |                 |
+|       …!lifted    | string | its ban was lifted: when, ms. No rule bans it   | 70 min       | abuse_lift,     |
+|                   |        | for ten minutes                                 |              | ban_end         |
 | ns:{rl:!held}:<id>| hash   | a reservation that may still be refunded: see   | the window;  | limit_check,    |
 |                   |        | lib/reservation.lua                             | `over` 10 min| _charge, _settle|
 | ns:{rl:!told}:<id>| string | how many hits of its own a process has told of  | the window   | limit_charge    |
@@ -83,7 +83,7 @@ else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
 |       …waiters    | zset   | who waits → until when its place is kept, µs    | 2 s          |                 |
 |       …fence      | string | the last fencing number: µs, always growing     | 1 d          | slot_take       |
 | ns:abuse          | stream | events: `kind` denied, near …, `n`, `limit`,    | 100,000      | limit_check,    |
-|                   |        | `ip`, `user`, `token` (HMACs), `route`          |              | abuse           |
+|                   |        | `ip`, `user`, `token` (HMACs), `route`, `ago`   |              | abuse           |
 | ns:abuse:log      | stream | patterns: see abuse/patterns.py                 | 10,000       | abuse_judge     |
 | ns:abuse:aside    | stream | events that could not be read: `id`, `reason`,  | 1,000        | abuse           |
 |                   |        | `event`                                         |              |                 |
@@ -101,20 +101,24 @@ else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
 | ns:agreed         | hash   | settings that all processes have alike: name →  | none, 1,000  | agree           |
 |                   |        | value, id, who brought it                       | fields       |                 |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
-| ns:counts         | hash   | the same, since they began to count             | 30 d unused  | stats.py        |
+| ns:counts         | hash   | the same, since they began to count             | 30 d unused, | stats.py,       |
+|                   |        |                                                 | 8,000 fields | fold_counts     |
 | ns:errors         | hash   | loader → its last error, as JSON: kind, place,  | 8 d          | stats.py        |
 |                   |        | when; never its message                         |              |                 |
 | ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
-| ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
+| ns:health:open    | hash   | finding → since when, ms: told once;            | 8 d          | health_snapshot |
+|                   |        | `@<machine>` → when it found some of itself     |              |                 |
+| ns:health:nodes   | string | what nodes of clusters had counted at the last  | 8 d          | health_snapshot |
+|                   |        | snapshot, as JSON                               |              |                 |
 | ns:paused:<what>  | string | what workers leave alone for now, and who said so| as was said, | pauses.py       |
 |                   |        |                                                 | 1 d at most  |                 |
-| ns:webhook        | stream | findings that began or ended, as JSON: `event`  | 1,000; 8 d   | health/webhook  |
-| ns:webhook:at     | hash   | how far the streams were told; when to try again| 8 d          | health/webhook  |
-| ns:webhook:lease  | string | the worker that tells it                        | 60 s         | health/webhook  |
+| ns:webhook        | stream | findings that began or ended, as JSON: `event`  | 1,000; 8 d   | health_snapshot |
+| ns:webhook:at     | hash   | how far the streams were told; when to try again| 8 d          | webhook_note    |
+| ns:webhook:lease  | string | the worker that tells it                        | 60 s         | webhook_lease   |
 | ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | worker_seen     |
 | ns:workers:about  | hash   | worker → what it does, as JSON                  | 10 min       | worker_seen     |
-| ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | task_ticked     |
+| ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 30 d         | task_ticked     |
 
 Celery's own keys belong to kombu. Other apps may use the same Redis, so each has the namespace in its name:
 
@@ -223,6 +227,7 @@ class Keys:
         self.health = f"{house}health".encode()
         self.health_week = f"{house}health:week".encode()
         self.health_open = f"{house}health:open".encode()
+        self.health_nodes = f"{house}health:nodes".encode()
         self._paused = f"{house}paused:".encode()
         self.webhook = f"{house}webhook".encode()
         self.webhook_at = self.webhook + b":at"

@@ -99,6 +99,15 @@ def _none_if_empty(value: object) -> object:
     return None if value == "" else value
 
 
+def _has_host(url: str) -> bool:
+    """Return whether a web address names a host, and no port that there can't be."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def _in_small_letters(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -419,9 +428,18 @@ class Settings(BaseSettings):
     @field_validator("webhook_url")
     @classmethod
     def _check_webhook(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and urlsplit(url.get_secret_value()).scheme not in ("http", "https"):
+        if url is None:
+            return None
+        address = url.get_secret_value().strip()
+        if urlsplit(address).scheme not in ("http", "https"):
             raise ValueError("a webhook's address begins with https:// or http://")
-        return url
+        if not _has_host(address):
+            raise ValueError("a webhook's address has a host, and a port up to 65,535 if any")
+        if not address.isascii() or len(address.split()) != 1:
+            raise ValueError(
+                "in a webhook's address a space, or a letter like ä, is written as %20 or %C3%A4"
+            )
+        return SecretStr(address)
 
     @model_validator(mode="after")
     def _check_sentinels(self) -> Settings:

@@ -98,9 +98,11 @@ def prefixes_of(
 def width_of(subject: str) -> str:
     """Return a network's width as bans are looked for: `4/24`. Empty if every check looks for bans of that width.
 
-    >>> width_of("203.0.113.0/24"), width_of("2001:db8::/48")
-    ('4/24', '')
+    >>> width_of("203.0.113.0/24"), width_of("2001:db8::/48"), width_of("unknown")
+    ('4/24', '', '')
     """
+    if subject == UNKNOWN:
+        return ""
     network = ip_network(subject)
     width, version = network.prefixlen, network.version
     return "" if width in LOOKED_FOR[version] else f"{version}/{width}"

@@ -88,6 +88,7 @@ def test_a_full_redis_drops_events_and_still_bans(own_room: Any, db: Any, caplog
     caplog.set_level(logging.CRITICAL)
     for n in range(25):
         put(db, own_room, "not_found", ip=CLIENT, route=f"/{n}")
+        db.xadd(own_room.keys.abuse, {"kind": "no kind"})
     make_group(db, own_room)
     db.config_set("maxmemory", 1)
     try:

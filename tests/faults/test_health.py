@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,9 +18,12 @@ import pytest
 import redis
 from stillroom import DEFAULT, AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from stillroom.health import Report
+from stillroom.health.system import SystemWatch
 from stillroom.web import HealthASGI, HealthWSGI
 from stillroom.web import health as web_health
 from tests.support.celery_process import until
+from tests.support.faces import FACES, open_room
 from tests.support.lag import Stopwatch
 from tests.support.processes import Program
 from tests.support.serving import Answer, ask, serve_asgi, serve_wsgi
@@ -279,6 +284,47 @@ def test_a_resolver_that_hangs_holds_nobody_up(
         assert timed(asking, "/health/live", AT_ONCE).status == 200
     finally:
         answered.set()
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_disk_that_hangs_holds_up_no_check(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, face: str
+) -> None:
+    """While the disk that is looked at hangs, checks tell of everything else, and what was known of the machine."""
+    looks, answers = SystemWatch.look, threading.Event()
+    with open_room(face, Settings(redis_url=server.url), NoDispatch()) as room:
+        assert room.health.check().system is not None
+        monkeypatch.setattr(SystemWatch, "look", lambda one: answers.wait(10) and looks(one))
+        try:
+            for _ in range(3):
+                with Stopwatch() as watch:
+                    report = room.health.check()
+                assert watch.seconds < 1
+                assert report.servers[0].connection.is_up
+                assert report.system is not None
+        finally:
+            answers.set()
+
+
+def test_threads_that_are_all_busy_hold_up_no_check(server: EmbeddedServer) -> None:
+    """A check in asyncio needs none of the loop's threads, which slow loaders may all have."""
+    done = threading.Event()
+
+    async def check_beside_slow_work() -> Report:
+        settings = Settings(redis_url=server.url)
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            await room.health.check()
+            loop = asyncio.get_running_loop()
+            loop.set_default_executor(ThreadPoolExecutor(1))
+            work = loop.run_in_executor(None, done.wait, 10)
+            try:
+                return await asyncio.wait_for(room.health.check(), 5)
+            finally:
+                done.set()
+                await work
+
+    report = asyncio.run(check_beside_slow_work())
+    assert report.system is not None
 
 
 def test_a_forked_child_asks_for_itself(own_server: EmbeddedServer) -> None:

@@ -145,7 +145,7 @@ def test_an_end_whose_connection_breaks_says_that_it_ended(
     assert other.sessions.get(session) is None
 
 
-@pytest.mark.parametrize("act", ["get", "touch", "list", "count"])
+@pytest.mark.parametrize("act", ["get", "touch", "list", "count", "health"])
 def test_what_rides_along_is_written_once(
     brisk: Stillroom, proxy: Proxy, client: Any, act: str
 ) -> None:
@@ -156,6 +156,7 @@ def test_what_rides_along_is_written_once(
         "touch": lambda: brisk.sessions.touch(session),
         "list": lambda: brisk.sessions.list_for_user("ann"),
         "count": lambda: brisk.sessions.count("ann"),
+        "health": lambda: brisk.health.check().servers[0].connection.is_up,
     }
     acts[act]()
     for _ in range(10):

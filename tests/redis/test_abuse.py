@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from stillroom import BanRefused, EventRefused, Settings, Stillroom
 from stillroom.abuse import body, scan
 from stillroom.operation import Once
+from stillroom.web.status.numbers import iso
 from tests.support.abuse import (
     ARMED,
     CLIENT,
@@ -203,6 +205,24 @@ def test_a_flood_of_one_kind_drowns_no_other(room: Any, client: Any, flood: list
     assert room.abuse.deliver() == 0
     kinds = [f[b"kind"].decode() for _, f in client.xrange(room.keys.abuse)]
     assert all(490 <= kinds.count(kind) <= 700 for kind in flood)
+
+
+def test_events_that_waited_out_an_outage_are_of_when_they_happened(
+    room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events that were held for minutes are judged by when they happened: two pages a minute are no scan."""
+    inner = getattr(room, "inner", room)._abuse_body
+    for ip, seconds in ((CLIENT, 30.0), ("203.0.113.10", 1.0)):
+        for n in range(25):
+            with monkeypatch.context() as patch:
+                then = time.monotonic() - seconds * (25 - n)
+                patch.setattr("stillroom.abuse.body.time.monotonic", lambda then=then: then)
+                inner.hold("not_found", ip=ip, route=f"/{n}")
+    assert room.abuse.deliver() == 0
+    room.abuse.scan()
+    (found,) = patterns(client, room)
+    assert (found["rule"], found["subject"]) == ("scanner", "203.0.113.10")
+    assert float(found["last"]) - float(found["first"]) == pytest.approx(24, abs=6)
 
 
 # Rules
@@ -664,6 +684,20 @@ def test_a_ban_written_by_another_hand_is_a_ban(room: Any, client: Any) -> None:
     assert [(found.subject, found.by) for found in room.abuse.bans()] == [(CLIENT, "unknown")]
 
 
+@pytest.mark.parametrize("record", ['{"until": 1e300}', '{"since": NaN}', "because"])
+def test_a_ban_that_does_not_say_its_end_ends_as_it_is_listed(
+    room: Any, client: Any, record: str
+) -> None:
+    """A ban whose record says no moment of any calendar is listed with the end that the index knows."""
+    until = room.abuse.ban(CLIENT, 60).until
+    client.set(room.keys.ban(CLIENT), record, ex=60)
+    (found,) = room.abuse.bans()
+    assert (found.by, found.until) == ("unknown", until)
+    client.zadd(room.keys.bans, {CLIENT: float("inf")})
+    (found,) = room.abuse.bans()
+    assert iso(found.until) == "9999-12-31T23:59:59Z"
+
+
 # Reading again
 
 
@@ -788,6 +822,23 @@ def test_an_event_that_can_not_be_read_is_set_aside(room: Any, client: Any, capl
     assert one["reason"] == r"no kind of event: 'Not\\x0aFound'"
     assert len(one["event"]) < 1_000
     assert all(r.getMessage().isprintable() for r in caplog.records)
+
+
+@pytest.mark.parametrize("place", ["value", "type"])
+def test_counts_that_can_not_be_added_to_end_no_scan(
+    make_room: Any, client: Any, place: str
+) -> None:
+    """Where something else is in the place of the counts, a scan bans, and lifts the bans of who became exempt."""
+    before = make_room()
+    before.abuse.ban(CLIENT, 86_400)
+    room = make_room(abuse_allow=CLIENT)
+    if place == "value":
+        client.hset(room.keys.counts, "abuse_events", "many")
+    else:
+        client.set(room.keys.counts, "x", ex=60)
+    room.state_stats.counts["abuse_events"] += 1
+    room.abuse.scan()
+    assert room.abuse.bans() == []
 
 
 def test_an_event_from_long_ago_is_not_judged(room: Any, client: Any) -> None:

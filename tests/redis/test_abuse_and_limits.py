@@ -204,6 +204,28 @@ def test_a_check_looks_for_few_widths(room: Any, other: Any, client: Any) -> Non
     ).bans == (room.keys.ban_at(room.keys.home("ip", "203.0.113.200"), "203.0.113.200"),)
 
 
+def test_lifted_bans_leave_their_widths_to_others(room: Any, other: Any, client: Any) -> None:
+    """A lifted ban takes its width along unless another ban has it: checks are cheaper, others may be banned."""
+    for width in range(16, 24):
+        room.abuse.ban(f"203.0.0.0/{width}", 86_400)
+    room.abuse.ban("198.51.0.0/16", 60)
+    for width in range(16, 24):
+        assert other.abuse.lift(f"203.0.0.0/{width}")
+    widths = client.get(room.keys.ban_widths)
+    assert widths.startswith(b"4/16 ")
+    assert b"," not in widths
+    assert 50 < client.ttl(room.keys.ban_widths) <= 60
+    for width in range(24, 31):
+        room.abuse.ban(f"203.0.113.0/{width}", 60)
+    assert other.limits.check(CLIENT, [DEFAULT]).banned
+    assert room.abuse.lift("198.51.0.0/16")
+    for width in range(24, 31):
+        assert room.abuse.lift(f"203.0.113.0/{width}")
+    assert not client.exists(room.keys.ban_widths)
+    forget_denials(other)
+    assert other.limits.check(CLIENT, [DEFAULT])
+
+
 @pytest.mark.parametrize("junk", [b"", b"x", b"4/99 1", b"6/200 9,4/ 3,", b"4/24", b"\xff" * 99])
 def test_junk_in_the_widths_stops_nobody(room: Any, client: Any, junk: bytes) -> None:
     """A check ignores foreign values among the ban widths."""

@@ -141,6 +141,28 @@ def test_there_are_only_so_many_names(room: Any, last_minute: Callable[[Any], Re
     assert OTHERS in names
 
 
+def test_names_of_processes_that_come_and_go_are_bounded(
+    room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each snapshot adds up the rarest names where there are too many, however many processes made them up."""
+    monkeypatch.setattr("stillroom.health.body.COUNTS_MOST", 100)
+    made_up = {f"limit:checks:tenant-{n}": 1 + n % 3 for n in range(200)}
+    made_up |= {f"limit_would_deny:tenant-{n}": 1 for n in range(200)}
+    kept = {"limit:checks:api": 5_000, "loader:hits:page": 9_000, "loader:took_1:page": 7}
+    kept |= {"hits": 9_000, "limit_checks": 5_400}
+    client.hset(room.keys.counts, mapping={**made_up, **kept})
+    room.upkeep.snapshot()
+    found = {name.decode(): int(n) for name, n in client.hgetall(room.keys.counts).items()}
+    assert len(found) <= 60
+    assert found | kept == found
+    for what in ("limit:checks", "limit_would_deny"):
+        before = sum(n for field, n in (made_up | kept).items() if field.startswith(f"{what}:"))
+        assert sum(n for field, n in found.items() if field.startswith(f"{what}:")) == before
+    room.upkeep.snapshot()
+    after = {name.decode(): int(n) for name, n in client.hgetall(room.keys.counts).items()}
+    assert found.items() <= after.items()
+
+
 def test_the_metrics_are_by_name(room: Any, last_minute: Callable[[Any], Report]) -> None:
     """The metrics are Prometheus histograms by name: buckets grow and end with the total."""
 
@@ -183,7 +205,11 @@ def test_figures_of_several_minutes_are_added_up(room: Any, client: Any) -> None
     for ago, hits in ((0, 100), (1, 2), (5, 3), (20, 50)):
         client.hset(room.keys.stats(minute - ago), "loader:hits:page", hits)
     client.hset(room.keys.errors, "page", json.dumps({"kind": "KeyError", "place": "a:1", "at": 5}))
-    client.hset(room.keys.errors, "foreign", "no JSON")
+    about = '{{"kind": "{}", "place": "a:1", "at": {}}}'
+    foreign = ["no JSON", "[" * 99_999, about.format(r"\ud800", 5), about.format("K", "NaN")]
+    foreign += [about.format("K", "1e300"), about.format("K", "9" * 400)]
+    for number, text in enumerate(foreign):
+        client.hset(room.keys.errors, f"foreign-{number}", text)
     figures = room.health.figures(15)
     assert figures.cache is not None
     assert [(one.name, one.hits) for one in figures.cache.loaders or ()] == [("page", 5)]

@@ -13,8 +13,13 @@ from typing import Any
 import pytest
 
 from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom.dispatch import SENT_HEADER
 from stillroom.embedded import EmbeddedServer
-from stillroom.health.report import Measures, Snapshot, WorkerStats
+from stillroom.health.body import SCHEDULED
+from stillroom.health.metrics import exposition
+from stillroom.health.report import Measures, Snapshot, System, WorkerStats
+from stillroom.health.rfc import details_json
+from stillroom.web.status import render
 from tests.support.crowd import PATIENT
 from tests.support.faces import BlockingRoom
 from tests.support.health import age_stream, count_in_last_minute
@@ -131,7 +136,7 @@ def test_signs_of_life(room: Any, client: Any) -> None:
     room.health.seen("celery@three")
     assert client.zrange(room.keys.workers, 0, -1) == [b"celery@one", b"celery@three"]
     assert 0 < client.ttl(room.keys.workers) <= 600
-    assert 0 < client.ttl(room.keys.ticks) <= 86_400
+    assert 0 < client.ttl(room.keys.ticks) <= 30 * 86_400
 
 
 def test_a_worker_that_is_seen_writes_its_counts_down(room: Any, client: Any) -> None:
@@ -188,6 +193,19 @@ def test_a_probes_mistake_costs_its_part(room: Any, caplog: pytest.LogCaptureFix
     assert "'limits' of the report" in caplog.text
 
 
+def test_a_probe_that_can_not_ask_costs_what_it_would_have_told(
+    room: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A probe that raises before it has asked is left out, of the report and of the figures; the log says why."""
+    broken = Broken()
+    broken.commands = lambda now_ms: 1 / 0  # type: ignore[method-assign]
+    room.health.register("state", broken)
+    assert room.health.check().limits.banned == 0
+    assert room.health.figures(5).limits is not None
+    assert room.upkeep.snapshot().error is None
+    assert "'limits' can't say what to ask" in caplog.text
+
+
 def test_junk_among_our_keys_is_passed_over(room: Any, client: Any) -> None:
     """The check passes over keys of other types and texts in place of numbers, and reports the rest."""
     client.hset(room.keys.counts, mapping={"hits": 3, "odd": "many"})
@@ -204,6 +222,39 @@ def test_junk_among_our_keys_is_passed_over(room: Any, client: Any) -> None:
     assert report.servers[0].connection.error == "wrongtype"
     (refused,) = [found for found in report.advice if found.code == "refused"]
     assert "STILLROOM_NAMESPACE" in refused.todo
+
+
+ENDLESS, LONG = "9" * 5_000, "9" * 400
+NO_NUMBERS = [ENDLESS, LONG, "nan", "inf", "-1e12", "1e300"]
+
+
+@pytest.mark.parametrize("number", NO_NUMBERS)
+def test_a_number_that_is_none_costs_its_record(room: Any, client: Any, number: str) -> None:
+    """Another writer's number that JSON or a page can't show costs its own record, and no report, page or list."""
+    good = {"rule": "hammer", "subject": "203.0.113.7", "count": "3", "last": "1"}
+    good |= {"action": "log", "shadow": "false"}
+    for bad in ({}, {"last": number}, {"ban_seconds": number}, {"count": LONG}):
+        client.xadd(room.keys.abuse_log, good | bad)
+    word = {"nan": "NaN", "inf": "Infinity"}.get(number, number)
+    for key in (room.keys.counts, room.keys.health_open, room.keys.ticks):
+        client.hset(key, mapping={"limit_checks": number, "good": 1})
+    for minute in range(3):
+        stats = room.keys.stats(int(time.time()) // 60 - minute)
+        client.hset(stats, mapping={"limit_checks": number, "limit_denials": 2})
+        client.expire(stats, 60)
+    room.upkeep.record_heartbeat("one")
+    client.hset(room.keys.workers_about, "one", f'{{"up_s": {word}, "done": {word}}}')
+    message = {"headers": {SENT_HEADER: float(number) if len(number) < 10 else 0}}
+    client.lpush(room.keys.queue("refresh"), json.dumps(message))
+    report, past = room.health.check(), room.health.past()
+    assert [pattern.subject for pattern in past.patterns] == ["203.0.113.7"]
+    assert report.totals == {"good": 1}
+    assert report.limits.denials == past.figures.limits.denials / 2 == 2
+    assert [(one.name, one.done) for one in report.tasks.crew] == [("one", None)]
+    json.loads(details_json(report, 0.0), parse_constant=pytest.fail)
+    assert exposition(report, 0.0)
+    page = render(report, past.history, past.patterns, now=time.time(), figures=past.figures)
+    assert "203.0.113.7" in page
 
 
 # Snapshots
@@ -314,6 +365,44 @@ def test_the_newest_tick_is_beats_sign_of_life(room: Any, client: Any) -> None:
     assert room.health.check().tasks.beat_s < 10
 
 
+def test_a_scheduled_task_that_always_fails_is_a_finding(
+    room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that has not ended well for ten minutes while others did is a finding from the second snapshot on."""
+
+    def tick(*late: str) -> list[str]:
+        for task in SCHEDULED:
+            if task not in late:
+                room.upkeep.record_tick(task)
+        age_stream(client, room.keys.health, 60)
+        snapshot = room.upkeep.snapshot()
+        return [name for name in snapshot.findings if "standing" in name]
+
+    assert tick() == []
+    ago = int((time.time() - 700) * 1_000)
+    client.hset(room.keys.ticks, mapping={"stillroom.log_abuse": ago, "retired": ago})
+    assert tick("stillroom.log_abuse") == []
+    assert tick("stillroom.log_abuse") == ["tasks:beat standing"]
+    (found,) = [one for one in room.health.check().advice if one.code == "standing"]
+    assert "stillroom.log_abuse (12 min ago)." in found.what
+    assert "retired" not in found.what
+    assert tick() == []
+
+
+def test_workers_that_begin_again_are_not_late(room: Any, client: Any) -> None:
+    """Tasks that are late because no worker was there are no finding while the first of them are done."""
+    for task in SCHEDULED:
+        room.upkeep.record_tick(task)
+        client.hset(room.keys.ticks, task, int((time.time() - 7_200) * 1_000))
+    room.upkeep.snapshot()
+    age_stream(client, room.keys.health, 60)
+    for done in (SCHEDULED[:3], SCHEDULED):
+        for task in done:
+            room.upkeep.record_tick(task)
+        assert "tasks:beat standing" not in room.upkeep.snapshot().findings
+        age_stream(client, room.keys.health, 60)
+
+
 def test_the_past_of_a_server_that_is_away_is_not_known(own_server: EmbeddedServer) -> None:
     """The past of a server that is away is unknown, not empty."""
     with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
@@ -364,6 +453,46 @@ def test_a_finding_is_told_when_it_begins_and_when_it_ends(
     assert client.ttl(room.keys.health_open) > 0 or not client.exists(room.keys.health_open)
 
 
+def test_machines_that_take_turns_tell_a_finding_once(
+    make_room: Any, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is found of a machine begins once and ends once, though workers of others take most of the snapshots.
+
+    It is over when that machine says so, or has not been heard of for an hour.
+    """
+    caplog.set_level(logging.WARNING, "stillroom.health")
+    machines = {name: make_room() for name in ("one", "other")}
+    disks = {"one": 0.9, "other": 0.9}
+    for name, room in machines.items():
+        body = room.health._body
+        body._machine = name
+        body._system.look = lambda name=name: System(disk=disks[name])
+
+    def take_turns(*names: str) -> list[str]:
+        caplog.clear()
+        for name in names:
+            machines[name].upkeep.snapshot()
+            age_stream(client, room.keys.health, 60)
+        return [line.partition(":")[0] for line in caplog.messages]
+
+    assert take_turns("one", "other", "one", "other") == [
+        "system disk on one",
+        "system disk on other",
+    ]
+    (found,) = machines["one"].health.check().advice
+    assert found.since == pytest.approx(time.time(), abs=30)
+    disks["one"] = 0.3
+    assert take_turns("other", "other") == []
+    assert take_turns("one", "other", "one") == ["system disk on one"]
+    open_now = client.hgetall(room.keys.health_open)
+    assert sorted(open_now) == [b"@other", b"system disk on other"]
+    client.hincrby(room.keys.health_open, "@other", -3_000_000)
+    assert take_turns("one") == []
+    client.hincrby(room.keys.health_open, "@other", -3_000_000)
+    assert take_turns("one") == ["system disk on other"]
+    assert not client.exists(room.keys.health_open)
+
+
 def test_a_snapshot_has_the_measures_of_a_report(room: Any) -> None:
     """A snapshot has the same fields as a report, so that one chart draws both, and the words of MEMORY DOCTOR."""
     snapshot = room.upkeep.snapshot()
@@ -388,6 +517,20 @@ def test_a_snapshot_is_kept_when_memory_is_full(room: Any, client: Any) -> None:
     finally:
         client.config_set("maxmemory", "0")
     assert client.xlen(room.keys.health) == 2
+
+
+def test_signs_of_life_are_taken_when_memory_is_full(room: Any, client: Any) -> None:
+    """A full server knows of its workers and ticks: no finding says that there are none."""
+    client.config_set("maxmemory", "1")
+    try:
+        room.upkeep.record_heartbeat("one", WorkerStats(busy=1))
+        room.upkeep.record_tick("stillroom.warm")
+        tasks = room.health.check().tasks
+    finally:
+        client.config_set("maxmemory", "0")
+    assert tasks.workers == 1
+    assert tasks.crew[0].busy == 1
+    assert tasks.beat_s == pytest.approx(0, abs=5)
 
 
 def test_workers_in_a_race_tell_a_finding_once(

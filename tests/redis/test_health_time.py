@@ -112,3 +112,38 @@ def test_signs_of_life_are_of_the_server_s_clock(
     assert (tasks.workers, tasks.beat_s) == (1, None)
     assert tasks.ticks is not None
     assert tasks.ticks["a task"] < 5
+
+
+def test_what_was_counted_ahead_is_told_once(clocked: ClockedServer, room: Stillroom) -> None:
+    """Counts of minutes before the clock was set back are not told again when these minutes come."""
+
+    def degraded() -> int | None:
+        room.health.check()  # from now on this process knows the server's clock
+        limits = room.health.check().limits
+        return limits and limits.degraded
+
+    clocked.set_clock(600)
+    room.health.check()
+    room.state_stats.counts["limit_degraded"] += 500
+    room.state_stats.due = 0.0
+    room.health.check()
+    clocked.set_clock(660)
+    assert degraded() == 500
+    clocked.set_clock(0)
+    room.health.check()
+    room.health.snapshot()
+    for seconds in (600, 660, 720):
+        clocked.set_clock(seconds)
+        assert degraded() == 0
+
+
+def test_a_schedule_that_stopped_days_ago_is_a_finding(
+    clocked: ClockedServer, room: Stillroom
+) -> None:
+    """A schedule that has stopped is a failure for as long as it stands still, also after a weekend."""
+    room.health.ticked("stillroom.snapshot_health")
+    for days in (1.1, 3, 20):
+        clocked.set_clock(days * DAY)
+        room.health.check()  # from now on this process knows the server's clock
+        found = {one.code: one.severity for one in room.health.check().advice}
+        assert found.get("beat") == "fail"

@@ -33,6 +33,38 @@ def test_an_address_object_is_banned_and_lifted_as_its_text(
     assert not room.abuse.lift(given)
 
 
+@pytest.mark.parametrize("given", [ip_address("8.8.8.8"), ip_address("2001:4860::1")])
+def test_an_address_object_is_reported_as_its_text(room: Any, client: Any, given: Any) -> None:
+    """An event of an address of `ipaddress` is an event of its text."""
+    for ip in (given, str(given)):
+        assert room.abuse.report("auth_fail", ip=ip)
+    one, other = [fields for _, fields in client.xrange(room.keys.abuse)]
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda room: room.abuse.report("auth_fail", user=42), "user is text, not int"),
+        (lambda room: room.abuse.report("auth_fail", ip=b"8.8.8.8"), "ip is text, not bytes"),
+        (lambda room: room.abuse.report("not_found", ip="8.8.8.8", route=1), "route is text"),
+        (lambda room: room.abuse.report("auth_fail", ip="8.8.8.8", token=b"t"), "token is text"),
+        (lambda room: room.abuse.ban("8.8.8.8", 60, None), "reason is text, not NoneType"),
+        (lambda room: room.health.history(float("nan")), "hours=nan: a number"),
+        (lambda room: room.health.history(float("inf")), "hours=inf: a number"),
+        (lambda room: room.health.figures(1.5), "minutes=1.5"),
+    ],
+)
+def test_abuse_and_health_say_what_is_allowed(
+    room: Any, client: Any, call: Callable[[Any], Any], sentence: str
+) -> None:
+    """What can't be meant is refused in words, and nothing is written. What may be a name is not repeated."""
+    with pytest.raises(InvalidArgument, match=sentence) as refused:
+        call(room)
+    assert "42" not in str(refused.value)
+    assert client.keys("*") == []
+
+
 @pytest.mark.parametrize("cost", [True, 1.0, "1", None])
 @pytest.mark.parametrize("subject", ["8.8.8.8", {"user": "ann"}])
 def test_a_cost_that_equals_a_number_is_refused_each_time(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
 import hmac
 import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -97,6 +100,35 @@ def test_many_are_told_in_few_requests(room: Any, client: Any, receiver: Receive
     assert [room.upkeep.tell_webhook()["told"] for _ in range(3)] == [100, 65, 0]
     assert len(receiver.bodies) == 9
     assert len({event["id"] for event in receiver.events}) == len(receiver.events) == 165
+
+
+def test_findings_are_told_while_memory_is_full(room: Any, client: Any, receiver: Receiver) -> None:
+    """A finding that begins while Redis is full, mostly that it is full, is told at once and once."""
+    client.config_set("maxmemory", "1")
+    try:
+        begin = room.upkeep.snapshot().findings
+        assert room.upkeep.tell_webhook() == {"told": len(begin), "outcome": "told"}
+        assert room.upkeep.tell_webhook()["told"] == 0
+    finally:
+        client.config_set("maxmemory", "0")
+    assert any(event["name"].endswith(":memory memory") for event in receiver.events)
+
+
+def test_a_finding_is_told_though_the_worker_that_found_it_died(
+    room: Any, client: Any, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finding is told where its worker, or its connection, died right behind the snapshot."""
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stillroom.health.body.HealthBody._tell", die)
+        with pytest.raises(KeyboardInterrupt):
+            begin_finding(room, client)
+    next_minute(room, client)
+    assert room.upkeep.tell_webhook()["told"] == 1
+    assert receiver.kinds == ["finding"]
 
 
 @pytest.mark.parametrize("status", [0, 302, 404, 500])
@@ -218,12 +250,41 @@ def test_an_address_is_a_web_address(url: str, monkeypatch: pytest.MonkeyPatch) 
     assert url not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("https://", "has a host"),
+        ("https:///a-secret", "has a host"),
+        ("https://hooks.example:99999/a-secret", "has a host"),
+        ("https://hooks.example/a secret", "is written as %20"),
+        ("https://hooks.example/a-sécret", "is written as %20"),
+    ],
+)
+def test_an_address_that_nobody_can_ask_is_refused_at_the_start(url: str, why: str) -> None:
+    """An address that no request can be sent to is refused where it is set, and not by each request."""
+    with pytest.raises(SettingsError, match=why) as refused:
+        Settings(webhook_url=url)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_login_in_the_address_is_sent_as_one(
+    places: dict[str, Any], client: Any, receiver: Receiver
+) -> None:
+    """A user and a password in the address are sent as Basic authentication."""
+    url = receiver.url.replace("://", "://shop:p%40ss@") + "\n"
+    with open_room(
+        "sync", Settings(**places | PATIENT | {"webhook_url": url}), NoDispatch()
+    ) as room:
+        begin_finding(room, client)
+        assert room.upkeep.tell_webhook()["told"] == 1
+    login = base64.b64encode(b"shop:p@ss").decode()
+    assert receiver.headers[0]["authorization"] == f"Basic {login}"
+
+
 def test_an_address_that_hangs_ends_within_its_time(
     room: Any, client: Any, places: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A receiver that accepts and never answers costs a task a few seconds and no more."""
-    import socket
-
     monkeypatch.setattr("stillroom.health.post.WITHIN_S", 0.2)
     begin_finding(room, client)
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -236,3 +297,35 @@ def test_an_address_that_hangs_ends_within_its_time(
             thread.join(10)
     assert done == [{"told": 0, "outcome": "TimeoutError"}]
     assert json.dumps(done)
+
+
+@pytest.mark.parametrize("told", [1, 0])
+def test_an_address_that_drips_ends_within_its_time(
+    room: Any, client: Any, places: dict[str, Any], monkeypatch: pytest.MonkeyPatch, told: int
+) -> None:
+    """A receiver that sends its answer byte by byte, without end, holds a task for a few seconds and no longer.
+
+    What it has said by then counts.
+    """
+    monkeypatch.setattr("stillroom.health.post.WITHIN_S", 0.3)
+    begin_finding(room, client)
+    ended = threading.Event()
+
+    def drip(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65_536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n" if told else b"HTTP/1.1 ")
+            while not ended.wait(0.02):
+                connection.sendall(b"0")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        given = places | {"webhook_url": url} | PATIENT
+        threading.Thread(target=drip, args=(listening,), daemon=True).start()
+        with open_room("sync", Settings(**given), NoDispatch()) as other:
+            threading.Timer(5, ended.set).start()
+            began = time.monotonic()
+            assert other.upkeep.tell_webhook()["told"] == told
+            assert time.monotonic() - began < 3
+    ended.set()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 from typer.testing import CliRunner
 
 from stillroom import AUTH, Limit, NoDispatch, Settings
@@ -131,6 +133,27 @@ def test_a_policy_of_any_node_is_a_finding(room: Any, cluster: RedisCluster) -> 
     home = cluster.owner(HOUSE)
     others = addresses(cluster) - {f"redis.state@127.0.0.1:{home.port}"}
     assert set(found) == {"redis.state:memory", *(f"{name}:memory" for name in others)}
+
+
+def test_what_any_node_throws_away_is_a_finding(room: Any, cluster: RedisCluster) -> None:
+    """Keys that a node throws away for want of memory are a failure, whichever node it is."""
+    room.upkeep.snapshot()
+    home = cluster.owner(HOUSE)
+    node = next(node for node in cluster.nodes if node is not home)
+    names = (b"{k%d}" % number for number in range(10_000))
+    mine = [name for name in names if cluster.owner(name) is node][:200]
+    client = cluster.client(node)
+    client.config_set("maxmemory-policy", "volatile-lru")
+    for name in mine:
+        client.set(name, b"x" * 5_000, ex=1_000)
+    client.config_set("maxmemory", "1mb")
+    with contextlib.suppress(ResponseError):
+        client.set(mine[0], b"y", ex=1_000)
+    client.config_set("maxmemory", "0")
+    found = {one.component: one.severity for one in room.health.check().advice}
+    assert found == {f"redis.state@127.0.0.1:{node.port}:memory": "fail"}
+    (kept,) = room.health.history()
+    assert all(server.nodes == () for server in kept.servers)
 
 
 def test_slots_without_a_node_and_clocks_apart_are_findings(

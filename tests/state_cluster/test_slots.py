@@ -151,9 +151,48 @@ def test_a_late_copy_of_a_lifted_ban_does_not_hold(room: Any, client: Any) -> No
     room.abuse.lift(IP)
     home = home_of_ip()
     keys = [KEYS.ban_at(home, IP), KEYS.widths(home), KEYS.lifted_at(home, IP)]
-    assert room.state.run(sending(ban_spread(keys, text, 60_000, "", 8))) == [0]
+    assert room.state.run(sending(ban_spread(keys, text, 60_000, "", ""))) == [0]
     forget_denials(room)
     assert not room.limits.check(IP, [DEFAULT]).banned
+
+
+def test_a_ban_holds_though_the_clock_stepped_back_behind_a_lift(room: Any, client: Any) -> None:
+    """An operator's ban holds in each shard, also where an earlier one was lifted by a clock that stood ahead."""
+    network = "203.0.113.0/24"
+    for subject in (IP, network):
+        room.abuse.ban(subject, 60)
+        assert room.abuse.lift(subject)
+        ahead = int(client.get(KEYS.ban_lifted(subject))) + 600_000
+        for key in [KEYS.ban_lifted(subject), *client.keys(f"*:{subject}}}:!lifted")]:
+            client.set(key, ahead, keepttl=True)
+        forget_denials(room)
+        assert not room.limits.check(IP, [DEFAULT]).banned
+        room.abuse.ban(subject, 60)
+        assert room.limits.check(IP, [DEFAULT]).banned
+        room.abuse.lift(subject)
+
+
+def test_a_ban_whose_shard_is_away_is_not_lifted_by_half(
+    make_room: Make, cluster: RedisCluster
+) -> None:
+    """A lift that can't end a ban in its shard lifts nothing: the ban stays on the list, and a next try ends it."""
+    room, other = make_room(**HURRIED), make_room()
+    home = cluster.owner(HOUSE)
+    ip = ip_on(cluster, home, other=True)
+    shard = cluster.owner(home_of_ip(ip))
+    room.abuse.ban(ip, 3_600)
+    shard.freeze()
+    try:
+        with pytest.raises(RedisUnavailable):
+            room.abuse.lift(ip)
+    finally:
+        shard.thaw()
+    until(lambda: other.limits.check(ip, [DEFAULT]).banned, "the shard")
+    assert [ban.subject for ban in other.abuse.bans()] == [ip]
+    assert other.abuse.lift(ip)
+    forget_denials(other)
+    assert not other.limits.check(ip, [DEFAULT]).banned
+    assert other.abuse.bans() == []
 
 
 def sending(command: Command) -> Operation[list[Any]]:

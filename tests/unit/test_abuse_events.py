@@ -59,8 +59,10 @@ def test_nothing_that_a_client_sends_breaks_a_line(text: str) -> None:
 @pytest.mark.parametrize("text", NASTY)
 def test_an_event_is_read_as_it_was_written(text: str) -> None:
     """An event is read from the stream as it was written, and clean text stays as it is."""
-    event = Event("denied", ip=cleaned(text), user="u", route=cleaned_route(text), n=8, limit="a")
+    told = {"ip": cleaned(text), "route": cleaned_route(text), "user": "u", "limit": "a"}
+    event = Event("denied", **told, n=8, ago=60_000)
     assert read_event(event.fields()) == event
+    assert read_event(Event("denied", **told, ago=900).fields()) == Event("denied", **told)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,9 @@ def test_a_long_path_costs_its_length(path: str) -> None:
         ([b"kind", b"denied", b"n", b"0"], "n is no number"),
         ([b"kind", b"denied", b"n", b"-1"], "n is no number"),
         ([b"kind", b"denied", b"n", b"9" * 9_999], "n is no number"),
+        ([b"kind", b"denied", b"n", b"0" * 19 + b"1" + b"9" * 9_999], "n is no number"),
         ([b"kind", b"denied", b"n", "٣".encode()], "n is no number"),
+        ([b"kind", b"denied", b"ago", b"-1"], "ago is no number"),
     ],
 )
 def test_what_is_no_event_says_why(fields: list[bytes], message: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from stillroom.health.body import SCHEDULED
 from stillroom.keys import Keys
 from stillroom_workers.app import make_app
 from stillroom_workers.schedule import SCHEDULE
@@ -86,6 +87,11 @@ def test_what_a_worker_counts_reaches_the_report(
     counts = {name: int(n) for name, n in db.hgetall(room.keys.counts).items()}
     assert counts[b"refreshes_done"] == counts[b"refresh_lag_300"] == 1
     assert 100_000 <= counts[b"refresh_lag_ms"] < 200_000
+
+
+def test_health_looks_at_each_scheduled_task() -> None:
+    """Health knows each scheduled task, and so misses the one that always fails."""
+    assert set(SCHEDULED) == {tick.task for tick in SCHEDULE}
 
 
 def test_the_schedule_has_the_snapshot() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stillroom.durations import LAST_MOMENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +30,20 @@ class _Record(BaseModel):
     by: str = ""
     rule: str = ""
     reason: str = ""
-    level: int = 0
-    since: float = 0.0
-    until: float = 0.0
+    level: int = Field(0, ge=0, le=10**15)
+    since: float = Field(0.0, ge=0, le=LAST_MOMENT)
+    until: float = Field(0.0, ge=0, le=LAST_MOMENT)
 
 
-def read_ban(subject: str, text: bytes | None) -> Ban | None:
-    """Return the ban in a key; None if it has ended. One written by hand may say nothing of itself."""
+def read_ban(subject: str, until: float, text: bytes | None) -> Ban | None:
+    """Return the ban in a key; None if it has ended. One written by hand may say nothing of itself.
+
+    `until`: when it ends, as the index says.
+    """
     if text is None:
         return None
     try:
         record = _Record.model_validate_json(text)
     except ValidationError:
-        record = _Record(by="unknown")
+        record = _Record(by="unknown", until=min(until, LAST_MOMENT))
     return Ban(subject, **record.model_dump())

@@ -9,6 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any, TypeAlias
 
@@ -88,7 +89,10 @@ class AbuseBody:
 
     def reset(self) -> None:
         """Start without held events. After a fork the parent sends the events that it holds."""
-        self._held: dict[str, deque[Event]] = {kind: deque() for kind in sorted(self._kinds)}
+        # Each event with when it happened, time.monotonic().
+        self._held: dict[str, deque[tuple[Event, float]]] = {
+            kind: deque() for kind in sorted(self._kinds)
+        }
         self._allowance = Allowance()
         self._compares_exempt_at = 0.0  # time.monotonic()
         self._spreads_at = 0.0
@@ -99,7 +103,7 @@ class AbuseBody:
         self,
         kind: str,
         *,
-        ip: str | None = None,
+        ip: Address | None = None,
         user: str | None = None,
         route: str | None = None,
         token: str | None = None,
@@ -111,7 +115,8 @@ class AbuseBody:
         nothing, kept as an HMAC only: the same one shown again is no other guess.
         True if it was written down. False if not: this process has told of too many of this kind, or Redis is away
         or full. None if that is not known, as no answer came in time: told again, it might count twice. Neither is
-        raised, both are counted. Raises EventRefused for a kind no rule could know, or of nobody.
+        raised, both are counted. Raises EventRefused for a kind no rule could know, or of nobody, and
+        InvalidArgument for a user, a route or a token that is no text.
         """
         event = self._event(kind, ip, user, route, token)
         if not self._allowance.take(kind, time.monotonic()):
@@ -130,16 +135,17 @@ class AbuseBody:
     ) -> None:
         """Queue an event, to be sent with this process' next counts. Without `ip` and `user` it is ignored.
 
+        After an outage it is sent with its age: what happened in an hour is not what happened in one moment.
         Each kind has a limit of its own: a flood of one that any client can make drowns no other's alarm.
         """
         if ip is None and user is None:
             return
         event = self._event(kind, ip, user, route, token)
-        held = self._held[kind]
-        if len(held) >= HELD_LIMIT or not self._allowance.take(kind, time.monotonic()):
+        held, now = self._held[kind], time.monotonic()
+        if len(held) >= HELD_LIMIT or not self._allowance.take(kind, now):
             self._stats.counts["abuse_dropped"] += 1
             return
-        held.append(event)
+        held.append((event, now))
 
     def riding(self) -> list[Command]:
         """Return the commands that write down what is held. They may get lost with the batch that they ride in."""
@@ -185,6 +191,7 @@ class AbuseBody:
         a client's, a ninth width, and a time out of range. Redis away: RedisUnavailable.
         """
         name = self._bannable(subject)
+        _check_text("reason", reason)
         seconds = seconds_of("seconds", seconds, least=-LONGEST_BY_HAND_S)
         if not 1 <= seconds <= LONGEST_BY_HAND_S:
             raise BanRefused(subject, f"{seconds:g} seconds; a ban is for 1 second to 30 days")
@@ -213,18 +220,29 @@ class AbuseBody:
             # Of a client: of whatever width processes have, or had, its network.
             names += prefixes_of(address, V6_CLIENTS)
         names = list(dict.fromkeys(names))
-        here = yield Once(map(self._lifting, names))
-        there = yield from end_bans(self._keys, names, EVENT_LIFE_MS + PEACE_MS)
-        lifted = [bool(one) or other for one, other in zip(here, there, strict=True)]
+        lifted = yield from self._lift(names)
         for name in [name for name, done in zip(names, lifted, strict=True) if done]:
             self._bans.forget(self._keys.ban(name))
             log.warning("the ban of %s was lifted", name)
         return any(lifted)
 
+    def _lift(self, names: Sequence[str]) -> Operation[list[bool]]:
+        """Lift the bans of these subjects, in a cluster in all shards; return whether each was banned.
+
+        The shards come first. With one of them away nothing is lifted, and workers write the ban again to the
+        others: else it would hold there, and no list would show it. They come last, too, because a worker may have
+        written it again meanwhile.
+        """
+        first = yield from end_bans(self._keys, names, EVENT_LIFE_MS + PEACE_MS)
+        here = yield Once(map(self._lifting, names))
+        last = yield from end_bans(self._keys, names, EVENT_LIFE_MS + PEACE_MS)
+        return [any(held) for held in zip(first, here, last, strict=True)]
+
     def _lifting(self, name: str) -> Command:
         keys, counts = self._keys, [self._keys.abuse_count(rule.name, name) for rule in self.rules]
-        own = [keys.ban(name), keys.ban_level(name), keys.ban_lifted(name), keys.bans]
-        return abuse_lift([*own, *counts], name, EVENT_LIFE_MS + PEACE_MS)
+        own = [keys.ban(name), keys.ban_level(name), keys.ban_lifted(name)]
+        own += [keys.bans, keys.ban_widths]
+        return abuse_lift([*own, *counts], name, EVENT_LIFE_MS + PEACE_MS, width_of(name))
 
     def _lift_exempt(self) -> Operation[None]:
         """Lift the bans of clients that became exempt. This runs now and then, because other workers may lag."""
@@ -237,8 +255,7 @@ class AbuseBody:
             names = [name.decode(errors="replace") for name in page]
             exempt = [name for name in names if self._exempt.has(name)]
             for name in exempt:
-                yield Once([self._lifting(name)])
-                yield from end_bans(self._keys, [name], EVENT_LIFE_MS + PEACE_MS)
+                yield from self._lift([name])
                 self._bans.forget(self._keys.ban(name))
                 log.warning("the ban of %s was lifted: it is exempt", name)
             start += len(page) - len(exempt)  # they have left the index
@@ -270,23 +287,35 @@ class AbuseBody:
         query = (b"ZREVRANGE", self._keys.bans, b"0", b"%d" % (limit - 1), b"WITHSCORES")
         clock, found = yield [(b"TIME",), query]
         now_ms = int(clock[0]) * 1_000 + int(clock[1]) // 1_000
-        pairs = zip(found[::2], found[1::2], strict=True)
-        subjects = [
-            name.decode(errors="replace") for name, until in pairs if float(until) >= now_ms
+        pairs = zip(found[::2], map(float, found[1::2]), strict=True)
+        listed = [
+            (name.decode(errors="replace"), until / 1_000)
+            for name, until in pairs
+            if until >= now_ms
         ]
-        if not subjects:
+        if not listed:
             return []
-        (texts,) = yield [(b"MGET", *map(self._keys.ban, subjects))]
-        return [one for found in zip(subjects, texts, strict=True) if (one := read_ban(*found))]
+        (texts,) = yield [(b"MGET", *(self._keys.ban(subject) for subject, _ in listed))]
+        bans = [read_ban(*one, text) for one, text in zip(listed, texts, strict=True)]
+        return [ban for ban in bans if ban is not None]
 
     # Writing events
 
     def _event(
-        self, kind: str, ip: str | None, user: str | None, route: str | None, token: str | None
+        self,
+        kind: str,
+        ip: Address | None,
+        user: str | None,
+        route: str | None,
+        token: str | None,
     ) -> Event:
         check_kind(kind, self._kinds)
         if ip is None and user is None:
             raise EventRefused(f"{kind}: an event needs a subject: give ip=, user= or both")
+        ip = str(ip) if isinstance(ip, ADDRESSES) else ip
+        for name, text in {"ip": ip, "user": user, "route": route, "token": token}.items():
+            if text is not None:
+                _check_text(name, text)
         return Event(
             kind,
             ip="" if ip is None else subject_of(ip, self.settings.limit_v6_prefix),
@@ -337,9 +366,10 @@ class AbuseBody:
         for held in sorted(self._held.values(), key=len):
             while held and len(events) < most:
                 try:
-                    events.append(held.popleft())
+                    event, at = held.popleft()
                 except IndexError:  # another thread took the last one
                     break
+                events.append(replace(event, ago=int((time.monotonic() - at) * 1_000)))
         return events
 
     def _bannable(self, subject: Address) -> str:
@@ -362,3 +392,9 @@ class AbuseBody:
             return UNKNOWN
         is_address = network.version == 4 and network.prefixlen == 32
         return str(network.network_address if is_address else network)
+
+
+def _check_text(name: str, given: object) -> None:
+    """Raise InvalidArgument for what is no text, without repeating it: it may be somebody's name."""
+    if not isinstance(given, str):
+        raise InvalidArgument(f"{name} is text, not {type(given).__name__}")

@@ -28,6 +28,7 @@ KIND_GRAMMAR = r"[a-z][a-z0-9_]{0,31}"
 TEXT_LIMIT = 200  # characters
 ROUTE_LIMIT = 2_000  # of which the first 200 are kept once possible tokens are out
 N_LIMIT = 10**12
+TOLD_AGO_MS = 1_000  # an event that was held for less is told without its age
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # A part of a path that could be a token is so long, and has a digit in it.
@@ -45,7 +46,10 @@ class BadEvent(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event. What is not known is empty; `user`, `token`: HMACs; `n` is how often it has happened so far."""
+    """One event. What is not known is empty; `user`, `token`: HMACs; `n` is how often it has happened so far.
+
+    `ago`: how long it had been held when it was written, ms.
+    """
 
     kind: str
     ip: str = ""
@@ -54,6 +58,7 @@ class Event:
     limit: str = ""
     n: int = 1
     token: str = ""
+    ago: int = 0
 
     def fields(self) -> list[bytes]:
         """Return the event as XADD takes it: name, value, name, value …"""
@@ -65,12 +70,16 @@ class Event:
             "user": self.user,
             "route": self.route,
             "token": self.token,
+            "ago": str(self.ago) if self.ago >= TOLD_AGO_MS else "",
         }
         return [part.encode() for item in known.items() if item[1] for part in item]
 
 
 class Entry(NamedTuple):
-    """An event and its id in the stream, which says when it was written, by the server's clock."""
+    """An event and its id in the stream, which says when it was written, by the server's clock.
+
+    It happened before that where it was held: see AbuseBody.hold.
+    """
 
     id: bytes
     event: Event
@@ -80,7 +89,7 @@ class Entry(NamedTuple):
 
     @property
     def ms(self) -> int:
-        return int(self.id.partition(b"-")[0]) + self.shift_ms
+        return int(self.id.partition(b"-")[0]) + self.shift_ms - self.event.ago
 
 
 def read_event(fields: Sequence[bytes]) -> Event:
@@ -97,7 +106,8 @@ def read_event(fields: Sequence[bytes]) -> Event:
         route=cleaned_route(given.get("route", "")),
         limit=cleaned(given.get("limit", "")),
         token=cleaned(given.get("token", "")),
-        n=_count(given.get("n", "1")),
+        n=_number("n", given.get("n", "1"), 1),
+        ago=_number("ago", given.get("ago", "0"), 0),
     )
 
 
@@ -108,7 +118,7 @@ def kinds_of_apps(named: Iterable[str]) -> frozenset[str]:
 
 def check_kind(kind: str, allowed: frozenset[str]) -> None:
     """Raise EventRefused for a kind that is not allowed."""
-    if kind not in allowed:
+    if not isinstance(kind, str) or kind not in allowed:
         known = sorted(allowed)
         raise EventRefused(
             f"{ascii(kind)[:80]} is no kind of event (known: {', '.join(known)}; "
@@ -146,7 +156,8 @@ def _cut_out(part: str) -> str:
     return f"*{crc32(part.encode()) & 0xFFFF:04x}"
 
 
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:20]) <= N_LIMIT):
-        raise BadEvent(f"n is no number: {cleaned(text, 40)!r}")
+def _number(name: str, text: str, least: int) -> int:
+    is_short = text.isascii() and text.isdigit() and len(text) <= len(str(N_LIMIT))
+    if not (is_short and least <= int(text) <= N_LIMIT):
+        raise BadEvent(f"{name} is no number: {cleaned(text, 40)!r}")
     return int(text)

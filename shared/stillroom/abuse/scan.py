@@ -290,7 +290,12 @@ class Scan:
         texts = [cleaned(part.decode("utf-8", "backslashreplace")) for part in fields[:20]]
         about = (b"id", name, b"reason", reason.encode(), b"event", json.dumps(texts).encode())
         adds = (b"XADD", self._keys.abuse_aside, b"MAXLEN", b"~", b"%d" % ASIDE_KEPT, b"*", *about)
-        yield Once([adds, _acknowledging(stream, [name])])
+        try:
+            yield Once([adds, _acknowledging(stream, [name])])
+        except RedisRefused as refused:
+            # A server that is full takes no dead letter. The event must not keep the others from being judged.
+            if len(refused.replies) != 2 or isinstance(refused.replies[1], Exception):
+                raise
         log.error("the abuse event %s is now a dead letter: %s", name.decode(), reason)
         self._done["aside"] += 1
 
@@ -299,7 +304,8 @@ class Scan:
         try:
             yield Once([abuse_tidy([self._keys.bans]), *self._stats.flush(self._server.now_ms())])
         except RedisRefused as refused:
-            if refused.reason != "oom":  # a server that is full refuses to count
+            # A server that is full, or that has something else in the place of a count, refuses to count.
+            if not refused.replies or isinstance(refused.replies[0], Exception):
                 raise
 
     # Judging

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stillroom.cache.figures import figures_in
+from stillroom.durations import LAST_MOMENT
 from stillroom.keys import Keys
 from stillroom.stats import Stats
 from stillroom.wire import Command
@@ -97,14 +98,17 @@ def _errors(pairs: Sequence[bytes]) -> Iterator[dict[str, Any]]:
     for name, text in zip(pairs[::2], pairs[1::2], strict=True):
         try:
             told = json.loads(text)
-            error = {
-                "kind": str(told["kind"]),
-                "place": str(told["place"]),
-                "at": float(told["at"]),
-            }
-        except (ValueError, TypeError, KeyError):
+            kind, place = (str(told[one]).encode().decode() for one in ("kind", "place"))
+            at = float(told["at"])
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             continue
-        yield {"name": name.decode(errors="replace"), **error}
+        if 0 <= at <= LAST_MOMENT:
+            yield {
+                "name": name.decode(errors="replace"),
+                "kind": kind,
+                "place": place,
+                "at": at,
+            }
 
 
 def _lag(counts: Mapping[str, int]) -> Mapping[str, float | None]:

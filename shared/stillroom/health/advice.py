@@ -59,6 +59,7 @@ def advise(measures: Measures) -> list[Advice]:
     """Return the findings, the worst first."""
     found = [*_connections(measures), *_said_no(measures), *_policies(measures), *_old(measures)]
     found += [*_not_kept(measures), *_paused(measures), *_slots(measures), *_clocks(measures)]
+    found += _standing(measures)
     found += [advice for rule in RULES for advice in _applied(rule, measures)]
     return sorted(found, key=lambda advice: advice.severity != "fail")
 
@@ -266,6 +267,21 @@ def _paused(measures: Measures) -> Iterator[Advice]:
             what=f"Refreshes are paused for {tasks.paused_s / 60:.0f} min more{whose}: stale values stay.",
             good="They run, but while a database is being repaired.",
             todo="It ends by itself; `stillroom resume refresh` ends it now.",
+        )
+
+
+def _standing(measures: Measures) -> Iterator[Advice]:
+    """Warn of scheduled tasks that fail each time. Who else would notice that nobody looks for abuse?"""
+    standing = (measures.tasks and measures.tasks.standing) or {}
+    if standing:
+        named = ", ".join(f"{task} ({age / 60:.0f} min ago)" for task, age in standing.items())
+        yield Advice(
+            code="standing",
+            severity="warn",
+            component="tasks:beat",
+            what=f"Scheduled tasks do not end well, though beat goes on. Last done: {named}.",
+            good="Each is done every minute, or oftener.",
+            todo="The workers' log says why they fail.",
         )
 
 
@@ -654,7 +670,8 @@ RULES: list[Rule] = [
         None,
         "{v:.0f} abuse events of the last minute were dropped.",
         "None.",
-        "Redis was away or its memory full while somebody was denied; patterns of that time are not seen.",
+        "Redis was away or full, or a process saw a flood: over 50 of a kind in a second. Patterns in what was "
+        "dropped are not seen.",
         "detection is blind to what is dropped",
     ),
     Rule(

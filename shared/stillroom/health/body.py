@@ -7,10 +7,12 @@ connections and breakers, so it sees what the app sees. It does not raise: what 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stillroom.counted import rare
 from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.health.advice import advise, misconfigured, status_of
 from stillroom.health.past import NOT_TOLD, Past, began, patterns_in
@@ -38,11 +40,15 @@ from stillroom.health.snapshot import (
     KEPT_S,
     measures_of,
     packed,
+    packed_nodes,
     snapshot_of,
     unpacked,
+    unpacked_nodes,
     with_rates,
+    with_standing,
 )
 from stillroom.health.source import (
+    MINUTE_MS,
     Answers,
     Source,
     Told,
@@ -58,9 +64,12 @@ from stillroom.health.source import (
 from stillroom.health.system import SystemWatch
 from stillroom.health.webhook import Webhook
 from stillroom.keys import Keys
-from stillroom.operation import Call, On, Once, Operation, Pause
-from stillroom.scripts import health_snapshot, task_ticked, worker_seen
+from stillroom.operation import On, Once, Operation, Pause
+from stillroom.scripts import fold_counts, health_snapshot, task_ticked, worker_seen
 from stillroom.settings import Settings
+from stillroom.shown import shown
+from stillroom.stats import KEPT_SECONDS
+from stillroom.whole import is_whole
 from stillroom.wire import Budget, Command
 
 log = logging.getLogger("stillroom.health")
@@ -75,11 +84,17 @@ TICKS_OF_BEAT = (
     "stillroom.trim_indexes",
     "stillroom.warm",
 )
+SCHEDULED = (*TICKS_OF_BEAT, "stillroom.reclaim", "stillroom.sweep_sessions")
 PATTERNS = 50
 SHORT_FIGURES, LONG_FIGURES, FIGURES_MOST = 15, 60, 119  # minutes
+HOURS = 24 * 366  # more than snapshots are kept
+COUNTS_MOST = (
+    8_000  # fields of all counts: those of two apps that count a hundred names of each kind
+)
+FOLDED_AT_ONCE = 200  # of them, added to others by one script
 BITE = 120  # snapshots in one reply: some 300 KB
 WORKER_GONE_MS = 600_000
-TICKS_KEPT_MS = 86_400_000
+TICKS_KEPT_MS = 30 * 86_400_000  # a schedule that has stopped is a finding for as long
 PARTS: Mapping[str, type[Part]] = {
     "cache": CacheStats,
     "sessions": SessionStats,
@@ -96,6 +111,7 @@ class HealthBody:
         self._keys = keys
         self._sources = sources  # the first holds the state, and what health itself keeps
         self._system = SystemWatch()
+        self._machine = "-".join(shown(os.uname().nodename, 100).split()) or "unnamed"
         self.webhook = Webhook(settings, keys, sources[0].clock.now_ms)
 
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
@@ -113,6 +129,7 @@ class HealthBody:
         kept: list[Command] = [
             (b"XREVRANGE", self._keys.health, b"+", b"-", b"COUNT", b"1"),
             (b"HGETALL", self._keys.health_open),
+            (b"GET", self._keys.health_nodes),
         ]
         # The batch goes to several nodes of a cluster. The time to describe each of them is kept apart from it.
         timeout, shares = self.settings.health_timeout, 2 if self.settings.state_cluster else 1
@@ -124,11 +141,11 @@ class HealthBody:
         if self.settings.state_cluster:
             with Budget(timeout / shares):
                 nodes = yield from self._nodes()
-        newest, open_findings = answers[0].rest
-        system = yield Call(self._system.look)  # a disk that hangs must not hold up an event loop
-        measures = with_rates(
-            _measured(answers, nodes, system), next(iter(unpacked(newest or ())), None)
-        )
+        newest, open_findings, counted = answers[0].rest
+        system = self._system.newest()
+        before = next(iter(unpacked(newest or ())), None)
+        measured = with_standing(_measured(answers, nodes, system), before, SCHEDULED)
+        measures = with_rates(measured, before, unpacked_nodes(counted))
         return self._report(measures, answers, counts_in(open_findings) or {}, started)
 
     def _nodes(self) -> Operation[list[Server]]:
@@ -142,7 +159,7 @@ class HealthBody:
         self, measures: Measures, answers: Sequence[Answers], since_ms: Counts, started: float
     ) -> Report:
         advice = tuple(
-            found.model_copy(update={"since": _seconds(since_ms.get(found.name))})
+            found.model_copy(update={"since": _seconds(since_ms.get(self._told_as(found)))})
             for found in self._advice(measures)
             if found.code not in self.settings.health_accept
         )
@@ -182,31 +199,49 @@ class HealthBody:
         error = "; ".join(f"{server.name}: {server.connection.error}" for server in down) or None
         snapshot = snapshot_of(report, error)
         try:
-            began, ended = yield from self._keep(snapshot)
+            began, ended = yield from self._keep(snapshot, report)
         except RedisUnavailable as refused:
             log.warning("the snapshot of this minute is not kept: %s", refused.reason)
             return snapshot.model_copy(update={"error": error or f"not kept: {refused.reason}"})
-        _tell(report, began, ended)
-        if noting := self.webhook.noting(
-            [one for one in report.advice if one.name in began], ended
-        ):
-            yield from attempt(noting)
+        self._tell(report, began, ended)
+        yield On([(n, _tidy_counts(source)) for n, source in enumerate(self._sources)])
         return snapshot
 
     def tell_webhook(self) -> Operation[dict[str, Any]]:
         """Post findings and patterns of abuse to the webhook. See Webhook.tell."""
         return self.webhook.tell()
 
-    def _keep(self, snapshot: Snapshot) -> Operation[tuple[list[str], Mapping[str, int]]]:
+    def _keep(
+        self, snapshot: Snapshot, report: Report
+    ) -> Operation[tuple[list[str], Mapping[str, int]]]:
         """Keep a snapshot; return (findings that began, those that ended and their length in ms),
         nothing if kept already.
         """
         keys = [self._keys.health, self._keys.health_week, self._keys.health_open]
+        keys += [self._keys.webhook, self._keys.health_nodes]
+        named = [(self._told_as(one), one) for one in report.advice]
+        findings = [word for name, one in named for word in (name, self.webhook.begun(name, one))]
         kept = health_snapshot(
-            keys, packed(snapshot), KEPT, KEPT_COARSE, KEPT_S, *snapshot.findings
+            keys,
+            *(packed(snapshot), KEPT, KEPT_COARSE, KEPT_S, self.webhook.most),
+            *(self._machine, packed_nodes(report.servers), *findings),
         )
         ((_, began, ended),) = yield [kept]
         return [name.decode() for name in began], counts_in(ended) or {}
+
+    def _told_as(self, found: Advice) -> str:
+        """Return the name by which a finding is told. What is found of a machine is that machine's."""
+        return f"{found.name} on {self._machine}" if found.component == "system" else found.name
+
+    def _tell(self, report: Report, began: Sequence[str], ended: Mapping[str, int]) -> None:
+        """Log one line with advice when a finding begins, and one when it ends."""
+        by_name = {self._told_as(found): found for found in report.advice}
+        for name in began:
+            found = by_name[name]
+            level = logging.ERROR if found.severity == "fail" else logging.WARNING
+            log.log(level, "%s: %s Good: %s %s", name, found.what, found.good, found.todo)
+        for name, length_ms in ended.items():
+            log.warning("%s: over after %.0f min", shown(name), length_ms / 60_000)
 
     def _with_doctor(self, report: Report) -> Operation[Report]:
         place = {source.name: n for n, source in reversed(list(enumerate(self._sources)))}
@@ -223,8 +258,10 @@ class HealthBody:
     def history(self, hours: float = 24.0) -> Operation[list[Snapshot]]:
         """Return the snapshots of the last hours, oldest first: each minute's up to 24 h, else every fifth.
 
-        Redis away: RedisUnavailable.
+        Raises InvalidArgument for a number of hours that is none. Redis away: RedisUnavailable.
         """
+        if isinstance(hours, bool) or not isinstance(hours, int | float) or not 0 < hours <= HOURS:
+            raise InvalidArgument(f"hours={hours!r}: a number up to {HOURS}, and more than 0")
         stream = self._keys.health if hours <= 24 else self._keys.health_week
         start = b"%d" % max(0, self._sources[0].clock.now_ms() - int(hours * 3_600_000))
         found: list[Snapshot] = []
@@ -260,7 +297,7 @@ class HealthBody:
 
         Does not raise. Redis away: what can't be known is null.
         """
-        if not 1 <= minutes <= FIGURES_MOST:
+        if not is_whole(minutes, most=FIGURES_MOST):
             raise InvalidArgument(f"minutes={minutes}: counts are kept for {FIGURES_MOST} minutes")
         parts: Mapping[str, type[Part]] = {"cache": CacheStats, "limits": Limits}
         counted = yield On(
@@ -345,6 +382,31 @@ def _seconds(ms: int | None) -> float | None:
     return None if ms is None else ms / 1000
 
 
+def _tidy_counts(source: Source) -> Operation[None]:
+    """Drop the counts of minutes that are still to come, and bound those by name."""
+    minute = source.clock.now_ms() // MINUTE_MS
+    # They were counted before the clock was set back, and would be told again when their minute comes.
+    ahead = [source.keys.stats(minute + n) for n in range(2, KEPT_SECONDS // 60 + 2)]
+    yield from attempt([(b"UNLINK", *ahead)])
+    yield from _bound_counts(source.keys)
+
+
+def _bound_counts(keys: Keys) -> Operation[None]:
+    """Add up the rarest of the counts by name, where there are too many names. Redis away: nothing happens."""
+    try:
+        (size,) = yield [(b"HLEN", keys.counts)]
+        if size <= COUNTS_MOST:
+            return
+        (pairs,) = yield [(b"HGETALL", keys.counts)]
+        folds = rare(counts_in(pairs) or {}, COUNTS_MOST // 2)
+        for start in range(0, len(folds), FOLDED_AT_ONCE):
+            words = [word for fold in folds[start : start + FOLDED_AT_ONCE] for word in fold]
+            yield Once([fold_counts([keys.counts], *words)])
+            yield Pause(0)
+    except RedisUnavailable as error:
+        log.debug("counts by name are not bounded: %s", error.reason)
+
+
 def _once(batch: list[Command]) -> Operation[None]:
     """Send counts, which must not be added twice. Redis away: they are lost, as stats.py says."""
     try:
@@ -362,14 +424,3 @@ def _doctor() -> Operation[str | None]:
 def _with_words(info: RedisInfo, words: str | None) -> RedisInfo:
     memory = info.memory.model_copy(update={"doctor": words})
     return info.model_copy(update={"memory": memory})
-
-
-def _tell(report: Report, began: Sequence[str], ended: Mapping[str, int]) -> None:
-    """Log one line with advice when a finding begins, and one when it ends."""
-    by_name = {found.name: found for found in report.advice}
-    for name in began:
-        found = by_name[name]
-        level = logging.ERROR if found.severity == "fail" else logging.WARNING
-        log.log(level, "%s: %s Good: %s %s", name, found.what, found.good, found.todo)
-    for name, length_ms in ended.items():
-        log.warning("%s: over after %.0f min", name, length_ms / 60_000)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from stillroom.health.report import Figures, Part, Snapshot
+from stillroom.health.report import Count, Figures, Length, Moment, Part, Snapshot
 
 COARSE_S = 300.0  # between two snapshots of the stream that keeps a week
 
@@ -17,11 +17,11 @@ class Pattern(Part):
 
     rule: str
     subject: str  # an address, a network, or a user's HMAC
-    count: int
-    last: float
+    count: Count
+    last: Moment
     action: str
     shadow: bool  # only what would have been done
-    ban_seconds: float = 0.0
+    ban_seconds: Length = 0.0
 
 
 class Past(NamedTuple):

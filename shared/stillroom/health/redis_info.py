@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -34,7 +35,8 @@ class Fields:
         return self._read(name, int)
 
     def ratio(self, name: str) -> float | None:
-        return self._read(name, float)
+        value = self._read(name, float)
+        return value if value is not None and math.isfinite(value) else None
 
     def flag(self, name: str, true: str = "1") -> bool | None:
         value = self.text(name)

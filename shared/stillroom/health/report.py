@@ -8,9 +8,16 @@ Times are seconds (moments: since 1970), sizes are bytes, ratios are 0 to 1; rat
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from stillroom.durations import LAST_MOMENT
+
+# What another program may have written: a record with a number out of these ranges is none.
+Moment = Annotated[float, Field(ge=0, le=LAST_MOMENT)]
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Length = Annotated[float, Field(ge=0, le=10**12)]  # seconds
 
 Status = Literal["pass", "warn", "fail"]
 Severity = Literal["warn", "fail"]
@@ -20,9 +27,12 @@ ORDER: Mapping[str, int] = {"pass": 0, "warn": 1, "fail": 2}
 
 
 class Part(BaseModel):
-    """A piece of a report, which ignores fields that a newer version wrote into the stream."""
+    """A piece of a report, which ignores fields that a newer version wrote into the stream.
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    No number of it is NaN or infinite: JSON has neither, and no page can show it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Advice(Part):
@@ -252,7 +262,7 @@ class LoadError(Part):
     name: str  # the loader's
     kind: str  # the error's class
     place: str  # where it was raised, `shop.db:41`
-    at: float
+    at: Moment
 
 
 class CacheStats(Part):
@@ -322,12 +332,12 @@ class WorkerStats(Part):
     name: str = ""
     seen_s: float = 0.0  # since then
     queues: tuple[str, ...] = ()  # that it takes from
-    threads: int | None = None
-    busy: int | None = None  # tasks it works on now
-    up_s: float | None = None  # since its start, when it was seen
-    done: int | None = None  # tasks since its start
-    failed: int | None = None
-    per_min: float | None = None  # tasks ended in the last minute
+    threads: Count | None = None
+    busy: Count | None = None  # tasks it works on now
+    up_s: Length | None = None  # since its start, when it was seen
+    done: Count | None = None  # tasks since its start
+    failed: Count | None = None
+    per_min: Length | None = None  # tasks ended in the last minute
 
 
 class TaskStats(Part):
@@ -339,10 +349,11 @@ class TaskStats(Part):
     dead_letters: int | None = None  # failed work that waits for a person
     workers: int | None = None  # seen in the last half minute
     crew: tuple[WorkerStats, ...] | None = None  # the workers, seen last first; not in snapshots
-    beat_s: float | None = None  # since a tick of beat's was done last; null: none within a day
+    beat_s: float | None = None  # since a tick of beat's was done last; null: none in 30 days
     paused_s: float | None = None  # refreshes are paused for so much longer; null: they are not
     paused_by: str | None = None
     ticks: Mapping[str, float] | None = None  # scheduled task → seconds since it last ended well
+    standing: Mapping[str, float] | None = None  # those of them that fail while beat goes on
 
     @property
     def aside(self) -> int | None:
@@ -378,6 +389,12 @@ class Snapshot(Measures):
     status: Status
     findings: tuple[str, ...] = ()  # the names of its advice, "component code"
     error: str | None = None
+
+
+class Nodes(Part):
+    """What the nodes of clusters had counted at the last snapshot. Snapshots themselves have no nodes."""
+
+    nodes: Mapping[str, RedisInfo] = {}  # by name, with `run_id` and `counters`
 
 
 def worst(statuses: tuple[Status, ...] | list[Status]) -> Status:

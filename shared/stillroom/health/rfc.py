@@ -51,7 +51,7 @@ def _of_tasks(known: TaskStats | None) -> Checks:
     tasks = known or TaskStats()
     return {
         "tasks:queues": [
-            _check("component", known, without=("workers", "crew", "beat_s", "ticks"))
+            _check("component", known, without=("workers", "crew", "beat_s", "ticks", "standing"))
         ],
         "tasks:workers": [_observed("component", tasks.workers, "workers")],
         "tasks:beat": [_observed("component", tasks.beat_s, "s") | {"ticks": tasks.ticks}],

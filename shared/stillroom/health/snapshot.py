@@ -11,20 +11,26 @@ from stillroom.health.report import (
     CacheStats,
     Counters,
     Measures,
+    Nodes,
     RedisInfo,
     Report,
     Server,
     Snapshot,
+    TaskStats,
 )
 
 KEPT = 24 * 60  # snapshots, one a minute: a day …
 KEPT_COARSE = 7 * 24 * 12  # … and every fifth minute's for a week
 KEPT_S = 8 * 86_400  # without a new one
+BEATS_WITHIN_S = 150.0  # as for the finding about beat
+STANDING_S = (
+    600.0  # so long after its last good end a task stands still: each is due within a minute
+)
 USUAL_WEIGHT = 1 / 60  # of the newest minute in the moving average: an hour's worth of memory
 
 # Parts that a report has and a snapshot has not: 1,440 snapshots of them would be long.
 OF_NOW = {
-    "tasks": ("crew",),
+    "tasks": ("crew", "standing"),
     "cache": ("loaders", "errors"),
     "limits": ("each", "rules"),
 }
@@ -61,6 +67,25 @@ def packed(snapshot: Snapshot) -> bytes:
     return snapshot.model_dump_json(exclude_none=True).encode()
 
 
+def packed_nodes(servers: Sequence[Server]) -> bytes:
+    """Return what the nodes of clusters have counted, as it is kept for the next snapshot. Empty without nodes."""
+    known = {
+        node.name: RedisInfo(run_id=node.redis.run_id, counters=node.redis.counters)
+        for server in servers
+        for node in server.nodes
+        if node.redis is not None
+    }
+    return Nodes(nodes=known).model_dump_json(exclude_defaults=True).encode() if known else b""
+
+
+def unpacked_nodes(text: bytes | None) -> Mapping[str, RedisInfo]:
+    """Return what each node had counted at the last snapshot. Another writer's text is as good as none."""
+    try:
+        return Nodes.model_validate_json(text or b"{}").nodes
+    except ValidationError:
+        return {}
+
+
 def unpacked(entries: Sequence[Any]) -> list[Snapshot]:
     """Return the snapshots in a reply to XRANGE. An entry that can't be read (another writer's) is left out."""
     found = [_unpacked(fields) for _, fields in entries]
@@ -74,30 +99,60 @@ def _unpacked(fields: Sequence[bytes]) -> Snapshot | None:
         return None
 
 
-def with_rates(measures: Measures, before: Measures | None) -> Measures:
+def with_rates(
+    measures: Measures, before: Measures | None, nodes: Mapping[str, RedisInfo] = {}
+) -> Measures:
     """Return the measures with the rates since an earlier snapshot, the usual hit ratio and MEMORY DOCTOR's words.
+
+    `nodes`: what the nodes of clusters had counted then.
 
     A server that was restarted in between counts from 0 again: its rates are unknown, not negative.
     """
     if before is None:
         return measures
-    earlier = {server.name: server.redis for server in before.servers}
-    servers = tuple(_server_with_rates(s, earlier.get(s.name)) for s in measures.servers)
+    earlier = {**{server.name: server.redis for server in before.servers}, **nodes}
+    servers = tuple(_server_with_rates(server, earlier) for server in measures.servers)
     return measures.model_copy(
         update={"servers": servers, "cache": _with_usual_ratio(measures.cache, before.cache)}
     )
 
 
-def _server_with_rates(server: Server, before: RedisInfo | None) -> Server:
-    now = server.redis
+def with_standing(
+    measures: Measures, before: Measures | None, scheduled: Sequence[str]
+) -> Measures:
+    """Return the measures with the scheduled tasks that stand still though beat goes on, now and a snapshot ago.
+
+    When workers begin again after hours, each task is late until its turn comes: that is over within a minute.
+    """
+    if measures.tasks is None or before is None or measures.time - before.time > BEATS_WITHIN_S:
+        return measures
+    late, late_before = _late(measures.tasks), _late(before.tasks)
+    standing = {task: late[task] for task in scheduled if task in late and task in late_before}
+    tasks = measures.tasks.model_copy(update={"standing": standing})
+    return measures.model_copy(update={"tasks": tasks})
+
+
+def _late(tasks: TaskStats | None) -> Mapping[str, float]:
+    if tasks is None or tasks.beat_s is None or tasks.beat_s > BEATS_WITHIN_S:
+        return {}
+    return {task: age for task, age in (tasks.ticks or {}).items() if age > STANDING_S}
+
+
+def _server_with_rates(server: Server, earlier: Mapping[str, RedisInfo | None]) -> Server:
+    nodes = tuple(_server_with_rates(node, earlier) for node in server.nodes)
+    known = _info_with_rates(server.redis, earlier.get(server.name))
+    return server.model_copy(update={"redis": known, "nodes": nodes})
+
+
+def _info_with_rates(now: RedisInfo | None, before: RedisInfo | None) -> RedisInfo | None:
     if now is None or before is None or now.run_id is None or now.run_id != before.run_id:
-        return server
+        return now
     rates = rates_between(before.counters, now.counters)
     known = {
         "operations": now.operations.model_copy(update=rates),
         "memory": now.memory.model_copy(update={"doctor": before.memory.doctor}),
     }
-    return server.model_copy(update={"redis": now.model_copy(update=known)})
+    return now.model_copy(update=known)
 
 
 def rates_between(before: Counters, now: Counters) -> Mapping[str, float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -11,12 +12,15 @@ from stillroom.health.probe import Counts, Probe
 from stillroom.health.redis_info import followers_in, parse_info
 from stillroom.health.report import Connection, RedisInfo, Replication, Role, Server
 from stillroom.keys import Keys
-from stillroom.operation import Operation
+from stillroom.operation import Once, Operation
 from stillroom.replicas import UNCONFIRMED
 from stillroom.stats import Stats
 from stillroom.wire import AWAY, AtSlot, Clock, Command, NodeAway
 
+log = logging.getLogger("stillroom.health")
+
 MINUTE_MS = 60_000
+DIGITS = 19  # of the largest number that Redis counts to
 OF_SELF: Sequence[tuple[bytes, ...]] = ((b"INFO",), (b"SLOWLOG", b"LEN"), (b"TIME",))
 
 
@@ -111,7 +115,7 @@ def ask(source: Source, besides: Sequence[Command]) -> Operation[Answers]:
     """Ask a server for its part of the report. A command that this user may not run leaves a hole, not an error."""
     source.clock.ask_time()  # and the server's role: a replica is not reported on
     now_ms = source.clock.now_ms()
-    asked = [(probe, probe.commands(now_ms)) for probe in source.probes]
+    asked = _asked(source.probes, now_ms)
     own = _own_commands(source, now_ms)
     batch = [*own, *besides, *(command for _, commands in asked for command in commands)]
     started = time.monotonic()
@@ -174,8 +178,7 @@ def ask_counts(source: Source, minutes: int, parts: Sequence[str]) -> Operation[
     """Ask for the counts of the last `minutes` whole minutes, and the probes of these parts. Does not raise."""
     now_ms = source.clock.now_ms()
     newest = now_ms // MINUTE_MS - 1
-    probes = [probe for probe in source.probes if probe.part in parts]
-    asked = [(probe, probe.commands(now_ms)) for probe in probes]
+    asked = _asked([probe for probe in source.probes if probe.part in parts], now_ms)
     stats = [(b"HGETALL", source.keys.stats(newest - ago)) for ago in range(minutes)]
     outcome = yield from attempt([*stats, *(one for _, commands in asked for one in commands)])
     place = iter(outcome.replies)
@@ -195,10 +198,13 @@ def added(counts: Sequence[Counts | None]) -> Counts | None:
 
 
 def attempt(batch: Sequence[Command], counts: Sequence[Command] = ()) -> Operation[Outcome]:
-    """Send a batch, the counts that are due behind it. Does not raise for what Redis does."""
+    """Send a batch, the counts that are due behind it. Does not raise for what Redis does.
+
+    Counts and events are written once. So where the connection dies, the batch alone is sent again.
+    """
     size = len(batch)
     try:
-        replies = yield [*batch, *counts]
+        replies = yield Once.joined([list(batch), Once(counts)]) if counts else list(batch)
     except RedisRefused as refused:
         if len(refused.replies) != size + len(counts):  # a script of the batch could not be loaded
             return Outcome([None] * size, refused.reason, answered=False)
@@ -209,6 +215,8 @@ def attempt(batch: Sequence[Command], counts: Sequence[Command] = ()) -> Operati
         failed = any(isinstance(r, Exception) for r in refused.replies[:size])
         return Outcome(good, refused.reason if failed else None)
     except RedisUnavailable as error:
+        if counts and error.reason == "closed":
+            return (yield from attempt(batch))
         return Outcome([None] * size, error.reason, answered=False)
     return Outcome(replies[:size])
 
@@ -221,11 +229,26 @@ def due_counts(source: Source) -> list[Command]:
 
 
 def counts_in(pairs: Sequence[bytes] | None) -> dict[str, int] | None:
-    """Return the numbers in a reply to HGETALL, by name. Values that are not numbers are left out."""
+    """Return the numbers in a reply to HGETALL, by name. Values that are no numbers of Redis are left out."""
     if pairs is None:
         return None
     named = zip(pairs[::2], pairs[1::2], strict=True)
-    return {name.decode(errors="replace"): int(value) for name, value in named if value.isdigit()}
+    return {
+        name.decode(errors="replace"): int(value)
+        for name, value in named
+        if value.isdigit() and len(value) <= DIGITS
+    }
+
+
+def _asked(probes: Sequence[Probe], now_ms: int) -> list[tuple[Probe, Sequence[Command]]]:
+    """Return the probes with what each asks. One that makes a mistake is left out: it costs no report."""
+    asked: list[tuple[Probe, Sequence[Command]]] = []
+    for probe in probes:
+        try:
+            asked.append((probe, list(probe.commands(now_ms))))
+        except Exception:
+            log.exception("a probe of the part %r can't say what to ask", probe.part)
+    return asked
 
 
 def _own_commands(source: Source, now_ms: int) -> list[Command]:

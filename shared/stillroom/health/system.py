@@ -3,19 +3,58 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from stillroom.health.report import System
+from stillroom.wire import reset_after_fork
+
+WITHIN_S = 0.05  # an event loop waits so long, and at the first look
+FIRST_WITHIN_S = 0.5  # for psutil to be imported: see find_psutil
+KNOWN_S = 60.0
 
 T = TypeVar("T")
 
 
 class SystemWatch:
-    """Looks at the machine; remembers the last look, because use of the CPU is a difference between two."""
+    """Looks at the machine; remembers the last look, because use of the CPU is a difference between two.
+
+    A thread of its own looks: a disk that hangs holds up no check, and threads that others keep busy do not either.
+    """
 
     def __init__(self) -> None:
         self._last: tuple[float, float] | None = None  # CPU seconds: busy, all
+        self._seen: System | None = None
+        self._seen_at = 0.0  # time.monotonic()
+        self.reset()
+        reset_after_fork(self)
+
+    def reset(self) -> None:
+        """Begin without thread: it does not survive a fork."""
+        self._looking: threading.Thread | None = None
+
+    def newest(self) -> System | None:
+        """Return what is seen now; where that takes longer than WITHIN_S, what was seen in the last minute.
+
+        Does not raise.
+        """
+        if self._looking is None or not self._looking.is_alive():
+            self._begin()
+        return self._seen if time.monotonic() - self._seen_at < KNOWN_S else None
+
+    def _begin(self) -> None:
+        thread = threading.Thread(target=self._keep_look, name="stillroom system", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no thread is free: the next check looks again
+            return
+        self._looking = thread
+        thread.join(WITHIN_S if self._seen_at else FIRST_WITHIN_S)
+
+    def _keep_look(self) -> None:
+        self._seen, self._seen_at = self.look(), time.monotonic()
 
     def look(self) -> System | None:
         """Takes under a millisecond. Does not raise. None without psutil (the extra `stillroom[health]`)."""

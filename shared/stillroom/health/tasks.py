@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,7 +85,7 @@ def _waited(message: bytes | None, now_ms: int) -> float | None:
     if message is None or len(message) > MESSAGE_LIMIT:
         return None  # too large for a worker: it takes it, and makes a dead letter of it
     try:
-        sent_ms = json.loads(message)["headers"][SENT_HEADER]
-        return max(0.0, (now_ms - float(sent_ms)) / 1000)
+        waited_s = (now_ms - float(json.loads(message)["headers"][SENT_HEADER])) / 1000
+        return max(0.0, waited_s) if math.isfinite(waited_s) else None
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None

@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stillroom.health.past import patterns_in
-from stillroom.health.post import Refused, post
 from stillroom.health.report import Advice
 from stillroom.keys import Keys
 from stillroom.operation import Call, Freeing, Operation
-from stillroom.scripts import release
+from stillroom.scripts import release, webhook_lease, webhook_note
 from stillroom.settings import Settings
 from stillroom.shown import shown
 from stillroom.wire import Command
@@ -52,17 +51,17 @@ class Webhook:
     def is_on(self) -> bool:
         return self._settings.webhook_url is not None
 
-    def noting(self, began: Sequence[Advice], ended: Mapping[str, int]) -> list[Command]:
-        """Return the commands that note findings which began, and which ended after so many ms."""
-        events = [_began(found) for found in began]
-        events += [
-            {"kind": "finding over", "name": n, "lasted_s": ms / 1000} for n, ms in ended.items()
-        ]
-        if not events or not self.is_on:
-            return []
-        most = (b"MAXLEN", b"~", b"%d" % KEPT, b"*", b"event")
-        added = [(b"XADD", self._keys.webhook, *most, json.dumps(one)) for one in events]
-        return [*added, (b"EXPIRE", self._keys.webhook, b"%d" % KEPT_S)]
+    @property
+    def most(self) -> int:
+        """Return how many findings its stream keeps; 0 if there is no webhook."""
+        return KEPT if self.is_on else 0
+
+    def begun(self, name: str, found: Advice) -> bytes:
+        """Return the event that this finding has begun, as its stream keeps it. `name`: as it is told."""
+        if not self.is_on:
+            return b""
+        about = found.model_dump(exclude={"since"})
+        return json.dumps({"kind": "finding", "name": name, **about}).encode()
 
     def tell(self) -> Operation[Report]:
         """Post what has happened since it was last told. Returns {"told": events, "outcome"}.
@@ -73,10 +72,8 @@ class Webhook:
         if not self.is_on:
             return {"told": 0, "outcome": "no webhook"}
         token = secrets.token_hex(8)
-        lease = (b"SET", self._keys.webhook_lease, token, b"NX", b"PX", b"%d" % LEASE_MS)
-        # The reply to SET would deny the lease to a command that the wire has sent twice.
-        held = (b"GET", self._keys.webhook_lease)
-        _, holder, found = yield [lease, held, (b"HGETALL", self._keys.webhook_at)]
+        keys = [self._keys.webhook_lease, self._keys.webhook_at]
+        ((holder, found),) = yield [webhook_lease(keys, token, LEASE_MS, KEPT_S)]
         if holder != token.encode():
             return {"told": 0, "outcome": "another worker tells it"}
         try:
@@ -135,6 +132,8 @@ class Webhook:
 
     def _post(self, events: Sequence[Report]) -> Operation[str]:
         """Post the events; return why they were refused, or nothing."""
+        from stillroom.health.post import Refused, post  # slow to import: only where it is wanted
+
         address = self._settings.webhook_url
         namespace, release = self._settings.namespace, self._settings.release
         about = {"text": text_of(events, namespace, release), "namespace": namespace}
@@ -164,12 +163,7 @@ class Webhook:
         return self._noting_at(*pairs, b"failures", b"0", b"retry_ms", b"0")
 
     def _noting_at(self, *pairs: bytes) -> list[Command]:
-        key = self._keys.webhook_at
-        return [(b"HSET", key, *pairs), (b"EXPIRE", key, b"%d" % KEPT_S)]
-
-
-def _began(found: Advice) -> Report:
-    return {"kind": "finding", "name": found.name, **found.model_dump(exclude={"since"})}
+        return [webhook_note([self._keys.webhook_at], KEPT_S, *pairs)]
 
 
 def _findings(rows: Iterable[Sequence[Any]]) -> Iterator[Report]:
@@ -198,7 +192,9 @@ def text_of(events: Sequence[Report], namespace: str, release: str | None) -> st
 def _line(event: Report) -> str:
     match event["kind"]:
         case "finding":
-            return f"{event.get('severity')}: {event.get('what')} {event.get('todo')}"
+            machine = str(event.get("name")).partition(" on ")[2]
+            where = f"on {machine}: " if machine else ""
+            return f"{event.get('severity')}: {where}{event.get('what')} {event.get('todo')}"
         case "pattern":
             done = f"{event['action']}{' (shadow)' if event['shadow'] else ''}"
             return f"abuse: {event['rule']} by {event['subject']}, {event['count']} events: {done}"

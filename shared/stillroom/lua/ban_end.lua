@@ -1,6 +1,6 @@
 -- Ends a ban in one shard of the limits. May be sent again.
 -- KEYS  1 ban  2 lifted
--- ARGV  1 when it was lifted, ms, by the clock that says when bans begin  2 how long that is kept, ms
+-- ARGV  1 a number that no other lift has: see ban_spread  2 how long that is kept, ms
 -- returns 1 if it held
 -- flags: allow-oom
 

@@ -1,6 +1,10 @@
--- Keeps the first snapshot of a minute, and remembers the open findings, so that one worker logs each of them.
--- KEYS  1 health  2 health:week  3 health:open
--- ARGV  1 snapshot, JSON  2 most in health  3 most in health:week  4 how long all three keys are kept, s  5… findings
+-- Keeps the first snapshot of a minute, and remembers the open findings, so that one worker logs each of them. What
+-- the webhook is to tell of them is noted here, too: it is neither lost nor doubled, whenever the worker or its
+-- connection dies.
+-- KEYS  1 health  2 health:week  3 health:open  4 webhook  5 health:nodes
+-- ARGV  1 snapshot, JSON  2 most in health  3 most in health:week  4 how long all keys are kept, s
+--       5 most in webhook; 0: there is none  6 the worker's machine  7 what nodes of clusters have counted, '' without
+--       8… of each finding: its name, and the event that it begins, JSON
 -- returns {1, {findings that began}, {finding that ended, for how long it was open, ms, …}}
 --         {0, {}, {}}: this minute has a snapshot already
 -- flags: allow-oom
@@ -8,6 +12,7 @@
 
 local now_ms = math.floor(now_us() / 1000)
 local keep = tonumber(ARGV[4])
+local GONE_MS = 3600000
 local DROPPED = 100 -- snapshots from the future at a time: a step of the clock leaves few, and it drops the rest later
 
 local function newest(stream)
@@ -41,27 +46,68 @@ local function keep_in(stream, most, slot_ms)
   return true
 end
 
+-- Returns the machine that a finding is about: `system disk on web-1`. Workers on several machines take turns, and one
+-- knows nothing of the others': what another one has found ends when that one says so, or is not heard of for an hour.
+-- When it last found something of itself is under `@<machine>`.
+local function machine_in(name)
+  return string.match(name, ' on (%S+)$')
+end
+
+local function note(event)
+  if ARGV[5] ~= '0' then
+    redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[5], '*', 'event', event)
+    redis.call('EXPIRE', KEYS[4], keep)
+  end
+end
+
+redis.call('EXPIRE', KEYS[1], keep) -- the first write takes no memory: see lib/hits
 if not keep_in(KEYS[1], ARGV[2], 60000) then
   return {0, {}, {}}
 end
 keep_in(KEYS[2], ARGV[3], 300000)
+if ARGV[7] ~= '' then
+  redis.call('SET', KEYS[5], ARGV[7], 'EX', keep)
+end
 
-local began, ended, found = {}, {}, {}
-for n = 5, #ARGV do
-  found[ARGV[n]] = true
-  if redis.call('HSETNX', KEYS[3], ARGV[n], plain(now_ms)) == 1 then
-    began[#began + 1] = ARGV[n]
+local began, ended, found, is_about_us = {}, {}, {}, false
+for n = 8, #ARGV, 2 do
+  local name = ARGV[n]
+  found[name] = true
+  is_about_us = is_about_us or machine_in(name) == ARGV[6]
+  if redis.call('HSETNX', KEYS[3], name, plain(now_ms)) == 1 then
+    began[#began + 1] = name
+    note(ARGV[n + 1])
   end
 end
+if is_about_us then
+  redis.call('HSET', KEYS[3], '@' .. ARGV[6], plain(now_ms))
+end
+
 local open = redis.call('HGETALL', KEYS[3])
+local times = {}
 for n = 1, #open, 2 do
-  local since = tonumber(open[n + 1]) or now_ms
-  if not found[open[n]] then
-    redis.call('HDEL', KEYS[3], open[n])
-    ended[#ended + 1] = open[n]
-    ended[#ended + 1] = plain(math.max(0, now_ms - since))
-  elseif since > now_ms then
+  times[open[n]] = tonumber(open[n + 1]) or now_ms
+  if times[open[n]] > now_ms then -- from before the clock stepped back
+    times[open[n]] = now_ms
     redis.call('HSET', KEYS[3], open[n], plain(now_ms))
+  end
+end
+-- Returns whether nobody but that machine can tell, and it is still there to do so.
+local function is_unknown(machine)
+  local seen = machine and machine ~= ARGV[6] and times['@' .. machine]
+  return seen and now_ms - seen < GONE_MS
+end
+for name, since in pairs(times) do
+  local machine = string.match(name, '^@(.*)$')
+  if machine then
+    if not is_unknown(machine) and not (is_about_us and machine == ARGV[6]) then
+      redis.call('HDEL', KEYS[3], name)
+    end
+  elseif not found[name] and not is_unknown(machine_in(name)) then
+    redis.call('HDEL', KEYS[3], name)
+    ended[#ended + 1] = name
+    ended[#ended + 1] = plain(now_ms - since)
+    note(cjson.encode({kind = 'finding over', name = name, lasted_s = (now_ms - since) / 1000}))
   end
 end
 redis.call('EXPIRE', KEYS[3], keep)

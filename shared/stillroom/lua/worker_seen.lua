@@ -8,6 +8,7 @@ local now = math.floor(now_us() / 1000)
 local before, since = plain(now - tonumber(ARGV[2])), '(' .. plain(now)
 own(KEYS[1], 'zset')
 own(KEYS[2], 'hash')
+redis.call('PEXPIRE', KEYS[1], ARGV[2]) -- the first write takes no memory: see lib/hits
 local function forget(from, till)
   local gone = redis.call('ZRANGEBYSCORE', KEYS[1], from, till)
   for _, worker in ipairs(gone) do

@@ -12,27 +12,57 @@ local function write_ban(key, index, subject, now, ms, about)
   redis.call('PEXPIRE', index, plain(INDEX_MS))
 end
 
--- Adds a width to those of networks that have bans, with the time they end, ms: '4/24 1700000000000,6/40 …'. A process
--- has to know the widths to look for those bans. Returns false if there are too many widths.
-local function note_width(key, width, now, ms, most)
-  local untils, names, last = {[width] = now + ms}, {width}, now + ms
-  for name, till in string.gmatch(redis.call('GET', key) or '', '(%d/%d+) (%d+)') do
-    till = tonumber(till)
-    if name == width then
-      untils[name] = math.max(untils[name], till)
-    elseif till > now then
-      untils[name] = till
-      names[#names + 1] = name
+-- Returns the widths of networks that have bans, and until when, ms.
+local function widths_in(key, now)
+  local untils, count = {}, 0
+  for width, till in string.gmatch(redis.call('GET', key) or '', '(%d/%d+) (%d+)') do
+    if tonumber(till) > now then
+      untils[width], count = tonumber(till), count + 1
     end
+  end
+  return untils, count
+end
+
+-- Writes them as processes read them: '4/24 1700000000000,6/40 …'.
+local function write_widths(key, untils, now)
+  local said, last = {}, now
+  for width, till in pairs(untils) do
+    said[#said + 1] = width .. ' ' .. plain(till)
     last = math.max(last, till)
   end
-  if #names > most then
+  if #said == 0 then
+    redis.call('DEL', key)
+    return
+  end
+  table.sort(said)
+  redis.call('SET', key, table.concat(said, ','), 'PX', plain(last - now))
+end
+
+-- Adds a width to those of networks that have bans. A process has to know the widths to look for those bans. Returns
+-- false if there are too many widths.
+local function note_width(key, width, now, ms, most)
+  local untils, count = widths_in(key, now)
+  if not untils[width] and count >= most then
     return false
   end
-  table.sort(names)
-  for i, name in ipairs(names) do
-    names[i] = name .. ' ' .. plain(untils[name])
-  end
-  redis.call('SET', key, table.concat(names, ','), 'PX', plain(last - now))
+  untils[width] = math.max(untils[width] or 0, now + ms)
+  write_widths(key, untils, now)
   return true
+end
+
+-- Takes the width of a lifted ban from those of networks that have bans, unless other bans in the index have it.
+local function forget_width(key, index, width, now)
+  local untils = widths_in(key, now)
+  if not untils[width] then
+    return
+  end
+  untils[width] = nil
+  local bans = redis.call('ZRANGEBYSCORE', index, '(' .. plain(now), '+inf', 'WITHSCORES')
+  for i = 1, #bans, 2 do
+    local bits = string.match(bans[i], '/(%d+)$')
+    if bits and (string.find(bans[i], ':', 1, true) and '6/' or '4/') .. bits == width then
+      untils[width] = math.max(untils[width] or 0, tonumber(bans[i + 1]))
+    end
+  end
+  write_widths(key, untils, now)
 end

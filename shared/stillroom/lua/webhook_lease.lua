@@ -1,0 +1,9 @@
+-- Leases the webhook to one worker, and tells how far it was told. May be sent again.
+-- KEYS  1 lease  2 how far
+-- ARGV  1 the worker's token  2 how long the lease lasts, ms  3 how long `how far` is kept, s
+-- returns {whose lease it is, {field, value …}}
+-- flags: allow-oom
+
+redis.call('EXPIRE', KEYS[2], ARGV[3]) -- the first write takes no memory: see lib/hits
+redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
+return {redis.call('GET', KEYS[1]), redis.call('HGETALL', KEYS[2])}
