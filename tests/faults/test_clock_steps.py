@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import AUTH, LockTaken, NoDispatch, SessionNotFresh, Settings, Stillroom
+from stillroom import AUTH, Limit, LockTaken, NoDispatch, SessionNotFresh, Settings, Stillroom
 from stillroom.dispatch import RefreshOrder
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
@@ -26,6 +26,7 @@ from tests.support.clocked import ClockedServer
 from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
+from tests.support.limits import forget_denials
 from tests.support.proxy import Proxy
 
 HOUR = 3_600
@@ -295,6 +296,18 @@ def test_limits_slide_on(clocked: ClockedServer, make: Any) -> None:
     for seconds in (-HOUR, 0, -5, 0):
         clocked.set_clock(seconds)
         assert not app.limits.check("203.0.113.9", [AUTH])
+
+
+def test_a_clock_that_is_ahead_for_a_moment_ages_no_hits(clocked: ClockedServer, make: Any) -> None:
+    """Hits that were made before the server's clock was ahead for a moment leave their window no earlier."""
+    app, hourly = make(), Limit("hourly", 5, HOUR)
+    for seconds, hits in ((0, 4), (HOUR // 2, 1)):
+        clocked.set_clock(seconds)
+        assert all([app.limits.check("203.0.113.9", [hourly]) for _ in range(hits)])
+    for seconds in (0, HOUR // 2 + 60):
+        clocked.set_clock(seconds)
+        forget_denials(app)
+        assert not app.limits.check("203.0.113.9", [hourly])
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.06])
