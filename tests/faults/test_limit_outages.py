@@ -417,6 +417,43 @@ def test_a_reservation_of_an_outage_is_refunded_after_it(
     assert room.limits.peek(IP, [LOGIN]).remaining == 6
 
 
+def test_what_was_given_back_does_not_count_in_the_next_outage(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom]
+) -> None:
+    """Logins that succeed in an outage, and are refunded after it, use nothing up in the next one."""
+    room = make()
+    room.limits.peek(IP, [LOGIN])
+    own_server.kill()
+    until(lambda: room.limits.peek(IP, [LOGIN]).degraded == "breaker", "an outage")
+    held = [room.limits.reserve(IP, [LOGIN]) for _ in range(10)]
+    assert all(held)
+    own_server.restart()
+    back(room)
+    until(lambda: room.limits.deliver() == 0, "the charge")
+    assert [room.limits.refund(one) for one in held] == [True] * 10
+    own_server.kill()
+    until(lambda: room.limits.peek(IP, [LOGIN]).degraded == "breaker", "an outage")
+    assert knock(room, LOGIN, 15) == 10
+
+
+def test_a_charge_goes_by_the_longest_window_of_its_name(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom]
+) -> None:
+    """Hits of an outage count in the long window of their name though the short one was used last, and is over."""
+    room, short = make(), Limit("login", 100, 1)
+    room.limits.check("203.0.113.1", [LOGIN])
+    own_server.kill()
+    assert knock(room, LOGIN, 12) == 10
+    assert room.limits.check(IP, [short])
+    quietly(room)
+    time.sleep(1.1)
+    own_server.restart()
+    until(lambda: not room.state_wire.breaker.is_open, "recovery")
+    assert room.limits.deliver() == 0
+    assert room.limits.peek(IP, [short]).remaining == 100
+    assert knock(make(), LOGIN, 12) == 0
+
+
 def test_one_process_waits_for_no_others(
     own_server: EmbeddedServer, make: Callable[..., Stillroom]
 ) -> None:

@@ -250,7 +250,7 @@ def test_a_reservation_is_refunded_once() -> None:
 
 
 def test_what_redis_is_told_is_not_refunded_here() -> None:
-    """A hit that is on its way to Redis, or arrived, is refunded by Redis only."""
+    """A hit that is on its way to Redis, or arrived, has to be refunded by Redis too. Here it counts no more."""
     limits = local()
     reserve(limits, KEY, AUTH, 0, "on its way")
     charges = limits.owed(S)
@@ -260,11 +260,14 @@ def test_what_redis_is_told_is_not_refunded_here() -> None:
     assert limits.refund("on its way") is None
     limits.settle(charges, S, told=False)
     assert limits.refund("later") is True
+    reserve(limits, KEY, AUTH, S, "arrived")
     charges = limits.owed(S)
-    assert [one.hits for one in charges[0].reserved] == [1]
+    assert [one.id for one in charges[0].reserved] == ["arrived"]
     limits.settle(charges, S, told=True)
     assert (limits.owed(S), len(limits.logs)) == ([], 0)
     assert used(limits, KEY, AUTH, 2 * S) == 1
+    assert limits.refund("arrived") is None
+    assert used(limits, KEY, AUTH, 2 * S) == 0
 
 
 @pytest.mark.parametrize(("cost", "left"), [(0, 0), (1, 1), (3, 3), (9, 9)])

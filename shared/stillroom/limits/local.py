@@ -84,6 +84,21 @@ class LocalLimits:
         while len(known) > self._most_known:
             known.popitem(last=False)
 
+    def correct(self, pairs: Iterable[tuple[bytes, Limit]], more: int, now: int) -> None:
+        """Add hits, or take some off, in what Redis said of these logs: it has settled a reservation since `now`.
+
+        What it said later counts them already, perhaps.
+        """
+        for key, limit in pairs:
+            known = self._known.get(key)
+            if known is None or known.at > now:
+                continue
+            said, place = list(known.said), PARTS * known.keys.index(key)
+            said[place] = max(0, said[place] + more)
+            if more > 0:
+                said[place + 3] = now + limit.window * _US - known.at
+            self._known[key] = known._replace(said=said)
+
     def decide(
         self,
         keys: Sequence[bytes],
@@ -111,7 +126,7 @@ class LocalLimits:
             said = [self._said(*row, flying, cost, now) for row in rows]
             if any(fits for _, _, fits, _ in said):
                 return TOO_MANY, _flat(said)
-            if not take or not cost:
+            if not take or not (cost or id):  # what is reserved at no cost may cost something later
                 return OK, _flat(said)
             self._keep(keys, logs)
             self._consume(keys, logs, cost, now, id)
@@ -179,7 +194,7 @@ class LocalLimits:
     def refund(self, id: str, cost: int = 0, keys: Container[bytes] | None = None) -> bool | None:
         """Let a reservation have cost only this much here, or more, in these logs; in others it stays consumed.
 
-        None: Redis knows of it, or may. False: none is held.
+        None: Redis knows of it, or may, and has to settle it as well. False: none is held.
         """
         with self._lock:
             held = self._held.pop(id, None)

@@ -117,13 +117,13 @@ class Log:
 
     def settle_entry(self, entry: Entry, id: str, cost: int) -> bool:
         """Let a reservation have cost this much. False: Redis may know of its hits, or they share an entry."""
-        if entry.id != id or entry.state != OWED or entry not in self._entries:
+        if entry.id != id or entry not in self._entries:
             return False
         if cost:
             entry.count = cost
         else:
             self._entries.remove(entry)
-        return True
+        return entry.state == OWED
 
     def is_over(self, now: int) -> bool:
         self._forget(now)

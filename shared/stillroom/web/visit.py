@@ -151,7 +151,7 @@ class Visit:
             parts += (reservation.of(in_flight),)
         for part in parts:
             if part.keys:
-                yield from body.refund(part)
+                yield from body.give_back(part)
 
     def _uncharged(self, charge: Charge) -> Charge:
         known: dict[tuple[str | None, ...], int] = {}
