@@ -47,7 +47,8 @@ if most > 0 then
     if not session then
       gone[#gone + 1] = other
     elseif not (replaced and replaced.h == other) then
-      table.insert(lives(prefix, session, now) and living or stale, session)
+      local is_held = session.limit == 0 -- until it is known whether another login takes its place: see session_hold
+      table.insert((is_held or lives(prefix, session, now)) and living or stale, session)
     end
   end
   unseen = (asked_of('ZCARD', index) or 0) - #names
