@@ -382,6 +382,22 @@ def test_a_reservation_that_arrives_after_its_refund_takes_nothing(
     assert known(server, brisk, auth) == 0
 
 
+def test_a_place_that_redis_gave_to_nobody_comes_back(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom]
+) -> None:
+    """A place that Redis gives while the process, which has waited in vain, has none to give is free again."""
+    places = Limit("places", 2, 3_600, in_flight=True)
+    with Proxy(own_server.port) as proxy:
+        room = make(**BRISK, redis_url=proxy.url, processes=2)
+        with room.limits.hold(IP, [places]) as held:
+            assert held
+            proxy.hold_replies()
+            refused = room.limits.reserve(IP, [places])
+            assert (refused.allowed, refused.decision.degraded) == (False, "timeout")
+            proxy.let_go()
+            until(lambda: make().limits.peek(IP, [places]).remaining == 1, "the other place")
+
+
 def test_a_refund_whose_reply_is_late_is_not_known(
     brisk: Stillroom, proxy: Proxy, server: EmbeddedServer
 ) -> None:

@@ -361,9 +361,7 @@ class LimitsBody(Operating, OverShards):
     def _give_up(self, request: Request, name: str) -> Operation[None]:
         """Give back what a call that ends without its reply has taken, or takes yet: nobody else can."""
         self._local.refund(name)
-        about = Decision(request.limits, OK, request.cost, 0)
-        lost = Reservation(about, request.logs, name, local=True, counted=request.counted)
-        yield from self._settling.settle(lost, 0, frees=True)
+        yield from self._settling.settle(_lost(request, name), 0, frees=True)
 
     def _reserved_as(self, request: Request, name: str) -> Operation[Reservation]:
         asked_at, mark = self._denials.forgotten, self._flying.begin(request)
@@ -383,6 +381,8 @@ class LimitsBody(Operating, OverShards):
             decision = self._stand_in(request, error, take=True, id=name)
             yield from self._settling.tell_at_once(request, error)
             if not decision:
+                if error.may_be_done:  # then Redis may have admitted it
+                    self._settling.settle_later(_lost(request, name), 0)
                 return Reservation(decision, ())
             return Reservation(
                 *(decision, request.logs, name),
@@ -773,6 +773,12 @@ def _taking(request: Request, unseen: bytes, reservation: bytes = b"") -> Comman
     if request.taking and not unseen and not reservation:
         return request.taking
     return limit_check.run(request.words(request.mode, unseen, reservation))
+
+
+def _lost(request: Request, name: str) -> Reservation:
+    """Return the reservation of a call whose reply did not come."""
+    about = Decision(request.limits, OK, request.cost, 0)
+    return Reservation(about, request.logs, name, local=True, counted=request.counted)
 
 
 def _holds(request: Request) -> InvalidLimit:

@@ -183,13 +183,23 @@ class Settling:
             settled = yield send([self._settlement(one, cost) for one in homes])
         except RedisUnavailable as error:
             self._stats.say("refund", error.reason, f"it is given back later: {error}")
-            self._settle_later(reservation, cost)
+            self.settle_later(reservation, cost)
             return None
         except BaseException as error:
             if is_in_doubt(error):
-                self._settle_later(reservation, cost)
+                self.settle_later(reservation, cost)
             raise
         return all(settled)
+
+    def settle_later(self, reservation: Reservation, cost: int) -> None:
+        """Keep this until Redis is asked about a subject again, or is back."""
+        for home, one in reservation.by_home().items():
+            self._refunds[home + one.id.encode()] = one, cost
+        while len(self._refunds) > REFUNDS_LIMIT:
+            self._refunds.popitem(last=False)
+            self._stats.say("refund", "full", "too many wait for Redis: the oldest is given up")
+        self.waits[REFUNDS] = 0.0
+        self._stats.remind()
 
     def commit(self, reservation: Reservation) -> Operation[bool | None]:
         """Return whether the reservation could be refunded until now, and can't any more. None: not known.
@@ -236,16 +246,6 @@ class Settling:
             pair for pair in list(self._refunds.items()) if not home or pair[0].startswith(home)
         )
         return list(islice(found, BITE))
-
-    def _settle_later(self, reservation: Reservation, cost: int) -> None:
-        """Keep this until Redis is asked about a subject again, or is back."""
-        for home, one in reservation.by_home().items():
-            self._refunds[home + one.id.encode()] = one, cost
-        while len(self._refunds) > REFUNDS_LIMIT:
-            self._refunds.popitem(last=False)
-            self._stats.say("refund", "full", "too many wait for Redis: the oldest is given up")
-        self.waits[REFUNDS] = 0.0
-        self._stats.remind()
 
     def _settlement(self, reservation: Reservation, cost: int) -> Command:
         """Return the command for a reservation of one shard."""
