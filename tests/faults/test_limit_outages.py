@@ -372,7 +372,7 @@ def test_a_reservation_that_arrives_after_its_refund_takes_nothing(
     held = brisk.limits.reserve(IP, [auth])
     assert held.local
     refund = brisk._limits_body._settling._settlement(held, 0)
-    assert client.execute_command("EVAL", BY_SHA[refund[1]].source, *refund[2:]) == 0
+    assert client.execute_command("EVAL", BY_SHA[refund[1]].source, *refund[2:]) == 1
     calls = int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
     proxy.let_go()
     until(
@@ -396,6 +396,29 @@ def test_a_place_that_redis_gave_to_nobody_comes_back(
             assert (refused.allowed, refused.decision.degraded) == (False, "timeout")
             proxy.let_go()
             until(lambda: make().limits.peek(IP, [places]).remaining == 1, "the other place")
+
+
+@pytest.mark.parametrize("arrives", [False, True], ids=["never", "late"])
+def test_what_it_cost_is_counted_though_the_charge_is_in_doubt(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom], arrives: bool
+) -> None:
+    """A reservation of an outage, whose charge may have come to Redis or not, costs what it was settled at."""
+    tokens = Limit("tokens", 1_000, 3_600)
+    with Proxy(own_server.port) as proxy:
+        room = make(**BRISK, redis_url=proxy.url)
+        knock(room, tokens, 1)
+        quietly(room)
+        own_server.kill()
+        more, back = (room.limits.reserve(IP, [tokens], cost=10) for _ in range(2))
+        own_server.restart()
+        with redis.Redis.from_url(own_server.url) as client:
+            client.script_load(limit_charge.text.source)
+        proxy.hold_replies() if arrives else proxy.cut()
+        assert room.limits.deliver() == 1
+        assert (room.limits.settle(more, 70), room.limits.refund(back)) == (None, None)
+        proxy.let_go() if arrives else proxy.heal()
+        until(lambda: room.limits.deliver() == 0, "the charge")
+    assert known(own_server, room, tokens) == 1 + 70
 
 
 def test_a_refund_whose_reply_is_late_is_not_known(

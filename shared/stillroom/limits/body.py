@@ -240,7 +240,11 @@ class LimitsBody(Operating, OverShards):
             return False
         here: bool | None = None
         if reservation.local:
-            here = self._local.refund(reservation.id, cost, reservation.keys)
+            here = self._local.refund(
+                *(reservation.id, cost, reservation.keys),
+                may_be_known=reservation.may_be_known,
+                now=_now_us(),
+            )
             if here is not None and not (here and reservation.may_be_known):
                 self._denials.forget(reservation.keys)
                 return here

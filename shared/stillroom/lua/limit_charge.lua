@@ -31,9 +31,9 @@ end
 charge(hits, tonumber(ARGV[2]))
 for i = 3, #KEYS do
   local cost, age = tonumber(ARGV[1 + 2 * i]), tonumber(ARGV[2 + 2 * i])
-  local known = redis.call('HMGET', KEYS[i], KEYS[1], 'over')
-  if not known[1] and not known[2] then
-    charge(cost, age)
+  local known = redis.call('HMGET', KEYS[i], KEYS[1], '!' .. KEYS[1])
+  if not known[1] then
+    charge(tonumber(known[2] or cost), age)
     note_reserved(KEYS[i], KEYS[1], now - age, now, keep / 1000)
     keep_for(KEYS[i], keep / 1000)
   end
