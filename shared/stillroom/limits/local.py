@@ -209,6 +209,8 @@ class LocalLimits:
             if held is None:
                 return False
             rows = [row for row in held if keys is None or row[0] in keys]
+            if not rows and may_be_known:
+                return None
             is_owed = all(log.owes(entry, id) for _, log, entry, _ in rows if entry.id)
             done = [
                 log.settle_entry(entry, cost, is_all=is_owed and not may_be_known)
