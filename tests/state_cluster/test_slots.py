@@ -482,7 +482,7 @@ def test_a_part_that_nobody_decides_is_decided_here(
 def test_what_a_node_has_reserved_is_settled_there_though_another_is_away(
     places: dict[str, Any], cluster: RedisCluster
 ) -> None:
-    """A node whose part of a request is only its bans may be away: what another has reserved is charged its price."""
+    """A node that only knows the bans of a request may be away: what another has reserved is charged its price."""
     with Stillroom(Settings(**PATIENT | places | HURRIED), dispatch=NoDispatch()) as room:
         make = room._limits_body._requests.make
         part = make({"ip": IP, "user": "ann"}, [BY_USER], 1, "")
