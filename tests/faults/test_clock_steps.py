@@ -381,6 +381,20 @@ def test_a_ban_that_is_moved_lasts_as_long_as_it_had_left(
                 assert seconds - 30 < ban.until - ban.since <= seconds
 
 
+@pytest.mark.parametrize("use", ["get", "touch", "update"])
+def test_a_session_is_idle_from_its_last_use_on(
+    clocked: ClockedServer, make: Any, use: str
+) -> None:
+    """A session that is in use when the clock is set back an hour ends one idle time after its last use."""
+    app, idle = make(), 120
+    clocked.set_clock(HOUR)
+    session = app.sessions.create("ann", idle=idle)
+    clocked.set_clock(0)
+    assert getattr(app.sessions, use)(session, *([{"a": 1}] if use == "update" else []))
+    clocked.set_clock(idle + 10)
+    assert app.sessions.get(session) is None
+
+
 def test_a_proof_from_before_a_step_back_is_told_as_one(
     make: Callable[..., Any], clocked: ClockedServer
 ) -> None:

@@ -151,9 +151,11 @@ local function find(prefix, now, keys, asked, hops)
   return nil, {'missing'}
 end
 
+-- A clock that has stepped back a little keeps the order in which sessions were seen. After a larger step it is seen now,
+-- or its idle time would be longer by the step.
 -- PEXPIRE first: a server that is full refuses a script's first write if it takes memory, and only the first.
 local function see(session, now)
-  session.seen = math.max(now, session.seen)
+  session.seen = session.seen - now > session.idle / 20 and now or math.max(now, session.seen)
   session.deadline = math.min(session.seen + session.idle, session.limit)
   redis.call('PEXPIRE', session.key, plain(math.ceil((session.deadline - now) / 1000) + SLACK_MS))
   redis.call('HSET', session.key, '_l', plain(session.seen))
@@ -162,8 +164,8 @@ end
 -- Writes down that the session was seen. Returns µs since that was last written down: 0 if it is now, and less where the
 -- clock has stepped back since.
 local function touch(session, now, interval)
-  local unseen = now - session.seen
-  if unseen < math.min(interval, session.idle / 20) then
+  local unseen, most = now - session.seen, session.idle / 20
+  if unseen < math.min(interval, most) and -unseen <= most then
     return unseen
   end
   see(session, now)
