@@ -105,6 +105,11 @@ class Stats:
             return None
         return self._mistake[1]
 
+    def remind(self) -> None:
+        """Note that something waits for that server: see Breaker.remind."""
+        if self.breaker is not None:
+            self.breaker.remind()
+
     def say(self, what: str, reason: str, detail: object, level: int = logging.WARNING) -> None:
         """Log once per 30 s for the same thing and reason."""
         now = time.monotonic()

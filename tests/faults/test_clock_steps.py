@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import AUTH, LockTaken, NoDispatch, SessionNotFresh, Settings, Stillroom
+from stillroom import AUTH, Limit, LockTaken, NoDispatch, SessionNotFresh, Settings, Stillroom
 from stillroom.dispatch import RefreshOrder
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
@@ -26,6 +26,7 @@ from tests.support.clocked import ClockedServer
 from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
+from tests.support.limits import forget_denials
 from tests.support.proxy import Proxy
 
 HOUR = 3_600
@@ -297,6 +298,20 @@ def test_limits_slide_on(clocked: ClockedServer, make: Any) -> None:
         assert not app.limits.check("203.0.113.9", [AUTH])
 
 
+def test_a_clock_that_is_ahead_for_a_moment_ages_no_hits(clocked: ClockedServer, make: Any) -> None:
+    """Hits that were made before the server's clock was ahead for a moment leave their window no earlier."""
+    app, hourly = make(), Limit("hourly", 5, HOUR)
+    for seconds, hits in ((0, 4), (HOUR // 2, 1)):
+        clocked.set_clock(seconds)
+        assert [app.limits.check("203.0.113.9", [hourly]).allowed for _ in range(hits)] == [
+            True
+        ] * hits
+    for seconds in (0, HOUR // 2 + 60):
+        clocked.set_clock(seconds)
+        forget_denials(app)
+        assert not app.limits.check("203.0.113.9", [hourly])
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.06])
 def test_a_clock_that_was_learned_from_a_slow_reply_makes_no_deadline_too_late(
     clocked: ClockedServer, make: Any, delay: float
@@ -364,6 +379,20 @@ def test_a_ban_that_is_moved_lasts_as_long_as_it_had_left(
             assert move_bans(*moved) == 2
             for ban, seconds in zip(there.abuse.bans(), (30 * 86_400, 600), strict=True):
                 assert seconds - 30 < ban.until - ban.since <= seconds
+
+
+@pytest.mark.parametrize("use", ["get", "touch", "update"])
+def test_a_session_is_idle_from_its_last_use_on(
+    clocked: ClockedServer, make: Any, use: str
+) -> None:
+    """A session that is in use when the clock is set back an hour ends one idle time after its last use."""
+    app, idle = make(), 120
+    clocked.set_clock(HOUR)
+    session = app.sessions.create("ann", idle=idle)
+    clocked.set_clock(0)
+    assert getattr(app.sessions, use)(session, *([{"a": 1}] if use == "update" else []))
+    clocked.set_clock(idle + 10)
+    assert app.sessions.get(session) is None
 
 
 def test_a_proof_from_before_a_step_back_is_told_as_one(

@@ -372,7 +372,7 @@ def test_a_reservation_that_arrives_after_its_refund_takes_nothing(
     held = brisk.limits.reserve(IP, [auth])
     assert held.local
     refund = brisk._limits_body._settling._settlement(held, 0)
-    assert client.execute_command("EVAL", BY_SHA[refund[1]].source, *refund[2:]) == 0
+    assert client.execute_command("EVAL", BY_SHA[refund[1]].source, *refund[2:]) == 1
     calls = int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
     proxy.let_go()
     until(
@@ -380,6 +380,45 @@ def test_a_reservation_that_arrives_after_its_refund_takes_nothing(
     )
     assert brisk.limits.refund(held) is True
     assert known(server, brisk, auth) == 0
+
+
+def test_a_place_that_redis_gave_to_nobody_comes_back(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom]
+) -> None:
+    """A place that Redis gives while the process, which has waited in vain, has none to give is free again."""
+    places = Limit("places", 2, 3_600, in_flight=True)
+    with Proxy(own_server.port) as proxy:
+        room = make(**BRISK, redis_url=proxy.url, processes=2)
+        with room.limits.hold(IP, [places]) as held:
+            assert held
+            proxy.hold_replies()
+            refused = room.limits.reserve(IP, [places])
+            assert (refused.allowed, refused.decision.degraded) == (False, "timeout")
+            proxy.let_go()
+            until(lambda: make().limits.peek(IP, [places]).remaining == 1, "the other place")
+
+
+@pytest.mark.parametrize("arrives", [False, True], ids=["never", "late"])
+def test_what_it_cost_is_counted_though_the_charge_is_in_doubt(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom], arrives: bool
+) -> None:
+    """A reservation of an outage, whose charge may have come to Redis or not, costs what it was settled at."""
+    tokens = Limit("tokens", 1_000, 3_600)
+    with Proxy(own_server.port) as proxy:
+        room = make(**BRISK, redis_url=proxy.url)
+        knock(room, tokens, 1)
+        quietly(room)
+        own_server.kill()
+        more, back = (room.limits.reserve(IP, [tokens], cost=10) for _ in range(2))
+        own_server.restart()
+        with redis.Redis.from_url(own_server.url) as client:
+            client.script_load(limit_charge.text.source)
+        proxy.hold_replies() if arrives else proxy.cut()
+        assert room.limits.deliver() == 1
+        assert (room.limits.settle(more, 70), room.limits.refund(back)) == (None, None)
+        proxy.let_go() if arrives else proxy.heal()
+        until(lambda: room.limits.deliver() == 0, "the charge")
+    assert known(own_server, room, tokens) == 1 + 70
 
 
 def test_a_refund_whose_reply_is_late_is_not_known(
@@ -415,6 +454,43 @@ def test_a_reservation_of_an_outage_is_refunded_after_it(
     assert known(own_server, room, LOGIN) == 4
     assert room.limits.refund(held[2]) is False
     assert room.limits.peek(IP, [LOGIN]).remaining == 6
+
+
+def test_what_was_given_back_does_not_count_in_the_next_outage(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom]
+) -> None:
+    """Logins that succeed in an outage, and are refunded after it, use nothing up in the next one."""
+    room = make()
+    room.limits.peek(IP, [LOGIN])
+    own_server.kill()
+    until(lambda: room.limits.peek(IP, [LOGIN]).degraded == "breaker", "an outage")
+    held = [room.limits.reserve(IP, [LOGIN]) for _ in range(10)]
+    assert all(held)
+    own_server.restart()
+    back(room)
+    until(lambda: room.limits.deliver() == 0, "the charge")
+    assert [room.limits.refund(one) for one in held] == [True] * 10
+    own_server.kill()
+    until(lambda: room.limits.peek(IP, [LOGIN]).degraded == "breaker", "an outage")
+    assert knock(room, LOGIN, 15) == 10
+
+
+def test_a_charge_goes_by_the_longest_window_of_its_name(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom]
+) -> None:
+    """Hits of an outage count in the long window of their name though the short one was used last, and is over."""
+    room, short = make(), Limit("login", 100, 1)
+    room.limits.check("203.0.113.1", [LOGIN])
+    own_server.kill()
+    assert knock(room, LOGIN, 12) == 10
+    assert room.limits.check(IP, [short])
+    quietly(room)
+    time.sleep(1.1)
+    own_server.restart()
+    until(lambda: not room.state_wire.breaker.is_open, "recovery")
+    assert room.limits.deliver() == 0
+    assert room.limits.peek(IP, [short]).remaining == 100
+    assert knock(make(), LOGIN, 12) == 0
 
 
 def test_one_process_waits_for_no_others(

@@ -26,6 +26,7 @@ from stillroom.embedded import EmbeddedServer
 from stillroom.limits.request import Request
 from stillroom.scripts import Script
 from tests.support.celery_process import until
+from tests.support.clocked import misjudge
 from tests.support.faces import BlockingRoom
 from tests.support.limits import assert_bounded, forget_denials
 from tests.support.proxy import Proxy
@@ -263,7 +264,7 @@ def test_counts_ride_along_and_a_full_redis_refuses_only_them(
 
 
 def test_reservations_without_redis(make: Make, own_server: EmbeddedServer) -> None:
-    """Without Redis a reservation is made and refunded here once; one that Redis holds stays consumed."""
+    """Without Redis a reservation is made and refunded here once; one that Redis holds comes back with it."""
     room = make()
     before = room.limits.reserve(IP, [AUTH])
     own_server.kill()
@@ -274,20 +275,21 @@ def test_reservations_without_redis(make: Make, own_server: EmbeddedServer) -> N
     assert room.limits.peek(IP, [AUTH]).remaining == 4
     other = room.limits.reserve(IP, [AUTH])
     assert (room.limits.commit(other), room.limits.refund(other)) == (True, False)
-    assert (room.limits.refund(before), room.limits.commit(before)) == (False, False)
+    assert (room.limits.commit(before), room.limits.refund(before)) == (False, None)
+    assert room.limits.peek(IP, [AUTH]).remaining == 4
     with pytest.raises(RedisUnavailable):
         room.limits.reset(IP, [AUTH])
     own_server.restart()
     recovered(room)
     until(lambda: not room.limits.peek(IP, [AUTH]).degraded, "an answer")
-    until(lambda: remaining(own_server, AUTH) == 3, "the charge")
-    assert room.limits.refund(before) is True
+    until(lambda: remaining(own_server, AUTH) == 4, "the charge, and the refund")
+    assert room.limits.refund(before) is False
 
 
 def test_what_is_settled_without_redis_is_charged_as_it_was_settled(
     make: Make, own_server: EmbeddedServer
 ) -> None:
-    """A reservation made here is charged at its settled cost; one in Redis stays and the call says so."""
+    """A reservation made here is charged at its settled cost, and one in Redis is settled when it is back."""
     room, tokens = make(), Limit("tokens", 100, 300)
     before = room.limits.reserve(IP, [tokens], cost=10)
     own_server.kill()
@@ -295,14 +297,13 @@ def test_what_is_settled_without_redis_is_charged_as_it_was_settled(
     assert (less.local, more.local) == (True, True)
     assert (room.limits.settle(less, 2), room.limits.settle(more, 25)) == (True, True)
     assert room.limits.settle(more, 1) is False
-    assert room.limits.settle(before, 3) is False
-    assert room.limits.peek(IP, [tokens]).remaining == 100 - 10 - 2 - 25
+    assert room.limits.settle(before, 30) is None
+    assert room.limits.peek(IP, [tokens]).remaining == 100 - 30 - 2 - 25
     own_server.restart()
     recovered(room)
     until(lambda: not room.limits.peek(IP, [tokens]).degraded, "an answer")
-    until(lambda: remaining(own_server, tokens) == 100 - 10 - 2 - 25, "the charge")
-    assert room.limits.settle(before, 3) is True
-    assert remaining(own_server, tokens) == 100 - 3 - 2 - 25
+    until(lambda: remaining(own_server, tokens) == 100 - 30 - 2 - 25, "the charge")
+    assert room.limits.settle(before, 3) is False
 
 
 def test_places_are_held_without_redis(own_server: EmbeddedServer) -> None:
@@ -341,6 +342,50 @@ def test_async_places_are_held_without_redis(own_server: EmbeddedServer) -> None
     asyncio.run(story())
 
 
+def test_a_place_whose_block_ends_in_an_outage_comes_back(own_server: EmbeddedServer) -> None:
+    """A place that Redis holds is free here at once, and given back when Redis is there.
+
+    That is noticed, and told, in a process that asks nothing of it any more.
+    """
+    exports = Limit("exports", 1, 3_600, in_flight=True)
+    with Stillroom(Settings(redis_url=own_server.url, **CALM), dispatch=NoDispatch()) as room:
+        with room.limits.hold(IP, [exports]) as held:
+            assert not held.local
+            own_server.kill()
+        with room.limits.hold(IP, [exports]) as held:
+            assert held.local
+        own_server.restart()
+        until(lambda: remaining(own_server, exports) == 1, "the place")
+
+
+def test_what_was_given_back_before_an_outage_is_free_in_it(
+    make: Make, own_server: EmbeddedServer
+) -> None:
+    """A process that has lost Redis counts what was given back, or cost more, after Redis spoke of it last."""
+    room, exports = make(), Limit("exports", 1, 3_600, in_flight=True)
+    tokens = Limit("tokens", 100, 3_600)
+    assert room.limits.refund(room.limits.reserve(IP, [exports]))
+    assert room.limits.settle(room.limits.reserve(IP, [tokens], cost=1), 90)
+    own_server.kill()
+    assert room.limits.reserve(IP, [exports])
+    assert not room.limits.check(IP, [tokens], cost=11)
+    assert room.limits.check(IP, [tokens], cost=10)
+
+
+def test_what_is_reserved_at_no_cost_without_redis_is_settled(
+    make: Make, own_server: EmbeddedServer
+) -> None:
+    """A reservation of nothing that this process made is charged what it cost."""
+    room, tokens = make(), Limit("tokens", 100, 3_600)
+    own_server.kill()
+    here, later = (room.limits.reserve(IP, [tokens], cost=0) for _ in range(2))
+    assert room.limits.settle(here, 30) is True
+    own_server.restart()
+    until(lambda: remaining(own_server, tokens) == 70, "the charge")
+    assert room.limits.settle(later, 20) is True
+    assert remaining(own_server, tokens) == 50
+
+
 def test_nobody_is_denied_for_a_limit_in_shadow(make: Make, own_server: EmbeddedServer) -> None:
     """A limit in shadow denies nobody while Redis is away."""
     shadow = Limit("shadow", 1, 300, away="strict", shadow=True)
@@ -363,6 +408,41 @@ def test_a_change_outlives_an_outage(make: Make, own_server: EmbeddedServer) -> 
         room.limits.change("auth", 100, 300, 3_600)
     with pytest.raises(RedisUnavailable):
         room.limits.restore("auth")
+
+
+def test_a_change_ends_in_an_outage_too(make: Make, own_server: EmbeddedServer) -> None:
+    """A change that is over holds no longer because nobody can tell this process so."""
+    room = make()
+    room.limits.change("auth", 0, 300, 1)
+    room.limits.check("203.0.113.8", [AUTH])
+    assert not room.limits.check("203.0.113.8", [AUTH])
+    own_server.kill()
+    until(lambda: room.limits.check("203.0.113.9", [AUTH]).allowed, "the end of the change")
+
+
+def test_what_was_changed_is_told_though_the_clock_was_set_back(
+    make: Make, own_server: EmbeddedServer
+) -> None:
+    """A process that thinks the server's clock is an hour ahead is told until when its change holds."""
+    room = make()
+    room.limits.check(IP, [AUTH])
+    misjudge(getattr(room, "inner", room)._state_server, 3_600)
+    change = room.limits.change("auth", 2, 300, 60)
+    assert (change.quota, change.until - change.since) == (2, 60)
+
+
+def test_an_end_of_a_change_whose_reply_is_lost_is_not_told_as_none(
+    own_server: EmbeddedServer,
+) -> None:
+    """Nobody is told that a limit was not changed because the end of its change arrived twice."""
+    with Proxy(own_server.port) as proxy:
+        settings = Settings(redis_url=proxy.url, **CALM)
+        with Stillroom(settings, dispatch=NoDispatch()) as room:
+            room.limits.check(IP, [AUTH])
+            room.limits.change("auth", 2, 300, 60)
+            proxy.cuts_next = True
+            with pytest.raises(RedisUnavailable):
+                room.limits.restore("auth")
 
 
 def test_a_call_does_not_wait_for_redis(make: Make, own_server: EmbeddedServer) -> None:

@@ -81,6 +81,18 @@ def test_recovery_delivers_without_a_read(
     assert other.cache.get("k") is None
 
 
+def test_what_is_deferred_without_an_outage_is_delivered_without_a_read(
+    pair: tuple[Stillroom, Stillroom],
+) -> None:
+    """What a request has deferred because its time for Redis was used up is true for all a moment later."""
+    mine, other = pair
+    mine.cache.set("k", "old")
+    with mine.request() as budget:
+        budget.left = 0.0
+        mine.cache.invalidate("k", defer=True)
+    until(lambda: other.cache.get("k") is None, "the delivery")
+
+
 def test_a_read_that_cannot_deliver_is_not_trusted(
     own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom]
 ) -> None:

@@ -15,7 +15,7 @@ from stillroom.sessions.asking import DEFERRED_BITE
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
 from tests.support.proxy import Proxy
-from tests.support.sessions import record_of
+from tests.support.sessions import end_grace, record_of
 from tests.support.stepper import Stepper
 
 BRISK = {"connect_timeout": 0.2, "command_timeout": 0.2, "call_timeout": 0.3}
@@ -106,6 +106,29 @@ def test_a_rotation_whose_reply_was_late_logs_nobody_out(
     assert brisk.sessions.rotate(session).data == {"a": 1}
     assert brisk.sessions.destroy_by_tag("t") == 1
     assert events == []
+
+
+@pytest.mark.parametrize("user", [None, "ann", "zoe"])
+def test_a_rotation_that_is_undone_brings_nobody_back(
+    brisk: Stillroom, proxy: Proxy, make_room: Any, client: Any, user: str | None
+) -> None:
+    """Who was logged out, or in, elsewhere before a lost rotation is undone has no session of before."""
+    room, session = make_room(), brisk.sessions.create("ann")
+    brisk.sessions.rotate(brisk.sessions.create("eve"))
+    proxy.hold_replies()
+    with pytest.raises(SessionStoreUnavailable):
+        brisk.sessions.rotate(session, grace=0)
+    brisk.state_wire.breaker.recovered.clear()  # its next call undoes it, and nothing else
+    until(lambda: room.sessions.get(session) is None, "the rotation")
+    end_grace(client, room, session.handle)
+    if user is None:
+        assert room.sessions.destroy(session) is False
+    else:
+        room.sessions.create(user, replaces=session)
+    proxy.let_go()
+    assert brisk.sessions.deliver() == 0
+    assert room.sessions.get(session) is None
+    assert room.sessions.count("ann") == (user == "ann")
 
 
 def test_a_session_that_could_not_follow_another_is_no_device(

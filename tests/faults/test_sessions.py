@@ -124,6 +124,18 @@ def test_a_deferred_end_goes_in_front_of_the_next_read(
     assert own_room.sessions.deliver() == 0
 
 
+def test_a_deferred_end_is_told_though_there_was_no_outage(
+    own_room: Any, own_server: EmbeddedServer
+) -> None:
+    """A logout in a request whose time for Redis is used up is told to all, though this process asks no more."""
+    session = own_room.sessions.create("u1")
+    with own_room.request() as budget:
+        budget.left = 0.0
+        assert own_room.sessions.destroy(session, defer=True) is True
+    with other(own_server) as elsewhere:
+        until(lambda: _get(elsewhere, session) is None, "the delivery")
+
+
 def test_a_deferred_end_reaches_who_was_rotated_meanwhile(
     own_room: Any, own_server: EmbeddedServer
 ) -> None:

@@ -100,7 +100,7 @@ class Story:
         else:
             done = getattr(self.room.limits, act)(made)
             cost = before if act == "commit" else 0
-        if not before or not one.costs or not made.counted:
+        if not one.costs or not made.counted:
             return  # nothing was consumed
         if not one.is_open:
             assert not done

@@ -31,12 +31,12 @@ def unpacked(raw: bytes) -> Log:
 
 def taken(log: Log, now: int, window: int, keep: int, quota: int, cost: int) -> Log:
     """Return the log after a hit, as lua/lib/hits.lua documents it."""
-    ahead = max(0, log[-1][0] - now) if log else 0
-    log = [(at - ahead, hits) for at, hits in log]
+    is_ahead = bool(log) and log[-1][0] > now
+    log = [(min(at, now), hits) for at, hits in log]
     kept = [(at, hits) for at, hits in log if at > now - keep]
     used = sum(hits for at, hits in kept if at > now - window)
     if used + cost > quota:
-        return log if ahead else []
+        return log if is_ahead else []
     last = kept[-1] if kept else (0, 0)
     slice_us = window / SLICES
     is_shared = last[0] > now - window and last[0] // slice_us == now // slice_us

@@ -381,6 +381,27 @@ def test_a_refused_login_gives_the_visitor_back(make_room: Make) -> None:
         assert room.sessions.destroy_by_tag("t") == 1
 
 
+@pytest.mark.parametrize(("most", "left"), [(2, 2), (1, 1)])
+def test_a_session_that_may_go_on_counts_for_the_cap_of_its_user(
+    make_room: Make, most: int, left: int
+) -> None:
+    """While it is open whether Bob's login takes the place of Ann's session, another login of Ann counts it."""
+    room = make_room()
+    for _ in range(REJECT["max_per_user"]):
+        bob = room.sessions.create("bob")
+    users = (f"ann-{n}" for n in range(100))
+    anns = (room.sessions.create(user) for user in users)
+    ann = next(one for one in anns if one.handle[:2] != bob.handle[:2])
+    assert ann.user_id is not None
+    login = Stepper(room, room._sessions_body.create("bob", replaces=ann, **REJECT))
+    while room.sessions.get(ann) is not None:
+        login.step()
+    room.sessions.create(ann.user_id, max_per_user=most)
+    with pytest.raises(TooManySessions):
+        login.value()
+    assert room.sessions.count(ann.user_id) == left
+
+
 def test_a_login_that_may_be_refused_takes_no_cookie_from_the_visitor(make_room: Make) -> None:
     """Requests that look while it is open whether the login is refused leave the visitor's cookie alone."""
     here, there = make_room(), make_room()

@@ -75,6 +75,28 @@ def fail_in_flight(room: Any) -> None:
         raise ZeroDivisionError
 
 
+def test_a_block_gives_back_what_is_in_flight_and_nothing_else(make_room: Any) -> None:
+    """What another limit of a block has counted stays consumed, and a block that holds nothing is refused."""
+    room, hourly = make_room(), Limit("hourly", 3, 3_600)
+    for turn in range(5):
+        with room.limits.hold(IP, [EXPORTS, hourly]) as held:
+            assert held.allowed is (turn < 3)
+    left = {
+        one.limit.name: one.remaining for one in room.limits.peek(IP, [EXPORTS, hourly]).standings
+    }
+    assert left == {"exports": 3, "hourly": 0}
+    with pytest.raises(InvalidLimit, match="in_flight=True"), room.limits.hold(IP, [hourly]):
+        pytest.fail("it holds nothing")
+
+
+def test_a_place_is_given_back_though_its_request_has_no_time_left(make_room: Any) -> None:
+    """A request whose time for Redis is used up gives its place back all the same."""
+    room = make_room()
+    with room.request() as budget, room.limits.hold(IP, [EXPORTS]):
+        budget.left = 0.0
+    assert room.limits.peek(IP, [EXPORTS]).remaining == 3
+
+
 def test_an_async_block_gives_its_place_back(settings: Any, dispatch: Any) -> None:
     """`async with` gives its place back."""
     import asyncio
@@ -156,6 +178,15 @@ def test_what_it_cost_is_said_afterwards(room: Any, client: Any, cost: int, used
     assert (
         sum(n for key in logs(client) if b"tokens" in key for _, n in read_log(client, key)) == used
     )
+
+
+def test_what_was_reserved_at_no_cost_is_settled(room: Any) -> None:
+    """A price that nobody knows before the work is reserved as nothing, and charged afterwards."""
+    held = room.limits.reserve(IP, [TOKENS], cost=0)
+    assert room.limits.peek(IP, [TOKENS]).remaining == 1_000
+    assert room.limits.settle(held, 60) is True
+    assert room.limits.settle(held, 60) is False
+    assert room.limits.peek(IP, [TOKENS]).remaining == 940
 
 
 def test_it_is_settled_once(room: Any) -> None:
@@ -382,7 +413,7 @@ def test_what_is_kept_of_changed_limits_has_a_bound() -> None:
     changes = Changes()
     changes.learn([b"a", b'{"quota": 1, "window": 1, "until": 9}'], 5.0, 0.0)
     for quota in range(3 * MOST):
-        assert changes.applied((Limit("a", quota, 9), TEN)) == (Limit("a", 1, 1), TEN)
+        assert changes.applied((Limit("a", quota, 9), TEN), 1.0) == (Limit("a", 1, 1), TEN)
     assert len(changes._applied) <= MOST
     assert read_changes(None) == []
 

@@ -83,6 +83,7 @@ def test_a_cost_that_equals_a_number_is_refused_each_time(
     [
         (lambda s, _: s.create("ann", tags=None), "tags=None: a text, or a list of them"),
         (lambda s, _: s.create("ann", tags=b"a"), "tags=b'a': a text, or a list of them"),
+        (lambda s, _: s.create("ann", meta="phone"), "meta='phone': a mapping"),
         (lambda s, of: s.update(of, remove=5), "remove=5: a text, or a list of them"),
         (lambda s, of: s.mutate(of, None), r"mutate\(…, None\): a function"),
     ],

@@ -518,6 +518,29 @@ def test_a_part_that_nobody_decides_is_decided_here(
         )
 
 
+def test_what_a_node_has_reserved_is_settled_there_though_another_is_away(
+    places: dict[str, Any], cluster: RedisCluster
+) -> None:
+    """A node that only knows the bans of a request may be away: what another has reserved is charged its price."""
+    with Stillroom(Settings(**PATIENT | places | HURRIED), dispatch=NoDispatch()) as room:
+        make = room._limits_body._requests.make
+        part = make({"ip": IP, "user": "ann"}, [BY_USER], 1, "")
+        ip = ip_on(cluster, cluster.owner(part.keys[0]), other=True)
+        subject: dict[str, str | None] = {"ip": ip, "user": "ann"}
+        assert room.limits.check(subject, [BY_USER])
+        covers(cluster, "no")
+        (away := cluster.owner(home_of_ip(ip))).freeze()
+        try:
+            more, back = (room.limits.reserve(subject, [BY_USER]) for _ in range(2))
+            assert more.decision.degraded
+            assert (room.limits.settle(more, 3), room.limits.refund(back)) == (True, True)
+        finally:
+            away.thaw()
+            covers(cluster, "yes")
+        until(lambda: not room.limits.peek(subject, [BY_USER]).degraded, "recovery")
+        assert room.limits.peek(subject, [BY_USER]).remaining == BY_USER.quota - 1 - 3
+
+
 def test_hits_of_a_node_that_is_back_are_told_while_another_is_away(
     places: dict[str, Any], cluster: RedisCluster
 ) -> None:

@@ -207,7 +207,7 @@ async def limits_awaited(room: AsyncStillroom) -> None:
     assert_type(await room.limits.check("203.0.113.7", [AUTH]), Decision)
     assert_type(await room.limits.wait("203.0.113.7", [AUTH]), Decision)
     assert_type(room.limits.client(None), str)
-    async with room.limits.hold("203.0.113.7", [AUTH]) as place:
+    async with room.limits.hold("203.0.113.7", [Limit("exports", 2, 60, in_flight=True)]) as place:
         assert_type(place, Reservation)
 
 

@@ -250,7 +250,7 @@ def test_a_reservation_is_refunded_once() -> None:
 
 
 def test_what_redis_is_told_is_not_refunded_here() -> None:
-    """A hit that is on its way to Redis, or arrived, is refunded by Redis only."""
+    """A hit that is on its way to Redis, or arrived, has to be refunded by Redis too. Here it counts no more."""
     limits = local()
     reserve(limits, KEY, AUTH, 0, "on its way")
     charges = limits.owed(S)
@@ -260,11 +260,14 @@ def test_what_redis_is_told_is_not_refunded_here() -> None:
     assert limits.refund("on its way") is None
     limits.settle(charges, S, told=False)
     assert limits.refund("later") is True
+    reserve(limits, KEY, AUTH, S, "arrived")
     charges = limits.owed(S)
-    assert [one.hits for one in charges[0].reserved] == [1]
+    assert [one.id for one in charges[0].reserved] == ["arrived"]
     limits.settle(charges, S, told=True)
     assert (limits.owed(S), len(limits.logs)) == ([], 0)
     assert used(limits, KEY, AUTH, 2 * S) == 1
+    assert limits.refund("arrived") is None
+    assert used(limits, KEY, AUTH, 2 * S) == 0
 
 
 @pytest.mark.parametrize(("cost", "left"), [(0, 0), (1, 1), (3, 3), (9, 9)])
@@ -302,16 +305,23 @@ def test_a_limit_in_shadow_is_open() -> None:
 
 
 def test_many_reservations_in_one_log_share_its_entries() -> None:
-    """Reservations in one log share its entries: the first hundred can be refunded, and the log stays small."""
+    """Reservations in one log share its entries after the first hundred, so the log stays small.
+
+    All of them can be settled until Redis is told how many there were; then only what cost more is added.
+    """
     limits, limit = local(), Limit("many", 1_000, 3_600)
     for n in range(1_000):
         assert reserve(limits, KEY, limit, n, str(n)) == OK
     assert reserve(limits, KEY, limit, 1_000, "over") == TOO_MANY
     assert limits.refund("7") is True
-    assert limits.refund("999") is None
+    assert (limits.refund("999"), limits.refund("998", 5)) == (True, True)
     (charge,) = limits.owed(1_000)
     assert len(charge.reserved) == 99
-    assert charge.hits == 900
+    assert (charge.hits, charge.total) == (900 - 1 + 4, 900 - 1 + 4)
+    limits.settle([charge], 1_000, told=True)
+    assert (limits.refund("997"), limits.refund("996", 3, now=1_001)) == (False, True)
+    (charge,) = limits.owed(1_001)
+    assert (charge.hits, charge.total, len(charge.reserved)) == (2, 905, 0)
 
 
 # What was settled

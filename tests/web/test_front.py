@@ -454,6 +454,18 @@ def test_a_mounted_apps_own_table_holds_beside_the_outer_one(face: str, settings
 
 
 @pytest.mark.parametrize("face", ["wsgi", "asgi"])
+def test_a_limit_that_costs_more_further_in_is_charged_the_rest(
+    face: str, settings: Settings
+) -> None:
+    """A page that costs five of a limit has all of its five, though the table around its app has charged one."""
+    both = Limit("both", 5, 60)
+    outer = Routes([], default=[both])
+    inner = Routes([Route("/in/x", [both], cost=5)], default=[])
+    with Handler().serving(face, settings, outer, inner) as port:
+        assert [ask(port, "/in/x").status for _ in range(2)] == [200, 429]
+
+
+@pytest.mark.parametrize("face", ["wsgi", "asgi"])
 def test_a_missing_page_of_a_mounted_app_is_told_once(
     face: str, settings: Settings, room: Stillroom, client: Any
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -109,8 +108,10 @@ class Invalidator:
         """Deliver where no operation is running: Redis is back, so nothing that was kept meanwhile is needed."""
         self._away.clear()
         if self.waiting:
-            with contextlib.suppress(RedisUnavailable):  # the next read tries again
+            try:
                 self._run_aside(self.deliver())
+            except RedisUnavailable:  # the next read tries again
+                self._stats.remind()
 
     def deliver_last(self) -> None:
         """Deliver at the end of the room or the process, and complain of what is lost."""
@@ -151,6 +152,7 @@ class Invalidator:
     def _defer(self, names: Sequence[bytes], error: RedisUnavailable) -> None:
         self._at_exit.arm()
         self._outbox.put(names)
+        self._stats.remind()
         self._memo.changed()  # again: until it was put there, a read could be answered without it
         self._stats.counts["deferred"] += len(names)
         self._stats.say("invalidations are deferred", error.reason, error)

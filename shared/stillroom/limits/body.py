@@ -46,7 +46,7 @@ from stillroom.limits.over_shards import (
 )
 from stillroom.limits.request import QUIET, Request, Requests, Subject
 from stillroom.limits.reservation import Reservation
-from stillroom.limits.settling import BITE, Settling
+from stillroom.limits.settling import BITE, REFUNDS, Settling
 from stillroom.operation import Once, Operation, Pause
 from stillroom.replicas import kept
 from stillroom.scripts import limit_check
@@ -198,8 +198,8 @@ class LimitsBody(Operating, OverShards):
 
         True: it is given back. What this process admitted while Redis was away may be given back here, and Redis
         hears of it before this process asks about the subject again. False: it stays consumed, or was given back
-        before. None: not known, the reply was late or lost; Redis is asked again by itself.
-        Redis away: False for what Redis holds; ask again when it is back.
+        before. None: not yet known, the reply was late or lost, or Redis is away. It is asked again by itself when
+        it is back, unless this process has ended by then.
         """
         return self.settle(reservation, 0)
 
@@ -212,19 +212,55 @@ class LimitsBody(Operating, OverShards):
         check_cost(cost)
         return self._settled_at(reservation, cost)
 
-    def _settled_at(self, reservation: Reservation, cost: int) -> Operation[bool | None]:
+    def hold(
+        self, subject: Subject, limits: Sequence[Limit], cost: int = 1, *, route: str = ""
+    ) -> Operation[Reservation]:
+        """Reserve, for a block that gives back what is in flight. Raises InvalidLimit where nothing is."""
+        request = self._requests.make(subject, limits, cost, route)
+        if not request.plan.in_flight:
+            name = limits[0].name if limits else "hold()"
+            raise InvalidLimit(
+                name, "hold() is for limits of what is in flight: Limit(…, in_flight=True)"
+            )
+        return self._reserved(request)
+
+    def let_go(self, held: Reservation) -> Operation[None]:
+        """Give back what is in flight of a reservation. What else it took stays consumed."""
+        places = held.of([limit for limit in held.counted if limit.in_flight])
+        yield from self.give_back(places)
+
+    def give_back(self, places: Reservation) -> Operation[None]:
+        """Give back what others may be waiting for, however little time the request has left for Redis."""
+        yield from self._settled_at(places, 0, frees=True)
+
+    def _settled_at(
+        self, reservation: Reservation, cost: int, *, frees: bool = False
+    ) -> Operation[bool | None]:
         if not (reservation.id and reservation.keys):
             return False
         here: bool | None = None
         if reservation.local:
-            here = self._local.refund(reservation.id, cost, reservation.keys)
+            here = self._local.refund(
+                *(reservation.id, cost, reservation.keys),
+                may_be_known=reservation.may_be_known,
+                now=_now_us(),
+            )
             if here is not None and not (here and reservation.may_be_known):
                 self._denials.forget(reservation.keys)
                 return here
-        settled = yield from self._settling.settle(reservation, cost)
+        sent = _now_us()
+        settled = yield from self._settling.settle(reservation, cost, frees=frees)
+        if not here and (settled or (settled is None and not reservation.local)):
+            self._correct(reservation, cost, sent)
         self._denials.forget(reservation.keys)
         # The hits of this process are settled. Redis is told of the others if it may know any.
         return True if here else settled
+
+    def _correct(self, reservation: Reservation, cost: int, sent: int) -> None:
+        """Correct what Redis said of these logs, for the case that it goes away."""
+        pairs = zip(reservation.keys, reservation.counted, strict=True)
+        known_as = [(self._requests.known_as(key, limit), limit) for key, limit in pairs]
+        self._local.correct(known_as, cost - reservation.decision.cost, sent)
 
     def commit(self, reservation: Reservation) -> Operation[bool | None]:
         """Keep what a reservation took, for good. Return True if it could still be refunded; None: not known.
@@ -267,6 +303,8 @@ class LimitsBody(Operating, OverShards):
                     break
                 self._local.put_last(charges)
             yield Pause(0)
+        if self._local.logs or REFUNDS in self._settling.waits:
+            self.stats.remind()
         return len(self._local.logs)
 
     # Deciding
@@ -312,7 +350,7 @@ class LimitsBody(Operating, OverShards):
         if not is_spared and (denied := self._remembered(request)) is not None:
             if time.monotonic() > self._changes.due:
                 yield from self._reading_changes()
-            return Reservation(denied, request.keys)
+            return Reservation(denied, ())
         self._count(request.plan.counted_as)
         name = new_id()
         try:
@@ -327,9 +365,7 @@ class LimitsBody(Operating, OverShards):
     def _give_up(self, request: Request, name: str) -> Operation[None]:
         """Give back what a call that ends without its reply has taken, or takes yet: nobody else can."""
         self._local.refund(name)
-        about = Decision(request.limits, OK, request.cost, 0)
-        lost = Reservation(about, request.logs, name, local=True, counted=request.counted)
-        yield from self._settling.give_up(lost)
+        yield from self._settling.settle(_lost(request, name), 0, frees=True)
 
     def _reserved_as(self, request: Request, name: str) -> Operation[Reservation]:
         asked_at, mark = self._denials.forgotten, self._flying.begin(request)
@@ -349,7 +385,9 @@ class LimitsBody(Operating, OverShards):
             decision = self._stand_in(request, error, take=True, id=name)
             yield from self._settling.tell_at_once(request, error)
             if not decision:
-                return Reservation(decision, request.keys)
+                if error.may_be_done:  # then Redis may have admitted it
+                    self._settling.settle_later(_lost(request, name), 0)
+                return Reservation(decision, ())
             return Reservation(
                 *(decision, request.logs, name),
                 local=True,
@@ -419,7 +457,7 @@ class LimitsBody(Operating, OverShards):
         request, decision = outcome.request, outcome.decision
         if not (is_held and decision):
             self._local.let_go(name)
-            return Reservation(decision, request.logs)
+            return Reservation(decision, ())
         is_local = bool(outcome.errors)
         return Reservation(
             *(decision, request.logs, name),
@@ -595,6 +633,8 @@ class LimitsBody(Operating, OverShards):
             limit.away == "strict" and not limit.shadow for limit in limits
         ):
             return UNAVAILABLE, ()
+        if take:
+            self.stats.remind()
         return self._local.decide(
             *(request.logs, request.counted, request.cost, _now_us()),
             take=take,
@@ -737,6 +777,12 @@ def _taking(request: Request, unseen: bytes, reservation: bytes = b"") -> Comman
     if request.taking and not unseen and not reservation:
         return request.taking
     return limit_check.run(request.words(request.mode, unseen, reservation))
+
+
+def _lost(request: Request, name: str) -> Reservation:
+    """Return the reservation of a call whose reply did not come."""
+    about = Decision(request.limits, OK, request.cost, 0)
+    return Reservation(about, request.logs, name, local=True, counted=request.counted)
 
 
 def _holds(request: Request) -> InvalidLimit:

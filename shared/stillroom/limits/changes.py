@@ -8,7 +8,7 @@ changes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,10 +64,13 @@ class Changes:
         self.found: Mapping[str, Change] = {}
         self.due = 0.0  # time.monotonic(): read them with the next check
         self._applied: dict[tuple[Limit, ...], tuple[Limit, ...]] = {}
-        self._ends: dict[Change, float] = {}  # by this machine's steady clock
+        self._ends: Mapping[Change, float] = {}  # by this machine's steady clock …
+        self._first_end = 0.0  # … the first of them
 
-    def applied(self, limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
-        """Return the limits as they are for now."""
+    def applied(self, limits: tuple[Limit, ...], steady_s: float) -> tuple[Limit, ...]:
+        """Return the limits as they are for now. A change that is over is dropped, also while Redis is away."""
+        if steady_s >= self._first_end:
+            self._take(self.found.values(), steady_s)
         known = self._applied.get(limits)
         if known is None:
             if len(self._applied) >= MOST:
@@ -90,10 +93,16 @@ class Changes:
             one: self._ends.get(one, steady_s + min(one.until - now_s, one.until - one.since))
             for one in read
         }
-        changes = {one.name: one for one in read if self._ends[one] > steady_s}
-        if changes == self.found:
+        return self._take(read, steady_s)
+
+    def _take(self, changes: Iterable[Change], steady_s: float) -> bool:
+        """Let those of these changes hold that are not over, and say whether that is something new."""
+        ends = self._ends
+        found = {one.name: one for one in changes if ends.get(one, 0.0) > steady_s}
+        self._first_end = min([ends[one] for one in found.values()], default=0.0)
+        if found == self.found:
             return False
-        self.found, self._applied = changes, {}
+        self.found, self._applied = found, {}
         return True
 
 

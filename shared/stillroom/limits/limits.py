@@ -60,14 +60,15 @@ class Limits(_Face):
         """Hold a place as long as a `with` lasts (`async with`), for limits of what is in flight.
 
         `Limit(…, in_flight=True)`. The reservation is false where there is no place; the block runs all the same
-        and looks at it. At the end of the block the place is given back, also if it raises. If the process dies it
-        comes back when the lease ends. Raises InvalidLimit. Redis away: this process has its share of the places.
+        and looks at it. At the end of the block the place is given back, also if it raises; what other limits have
+        counted stays consumed. If the process dies the place comes back when the lease ends. Raises InvalidLimit.
+        Redis away: this process has its share of the places, and gives others back when Redis is there.
         """
-        held = self.reserve(subject, limits, cost, route=route)
+        held = self._driver.run(self._body.hold(subject, limits, cost, route=route))
         try:
             yield held
         finally:
-            self.refund(held)
+            self._driver.run(self._body.let_go(held))
 
 
 class AsyncLimits(_Face):
@@ -98,11 +99,12 @@ class AsyncLimits(_Face):
         """Hold a place as long as a `with` lasts (`async with`), for limits of what is in flight.
 
         `Limit(…, in_flight=True)`. The reservation is false where there is no place; the block runs all the same
-        and looks at it. At the end of the block the place is given back, also if it raises. If the process dies it
-        comes back when the lease ends. Raises InvalidLimit. Redis away: this process has its share of the places.
+        and looks at it. At the end of the block the place is given back, also if it raises; what other limits have
+        counted stays consumed. If the process dies the place comes back when the lease ends. Raises InvalidLimit.
+        Redis away: this process has its share of the places, and gives others back when Redis is there.
         """
-        held = await self.reserve(subject, limits, cost, route=route)
+        held = await self._driver.run(self._body.hold(subject, limits, cost, route=route))
         try:
             yield held
         finally:
-            await to_its_end(self.refund(held))
+            await to_its_end(self._driver.run(self._body.let_go(held)))

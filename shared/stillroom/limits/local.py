@@ -57,9 +57,8 @@ class LocalLimits:
         self._neighbours = Neighbours(self._most)
         self._settled: OrderedDict[bytes, Log] = OrderedDict()  # it knows all of theirs
         self._known: OrderedDict[bytes, Known] = OrderedDict()
-        self._held: OrderedDict[str, list[tuple[bytes, Log, Entry]]] = (
-            OrderedDict()
-        )  # by reservation
+        # The hits of each reservation, and how many they are.
+        self._held: OrderedDict[str, list[tuple[bytes, Log, Entry, int]]] = OrderedDict()
 
     def remember(
         self,
@@ -83,6 +82,21 @@ class LocalLimits:
                 known[key] = found
         while len(known) > self._most_known:
             known.popitem(last=False)
+
+    def correct(self, pairs: Iterable[tuple[bytes, Limit]], more: int, now: int) -> None:
+        """Add hits, or take some off, in what Redis said of these logs: it has settled a reservation since `now`.
+
+        What it said later counts them already, perhaps.
+        """
+        for key, limit in pairs:
+            known = self._known.get(key)
+            if known is None or known.at > now:
+                continue
+            said, place = list(known.said), PARTS * known.keys.index(key)
+            said[place] = max(0, said[place] + more)
+            if more > 0:
+                said[place + 3] = now + limit.window * _US - known.at
+            self._known[key] = known._replace(said=said)
 
     def decide(
         self,
@@ -111,7 +125,7 @@ class LocalLimits:
             said = [self._said(*row, flying, cost, now) for row in rows]
             if any(fits for _, _, fits, _ in said):
                 return TOO_MANY, _flat(said)
-            if not take or not cost:
+            if not take or not (cost or id):  # what is reserved at no cost may cost something later
                 return OK, _flat(said)
             self._keep(keys, logs)
             self._consume(keys, logs, cost, now, id)
@@ -176,21 +190,38 @@ class LocalLimits:
         with self._lock:
             return self._held.pop(id, None) is not None
 
-    def refund(self, id: str, cost: int = 0, keys: Container[bytes] | None = None) -> bool | None:
+    def refund(
+        self,
+        id: str,
+        cost: int = 0,
+        keys: Container[bytes] | None = None,
+        *,
+        may_be_known: bool = False,
+        now: int = 0,
+    ) -> bool | None:
         """Let a reservation have cost only this much here, or more, in these logs; in others it stays consumed.
 
-        None: Redis knows of it, or may. False: none is held.
+        None: Redis was told of it, or may have been, and has to settle it as well. False: none is held, or its hits
+        can't be told from others. `may_be_known`: Redis has to settle it in any case.
         """
         with self._lock:
             held = self._held.pop(id, None)
             if held is None:
                 return False
-            settled = [
-                log.settle_entry(entry, id, cost)
-                for key, log, entry in held
-                if keys is None or key in keys
+            rows = [row for row in held if keys is None or row[0] in keys]
+            if not rows and may_be_known:
+                return None
+            is_owed = all(log.owes(entry, id) for _, log, entry, _ in rows if entry.id)
+            done = [
+                log.settle_entry(entry, cost, is_all=is_owed and not may_be_known)
+                if entry.id
+                else log.settle_shared(entry, cost - before, now)
+                for _, log, entry, before in rows
             ]
-        return bool(settled) if all(settled) else None
+            for key, log, _, _ in rows:
+                if key in self._settled and log.is_owing(now):  # it cost more
+                    self._keep([key], [log])
+        return bool(rows) and all(done) if is_owed else None
 
     # One decision
 
@@ -233,7 +264,9 @@ class LocalLimits:
     ) -> None:
         pairs = zip(keys, logs, strict=True)
         taken = [
-            (key, log, log.add(cost, now, id)) for key, log in pairs if not log.limit.is_open_away
+            (key, log, log.add(cost, now, id), cost)
+            for key, log in pairs
+            if not log.limit.is_open_away
         ]
         if id:
             self._held[id] = taken

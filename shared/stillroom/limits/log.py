@@ -45,12 +45,13 @@ class Charge(NamedTuple):
 class Entry:
     """Hits that share a time."""
 
-    __slots__ = ("count", "id", "last", "state", "told_at")
+    __slots__ = ("count", "id", "last", "reserved", "state", "told_at")
 
     def __init__(self, last: int, count: int, id: str) -> None:
         self.last = last
         self.count = count
-        self.id = id  # of the reservation that has this entry for itself
+        self.id = id  # of the reservation that has this entry for itself …
+        self.reserved = count  # … and what Redis is charged for that: it settles it by itself
         self.state = OWED
         self.told_at = 0
 
@@ -115,15 +116,29 @@ class Log:
         self._entries.append(Entry(now, cost, id if apart else ""))
         return self._entries[-1]
 
-    def settle_entry(self, entry: Entry, id: str, cost: int) -> bool:
-        """Let a reservation have cost this much. False: Redis may know of its hits, or they share an entry."""
-        if entry.id != id or entry.state != OWED or entry not in self._entries:
-            return False
-        if cost:
+    def owes(self, entry: Entry, id: str) -> bool:
+        """Return whether the hits of a reservation are this entry, and Redis was never told of it."""
+        return entry.id == id and entry.state == OWED and entry in self._entries
+
+    def settle_entry(self, entry: Entry, cost: int, *, is_all: bool) -> bool:
+        """Let the reservation of this entry have cost this much. `is_all`: Redis is told by the charge alone."""
+        if entry in self._entries:
             entry.count = cost
-        else:
-            self._entries.remove(entry)
+            if is_all:
+                entry.reserved = cost
+            if not cost:
+                self._entries.remove(entry)
         return True
+
+    def settle_shared(self, entry: Entry, more: int, now: int) -> bool:
+        """Let a reservation whose hits share this entry have cost more, or less. False: Redis was told how many."""
+        is_owed = entry.state == OWED and entry in self._entries
+        if is_owed:
+            entry.count += more
+            self._total += more
+        elif more > 0:
+            self.add(more, max(now, self._entries[-1].last if self._entries else 0), "")
+        return is_owed or more >= 0
 
     def is_over(self, now: int) -> bool:
         self._forget(now)
@@ -150,7 +165,7 @@ class Log:
             now - plain[-1].last if plain else 0,
             self._id,
             self._total,
-            tuple([Reserved(e.id, e.count, now - e.last) for e in owed if e.id]),
+            tuple([Reserved(e.id, e.reserved, now - e.last) for e in owed if e.id]),
         )
 
     def settle(self, now: int, *, told: bool, arrived: bool = True) -> None:

@@ -14,7 +14,7 @@ from stillroom.limits.changes import (
     known_windows,
     read_changes,
 )
-from stillroom.operation import Operation
+from stillroom.operation import Once, Operation
 from stillroom.scripts import limit_change
 from stillroom.wire import Server, StateServer
 
@@ -41,7 +41,8 @@ class Operating:
     def restore(self, name: str) -> Operation[bool]:
         """End a change before its time. Return True if there was one."""
         words = (name, "", 0, 0, "", MOST)
-        (ended,) = yield [limit_change([self._keys.limit_changes], *words)]
+        # Once: the second of two that arrive would find no change.
+        (ended,) = yield Once([limit_change([self._keys.limit_changes], *words)])
         return bool(ended)
 
     def changes(self) -> Operation[list[Change]]:
@@ -73,5 +74,7 @@ class Operating:
         (done,) = yield [limit_change([self._keys.limit_changes], *words)]
         if done != 1:
             raise InvalidLimit(name, f"{MOST} limits are changed; restore one of them first")
-        found = yield from self.changes()
-        return next(one for one in found if one.name == name)
+        (text,) = yield [(b"HGET", self._keys.limit_changes, name.encode())]
+        made = read_changes([name.encode(), text] if text else [])
+        # None: somebody has ended it already.
+        return made[0] if made else Change(name, quota, window, self._server.now_ms() / 1000, by=by)

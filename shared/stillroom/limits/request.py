@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -214,7 +215,7 @@ class Requests:
         # A list of them is checked once, with its plan.
         wanted = tuple(limits) if type(limits) in _LISTS else check_limits(limits)
         if self.changes.found:
-            wanted = self.changes.applied(wanted)
+            wanted = self.changes.applied(wanted, time.monotonic())
         if isinstance(subject, str):
             flagged = Script.flags_are_known
             request = self._of_address(subject, wanted, cost, route, meant, flagged)

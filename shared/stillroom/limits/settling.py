@@ -170,37 +170,36 @@ class Settling:
 
     # Reservations
 
-    def settle(self, reservation: Reservation, cost: int) -> Operation[bool | None]:
-        """Return whether Redis settled the reservation at this cost, now. None: not known, and sent again later.
+    def settle(
+        self, reservation: Reservation, cost: int, *, frees: bool = False
+    ) -> Operation[bool | None]:
+        """Return whether Redis settled the reservation at this cost, now.
 
-        Redis away: None if Redis may have settled it, or if it was made here and Redis may have to settle it later;
-        otherwise False.
+        Redis away: None, and it is settled later. `frees`: others may be waiting for it.
         """
-        homes = reservation.by_home()
+        send = Freeing if frees else _apart
         try:
-            settled = yield _apart([self._settlement(one, cost) for one in homes.values()])
+            homes = reservation.by_home().values()
+            settled = yield send([self._settlement(one, cost) for one in homes])
         except RedisUnavailable as error:
-            self._stats.say("refund", error.reason, f"not known to be given back: {error}")
-            # Of several shards some may have done it.
-            if not (error.may_be_done or reservation.local or len(homes) > 1):
-                return False
-            self._settle_later(reservation, cost)
+            self._stats.say("refund", error.reason, f"it is given back later: {error}")
+            self.settle_later(reservation, cost)
             return None
         except BaseException as error:
             if is_in_doubt(error):
-                self._settle_later(reservation, cost)
+                self.settle_later(reservation, cost)
             raise
         return all(settled)
 
-    def give_up(self, reservation: Reservation) -> Operation[None]:
-        """Give back what a call may have taken that nobody waits for any more; if it arrives later it is refused.
-
-        Redis away: it is given back later.
-        """
-        try:
-            yield Freeing([self._settlement(one, 0) for one in reservation.by_home().values()])
-        except RedisUnavailable:
-            self._settle_later(reservation, 0)
+    def settle_later(self, reservation: Reservation, cost: int) -> None:
+        """Keep this until Redis is asked about a subject again, or is back."""
+        for home, one in reservation.by_home().items():
+            self._refunds[home + one.id.encode()] = one, cost
+        while len(self._refunds) > REFUNDS_LIMIT:
+            self._refunds.popitem(last=False)
+            self._stats.say("refund", "full", "too many wait for Redis: the oldest is given up")
+        self.waits[REFUNDS] = 0.0
+        self._stats.remind()
 
     def commit(self, reservation: Reservation) -> Operation[bool | None]:
         """Return whether the reservation could be refunded until now, and can't any more. None: not known.
@@ -247,15 +246,6 @@ class Settling:
             pair for pair in list(self._refunds.items()) if not home or pair[0].startswith(home)
         )
         return list(islice(found, BITE))
-
-    def _settle_later(self, reservation: Reservation, cost: int) -> None:
-        """Keep this until Redis is asked about a subject again, or is back."""
-        for home, one in reservation.by_home().items():
-            self._refunds[home + one.id.encode()] = one, cost
-        while len(self._refunds) > REFUNDS_LIMIT:
-            self._refunds.popitem(last=False)
-            self._stats.say("refund", "full", "too many wait for Redis: the oldest is given up")
-        self.waits[REFUNDS] = 0.0
 
     def _settlement(self, reservation: Reservation, cost: int) -> Command:
         """Return the command for a reservation of one shard."""

@@ -11,13 +11,13 @@
 local now, quota, window = now_us(), tonumber(ARGV[3]), tonumber(ARGV[4])
 local keep = tonumber(ARGV[6]) or window
 local life = life_of(keep)
-local log, used, old = read_hits(KEYS[1], redis.call('MGET', KEYS[1])[1], now, window, life)
+-- All that is kept, not only what counts here: another limit of this name may have the longer window.
+local log = read_hits(KEYS[1], redis.call('MGET', KEYS[1])[1], now, keep, life)
 local has_changed = false
 
 local function charge(hits, age)
-  if hits > 0 and age < window then
+  if hits > 0 and age < keep then
     put_hits(log, now - age, hits, quota, window)
-    used = used + hits
     has_changed = true
   end
 end
@@ -31,15 +31,22 @@ end
 charge(hits, tonumber(ARGV[2]))
 for i = 3, #KEYS do
   local cost, age = tonumber(ARGV[1 + 2 * i]), tonumber(ARGV[2 + 2 * i])
-  local known = redis.call('HMGET', KEYS[i], KEYS[1], 'over')
-  if not known[1] and not known[2] then
-    charge(cost, age)
+  local known = redis.call('HMGET', KEYS[i], KEYS[1], '!' .. KEYS[1])
+  if not known[1] then
+    charge(tonumber(known[2] or cost), age)
     note_reserved(KEYS[i], KEYS[1], now - age, now, keep / 1000)
     keep_for(KEYS[i], keep / 1000)
   end
 end
 if has_changed then
-  save(KEYS[1], log, life, old)
+  save(KEYS[1], log, life)
 end
-local some, all = comes_back(log, now, window)
+local first, used = 1, 0
+while log[first] and log[first] <= now - window do
+  first = first + 2
+end
+for i = first + 1, #log, 2 do
+  used = used + log[i]
+end
+local some, all = comes_back({unpack(log, first)}, now, window)
 return {used, some, 0, all, now}

@@ -70,8 +70,8 @@ end
 local is_reserved = ARGV[6] ~= '' and redis.call('EXISTS', KEYS[#KEYS]) == 1
 
 local near = nil
-if taking and not is_reserved and not denied and cost > 0 then
-  for i = 1, count do
+if taking and not is_reserved and not denied then
+  for i = 1, cost > 0 and count or 0 do
     local limit = limits[i]
     if not limit.is_let_off then
       local same = put_hits(limit.log, now, cost, limit.quota, limit.window)

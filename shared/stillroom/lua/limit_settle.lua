@@ -4,7 +4,8 @@
 -- ARGV  1 when it was made, µs, 0 where only the server knows  2 what it consumed  3 what it cost
 --       4 how long to remember that it is over, ms: it may still be on its way; 0: it is not
 --       5… quota, window µs, and longest window of its name, µs, of each limit
--- returns 1 settled, 0 it was settled or committed before, or its time is over, or it is not known
+-- returns 1 settled, or it will be where it comes yet; 0 it was settled or committed before, or its time is over, or it is
+--         not known
 -- include: time hits reservation
 -- flags: allow-oom
 
@@ -13,13 +14,22 @@ local noted = redis.call('HMGET', KEYS[1], 'over', unpack(KEYS, 2))
 if noted[1] then
   return 0
 end
-local is_known = redis.call('UNLINK', KEYS[1]) == 1
-if tonumber(ARGV[4]) > 0 then
+local may_come, is_known = tonumber(ARGV[4]) > 0, nil
+if may_come then
+  is_known = redis.call('EXISTS', KEYS[1]) == 1
+  keep_for(KEYS[1], tonumber(ARGV[4])) -- the first write takes no memory: see lib/hits
   redis.call('HSET', KEYS[1], 'over', '1')
-  redis.call('PEXPIRE', KEYS[1], ARGV[4])
+  for i = 2, #KEYS do
+    if not noted[i] then -- it has not come to this log
+      redis.call('HSET', KEYS[1], '!' .. KEYS[i], ARGV[3])
+    end
+  end
+  keep_for(KEYS[1], tonumber(ARGV[4]))
+else
+  is_known = redis.call('UNLINK', KEYS[1]) == 1
 end
 if not is_known then
-  return 0
+  return may_come and 1 or 0
 end
 
 -- The entries that the hits are in: those of their very time; else the first that ends after them, as entries carry the

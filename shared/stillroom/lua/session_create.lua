@@ -31,7 +31,7 @@ end
 local others = tonumber(ARGV[9])
 local old = {unpack(KEYS, 2 + others)}
 local cookie = tonumber(ARGV[12])
-local replaced, _, _, late = find(prefix, now, old, now - tonumber(ARGV[10]), HOPS_TO_END)
+local replaced, _, _, late, gone_by = find(prefix, now, old, now - tonumber(ARGV[10]), HOPS_TO_END)
 if known[1] then -- names are never chosen twice, so this call was sent again
   return {'ok', known[1], {}, {}, late and plain(late) or '-1', 0}
 end
@@ -47,7 +47,8 @@ if most > 0 then
     if not session then
       gone[#gone + 1] = other
     elseif not (replaced and replaced.h == other) then
-      table.insert(lives(prefix, session, now) and living or stale, session)
+      local is_held = session.limit == 0 -- until it is known whether another login takes its place: see session_hold
+      table.insert((is_held or lives(prefix, session, now)) and living or stale, session)
     end
   end
   unseen = (asked_of('ZCARD', index) or 0) - #names
@@ -112,6 +113,7 @@ index_session(prefix, session, life)
 write_aliases(prefix, {unpack(KEYS, 2, 1 + others)}, session, now)
 
 local ended, evicted = {}, {}
+note_end(prefix, gone_by)
 clear_away(ended)
 for i = 1, most > 0 and math.min(#living - most + 1, DROPPED) or 0 do
   drop(prefix, living[i])

@@ -7,11 +7,12 @@
 -- include: time session session_index
 
 local now = now_us()
-local session, _, dead, late = find(ARGV[1], now, KEYS, now - tonumber(ARGV[2]), HOPS_TO_END)
+local session, _, dead, late, old = find(ARGV[1], now, KEYS, now - tonumber(ARGV[2]), HOPS_TO_END)
 
 if ARGV[4] == '1' and session and redis.call('HGET', session.key, '_b') ~= '0' then -- bytes of data
   return {0}
 end
+note_end(ARGV[1], old)
 if session or dead then
   drop(ARGV[1], session or dead)
 end

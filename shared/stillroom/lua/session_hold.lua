@@ -8,11 +8,12 @@
 
 local HELD_US = 60000000
 local now = now_us()
-local session, _, dead, late = find(ARGV[1], now, KEYS, now - tonumber(ARGV[2]), HOPS_TO_END)
+local session, _, dead, late, old = find(ARGV[1], now, KEYS, now - tonumber(ARGV[2]), HOPS_TO_END)
 if dead and redis.call('HEXISTS', dead.key, '_held') == 1 then
   return {dead.h} -- this call was sent again
 end
 if not session then
+  note_end(ARGV[1], old)
   return {'', late and plain(late)}
 end
 redis.call('PEXPIRE', session.key, plain(life_of(now + HELD_US, now)))

@@ -24,6 +24,9 @@ end
 
 local is_there = session and not session.to
 local former = is_there and former_name()
+if former and redis.call('HGET', prefix .. 's:' .. former, '_ended') then -- it has been asked for its end meanwhile
+  former = nil
+end
 if former then
   local key, h = prefix .. 's:' .. former, session.h
   redis.call('RENAME', KEYS[1], key)

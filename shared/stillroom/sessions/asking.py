@@ -142,6 +142,7 @@ class Asking:
             log.error("the end of a session is dropped: %d others already wait for Redis", waiting)
             return False
         self._deferred.setdefault(place, what)  # the first of them was asked for earlier
+        self.stats.remind()
         return True
 
     def _tell_ends_first(self) -> Operation[None]:

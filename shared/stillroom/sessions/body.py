@@ -686,6 +686,7 @@ class SessionsBody(Asking):
             yield from self._tell_ends(rests=True)
         except SessionStoreUnavailable as error:
             log.debug("not all ends of sessions are told: %s", error)
+            self.stats.remind()
         return len(self._deferred)
 
     def flush_stats(self) -> Operation[None]:

@@ -279,6 +279,8 @@ def encoded_meta(meta: Mapping[str, Any] | None) -> bytes:
     """Raises SessionDataRefused, SessionUnreadable or ValueTooLarge."""
     if not meta:
         return b"{}"
+    if not isinstance(meta, MAPPINGS):
+        raise InvalidArgument(f"meta={meta!r:.100}: a mapping of what a list of devices shows")
     text = _json("meta", dict(meta))
     if len(text) > META_LIMIT:
         raise ValueTooLarge(len(text), META_LIMIT)

@@ -86,6 +86,7 @@ class Visit:
 
     def charging(self, body: LimitsBody, charge: Charge, route: str) -> Operation[Decision | None]:
         """Charge the request, unless that was done further out. None: there was nothing left to charge."""
+        whole = charge.cost
         if self._charges:
             charge = self._uncharged(charge)
         limits, subject, cost, counted = charge
@@ -103,7 +104,7 @@ class Visit:
             if held:
                 self._held += (Held(held, _of_each(charge)),)
         self.decisions += (decision,)
-        self._charges += (charge,)
+        self._charges += (charge._replace(cost=whole),)
         return decision
 
     def headers(self) -> Mapping[str, str]:
@@ -151,17 +152,19 @@ class Visit:
             parts += (reservation.of(in_flight),)
         for part in parts:
             if part.keys:
-                yield from body.refund(part)
+                yield from body.give_back(part)
 
     def _uncharged(self, charge: Charge) -> Charge:
+        """Return what is left to charge, less what all limits that are left have charged before."""
         known: dict[tuple[str | None, ...], int] = {}
         for one in self._charges:
             known |= {_whom(limit, one.subject): one.cost for limit in one.limits}
-        is_left = [known.get(_whom(one, charge.subject), -1) < charge.cost for one in charge.limits]
-        if all(is_left):
-            return charge
+        paid = [known.get(_whom(one, charge.subject), -1) for one in charge.limits]
+        is_left = [before < charge.cost for before in paid]
         counted = charge.counted and tuple(compress(charge.counted, is_left))
-        return charge._replace(limits=tuple(compress(charge.limits, is_left)), counted=counted)
+        cost = charge.cost - max(0, min(compress(paid, is_left), default=0))
+        limits = tuple(compress(charge.limits, is_left))
+        return charge._replace(limits=limits, cost=cost, counted=counted)
 
 
 def merged(charges: Iterable[Charge]) -> list[Charge]:

@@ -38,6 +38,7 @@ class Breaker:
     def reset(self) -> None:
         """Be closed, with no memory and no prober: a new process starts like this after a fork."""
         self._lock = threading.RLock()  # a signal handler may call while this thread holds it
+        self._is_reminded = False
         self._stop = threading.Event()
         self._nudge = threading.Event()
         self._failures: deque[tuple[float, int]] = (
@@ -106,6 +107,34 @@ class Breaker:
         self._nudge.clear()
         return not stop.is_set()
 
+    def remind(self) -> None:
+        """Have what waits for Redis delivered in a second.
+
+        A few calls that fail open no breaker, so there is no outage whose end would do that; and what has failed
+        only because its request had no time left meets no outage at all.
+        """
+        if self.is_open:
+            return
+        with self._lock:
+            if self._is_reminded:
+                return
+            if self._stop.is_set():
+                self._stop = threading.Event()
+            self._is_reminded = True
+        remind = threading.Thread(
+            target=self._remind, args=(self._stop,), name=f"remind {self._name}", daemon=True
+        )
+        try:
+            remind.start()
+        except RuntimeError:  # no more threads: the next call delivers it
+            self._is_reminded = False
+
+    def _remind(self, stop: threading.Event) -> None:
+        is_stopped = stop.wait(self._settings.probe_limit)
+        self._is_reminded = False
+        if not (is_stopped or self.is_open):
+            self._deliver()
+
     def hurry(self) -> None:
         """Probe the server now: there is news of it."""
         self._nudge.set()
@@ -123,14 +152,15 @@ class Breaker:
             self.down_since = None
             self.is_open = False
         log.warning("%s %s after %.1f s", self._name, self._ends_as, downtime)
+        self._deliver()
+
+    def _deliver(self) -> None:
         for action in self.recovered:
             try:
                 action()
             except Exception:  # one service's delivery is no reason to keep the others' back
                 log.exception(
-                    "%s %s, but the writes that waited for it could not be delivered",
-                    self._name,
-                    self._ends_as,
+                    "%s: the writes that waited for it could not be delivered", self._name
                 )
 
     def stop(self) -> None:

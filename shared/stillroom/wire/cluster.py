@@ -505,6 +505,12 @@ class Breakers:
     def down_since(self) -> float | None:
         return min((b.down_since for b in self._open() if b.down_since is not None), default=None)
 
+    def remind(self) -> None:
+        """See Breaker.remind. The actions are all nodes', so one that is not away does for all."""
+        breakers = [wire.breaker for wire in list(self._wires.values())]
+        for breaker in [one for one in breakers if not one.is_open][:1]:
+            breaker.remind()
+
     def _open(self) -> list[Breaker]:
         breakers = [wire.breaker for wire in list(self._wires.values())]
         return [breaker for breaker in breakers if breaker.is_open]

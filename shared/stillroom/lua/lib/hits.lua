@@ -66,11 +66,13 @@ local function save(key, log, life, old, raw, same)
   end
 end
 
--- A clock that stepped back (a failover, NTP) must give nobody a fresh quota, and nobody an endless wait: the
--- log moves along, so that its newest hit is now. Written at once, or each look would find it at now again.
-local function follow_clock(key, log, ahead, life)
-  for i = 1, #log, 2 do
-    log[i] = log[i] - ahead
+-- A clock that stepped back (a failover, NTP) must give nobody a fresh quota, and nobody an endless wait: hits that
+-- are ahead of it are hits of now. The others stay where they are. A clock that was ahead for a moment says nothing
+-- about them, and moved back with it they would leave their window early. Written at once, or each look would find
+-- them at now again.
+local function follow_clock(key, log, now, life)
+  for i = #log - 1, 1, -2 do
+    log[i] = math.min(log[i], now)
   end
   save(key, log, life)
 end
@@ -85,7 +87,7 @@ local function read_hits(key, raw, now, window, life)
   local log, last = {struct.unpack(format_of(size), raw)}, 2 * size
   log[last + 1] = nil -- where the next entry would begin
   if log[last - 1] > now then
-    follow_clock(key, log, log[last - 1] - now, life)
+    follow_clock(key, log, now, life)
     raw = nil
   end
   local first, used, old = 1, 0, nil

@@ -1,6 +1,6 @@
 -- Keeps reservations. A reservation is a hash, `ns:{rl:!held}:<id>`, that lives as long as its longest window. It maps a
--- log's name to when its hits were counted there, µs, and the log's birth; or it holds `over`, where it was refunded and
--- may still be on its way.
+-- log's name to when its hits were counted there, µs, and the log's birth. It also holds `over`, where it was settled and
+-- may still be on its way, and under `!` and a log's name what it is to count there when it comes.
 -- A log that was reset is another log, born later: nothing of the one before is given back to it.
 
 local function keep_for(key, ms)

@@ -4,6 +4,7 @@
 --             _a when the user last proved his identity, where that is not _c (0: never)
 --             Or, where a session was rotated: _to its new name, _until the end of grace, _grace how long that is, _u
 --             user.
+--             _ended: somebody has asked for its end since its grace was over. That counts if its rotation is undone
 --             The same with _alias, for ever: the name under another pepper, while peppers are changed.
 --             Or _never: its creation or rotation was undone, and must not happen later.
 --             A session that waits for another's creation to be accepted has _held: its _x, which is 0 meanwhile
@@ -123,8 +124,9 @@ local function follow(prefix, session, asked, hops, now)
   return session
 end
 
--- Returns the living session under one of these keys; or nil, the reason, the session to drop if it is dead, and how
--- long before the call the grace of its old name was over, µs. `asked`: since when the session is to end, if it is.
+-- Returns the living session under one of these keys; or nil, the reason, the session to drop if it is dead, how
+-- long before the call the grace of its old name was over, µs, and that name. `asked`: since when the session is to
+-- end, if it is.
 local function find(prefix, now, keys, asked, hops)
   local uses = not asked and now
   asked = asked or now
@@ -133,7 +135,8 @@ local function find(prefix, now, keys, asked, hops)
     if session and session.to then
       if is_over(session, asked, uses) then
         local heir = follow(prefix, session, 0, HOPS)
-        return nil, {'replayed', heir and heir.h or session.to, session.user}, nil, asked - session.grace_until
+        local late = asked - session.grace_until
+        return nil, {'replayed', heir and heir.h or session.to, session.user}, nil, late, session.h
       end
     elseif session then
       if now >= session.deadline then
@@ -148,9 +151,11 @@ local function find(prefix, now, keys, asked, hops)
   return nil, {'missing'}
 end
 
+-- A clock that has stepped back a little keeps the order in which sessions were seen. After a larger step it is seen now,
+-- or its idle time would be longer by the step.
 -- PEXPIRE first: a server that is full refuses a script's first write if it takes memory, and only the first.
 local function see(session, now)
-  session.seen = math.max(now, session.seen)
+  session.seen = session.seen - now > session.idle / 20 and now or math.max(now, session.seen)
   session.deadline = math.min(session.seen + session.idle, session.limit)
   redis.call('PEXPIRE', session.key, plain(math.ceil((session.deadline - now) / 1000) + SLACK_MS))
   redis.call('HSET', session.key, '_l', plain(session.seen))
@@ -159,8 +164,8 @@ end
 -- Writes down that the session was seen. Returns µs since that was last written down: 0 if it is now, and less where the
 -- clock has stepped back since.
 local function touch(session, now, interval)
-  local unseen = now - session.seen
-  if unseen < math.min(interval, session.idle / 20) then
+  local unseen, most = now - session.seen, session.idle / 20
+  if unseen < math.min(interval, most) and -unseen <= most then
     return unseen
   end
   see(session, now)

@@ -114,6 +114,14 @@ local function write_aliases(prefix, aliases, session, now)
   end
 end
 
+-- The end of a name whose grace was over ends nothing: its holder was given another one. Where nobody was, because the
+-- reply to the rotation is lost, that is undone (session_undo), and then this end counts. A full server goes without.
+local function note_end(prefix, h)
+  if h then
+    redis.pcall('HSET', prefix .. 's:' .. h, '_ended', '1')
+  end
+end
+
 local function late_key(prefix, key)
   return prefix .. 'late:' .. string.sub(key, #prefix + 3)
 end
