@@ -230,6 +230,44 @@ def test_missing_rights_are_found_by_trying(
     assert SECRET not in repr(lines)
 
 
+def test_a_refusal_is_told_for_what_it_is(own_server: EmbeddedServer) -> None:
+    """A server that is full lacks memory, and its user no right: the doctor says so, and what to do."""
+    with redis.Redis.from_url(own_server.url) as client:
+        client.config_set("maxmemory", "1")
+    found = {line.about: line for line in lines_on(own_server)}
+    for about in ("rights to cache", "rights to sessions", "rights to abuse"):
+        assert found[about].status == "fail"
+        assert "oom" in found[about].sentence
+        assert found[about].sentence.endswith(
+            "It is full: raise its maxmemory, or find out who fills it (MEMORY STATS)."
+        )
+
+
+@pytest.mark.parametrize(
+    ("command", "about", "says"),
+    [
+        ("XADD", "rights to abuse", "does not know a command"),
+        ("GET", "rights to sessions", "this session does not live"),
+    ],
+)
+def test_a_command_that_is_not_there_is_no_right_that_lacks(
+    command: str, about: str, says: str
+) -> None:
+    """A command that the server does not know is told as such, and ends no examination."""
+    with EmbeddedServer(options={"rename-command": f'{command} ""'}) as server:
+        found = {line.about: line for line in lines_on(server)}
+    assert found[about].status == "fail"
+    assert says in found[about].sentence
+    assert "Give this user" not in found[about].sentence
+    assert "pending work" in found
+
+
+def lines_on(server: EmbeddedServer, **changes: Any) -> list[Line]:
+    settings = Settings(**{"redis_url": server.url} | PATIENT | changes)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        return list(examined(room))
+
+
 def test_the_doctor_as_a_command(own_server: EmbeddedServer) -> None:
     """Passwords are not printed; a server that is away is a failure with its reason."""
     done = run(f"redis://:{SECRET}@127.0.0.1:1", "doctor")

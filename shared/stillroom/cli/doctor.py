@@ -12,15 +12,16 @@ from rich.text import Text
 from stillroom.cli.health import COLOURS, console, number, size
 from stillroom.cli.tables import AsJson, print_json
 from stillroom.dispatch import NoDispatch
-from stillroom.errors import MISCONFIGURED, RedisUnavailable
+from stillroom.errors import RedisUnavailable, StillroomError
 from stillroom.health import Advice, Report
-from stillroom.health.advice import WHY
+from stillroom.health.advice import NO, WHY
 from stillroom.health.report import Replication, Server, Status, each_server, worst
 from stillroom.limits import Limit
 from stillroom.moving import SHARDS, Side, shut_shards
 from stillroom.room import Stillroom
 from stillroom.settings import Settings, redact
 from stillroom.shown import shown
+from stillroom.stats import Stats
 from stillroom.wire.sentinel import Watch
 
 CLOCK_S = 1.0
@@ -207,30 +208,41 @@ def _moved(room: Stillroom) -> Iterator[Line]:
 
 def rights(room: Stillroom) -> Iterator[Line]:
     """Tell whether this user may do what the app does."""
-    yield _rehearsed("rights to cache", lambda: _use_cache(room))
-    yield _rehearsed("rights to sessions", lambda: _use_sessions(room))
-    yield _rehearsed("rights to limits", lambda: _use_limits(room))
-    yield _rehearsed("rights to abuse", lambda: _use_abuse(room))
+    yield _rehearsed("rights to cache", _use_cache, room)
+    yield _rehearsed("rights to sessions", _use_sessions, room)
+    yield _rehearsed("rights to limits", _use_limits, room)
+    yield _rehearsed("rights to abuse", _use_abuse, room)
 
 
-def _rehearsed(about: str, act: Callable[[], None]) -> Line:
+def _rehearsed(about: str, act: Callable[[Stillroom], None], room: Stillroom) -> Line:
+    room.stats.last_said = room.state_stats.last_said = None
     try:
-        act()
+        act(room)
     except RedisUnavailable as error:
         if error.reason == "tryagain":
             return Line("warn", about, f"{error}. Try again when all has arrived.")
-        todo = f" {WHY[error.reason]}" if error.reason in MISCONFIGURED else ""
+        todo = WHY.get(error.reason, NO.get(error.reason, ""))
         if error.lacks_right or error.reason == "time":
-            todo = " Give this user the commands it lacks."
-        return Line("fail", about, f"{error}.{todo}")
+            todo = "Give this user the commands it lacks."
+        return Line("fail", about, f"{str(error).rstrip('.')}. {todo}".rstrip())
+    except StillroomError as error:
+        return Line("fail", about, f"what was written is not found again: {error}")
     return Line("pass", about, "this user may do what the app does")
+
+
+def _unsaid(stats: Stats, what: str) -> RedisUnavailable:
+    """Return why a service has gone on without Redis. It tells that to the log alone."""
+    reason, sentence = stats.last_said or ("err", "Redis did not say why")
+    error = RedisUnavailable(reason)
+    error.args = (f"{what}: {sentence}",)
+    return error
 
 
 def _use_cache(room: Stillroom) -> None:
     """Use the cache once. `set` and `get` fall back silently, `invalidate` does not."""
     room.cache.invalidate(REHEARSED)
     if not room.cache.set(REHEARSED, 1, ttl=10) or room.cache.get(REHEARSED) != 1:
-        raise RedisUnavailable("noperm", "a value could not be stored and read")
+        raise _unsaid(room.stats, "a value could not be stored and read")
     room.cache.invalidate(REHEARSED)
 
 
@@ -245,14 +257,14 @@ def _use_limits(room: Stillroom) -> None:
     subject, limits = "127.0.0.1", [Limit(REHEARSED, 1, 10)]
     held = room.limits.reserve(subject, limits)
     if held.decision.degraded or not room.limits.refund(held):
-        raise RedisUnavailable(held.decision.degraded or "noperm", "a limit could not be counted")
+        raise _unsaid(room.state_stats, "a limit could not be counted")
     room.limits.reset(subject, limits)
 
 
 def _use_abuse(room: Stillroom) -> None:
     """Report an event of this machine, which no rule ever bans."""
     if not room.abuse.report("session_unknown", ip="127.0.0.1"):
-        raise RedisUnavailable("noperm", "an event could not be written")
+        raise _unsaid(room.state_stats, "an event could not be written")
 
 
 def _pending(report: Report) -> Iterator[Line]:

@@ -118,6 +118,8 @@ WHY: dict[str, str] = {
     "sentinel": "Most Sentinels that the URL names must run, reach each other, and name the same primary.",
     "nomaster": "The Sentinels know no primary of the name in the URL: correct it.",
     "unblocked": "It has just become a replica: see that the setting leads to the primary.",
+    "oom": "It is full: raise its maxmemory, or find out who fills it (MEMORY STATS).",
+    "misconf": "It can't write its file: look at the server's disk (space, rights) and its log.",
     "noreplicas": "It wants replicas (min-replicas-to-write), and too few follow it: start them.",
     "timeout": "It is frozen, overloaded or cut off: look at its CPU, at SLOWLOG, and at the network between.",
     "auth": "The password or user is wrong: compare REDIS_PASSWORD with the server's ACL.",
