@@ -262,6 +262,30 @@ def test_a_command_that_is_not_there_is_no_right_that_lacks(
     assert "pending work" in found
 
 
+@pytest.mark.parametrize(
+    ("broker", "says"),
+    [
+        ("redis://127.0.0.1:1", "refused"),
+        ("redis://nobody:{secret}@127.0.0.1:{port}", "invalid username-password"),
+        ("redis://limited:{secret}@127.0.0.1:{port}", "'lpush'"),
+        ("amqp://127.0.0.1:1", "refused"),
+    ],
+)
+def test_a_broker_that_takes_no_orders_is_told(
+    server: EmbeddedServer, client: Any, limited: Any, broker: str, says: str
+) -> None:
+    """Orders have a server of their own, or a user: the doctor tries whether they can be published, and does not."""
+    limited("-lpush")
+    url = broker.format(secret=SECRET, port=server.port)
+    found = {line.about: line for line in lines_on(server, broker_url=url)}
+    assert found["broker"].status == "fail"
+    assert "the broker in STILLROOM_BROKER_URL" in found["broker"].sentence
+    assert says in found["broker"].sentence
+    assert SECRET not in found["broker"].sentence
+    assert {line.about: line.status for line in lines_on(server)}["broker"] == "pass"
+    assert not client.exists("stillroom.refresh", "stillroom.maintenance")
+
+
 def lines_on(server: EmbeddedServer, **changes: Any) -> list[Line]:
     settings = Settings(**{"redis_url": server.url} | PATIENT | changes)
     with Stillroom(settings, dispatch=NoDispatch()) as room:

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from stillroom.cli.health import COLOURS, console, number, size
 from stillroom.cli.tables import AsJson, print_json
-from stillroom.dispatch import NoDispatch
-from stillroom.errors import RedisUnavailable, StillroomError
+from stillroom.dispatch import NoDispatch, reach
+from stillroom.errors import DispatchFailed, RedisUnavailable, StillroomError
 from stillroom.health import Advice, Report
 from stillroom.health.advice import NO, WHY
 from stillroom.health.report import Replication, Server, Status, each_server, worst
@@ -28,6 +28,7 @@ CLOCK_S = 1.0
 JUST_STARTED_S = 90.0  # every tick is due within a minute, and a worker takes some time to begin
 SIGNS = {"pass": "✓", "warn": "!", "fail": "✗"}
 REHEARSED = "stillroom-doctor"
+SAID = 200  # characters of what a library says
 
 
 class Line(NamedTuple):
@@ -39,7 +40,7 @@ class Line(NamedTuple):
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Settings, connections, versions, eviction, rights, clocks, clients, slowlog, memory and pending work.
+    """Settings, connections, versions, eviction, rights, broker, clocks, clients, slowlog, memory and pending work.
 
     What the app does is rehearsed with a key and a session of its own. Exit code: 1 if something fails.
     """
@@ -207,11 +208,12 @@ def _moved(room: Stillroom) -> Iterator[Line]:
 
 
 def rights(room: Stillroom) -> Iterator[Line]:
-    """Tell whether this user may do what the app does."""
+    """Tell whether this user may do what the app does, and order work from workers."""
     yield _rehearsed("rights to cache", _use_cache, room)
     yield _rehearsed("rights to sessions", _use_sessions, room)
     yield _rehearsed("rights to limits", _use_limits, room)
     yield _rehearsed("rights to abuse", _use_abuse, room)
+    yield _broker(room.settings)
 
 
 def _rehearsed(about: str, act: Callable[[Stillroom], None], room: Stillroom) -> Line:
@@ -265,6 +267,17 @@ def _use_abuse(room: Stillroom) -> None:
     """Report an event of this machine, which no rule ever bans."""
     if not room.abuse.report("session_unknown", ip="127.0.0.1"):
         raise _unsaid(room.state_stats, "an event could not be written")
+
+
+def _broker(settings: Settings) -> Line:
+    """Tell whether orders to workers can be published."""
+    where = "REDIS_URL" if settings.broker_url is None else "STILLROOM_BROKER_URL"
+    try:
+        reach(settings)
+    except DispatchFailed as error:
+        what = f"the broker in {where} takes no orders ({shown(error, SAID)})"
+        return Line("fail", "broker", f"{what}. Stale values are not refreshed meanwhile.")
+    return Line("pass", "broker", "this user may order work there")
 
 
 def _pending(report: Report) -> Iterator[Line]:
