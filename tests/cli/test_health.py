@@ -274,7 +274,7 @@ def test_a_command_that_is_not_there_is_no_right_that_lacks(
 def test_a_broker_that_takes_no_orders_is_told(
     server: EmbeddedServer, client: Any, limited: Any, broker: str, says: str
 ) -> None:
-    """Orders have a server of their own, or a user: the doctor tries whether they can be published, and does not."""
+    """The doctor tries whether orders can be published where they go, and publishes none."""
     limited("-lpush")
     url = broker.format(secret=SECRET, port=server.port)
     found = {line.about: line for line in lines_on(server, broker_url=url)}

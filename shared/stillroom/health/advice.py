@@ -103,6 +103,8 @@ WHY: dict[str, str] = {
     "name": "The host in REDIS_URL has no address: correct it, or look at the name server.",
     "closed": "It, or a proxy before it, closes connections: compare clients with maxclients, and look at its log.",
     "proxy": "A proxy before it has lost the server: look at the proxy's log.",
+    "protocol": "What answers there is no Redis: correct the host and the port.",
+    "nocluster": "It is in no Redis Cluster: leave STILLROOM_CLUSTER and STILLROOM_STATE_CLUSTER out.",
     "tls": "TLS fails: look at the server's certificate, and at ssl_ca_certs in the URL.",
     "readonly": "It is a replica: let the setting lead to the primary, or see that one is promoted.",
     "cluster": "It is a node of a Redis Cluster. REDIS_URL leads to one server, or to a node with "
