@@ -583,7 +583,7 @@ def _with_secret_file(
 
 
 def _secret_in(path: str) -> str:
-    """Read a file, or a pipe as a shell's `<(pass redis)`. One that nobody writes to would be waited for without end."""
+    """Read a file, or a pipe as a shell's `<(pass redis)`. One that nobody writes to would hold up the start."""
     with open(path, "rb", opener=_open_at_once) as file:
         ready = select.poll()
         ready.register(file, select.POLLIN)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from pydantic_core import from_json
 
 from stillroom.cache.figures import figures_in
 from stillroom.keys import Keys
@@ -96,15 +98,12 @@ def _errors(pairs: Sequence[bytes]) -> Iterator[dict[str, Any]]:
     """Return the loaders' last errors, without entries of another writer."""
     for name, text in zip(pairs[::2], pairs[1::2], strict=True):
         try:
-            told = json.loads(text)
-            error = {
-                "kind": str(told["kind"]),
-                "place": str(told["place"]),
-                "at": float(told["at"]),
-            }
+            told = from_json(text)
+            kind, place, at = str(told["kind"]), str(told["place"]), float(told["at"])
         except (ValueError, TypeError, KeyError):
             continue
-        yield {"name": name.decode(errors="replace"), **error}
+        if math.isfinite(at):
+            yield {"name": name.decode(errors="replace"), "kind": kind, "place": place, "at": at}
 
 
 def _lag(counts: Mapping[str, int]) -> Mapping[str, float | None]:

@@ -14,6 +14,7 @@ from stillroom.keys import Keys
 from stillroom.operation import Operation
 from stillroom.replicas import UNCONFIRMED
 from stillroom.stats import Stats
+from stillroom.whole import number_in
 from stillroom.wire import AWAY, AtSlot, Clock, Command, NodeAway
 
 MINUTE_MS = 60_000
@@ -225,7 +226,8 @@ def counts_in(pairs: Sequence[bytes] | None) -> dict[str, int] | None:
     if pairs is None:
         return None
     named = zip(pairs[::2], pairs[1::2], strict=True)
-    return {name.decode(errors="replace"): int(value) for name, value in named if value.isdigit()}
+    found = {name.decode(errors="replace"): number_in(value) for name, value in named}
+    return {name: number for name, number in found.items() if number is not None}
 
 
 def _own_commands(source: Source, now_ms: int) -> list[Command]:
