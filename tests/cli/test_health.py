@@ -230,6 +230,15 @@ def test_missing_rights_are_found_by_trying(
     assert SECRET not in repr(lines)
 
 
+def test_what_would_be_lost_is_told(server: EmbeddedServer, own_server: EmbeddedServer) -> None:
+    """The doctor says whether the server keeps a file, and praises no writes where nothing is written."""
+    (kept,) = [line for line in lines_on(own_server) if line.about == "redis persistence"]
+    (lost,) = [line for line in lines_on(server) if line.about == "redis persistence"]
+    assert kept.sentence == "the last writes to the append-only file went well"
+    assert lost.sentence.startswith("no append-only file: ")
+    assert lost.sentence.endswith("changes since the last snapshot end with this server")
+
+
 def test_a_refusal_is_told_for_what_it_is(own_server: EmbeddedServer) -> None:
     """A server that is full lacks memory, and its user no right: the doctor says so, and what to do."""
     with redis.Redis.from_url(own_server.url) as client:

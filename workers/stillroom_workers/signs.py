@@ -84,7 +84,7 @@ class SignsOfLife:
             path.touch()
         except OSError as error:
             if not self._is_told:
-                said = "STILLROOM_HEARTBEAT_FILE=%s can't be written: %s. Who looks at it takes this process for dead."
+                said = "STILLROOM_HEARTBEAT_FILE=%s can't be written: %s. Health checks take this process for dead."
                 log.error(said, path, error.strerror)
             self._is_told = True
 

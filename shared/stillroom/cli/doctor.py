@@ -15,7 +15,7 @@ from stillroom.dispatch import NoDispatch, reach
 from stillroom.errors import DispatchFailed, RedisUnavailable, StillroomError
 from stillroom.health import Advice, Report
 from stillroom.health.advice import NO, WHY
-from stillroom.health.report import Replication, Server, Status, each_server, worst
+from stillroom.health.report import Persistence, Replication, Server, Status, each_server, worst
 from stillroom.limits import Limit
 from stillroom.moving import SHARDS, Side, shut_shards
 from stillroom.room import Stillroom
@@ -118,8 +118,19 @@ def _of_server(server: Server) -> Iterator[tuple[str, str]]:
     yield "memory", f"{size(info.memory.used)} {limit}; {info.memory.policy} is right for {roles}"
     yield "clients", f"{number(info.clients.connected)} of {number(info.clients.limit)}"
     yield "operations", f"{number(info.operations.slowlog)} commands in the slowlog, no new ones"
-    yield "persistence", "the last writes to disk went well"
+    yield "persistence", _persistence(info.persistence)
     yield "replication", _replication(server.replication)
+
+
+def _persistence(known: Persistence) -> str:
+    if known.aof is None:
+        return "it does not say what it writes to disk"
+    if known.aof:
+        return "the last writes to the append-only file went well"
+    lost = (
+        f"{number(known.changes_since_save)} changes since the last snapshot end with this server"
+    )
+    return f"no append-only file: {lost}"
 
 
 def _nodes(server: Server) -> Iterator[Line]:

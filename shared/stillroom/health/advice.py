@@ -215,6 +215,14 @@ def _policies(measures: Measures) -> Iterator[Advice]:
                 "noeviction where state is kept; volatile-lru where one server does both.",
                 "CONFIG SET maxmemory-policy, and give the cache a server of its own (STILLROOM_CACHE_URL).",
             )
+        elif server.roles == ("state",) and memory.policy.startswith("volatile"):
+            yield _policy(
+                server,
+                "warn",
+                f"{memory.policy} throws away sessions and limits when memory is short: they have an end.",
+                "noeviction where only state is kept.",
+                "CONFIG SET maxmemory-policy noeviction.",
+            )
         elif server.roles == ("cache",) and memory.policy == "noeviction" and memory.limit:
             yield _policy(
                 server,
