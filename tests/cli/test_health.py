@@ -15,7 +15,7 @@ import pytest
 
 import redis
 from stillroom import NoDispatch, Settings, Stillroom
-from stillroom.cli.doctor import Line, examined
+from stillroom.cli.doctor import Line, examined, rights
 from stillroom.cli.health import console, shown
 from stillroom.embedded import EmbeddedServer
 from stillroom.moving import ARRIVING, LEFT, Side
@@ -228,6 +228,25 @@ def test_missing_rights_are_found_by_trying(
     assert found[about].status == status
     assert says in found[about].sentence
     assert SECRET not in repr(lines)
+
+
+def test_two_doctors_are_not_in_each_others_way(
+    make_room: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one doctor holds what it rehearses with, another finds nothing wrong."""
+    room, other = make_room(), make_room()
+    found: list[Line] = []
+    for service, name in ((room.cache, "get"), (room.limits, "refund"), (room.sessions, "update")):
+        act = getattr(service, name)
+
+        def meanwhile(*args: Any, act: Any = act) -> Any:
+            found.extend(rights(other))
+            return act(*args)
+
+        monkeypatch.setattr(service, name, meanwhile)
+    found += rights(room)
+    assert len(found) == 20
+    assert {line.status for line in found} == {"pass"}, found
 
 
 def test_what_would_be_lost_is_told(server: EmbeddedServer, own_server: EmbeddedServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -252,22 +253,31 @@ def _unsaid(stats: Stats, what: str) -> RedisUnavailable:
 
 
 def _use_cache(room: Stillroom) -> None:
-    """Use the cache once. `set` and `get` fall back silently, `invalidate` does not."""
-    room.cache.invalidate(REHEARSED)
-    if not room.cache.set(REHEARSED, 1, ttl=10) or room.cache.get(REHEARSED) != 1:
+    """Use the cache once. `invalidate` raises what the others fall back from silently."""
+    key = _own()
+    room.cache.invalidate(key)
+    if not room.cache.set(key, 1, ttl=10, tags=[REHEARSED]) or room.cache.get(key) != 1:
         raise _unsaid(room.stats, "a value could not be stored and read")
-    room.cache.invalidate(REHEARSED)
+    room.cache.invalidate(key)
 
 
 def _use_sessions(room: Stillroom) -> None:
-    session = room.sessions.create(None, idle=10, absolute=10)
+    user = _own()
+    session = room.sessions.create(user, idle=10, absolute=10)
     room.sessions.update(session, {"a": 1})
+    room.sessions.list_for_user(user)
     room.sessions.destroy(session)
+
+
+def _own() -> str:
+    """Return a name that no other doctor has, who may be at work at the same time."""
+    return f"{REHEARSED}:{secrets.token_hex(8)}"
 
 
 def _use_limits(room: Stillroom) -> None:
     """Use the limits once. Where Redis refuses, a check goes on without it."""
-    subject, limits = "127.0.0.1", [Limit(REHEARSED, 1, 10)]
+    subject = f"127.{'.'.join(map(str, secrets.token_bytes(3)))}"  # no other doctor's
+    limits = [Limit(REHEARSED, 1, 10)]
     held = room.limits.reserve(subject, limits)
     if held.decision.degraded or not room.limits.refund(held):
         raise _unsaid(room.state_stats, "a limit could not be counted")
