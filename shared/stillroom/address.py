@@ -29,12 +29,14 @@ TLS_OPTIONS = (
 )
 CERT_REQS = ("none", "optional", "required")
 SENTINEL_PORT = 26379
+ODD_PASSWORD = "its password holds a # ? or /, which are written as %23 %3F %2F in a URL"
 SENTINEL_FORM = "redis+sentinel://host:26379,host:26379/<master>/<database>"
 
 _SENTINEL_URL = re.compile(
-    r"(?P<scheme>rediss?)\+sentinel://(?:(?P<who>[^@/?#]*)@)?(?P<hosts>[^/?#]*)"
+    r"(?P<scheme>rediss?)\+sentinel://(?:(?P<who>[^/?#]*)@)?(?P<hosts>[^@/?#]*)"
     r"(?P<path>/[^?#]*)?(?:\?(?P<options>[^#]*))?"
 )
+_BETWEEN_URLS = re.compile(r";(?=[a-z][a-z0-9+.-]*://)")
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.%]+\]|[^\[\]:,]+)(?::(?P<port>\d{1,5}))?")
 
 Host = tuple[str, int]
@@ -46,6 +48,15 @@ class SentinelAddress(NamedTuple):
     sentinels: tuple[Host, ...]
     master: str  # the name that the Sentinels know the primary by
     primary: str  # the URL of the primary; only its host and port are not known yet
+
+
+def each_url(text: str) -> list[str]:
+    """Return the URLs that a broker's setting may have several of. A `;` in a password is between none.
+
+    >>> each_url("redis://:a;b@host"), each_url("amqp://a;amqp://b")
+    (['redis://:a;b@host'], ['amqp://a', 'amqp://b'])
+    """
+    return _BETWEEN_URLS.split(text)
 
 
 def is_sentinel(url: str) -> bool:
@@ -88,9 +99,8 @@ def check_url(url: str, *, of_broker: bool = False) -> str:
 
 
 def _checked_sentinel(url: str, *, of_broker: bool) -> str:
-    rest = url.partition("://")[2]
-    if "@" in rest.partition("/")[2]:
-        raise ValueError("its password holds a # ? or /, which are written as %23 %3F %2F in a URL")
+    if "@" in re.sub("^[^/?#]*", "", url.partition("://")[2]):
+        raise ValueError(ODD_PASSWORD)
     primary = read_sentinel(url).primary
     _check_server(primary, primary.partition("://")[0], of_broker=of_broker)
     return url
@@ -105,8 +115,10 @@ def _check_server(url: str, scheme: str, *, of_broker: bool) -> None:
             "it can't be read; # ? / [ ] in a password are written as %23 %3F %2F %5B %5D, and a port is a number "
             "up to 65,535"
         ) from None
-    if "@" in parts.path + parts.query + parts.fragment:
-        raise ValueError("its password holds a # ? or /, which are written as %23 %3F %2F in a URL")
+    if "@" in parts.path + parts.query or parts.fragment:
+        raise ValueError(ODD_PASSWORD)
+    if not all("=" in one for one in parts.query.split("&") if one):
+        raise ValueError("an option is written name=value, and & in a password as %26")
     if scheme != "unix":
         _database(parts.path.strip("/"))
     for option, values in parse_qs(parts.query).items():

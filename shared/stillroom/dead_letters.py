@@ -15,6 +15,7 @@ from stillroom.errors import DeadLetterRefused, NoDeadLetter
 from stillroom.keys import Keys
 from stillroom.operation import Once, Operation
 from stillroom.scripts import dead_letter
+from stillroom.whole import number_in
 from stillroom.wire import Command
 
 LETTERS_LIMIT = 1_000  # past it the oldest go
@@ -143,10 +144,6 @@ def _letter(id: bytes, fields: Iterable[bytes]) -> DeadLetter:
         kind=found.get("kind", ""),
         body=found.get("body", ""),
         reason=found.get("reason", ""),
-        tries=_number(found.get("tries", "")),
-        cut=_number(found.get("cut", "")),
+        tries=number_in(found.get("tries", "")) or 0,
+        cut=number_in(found.get("cut", "")) or 0,
     )
-
-
-def _number(text: str) -> int:
-    return int(text) if text.isdecimal() else 0

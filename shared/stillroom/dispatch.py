@@ -444,6 +444,39 @@ def publish(
             ) from error
 
 
+def reach(settings: Settings) -> None:
+    """Connect to the broker as a publisher does, and see that it would take a message. Raises DispatchFailed."""
+    names = [Keys(settings.namespace).queue(kind) for kind in ("refresh", "maintenance")]
+    with _import_celery().OwnCelery(broker=settings.broker) as app:
+        app.conf.update(producer_settings(settings))
+        try:
+            with app.connection_for_write() as connection:
+                connection.connect()
+                for name in names:
+                    _rehearse_push(connection.default_channel, name)
+        except Exception as error:  # kombu's, redis-py's and the socket's, of any broker
+            raise DispatchFailed(f"{type(error).__name__}: {error}") from error
+
+
+def _rehearse_push(channel: Any, queue_name: str) -> None:
+    """See that Redis lets this user count and push. A transaction that is not carried out shows it, and changes
+    nothing.
+    """
+    from kombu.transport import redis
+
+    if not isinstance(channel, redis.Channel):
+        return
+    channel._size(queue_name)
+    link = channel.client.connection_pool.get_connection()
+    try:
+        for words in (("MULTI",), ("LPUSH", queue_name, "")):
+            link.send_command(*words)
+            link.read_response()
+    finally:
+        link.disconnect()
+        channel.client.connection_pool.release(link)
+
+
 def sent_now() -> dict[str, Any]:
     """Return the header of a message that is sent now."""
     return {SENT_HEADER: int(time.time() * 1000)}

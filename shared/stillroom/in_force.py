@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
-from stillroom.settings import SECRETS, Settings, environment_names, redact
+from stillroom.settings import SECRETS, URLS, Settings, environment_names, redact
 
 HIDDEN = "***"
 DEFAULT = "default"
@@ -50,7 +50,7 @@ def said(field: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     text = str(value)
-    return redact(text) if field.endswith("_url") else text
+    return redact(text) if field.endswith(URLS) else text
 
 
 def _source(settings: Settings, field: str, name: str, given: set[str]) -> str:

@@ -9,6 +9,8 @@ import json
 import time
 from dataclasses import dataclass
 
+from pydantic_core import from_json
+
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidArgument, RedisUnavailable, did_you_mean
 from stillroom.keys import Keys
@@ -93,7 +95,7 @@ def _check(what: str) -> None:
 def _given_ms(text: bytes) -> int:
     """Return how long a pause was to last; the longest there is if it does not say."""
     try:
-        return int(json.loads(text)["ms"])
+        return int(from_json(text)["ms"])
     except (ValueError, TypeError, KeyError):
         return LONGEST_S * 1000
 
@@ -101,6 +103,6 @@ def _given_ms(text: bytes) -> int:
 def said_by(text: bytes | None) -> str:
     """Return who has made a pause; empty if it does not say."""
     try:
-        return str(json.loads(text or b"{}")["by"])
+        return str(from_json(text or b"{}")["by"])
     except (ValueError, TypeError, KeyError):
         return ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from stillroom.address import each_url
+
 PORT = 6379
 TCP = ("redis", "rediss")
 SOCKET_FILE = ("unix", "redis+socket", "socket")
@@ -26,7 +28,7 @@ def place_of(url: str | None) -> Place | None:
     >>> place_of("unix:///run/redis.sock?db=2"), place_of("amqp://broker")
     (Place(host='/run/redis.sock', port=0, database=2), None)
     """
-    if url is None or ";" in url:
+    if url is None or len(each_url(url)) > 1:
         return None
     try:
         parts = urlsplit(url)

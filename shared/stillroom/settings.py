@@ -1,19 +1,22 @@
 """Every setting, its default and its unit, in one frozen model.
 
 A setting is read from the environment under the name in its alias, or under `STILLROOM_` and its own
-name in capitals. A secret may come from a file: `REDIS_PASSWORD_FILE` names it (both set is an error).
+name in capitals. A secret may come from a file: `REDIS_PASSWORD_FILE` names it (both set is an error, and so is a
+file that is empty). What has no value by default has none if it is set to nothing.
 The docstring below a setting is what the reference says of it.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import select
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit, urlunsplit
 
 from pydantic import (
     AfterValidator,
@@ -27,7 +30,15 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from stillroom.address import OPTIONS, SCHEMES, SERVERS, check_url, is_sentinel, read_sentinel
+from stillroom.address import (
+    OPTIONS,
+    SCHEMES,
+    SERVERS,
+    check_url,
+    each_url,
+    is_sentinel,
+    read_sentinel,
+)
 from stillroom.edges import EDGES, networks_of
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.place import is_same_place
@@ -39,6 +50,8 @@ LOOPBACK = ("127.0.0.0/8", "::1/128")
 USUAL_BROKERS = ("redis", "rediss", "redis+sentinel", "amqp", "amqps", "sqs")
 UNIX = "unix"  # among the trusted proxies: whoever comes through a socket file
 PEPPER_LEAST = 32  # characters
+SECRET_LIMIT = 64 * 1024  # bytes of a file
+PIPE_WITHIN_MS = 5_000
 
 
 def _broker_url(url: str) -> str:
@@ -47,10 +60,8 @@ def _broker_url(url: str) -> str:
     if scheme == "sentinel":
         form = "redis+sentinel://host:26379,host:26379/<master>/<database>"
         raise ValueError(f"Sentinels are named as in REDIS_URL: {form}")
-    if scheme in SCHEMES and ";" not in url:
+    if scheme in SCHEMES and len(each_url(url)) == 1:
         return check_url(url, of_broker=True)
-    if not url:
-        return url
     from kombu.transport import TRANSPORT_ALIASES  # slow to import: only for what is not Redis
 
     kind = scheme.partition("+")[0]
@@ -95,8 +106,8 @@ def _with_addresses(proxies: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _none_if_empty(value: object) -> object:
-    """Return None for a path that is set to nothing. `Path("")` would be the folder one is in."""
-    return None if value == "" else value
+    """Return None for what is set to nothing, as `${CACHE_URL:-}` in a stack file does: it is not set."""
+    return None if isinstance(value, str) and not value.strip() else value
 
 
 def _has_host(url: str) -> bool:
@@ -147,6 +158,12 @@ ProxyHeader = Annotated[
     BeforeValidator(_in_small_letters),  # the name of a header has no case
 ]
 PathOrNone = Annotated[Path | None, BeforeValidator(_none_if_empty)]
+TextOrNone = Annotated[str | None, BeforeValidator(_none_if_empty)]
+UrlOrNone = Annotated[RedisUrl | None, BeforeValidator(_none_if_empty)]
+ReplicasOrNone = Annotated[
+    Annotated[int, Field(ge=0, le=10)] | None, BeforeValidator(_none_if_empty)
+]
+BrokerOrNone = Annotated[BrokerUrl | None, BeforeValidator(_none_if_empty)]
 Proxies = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_proxies)]
 
 
@@ -167,11 +184,11 @@ class Settings(BaseSettings):
     wanted; or Sentinels, `redis+sentinel://host:26379,host:26379/<master>/<database>`."""
     redis_password: SecretStr | None = Field(None, alias="REDIS_PASSWORD")
     """The password for all servers whose URL has none. No log, error or repr shows it."""
-    sentinel_user: str | None = None
+    sentinel_user: TextOrNone = None
     """The user at the Sentinels that a `redis+sentinel://` URL names, where they ask for one."""
     sentinel_password: SecretStr | None = Field(None, alias="STILLROOM_SENTINEL_PASSWORD")
     """The password at the Sentinels."""
-    cache_url: RedisUrl | None = None
+    cache_url: UrlOrNone = None
     """The server that may evict (`allkeys-lfu`). Losing it is a cold cache. Default: REDIS_URL."""
     cluster: bool = False
     """Set this if `cache_url` is a node of a Redis Cluster."""
@@ -182,14 +199,14 @@ class Settings(BaseSettings):
     """How many shards the cache has; in a cluster each is on one node. All processes of a namespace have the
     same number. A process with another one is told so (SettingsDiffer) and works without the cache;
     docs/operating.md has the steps for changing it."""
-    broker_url: BrokerUrl | None = None
+    broker_url: BrokerOrNone = None
     """The Celery broker: a server that may not evict (`noeviction`), or any broker kombu speaks. Default:
     REDIS_URL."""
     replicas: int = Field(0, ge=0, le=10)
     """How many replicas must have an invalidation, a logout, a rotation or a reservation before the call
     returns. All processes of a namespace have the same number; docs/operating.md has the steps for changing
     it."""
-    cache_replicas: int | None = Field(None, ge=0, le=10)
+    cache_replicas: ReplicasOrNone = None
     """How many replicas must have what is done on the server of the cache alone: invalidations and stored
     values. 0 where `cache_url` names a server that has no replicas. Default: STILLROOM_REPLICAS."""
     namespace: str = Field("stillroom", pattern=r"^[A-Za-z0-9._-]{1,64}$")
@@ -371,11 +388,11 @@ class Settings(BaseSettings):
     secret."""
     webhook_secret: SecretStr | None = Field(None, alias="STILLROOM_WEBHOOK_SECRET")
     """The secret that signs these posts."""
-    release: str | None = None
+    release: TextOrNone = None
     """The app's version, shown in /health as `releaseId`."""
     otel: bool = False
     """Set this if calls are to be told to OpenTelemetry as spans and metrics. Needs the extra `stillroom[otel]`."""
-    flower_url: str | None = None
+    flower_url: TextOrNone = None
     """Where Flower is, for the link on /status."""
 
     # The workers.
@@ -385,7 +402,7 @@ class Settings(BaseSettings):
     """Seconds for importing these modules. A worker that hangs there ends."""
     worker_threads: int = Field(8, ge=1, le=1_000)
     """Threads of a worker."""
-    result_backend: RedisUrl | None = None
+    result_backend: UrlOrNone = None
     """The server that keeps the results of orders sent by name, for an hour. Without one they are not kept."""
     heartbeat_file: PathOrNone = None
     """A file that a worker touches while it can work, for a container's health check."""
@@ -403,8 +420,9 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _read_secret_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        environment = {name.upper(): value for name, value in os.environ.items()}
         for field, name in SECRETS.items():
-            values = _with_secret_file(values, field, name)
+            values = _with_secret_file(values, field, name, environment.get(f"{name}_FILE"))
         return values
 
     @model_validator(mode="after")
@@ -563,20 +581,41 @@ SECRETS = {
 }
 
 
-def _with_secret_file(values: dict[str, Any], field: str, name: str) -> dict[str, Any]:
+def _with_secret_file(
+    values: dict[str, Any], field: str, name: str, path: str | None
+) -> dict[str, Any]:
     if values.get(name) == "":  # set to nothing is not set
         values = {given: value for given, value in values.items() if given != name}
-    path = os.environ.get(f"{name}_FILE")
     if not path or field in values:
         return values
     if name in values:
         raise ValueError(f"{name} and {name}_FILE are both set; keep one")
     try:
-        secret = Path(path).read_text(encoding="utf-8")
+        secret = _secret_in(path).rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
         raise ValueError(f"{name}_FILE: {path}: {why}") from None
-    return values | {name: secret.rstrip("\r\n")}
+    if not secret.strip():
+        raise ValueError(f"{name}_FILE: {path}: it is empty")
+    return values | {name: secret}
+
+
+def _secret_in(path: str) -> str:
+    """Read a file, or a pipe as a shell's `<(pass redis)`. One that nobody writes to would hold up the start."""
+    with open(path, "rb", opener=_open_at_once) as file:
+        ready = select.poll()
+        ready.register(file, select.POLLIN)
+        if not ready.poll(PIPE_WITHIN_MS):
+            raise OSError(errno.ETIMEDOUT, "nobody writes to this pipe")
+        os.set_blocking(file.fileno(), True)
+        secret = file.read(SECRET_LIMIT + 1)
+    if len(secret) > SECRET_LIMIT:
+        raise OSError(errno.EFBIG, f"it has more than {SECRET_LIMIT:,} bytes")
+    return secret.decode("utf-8-sig")  # some editors begin a text with a mark
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def redact(url: str) -> str:
@@ -587,14 +626,15 @@ def redact(url: str) -> str:
     >>> redact("unix:///run/redis.sock?password=secret;redis://:other@b")
     'unix:///run/redis.sock?password=***;redis://:***@b'
     """
-    return ";".join(_redact_one(one) for one in url.split(";"))
+    return ";".join(map(_redact_one, each_url(url)))
 
 
 def _redact_one(url: str) -> str:
     scheme, mark, rest = url.rpartition("://")
     before, at, after = rest.rpartition("@")
     user = before.partition(":")[0] + ":***" if ":" in before or not mark else before
-    return re.sub(r"(password=)[^&#]*", r"\1***", f"{scheme}{mark}{user if at else ''}{at}{after}")
+    plain = f"{scheme}{mark}{user if at else ''}{at}{after}"
+    return re.sub(r"(?s)(password=).*?(?=&\w+=|\Z)", r"\1***", plain)
 
 
 def _for_broker(url: str, password: str | None) -> str:
@@ -615,8 +655,10 @@ def _for_broker(url: str, password: str | None) -> str:
     if parts.scheme not in SERVERS:
         return url
     query = parse_qs(parts.query)
-    secret = parts.password or quote(query.get("password", [password or ""])[0], safe="")
-    user = parts.username or quote(query.get("username", [""])[0], safe="")
+    given = parts.username or "", parts.password or ""
+    user, secret = (quote(unquote(text), safe="") for text in given)  # kombu reads `;` as an end
+    user = user or quote(query.get("username", [""])[0], safe="")
+    secret = secret or quote(query.get("password", [password or ""])[0], safe="")
     login = f"{user}:{secret}@" if secret else f"{user}@" if user else ""
     location = login + parts.netloc.rpartition("@")[2]
     if parts.scheme == "unix":  # kombu has another name for it, and for the database

@@ -6,6 +6,8 @@ forge log lines, colour a terminal, or hide what stands before them. Everything 
 
 from __future__ import annotations
 
+from unicodedata import category
+
 CUT = "…"
 
 
@@ -31,6 +33,17 @@ def shown_lines(text: str) -> str:
     entry."""
     first, *rest = text.splitlines() or [""]
     return "\n".join([shown(first), *(f"  {shown(line)}" for line in rest)])
+
+
+def visible(text: str) -> str:
+    """Return the text with control and format characters, and lone surrogates, written out. All spaces stay.
+
+    >>> visible("a\u202e\x1b[31m"), visible("95\u202f%")
+    ('a\\\\u202e\\\\x1b[31m', '95\\u202f%')
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if category(one)[0] != "C" else _named(one) for one in text)
 
 
 def _named(character: str) -> str:

@@ -35,6 +35,7 @@ class Stats:
         self._keys = keys
         self._said: dict[tuple[str, str], float] = {}
         self._mistake: tuple[float, str] | None = None
+        self.last_said: tuple[str, str] | None = None  # reason and sentence, logged or not
         self.counts: defaultdict[str, int] = defaultdict(int)
         self.gauges: dict[str, Callable[[], int]] = {}  # current values of this process, by name
         self.errors: dict[str, str] = {}  # by loader its last error, as JSON; see cache/figures.py
@@ -112,6 +113,7 @@ class Stats:
 
     def say(self, what: str, reason: str, detail: object, level: int = logging.WARNING) -> None:
         """Log once per 30 s for the same thing and reason."""
+        self.last_said = reason, str(detail)
         now = time.monotonic()
         if self._said.get((what, reason), 0.0) > now:
             return

@@ -15,7 +15,7 @@ import pytest
 
 import redis
 from stillroom import NoDispatch, Settings, Stillroom
-from stillroom.cli.doctor import Line, examined
+from stillroom.cli.doctor import Line, examined, rights
 from stillroom.cli.health import console, shown
 from stillroom.embedded import EmbeddedServer
 from stillroom.moving import ARRIVING, LEFT, Side
@@ -228,6 +228,96 @@ def test_missing_rights_are_found_by_trying(
     assert found[about].status == status
     assert says in found[about].sentence
     assert SECRET not in repr(lines)
+
+
+def test_two_doctors_are_not_in_each_others_way(
+    make_room: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one doctor holds what it rehearses with, another finds nothing wrong."""
+    room, other = make_room(), make_room()
+    found: list[Line] = []
+    for service, name in ((room.cache, "get"), (room.limits, "refund"), (room.sessions, "update")):
+        act = getattr(service, name)
+
+        def meanwhile(*args: Any, act: Any = act) -> Any:
+            found.extend(rights(other))
+            return act(*args)
+
+        monkeypatch.setattr(service, name, meanwhile)
+    found += rights(room)
+    assert len(found) == 20
+    assert {line.status for line in found} == {"pass"}, found
+
+
+def test_what_would_be_lost_is_told(server: EmbeddedServer, own_server: EmbeddedServer) -> None:
+    """The doctor says whether the server keeps a file, and praises no writes where nothing is written."""
+    (kept,) = [line for line in lines_on(own_server) if line.about == "redis persistence"]
+    (lost,) = [line for line in lines_on(server) if line.about == "redis persistence"]
+    assert kept.sentence == "the last writes to the append-only file went well"
+    assert lost.sentence.startswith("no append-only file: ")
+    assert lost.sentence.endswith("changes since the last snapshot end with this server")
+
+
+def test_a_refusal_is_told_for_what_it_is(own_server: EmbeddedServer) -> None:
+    """A server that is full lacks memory, and its user no right: the doctor says so, and what to do."""
+    with redis.Redis.from_url(own_server.url) as client:
+        client.config_set("maxmemory", "1")
+    found = {line.about: line for line in lines_on(own_server)}
+    for about in ("rights to cache", "rights to sessions", "rights to abuse"):
+        assert found[about].status == "fail"
+        assert "oom" in found[about].sentence
+        assert found[about].sentence.endswith(
+            "It is full: raise its maxmemory, or find out who fills it (MEMORY STATS)."
+        )
+
+
+@pytest.mark.parametrize(
+    ("command", "about", "says"),
+    [
+        ("XADD", "rights to abuse", "does not know a command"),
+        ("GET", "rights to sessions", "this session does not live"),
+    ],
+)
+def test_a_command_that_is_not_there_is_no_right_that_lacks(
+    command: str, about: str, says: str
+) -> None:
+    """A command that the server does not know is told as such, and ends no examination."""
+    with EmbeddedServer(options={"rename-command": f'{command} ""'}) as server:
+        found = {line.about: line for line in lines_on(server)}
+    assert found[about].status == "fail"
+    assert says in found[about].sentence
+    assert "Give this user" not in found[about].sentence
+    assert "pending work" in found
+
+
+@pytest.mark.parametrize(
+    ("broker", "says"),
+    [
+        ("redis://127.0.0.1:1", "refused"),
+        ("redis://nobody:{secret}@127.0.0.1:{port}", "invalid username-password"),
+        ("redis://limited:{secret}@127.0.0.1:{port}", "'lpush'"),
+        ("amqp://127.0.0.1:1", "refused"),
+    ],
+)
+def test_a_broker_that_takes_no_orders_is_told(
+    server: EmbeddedServer, client: Any, limited: Any, broker: str, says: str
+) -> None:
+    """The doctor tries whether orders can be published where they go, and publishes none."""
+    limited("-lpush")
+    url = broker.format(secret=SECRET, port=server.port)
+    found = {line.about: line for line in lines_on(server, broker_url=url)}
+    assert found["broker"].status == "fail"
+    assert "the broker in STILLROOM_BROKER_URL" in found["broker"].sentence
+    assert says in found["broker"].sentence
+    assert SECRET not in found["broker"].sentence
+    assert {line.about: line.status for line in lines_on(server)}["broker"] == "pass"
+    assert not client.exists("stillroom.refresh", "stillroom.maintenance")
+
+
+def lines_on(server: EmbeddedServer, **changes: Any) -> list[Line]:
+    settings = Settings(**{"redis_url": server.url} | PATIENT | changes)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        return list(examined(room))
 
 
 def test_the_doctor_as_a_command(own_server: EmbeddedServer) -> None:

@@ -52,6 +52,12 @@ def visited(make_room: Any, client: Any) -> None:
         room.sessions.create("u1", tags=["mobile"], meta={"agent": text})
     room.abuse.ban("203.0.113.5", 600, EVIL.replace("\n", " "))
     room.state.run(room.dead_letters.add("message", json.dumps({"task": EVIL}), EVIL))
+    room.limits.change("api", 5, 60, 600, by=EVIL[:60])
+    room.upkeep.pause("refresh", 600, by=EVIL)
+    room.state.run(room.agreed.compare())
+    for name, said in client.hgetall(room.keys.agreed).items():
+        value, moment, _ = said.split(b"\t")
+        client.hset(room.keys.agreed, name, b"\t".join([value, moment, f"[/red]{EVIL}".encode()]))
 
 
 COMMANDS = [
@@ -62,6 +68,9 @@ COMMANDS = [
     ("doctor",),
     ("health",),
     ("health", "--json"),
+    ("agree",),
+    ("agree", "--json"),
+    ("limits", "show"),
     ("invalidate", EVIL),
     ("bans", "lift", "203.0.113.99"),
     ("bans", "add", "no\x1b[31maddress", "--for", "1m"),

@@ -281,6 +281,22 @@ def test_an_end_waits_for_a_right_that_is_missing(
         assert not client.exists(record_of(own_room, session.handle))
 
 
+@pytest.mark.parametrize("right", ["zadd", "set", "pttl", "pexpire", "hset"])
+def test_a_login_without_a_right_begins_no_session_that_nobody_can_end(
+    own_room: Stillroom, own_server: EmbeddedServer, right: str
+) -> None:
+    """A right that lacks in the middle of a login fails it, also a process's first, and leaves no session."""
+    with redis.Redis.from_url(own_server.url) as client:
+        client.execute_command("ACL", "SETUSER", "default", f"-{right}")
+        for _ in range(2):
+            with pytest.raises(SessionStoreUnavailable, match=f"noperm.*'{right}'"):
+                own_room.sessions.create("ann")
+        client.execute_command("ACL", "SETUSER", "default", f"+{right}")
+        assert client.keys("*:s:*") == []
+        own_room.sessions.create("ann")
+        assert own_room.sessions.destroy_for_user("ann") == 1
+
+
 def test_ends_that_wait_for_their_shard_keep_no_others_waiting(
     own_room: Stillroom, own_server: EmbeddedServer
 ) -> None:

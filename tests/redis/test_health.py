@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+from unicodedata import category
 
 import pytest
 
@@ -255,6 +256,38 @@ def test_a_number_that_is_none_costs_its_record(room: Any, client: Any, number: 
     assert exposition(report, 0.0)
     page = render(report, past.history, past.patterns, now=time.time(), figures=past.figures)
     assert "203.0.113.7" in page
+
+
+OF_OTHERS = {
+    "stillroom:counts": {"hits": "9" * 5_000, "loader:hits:\x1b[31m": "1"},
+    "stillroom:health:open": {"redis:memory memory": "9" * 5_000},
+    "stillroom:ticks": {"stillroom.warm": "9" * 5_000},
+    "stillroom:errors": {
+        "\x1b]0;owned\x07": '{"kind": "\\ud800\\u202e", "place": "x", "at": 0}',
+        "a": '{"kind": "KeyError", "place": "x", "at": 1e999}',
+        "b": "[" * 100_000,
+    },
+    "stillroom:limits:windows": {"auth": "9" * 5_000},
+}
+
+
+def test_hostile_junk_costs_no_report(room: Any, client: Any) -> None:
+    """Numbers that are none, half characters and escape sequences are left out, or shown as text."""
+    for key, fields in OF_OTHERS.items():
+        client.hset(key, mapping=fields)
+    client.set("stillroom:paused:refresh", '{"by": "\\ud800"}', px=60_000)
+    client.zadd("stillroom:workers", {"w": "-inf"})
+    client.lpush("stillroom.refresh", '{"headers": {"stillroom_sent_ms": -1e999}}')
+    count_in_last_minute(client, room, hits=1)
+    report = room.health.check()
+    assert report.cache is not None
+    assert report.tasks is not None
+    json.dumps(report.model_dump(mode="json"), allow_nan=False)
+    assert room.health.snapshot().error is None
+    figures = room.health.figures(15)
+    page = render(report, [], [], now=time.time(), figures=figures)
+    assert not {one for one in page if category(one) in ("Cc", "Cf", "Cs")} - {"\n"}
+    assert room.limits.names() == ["auth"]
 
 
 # Snapshots

@@ -292,6 +292,8 @@ def test_a_change_is_seen_by_every_process(room: Any, make_room: Any, client: An
     assert room.limits.check(IP, [ten]).remaining >= 13, "denials of before are forgotten"
     assert other.limits.restore("ten")
     assert not other.limits.restore("ten")
+    with pytest.raises(InvalidLimit):
+        other.limits.restore("\udcff")  # as an argument that is no UTF-8
     read_now(room)
     room.limits.check(IP, [ten])
     assert room.limits.check(IP, [ten]).limits == (ten,)

@@ -100,6 +100,8 @@ def operations(**rates: float) -> RedisInfo:
         ),
         (info(memory={"policy": "noeviction", "limit": 100, "used": 1}), STATE, set()),
         (info(memory={"policy": "volatile-lru"}), BOTH, set()),
+        (info(memory={"policy": "volatile-ttl"}), STATE, {("policy", "warn")}),
+        (info(memory={"policy": "volatile-lru"}), CACHE, set()),
         (
             info(memory={"used": 20 * MIB, "rss": 40 * MIB, "fragmentation": 2.0}),
             STATE,

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from stillroom import Settings
 from stillroom.cli.version import versions
 from stillroom.in_force import HIDDEN, InForce, in_force
-from stillroom.settings import SECRETS, environment_names
+from stillroom.settings import SECRETS, URLS, environment_names
 
 STILLROOM = str(Path(sys.executable).with_name("stillroom"))
 CANARY = "canary-7f3a-" + "x" * 32
@@ -55,7 +55,9 @@ def canaries() -> dict[str, Any]:
             given[name] = CANARY
         elif name == "cache_url":
             given[name] = f"redis+sentinel://user:{CANARY}@host:1,host:2/primary/0"
-        elif name in ("redis_url", "broker_url"):
+        elif name == "flower_url":
+            given[name] = f"https://user:{CANARY}@host"
+        elif name.endswith(URLS):
             given[name] = f"redis://user:{CANARY}@host:1"
     return given
 

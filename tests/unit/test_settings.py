@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stillroom import Settings, SettingsError
-from stillroom.settings import SECRETS, redact
+from stillroom.settings import SECRETS, environment_names, redact
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
@@ -86,6 +87,9 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ),
         ("REDIS_URL", "redis://:[canary@x", "it can't be read; # ? / [ ] in a password"),
         ("REDIS_URL", "redis://:canary@x:port", "it can't be read"),
+        ("REDIS_URL", "redis://x?password=canary#canary", "its password holds a # ? or /"),
+        ("REDIS_URL", "redis://x?password=hun&canary", "and & in a password as %26"),
+        ("REDIS_URL", "redis+sentinel://u:canary?hun@x/main", "its password holds a # ? or /"),
         ("REDIS_URL", "redis://x:99999", "and a port is a number up to 65,535"),
         ("REDIS_URL", ":canary@redis", "REDIS_URL=':***@redis': a Redis URL starts with"),
         ("STILLROOM_LIFE_LIMIT", "10", "ttl + swr is 300 s; life_limit allows 10 s"),
@@ -177,6 +181,25 @@ class TestSecrets:
         assert redact(settings.broker) == "redis://:***@redis:6379/1"
 
     @pytest.mark.parametrize(
+        ("url", "broker"),
+        [
+            ("redis://a;b:c;d%2F@host/1", "redis://a%3Bb:c%3Bd%2F@host/1"),
+            ("redis+sentinel://a:b;c@s1/main", "sentinel://a:b%3Bc@s1:26379/0"),
+            ("redis+sentinel://a:b@c@s1/main", "sentinel://a:b%40c@s1:26379/0"),
+            ("unix://:a;b@/run/redis.sock", "redis+socket://:a%3Bb@/run/redis.sock?virtual_host=0"),
+        ],
+    )
+    def test_a_login_that_redis_understands_is_understood_by_the_broker(
+        self, url: str, broker: str
+    ) -> None:
+        """kombu parts a text with a `;` in two URLs. The login in a URL of ours is quoted, so it is one."""
+        from kombu import Connection
+
+        for settings in (Settings(redis_url=url), Settings(broker_url=url)):
+            assert settings.broker == broker
+            assert Connection(settings.broker).alt == []
+
+    @pytest.mark.parametrize(
         ("url", "shown"),
         [
             ("redis://host/0", "redis://host/0"),
@@ -187,6 +210,9 @@ class TestSecrets:
             ),
             ("redis://:canary@a;redis://:canary@b", "redis://:***@a;redis://:***@b"),
             ("amqp://guest:canary@mq//", "amqp://guest:***@mq//"),
+            ("redis://app:hun;canary@host/1", "redis://app:***@host/1"),
+            ("redis://host?password=hun;canary&db=1", "redis://host?password=***&db=1"),
+            ("redis+sentinel://app:hun@canary@s1,s2/main", "redis+sentinel://app:***@s1,s2/main"),
         ],
     )
     def test_any_url_can_be_shown(self, url: str, shown: str) -> None:
@@ -236,13 +262,66 @@ class TestSecrets:
         assert settings.broker == broker
         Connection(settings.broker)
 
-    def test_a_path_set_to_nothing_is_not_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An empty path is no path, and not the folder in which the process was started."""
-        fields = ("image_root", "abuse_rules", "ban_file", "heartbeat_file")
-        for field in fields:
-            monkeypatch.setenv(f"STILLROOM_{field.upper()}", "")
+    @pytest.mark.parametrize("nothing", ["", " "])
+    def test_what_may_be_left_out_may_be_set_to_nothing(
+        self, monkeypatch: pytest.MonkeyPatch, nothing: str
+    ) -> None:
+        """A setting that has no value by default has none if it is set to nothing, as `${CACHE_URL:-}` leaves it.
+
+        A list that is set to nothing is an empty one.
+        """
+        fields = Settings.model_fields.items()
+        alone = {
+            name
+            for name, field in fields
+            if field.default is None and "tuple" not in str(field.annotation)
+        }
+        assert {"cache_url", "broker_url", "flower_url", "release", "image_root"} <= alone
+        for name in alone - set(SECRETS):
+            monkeypatch.setenv(environment_names()[name], nothing)
         settings = Settings()
-        assert [getattr(settings, field) for field in fields] == [None] * 4
+        assert {getattr(settings, name) for name in alone} == {None}
+        assert settings.broker == settings.cache_server == settings.redis_url
+        monkeypatch.setenv("STILLROOM_HEALTH_NETWORKS", nothing)
+        assert Settings().operators == ()
+
+    @pytest.mark.parametrize("name", SECRETS.values())
+    @pytest.mark.parametrize("content", [b"", b" \n", b"\xef\xbb\xbf", b"\xff\xfe", b"s" * 70_000])
+    def test_a_file_without_a_secret_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, content: bytes
+    ) -> None:
+        """An empty file is no empty password: it is refused, as one that is no text, or endless, is."""
+        (tmp_path / "secret").write_bytes(content)
+        monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
+        with pytest.raises(
+            SettingsError, match=f"{name}_FILE: .*: it (is empty|is no text|has more)"
+        ):
+            Settings()
+
+    def test_a_pipe_is_read_if_somebody_writes_to_it(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """A pipe, as of a shell's `<(pass redis)`, is read; one that nobody writes to holds up no process."""
+        read, write = os.pipe()
+        os.write(write, b"canary\n")
+        os.close(write)
+        monkeypatch.setenv("REDIS_PASSWORD_FILE", f"/dev/fd/{read}")
+        assert Settings().password == "canary"
+        os.close(read)
+        os.mkfifo(tmp_path / "fifo")
+        monkeypatch.setattr("stillroom.settings.PIPE_WITHIN_MS", 10)
+        for path, why in ((tmp_path / "fifo", "nobody writes"), (tmp_path, "Is a directory")):
+            monkeypatch.setenv("REDIS_PASSWORD_FILE", str(path))
+            with pytest.raises(SettingsError, match=f"REDIS_PASSWORD_FILE: {path}: {why}"):
+                Settings()
+
+    def test_the_name_of_a_file_has_no_case_either(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """Names of settings have no case, and neither have those of their files."""
+        (tmp_path / "secret").write_bytes(b"\xef\xbb\xbfcanary\r\n")  # as PowerShell writes it
+        monkeypatch.setenv("redis_password_file", str(tmp_path / "secret"))
+        assert Settings().password == "canary"
 
     def test_set_to_nothing_is_not_set(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: object

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from unicodedata import category
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.shown import shown, shown_lines
+from stillroom.shown import shown, shown_lines, visible
 
 HOSTILE = [
     "\x1b]0;owned\x07",
@@ -27,6 +29,8 @@ def test_what_is_not_printable_is_written_out(text: str) -> None:
     plain = shown(text)
     assert plain.isprintable()
     assert plain.encode()
+    assert visible(text).encode()
+    assert not {category(character) for character in visible(text)} & {"Cc", "Cf", "Cs"}
     assert all(ascii(c)[1:-1] in plain for c in text if not c.isprintable())
 
 

@@ -13,6 +13,7 @@ import redis
 from stillroom import NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers.schedule import SCHEDULE
+from stillroom_workers.signs import SignsOfLife
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.sessions import age_all
 
@@ -58,6 +59,21 @@ def test_it_touches_its_heartbeat_file_and_keeps_no_other(
     until(heartbeat.exists, "another")
     assert beat.terminate() == 0
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["nowhere/heartbeat", "folder/file/heartbeat"])
+def test_a_heartbeat_file_that_cannot_be_written_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """A container is killed again and again where its sign of life can't be written; the log says why, once."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch()
+    signs = SignsOfLife(Settings(heartbeat_file=tmp_path / name), object())
+    for _ in range(3):
+        signs.of_beat()
+    signs.end()
+    (line,) = caplog.messages
+    assert line.startswith(f"STILLROOM_HEARTBEAT_FILE={tmp_path / name} can't be written: No")
 
 
 @pytest.mark.parametrize("died", [False, True], ids=["two at once", "one killed and replaced"])

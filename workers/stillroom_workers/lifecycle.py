@@ -27,7 +27,7 @@ from stillroom import (
     Stillroom,
     StillroomError,
 )
-from stillroom.address import SCHEMES
+from stillroom.address import SCHEMES, each_url
 from stillroom.errors import WHO_MAY, is_misconfigured
 from stillroom.own_celery import ignored
 from stillroom.shown import shown
@@ -131,7 +131,7 @@ def look_at_broker(settings: Settings) -> None:
     Raises RedisUnavailable.
     """
     url = settings.broker_url or ""
-    if not url.startswith(BROKERS_WE_KNOW) or ";" in url:
+    if not url.startswith(BROKERS_WE_KNOW) or len(each_url(url)) > 1:
         return
     try:
         Wire(Server(settings, url, "the broker", "broker_url")).ping()

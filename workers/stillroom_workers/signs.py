@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -15,6 +16,8 @@ from celery.worker import state
 from stillroom import Settings, Stillroom
 from stillroom.health import WorkerStats
 from stillroom_workers.guards import Channel
+
+log = logging.getLogger("stillroom.workers")
 
 SEEN_EVERY_S = 5.0
 # The broker answers at least every two seconds: to BRPOP, or to the heartbeat that is published beside it.
@@ -34,6 +37,7 @@ class SignsOfLife:
         self._is_redis = settings.broker.partition("://")[0] in ANSWERING
         self._due = 0.0  # time.monotonic()
         self._beat = time.monotonic() - BEAT_WITHIN_S  # when it last sent what was due
+        self._is_told = False  # that the file can't be written
         self.with_beat = False  # whether beat is a thread of this worker, not a process of its own
 
     def can_work(self) -> bool:
@@ -66,24 +70,29 @@ class SignsOfLife:
         """Let the process end well: nobody is to take the last sign for a new one."""
         notify("STOPPING=1")
         if self._settings.heartbeat_file:
-            self._settings.heartbeat_file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._settings.heartbeat_file.unlink(missing_ok=True)
 
     def _show(self) -> None:
         if self._settings.heartbeat_file:
-            touch(self._settings.heartbeat_file)
+            self._touch(self._settings.heartbeat_file)
         notify("READY=1\nWATCHDOG=1")
+
+    def _touch(self, path: Path) -> None:
+        """Say that the process can work. What hinders that, as a full disk does, is told once, and ends no work."""
+        try:
+            path.touch()
+        except OSError as error:
+            if not self._is_told:
+                said = "STILLROOM_HEARTBEAT_FILE=%s can't be written: %s. Health checks take this process for dead."
+                log.error(said, path, error.strerror)
+            self._is_told = True
 
     def _is_stuck(self) -> bool:
         running = list(state.active_requests)
         limit = self._settings.lease_limit * STUCK_AFTER_LEASES
         began = [request.time_start or time.time() for request in running]
         return len(running) >= self._app.threads and max(began) < time.time() - limit
-
-
-def touch(path: Path) -> None:
-    """Say that the worker can work. A disk that is full must not end a worker that does."""
-    with contextlib.suppress(OSError):
-        path.touch()
 
 
 def notify(message: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from pydantic_core import from_json
 
 from stillroom.cache.figures import figures_in
 from stillroom.durations import LAST_MOMENT
@@ -97,18 +98,12 @@ def _errors(pairs: Sequence[bytes]) -> Iterator[dict[str, Any]]:
     """Return the loaders' last errors, without entries of another writer."""
     for name, text in zip(pairs[::2], pairs[1::2], strict=True):
         try:
-            told = json.loads(text)
-            kind, place = (str(told[one]).encode().decode() for one in ("kind", "place"))
-            at = float(told["at"])
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            told = from_json(text)
+            kind, place, at = str(told["kind"]), str(told["place"]), float(told["at"])
+        except (ValueError, TypeError, KeyError):
             continue
         if 0 <= at <= LAST_MOMENT:
-            yield {
-                "name": name.decode(errors="replace"),
-                "kind": kind,
-                "place": place,
-                "at": at,
-            }
+            yield {"name": name.decode(errors="replace"), "kind": kind, "place": place, "at": at}
 
 
 def _lag(counts: Mapping[str, int]) -> Mapping[str, float | None]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from stillroom.agreed import Agreement
 from stillroom.cache.terms import SHARDS
-from stillroom.cli.tables import AsJson, print_json
+from stillroom.cli.tables import AsJson, Table, print_json, print_table
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.room import Stillroom
 
@@ -41,7 +39,7 @@ def agree(settings: Settings = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json([one._asdict() for one in found.values()])
         return
-    Console(highlight=False).print(_table(list(found.values())))
+    print_table(_table(list(found.values())))
 
 
 def _refuse_unknown(settings: list[str], room: Stillroom) -> None:

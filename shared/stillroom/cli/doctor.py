@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -11,22 +12,24 @@ from rich.text import Text
 
 from stillroom.cli.health import COLOURS, console, number, size
 from stillroom.cli.tables import AsJson, print_json
-from stillroom.dispatch import NoDispatch
-from stillroom.errors import MISCONFIGURED, RedisUnavailable
+from stillroom.dispatch import NoDispatch, reach
+from stillroom.errors import DispatchFailed, RedisUnavailable, StillroomError
 from stillroom.health import Advice, Report
-from stillroom.health.advice import WHY
-from stillroom.health.report import Replication, Server, Status, each_server, worst
+from stillroom.health.advice import NO, WHY
+from stillroom.health.report import Persistence, Replication, Server, Status, each_server, worst
 from stillroom.limits import Limit
 from stillroom.moving import SHARDS, Side, shut_shards
 from stillroom.room import Stillroom
 from stillroom.settings import Settings, redact
 from stillroom.shown import shown
+from stillroom.stats import Stats
 from stillroom.wire.sentinel import Watch
 
 CLOCK_S = 1.0
 JUST_STARTED_S = 90.0  # every tick is due within a minute, and a worker takes some time to begin
 SIGNS = {"pass": "✓", "warn": "!", "fail": "✗"}
 REHEARSED = "stillroom-doctor"
+SAID = 200  # characters of what a library says
 
 
 class Line(NamedTuple):
@@ -38,7 +41,7 @@ class Line(NamedTuple):
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Settings, connections, versions, eviction, rights, clocks, clients, slowlog, memory and pending work.
+    """Settings, connections, versions, eviction, rights, broker, clocks, clients, slowlog, memory and pending work.
 
     What the app does is rehearsed with a key and a session of its own. Exit code: 1 if something fails.
     """
@@ -116,8 +119,19 @@ def _of_server(server: Server) -> Iterator[tuple[str, str]]:
     yield "memory", f"{size(info.memory.used)} {limit}; {info.memory.policy} is right for {roles}"
     yield "clients", f"{number(info.clients.connected)} of {number(info.clients.limit)}"
     yield "operations", f"{number(info.operations.slowlog)} commands in the slowlog, no new ones"
-    yield "persistence", "the last writes to disk went well"
+    yield "persistence", _persistence(info.persistence)
     yield "replication", _replication(server.replication)
+
+
+def _persistence(known: Persistence) -> str:
+    if known.aof is None:
+        return "it does not say what it writes to disk"
+    if known.aof:
+        return "the last writes to the append-only file went well"
+    lost = (
+        f"{number(known.changes_since_save)} changes since the last snapshot end with this server"
+    )
+    return f"no append-only file: {lost}"
 
 
 def _nodes(server: Server) -> Iterator[Line]:
@@ -206,53 +220,85 @@ def _moved(room: Stillroom) -> Iterator[Line]:
 
 
 def rights(room: Stillroom) -> Iterator[Line]:
-    """Tell whether this user may do what the app does."""
-    yield _rehearsed("rights to cache", lambda: _use_cache(room))
-    yield _rehearsed("rights to sessions", lambda: _use_sessions(room))
-    yield _rehearsed("rights to limits", lambda: _use_limits(room))
-    yield _rehearsed("rights to abuse", lambda: _use_abuse(room))
+    """Tell whether this user may do what the app does, and order work from workers."""
+    yield _rehearsed("rights to cache", _use_cache, room)
+    yield _rehearsed("rights to sessions", _use_sessions, room)
+    yield _rehearsed("rights to limits", _use_limits, room)
+    yield _rehearsed("rights to abuse", _use_abuse, room)
+    yield _broker(room.settings)
 
 
-def _rehearsed(about: str, act: Callable[[], None]) -> Line:
+def _rehearsed(about: str, act: Callable[[Stillroom], None], room: Stillroom) -> Line:
+    room.stats.last_said = room.state_stats.last_said = None
     try:
-        act()
+        act(room)
     except RedisUnavailable as error:
         if error.reason == "tryagain":
             return Line("warn", about, f"{error}. Try again when all has arrived.")
-        todo = f" {WHY[error.reason]}" if error.reason in MISCONFIGURED else ""
+        todo = WHY.get(error.reason, NO.get(error.reason, ""))
         if error.lacks_right or error.reason == "time":
-            todo = " Give this user the commands it lacks."
-        return Line("fail", about, f"{error}.{todo}")
+            todo = "Give this user the commands it lacks."
+        return Line("fail", about, f"{str(error).rstrip('.')}. {todo}".rstrip())
+    except StillroomError as error:
+        return Line("fail", about, f"what was written is not found again: {error}")
     return Line("pass", about, "this user may do what the app does")
 
 
+def _unsaid(stats: Stats, what: str) -> RedisUnavailable:
+    """Return why a service has gone on without Redis. It tells that to the log alone."""
+    reason, sentence = stats.last_said or ("err", "Redis did not say why")
+    error = RedisUnavailable(reason)
+    error.args = (f"{what}: {sentence}",)
+    return error
+
+
 def _use_cache(room: Stillroom) -> None:
-    """Use the cache once. `set` and `get` fall back silently, `invalidate` does not."""
-    room.cache.invalidate(REHEARSED)
-    if not room.cache.set(REHEARSED, 1, ttl=10) or room.cache.get(REHEARSED) != 1:
-        raise RedisUnavailable("noperm", "a value could not be stored and read")
-    room.cache.invalidate(REHEARSED)
+    """Use the cache once. `invalidate` raises what the others fall back from silently."""
+    key = _own()
+    room.cache.invalidate(key)
+    if not room.cache.set(key, 1, ttl=10, tags=[REHEARSED]) or room.cache.get(key) != 1:
+        raise _unsaid(room.stats, "a value could not be stored and read")
+    room.cache.invalidate(key)
 
 
 def _use_sessions(room: Stillroom) -> None:
-    session = room.sessions.create(None, idle=10, absolute=10)
+    user = _own()
+    session = room.sessions.create(user, idle=10, absolute=10)
     room.sessions.update(session, {"a": 1})
+    room.sessions.list_for_user(user)
     room.sessions.destroy(session)
+
+
+def _own() -> str:
+    """Return a name that no other doctor has, who may be at work at the same time."""
+    return f"{REHEARSED}:{secrets.token_hex(8)}"
 
 
 def _use_limits(room: Stillroom) -> None:
     """Use the limits once. Where Redis refuses, a check goes on without it."""
-    subject, limits = "127.0.0.1", [Limit(REHEARSED, 1, 10)]
+    subject = f"127.{'.'.join(map(str, secrets.token_bytes(3)))}"  # no other doctor's
+    limits = [Limit(REHEARSED, 1, 10)]
     held = room.limits.reserve(subject, limits)
     if held.decision.degraded or not room.limits.refund(held):
-        raise RedisUnavailable(held.decision.degraded or "noperm", "a limit could not be counted")
+        raise _unsaid(room.state_stats, "a limit could not be counted")
     room.limits.reset(subject, limits)
 
 
 def _use_abuse(room: Stillroom) -> None:
     """Report an event of this machine, which no rule ever bans."""
     if not room.abuse.report("session_unknown", ip="127.0.0.1"):
-        raise RedisUnavailable("noperm", "an event could not be written")
+        raise _unsaid(room.state_stats, "an event could not be written")
+
+
+def _broker(settings: Settings) -> Line:
+    """Tell whether orders to workers can be published."""
+    where = "REDIS_URL" if settings.broker_url is None else "STILLROOM_BROKER_URL"
+    try:
+        reach(settings)
+    except DispatchFailed as error:
+        what = f"the broker in {where} takes no orders ({shown(error, SAID)})"
+        return Line("fail", "broker", f"{what}. Stale values are not refreshed meanwhile.")
+    return Line("pass", "broker", "this user may order work there")
 
 
 def _pending(report: Report) -> Iterator[Line]:

@@ -67,10 +67,12 @@ def check(path: Path) -> None:
 
 
 def read(path: Path) -> str:
-    """Return a secret as it is sent: without the line break that editors put behind it. Follows no link."""
+    """Return a secret as it is sent: without the mark and the line break that editors put around it. Follows no
+    link.
+    """
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-            text = file.read().decode("utf-8").rstrip("\r\n")
+            text = file.read().decode("utf-8-sig").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise _refused(path, error) from error
     if not text:

@@ -55,9 +55,12 @@ def when(moment: float) -> str:
 
 
 def operator() -> str:
-    """Return who gives the command: a login name, or the number of a user who has none, as in many a container."""
+    """Return who gives the command: a login name, or the number of a user who has none, as in many a container.
+
+    The environment names him, in whatever encoding.
+    """
     try:
-        return getpass.getuser()
+        return shown(getpass.getuser())
     except (KeyError, OSError):  # from Python 3.13 on it is the second
         return f"uid {os.getuid()}"
 

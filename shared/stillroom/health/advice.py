@@ -104,6 +104,8 @@ WHY: dict[str, str] = {
     "name": "The host in REDIS_URL has no address: correct it, or look at the name server.",
     "closed": "It, or a proxy before it, closes connections: compare clients with maxclients, and look at its log.",
     "proxy": "A proxy before it has lost the server: look at the proxy's log.",
+    "protocol": "What answers there is no Redis: correct the host and the port.",
+    "nocluster": "It is in no Redis Cluster: leave STILLROOM_CLUSTER and STILLROOM_STATE_CLUSTER out.",
     "tls": "TLS fails: look at the server's certificate, and at ssl_ca_certs in the URL.",
     "readonly": "It is a replica: let the setting lead to the primary, or see that one is promoted.",
     "cluster": "It is a node of a Redis Cluster. REDIS_URL leads to one server, or to a node with "
@@ -119,6 +121,8 @@ WHY: dict[str, str] = {
     "sentinel": "Most Sentinels that the URL names must run, reach each other, and name the same primary.",
     "nomaster": "The Sentinels know no primary of the name in the URL: correct it.",
     "unblocked": "It has just become a replica: see that the setting leads to the primary.",
+    "oom": "It is full: raise its maxmemory, or find out who fills it (MEMORY STATS).",
+    "misconf": "It can't write its file: look at the server's disk (space, rights) and its log.",
     "noreplicas": "It wants replicas (min-replicas-to-write), and too few follow it: start them.",
     "timeout": "It is frozen, overloaded or cut off: look at its CPU, at SLOWLOG, and at the network between.",
     "auth": "The password or user is wrong: compare REDIS_PASSWORD with the server's ACL.",
@@ -211,6 +215,14 @@ def _policies(measures: Measures) -> Iterator[Advice]:
                 f"{memory.policy} may throw away queued tasks, sessions and limits when memory is short.",
                 "noeviction where state is kept; volatile-lru where one server does both.",
                 "CONFIG SET maxmemory-policy, and give the cache a server of its own (STILLROOM_CACHE_URL).",
+            )
+        elif server.roles == ("state",) and memory.policy.startswith("volatile"):
+            yield _policy(
+                server,
+                "warn",
+                f"{memory.policy} throws away sessions and limits when memory is short: they have an end.",
+                "noeviction where only state is kept.",
+                "CONFIG SET maxmemory-policy noeviction.",
             )
         elif server.roles == ("cache",) and memory.policy == "noeviction" and memory.limit:
             yield _policy(

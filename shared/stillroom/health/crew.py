@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,8 @@ class PauseProbe:
 
 def _crew(seen: Sequence[bytes], said: Mapping[bytes, bytes], now_ms: int) -> Iterator[WorkerStats]:
     for worker, ms in zip(seen[::2], seen[1::2], strict=True):
+        if not math.isfinite(float(ms)):  # another writer's: a server's clock shows no such time
+            continue
         about = _about(said.get(worker, b"{}"))
         name = worker.decode(errors="replace")[:NAME_LIMIT]
         age_s = max(0.0, (now_ms - float(ms)) / 1000)

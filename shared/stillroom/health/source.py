@@ -15,12 +15,12 @@ from stillroom.keys import Keys
 from stillroom.operation import Once, Operation
 from stillroom.replicas import UNCONFIRMED
 from stillroom.stats import Stats
+from stillroom.whole import number_in
 from stillroom.wire import AWAY, AtSlot, Clock, Command, NodeAway
 
 log = logging.getLogger("stillroom.health")
 
 MINUTE_MS = 60_000
-DIGITS = 19  # of the largest number that Redis counts to
 OF_SELF: Sequence[tuple[bytes, ...]] = ((b"INFO",), (b"SLOWLOG", b"LEN"), (b"TIME",))
 
 
@@ -233,11 +233,8 @@ def counts_in(pairs: Sequence[bytes] | None) -> dict[str, int] | None:
     if pairs is None:
         return None
     named = zip(pairs[::2], pairs[1::2], strict=True)
-    return {
-        name.decode(errors="replace"): int(value)
-        for name, value in named
-        if value.isdigit() and len(value) <= DIGITS
-    }
+    found = {name.decode(errors="replace"): number_in(value) for name, value in named}
+    return {name: number for name, number in found.items() if number is not None}
 
 
 def _asked(probes: Sequence[Probe], now_ms: int) -> list[tuple[Probe, Sequence[Command]]]:

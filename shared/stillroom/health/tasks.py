@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pydantic_core import from_json
 
 from stillroom.dispatch import MESSAGE_LIMIT, SENT_HEADER
 from stillroom.health.probe import Counts
@@ -85,7 +86,7 @@ def _waited(message: bytes | None, now_ms: int) -> float | None:
     if message is None or len(message) > MESSAGE_LIMIT:
         return None  # too large for a worker: it takes it, and makes a dead letter of it
     try:
-        waited_s = (now_ms - float(json.loads(message)["headers"][SENT_HEADER])) / 1000
-        return max(0.0, waited_s) if math.isfinite(waited_s) else None
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        sent_ms = float(from_json(message)["headers"][SENT_HEADER])
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
+    return max(0.0, (now_ms - sent_ms) / 1000) if math.isfinite(sent_ms) else None

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stillroom.errors import InvalidLimit
 from stillroom.limits.limit import QUOTA_LIMIT, WINDOW_LIMIT, Limit
+from stillroom.whole import number_in
 
 READ_EVERY_S = 1.0
 LONGEST_S = 30 * 86_400  # that a change may last
@@ -187,9 +188,9 @@ def known_windows(reply: Sequence[bytes]) -> dict[str, int]:
     {'auth': 300}
     """
     pairs = zip(reply[::2], reply[1::2], strict=True)
-    found = {name: said.partition(b" ")[0] for name, said in pairs}
+    found = {name: number_in(said.partition(b" ")[0]) for name, said in pairs}
     return {
-        name.decode(errors="replace"): int(window) // 1_000_000
+        name.decode(errors="replace"): window // 1_000_000
         for name, window in found.items()
-        if window.isdigit()
+        if window is not None
     }

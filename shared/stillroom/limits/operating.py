@@ -39,7 +39,8 @@ class Operating:
         return self._changing(name, quota, window, round(lasts), by[:100])
 
     def restore(self, name: str) -> Operation[bool]:
-        """End a change before its time. Return True if there was one."""
+        """End a change before its time. Return True if there was one. Raises InvalidLimit for what is no name."""
+        checked(name, 1, 1, 0.0)
         words = (name, "", 0, 0, "", MOST)
         # Once: the second of two that arrive would find no change.
         (ended,) = yield Once([limit_change([self._keys.limit_changes], *words)])

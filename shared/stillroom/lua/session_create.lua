@@ -100,17 +100,18 @@ for i = 15, #ARGV do
 end
 local limit = now + tonumber(ARGV[5])
 local session = {h = h, user = user, tags = tags, limit = limit, deadline = math.min(now + tonumber(ARGV[4]), limit)}
+local life = life_of(limit, now)
+session.stamp = next_stamp(prefix, now, life)
+index_session(prefix, session, life)
+write_aliases(prefix, {unpack(KEYS, 2, 1 + others)}, session, now)
+-- The record comes last. A user of Redis who lacks a right ends the script half-way, and this call, sent again, would
+-- take a record without its indexes for one that is done: nobody could end that session.
 redis.call('HSET', KEYS[1], '_u', user, '_c', plain(now), '_l', plain(now), '_x', plain(limit), '_i', ARGV[4],
-  '_v', '1', '_t', tags, '_m', ARGV[8], '_b', bytes, unpack(ARGV, 15))
+  '_v', '1', '_t', tags, '_m', ARGV[8], '_b', bytes, '_s', session.stamp, unpack(ARGV, 15))
 if ARGV[11] ~= '' then
   redis.call('HSET', KEYS[1], '_a', ARGV[11])
 end
 redis.call('PEXPIRE', KEYS[1], plain(life_of(session.deadline, now)))
-local life = life_of(limit, now)
-session.stamp = next_stamp(prefix, now, life)
-redis.call('HSET', KEYS[1], '_s', session.stamp)
-index_session(prefix, session, life)
-write_aliases(prefix, {unpack(KEYS, 2, 1 + others)}, session, now)
 
 local ended, evicted = {}, {}
 note_end(prefix, gone_by)

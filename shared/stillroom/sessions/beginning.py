@@ -95,7 +95,10 @@ class Beginning:
         try:
             replies = yield from self._asking._ask(batch, Once, kept_as)
         except SessionStoreUnavailable as error:
-            self._note_held(_replies_of(error, len(batch)))
+            refused = _replies_of(error, len(batch))
+            self._note_held(refused)
+            if _is_refused(refused) and error.reason != "noscript":
+                raise  # whether the numbers of shards can be compared has nothing to do with it
             # The server lacked one of the scripts and had one behind it, so they would be out of order. It has all
             # of them now, and each that is sent again recognises itself.
             if error.reason != "noscript":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 
+from stillroom.shown import visible
+
 VOID = ("meta", "link", "input")
 
 
@@ -30,7 +32,7 @@ def joined(*children: str) -> Html:
 
 
 def _markup(child: str) -> str:
-    return child if isinstance(child, Html) else html.escape(child)
+    return child if isinstance(child, Html) else html.escape(visible(child))
 
 
 def _attribute(name: str, value: str | float | None) -> str:
