@@ -685,7 +685,7 @@ class Core:
                 yield from self.prove()
                 kept = near.usable(copy, wish.near, release)
             if kept is not None:
-                if wish.call is not None:
+                if wish.call is not None and copy.type is wish.type:
                     near.store.name(copy, wish.call)
                 return kept, Freshness.FRESH
         return (yield from self._look_to_keep(name, wish))
