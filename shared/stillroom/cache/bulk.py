@@ -470,8 +470,9 @@ class Bulk(Core):
         """Return the values of all these keys while Redis is away: see away.py."""
         keys = {name: key for key, name in names.items()}
 
-        def load(wanted: list[bytes]) -> Operation[Mapping[bytes, Any]]:
-            loaded = yield from self._loaded([keys[name] for name in wanted], load_many, recipe)
+        def load(wanted: list[bytes], leases: Sequence[bytes]) -> Operation[Mapping[bytes, Any]]:
+            some = [keys[name] for name in wanted]
+            loaded = yield from self._loaded(some, load_many, recipe, leases)
             return {names[key]: value for key, value in loaded.items()}
 
         values = yield from self._obtain_away(list(keys), load, recipe, error)
@@ -485,11 +486,20 @@ class Bulk(Core):
         return {key: self._as_read(value, recipe) for key, value in loaded.items()}
 
     def _loaded(
-        self, keys: list[str], load_many: Callable[[list[str]], Any], recipe: Recipe
+        self,
+        keys: list[str],
+        load_many: Callable[[list[str]], Any],
+        recipe: Recipe,
+        leases: Sequence[bytes] = (),
     ) -> Operation[dict[str, Any]]:
         if not keys:
             return {}
-        return _values_of((yield from self._call(recipe, Call(load_many, [keys]))), keys)
+        loaded = yield from self._call(recipe, Call(load_many, [keys], leases=leases))
+        return _values_of(loaded, keys)
+
+
+def _owned_by(recipe: Recipe) -> Callable[[Entry, Freshness], bool]:
+    return lambda entry, _: recipe.owns(entry)
 
 
 def names_of(keys: Iterable[str]) -> dict[str, bytes]:

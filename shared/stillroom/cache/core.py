@@ -992,8 +992,8 @@ class Core:
     def _load_away(self, name: bytes, recipe: Recipe, error: RedisUnavailable) -> Operation[Any]:
         """Return the value while Redis is away: see away.py."""
 
-        def load(_: list[bytes]) -> Operation[Mapping[bytes, Any]]:
-            return {name: (yield from self._call(recipe, recipe.loading()))}
+        def load(_: list[bytes], leases: Sequence[bytes]) -> Operation[Mapping[bytes, Any]]:
+            return {name: (yield from self._call(recipe, recipe.loading(*leases)))}
 
         values = yield from self._obtain_away([name], load, recipe, error)
         if name not in values:  # a load of many keys, which was waited for, has found none
