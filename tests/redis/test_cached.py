@@ -8,16 +8,21 @@ import datetime as dt
 import functools
 import importlib
 import inspect
+import itertools
 import pickle
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from pydantic import BaseModel, SecretStr
 
 from stillroom import AsyncStillroom, InvalidArgument, NoDispatch, Settings, Stillroom
+from stillroom.integrations.model_tags import ModelTags
 from stillroom.keys import sanitized
 from tests.support.entries import age
 
@@ -138,6 +143,46 @@ def test_a_cached_function_looks_like_the_function() -> None:
     """A cached function keeps name, docstring and signature, and an async one is a coroutine function."""
     assert number.__name__ == "number"  # type: ignore[attr-defined]
     assert inspect.getdoc(number) == "Return a number."
+A_UUID = UUID("12345678-1234-5678-1234-567812345678")
+
+
+class Row(Enum):
+    TOP = "top"
+
+
+@pytest.mark.parametrize(
+    ("declared", "sku", "by_hand"),
+    [
+        *((Any, "4711", "4711"), (Any, 4711, "4711"), (Any, "a:b%", "a:b%"), (Any, None, "None")),
+        *((Any, A_UUID, str(A_UUID)), (Any, str(A_UUID), str(A_UUID)), (Any, Row.TOP, "TOP")),
+        *((str, "a:b%", "a:b%"), (str, 4711, "4711"), (str | None, "None", "None")),
+        *((int, "4711", "4711"), (int | str, "4711", "4711"), (UUID, A_UUID, str(A_UUID))),
+        *((Any, [1, "a"], '[1,"a"]'), (Any, "'4711'", "'4711'"), (bytes, "ff", "ff")),
+    ],
+    ids=str,
+)
+def test_a_tag_is_the_text_that_a_person_writes(
+    room: Any, declared: Any, sku: Any, by_hand: str
+) -> None:
+    """`f"sku:{sku}:{lang}"` invalidates what a loader has tagged so, however its arguments are declared.
+
+    A model whose row has these fields says the same tag.
+    """
+    loads = itertools.count(1)
+
+    def load(sku: Any, lang: str) -> int:
+        return next(loads)
+
+    load.__annotations__["sku"] = declared
+    load = room.cache.cached("{lang}:{sku}", tags=["sku:{sku}:{lang}"])(load)
+    assert [load(sku, "de"), load(sku, "de")] == [1, 1]
+    room.cache.invalidate_by_tag(f"sku:{by_hand}:de")
+    assert load(sku, "de") == 2
+    row = SimpleNamespace(sku=sku, lang="de")
+    of_model = ModelTags("Product", ["sku:{sku}:{lang}"], ["sku", "lang"]).of(row)
+    assert of_model == [f"sku:{by_hand}:de"]
+
+
     assert str(inspect.signature(number)) == "(id: 'int') -> 'int'"
     assert inspect.iscoroutinefunction(async_number)
     assert inspect.iscoroutinefunction(async_number.invalidate)

@@ -27,7 +27,7 @@ import pydantic_core
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from stillroom.cache.arguments import Texts, Unkeyable
+from stillroom.cache.arguments import Text, Texts, Unkeyable
 from stillroom.cache.around import Around, within
 from stillroom.cache.entry import Entry
 from stillroom.cache.keeping import Keeping, near_of
@@ -145,7 +145,8 @@ class Loader:
         given = several("tags", tags)
         refuse_awaited("tags", *given)
         self._tags = [
-            tag if callable(tag) else Template(tag, self._names, self._text_of) for tag in given
+            tag if callable(tag) else Template(tag, self._names, self._text_in_tag, escapes=False)
+            for tag in given
         ]
         parameters = self._signature.parameters
         self._places = [
@@ -302,7 +303,13 @@ class Loader:
 
     def _text_of(self, name: str) -> Any:
         try:
-            return self._texts.of(self._hints.get(name, Any))
+            return make(self._hints.get(name, Any))
+        return self._text(name, self._texts.of)
+
+    def _text_in_tag(self, name: str) -> Any:
+        return self._text(name, self._texts.of_tag)
+
+    def _text(self, name: str, make: Callable[[Any], Text]) -> Text:
         except Unkeyable as error:
             raise Unkeyable(f"{self.name}: {{{name}}}: {error}") from None
 
