@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +15,10 @@ import redis
 from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import sanitized
+from tests.support.celery_process import until
+from tests.support.crowd import PATIENT
 from tests.support.entries import age
+from tests.support.faces import FACES, open_room
 from tests.support.proxy import Proxy
 
 
@@ -37,6 +42,49 @@ def test_a_tag_that_is_none_costs_the_entry_and_not_the_answer(
     ) == {"a": 1, "b": 1}
     assert leases(client) == []
     assert room.cache.get_many(["k", "a", "b"]) == {}
+
+
+ENDINGS: dict[str, Callable[[Any, Callable[[], Any]], Any]] = {
+    "a load": lambda cache, ends: cache.get_or_set("k", ends),
+    "loads of many": lambda cache, ends: cache.get_or_set_many(["k", "l"], lambda _: {"k": ends()}),
+    "a load with a place": lambda cache, ends: cache.cached("k", at_once=1, name="load")(ends)(),
+}
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["stored", "failed"])
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("face", FACES)
+def test_a_load_that_ends_in_an_outage_holds_nobody_up_after_it(
+    server: EmbeddedServer, client: Any, face: str, ending: str, fails: bool
+) -> None:
+    """Its lease and its place are free as soon as its process has found Redis again, and not at their end."""
+    with Proxy(server.port) as proxy:
+        settings = Settings(redis_url=proxy.url, **PATIENT | {"connect_timeout": 0.2})
+        with open_room(face, settings, NoDispatch()) as room:
+
+            def ends() -> int:
+                proxy.lead_to(1)  # nobody is there
+                if fails:
+                    raise LookupError("nothing is there")
+                return 1
+
+            with contextlib.suppress(LookupError):
+                ENDINGS[ending](room.cache, ends)
+            assert leases(client)
+            proxy.lead_to(server.port)
+            assert room.cache.set("another", 1)
+            assert leases(client) == client.keys("*:n:*") == []
+
+
+def test_the_prober_frees_what_was_not_freed(server: EmbeddedServer, client: Any) -> None:
+    """A process that asks nothing more frees its leases when the prober has found Redis again."""
+    with Proxy(server.port) as proxy:
+        settings = Settings(redis_url=proxy.url, breaker_failures=1, connect_timeout=0.2)
+        with Stillroom(settings, dispatch=NoDispatch()) as room:
+            room.cache.get_or_set("k", lambda: proxy.lead_to(1))
+            assert leases(client)
+            proxy.lead_to(server.port)
+            until(lambda: not leases(client), "the lease is free", 5)
 
 
 def test_arguments_without_json_are_no_obstacle(room: Any, client: Any, dispatch: Any) -> None:

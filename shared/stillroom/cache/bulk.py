@@ -16,6 +16,7 @@ from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.operation import Call, Freeing, Operation, Pause, Timed
+from stillroom.scripts import release
 from stillroom.wire import leases_of_loads
 
 T = TypeVar("T")
@@ -391,6 +392,8 @@ class Bulk(Core):
         yield from self._release(lease for key, lease in leases.items() if key not in packed)
         stored = yield from self._each("store", batch)
         self.stats.counts["leases_lost"] += sum(reply in (0, -1) for reply in stored)
+        untold = [leases[key] for key, reply in zip(packed, stored, strict=True) if reply is None]
+        self._owe([release([self.keys.lease(name)], lease) for name, lease in untold])
         return {key: back for key, (_, back) in ready.items()}
 
     def _failed_turns(
@@ -439,7 +442,9 @@ class Bulk(Core):
         self, held: Mapping[str, bytes], recipe: Recipe, waited_for: dict[bytes, None]
     ) -> Operation[dict[str, Attempt]]:
         """Return by key what became of the loads that this caller waits for."""
-        found = yield from self._look_many(list(held.values()), recipe.owns)
+        if self._owed:
+            yield from self._free_owed()
+        found = yield from self._look_many(list(held.values()), _owned_by(recipe))
         holders: list[bytes | None] = []
         failures: list[bytes | None] = []
         bites = Bites([*held.values()], KEYS_AT_ONCE)

@@ -8,6 +8,7 @@ a value loaded before it.** An entry carries the clock as it was before its load
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
@@ -76,7 +77,7 @@ from stillroom.scripts import (
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.unsettled import is_unsettled
-from stillroom.wire import Clock, Command, leases_of_loads, time_left
+from stillroom.wire import AWAY, Clock, Command, leases_of_loads, time_left
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -87,10 +88,11 @@ OnFailure: TypeAlias = Callable[[bytes, bytes, BaseException, Sequence[Command]]
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.05  # between two looks at a load one waits for
 ASK_AGAIN_S = 1.0  # a process that could not get a refresh lease does not try for this long
 ASKED_LIMIT = 10_000
+OWED_LIMIT = 1_000  # leases and places that a process has yet to free
 FAILURES_KEPT_MS = 600_000  # how long after a backoff its count of failures is remembered
 WON = STORED = 1  # a script's reply when it has acted
 LATE = -1  # a script's reply when it arrived after its caller gave up
-TAKEN, QUEUED = 1, 0  # the replies of lua/take_place.lua; -1: the queue is full
+TAKEN, QUEUED = 1, 0  # the replies of lua/take_place.lua; -2: the queue is full
 QUEUE_S = 1.0  # how long a load waits for a place …
 QUEUE_MS = 2_000  # … and when a waiter that is gone is forgotten
 RETRY_AFTER_S = 1.0
@@ -216,6 +218,8 @@ class Core:
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
         self._asked: dict[bytes, tuple[int, float]] = {}
         self._failures = Failures()
+        # Commands that free a lease or a place, which Redis could not be told. Others would wait for these.
+        self._owed: dict[Command, None] = {}
         self._apart_until = 0.0  # two releases of the app were seen to be at work; time.monotonic()
         self._figures = LoaderFigures(means.stats)
 
@@ -638,6 +642,8 @@ class Core:
         yield from self.terms.agree()
         if self._judges.is_unverified:
             yield from self._judges.verify()
+        if self._owed:
+            yield from self._free_owed()
 
     def _look_once(self, name: bytes, release: bytes) -> Operation[tuple[Entry | None, Freshness]]:
         """Return what `_look` returns, asked for once in a request: see memo.py."""
@@ -966,6 +972,8 @@ class Core:
         """Try to take the lease. There may be a value by now, stored by another load since we looked."""
         known = self._judges.synced
         try:
+        if self._owed:
+            yield from self._free_owed()
             yield from self._before_writing()
             (reply,) = yield Timed([self._lease_load(name, lease, recipe.lease)])
             if reply[0] == LATE:
@@ -1093,14 +1101,20 @@ class Core:
         return lost
 
     def _take_place(self, name: bytes, held: bytes, recipe: Recipe) -> Operation[None]:
-        """Wait for one of this loader's places. Raises LoadShed where too many callers wait."""
+        """Wait for one of this loader's places. Raises LoadShed where too many callers wait.
+
+        A load of the same loader that waits for this one has a place already. This one would wait for it in vain.
+        """
         keys = [*self.keys.places(recipe.name), self.keys.lease(name)]
         patience = time.monotonic() + QUEUE_S
         taken = QUEUED
         try:
-            while taken == QUEUED and time.monotonic() < patience:
-                (taken,) = yield [take_place(keys, held, recipe.at_once, recipe.lease, QUEUE_MS)]
-                if taken == QUEUED:
+            while taken in (QUEUED, LATE) and time.monotonic() < patience:
+                given = held, recipe.at_once, recipe.lease, QUEUE_MS, IN_TIME
+                (taken,) = yield Timed([take_place(keys, *given, *outer)])
+                if taken == LATE:
+                    self.clock.doubt_clock()
+                elif taken == QUEUED:
                     yield Pause(LONGEST_PAUSE_S * random.uniform(0.5, 1.5))
         except RedisUnavailable as error:
             self._fall_back("take_place", error)
@@ -1111,6 +1125,7 @@ class Core:
     def _leaving(self, held: bytes, recipe: Recipe) -> list[Command]:
         """Return the commands that give back a load's place, or its place in the queue."""
         if not recipe.at_once:
+        outer = leases_of_loads()
             return []
         return [(b"ZREM", key, held) for key in self.keys.places(recipe.name)]
 
@@ -1149,6 +1164,7 @@ class Core:
         """
         back = value
         try:
+            self._owe([release([self.keys.lease(name)], held), *leaving])
             life = recipe.keeping.life_of(value)
             encoded = self._codec.encoded(value, recipe.type)
             back = encoded.back
@@ -1297,7 +1313,26 @@ class Core:
         try:
             yield from in_bites(batch)
         except RedisUnavailable as error:
-            self._fall_back("release", error)  # they run out by themselves
+            self._fall_back(what, error)
+            self._owe(batch)
+
+    def _owe(self, commands: Sequence[Command]) -> None:
+        if len(self._owed) < OWED_LIMIT:  # past it they run out by themselves
+            self._owed.update(dict.fromkeys(commands))
+
+    def _free_owed(self) -> Operation[None]:
+        """Free what could not be freed while Redis was away. Raises RedisUnavailable if it still is.
+
+        Each of these commands acts on this process's own lease or place only, so late or twice does no harm.
+        """
+        while some := list(self._owed)[:SCRIPTS_AT_ONCE]:
+            try:
+                yield some
+            except RedisRefused as refused:
+                if refused.reason in AWAY:
+                    raise
+            for command in some:  # those that were refused run out by themselves
+                self._owed.pop(command, None)
 
     def _share_failure(
         self, name: bytes, held: bytes, error: BaseException, besides: Sequence[Command] = ()
@@ -1310,6 +1345,10 @@ class Core:
         error: BaseException,
         besides: Sequence[Command] = (),
     ) -> Operation[None]:
+        yield from self._free("release", batch)
+
+    def _free(self, what: str, batch: Freeing) -> Operation[None]:
+        """Send commands that others wait for. Where Redis is away they go along with a later call."""
         """Free the leases of a failed load and tell all its waiters."""
         if not isinstance(error, Exception):  # cancelled: that is nobody else's failure
             yield from self._release(leases, besides)
@@ -1319,10 +1358,7 @@ class Core:
             self._failures.keep(held, error)
             keys = [self.keys.lease(name), self.keys.failure(name)]
             batch.append(fail_load(keys, held, told, TOLD_MS))
-        try:
-            yield from in_bites(batch)
-        except RedisUnavailable as away:
-            self._fall_back("release", away)
+        yield from self._free("release", batch)
 
     def _back_off(
         self, name: bytes, held: bytes, error: BaseException, besides: Sequence[Command] = ()
@@ -1343,10 +1379,7 @@ class Core:
         for name, held in leases:
             given = (held, first, longest, random.randint(500, 1000), FAILURES_KEPT_MS)
             batch.append(back_off([self.keys.lease(name)], *given))
-        try:
-            yield from in_bites(batch)
-        except RedisUnavailable as error:
-            self._fall_back("back_off", error)
+        yield from self._free("back_off", batch)
 
     # Small things
 
