@@ -78,6 +78,8 @@ def refusals() -> dict[str, tuple[Callable[[Any], Any], str]]:
     def connection(n: object, db: object) -> int:
         return 1
 
+    function = number.loader.function
+
     return {
         "a generator": (lambda cached: cached("k:{n}")(generator), "could be read once only"),
         "an async generator": (
@@ -111,11 +113,22 @@ def refusals() -> dict[str, tuple[Callable[[Any], Any], str]]:
         ),
         "a misspelt option": (lambda cached: cached("k:{n}", tll=3), "did you mean ttl"),
         "tags that are none": (
-            lambda cached: cached("k:{id}", tags=None)(number.loader.function),
+            lambda cached: cached("k:{id}", tags=None)(function),
             "tags=None",
         ),
+        **{
+            f"a function for {what} that can't be given a value": (
+                lambda cached, what=what: cached("k:{id}", **{what: lambda: 60})(function),
+                f"{what}=<lambda>: a function that is given the value alone",
+            )
+            for what in ("keep", "ttl", "tags")
+        },
+        "a function for warm_with that wants a value": (
+            lambda cached: cached("k:{id}", warm_every=60, warm_with=lambda _: [1])(function),
+            "warm_with=<lambda>: a function that is given nothing",
+        ),
         "a type that is none": (
-            lambda cached: cached("k:{id}", type=7)(number.loader.function),
+            lambda cached: cached("k:{id}", type=7)(function),
             "7 is no type",
         ),
     }
@@ -130,19 +143,6 @@ def test_what_cannot_be_cached_is_refused_where_it_is_written(cache: Any, what: 
         make(cache.cached)
 
 
-def test_a_cached_function_is_pickled_by_its_name() -> None:
-    """A cached function is pickled by its name, as one with functools.lru_cache is."""
-    for function in (number, async_number):
-        assert pickle.loads(pickle.dumps(function)) is function
-        assert copy.deepcopy(function) is function
-    assert pickle.loads(pickle.dumps(Shelf.book)) is Shelf.book
-    assert pickle.loads(pickle.dumps(Shelf().book)).key(id=7) == "book:7"
-
-
-def test_a_cached_function_looks_like_the_function() -> None:
-    """A cached function keeps name, docstring and signature, and an async one is a coroutine function."""
-    assert number.__name__ == "number"  # type: ignore[attr-defined]
-    assert inspect.getdoc(number) == "Return a number."
 A_UUID = UUID("12345678-1234-5678-1234-567812345678")
 
 
@@ -183,6 +183,19 @@ def test_a_tag_is_the_text_that_a_person_writes(
     assert of_model == [f"sku:{by_hand}:de"]
 
 
+def test_a_cached_function_is_pickled_by_its_name() -> None:
+    """A cached function is pickled by its name, as one with functools.lru_cache is."""
+    for function in (number, async_number):
+        assert pickle.loads(pickle.dumps(function)) is function
+        assert copy.deepcopy(function) is function
+    assert pickle.loads(pickle.dumps(Shelf.book)) is Shelf.book
+    assert pickle.loads(pickle.dumps(Shelf().book)).key(id=7) == "book:7"
+
+
+def test_a_cached_function_looks_like_the_function() -> None:
+    """A cached function keeps name, docstring and signature, and an async one is a coroutine function."""
+    assert number.__name__ == "number"  # type: ignore[attr-defined]
+    assert inspect.getdoc(number) == "Return a number."
     assert str(inspect.signature(number)) == "(id: 'int') -> 'int'"
     assert inspect.iscoroutinefunction(async_number)
     assert inspect.iscoroutinefunction(async_number.invalidate)

@@ -60,7 +60,7 @@ from stillroom.errors import (
 )
 from stillroom.fingerprint import fingerprint
 from stillroom.keys import Keys, original, refuse_crowd, sanitized
-from stillroom.misuse import refuse_awaited
+from stillroom.misuse import refuse_awaited, refuse_unfit
 from stillroom.operation import IN_TIME, Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
     back_off,
@@ -423,6 +423,9 @@ class Core:
     ) -> Loader:
         """Register a function of the app. The options are those of Cache.cached."""
         keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
+        for what, given in ("keep", keep), ("ttl", ttl):
+            if callable(given):
+                refuse_unfit(what, given, None)
         lease_ms = self._keeper.lease(lease)
         loader = Loader(function, key, keeping, lease_ms, self._texts, **options)
         loader.release = fingerprint(loader.type, self._codec.adapter(loader.type), loader.version)
@@ -639,11 +642,11 @@ class Core:
         """
         if self._invalidator.waiting:
             yield from self._invalidator.deliver()
+        if self._owed:
+            yield from self._free_owed()
         yield from self.terms.agree()
         if self._judges.is_unverified:
             yield from self._judges.verify()
-        if self._owed:
-            yield from self._free_owed()
 
     def _look_once(self, name: bytes, release: bytes) -> Operation[tuple[Entry | None, Freshness]]:
         """Return what `_look` returns, asked for once in a request: see memo.py."""
@@ -969,11 +972,11 @@ class Core:
         return Attempt(failure=failed, holder=loading(holder))
 
     def _try_lease(self, name: bytes, lease: bytes, recipe: Recipe) -> Operation[Attempt]:
+        if self._owed:
+            yield from self._free_owed()
         """Try to take the lease. There may be a value by now, stored by another load since we looked."""
         known = self._judges.synced
         try:
-        if self._owed:
-            yield from self._free_owed()
             yield from self._before_writing()
             (reply,) = yield Timed([self._lease_load(name, lease, recipe.lease)])
             if reply[0] == LATE:
@@ -1122,10 +1125,10 @@ class Core:
         if taken != TAKEN:
             raise LoadShed(recipe.name, recipe.at_once, RETRY_AFTER_S)
 
+        outer = leases_of_loads()
     def _leaving(self, held: bytes, recipe: Recipe) -> list[Command]:
         """Return the commands that give back a load's place, or its place in the queue."""
         if not recipe.at_once:
-        outer = leases_of_loads()
             return []
         return [(b"ZREM", key, held) for key in self.keys.places(recipe.name)]
 
@@ -1161,10 +1164,10 @@ class Core:
         """Return (a loaded value ready to be stored or None, the value as a reader gets it).
 
         A value that cannot be kept is returned to its caller all the same.
+            self._owe([release([self.keys.lease(name)], held), *leaving])
         """
         back = value
         try:
-            self._owe([release([self.keys.lease(name)], held), *leaving])
             life = recipe.keeping.life_of(value)
             encoded = self._codec.encoded(value, recipe.type)
             back = encoded.back
@@ -1342,13 +1345,13 @@ class Core:
     def _free_failed(
         self,
         leases: Sequence[tuple[bytes, bytes]],
-        error: BaseException,
-        besides: Sequence[Command] = (),
-    ) -> Operation[None]:
         yield from self._free("release", batch)
 
     def _free(self, what: str, batch: Freeing) -> Operation[None]:
         """Send commands that others wait for. Where Redis is away they go along with a later call."""
+        error: BaseException,
+        besides: Sequence[Command] = (),
+    ) -> Operation[None]:
         """Free the leases of a failed load and tell all its waiters."""
         if not isinstance(error, Exception):  # cancelled: that is nobody else's failure
             yield from self._release(leases, besides)

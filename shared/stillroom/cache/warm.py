@@ -17,6 +17,7 @@ from stillroom.cache.ordering import Ordering
 from stillroom.cache.orders import Load
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import DispatchFailed, InvalidArgument, RedisUnavailable
+from stillroom.misuse import refuse_unfit
 from stillroom.operation import Call, Freeing, Operation
 from stillroom.scripts import release, warm_claim
 
@@ -41,6 +42,8 @@ def warm_of(every: Duration | None, given: Any) -> Warm | None:
             )
         return None
     seconds = seconds_of("warm_every", every, least=LEAST_S, most=MOST_S)
+    if callable(given):
+        refuse_unfit("warm_with", given)
     return Warm(seconds, given if callable(given) else listed([{}] if given is None else given))
 
 
