@@ -47,7 +47,8 @@ class Bulk(Core):
         self._codec.reader(type)
         try:
             found = yield from self._look_many(
-                list(names.values()), lambda entry: self._decode(entry, type) is not MISS
+                list(names.values()),
+                lambda entry, grade: grade is not DEAD and self._decode(entry, type) is not MISS,
             )
         except RedisUnavailable as error:
             self._fall_back("get_many", error)
@@ -162,7 +163,7 @@ class Bulk(Core):
         keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
         recipe = self.recipe(Call(load_many), tags, kind, keeping)
         try:
-            found = yield from self._look_many(list(names.values()), recipe.owns)
+            found = yield from self._look_many(list(names.values()), _owned_by(recipe))
         except RedisUnavailable as error:
             self._fall_back("get_or_set_many", error)
             return (yield from self._load_all_away(names, load_many, recipe, error))
@@ -176,7 +177,7 @@ class Bulk(Core):
     # Steps
 
     def _look_many(
-        self, names: Sequence[bytes], fits: Callable[[Entry], bool]
+        self, names: Sequence[bytes], fits: Callable[[Entry, Freshness], bool]
     ) -> Operation[list[Found | None]]:
         """Return the entry and its freshness for each of these names, or None where there is none.
 
@@ -184,13 +185,13 @@ class Bulk(Core):
         """
         prefix = self.keys.entry_prefix
         found = yield from self._look_in([prefix + name for name in names], names)
-        unfit = [n for n, one in enumerate(found) if one and one[0].release and not fits(one[0])]
+        unfit = [n for n, one in enumerate(found) if one and one[0].release and not fits(*one)]
         if unfit:
             others = [names[n] for n in unfit]
             beside = yield from self._look_in([self.keys.other(name) for name in others], others)
             for n, one in zip(unfit, beside, strict=True):
                 found[n] = None
-                if one is not None and fits(one[0]):
+                if one is not None and fits(*one):
                     found[n] = one[0]._replace(is_beside=True), one[1]
         return found
 
@@ -391,9 +392,9 @@ class Bulk(Core):
         )
         yield from self._release(lease for key, lease in leases.items() if key not in packed)
         stored = yield from self._each("store", batch)
-        self.stats.counts["leases_lost"] += sum(reply in (0, -1) for reply in stored)
         untold = [leases[key] for key, reply in zip(packed, stored, strict=True) if reply is None]
         self._owe([release([self.keys.lease(name)], lease) for name, lease in untold])
+        self.stats.counts["leases_lost"] += sum(reply in (0, -1) for reply in stored)
         return {key: back for key, (_, back) in ready.items()}
 
     def _failed_turns(

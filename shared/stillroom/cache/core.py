@@ -711,7 +711,8 @@ class Core:
         places = self.keys.entry(name), self.keys.near
         raw, registry, clock = yield from self._read(places, known, is_near=True)
         entry, freshness = yield from self._judge(raw, name, clock, known)
-        if entry is not None and release and entry.release not in (release, b""):
+        is_anothers = entry is None and raw is not None and self._is_anothers(raw, name, release)
+        if is_anothers or (entry and release and entry.release not in (release, b"")):
             entry, freshness = yield from self._look_at_both(name, release)
             self._remember(name, entry, freshness, asked)
             return entry, freshness
@@ -757,9 +758,18 @@ class Core:
         entry, freshness = self._judge_at_once(raw, name, clock)
         if freshness is None:
             entry, freshness = yield from self._judge(raw, name, clock, known)
-        if release and entry is not None and entry.codec[2:] not in (release, b""):
-            return (yield from self._look_at_both(name, release))
-        return entry, freshness
+        if entry is None:
+            if raw is None or not self._is_anothers(raw, name, release):
+                return None, Freshness.DEAD
+        elif not release or entry.codec[2:] in (release, b""):
+            return entry, freshness
+        return (yield from self._look_at_both(name, release))
+
+    def _is_anothers(self, raw: bytes, name: bytes, release: bytes) -> bool:
+        """Return whether a dead entry is another release's, so that the key's other place may have a living one."""
+        with contextlib.suppress(Corrupt):
+            return parse(raw, name).release not in (release, b"")
+        return False
 
     def _look_at_both(
         self, name: bytes, release: bytes
@@ -771,7 +781,10 @@ class Core:
         raw, is_beside = self._own(first, other, name, release)
         if raw is not first:
             self._apart_until = time.monotonic() + APART_S
-        return (yield from self._judge(raw, name, clock, known, is_beside))
+        entry, freshness = yield from self._judge(raw, name, clock, known, is_beside)
+        if entry is None and raw is first and not release:
+            return (yield from self._judge(other, name, clock, known, True))
+        return entry, freshness
 
     def _own(
         self, first: bytes | None, other: bytes | None, name: bytes, release: bytes
@@ -959,6 +972,8 @@ class Core:
         self, name: bytes, recipe: Recipe, waited_for: AbstractSet[bytes]
     ) -> Operation[Attempt]:
         """Return what became of the load that this caller waits for."""
+        if self._owed:
+            yield from self._free_owed()
         known = self._judges.synced
         written = self.keys.entry(name), self.keys.other(name), self.keys.clock
         told = self.keys.lease(name), self.keys.failure(name)
@@ -972,8 +987,6 @@ class Core:
         return Attempt(failure=failed, holder=loading(holder))
 
     def _try_lease(self, name: bytes, lease: bytes, recipe: Recipe) -> Operation[Attempt]:
-        if self._owed:
-            yield from self._free_owed()
         """Try to take the lease. There may be a value by now, stored by another load since we looked."""
         known = self._judges.synced
         try:
@@ -1109,6 +1122,7 @@ class Core:
         A load of the same loader that waits for this one has a place already. This one would wait for it in vain.
         """
         keys = [*self.keys.places(recipe.name), self.keys.lease(name)]
+        outer = leases_of_loads()
         patience = time.monotonic() + QUEUE_S
         taken = QUEUED
         try:
@@ -1125,7 +1139,6 @@ class Core:
         if taken != TAKEN:
             raise LoadShed(recipe.name, recipe.at_once, RETRY_AFTER_S)
 
-        outer = leases_of_loads()
     def _leaving(self, held: bytes, recipe: Recipe) -> list[Command]:
         """Return the commands that give back a load's place, or its place in the queue."""
         if not recipe.at_once:
@@ -1151,6 +1164,7 @@ class Core:
             self.near.forget(name)
         except RedisUnavailable as error:
             self._fall_back("store", error)
+            self._owe([release([self.keys.lease(name)], held), *leaving])
             return error.reason
         if stored != STORED:
             self.stats.counts["leases_lost"] += 1
@@ -1164,7 +1178,6 @@ class Core:
         """Return (a loaded value ready to be stored or None, the value as a reader gets it).
 
         A value that cannot be kept is returned to its caller all the same.
-            self._owe([release([self.keys.lease(name)], held), *leaving])
         """
         back = value
         try:
@@ -1313,6 +1326,10 @@ class Core:
         """Free those of these leases (key, value) that are still ours."""
         batch = Freeing([release([self.keys.lease(name)], held) for name, held in leases])
         batch += besides
+        yield from self._free("release", batch)
+
+    def _free(self, what: str, batch: Freeing) -> Operation[None]:
+        """Send commands that others wait for. Where Redis is away they go along with a later call."""
         try:
             yield from in_bites(batch)
         except RedisUnavailable as error:
@@ -1345,10 +1362,6 @@ class Core:
     def _free_failed(
         self,
         leases: Sequence[tuple[bytes, bytes]],
-        yield from self._free("release", batch)
-
-    def _free(self, what: str, batch: Freeing) -> Operation[None]:
-        """Send commands that others wait for. Where Redis is away they go along with a later call."""
         error: BaseException,
         besides: Sequence[Command] = (),
     ) -> Operation[None]:
