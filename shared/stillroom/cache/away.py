@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from stillroom.cache.failures import again
 from stillroom.cache.glob import compile_glob
 from stillroom.cache.outbox import EVERYTHING
 from stillroom.codec import MISS
@@ -228,7 +229,7 @@ class Away:
             if not flight.is_good_for(came, keeps=self._ttl > 0):
                 left.append(name)
             elif flight.failure is not None:
-                raise flight.failure
+                raise again(flight.failure)
             elif flight.has_value:
                 packed = flight.packed
                 value = MISS if packed is None else form.unpack(name, packed.raw)

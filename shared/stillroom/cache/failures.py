@@ -42,7 +42,7 @@ class Failures:
         if not lease or lease not in waited_for:
             return None
         if (kept := self._kept.get(lease)) is not None:
-            return _again(kept[1])
+            return again(kept[1])
         return _from_json(text, loader)
 
 
@@ -66,7 +66,7 @@ def _from_json(text: bytes, loader: str) -> Exception:
         return LoadFailed(loader, "an error that can't be read")
 
 
-def _again(error: Exception) -> Exception:
+def again(error: Exception) -> Exception:
     """Copy the error for another caller, because threads that raise one object write into one traceback."""
     try:
         another = copy.copy(error)
