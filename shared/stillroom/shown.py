@@ -33,5 +33,21 @@ def shown_lines(text: str) -> str:
     return "\n".join([shown(first), *(f"  {shown(line)}" for line in rest)])
 
 
+def message_of(error: BaseException) -> str:
+    """Return what an error says, or its class where its own code fails at that: an app's classes may be broken."""
+    try:
+        return str(error)
+    except Exception:
+        return type(error).__name__
+
+
+def repr_of(error: BaseException) -> str:
+    """Return an error as logs name it, `KeyError('x')`, or its class where its own code fails at that."""
+    try:
+        return repr(error)
+    except Exception:
+        return type(error).__name__
+
+
 def _named(character: str) -> str:
     return character if character.isprintable() else ascii(character)[1:-1]

@@ -76,6 +76,45 @@ def test_a_load_that_ends_in_an_outage_holds_nobody_up_after_it(
             assert leases(client) == client.keys("*:n:*") == []
 
 
+class Unshown(Exception):
+    """An error whose own code fails, as one that names an attribute which it lacks."""
+
+    def __str__(self) -> str:
+        raise AttributeError("the message")
+
+    __repr__ = __bool__ = __str__  # type: ignore[assignment]
+
+
+OF_KEYS: dict[str, Callable[[Any, Callable[[], Any]], Any]] = {
+    "one": lambda cache, load: cache.get_or_set("k", load, ttl=60, swr=60),
+    "many": lambda cache, load: cache.get_or_set_many(
+        ["k"], lambda _: {"k": load()}, ttl=60, swr=60
+    )["k"],
+}
+
+
+@pytest.mark.parametrize("ask", OF_KEYS)
+def test_an_error_that_can_not_be_shown_is_as_others(room: Any, client: Any, ask: str) -> None:
+    """It reaches its caller and frees the lease, and where there is a stale value that is served."""
+
+    def fail() -> Any:
+        raise Unshown
+
+    def outcome(load: Callable[[], Any]) -> Any:
+        try:
+            return OF_KEYS[ask](room.cache, load)
+        except Exception as error:  # which pytest can't show
+            return type(error)
+
+    assert outcome(fail) is Unshown
+    assert leases(client) == []
+    assert outcome(lambda: 1) == 1
+    age(client, room.keys.entry(b"k"), 61)
+    assert outcome(fail) == 1
+    (lease,) = leases(client)
+    assert client.get(lease).startswith(b"backoff.")
+
+
 def test_the_prober_frees_what_was_not_freed(server: EmbeddedServer, client: Any) -> None:
     """A process that asks nothing more frees its leases when the prober has found Redis again."""
     with Proxy(server.port) as proxy:

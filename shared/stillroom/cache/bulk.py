@@ -17,6 +17,7 @@ from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.operation import Call, Freeing, Operation, Pause, Timed
 from stillroom.scripts import release
+from stillroom.shown import repr_of
 from stillroom.wire import leases_of_loads
 
 T = TypeVar("T")
@@ -319,7 +320,7 @@ class Bulk(Core):
         except Exception as error:
             if turns:
                 raise
-            self.stats.say("a refresh failed", "here", repr(error))
+            self.stats.say("a refresh failed", "here", repr_of(error))
             return {}
 
     def _take_turns(
@@ -431,9 +432,9 @@ class Bulk(Core):
             except RedisUnavailable as error:
                 self._fall_back("get_or_set_many", error)
                 return values
-            failure = next((look.failure for look in looks.values() if look.failure), None)
-            if failure is not None:
-                raise failure
+            for look in looks.values():
+                if look.failure is not None:
+                    raise look.failure
             values |= {key: look.value for key, look in looks.items() if look.value is not MISS}
             held = {key: held[key] for key, look in looks.items() if look.holder}
             waited_for.update((look.holder, None) for look in looks.values() if look.holder)

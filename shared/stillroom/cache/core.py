@@ -75,6 +75,7 @@ from stillroom.scripts import (
     verify_epoch,
 )
 from stillroom.settings import Settings
+from stillroom.shown import message_of, repr_of
 from stillroom.stats import Stats
 from stillroom.unsettled import is_unsettled
 from stillroom.wire import AWAY, Clock, Command, leases_of_loads, time_left
@@ -1194,7 +1195,7 @@ class Core:
             self.stats.say(
                 "a loaded value can't be kept",
                 recipe.name,
-                f"{name[:100]!r}: {recipe.name}: {error}",
+                f"{name[:100]!r}: {recipe.name}: {message_of(error)}",
             )
             return None, back
 
@@ -1246,7 +1247,9 @@ class Core:
         try:
             yield from self.refresh(order)
         except Exception as error:
-            self.stats.say("a refresh failed", order.loader, f"{order.key[:100]!r}: {error!r}")
+            self.stats.say(
+                "a refresh failed", order.loader, f"{order.key[:100]!r}: {repr_of(error)}"
+            )
 
     def _refresh_here(
         self, name: bytes, entry: Entry, value: Any, recipe: Recipe
@@ -1262,7 +1265,7 @@ class Core:
         try:
             fresh, _ = yield from self._load_under(name, held, clock, recipe, self._back_off)
         except Exception as error:
-            self.stats.say("a refresh failed", "here", f"{name[:100]!r}: {error!r}")
+            self.stats.say("a refresh failed", "here", f"{name[:100]!r}: {repr_of(error)}")
             return value
         return fresh
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from stillroom.errors import LoadFailed, LoadShed
 from stillroom.settings import redact
+from stillroom.shown import message_of
 
 TOLD_MS = 2_000  # a waiter looks every 75 ms at the latest
 KEPT_S = TOLD_MS / 1000
@@ -52,7 +53,7 @@ def as_json(error: Exception) -> bytes:
     if isinstance(error, LoadShed):
         told |= {"at_once": error.at_once, "retry_after": error.retry_after}
     else:
-        told["detail"] = redact(" ".join(str(error).split()))[:DETAIL_LIMIT]
+        told["detail"] = redact(" ".join(message_of(error).split()))[:DETAIL_LIMIT]
     return json.dumps(told).encode()
 
 

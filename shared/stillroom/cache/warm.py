@@ -20,6 +20,7 @@ from stillroom.errors import DispatchFailed, InvalidArgument, RedisUnavailable
 from stillroom.misuse import refuse_unfit
 from stillroom.operation import Call, Freeing, Operation
 from stillroom.scripts import release, warm_claim
+from stillroom.shown import repr_of
 
 WARM_TASK = "stillroom.warm"
 LEAST_S, MOST_S = 10.0, 7 * 86_400.0
@@ -134,7 +135,7 @@ class Warming:
         return key
 
     def _say(self, loader: Any, error: Exception) -> None:
-        self._cache.stats.say("a warm-up failed", loader.name, f"{loader.name}: {error!r}")
+        self._cache.stats.say("a warm-up failed", loader.name, f"{loader.name}: {repr_of(error)}")
 
 
 def order_of(loader: Any, one: Any) -> Load:
