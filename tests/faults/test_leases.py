@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -15,11 +16,13 @@ import redis
 from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import sanitized
+from stillroom.operation import Call
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
 from tests.support.entries import age
 from tests.support.faces import FACES, open_room
 from tests.support.proxy import Proxy
+from tests.support.stepper import Stepper
 
 
 def leases(client: Any) -> list[bytes]:
@@ -265,6 +268,40 @@ def test_cancelled_calls_leave_no_lease(server: EmbeddedServer, client: Any) -> 
 
     assert asyncio.run(scenario()) > 100
     assert leases(client) == []
+
+
+class Interruption(BaseException):
+    """Raised by a signal handler, or by gevent's timeouts, in the middle of a call."""
+
+
+LOADS: dict[str, Callable[[Any], Any]] = {
+    "one": lambda body: body.obtain(b"k", body.recipe(Call(lambda: 1))),
+    "one with a place": lambda body: body.call(body.loaders["placed"], (), {}),
+    "many": lambda body: body.get_or_set_many([*"abc"], lambda keys: dict.fromkeys(keys[1:], 1)),
+}
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_an_interruption_at_any_step_leaves_no_lease(
+    make_room: Any, client: Any, load: str
+) -> None:
+    """Whatever a load held is given back with the next write of its process, if not before."""
+    room = make_room()
+    room.cache.cached("placed", at_once=1, name="placed")(lambda: 1)
+    for steps in itertools.count():
+        client.flushall()
+        call = Stepper(room, LOADS[load](room._cache_body))
+        for _ in range(steps):
+            call.step()
+            if call.done:
+                break
+        if call.done:
+            break
+        call.interrupt(Interruption())
+        assert isinstance(call.run().error, Interruption)
+        assert room.cache.set("another", 1)
+        assert leases(client) == client.keys("*:n:*") == [], f"after {steps} steps"
+    assert steps > 5
 
 
 def test_thousands_of_absent_keys_leave_no_lease(room: Any, client: Any) -> None:

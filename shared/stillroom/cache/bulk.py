@@ -347,12 +347,12 @@ class Bulk(Core):
                 key: reply for key, reply in zip(missing, replies, strict=True) if reply[0] == WON
             }
             values = yield from self._already_there(won, missing, recipe, known)
+            yield from self._release((missing[key], leases[key]) for key in values)
         except GeneratorExit:
             raise
         except BaseException:  # timed out or cancelled in the middle: some may be ours all the same
             yield from self._release((missing[key], lease) for key, lease in leases.items())
             raise
-        yield from self._release((missing[key], leases[key]) for key in values)
         return {key: Turn(leases[key], won[key][1]) for key in won if key not in values}, values
 
     def _already_there(
@@ -385,11 +385,26 @@ class Bulk(Core):
         except BaseException as error:
             yield from self._failed_turns(leases.values(), error)
             raise
-        ready = {key: self._pack_loaded(names[key], value, recipe) for key, value in wanted.items()}
+        try:
+            return (yield from self._store_turns(wanted, turns, leases, recipe))
+        except BaseException:  # interrupted on its way
+            self._owe([release([self.keys.lease(name)], lease) for name, lease in leases.values()])
+            raise
+
+    def _store_turns(
+        self,
+        wanted: Mapping[str, Any],
+        turns: Mapping[str, Turn],
+        leases: Mapping[str, tuple[bytes, bytes]],
+        recipe: Recipe,
+    ) -> Operation[dict[str, Any]]:
+        """Store loaded values, and free the leases of keys without one. Return what readers get, by key."""
+        ready = {
+            key: self._pack_loaded(leases[key][0], value, recipe) for key, value in wanted.items()
+        }
         packed = {key: one for key, (one, _) in ready.items() if one is not None}
         batch = Freeing(
-            self._commit(names[key], turns[key].lease, turns[key].clock, one)
-            for key, one in packed.items()
+            self._commit(*leases[key], turns[key].clock, one) for key, one in packed.items()
         )
         yield from self._release(lease for key, lease in leases.items() if key not in packed)
         stored = yield from self._each("store", batch)

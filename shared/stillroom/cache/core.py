@@ -219,7 +219,7 @@ class Core:
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
         self._asked: dict[bytes, tuple[int, float]] = {}
         self._failures = Failures()
-        # Commands that free a lease or a place, which Redis could not be told. Others would wait for these.
+        # Commands that free a lease or a place, and that Redis may not have. Others would wait for these.
         self._owed: dict[Command, None] = {}
         self._apart_until = 0.0  # two releases of the app were seen to be at work; time.monotonic()
         self._figures = LoaderFigures(means.stats)
@@ -1094,6 +1094,7 @@ class Core:
             if recipe.at_once:
                 yield from self._take_place(name, held, recipe)
             value = yield from self._call(recipe, recipe.loading(held))
+            packed, back = self._pack_loaded(name, value, recipe)
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -1101,7 +1102,6 @@ class Core:
                 self.stats.counts["loads_shed"] += 1
             yield from on_failure(name, held, error, leaving)
             raise
-        packed, back = self._pack_loaded(name, value, recipe)
         return back, (yield from self._store(name, held, clock, packed, leaving))
 
     def _load_ordered(
@@ -1167,6 +1167,9 @@ class Core:
             self._fall_back("store", error)
             self._owe([release([self.keys.lease(name)], held), *leaving])
             return error.reason
+        except BaseException:  # interrupted on its way
+            self._owe([release([self.keys.lease(name)], held), *leaving])
+            raise
         if stored != STORED:
             self.stats.counts["leases_lost"] += 1
             slow = "invalidated meanwhile, or the load took longer than its lease"
@@ -1332,19 +1335,24 @@ class Core:
         yield from self._free("release", batch)
 
     def _free(self, what: str, batch: Freeing) -> Operation[None]:
-        """Send commands that others wait for. Where Redis is away they go along with a later call."""
+        """Send commands that others wait for. Where Redis is away, or a signal or a cancellation interrupts this,
+        they go along with a later call.
+        """
         try:
             yield from in_bites(batch)
         except RedisUnavailable as error:
             self._fall_back(what, error)
             self._owe(batch)
+        except BaseException:
+            self._owe(batch)
+            raise
 
     def _owe(self, commands: Sequence[Command]) -> None:
         if len(self._owed) < OWED_LIMIT:  # past it they run out by themselves
             self._owed.update(dict.fromkeys(commands))
 
     def _free_owed(self) -> Operation[None]:
-        """Free what could not be freed while Redis was away. Raises RedisUnavailable if it still is.
+        """Free what could not be freed. Raises RedisUnavailable.
 
         Each of these commands acts on this process's own lease or place only, so late or twice does no harm.
         """
