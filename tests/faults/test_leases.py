@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import sanitized
 from stillroom.operation import Call
@@ -77,6 +77,25 @@ def test_a_load_that_ends_in_an_outage_holds_nobody_up_after_it(
             proxy.lead_to(server.port)
             assert room.cache.set("another", 1)
             assert leases(client) == client.keys("*:n:*") == []
+
+
+def test_a_refresh_that_nobody_knows_of_is_asked_for_again(
+    make_room: Any, client: Any, dispatch: Any
+) -> None:
+    """Where the answer that gave its lease was lost, it is not left alone until that lease ends, for 30 seconds."""
+    room = make_room()
+    kept = room.cache.cached("k", ttl=60, swr=60, name="load")(lambda: 1)
+    assert kept() == 1
+    age(client, room.keys.entry(b"k"), 61)
+    call = Stepper(room, room._cache_body.call(kept.loader, (), {}))
+    while not leases(client):
+        call.step()
+    call.interrupt(RedisUnavailable("closed"))
+    assert call.value() == 1
+    assert room.cache.set("another", 1)
+    room._cache_body.forget_asked()  # it asks once a second
+    assert kept() == 1
+    assert dispatch.run_all(room) == ["refreshed"]
 
 
 class Unshown(Exception):

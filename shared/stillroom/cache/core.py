@@ -1278,15 +1278,21 @@ class Core:
             return []
         lease_ms = int(self.settings.refresh_lease * 1000)
         batch = Timed()
-        for one in stale:
+        tokens = [new_token() for _ in stale]
+        for one, token in zip(stale, tokens, strict=True):
             place = self.keys.other if one.entry.is_beside else self.keys.entry
             keys = [self.keys.lease(one.name), place(one.name)]
             seen = b"1\t%b\t%d\t%d\t" % (one.entry.epoch, one.entry.stamp, one.entry.fresh_until)
-            given = (new_token(), lease_ms, seen, IN_TIME, FAILURES_KEPT_MS)
+            given = (token, lease_ms, seen, IN_TIME, FAILURES_KEPT_MS)
             batch.append(lease_refresh(keys, *given))
         try:
             replies = yield from in_bites(batch)
-        except RedisUnavailable as error:
+        except BaseException as error:  # some may be ours all the same
+            names = [self.keys.lease(one.name) for one in stale]
+            begins = [b"refresh.%b." % token for token in tokens]
+            self._owe([release([name], held) for name, held in zip(names, begins, strict=True)])
+            if not isinstance(error, RedisUnavailable):
+                raise
             self._fall_back("refresh", error)
             return [None] * len(stale)
         if LATE in replies:
