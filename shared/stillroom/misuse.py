@@ -60,6 +60,19 @@ def refuse_awaited(what: str, *given: Any) -> None:
         _refuse_coroutine(what, function)
 
 
+def refuse_unfit(what: str, function: Any, *args: Any) -> None:
+    """Refuse a function that can't be called with these: it would fail at each load. Raises InvalidArgument."""
+    try:
+        inspect.signature(function).bind(*args)
+    except ValueError:  # a builtin that does not say what it takes
+        return
+    except TypeError as unfit:
+        given = "the value alone" if args else "nothing"
+        raise InvalidArgument(
+            f"{what}={name_of(function)}: a function that is given {given}; {unfit}"
+        ) from None
+
+
 def is_awaited(function: Any) -> bool:
     """Return whether the result of a function has to be awaited. A partial, and an object with `__call__`, too."""
     while isinstance(function, functools.partial):

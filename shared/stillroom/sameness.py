@@ -48,7 +48,7 @@ def has_iterator(value: Any, depth: int = 0) -> bool:
         return True
     if issubclass(kind, Mapping):
         parts: Any = value.values()
-    elif issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind):
+    elif _is_record(value):
         parts = _fields_of(value).values()
     else:
         parts = value if issubclass(kind, SEQUENCES) else ()
@@ -224,6 +224,10 @@ def lost_in(sent: Any, back: Any, place: str = "") -> str | None:
     )
 
 
+def _is_record(value: Any) -> bool:
+    return isinstance(value, BaseModel) or dataclasses.is_dataclass(type(value))
+
+
 def _lacks_items(sent: Any, back: Any) -> bool:
     """Return whether a container that is a dataclass has come back by its fields alone."""
     if not isinstance(sent, (dict, *SEQUENCES)) or not dataclasses.is_dataclass(type(sent)):
@@ -247,7 +251,7 @@ def _parts(sent: Any, back: Any) -> Iterable[tuple[str, Any, Any]] | None:
     """Return (place, part sent, part read back) for each part, or None without parts or with other
     numbers of them.
     """
-    if isinstance(sent, BaseModel) or dataclasses.is_dataclass(type(sent)):
+    if _is_record(sent):
         found = _fields_of(back) if type(back) is type(sent) else back
         if not isinstance(found, Mapping):
             return None
@@ -273,6 +277,8 @@ def _has_a_form(sent: Any, back: Any) -> bool:
     """Return whether a value without parts came back in any form."""
     if isinstance(sent, Mapping | list | tuple | deque):
         return False
+    if _is_record(sent) and _is_record(back):  # of another class
+        return is_same(sent, back, True)
     if isinstance(sent, float):
         return type(back) in (float, int) and is_same(float(sent), float(back))
     if type(sent) in NATIVE:

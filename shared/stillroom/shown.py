@@ -46,5 +46,21 @@ def visible(text: str) -> str:
     return "".join(one if category(one)[0] != "C" else _named(one) for one in text)
 
 
+def message_of(error: BaseException) -> str:
+    """Return what an error says, or its class where its own code fails at that: an app's classes may be broken."""
+    try:
+        return str(error)
+    except Exception:
+        return type(error).__name__
+
+
+def repr_of(error: BaseException) -> str:
+    """Return an error as logs name it, `KeyError('x')`, or its class where its own code fails at that."""
+    try:
+        return repr(error)
+    except Exception:
+        return type(error).__name__
+
+
 def _named(character: str) -> str:
     return character if character.isprintable() else ascii(character)[1:-1]

@@ -274,7 +274,10 @@ def test_without_a_moment_nobody_joins_a_load_that_began_before_he_came(
 
 
 def test_a_load_that_fails_fails_for_all_who_waited(make_room: Any, source: Source) -> None:
-    """A failing load fails for all waiting callers at once, and the next caller tries again."""
+    """A failing load fails for all waiting callers at once, and the next caller tries again.
+
+    Each has an error of its own: in one that they share, the report of a visitor's error would show the others.
+    """
     room = make_room()
     source.hold()
 
@@ -288,6 +291,7 @@ def test_a_load_that_fails_fails_for_all_who_waited(make_room: Any, source: Sour
     for thread in threads:
         thread.join()
     assert {str(error) for error in results} == {"no database"}
+    assert len({id(error) for error in results}) == 5
     assert source.loads == 1
     assert obtained(room, source) == 2
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import redis
-from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import sanitized
+from stillroom.operation import Call
+from tests.support.celery_process import until
+from tests.support.crowd import PATIENT
 from tests.support.entries import age
+from tests.support.faces import FACES, open_room
 from tests.support.proxy import Proxy
+from tests.support.stepper import Stepper
 
 
 def leases(client: Any) -> list[bytes]:
@@ -37,6 +45,107 @@ def test_a_tag_that_is_none_costs_the_entry_and_not_the_answer(
     ) == {"a": 1, "b": 1}
     assert leases(client) == []
     assert room.cache.get_many(["k", "a", "b"]) == {}
+
+
+ENDINGS: dict[str, Callable[[Any, Callable[[], Any]], Any]] = {
+    "a load": lambda cache, ends: cache.get_or_set("k", ends),
+    "loads of many": lambda cache, ends: cache.get_or_set_many(["k", "l"], lambda _: {"k": ends()}),
+    "a load with a place": lambda cache, ends: cache.cached("k", at_once=1, name="load")(ends)(),
+}
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["stored", "failed"])
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("face", FACES)
+def test_a_load_that_ends_in_an_outage_holds_nobody_up_after_it(
+    server: EmbeddedServer, client: Any, face: str, ending: str, fails: bool
+) -> None:
+    """Its lease and its place are free as soon as its process has found Redis again, and not at their end."""
+    with Proxy(server.port) as proxy:
+        settings = Settings(redis_url=proxy.url, **PATIENT | {"connect_timeout": 0.2})
+        with open_room(face, settings, NoDispatch()) as room:
+
+            def ends() -> int:
+                proxy.lead_to(1)  # nobody is there
+                if fails:
+                    raise LookupError("nothing is there")
+                return 1
+
+            with contextlib.suppress(LookupError):
+                ENDINGS[ending](room.cache, ends)
+            assert leases(client)
+            proxy.lead_to(server.port)
+            assert room.cache.set("another", 1)
+            assert leases(client) == client.keys("*:n:*") == []
+
+
+def test_a_refresh_that_nobody_knows_of_is_asked_for_again(
+    make_room: Any, client: Any, dispatch: Any
+) -> None:
+    """Where the answer that gave its lease was lost, it is not left alone until that lease ends, for 30 seconds."""
+    room = make_room()
+    kept = room.cache.cached("k", ttl=60, swr=60, name="load")(lambda: 1)
+    assert kept() == 1
+    age(client, room.keys.entry(b"k"), 61)
+    call = Stepper(room, room._cache_body.call(kept.loader, (), {}))
+    while not leases(client):
+        call.step()
+    call.interrupt(RedisUnavailable("closed"))
+    assert call.value() == 1
+    assert room.cache.set("another", 1)
+    room._cache_body.forget_asked()  # it asks once a second
+    assert kept() == 1
+    assert dispatch.run_all(room) == ["refreshed"]
+
+
+class Unshown(Exception):
+    """An error whose own code fails, as one that names an attribute which it lacks."""
+
+    def __str__(self) -> str:
+        raise AttributeError("the message")
+
+    __repr__ = __bool__ = __str__  # type: ignore[assignment]
+
+
+OF_KEYS: dict[str, Callable[[Any, Callable[[], Any]], Any]] = {
+    "one": lambda cache, load: cache.get_or_set("k", load, ttl=60, swr=60),
+    "many": lambda cache, load: cache.get_or_set_many(
+        ["k"], lambda _: {"k": load()}, ttl=60, swr=60
+    )["k"],
+}
+
+
+@pytest.mark.parametrize("ask", OF_KEYS)
+def test_an_error_that_can_not_be_shown_is_as_others(room: Any, client: Any, ask: str) -> None:
+    """It reaches its caller and frees the lease, and where there is a stale value that is served."""
+
+    def fail() -> Any:
+        raise Unshown
+
+    def outcome(load: Callable[[], Any]) -> Any:
+        try:
+            return OF_KEYS[ask](room.cache, load)
+        except Exception as error:  # which pytest can't show
+            return type(error)
+
+    assert outcome(fail) is Unshown
+    assert leases(client) == []
+    assert outcome(lambda: 1) == 1
+    age(client, room.keys.entry(b"k"), 61)
+    assert outcome(fail) == 1
+    (lease,) = leases(client)
+    assert client.get(lease).startswith(b"backoff.")
+
+
+def test_the_prober_frees_what_was_not_freed(server: EmbeddedServer, client: Any) -> None:
+    """A process that asks nothing more frees its leases when the prober has found Redis again."""
+    with Proxy(server.port) as proxy:
+        settings = Settings(redis_url=proxy.url, breaker_failures=1, connect_timeout=0.2)
+        with Stillroom(settings, dispatch=NoDispatch()) as room:
+            room.cache.get_or_set("k", lambda: proxy.lead_to(1))
+            assert leases(client)
+            proxy.lead_to(server.port)
+            until(lambda: not leases(client), "the lease is free", 5)
 
 
 def test_arguments_without_json_are_no_obstacle(room: Any, client: Any, dispatch: Any) -> None:
@@ -178,6 +287,40 @@ def test_cancelled_calls_leave_no_lease(server: EmbeddedServer, client: Any) -> 
 
     assert asyncio.run(scenario()) > 100
     assert leases(client) == []
+
+
+class Interruption(BaseException):
+    """Raised by a signal handler, or by gevent's timeouts, in the middle of a call."""
+
+
+LOADS: dict[str, Callable[[Any], Any]] = {
+    "one": lambda body: body.obtain(b"k", body.recipe(Call(lambda: 1))),
+    "one with a place": lambda body: body.call(body.loaders["placed"], (), {}),
+    "many": lambda body: body.get_or_set_many([*"abc"], lambda keys: dict.fromkeys(keys[1:], 1)),
+}
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_an_interruption_at_any_step_leaves_no_lease(
+    make_room: Any, client: Any, load: str
+) -> None:
+    """Whatever a load held is given back with the next write of its process, if not before."""
+    room = make_room()
+    room.cache.cached("placed", at_once=1, name="placed")(lambda: 1)
+    for steps in itertools.count():
+        client.flushall()
+        call = Stepper(room, LOADS[load](room._cache_body))
+        for _ in range(steps):
+            call.step()
+            if call.done:
+                break
+        if call.done:
+            break
+        call.interrupt(Interruption())
+        assert isinstance(call.run().error, Interruption)
+        assert room.cache.set("another", 1)
+        assert leases(client) == client.keys("*:n:*") == [], f"after {steps} steps"
+    assert steps > 5
 
 
 def test_thousands_of_absent_keys_leave_no_lease(room: Any, client: Any) -> None:

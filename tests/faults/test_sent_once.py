@@ -17,7 +17,7 @@ import redis
 from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
-from stillroom.scripts import add, clear, lease_load, mark, put, replace
+from stillroom.scripts import add, clear, lease_load, mark, put, replace, take_place
 from tests.support.clocked import misjudge
 from tests.support.faces import FACES, open_room
 from tests.support.lag import Stopwatch
@@ -182,6 +182,22 @@ def test_a_lease_that_was_asked_for_is_not_taken_once_more(
     app.cache.get_or_set("k", load, ttl=600)
     assert other.cache.get("k") in (None, "v2")
     assert app.cache.get_or_set("k", lambda: database["k"], ttl=600) == "v2"
+
+
+def test_a_place_for_a_load_is_not_taken_once_more(
+    app: Any, proxy: Proxy, client: redis.Redis
+) -> None:
+    """A late copy takes no place: nobody would give it back, and other loads would be shed until it ends."""
+
+    @app.cache.cached("k:{n}", at_once=1, name="load")  # type: ignore[untyped-decorator]
+    def load(n: int) -> int:
+        return n
+
+    assert load(1) == 1
+    proxy.keep(take_place.text.sha)
+    assert load(2) == 2
+    proxy.deliver_late()
+    assert client.keys("*:n:*") == client.keys("*:q:*") == []
 
 
 @pytest.mark.parametrize("how", ["tag", "soft tag", "pattern", "key"])

@@ -256,6 +256,23 @@ def test_a_short_queue_is_waited_out(make_room: Any) -> None:
     assert load.most <= 5
 
 
+def test_a_load_shares_the_place_of_the_load_that_waits_for_it(make_room: Any, client: Any) -> None:
+    """A loader that calls itself needs one place for all of these loads, also where all places are taken so."""
+    room = make_room()
+    have_begun = threading.Barrier(3)
+
+    @room.cache.cached("path:{leaf}:{depth}", at_once=3)  # type: ignore[untyped-decorator]
+    def path(leaf: int, depth: int) -> list[int]:
+        if depth == 0:
+            return [leaf]
+        have_begun.wait(10)
+        above: list[int] = path(leaf, depth - 1)
+        return [*above, depth]
+
+    assert at_once(3, lambda leaf: path(leaf, 1)) == [[0, 1], [1, 1], [2, 1]]
+    assert client.keys("*:n:*") == client.keys("*:q:*") == []
+
+
 def calling(room: Any, kept: Any, n: int) -> Stepper:
     return Stepper(room, room._cache_body.call(kept.loader, (n,), {}))
 

@@ -145,6 +145,25 @@ def test_what_a_loader_stored_is_found_by_hand(releases: list[Release]) -> None:
         assert cache.get("product:7") == {"id": 7, "price": 1.0}
 
 
+def test_a_dead_value_hides_no_living_one_of_another_release(
+    releases: list[Release], make_room: Any
+) -> None:
+    """Where the first place has a dead value of a release that is gone, the living one beside it is found."""
+    for release in releases:
+        release.load(7)
+    room = releases[1].room
+    room.cache.invalidate_by_tag("products")
+    releases[1].load(7)
+    after = Release(make_room(), V2)
+    cache, living = after.room.cache, {"id": 7, "price_cents": 2}
+    assert cache.get("product:7") == living
+    assert cache.get_many(["product:7"]) == {"product:7": living}
+    assert cache.touch("product:7", ttl=60)
+    assert not cache.add("product:7", 1)
+    assert [after.load(7) for _ in range(3)] == [V2(id=7, price_cents=2)] * 3
+    assert (after.calls, after.room.stats.counts["misses"]) == (0, 0)
+
+
 def test_many_keys_keep_releases_apart_too(make_room: Any) -> None:
     """get_or_set_many keeps releases apart like any loader."""
     rooms = [make_room(), make_room()]

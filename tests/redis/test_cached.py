@@ -8,16 +8,21 @@ import datetime as dt
 import functools
 import importlib
 import inspect
+import itertools
 import pickle
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from pydantic import BaseModel, SecretStr
 
 from stillroom import AsyncStillroom, InvalidArgument, NoDispatch, Settings, Stillroom
+from stillroom.integrations.model_tags import ModelTags
 from stillroom.keys import sanitized
 from tests.support.entries import age
 
@@ -73,6 +78,8 @@ def refusals() -> dict[str, tuple[Callable[[Any], Any], str]]:
     def connection(n: object, db: object) -> int:
         return 1
 
+    function = number.loader.function
+
     return {
         "a generator": (lambda cached: cached("k:{n}")(generator), "could be read once only"),
         "an async generator": (
@@ -106,11 +113,22 @@ def refusals() -> dict[str, tuple[Callable[[Any], Any], str]]:
         ),
         "a misspelt option": (lambda cached: cached("k:{n}", tll=3), "did you mean ttl"),
         "tags that are none": (
-            lambda cached: cached("k:{id}", tags=None)(number.loader.function),
+            lambda cached: cached("k:{id}", tags=None)(function),
             "tags=None",
         ),
+        **{
+            f"a function for {what} that can't be given a value": (
+                lambda cached, what=what: cached("k:{id}", **{what: lambda: 60})(function),
+                f"{what}=<lambda>: a function that is given the value alone",
+            )
+            for what in ("keep", "ttl", "tags")
+        },
+        "a function for warm_with that wants a value": (
+            lambda cached: cached("k:{id}", warm_every=60, warm_with=lambda _: [1])(function),
+            "warm_with=<lambda>: a function that is given nothing",
+        ),
         "a type that is none": (
-            lambda cached: cached("k:{id}", type=7)(number.loader.function),
+            lambda cached: cached("k:{id}", type=7)(function),
             "7 is no type",
         ),
     }
@@ -123,6 +141,46 @@ def test_what_cannot_be_cached_is_refused_where_it_is_written(cache: Any, what: 
     make, sentence = refusals()[what]
     with pytest.raises(InvalidArgument, match=sentence):
         make(cache.cached)
+
+
+A_UUID = UUID("12345678-1234-5678-1234-567812345678")
+
+
+class Row(Enum):
+    TOP = "top"
+
+
+@pytest.mark.parametrize(
+    ("declared", "sku", "by_hand"),
+    [
+        *((Any, "4711", "4711"), (Any, 4711, "4711"), (Any, "a:b%", "a:b%"), (Any, None, "None")),
+        *((Any, A_UUID, str(A_UUID)), (Any, str(A_UUID), str(A_UUID)), (Any, Row.TOP, "TOP")),
+        *((str, "a:b%", "a:b%"), (str, 4711, "4711"), (str | None, "None", "None")),
+        *((int, "4711", "4711"), (int | str, "4711", "4711"), (UUID, A_UUID, str(A_UUID))),
+        *((Any, [1, "a"], '[1,"a"]'), (Any, "'4711'", "'4711'"), (bytes, "ff", "ff")),
+    ],
+    ids=str,
+)
+def test_a_tag_is_the_text_that_a_person_writes(
+    room: Any, declared: Any, sku: Any, by_hand: str
+) -> None:
+    """`f"sku:{sku}:{lang}"` invalidates what a loader has tagged so, however its arguments are declared.
+
+    A model whose row has these fields says the same tag.
+    """
+    loads = itertools.count(1)
+
+    def load(sku: Any, lang: str) -> int:
+        return next(loads)
+
+    load.__annotations__["sku"] = declared
+    load = room.cache.cached("{lang}:{sku}", tags=["sku:{sku}:{lang}"])(load)
+    assert [load(sku, "de"), load(sku, "de")] == [1, 1]
+    room.cache.invalidate_by_tag(f"sku:{by_hand}:de")
+    assert load(sku, "de") == 2
+    row = SimpleNamespace(sku=sku, lang="de")
+    of_model = ModelTags("Product", ["sku:{sku}:{lang}"], ["sku", "lang"]).of(row)
+    assert of_model == [f"sku:{by_hand}:de"]
 
 
 def test_a_cached_function_is_pickled_by_its_name() -> None:

@@ -107,6 +107,23 @@ def test_a_refusal_is_cached_until_the_file_changes(
     assert room.cache.get_image_info("a.png").width == 30
 
 
+@pytest.mark.parametrize(
+    ("limit", "reason"), [("image_pixel_limit", "pixels"), ("image_byte_limit", "bytes")]
+)
+def test_a_limit_is_that_of_the_process_that_is_asked(
+    room: Any, make_room: Any, tmp_path: Path, reads: list[str], limit: str, reason: str
+) -> None:
+    """An answer that is cached says nothing of limits, so a raised or lowered one holds at once."""
+    save(tmp_path / "a.png")
+    strict = make_room(image_root=tmp_path, **{limit: 50})
+    for _ in range(2):
+        with pytest.raises(ImageRefused, match="the limit is 50") as refused:
+            strict.cache.get_image_info("a.png")
+        assert refused.value.reason == reason
+        assert room.cache.get_image_info("a.png").width == 30
+    assert reads == ["a.png"]
+
+
 def test_an_image_behind_a_link_is_refused_for_the_link(room: Any, tmp_path: Path) -> None:
     """A file that is a link, or lies in a folder that is one, is refused as such, until the link is gone."""
     elsewhere, folder = tmp_path / "elsewhere", tmp_path / "folder"

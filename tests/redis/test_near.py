@@ -28,6 +28,11 @@ def trips(room: Any, monkeypatch: pytest.MonkeyPatch) -> Trips:
     return Trips(room, monkeypatch)
 
 
+class Sealed(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    id: int
+
+
 def price_of(room: Any, first: int = 1, **options: Any) -> Any:
     """Register a loader whose nth load brings n."""
     loads = iter(range(first, 1_000))
@@ -168,6 +173,29 @@ def test_a_request_is_one_snapshot_by_key_and_by_loader(room: Any, make_room: An
         other.cache.set("price:7", [5])
         price(8)  # which learns of the change
         assert price(7) == room.cache.get("price:7", near=True) == [1]
+
+
+READS_BY_KEY: dict[str, Callable[[Any], Any]] = {
+    "as anything": lambda cache: cache.get("frozen:7", near=True),
+    "as a dict": lambda cache: cache.get("frozen:7", dict, near=True),
+    "by get_or_set": lambda cache: cache.get_or_set("frozen:7", lambda: None, near=True),
+}
+
+
+@pytest.mark.parametrize("by_key", READS_BY_KEY)
+def test_a_copy_that_was_read_by_its_key_has_the_loaders_type(room: Any, by_key: str) -> None:
+    """A call never gets the form in which somebody else has read the value by its key."""
+
+    @room.cache.cached("frozen:{id}", near=True)
+    def frozen(id: int) -> Sealed:
+        return Sealed(id=id)
+
+    frozen(7)
+    with room.request():
+        assert READS_BY_KEY[by_key](room.cache) == {"id": 7}
+    for _ in range(2):
+        with room.request():
+            assert [frozen(7) for _ in range(3)] == [Sealed(id=7)] * 3
 
 
 def test_no_copy_outlives_the_marks_of_patterns(make_room: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from tests.support.faces import FACES, open_room
 
 PATIENCE_S = 5.0  # half of how long a caller waits for another caller's load
 
@@ -47,6 +48,31 @@ def test_a_load_does_not_wait_for_itself(room: Any) -> None:
     assert room.cache.get_or_set_many(["product:5", "product:6"], one_of_many)["product:6"] == [6]
     assert time.monotonic() - began < PATIENCE_S
     assert [room.cache.get(f"product:{n}") for n in range(1, 7)] == [[n] for n in range(1, 7)]
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_nor_while_redis_is_away(face: str) -> None:
+    """Also while Redis is away a load that asks for its own key, by itself or among many, is not held up."""
+    settings = Settings(redis_url="redis://127.0.0.1:1", breaker_failures=1)
+    with open_room(face, settings, NoDispatch()) as room:
+        assert room.cache.get("away") is None
+        cache = room.inner.cache if face == "async" else room.cache
+
+        @cache.cached("product:{id}")  # type: ignore[untyped-decorator]
+        def product(id: int) -> list[int]:
+            return [id]
+
+        async def many_async(keys: list[str]) -> dict[str, list[int]]:
+            return {key: await product(int(key[-1])) for key in keys}
+
+        def many(keys: list[str]) -> dict[str, list[int]]:
+            return {key: product(int(key[-1])) for key in keys}
+
+        began = time.monotonic()
+        assert room.cache.get_or_set("product:1", partial(product, 1)) == [1]
+        loader = many_async if face == "async" else many
+        assert room.cache.get_or_set_many(["product:2", "product:3"], loader)["product:3"] == [3]
+        assert time.monotonic() - began < PATIENCE_S
 
 
 def test_an_endless_load_is_an_error_and_no_wait(room: Any) -> None:

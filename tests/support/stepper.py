@@ -55,6 +55,11 @@ class Stepper:
         except BaseException as error:
             self._failure = error
 
+    def interrupt(self, error: BaseException) -> None:
+        """Raise this in the middle of what it does, as a signal's handler or a timeout of gevent's may."""
+        self._failure = error
+        self._deliver()
+
     def run(self) -> Stepper:
         """Run on, until it has ended or waits."""
         while not self.done and not self.is_waiting:

@@ -17,7 +17,16 @@ import pydantic.dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import AnyUrl, BaseModel, ConfigDict, Field, PrivateAttr, SecretBytes, SecretStr
+from pydantic import (
+    AnyUrl,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretBytes,
+    SecretStr,
+    SerializeAsAny,
+)
 from werkzeug.utils import cached_property as werkzeug_cached_property
 
 from stillroom import InvalidArgument, Settings
@@ -328,6 +337,7 @@ REFUSED: list[tuple[Any, Any]] = [
         (with_attributes(Open(1), other=7), Open),
         (with_attributes(Place(1, "a"), other=7), Place),
     ),
+    *(([Book(id=1)], list[SerializeAsAny[Item]]), (Book(id=1), SerializeAsAny[Item])),
     *((Listed.of(7), Listed), (Listed.of(7), Any), ([Listed.of(7)], list[Listed])),
     *(("seven", int), (None, int), ({"id": 1}, Item), (1.5, int), (Decimal("NaN"), Decimal)),
 ]

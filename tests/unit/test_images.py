@@ -150,6 +150,8 @@ def test_names_have_one_spelling_and_a_length() -> None:
     assert normalised("./a//b/./c.png") == "a/b/c.png"
     with pytest.raises(ImageRefused, match="512 bytes, not 600"):
         normalised("ä" * 300)
+    with pytest.raises(ImageRefused, match="no more %"):
+        normalised("%" * 350)  # each takes three bytes in a key
     with pytest.raises(ImageRefused, match="is a str"):
         normalised(b"a.png")  # type: ignore[arg-type]
 

@@ -16,6 +16,8 @@ from typing import Any
 from billiard import common
 from celery.exceptions import TaskPredicate, WorkerShutdown, WorkerTerminate
 
+from stillroom.shown import message_of
+
 # Neither library has types of its own. As Any they look the same to mypy with and without stubs.
 _billiard: Any = common
 _OF_THE_WORKER: tuple[type[BaseException], ...] = (WorkerShutdown, WorkerTerminate)
@@ -53,4 +55,4 @@ def _ends_the_process(error: BaseException) -> bool:
 
 
 def _failure(error: BaseException) -> RuntimeError:
-    return RuntimeError(f"{type(error).__name__} was raised: {error}")
+    return RuntimeError(f"{type(error).__name__} was raised: {message_of(error)}")

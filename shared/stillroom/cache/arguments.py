@@ -90,6 +90,30 @@ class Texts:
         plain = self._plain_of(kinds[0])
         return self._or_none(plain) if is_optional else self._or_marked(plain)
 
+    def of_tag(self, annotation: Any) -> Text:
+        """Return what makes the text of such an argument in a tag: the one that a person writes, `f"sku:{sku}"`.
+
+        A value of another type than declared has the plain text of its own type. Two values may share a text there:
+        that invalidates more than was meant, and a text that nobody writes invalidates nothing.
+        """
+        declared = self.of(annotation)
+
+        def text(value: Any) -> str:
+            if isinstance(value, str):
+                return str.__str__(value)
+            said = declared(value)
+            is_plain = declared != self.open and not said.startswith(MARK)
+            return said if is_plain else self._own(value, said)
+
+        return text
+
+    def _own(self, value: Any, otherwise: str) -> str:
+        """Return the plain text of a value of just its type, or the other text where that type is not known."""
+        try:
+            return self.of(type(value))(value)
+        except Unkeyable:
+            return otherwise
+
     def open(self, value: Any) -> str:
         """Return the text of a value that may be of any type."""
         if type(value) is not str:
@@ -187,9 +211,9 @@ class Texts:
         return self._hide(b"s" + text.encode("utf-8", "surrogatepass"))
 
 
-def text_of(value: Any) -> str:
-    """Return the text of an argument that is declared to be of just the type it has. Raises Unkeyable."""
-    return Texts(_refuse).of(type(value))(value)
+def text_in_tag(value: Any) -> str:
+    """Return the text of any value in a tag. Raises Unkeyable."""
+    return Texts(_refuse).of_tag(Any)(value)
 
 
 def _refuse(_: bytes) -> str:

@@ -7,16 +7,21 @@ old as the load took, and a kept one `away_ttl` older. With `away_ttl=0` nobody 
 came, and nothing is kept.
 
 What is kept is the entry as Redis would have it. It is decoded for each caller: nobody shares a list with anybody.
+
+A load knows its own flight, and so does all that runs in its context: a load that asks for its own key does not
+wait for itself.
 """
 
 from __future__ import annotations
 
 import random
+import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from stillroom.cache.failures import again
 from stillroom.cache.glob import compile_glob
 from stillroom.cache.outbox import EVERYTHING
 from stillroom.codec import MISS
@@ -24,13 +29,13 @@ from stillroom.keys import original
 from stillroom.oldest import oldest
 from stillroom.operation import Operation, Pause
 from stillroom.unsettled import is_unsettled
-from stillroom.wire import reset_after_fork
+from stillroom.wire import leases_of_loads, reset_after_fork
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.01  # between two looks at a load one waits for
 OVERHEAD = 300  # bytes that keeping an entry takes beside it
 
-# Loads these keys: a mapping, which may lack some.
-Load: TypeAlias = Callable[[list[bytes]], Generator[Any, Any, Mapping[bytes, Any]]]
+# Loads these keys under these leases: a mapping, which may lack some.
+Load: TypeAlias = Callable[[list[bytes], Sequence[bytes]], Generator[Any, Any, Mapping[bytes, Any]]]
 
 
 class Packed(NamedTuple):
@@ -61,10 +66,20 @@ class Form(NamedTuple):
 class Flight:
     """One load that is under way, and how it ended for one key."""
 
-    __slots__ = ("began", "failure", "has_value", "is_done", "is_old", "is_settled", "packed")
+    __slots__ = (
+        "began",
+        "failure",
+        "has_value",
+        "is_done",
+        "is_old",
+        "is_settled",
+        "lease",
+        "packed",
+    )
 
     def __init__(self) -> None:
         self.began = time.monotonic()
+        self.lease = b"away.%b" % secrets.token_hex(8).encode()  # by which its load knows it
         self.is_old = False  # something of it was invalidated since
         self.is_done = False
         self.is_settled = False  # it was not given up on the way
@@ -132,6 +147,9 @@ class Away:
             if ours:
                 values |= yield from self._fly(ours, load, form)
                 left = list(others)
+            elif own := [n for n, flight in others.items() if flight.lease in leases_of_loads()]:
+                values |= yield from _alone(own, load, form)
+                left = [name for name in left if name not in own]
             elif (yield from self._await_one(others, came + self._patience)):
                 shared, alone, left = self._landed(others, came, form)
                 values |= shared
@@ -153,7 +171,7 @@ class Away:
         return {name: value for name, value in values.items() if value is not MISS}
 
     def _take_off(self, names: Sequence[bytes]) -> tuple[dict[bytes, Flight], dict[bytes, Flight]]:
-        """Return (loads that this caller starts, loads of others that are under way)."""
+        """Return (loads that this caller starts, loads that are under way)."""
         with self._lock:
             others = {name: self._flights[name] for name in names if name in self._flights}
             ours = {name: Flight() for name in names if name not in others}
@@ -165,7 +183,7 @@ class Away:
     ) -> Operation[dict[bytes, Any]]:
         """Load, and tell every waiter how the load ended."""
         try:
-            loaded = yield from load(list(ours))
+            loaded = yield from load(list(ours), [flight.lease for flight in ours.values()])
             taken = {name: form.take(name, loaded[name]) for name in ours if name in loaded}
             for name, flight in ours.items():
                 if name in taken:
@@ -211,7 +229,7 @@ class Away:
             if not flight.is_good_for(came, keeps=self._ttl > 0):
                 left.append(name)
             elif flight.failure is not None:
-                raise flight.failure
+                raise again(flight.failure)
             elif flight.has_value:
                 packed = flight.packed
                 value = MISS if packed is None else form.unpack(name, packed.raw)
@@ -291,7 +309,7 @@ class Away:
 
 def _alone(names: Sequence[bytes], load: Load, form: Form) -> Operation[dict[bytes, Any]]:
     """Load for this caller only."""
-    loaded = yield from load(list(names))
+    loaded = yield from load(list(names), ())
     return {name: form.take(name, value).back for name, value in loaded.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -9,6 +10,7 @@ from stillroom.cache.calls import Calls
 from stillroom.cache.changes import Changes
 from stillroom.cache.explain import Explainer
 from stillroom.cache.invalidation import Invalidations
+from stillroom.errors import RedisUnavailable
 from stillroom.operation import Operation
 
 T = TypeVar("T")
@@ -16,6 +18,13 @@ T = TypeVar("T")
 
 class CacheBody(Invalidations, Changes, Calls, Explainer):
     """A cache, or one of its shards. A driver runs the operations."""
+
+    def deliver_aside(self) -> None:
+        """Deliver what waited for Redis: deferred invalidations, and leases that others wait for."""
+        super().deliver_aside()
+        if self._owed:
+            with contextlib.suppress(RedisUnavailable):  # the next write tries again
+                self._run_aside(self._free_owed())
 
     @property
     def shards(self) -> Sequence[CacheBody]:

@@ -16,6 +16,8 @@ from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.operation import Call, Freeing, Operation, Pause, Timed
+from stillroom.scripts import release
+from stillroom.shown import repr_of
 from stillroom.wire import leases_of_loads
 
 T = TypeVar("T")
@@ -46,7 +48,8 @@ class Bulk(Core):
         self._codec.reader(type)
         try:
             found = yield from self._look_many(
-                list(names.values()), lambda entry: self._decode(entry, type) is not MISS
+                list(names.values()),
+                lambda entry, grade: grade is not DEAD and self._decode(entry, type) is not MISS,
             )
         except RedisUnavailable as error:
             self._fall_back("get_many", error)
@@ -161,7 +164,7 @@ class Bulk(Core):
         keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
         recipe = self.recipe(Call(load_many), tags, kind, keeping)
         try:
-            found = yield from self._look_many(list(names.values()), recipe.owns)
+            found = yield from self._look_many(list(names.values()), _owned_by(recipe))
         except RedisUnavailable as error:
             self._fall_back("get_or_set_many", error)
             return (yield from self._load_all_away(names, load_many, recipe, error))
@@ -175,7 +178,7 @@ class Bulk(Core):
     # Steps
 
     def _look_many(
-        self, names: Sequence[bytes], fits: Callable[[Entry], bool]
+        self, names: Sequence[bytes], fits: Callable[[Entry, Freshness], bool]
     ) -> Operation[list[Found | None]]:
         """Return the entry and its freshness for each of these names, or None where there is none.
 
@@ -183,13 +186,13 @@ class Bulk(Core):
         """
         prefix = self.keys.entry_prefix
         found = yield from self._look_in([prefix + name for name in names], names)
-        unfit = [n for n, one in enumerate(found) if one and one[0].release and not fits(one[0])]
+        unfit = [n for n, one in enumerate(found) if one and one[0].release and not fits(*one)]
         if unfit:
             others = [names[n] for n in unfit]
             beside = yield from self._look_in([self.keys.other(name) for name in others], others)
             for n, one in zip(unfit, beside, strict=True):
                 found[n] = None
-                if one is not None and fits(one[0]):
+                if one is not None and fits(*one):
                     found[n] = one[0]._replace(is_beside=True), one[1]
         return found
 
@@ -317,7 +320,7 @@ class Bulk(Core):
         except Exception as error:
             if turns:
                 raise
-            self.stats.say("a refresh failed", "here", repr(error))
+            self.stats.say("a refresh failed", "here", repr_of(error))
             return {}
 
     def _take_turns(
@@ -344,12 +347,12 @@ class Bulk(Core):
                 key: reply for key, reply in zip(missing, replies, strict=True) if reply[0] == WON
             }
             values = yield from self._already_there(won, missing, recipe, known)
+            yield from self._release((missing[key], leases[key]) for key in values)
         except GeneratorExit:
             raise
         except BaseException:  # timed out or cancelled in the middle: some may be ours all the same
             yield from self._release((missing[key], lease) for key, lease in leases.items())
             raise
-        yield from self._release((missing[key], leases[key]) for key in values)
         return {key: Turn(leases[key], won[key][1]) for key in won if key not in values}, values
 
     def _already_there(
@@ -382,14 +385,31 @@ class Bulk(Core):
         except BaseException as error:
             yield from self._failed_turns(leases.values(), error)
             raise
-        ready = {key: self._pack_loaded(names[key], value, recipe) for key, value in wanted.items()}
+        try:
+            return (yield from self._store_turns(wanted, turns, leases, recipe))
+        except BaseException:  # interrupted on its way
+            self._owe([release([self.keys.lease(name)], lease) for name, lease in leases.values()])
+            raise
+
+    def _store_turns(
+        self,
+        wanted: Mapping[str, Any],
+        turns: Mapping[str, Turn],
+        leases: Mapping[str, tuple[bytes, bytes]],
+        recipe: Recipe,
+    ) -> Operation[dict[str, Any]]:
+        """Store loaded values, and free the leases of keys without one. Return what readers get, by key."""
+        ready = {
+            key: self._pack_loaded(leases[key][0], value, recipe) for key, value in wanted.items()
+        }
         packed = {key: one for key, (one, _) in ready.items() if one is not None}
         batch = Freeing(
-            self._commit(names[key], turns[key].lease, turns[key].clock, one)
-            for key, one in packed.items()
+            self._commit(*leases[key], turns[key].clock, one) for key, one in packed.items()
         )
         yield from self._release(lease for key, lease in leases.items() if key not in packed)
         stored = yield from self._each("store", batch)
+        untold = [leases[key] for key, reply in zip(packed, stored, strict=True) if reply is None]
+        self._owe([release([self.keys.lease(name)], lease) for name, lease in untold])
         self.stats.counts["leases_lost"] += sum(reply in (0, -1) for reply in stored)
         return {key: back for key, (_, back) in ready.items()}
 
@@ -427,9 +447,9 @@ class Bulk(Core):
             except RedisUnavailable as error:
                 self._fall_back("get_or_set_many", error)
                 return values
-            failure = next((look.failure for look in looks.values() if look.failure), None)
-            if failure is not None:
-                raise failure
+            for look in looks.values():
+                if look.failure is not None:
+                    raise look.failure
             values |= {key: look.value for key, look in looks.items() if look.value is not MISS}
             held = {key: held[key] for key, look in looks.items() if look.holder}
             waited_for.update((look.holder, None) for look in looks.values() if look.holder)
@@ -439,7 +459,9 @@ class Bulk(Core):
         self, held: Mapping[str, bytes], recipe: Recipe, waited_for: dict[bytes, None]
     ) -> Operation[dict[str, Attempt]]:
         """Return by key what became of the loads that this caller waits for."""
-        found = yield from self._look_many(list(held.values()), recipe.owns)
+        if self._owed:
+            yield from self._free_owed()
+        found = yield from self._look_many(list(held.values()), _owned_by(recipe))
         holders: list[bytes | None] = []
         failures: list[bytes | None] = []
         bites = Bites([*held.values()], KEYS_AT_ONCE)
@@ -470,8 +492,9 @@ class Bulk(Core):
         """Return the values of all these keys while Redis is away: see away.py."""
         keys = {name: key for key, name in names.items()}
 
-        def load(wanted: list[bytes]) -> Operation[Mapping[bytes, Any]]:
-            loaded = yield from self._loaded([keys[name] for name in wanted], load_many, recipe)
+        def load(wanted: list[bytes], leases: Sequence[bytes]) -> Operation[Mapping[bytes, Any]]:
+            some = [keys[name] for name in wanted]
+            loaded = yield from self._loaded(some, load_many, recipe, leases)
             return {names[key]: value for key, value in loaded.items()}
 
         values = yield from self._obtain_away(list(keys), load, recipe, error)
@@ -485,11 +508,20 @@ class Bulk(Core):
         return {key: self._as_read(value, recipe) for key, value in loaded.items()}
 
     def _loaded(
-        self, keys: list[str], load_many: Callable[[list[str]], Any], recipe: Recipe
+        self,
+        keys: list[str],
+        load_many: Callable[[list[str]], Any],
+        recipe: Recipe,
+        leases: Sequence[bytes] = (),
     ) -> Operation[dict[str, Any]]:
         if not keys:
             return {}
-        return _values_of((yield from self._call(recipe, Call(load_many, [keys]))), keys)
+        loaded = yield from self._call(recipe, Call(load_many, [keys], leases=leases))
+        return _values_of(loaded, keys)
+
+
+def _owned_by(recipe: Recipe) -> Callable[[Entry, Freshness], bool]:
+    return lambda entry, _: recipe.owns(entry)
 
 
 def names_of(keys: Iterable[str]) -> dict[str, bytes]:

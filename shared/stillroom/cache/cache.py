@@ -119,19 +119,20 @@ class Cache(Face):
         `ttl`: how long a value is fresh; `swr`: how long after that it is served while it is loaded again; seconds
         or a timedelta, by default the settings'. `ttl` may be a function of the value that gives one, or None for
         the settings'. `keep`: a function of the value; what it says no to is not kept, or only for `negative_ttl`,
-        which without `keep` is what None is kept for. `tags`: texts, templates as the key is, or functions of the
-        value that give texts. `type`: what the value is, by default what the function says it returns. `name`: what
-        messages to workers call it, by default the function's name; keep it stable. `lease`: a load that takes
-        longer is not stored; seconds or a timedelta. `at_once`: so many loads run at the same time in all
-        processes (for each shard of the cache); as many more wait for a second, all others raise LoadShed: a 503.
-        While two releases of an app run, values of another shape of type are kept apart; so are those of another
-        `version`, for what the type does not show. `memo`: within `room.request()` a key is asked for once.
-        `near`: this process keeps values. True: within `room.request()` one look at the clock proves all that it
-        keeps, and a read never shows what was invalidated before the request began, nor what this process
-        invalidated. Seconds, or a timedelta, up to a minute: outside of one, too, nothing that was invalidated
-        longer ago. A value that nobody can change (a scalar, a tuple, a frozen model) is the same object each time.
-        `warm_every`: a worker loads its values this often, asked for or not, from 10 seconds on. `warm_with`: for
-        which arguments: dicts, tuples or single ones, or a function that gives these.
+        which without `keep` is what None is kept for. `tags`: texts, templates that are filled as f-strings are, or
+        functions of the value that give texts. `type`: what the value is, by default what the function says it
+        returns. `name`: what messages to workers call it, by default the function's name; keep it stable. `lease`:
+        a load that takes longer is not stored; seconds or a timedelta. `at_once`: so many loads run at the same
+        time in all processes (for each shard of the cache); as many more wait for a second, all others raise
+        LoadShed: a 503. A load that another one of the same loader waits for needs no place of its own. While two
+        releases of an app run, values of another shape of type are kept apart; so are those of another `version`,
+        for what the type does not show. `memo`: within `room.request()` a key is asked for once. `near`: this
+        process keeps values. True: within `room.request()` one look at the clock proves all that it keeps, and a
+        read never shows what was invalidated before the request began, nor what this process invalidated. Seconds,
+        or a timedelta, up to a minute: outside of one, too, nothing that was invalidated longer ago. A value that
+        nobody can change (a scalar, a tuple, a frozen model) is the same object each time. `warm_every`: a worker
+        loads its values this often, asked for or not, from 10 seconds on. `warm_with`: for which arguments: dicts,
+        tuples or single ones, or a function that gives these.
         Raises InvalidArgument, InvalidKey.
         """
         _check_key(key)

@@ -180,7 +180,7 @@ class Calls(Bulk):
         """Look those up that no request remembers and no process keeps, in one MGET."""
         try:
             found = yield from self._look_many(
-                list(wanted), lambda entry: wanted[entry.key].recipe.owns(entry)
+                list(wanted), lambda entry, _: wanted[entry.key].recipe.owns(entry)
             )
         except RedisUnavailable as error:
             return dict.fromkeys(wanted, Unread(error))

@@ -143,6 +143,9 @@ class Changes(Core):
         first, other, clock = yield from self._read(keys, known)
         raw, is_beside = self._own(first, other, name, b"")
         entry, _ = yield from self._judge(raw, name, clock, known, is_beside)
+        if entry is None and not is_beside:
+            raw = other
+            entry, _ = yield from self._judge(other, name, clock, known, True)
         if entry is None:
             raw = first  # how it begins decides whether it may be replaced
         if raw is None:

@@ -8,6 +8,7 @@ a value loaded before it.** An entry carries the clock as it was before its load
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
@@ -59,7 +60,7 @@ from stillroom.errors import (
 )
 from stillroom.fingerprint import fingerprint
 from stillroom.keys import Keys, original, refuse_crowd, sanitized
-from stillroom.misuse import refuse_awaited
+from stillroom.misuse import refuse_awaited, refuse_unfit
 from stillroom.operation import IN_TIME, Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
     back_off,
@@ -74,9 +75,10 @@ from stillroom.scripts import (
     verify_epoch,
 )
 from stillroom.settings import Settings
+from stillroom.shown import message_of, repr_of
 from stillroom.stats import Stats
 from stillroom.unsettled import is_unsettled
-from stillroom.wire import Clock, Command, leases_of_loads, time_left
+from stillroom.wire import AWAY, Clock, Command, leases_of_loads, time_left
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -87,10 +89,11 @@ OnFailure: TypeAlias = Callable[[bytes, bytes, BaseException, Sequence[Command]]
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.05  # between two looks at a load one waits for
 ASK_AGAIN_S = 1.0  # a process that could not get a refresh lease does not try for this long
 ASKED_LIMIT = 10_000
+OWED_LIMIT = 1_000  # leases and places that a process has yet to free
 FAILURES_KEPT_MS = 600_000  # how long after a backoff its count of failures is remembered
 WON = STORED = 1  # a script's reply when it has acted
 LATE = -1  # a script's reply when it arrived after its caller gave up
-TAKEN, QUEUED = 1, 0  # the replies of lua/take_place.lua; -1: the queue is full
+TAKEN, QUEUED = 1, 0  # the replies of lua/take_place.lua; -2: the queue is full
 QUEUE_S = 1.0  # how long a load waits for a place …
 QUEUE_MS = 2_000  # … and when a waiter that is gone is forgotten
 RETRY_AFTER_S = 1.0
@@ -216,6 +219,8 @@ class Core:
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
         self._asked: dict[bytes, tuple[int, float]] = {}
         self._failures = Failures()
+        # Commands that free a lease or a place, and that Redis may not have. Others would wait for these.
+        self._owed: dict[Command, None] = {}
         self._apart_until = 0.0  # two releases of the app were seen to be at work; time.monotonic()
         self._figures = LoaderFigures(means.stats)
 
@@ -419,6 +424,9 @@ class Core:
     ) -> Loader:
         """Register a function of the app. The options are those of Cache.cached."""
         keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
+        for what, given in ("keep", keep), ("ttl", ttl):
+            if callable(given):
+                refuse_unfit(what, given, None)
         lease_ms = self._keeper.lease(lease)
         loader = Loader(function, key, keeping, lease_ms, self._texts, **options)
         loader.release = fingerprint(loader.type, self._codec.adapter(loader.type), loader.version)
@@ -635,6 +643,8 @@ class Core:
         """
         if self._invalidator.waiting:
             yield from self._invalidator.deliver()
+        if self._owed:
+            yield from self._free_owed()
         yield from self.terms.agree()
         if self._judges.is_unverified:
             yield from self._judges.verify()
@@ -685,7 +695,7 @@ class Core:
                 yield from self.prove()
                 kept = near.usable(copy, wish.near, release)
             if kept is not None:
-                if wish.call is not None:
+                if wish.call is not None and copy.type is wish.type:
                     near.store.name(copy, wish.call)
                 return kept, Freshness.FRESH
         return (yield from self._look_to_keep(name, wish))
@@ -702,7 +712,8 @@ class Core:
         places = self.keys.entry(name), self.keys.near
         raw, registry, clock = yield from self._read(places, known, is_near=True)
         entry, freshness = yield from self._judge(raw, name, clock, known)
-        if entry is not None and release and entry.release not in (release, b""):
+        is_anothers = entry is None and raw is not None and self._is_anothers(raw, name, release)
+        if is_anothers or (entry and release and entry.release not in (release, b"")):
             entry, freshness = yield from self._look_at_both(name, release)
             self._remember(name, entry, freshness, asked)
             return entry, freshness
@@ -748,9 +759,18 @@ class Core:
         entry, freshness = self._judge_at_once(raw, name, clock)
         if freshness is None:
             entry, freshness = yield from self._judge(raw, name, clock, known)
-        if release and entry is not None and entry.codec[2:] not in (release, b""):
-            return (yield from self._look_at_both(name, release))
-        return entry, freshness
+        if entry is None:
+            if raw is None or not self._is_anothers(raw, name, release):
+                return None, Freshness.DEAD
+        elif not release or entry.codec[2:] in (release, b""):
+            return entry, freshness
+        return (yield from self._look_at_both(name, release))
+
+    def _is_anothers(self, raw: bytes, name: bytes, release: bytes) -> bool:
+        """Return whether a dead entry is another release's, so that the key's other place may have a living one."""
+        with contextlib.suppress(Corrupt):
+            return parse(raw, name).release not in (release, b"")
+        return False
 
     def _look_at_both(
         self, name: bytes, release: bytes
@@ -762,7 +782,10 @@ class Core:
         raw, is_beside = self._own(first, other, name, release)
         if raw is not first:
             self._apart_until = time.monotonic() + APART_S
-        return (yield from self._judge(raw, name, clock, known, is_beside))
+        entry, freshness = yield from self._judge(raw, name, clock, known, is_beside)
+        if entry is None and raw is first and not release:
+            return (yield from self._judge(other, name, clock, known, True))
+        return entry, freshness
 
     def _own(
         self, first: bytes | None, other: bytes | None, name: bytes, release: bytes
@@ -950,6 +973,8 @@ class Core:
         self, name: bytes, recipe: Recipe, waited_for: AbstractSet[bytes]
     ) -> Operation[Attempt]:
         """Return what became of the load that this caller waits for."""
+        if self._owed:
+            yield from self._free_owed()
         known = self._judges.synced
         written = self.keys.entry(name), self.keys.other(name), self.keys.clock
         told = self.keys.lease(name), self.keys.failure(name)
@@ -992,8 +1017,8 @@ class Core:
     def _load_away(self, name: bytes, recipe: Recipe, error: RedisUnavailable) -> Operation[Any]:
         """Return the value while Redis is away: see away.py."""
 
-        def load(_: list[bytes]) -> Operation[Mapping[bytes, Any]]:
-            return {name: (yield from self._call(recipe, recipe.loading()))}
+        def load(_: list[bytes], leases: Sequence[bytes]) -> Operation[Mapping[bytes, Any]]:
+            return {name: (yield from self._call(recipe, recipe.loading(*leases)))}
 
         values = yield from self._obtain_away([name], load, recipe, error)
         if name not in values:  # a load of many keys, which was waited for, has found none
@@ -1069,6 +1094,7 @@ class Core:
             if recipe.at_once:
                 yield from self._take_place(name, held, recipe)
             value = yield from self._call(recipe, recipe.loading(held))
+            packed, back = self._pack_loaded(name, value, recipe)
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -1076,7 +1102,6 @@ class Core:
                 self.stats.counts["loads_shed"] += 1
             yield from on_failure(name, held, error, leaving)
             raise
-        packed, back = self._pack_loaded(name, value, recipe)
         return back, (yield from self._store(name, held, clock, packed, leaving))
 
     def _load_ordered(
@@ -1093,14 +1118,21 @@ class Core:
         return lost
 
     def _take_place(self, name: bytes, held: bytes, recipe: Recipe) -> Operation[None]:
-        """Wait for one of this loader's places. Raises LoadShed where too many callers wait."""
+        """Wait for one of this loader's places. Raises LoadShed where too many callers wait.
+
+        A load of the same loader that waits for this one has a place already. This one would wait for it in vain.
+        """
         keys = [*self.keys.places(recipe.name), self.keys.lease(name)]
+        outer = leases_of_loads()
         patience = time.monotonic() + QUEUE_S
         taken = QUEUED
         try:
-            while taken == QUEUED and time.monotonic() < patience:
-                (taken,) = yield [take_place(keys, held, recipe.at_once, recipe.lease, QUEUE_MS)]
-                if taken == QUEUED:
+            while taken in (QUEUED, LATE) and time.monotonic() < patience:
+                given = held, recipe.at_once, recipe.lease, QUEUE_MS, IN_TIME
+                (taken,) = yield Timed([take_place(keys, *given, *outer)])
+                if taken == LATE:
+                    self.clock.doubt_clock()
+                elif taken == QUEUED:
                     yield Pause(LONGEST_PAUSE_S * random.uniform(0.5, 1.5))
         except RedisUnavailable as error:
             self._fall_back("take_place", error)
@@ -1133,7 +1165,11 @@ class Core:
             self.near.forget(name)
         except RedisUnavailable as error:
             self._fall_back("store", error)
+            self._owe([release([self.keys.lease(name)], held), *leaving])
             return error.reason
+        except BaseException:  # interrupted on its way
+            self._owe([release([self.keys.lease(name)], held), *leaving])
+            raise
         if stored != STORED:
             self.stats.counts["leases_lost"] += 1
             slow = "invalidated meanwhile, or the load took longer than its lease"
@@ -1162,7 +1198,7 @@ class Core:
             self.stats.say(
                 "a loaded value can't be kept",
                 recipe.name,
-                f"{name[:100]!r}: {recipe.name}: {error}",
+                f"{name[:100]!r}: {recipe.name}: {message_of(error)}",
             )
             return None, back
 
@@ -1214,7 +1250,9 @@ class Core:
         try:
             yield from self.refresh(order)
         except Exception as error:
-            self.stats.say("a refresh failed", order.loader, f"{order.key[:100]!r}: {error!r}")
+            self.stats.say(
+                "a refresh failed", order.loader, f"{order.key[:100]!r}: {repr_of(error)}"
+            )
 
     def _refresh_here(
         self, name: bytes, entry: Entry, value: Any, recipe: Recipe
@@ -1230,7 +1268,7 @@ class Core:
         try:
             fresh, _ = yield from self._load_under(name, held, clock, recipe, self._back_off)
         except Exception as error:
-            self.stats.say("a refresh failed", "here", f"{name[:100]!r}: {error!r}")
+            self.stats.say("a refresh failed", "here", f"{name[:100]!r}: {repr_of(error)}")
             return value
         return fresh
 
@@ -1240,15 +1278,21 @@ class Core:
             return []
         lease_ms = int(self.settings.refresh_lease * 1000)
         batch = Timed()
-        for one in stale:
+        tokens = [new_token() for _ in stale]
+        for one, token in zip(stale, tokens, strict=True):
             place = self.keys.other if one.entry.is_beside else self.keys.entry
             keys = [self.keys.lease(one.name), place(one.name)]
             seen = b"1\t%b\t%d\t%d\t" % (one.entry.epoch, one.entry.stamp, one.entry.fresh_until)
-            given = (new_token(), lease_ms, seen, IN_TIME, FAILURES_KEPT_MS)
+            given = (token, lease_ms, seen, IN_TIME, FAILURES_KEPT_MS)
             batch.append(lease_refresh(keys, *given))
         try:
             replies = yield from in_bites(batch)
-        except RedisUnavailable as error:
+        except BaseException as error:  # some may be ours all the same
+            names = [self.keys.lease(one.name) for one in stale]
+            begins = [b"refresh.%b." % token for token in tokens]
+            self._owe([release([name], held) for name, held in zip(names, begins, strict=True)])
+            if not isinstance(error, RedisUnavailable):
+                raise
             self._fall_back("refresh", error)
             return [None] * len(stale)
         if LATE in replies:
@@ -1294,10 +1338,38 @@ class Core:
         """Free those of these leases (key, value) that are still ours."""
         batch = Freeing([release([self.keys.lease(name)], held) for name, held in leases])
         batch += besides
+        yield from self._free("release", batch)
+
+    def _free(self, what: str, batch: Freeing) -> Operation[None]:
+        """Send commands that others wait for. Where Redis is away, or a signal or a cancellation interrupts this,
+        they go along with a later call.
+        """
         try:
             yield from in_bites(batch)
         except RedisUnavailable as error:
-            self._fall_back("release", error)  # they run out by themselves
+            self._fall_back(what, error)
+            self._owe(batch)
+        except BaseException:
+            self._owe(batch)
+            raise
+
+    def _owe(self, commands: Sequence[Command]) -> None:
+        if len(self._owed) < OWED_LIMIT:  # past it they run out by themselves
+            self._owed.update(dict.fromkeys(commands))
+
+    def _free_owed(self) -> Operation[None]:
+        """Free what could not be freed. Raises RedisUnavailable.
+
+        Each of these commands acts on this process's own lease or place only, so late or twice does no harm.
+        """
+        while some := list(self._owed)[:SCRIPTS_AT_ONCE]:
+            try:
+                yield some
+            except RedisRefused as refused:
+                if refused.reason in AWAY:
+                    raise
+            for command in some:  # those that were refused run out by themselves
+                self._owed.pop(command, None)
 
     def _share_failure(
         self, name: bytes, held: bytes, error: BaseException, besides: Sequence[Command] = ()
@@ -1319,10 +1391,7 @@ class Core:
             self._failures.keep(held, error)
             keys = [self.keys.lease(name), self.keys.failure(name)]
             batch.append(fail_load(keys, held, told, TOLD_MS))
-        try:
-            yield from in_bites(batch)
-        except RedisUnavailable as away:
-            self._fall_back("release", away)
+        yield from self._free("release", batch)
 
     def _back_off(
         self, name: bytes, held: bytes, error: BaseException, besides: Sequence[Command] = ()
@@ -1343,10 +1412,7 @@ class Core:
         for name, held in leases:
             given = (held, first, longest, random.randint(500, 1000), FAILURES_KEPT_MS)
             batch.append(back_off([self.keys.lease(name)], *given))
-        try:
-            yield from in_bites(batch)
-        except RedisUnavailable as error:
-            self._fall_back("back_off", error)
+        yield from self._free("back_off", batch)
 
     # Small things
 

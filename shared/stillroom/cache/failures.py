@@ -10,6 +10,7 @@ from typing import Any
 
 from stillroom.errors import LoadFailed, LoadShed
 from stillroom.settings import redact
+from stillroom.shown import message_of
 
 TOLD_MS = 2_000  # a waiter looks every 75 ms at the latest
 KEPT_S = TOLD_MS / 1000
@@ -42,7 +43,7 @@ class Failures:
         if not lease or lease not in waited_for:
             return None
         if (kept := self._kept.get(lease)) is not None:
-            return _again(kept[1])
+            return again(kept[1])
         return _from_json(text, loader)
 
 
@@ -52,7 +53,7 @@ def as_json(error: Exception) -> bytes:
     if isinstance(error, LoadShed):
         told |= {"at_once": error.at_once, "retry_after": error.retry_after}
     else:
-        told["detail"] = redact(" ".join(str(error).split()))[:DETAIL_LIMIT]
+        told["detail"] = redact(" ".join(message_of(error).split()))[:DETAIL_LIMIT]
     return json.dumps(told).encode()
 
 
@@ -66,7 +67,7 @@ def _from_json(text: bytes, loader: str) -> Exception:
         return LoadFailed(loader, "an error that can't be read")
 
 
-def _again(error: Exception) -> Exception:
+def again(error: Exception) -> Exception:
     """Copy the error for another caller, because threads that raise one object write into one traceback."""
     try:
         another = copy.copy(error)

@@ -44,6 +44,7 @@ SVG = re.compile(
 )
 SVG_WITHIN = 4_096  # bytes
 NAME_LIMIT = 512  # bytes of a file's name with its folders
+ESCAPED_LIMIT = 900  # bytes of the same in a key, where a `%` takes three
 TRIES = 3  # to read a file that is being written
 CHUNK = 256 * 1024
 # No link is followed; a FIFO does not wait for a writer.
@@ -104,11 +105,14 @@ class Images:
             )
         if answer.info is None:
             raise ImageRefused(name, answer.reason, answer.sentence)
+        _check_pixels(answer.info, self._settings.image_pixel_limit)
         return answer.info
 
     def _answer_for(self, root: Path, name: str, version: str) -> Operation[Answer]:
-        limits = self._settings.image_byte_limit, self._settings.image_pixel_limit
-        call = Call(_answer, (root, name, version, *limits))
+        """Return what the cache says of this version. Limits are this process's own, so they are in no answer."""
+        limit = self._settings.image_byte_limit
+        _check_bytes(name, int(version.partition("-")[0]), limit)
+        call = Call(_answer, (root, name, version, limit))
         recipe = self._cache.recipe(call, [tag_of(name)], Answer)
         key = sanitized(f"{tag_of(name)}@{version}")
         answer: Answer = yield from self._cache.obtain(key, recipe)
@@ -147,6 +151,8 @@ def normalised(filename: str) -> str:
         length = len(name.encode())
     except UnicodeEncodeError:
         raise ImageRefused(filename, "name", "a file's name has a UTF-8 form") from None
+    if length + 2 * name.count("%") > ESCAPED_LIMIT:
+        raise ImageRefused(filename, "name", "a file's name has no more % than that")
     if length > NAME_LIMIT:
         raise ImageRefused(
             filename, "name", f"a file's name has up to {NAME_LIMIT} bytes, not {length:,}"
@@ -170,11 +176,17 @@ class OtherVersion(Exception):
 
 
 def read_image(
-    root: Path, name: str, byte_limit: int, pixel_limit: int, *, version: str | None = None
+    root: Path,
+    name: str,
+    byte_limit: int,
+    pixel_limit: int | None = None,
+    *,
+    version: str | None = None,
 ) -> ImageInfo | None:
     """Return the description of a file, or None if there is no such file. Raises ImageRefused, ImagesUnavailable.
 
-    `version`: raise OtherVersion if what was opened is not this fingerprint's version.
+    `pixel_limit`: None for any number of pixels. `version`: raise OtherVersion if what was opened is not this
+    fingerprint's version.
     """
     for _ in range(TRIES):
         with _opened(root, name) as file:
@@ -183,18 +195,13 @@ def read_image(
             before = os.fstat(file.fileno())
             if version not in (None, _version(before)):
                 raise OtherVersion
-            if before.st_size > byte_limit:
-                sentence = f"it has {before.st_size:,} bytes; the limit is {byte_limit:,}"
-                raise ImageRefused(name, "bytes", sentence)
+            _check_bytes(name, before.st_size, byte_limit)
             digest = _hashed(file, byte_limit)
             kind, (width, height) = _header(file, name)
             after = os.fstat(file.fileno())
         if digest is None or _version(before) != _version(after):
             continue  # another process is writing it just now
-        if width * height > pixel_limit or min(width, height) < 1:
-            sentence = f"it has {width:,} × {height:,} pixels; the limit is {pixel_limit:,}"
-            raise ImageRefused(name, "pixels", sentence)
-        return ImageInfo(
+        info = ImageInfo(
             filename=name,
             size=before.st_size,
             type=kind,
@@ -203,19 +210,33 @@ def read_image(
             width=width,
             height=height,
         )
+        if pixel_limit is not None:
+            _check_pixels(info, pixel_limit)
+        return info
     raise ImageRefused(name, "changing", f"the file changed while it was read, {TRIES} times")
 
 
-def _answer(root: Path, name: str, version: str, byte_limit: int, pixel_limit: int) -> Answer:
+def _check_bytes(name: str, size: int, limit: int) -> None:
+    if size > limit:
+        raise ImageRefused(name, "bytes", f"it has {size:,} bytes; the limit is {limit:,}")
+
+
+def _check_pixels(info: ImageInfo, limit: int) -> None:
+    if info.width * info.height > limit or min(info.width, info.height) < 1:
+        sentence = f"it has {info.width:,} × {info.height:,} pixels; the limit is {limit:,}"
+        raise ImageRefused(info.filename, "pixels", sentence)
+
+
+def _answer(root: Path, name: str, version: str, byte_limit: int) -> Answer:
     """Return what is said of this version and of no other: its description, or why it is refused.
 
     The answer is kept under the version's key, and the version may come back (a rollback that keeps the time). So a
     refusal that ends without a change of the file is raised, not kept.
     """
     try:
-        info = read_image(root, name, byte_limit, pixel_limit, version=version)
+        info = read_image(root, name, byte_limit, version=version)
     except ImageRefused as refused:
-        if refused.reason in ("changing", "denied"):
+        if refused.reason in ("changing", "denied", "bytes"):
             raise
         return Answer(reason=refused.reason, sentence=refused.sentence)
     if info is not None:

@@ -27,7 +27,7 @@ import pydantic_core
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from stillroom.cache.arguments import Texts, Unkeyable
+from stillroom.cache.arguments import Text, Texts, Unkeyable
 from stillroom.cache.around import Around, within
 from stillroom.cache.entry import Entry
 from stillroom.cache.keeping import Keeping, near_of
@@ -36,7 +36,7 @@ from stillroom.cache.template import Template, fitting, prefix_of
 from stillroom.cache.warm import check, warm_of
 from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, StillroomError, UnknownLoader, did_you_mean
-from stillroom.misuse import misuse, name_of, refuse_awaited
+from stillroom.misuse import misuse, name_of, refuse_awaited, refuse_unfit
 from stillroom.operation import Call
 from stillroom.sameness import is_plain, is_same
 from stillroom.whole import is_whole
@@ -144,8 +144,11 @@ class Loader:
         ignored = self._check_use(several("ignore", ignore))
         given = several("tags", tags)
         refuse_awaited("tags", *given)
+        for tag in filter(callable, given):
+            refuse_unfit("tags", tag, None)
         self._tags = [
-            tag if callable(tag) else Template(tag, self._names, self._text_of) for tag in given
+            tag if callable(tag) else Template(tag, self._names, self._text_in_tag, escapes=False)
+            for tag in given
         ]
         parameters = self._signature.parameters
         self._places = [
@@ -301,8 +304,14 @@ class Loader:
     # When it is registered
 
     def _text_of(self, name: str) -> Any:
+        return self._text(name, self._texts.of)
+
+    def _text_in_tag(self, name: str) -> Any:
+        return self._text(name, self._texts.of_tag)
+
+    def _text(self, name: str, make: Callable[[Any], Text]) -> Text:
         try:
-            return self._texts.of(self._hints.get(name, Any))
+            return make(self._hints.get(name, Any))
         except Unkeyable as error:
             raise Unkeyable(f"{self.name}: {{{name}}}: {error}") from None
 

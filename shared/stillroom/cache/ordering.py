@@ -21,6 +21,7 @@ from stillroom.operation import STATE, On, Once, Operation
 from stillroom.replicas import kept
 from stillroom.scripts import finish_order, take_order, write_orders
 from stillroom.settings import Settings
+from stillroom.shown import message_of
 from stillroom.stats import Stats
 
 ORDERS_LIMIT = 10_000
@@ -124,7 +125,7 @@ class Ordering:
         return "done"
 
     def _failed(self, taken: Taken, error: Exception) -> Operation[str]:
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {message_of(error)}"
         if taken.tries >= TRIES_LIMIT:
             what = "an order failed too often and is a dead letter now"
             self._stats.say(what, type(error).__name__, reason)

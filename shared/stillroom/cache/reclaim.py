@@ -33,6 +33,7 @@ from stillroom.scripts import (
     trim_index,
     trim_marks,
 )
+from stillroom.shown import repr_of
 from stillroom.wire import Command
 
 HELD_MS = (
@@ -501,7 +502,7 @@ class Reclaim:
             raise
         except Exception as error:
             self._cache.stats.say(
-                "a refresh failed", task.loader, f"{stale.name[:100]!r}: {error!r}"
+                "a refresh failed", task.loader, f"{stale.name[:100]!r}: {repr_of(error)}"
             )
             refreshed = False
         state.refreshed += refreshed

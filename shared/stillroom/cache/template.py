@@ -29,14 +29,22 @@ class Piece(NamedTuple):
 class Template:
     """`product:{id}`: text with the names of parameters in braces.
 
-    Different arguments never make the same text: in each value but the last, the character that ends it in the
+    Different arguments never make the same key: in each value but the last, the character that ends it in the
     template is written as %XX (and % as %25).
     """
 
     def __init__(
-        self, text: str, parameters: Sequence[str], text_of: Callable[[str], Text] = lambda _: str
+        self,
+        text: str,
+        parameters: Sequence[str],
+        text_of: Callable[[str], Text] = lambda _: str,
+        *,
+        escapes: bool = True,
     ) -> None:
-        """`text_of` is given a parameter's name, and returns what makes the text of its arguments."""
+        """`text_of` is given a parameter's name, and returns what makes the text of its arguments.
+
+        `escapes`: False for a tag, which is to be the text that a person writes.
+        """
         if not isinstance(text, str):
             raise InvalidKey(text, f"a template is a str, not {type(text).__name__}")
         if not text:
@@ -45,7 +53,10 @@ class Template:
         pieces = list(_parsed(text, parameters))
         self.names = [piece.name for piece in pieces if piece.name]
         self.head = pieces[0].literal if pieces else ""  # the beginning of all its texts
-        self._parts = [(p.literal, p.name, p.name and text_of(p.name), p.end) for p in pieces]
+        self._parts = [
+            (p.literal, p.name, p.name and text_of(p.name), p.end if escapes else "")
+            for p in pieces
+        ]
 
     def fill(self, values: Mapping[str, Any]) -> str:
         """Return the text for these arguments. Raises Unkeyable."""

@@ -133,7 +133,7 @@ class TracedBody(CacheBody):
         return entry, freshness, value
 
     def _look_many(
-        self, names: Sequence[bytes], fits: Callable[[Entry], bool]
+        self, names: Sequence[bytes], fits: Callable[[Entry, Freshness], bool]
     ) -> Operation[list[Found | None]]:
         found = yield from super()._look_many(names, fits)
         for name, one in zip(names, found, strict=True) if tracing() is not None else ():

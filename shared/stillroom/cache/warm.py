@@ -17,8 +17,10 @@ from stillroom.cache.ordering import Ordering
 from stillroom.cache.orders import Load
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import DispatchFailed, InvalidArgument, RedisUnavailable
+from stillroom.misuse import refuse_unfit
 from stillroom.operation import Call, Freeing, Operation
 from stillroom.scripts import release, warm_claim
+from stillroom.shown import repr_of
 
 WARM_TASK = "stillroom.warm"
 LEAST_S, MOST_S = 10.0, 7 * 86_400.0
@@ -41,6 +43,8 @@ def warm_of(every: Duration | None, given: Any) -> Warm | None:
             )
         return None
     seconds = seconds_of("warm_every", every, least=LEAST_S, most=MOST_S)
+    if callable(given):
+        refuse_unfit("warm_with", given)
     return Warm(seconds, given if callable(given) else listed([{}] if given is None else given))
 
 
@@ -131,7 +135,7 @@ class Warming:
         return key
 
     def _say(self, loader: Any, error: Exception) -> None:
-        self._cache.stats.say("a warm-up failed", loader.name, f"{loader.name}: {error!r}")
+        self._cache.stats.say("a warm-up failed", loader.name, f"{loader.name}: {repr_of(error)}")
 
 
 def order_of(loader: Any, one: Any) -> Load:

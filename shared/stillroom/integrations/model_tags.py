@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import Formatter
 from typing import Any, TypeAlias
 
-from stillroom.cache.arguments import text_of
+from stillroom.cache.arguments import text_in_tag
 from stillroom.cache.loaders import several
 from stillroom.cache.template import Template
 from stillroom.errors import InvalidKey, did_you_mean
@@ -38,7 +38,7 @@ class ModelTags:
                     if name not in known:
                         reason = f"{{{name}}} is no field of {model}{did_you_mean(name, known)}"
                         raise InvalidKey(spec, reason)
-                self._templates.append(Template(spec, names, lambda _: text_of))
+                self._templates.append(Template(spec, names, lambda _: text_in_tag, escapes=False))
             else:
                 sanitized(spec)
                 self.constant.append(spec)

@@ -3,9 +3,14 @@
 -- places. Members that run out later than any could were written before the clock was put back.
 -- KEYS  1 places (zset: load → until, ms)  2 queue (the same)  3 lease
 -- ARGV  1 the lease's value: the load  2 how many places  3 for how long, ms  4 how long one may queue, ms
--- returns 1 taken, and the lease begins anew; 0 queued: ask again; -1 the queue is full
--- include: clock
+--       5 while the caller waits (see is_late): a place that nobody gives back would keep others from loading
+--       6… the leases of the loads that wait for this one: it shares the place of one of them
+-- returns 1 taken, and the lease begins anew; 0 queued: ask again; -1 too late; -2 the queue is full
+-- include: time
 
+if is_late(ARGV[5]) then
+  return -1
+end
 local now = math.floor(now_us() / 1000)
 local limit = tonumber(ARGV[2])
 
@@ -21,6 +26,11 @@ end
 
 clear(KEYS[1], tonumber(ARGV[3]))
 clear(KEYS[2], tonumber(ARGV[4]))
+for i = 6, #ARGV do
+  if redis.call('ZSCORE', KEYS[1], ARGV[i]) then
+    return 1
+  end
+end
 if redis.call('ZSCORE', KEYS[1], ARGV[1]) or redis.call('ZCARD', KEYS[1]) < limit then
   join(KEYS[1], tonumber(ARGV[3]))
   redis.call('ZREM', KEYS[2], ARGV[1])
@@ -33,4 +43,4 @@ if redis.call('ZSCORE', KEYS[2], ARGV[1]) or redis.call('ZCARD', KEYS[2]) < limi
   join(KEYS[2], tonumber(ARGV[4]))
   return 0
 end
-return -1
+return -2

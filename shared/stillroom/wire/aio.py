@@ -168,9 +168,9 @@ async def side_by_side(awaitables: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
             cancelled = error
             for work in running:
                 work.cancel(*error.args)
-    errors = [_error_of(work) for work in works]
-    if failed := cancelled or next(filter(None, errors), None):
-        raise failed
+    for failed in [cancelled, *map(_error_of, works)]:
+        if failed is not None:
+            raise failed
     return [work.result() for work in works]
 
 

@@ -21,7 +21,7 @@ from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 
-from stillroom.cache.arguments import text_of
+from stillroom.cache.arguments import text_in_tag
 from stillroom.cache.template import Template
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidKey, SettingsError, did_you_mean
@@ -89,7 +89,7 @@ class PageTags:
                 if name not in known and "request" not in parameters:
                     reason = f"{{{name}}} is no parameter of {endpoint.__name__}"
                     raise InvalidKey(tag, reason + did_you_mean(name, known))
-            self._templates.append(Template(tag, names, lambda _: text_of))
+            self._templates.append(Template(tag, names, lambda _: text_in_tag, escapes=False))
 
     def of(self, parameters: Mapping[str, Any]) -> list[str]:
         """Return the tags of the page with these parameters. Raises NotKept where they do not fit."""
