@@ -10,12 +10,12 @@ from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlsplit
 
 from flask import Flask
 from werkzeug.exceptions import HTTPException
-from werkzeug.routing import RequestRedirect
+from werkzeug.routing import MapAdapter, RequestRedirect
 
 from stillroom.errors import SettingsError
 from stillroom.room import Stillroom
 from stillroom.web.pages.answer import bypassed
-from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering
+from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering, own_mark
 from stillroom.web.pages.policy import Identity, Visit
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
 from stillroom.web.problem import Answer
@@ -63,6 +63,7 @@ class PageMiddleware:
         found = self._endpoint(environ)
         if found is None:
             raise NotKept("its address leads nowhere any more")
+        marked = own_mark(found[0], marked)
         with Rendering() as added:
             status, headers, body = _collected(
                 self.app, environ, self._pages.room.settings.decoded_limit
@@ -84,11 +85,19 @@ class PageMiddleware:
     def _endpoint(self, environ: Environ) -> tuple[Any, dict[str, Any]] | None:
         """Return the view and its parameters, as Flask's own router finds them."""
         try:
-            adapter = self._flask.url_map.bind_to_environ(environ)
-            name, parameters = adapter.match(method="GET")
+            name, parameters = self._adapter(environ).match(method="GET")
         except (HTTPException, RequestRedirect):
             return None
         return self._flask.view_functions.get(name), dict(parameters)
+
+    def _adapter(self, environ: Environ) -> MapAdapter:
+        """Return what Flask.create_url_adapter does, which would need a whole request for it."""
+        flask, urls = self._flask, self._flask.url_map
+        if urls.host_matching:
+            return urls.bind_to_environ(environ)
+        if flask.subdomain_matching:
+            return urls.bind_to_environ(environ, flask.config["SERVER_NAME"])
+        return urls.bind_to_environ(environ, subdomain=urls.default_subdomain or "")
 
 
 def _collected(app: App, environ: Environ, limit: int) -> tuple[int, list[tuple[str, str]], bytes]:

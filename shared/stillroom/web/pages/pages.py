@@ -304,6 +304,15 @@ class Asking:
         _rendered.reset(self._token)
 
 
+def own_mark(endpoint: Any, marked: Marked) -> Marked:
+    """Return the mark of the endpoint that a page's address leads to: of several views that one function makes, the
+    one that is meant. Raises NotKept where it leads to another page, or to none."""
+    own: Marked | None = getattr(endpoint, ATTRIBUTE, None)
+    if own is None or own.name != marked.name:
+        raise NotKept("its address leads to another endpoint")
+    return own
+
+
 def _tags_of_page(page: Any) -> Iterable[str]:
     tags: Iterable[str] = page.tags
     return tags
