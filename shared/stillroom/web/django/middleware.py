@@ -48,6 +48,9 @@ class SessionMiddleware(InRequest, DjangoSessions):
         self, request: HttpRequest, response: HttpResponseBase
     ) -> HttpResponseBase:
         session = getattr(request, "session", None)
+        failure = getattr(session, "failure", None)
+        if failure is not None and response.status_code == 500:  # of a middleware that looked
+            return _unavailable(failure)
         try:
             response = super().process_response(request, response)
             if isinstance(session, SessionStore):
