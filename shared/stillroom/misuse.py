@@ -77,6 +77,18 @@ def name_of(function: Any) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
+def takes(function: object, number: int) -> bool:
+    """Return whether this can be called with so many arguments. What is no function, and no Python, might be."""
+    try:
+        signature = inspect.signature(function) if callable(function) else None
+    except (TypeError, ValueError):
+        return True
+    try:
+        return signature is None or bool(signature.bind(*[None] * number))
+    except TypeError:
+        return False
+
+
 def _refuse_coroutine(what: str, function: Any) -> None:
     if is_awaited(function):
         raise InvalidArgument(

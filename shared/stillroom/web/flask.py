@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import wraps
 from operator import itemgetter
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from flask import Flask, Request, Response, abort, g, has_app_context, session
 from flask.sessions import SessionInterface, SessionMixin
@@ -19,7 +19,7 @@ from stillroom.errors import SettingsError
 from stillroom.misuse import explained
 from stillroom.operation import Operation
 from stillroom.room import Stillroom
-from stillroom.sessions import Session
+from stillroom.sessions import LONGEST_S, Session
 from stillroom.web.cors import kept
 from stillroom.web.ending import ended, ending, varies
 from stillroom.web.flask_limits import LimitExceeded, StillroomLimits, exempt, limited
@@ -93,17 +93,6 @@ class FlaskSession(WebSession, SessionMixin):
     def new(self) -> bool:  # type: ignore[override]
         """Return whether there was no session before this request."""
         return self.found is None
-
-    def copy(self) -> dict[str, Any]:
-        """Return the data as a dict of its own, as Flask's session does."""
-        return dict(self)
-
-    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
-        return self.copy() | dict(other)
-
-    def __ior__(self, other: Mapping[str, Any]) -> Self:
-        self.update(other)
-        return self
 
     def _begin_login(self, login: Login) -> None:
         """Begin a login of the session, which wins over Flask-Login's in the same request."""
@@ -211,7 +200,7 @@ class FlaskSession(WebSession, SessionMixin):
     def _options(self) -> dict[str, Any]:
         if not self.permanent or not self._has_lifetime:
             return {}
-        lifetime = self._app.permanent_session_lifetime.total_seconds()
+        lifetime = min(self._app.permanent_session_lifetime.total_seconds(), LONGEST_S)
         return {
             "idle": lifetime,
             "absolute": max(lifetime, self._body.settings.session_absolute),
@@ -229,9 +218,9 @@ class StillroomSessions(SessionInterface):
     holds: SESSION_COOKIE_NAME (then the cookie is Secure only if SESSION_COOKIE_SECURE says so), _DOMAIN and _PATH
     (then it is `__Secure-sid`), _HTTPONLY, _SAMESITE, _PARTITIONED. `cookie` says it all at once, and goes before
     them. A session lives as the room's settings say; a permanent one for PERMANENT_SESSION_LIFETIME, where that is
-    set. SESSION_REFRESH_EACH_REQUEST=False: to look at a permanent session does not keep it alive. A response of
-    5xx saves nothing. Redis away: the request that looks is answered with 503, the cookie untouched. Raises
-    SettingsError for an AsyncStillroom.
+    set, up to 366 days. SESSION_REFRESH_EACH_REQUEST=False: to look at a permanent session does not keep it alive.
+    A response of 5xx saves nothing. Redis away: the request that looks is answered with 503, the cookie untouched.
+    Raises SettingsError for an AsyncStillroom.
     """
 
     def __init__(self, room: Stillroom, *, cookie: SessionCookie | None = None) -> None:
@@ -302,7 +291,7 @@ _given = itemgetter(*_SETTINGS)
 def _cookie_of(config: Any) -> SessionCookie:
     """Return the cookie. Raises SettingsError for one that browsers refuse."""
     name, domain, own_path, http_only, secure, same_site, partitioned, root = _given(config)
-    path = own_path or root
+    domain, path = domain or None, own_path or root  # False is none, too
     is_named = name != FLASKS_NAME
     if not is_named:
         name = OWN.name if domain is None and path == "/" else "__Secure-sid"

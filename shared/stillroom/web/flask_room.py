@@ -29,6 +29,8 @@ from stillroom.web.wsgi import StillroomMiddleware
 from stillroom.web.wsgi_health import HealthWSGI
 
 EXTENSION = "stillroom"
+GIVEN = "stillroom.given"  # in app.extensions: the options of init_app …
+NOTHING = (True, None, None, None, False)  # … where there are none
 
 
 @explained
@@ -49,9 +51,14 @@ def init_app(
         raise SettingsError("Flask needs a Stillroom: an AsyncStillroom is awaited")
     if app.extensions.get(EXTENSION) not in (None, room):
         raise SettingsError("this app has another room already")
+    given = (sessions, cookie, routes, subject, health)
     if app.extensions.get(EXTENSION) is room:
+        if given not in (NOTHING, app.extensions[GIVEN]):
+            raise SettingsError(
+                "init_app(app, …) was called before, without these options: give them to that call"
+            )
         return
-    app.extensions[EXTENSION] = room
+    app.extensions[EXTENSION], app.extensions[GIVEN] = room, given
     if sessions:
         app.session_interface = StillroomSessions(room, cookie=cookie)
     inner: Any = budgeted(room, app.wsgi_app)

@@ -310,7 +310,7 @@ class Middleware(Generic[A, R]):
         self._origin = origin.same_origin(same_origin)
         self._has_sessions = sessions
         self._cookie = checked_cookie(cookie) or SessionCookie()
-        checked_app(app, type(self).__name__)
+        checked_app(app, self._kind, type(self).__name__)
         self._prepare()
 
     def _prepare(self) -> None:

@@ -226,7 +226,9 @@ def limited(
         elif isinstance(target, tuple) and len(target) == 3:  # the result of include()
             made = (_limited_urls(target[0], declaration), *target[1:])
         elif isinstance(target, type) or not callable(target):
-            meant = 'did you mean @method_decorator(limited(…), name="dispatch")?'
+            is_bare = isinstance(target, HttpRequest)
+            wanted = "limited(AUTH)" if is_bare else 'method_decorator(limited(…), name="dispatch")'
+            meant = f"did you mean @{wanted}?"
             raise InvalidLimit(
                 target, f"limits are put on a view, on URLs or on an include(); {meant}"
             )

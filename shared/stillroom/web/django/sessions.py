@@ -86,7 +86,7 @@ class SessionStore(SessionBase):
 
     @property
     def session_key(self) -> Any:
-        """Return the key. A new one that is due is made now, because whoever asks may keep it to end the session."""
+        """Return the key. A new one that is due is made now, because who asks may keep it to end the session."""
         if self._cycles:
             self.save()
         return self._session_key
