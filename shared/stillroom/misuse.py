@@ -78,15 +78,17 @@ def name_of(function: Any) -> str:
 
 
 def takes(function: object, number: int) -> bool:
-    """Return whether this can be called with so many arguments. What is no function, and no Python, might be."""
+    """Return whether this can be called with so many arguments. What is no function, or no Python, might be."""
     try:
         signature = inspect.signature(function) if callable(function) else None
-    except (TypeError, ValueError):
+    except Exception:  # also of an object that makes up its attributes
         return True
     try:
-        return signature is None or bool(signature.bind(*[None] * number))
+        if signature is not None:
+            signature.bind(*[None] * number)
     except TypeError:
         return False
+    return True
 
 
 def _refuse_coroutine(what: str, function: Any) -> None:

@@ -170,7 +170,7 @@ class StillroomLimits:
         if known is not None:
             return known
         environ = asked.environ
-        visit: Visit | None = environ.get(VISIT)
+        visit = self._charger.gate.own(environ.get(VISIT))
         if visit is None:
             headers = list(asked.headers) if self._charger.gate.reads_headers else []
             path = asked.root_path + asked.path

@@ -183,7 +183,7 @@ class LimitsMiddleware(InRequest):
 
     def _visit(self, request: HttpRequest) -> Visit:
         """Return the visit of this request, begun here or by the middleware around the app."""
-        known: Visit | None = _around(request).get(VISIT)
+        known = self._charger.gate.own(_around(request).get(VISIT))
         if known is not None:
             return known
         headers = list(request.headers.items()) if self._charger.gate.reads_headers else []
