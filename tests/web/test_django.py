@@ -245,14 +245,37 @@ class Looks:
             request.session.get("a")
 
 
-@pytest.mark.parametrize("path_", ["/looks", "/looks_late", "/by_user"])
+class WithPages:
+    """URLs with error pages whose layout shows who is logged in."""
+
+    urlpatterns = urlpatterns
+
+    @staticmethod
+    def handler404(request: HttpRequest, exception: Exception) -> HttpResponse:
+        return HttpResponse(request.session.get("user"), status=404)
+
+    @staticmethod
+    def handler500(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(request.session.get("user"), status=500)
+
+
+@pytest.mark.parametrize(
+    ("path_", "urls"),
+    [
+        ("/looks", __name__),
+        ("/looks_late", __name__),
+        ("/by_user", __name__),
+        ("/looks", WithPages()),
+        ("/nothing", WithPages()),
+    ],
+)
 @pytest.mark.parametrize("is_async", [False, True])
-def test_a_middleware_that_looks_gets_a_503_too(away: None, path_: str, is_async: bool) -> None:
-    """Where a middleware, or a limit by user, looks at the session while Redis is away, the answer is 503, too."""
+def test_whatever_looks_gets_a_503(away: None, path_: str, urls: Any, is_async: bool) -> None:
+    """A middleware, a limit by user or an error page that looks while Redis is away is answered with 503, too."""
     ours = "stillroom.web.django"
     middleware = [f"{ours}.middleware.SessionMiddleware", f"{ours}.limits.LimitsMiddleware"]
     kind = AsyncClient if is_async else Client
-    with override_settings(MIDDLEWARE=[*middleware, f"{__name__}.Looks"]):
+    with override_settings(MIDDLEWARE=[*middleware, f"{__name__}.Looks"], ROOT_URLCONF=urls):
         client: Any = kind(raise_request_exception=False)
         client.cookies[COOKIE] = "00." + "A" * 43
         reply = asyncio.run(client.get(path_)) if is_async else client.get(path_)

@@ -11,11 +11,11 @@ from functools import wraps
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from flask import Flask, Request, Response, abort, g, has_app_context, session
+from flask import Flask, Request, Response, abort, g, has_app_context, request, session
 from flask.sessions import SessionInterface, SessionMixin
 
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import SettingsError
+from stillroom.errors import SessionStoreUnavailable, SettingsError, StillroomError
 from stillroom.misuse import explained
 from stillroom.operation import Operation
 from stillroom.room import Stillroom
@@ -24,6 +24,7 @@ from stillroom.web.cors import kept
 from stillroom.web.ending import ended, ending, varies
 from stillroom.web.flask_limits import LimitExceeded, StillroomLimits, exempt, limited
 from stillroom.web.placing import checked_cookie, checked_room
+from stillroom.web.problem import Answer, failed
 from stillroom.web.request_session import Login, WebSession
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.wsgi import ALONG
@@ -39,6 +40,9 @@ FLASKS_NAME, FLASKS_LIFETIME = (
     31 * 86_400,
 )  # its defaults: an app with these has set nothing
 OWN = SessionCookie()
+ANSWERS = (
+    "__stillroom_answers__"  # on Flask.handle_exception: it knows of sessions that can't be read
+)
 # Where werkzeug's test client says that it keeps the context, for the test to look into when the response is over.
 KEPT_OPEN = "werkzeug.debug.preserve_context"
 
@@ -93,6 +97,10 @@ class FlaskSession(WebSession, SessionMixin):
     def new(self) -> bool:  # type: ignore[override]
         """Return whether there was no session before this request."""
         return self.found is None
+
+    def _fail(self, error: StillroomError) -> None:
+        super()._fail(error)
+        _answer_failures(self._app)
 
     def _begin_login(self, login: Login) -> None:
         """Begin a login of the session, which wins over Flask-Login's in the same request."""
@@ -260,11 +268,7 @@ class StillroomSessions(SessionInterface):
                 else:
                     headers.add(name, value)
         else:
-            response.status_code = end.instead.status
-            cors = kept(list(response.headers))  # a page of another origin may read this, too
-            response.headers.clear()
-            response.headers.extend([*end.instead.headers, *cors])
-            response.set_data(end.instead.body)
+            _replace(response, end.instead)
 
     def _cookie_of(self, app: Flask) -> SessionCookie:
         """Return the cookie that Flask's settings describe."""
@@ -273,6 +277,40 @@ class StillroomSessions(SessionInterface):
         if cookie is None:
             cookie = self._cookies[given] = _cookie_of(app.config)
         return cookie
+
+
+def _answer_failures(app: Flask) -> None:
+    """Have this app answer 503 where its error page, or an `after_request` function, looks at the session again.
+
+    Flask's handlers are over then: it would answer with a bare 500, or raise. Done once an app, by the first failure.
+    """
+    handle = app.handle_exception
+    if getattr(handle, ANSWERS, False):
+        return
+
+    def handled(error: Exception) -> Response:
+        try:
+            response = handle(error)
+        except SessionStoreUnavailable as raised:
+            if raised is error:  # it is to be propagated
+                raise
+            response = app.response_class(status=500)
+        failure = getattr(session, "failure", None)
+        if response.status_code == 500 and isinstance(failure, SessionStoreUnavailable):
+            _replace(response, failed(failure, request.method))
+        return response
+
+    setattr(handled, ANSWERS, True)
+    app.handle_exception = handled  # type: ignore[method-assign]
+
+
+def _replace(response: Response, answer: Answer) -> None:
+    """Make this answer of a response of the app's."""
+    response.status_code = answer.status
+    cors = kept(list(response.headers))  # a page of another origin may read this, too
+    response.headers.clear()
+    response.headers.extend([*answer.headers, *cors])
+    response.set_data(answer.body)
 
 
 _SETTINGS = (

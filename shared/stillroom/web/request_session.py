@@ -390,9 +390,13 @@ class RequestSession(MutableMapping[str, Any]):
             try:
                 yield from self.prefetching()
             except StillroomError as error:
-                self.failure = error
+                self._fail(error)
                 raise
             self._open()
+
+    def _fail(self, error: StillroomError) -> None:
+        """Note why the session could not be read."""
+        self.failure = error
 
     def _open(self) -> None:
         """Let the app look at what was read.

@@ -4,6 +4,7 @@ where it would have been a 500: Redis away is no error of the app."""
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 from django.conf import settings
 from django.contrib.sessions.middleware import SessionMiddleware as DjangoSessions
@@ -27,6 +28,18 @@ class SessionMiddleware(InRequest, DjangoSessions):
     A cookie goes out only where the browser has to keep another one, for as long as the session may live; then the
     response is private, whatever the view says.
     """
+
+    def __call__(self, request: HttpRequest) -> Any:
+        try:
+            return super().__call__(request)
+        except SessionStoreUnavailable as error:  # of an error page that looks at the session
+            return _unavailable(error)
+
+    async def __acall__(self, request: HttpRequest) -> Any:
+        try:
+            return await super().__acall__(request)
+        except SessionStoreUnavailable as error:
+            return _unavailable(error)
 
     def process_request(self, request: HttpRequest) -> None:
         super().process_request(request)
