@@ -16,13 +16,15 @@ import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
-from flask import Flask
+from flask import Flask, url_for
 from hishel.httpx2 import CacheClient
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Route
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from stillroom import (
     AsyncStillroom,
@@ -717,6 +719,39 @@ def test_a_status_without_a_name_is_the_app_s(settings: Settings) -> None:
         app.add_url_rule("/", "view", pages.page(ttl=60)(lambda: ("away", 520)))
         answer = app.test_client().get("/")
         assert (answer.status_code, answer.text) == (520, "away")
+
+
+@pytest.mark.parametrize("is_first", [False, True], ids=["behind", "in front"])
+def test_a_page_has_the_addresses_that_its_visitors_see(
+    face: str, settings: Settings, is_first: bool
+) -> None:
+    """Links in a page have the scheme of a proxy's visitors, whichever of the two middlewares was added first."""
+    room: Any = (Stillroom if face == "flask" else AsyncStillroom)(settings, dispatch=NoDispatch())
+    pages: Pages[Any] = Pages(room)
+    app: Any = Flask("shop") if face == "flask" else FastAPI(lifespan=room.lifespan)
+    if is_first:
+        pages.install(app)
+    if face == "flask":
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_proto=1)
+    else:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts="*")
+    if not is_first:
+        pages.install(app)
+
+    if face == "flask":
+        app.add_url_rule("/", "home", pages.page(ttl=60)(lambda: url_for("home", _external=True)))
+    else:
+
+        @app.get("/", name="home")
+        @pages.page(ttl=60)
+        async def home(request: Request) -> str:
+            return str(request.url_for("home"))
+
+    with app.test_client() if face == "flask" else TestClient(app) as client:
+        for expected in ("stored", "hit"):
+            answer = client.get("/", headers={"X-Forwarded-Proto": "https"})
+            assert expected in answer.headers["cache-status"]
+            assert "https://" in answer.text
 
 
 @pytest.mark.parametrize("matching", [{}, {"host_matching": True, "static_host": "shop.test"}])

@@ -282,7 +282,7 @@ class StillroomSessions(SessionInterface):
 def _answer_failures(app: Flask) -> None:
     """Have this app answer 503 where its error page, or an `after_request` function, looks at the session again.
 
-    Flask's handlers are over then: it would answer with a bare 500, or raise. Done once an app, by the first failure.
+    Flask's handlers are over then: it would answer with a bare 500, or raise. The first failure does this, once.
     """
     handle = app.handle_exception
     if getattr(handle, ANSWERS, False):

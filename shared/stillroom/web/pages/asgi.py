@@ -30,6 +30,12 @@ def install_asgi(pages: Pages[Any], app: Any) -> None:
     renderer = Renderer(pages, app)
     pages.render = renderer.render
     app.add_middleware(PageMiddleware, renderer=renderer)
+    # Behind what tells the scheme: a page is rendered from a request without a proxy's headers.
+    kinds = [getattr(one.cls, "__name__", "") for one in app.user_middleware]
+    if "ProxyHeadersMiddleware" in kinds:
+        app.user_middleware.insert(
+            kinds.index("ProxyHeadersMiddleware"), app.user_middleware.pop(0)
+        )
 
 
 class Endpoint(NamedTuple):

@@ -14,6 +14,7 @@ from werkzeug.routing import MapAdapter, RequestRedirect
 
 from stillroom.errors import SettingsError
 from stillroom.room import Stillroom
+from stillroom.web.carriers import layers
 from stillroom.web.pages.answer import bypassed
 from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering, own_mark
 from stillroom.web.pages.policy import Identity, Visit
@@ -26,9 +27,15 @@ from stillroom.web.wsgi import LIMITED, App, Environ, StartResponse
 def install_flask(pages: Pages[Any], app: Flask) -> None:
     if not isinstance(pages.room, Stillroom):
         raise SettingsError("Flask needs Pages(Stillroom())")
-    middleware = PageMiddleware(app.wsgi_app, pages, app)
+    # Behind what tells scheme and host: a page is rendered from a request without a proxy's headers.
+    fixes = [layer for layer in layers(app.wsgi_app) if type(layer).__name__ == "ProxyFix"]
+    around: Any = fixes[-1] if fixes else None
+    middleware = PageMiddleware(around.app if fixes else app.wsgi_app, pages, app)
     pages.render = middleware.render
-    app.wsgi_app = middleware  # type: ignore[method-assign]
+    if fixes:
+        around.app = middleware
+    else:
+        app.wsgi_app = middleware  # type: ignore[method-assign]
 
 
 class PageMiddleware:
