@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from flask import Blueprint, Flask, Request, Response, current_app, request, session
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, ServiceUnavailable, TooManyRequests
 
 from stillroom.errors import InvalidLimit, SettingsError
 from stillroom.limits import Decision, Limit
@@ -54,8 +54,9 @@ log = logging.getLogger("stillroom.web")
 class LimitExceeded(HTTPException):
     """A request was refused at its view: 429 or 503, problem+json.
 
-    An app answers in its own words with `@app.errorhandler(429)`, or `@app.errorhandler(LimitExceeded)`; what its
-    client is told of limits is added to that answer. `decision` says what there is to say.
+    An app answers in its own words with `@app.errorhandler(429)`, `@app.errorhandler(503)`, or for both
+    `@app.errorhandler(LimitExceeded)`; what its client is told of limits is added to that answer. `decision` says
+    what there is to say.
     """
 
     def __init__(self, decision: Decision, answer: Answer) -> None:
@@ -63,6 +64,14 @@ class LimitExceeded(HTTPException):
         super().__init__(decision.problem().get("detail"), response)
         self.code = answer.status
         self.decision = decision
+
+
+class _Denied(LimitExceeded, TooManyRequests):
+    """A handler for 429 is found by its class."""
+
+
+class _Undecided(LimitExceeded, ServiceUnavailable):
+    """A handler for 503 is found by its class."""
 
 
 @explained
@@ -196,7 +205,8 @@ class StillroomLimits:
     def _refusal(self, visit: Visit) -> LimitExceeded:
         assert visit.refused is not None
         answer = self._charger.gate.refusal(visit, list(request.headers))
-        return LimitExceeded(visit.refused, answer)
+        kind = _Denied if answer.status == _Denied.code else _Undecided
+        return kind(visit.refused, answer)
 
 
 @explained

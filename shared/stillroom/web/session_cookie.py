@@ -139,7 +139,7 @@ class SessionCookie:
 def _tell_of_two(name: str) -> None:
     """Log once that browsers have two cookies of this name: who has them can't log in."""
     log.warning(
-        "a browser sent two different tokens as %s, which is no session: one was planted, or the cookie had another "
-        "domain, path or partitioned= before. Give a cookie that is kept in another way another name",
+        "a browser sent two different tokens as %s, which is no session: one was planted, or the cookie had another"
+        " domain, path or partitioned= before. Give a cookie that is kept in another way another name",
         name,
     )
