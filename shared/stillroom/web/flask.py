@@ -288,11 +288,11 @@ def _answer_failures(app: Flask) -> None:
     if getattr(handle, ANSWERS, False):
         return
 
-    def handled(error: Exception) -> Response:
+    def handled(e: Exception) -> Any:
         try:
-            response = handle(error)
+            response = handle(e)
         except SessionStoreUnavailable as raised:
-            if raised is error:  # it is to be propagated
+            if raised is e:  # it is to be propagated
                 raise
             response = app.response_class(status=500)
         failure = getattr(session, "failure", None)

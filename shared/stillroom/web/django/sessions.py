@@ -358,7 +358,8 @@ class SessionStore(SessionBase):
         moment = _moment_of(data)
         if was is None or moment is None or found is None:
             return False
-        return 0 < self.get_expiry_age(expiry=moment) <= found.expires_at - found.last_seen
+        left: float = self.get_expiry_age(expiry=moment)
+        return 0 < left <= found.expires_at - found.last_seen
 
     def _idle(self, data: Mapping[Any, Any]) -> float:
         """Return the seconds that the session may be idle. 0 or less: it is over."""
