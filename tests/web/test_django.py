@@ -744,9 +744,10 @@ class Moment(datetime.datetime):
     """A datetime subclass as libraries for times have them."""
 
 
-def test_a_load_that_is_shed_is_a_503_that_says_when_to_come_again() -> None:
+@pytest.mark.parametrize("kind", [SessionMiddleware, LimitsMiddleware])
+def test_a_load_that_is_shed_is_a_503_that_says_when_to_come_again(kind: Any) -> None:
     """A shed load that a view does not handle is a 503 with Retry-After; other errors are left to Django."""
-    middleware = SessionMiddleware(lambda _: HttpResponse())
+    middleware = kind(lambda _: HttpResponse())
     request = RequestFactory().get("/")
     answer = middleware.process_exception(request, LoadShed("prices", 20, 1.5))
     assert answer is not None

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from flask import Blueprint, Flask, Request, Response, current_app, request, session
 from werkzeug.exceptions import HTTPException, ServiceUnavailable, TooManyRequests
 
-from stillroom.errors import InvalidLimit, SettingsError
+from stillroom.errors import InvalidLimit, LoadShed, SettingsError
 from stillroom.limits import Decision, Limit
 from stillroom.limits.limit import check_limits
 from stillroom.limits.routes import Counted
@@ -35,7 +35,7 @@ from stillroom.web.limited import (
     declared_in_threads,
 )
 from stillroom.web.placing import checked_function, checked_room
-from stillroom.web.problem import Answer
+from stillroom.web.problem import Answer, shed
 from stillroom.web.refusal import Render
 from stillroom.web.request_session import RequestSession
 from stillroom.web.visit import RENDERING, Visit
@@ -112,6 +112,7 @@ class StillroomLimits:
         gate.reads_headers = bool(room.settings.trusted_proxies)
         self._charger = Charger(gate, room.state)
         app.extensions[FLASK_EXTENSION] = self
+        answer_shed_loads(app)
         letting_go = _LettingGo(_telling(app.wsgi_app), self._charger)
         app.wsgi_app = budgeted(room, letting_go)  # type: ignore[method-assign]
         self._has_told = False
@@ -255,6 +256,17 @@ def limited(
         return found
 
     return put_on
+
+
+def answer_shed_loads(app: Flask) -> None:
+    """Have a load that found no place be a 503, unless the app has its own answer. Flask would make a 500 of it."""
+    if LoadShed not in app.error_handler_spec[None][None]:
+        app.register_error_handler(LoadShed, _answer_shed)
+
+
+def _answer_shed(error: LoadShed) -> Response:
+    answer = shed(error)
+    return Response(answer.body, answer.status, answer.headers)
 
 
 def exempt(view: V) -> V:

@@ -27,7 +27,7 @@ from django.http import (
 from django.urls import URLPattern, URLResolver
 from django.views import View
 
-from stillroom.errors import InvalidLimit, SettingsError
+from stillroom.errors import InvalidLimit, LoadShed, SettingsError
 from stillroom.limits import Limit
 from stillroom.limits.limit import check_limits
 from stillroom.limits.routes import Counted
@@ -51,7 +51,7 @@ from stillroom.web.limited import (
     declared_in_threads,
 )
 from stillroom.web.placing import checked_function
-from stillroom.web.problem import Answer
+from stillroom.web.problem import Answer, shed
 from stillroom.web.refusal import Refusal
 from stillroom.web.request_session import RequestSession, WebSession
 from stillroom.web.session_cookie import SessionCookie
@@ -125,6 +125,11 @@ class LimitsMiddleware(InRequest):
             return None
         self._let_session_ride(request, visit)
         return self.charge(request, carried(view) or self._default)
+
+    def process_exception(
+        self, request: HttpRequest, exception: Exception
+    ) -> HttpResponseBase | None:
+        return _response(shed(exception)) if isinstance(exception, LoadShed) else None
 
     def process_response(
         self, request: HttpRequest, response: HttpResponseBase
