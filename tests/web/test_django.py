@@ -92,6 +92,12 @@ def deleted(request: HttpRequest) -> HttpResponse:
     return HttpResponse("deleted")
 
 
+def over(request: HttpRequest) -> HttpResponse:
+    request.session["cart"] = []
+    request.session.set_expiry(-1)
+    return HttpResponse("over")
+
+
 @limited(Limit("django_by_user", 3, 60, by="user"))
 def by_user(request: HttpRequest) -> HttpResponse:
     return HttpResponse("counted")
@@ -132,6 +138,7 @@ urlpatterns = [
     path("cart/add/<item>", add),
     path("public/add/<item>", public),
     path("deleted", deleted),
+    path("over", over),
     path("by_user", by_user),
     path("looks", plain),
     path("looks_late", plain),
@@ -464,6 +471,15 @@ def test_who_asks_for_the_key_after_a_login_gets_the_new_one(room: Stillroom, be
     assert {"cart", "later", SESSION_KEY} == set(SessionStore(noted[0]).keys())
     SessionStore().delete(noted[0])
     assert room.sessions.count("7") == 0
+
+
+def test_an_expiry_in_the_past_is_a_logout(browser: Browser, room: Stillroom) -> None:
+    """A session whose expiry is over has ended, and the browser is told to forget its cookie, as by Django itself."""
+    browser.get("/cart/add/tea")
+    reply = browser.get("/over")
+    assert "Max-Age=-1" in (reply.one("set-cookie") or "")
+    assert reply.one("cache-control") == "private"
+    assert room.sessions.count() == 0
 
 
 def test_data_after_delete_begins_a_session(browser: Browser) -> None:

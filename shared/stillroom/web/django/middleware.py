@@ -82,11 +82,12 @@ def _set_right(request: HttpRequest, session: SessionStore, response: HttpRespon
     if cookie is None:
         return
     came = request.COOKIES.get(name)
-    is_kept = cookie.value == came if cookie.value else not session.may_be_forgotten(came or "")
-    if is_kept:
+    # Django has the browser forget it by an empty value, or by an age that is over.
+    lives = bool(cookie.value) and not session.has_ended
+    if cookie.value == came if lives else not session.may_be_forgotten(came or ""):
         del response.cookies[name]
         return
-    if cookie.value and cookie["max-age"] and session.found is not None:
+    if lives and cookie["max-age"] and session.found is not None:
         cookie["max-age"] = int(session.found.ends_by - session.found.read_at)
         cookie["expires"] = ""
     more, without = private(list(response.items()))

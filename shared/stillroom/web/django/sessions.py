@@ -159,7 +159,7 @@ class SessionStore(SessionBase):
     def delete(self, session_key: str | None = None) -> None:
         key = session_key or self._session_key
         if key and _run(_body().log_out(key, asked_us=self.asked_us)):
-            self.has_ended = True
+            self.has_ended |= key == self._session_key
         elif key and key == self._session_key:
             self._dead = key
 
