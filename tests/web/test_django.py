@@ -474,7 +474,7 @@ def test_who_asks_for_the_key_after_a_login_gets_the_new_one(room: Stillroom, be
 
 
 def test_an_expiry_in_the_past_is_a_logout(browser: Browser, room: Stillroom) -> None:
-    """A session whose expiry is over has ended, and the browser is told to forget its cookie, as by Django itself."""
+    """A session whose expiry is over has ended, and the browser is told to forget its cookie, as Django does."""
     browser.get("/cart/add/tea")
     reply = browser.get("/over")
     assert "Max-Age=-1" in (reply.one("set-cookie") or "")
