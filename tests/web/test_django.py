@@ -448,6 +448,27 @@ def test_create_keeps_what_the_request_has_put_into_the_session(room: Stillroom)
     assert SessionStore(session.session_key).load() == {"cart": ["tea"], "more": 1}
 
 
+@pytest.mark.parametrize("begin", [SessionStore.save, SessionStore.create])
+def test_an_empty_session_that_a_view_begins_is_the_visitor_s(
+    room: Stillroom, begin: Callable[[SessionStore], None]
+) -> None:
+    """A view that saves an empty session, for its key to name a cart, finds the same key in the next request."""
+    noted: list[str] = []
+
+    def view(request: HttpRequest) -> HttpResponse:
+        if not request.session.session_key:
+            begin(request.session)
+        noted.append(request.session.session_key)
+        return HttpResponse()
+
+    for _ in range(2):
+        request = RequestFactory().get("/")
+        request.COOKIES |= {COOKIE: noted[0]} if noted else {}
+        response = SessionMiddleware(view)(request)
+        assert len(noted) > 1 or response.cookies[COOKIE].value == noted[0]
+    assert noted == [noted[0]] * 2
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_who_asks_for_the_key_after_a_login_gets_the_new_one(room: Stillroom, begun: bool) -> None:
     """Who notes the key of a login, to end that session later, notes the one that the browser gets."""

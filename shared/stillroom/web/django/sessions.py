@@ -151,6 +151,7 @@ class SessionStore(SessionBase):
         try:
             if must_create or key is None:
                 self._begin(data)
+                self.modified = True  # so that the response brings its key
             else:
                 self._update(data)
         except (SessionEnded, SessionConflict) as error:
