@@ -322,5 +322,9 @@ class Middleware(Generic[A, R]):
         checked_app(app, self._kind, type(self).__name__)
         self._prepare()
 
+    @property
+    def room(self) -> R:
+        return self._room
+
     def _prepare(self) -> None:
         """Set up what one face needs besides."""
