@@ -711,6 +711,30 @@ def test_views_that_one_function_makes_have_their_own_tags(face: str, settings: 
         assert "about 1" in client.get("/about").text
 
 
+def test_views_that_one_function_makes_live_for_their_own_times(
+    settings: Settings,
+) -> None:
+    """Of two views that one function makes, each is kept for as long as it says, whichever was made first."""
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        app, pages, calls = Flask("shop"), Pages(room), iter(range(100))
+        pages.install(app)
+
+        def add(name: str, **times: Any) -> None:
+            view = pages.page(**times)(lambda: f"{name} {next(calls)}")
+            app.add_url_rule(f"/{name}", name, view)
+
+        add("long", ttl=600)
+        add("short", ttl=60)
+        add("usual")
+        client = app.test_client()
+        names = ("long", "short", "usual")
+        assert [client.get(f"/{name}").text for name in names] == ["long 0", "short 1", "usual 2"]
+        Clock(room).advance(61)
+        assert [client.get(f"/{name}").text for name in names] == ["long 0", "short 3", "usual 2"]
+        Clock(room).advance(int(settings.ttl))
+        assert [client.get(f"/{name}").text for name in names] == ["long 0", "short 4", "usual 5"]
+
+
 def test_a_status_without_a_name_is_the_app_s(settings: Settings) -> None:
     """A view of Flask may answer with a status that no standard names, as an error of a proxy's is passed on."""
     with Stillroom(settings, dispatch=NoDispatch()) as room:
