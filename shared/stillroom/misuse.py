@@ -90,6 +90,20 @@ def name_of(function: Any) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
+def takes(function: object, number: int) -> bool:
+    """Return whether this can be called with so many arguments. What is no function, or no Python, might be."""
+    try:
+        signature = inspect.signature(function) if callable(function) else None
+    except Exception:  # also of an object that makes up its attributes
+        return True
+    try:
+        if signature is not None:
+            signature.bind(*[None] * number)
+    except TypeError:
+        return False
+    return True
+
+
 def _refuse_coroutine(what: str, function: Any) -> None:
     if is_awaited(function):
         raise InvalidArgument(

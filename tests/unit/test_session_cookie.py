@@ -63,6 +63,17 @@ def test_twice_the_same_is_one_and_two_are_none() -> None:
     assert COOKIE.read(f"__Host-sid=junk; __Host-sid={TOKEN}; __Host-sid=") == TOKEN
 
 
+def test_two_tokens_of_a_browser_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A cookie of which browsers send two is logged once, with its likely cause: nobody with both can log in."""
+    cookie = SessionCookie("told-once")
+    for _ in range(3):
+        assert cookie.read(f"told-once={TOKEN}; told-once={OTHER}") is None
+    (record,) = caplog.records
+    assert "told-once" in record.getMessage()
+    assert "Give a cookie that is kept in another way another name" in record.getMessage()
+    assert TOKEN not in record.getMessage()
+
+
 @given(st.text(max_size=200))
 def test_no_header_is_too_strange(header: str) -> None:
     """No header raises, and nothing but a token comes out of it."""

@@ -9,8 +9,9 @@ import datetime
 import decimal
 import http
 import json
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,8 +21,9 @@ from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
-from django.test import RequestFactory, override_settings
+from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import path
+from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.safestring import SafeString, mark_safe
 from django.views import View
@@ -48,7 +50,7 @@ from stillroom.web.wsgi import StillroomMiddleware
 from tests.support.crowd import PATIENT
 from tests.support.django_project import configure
 from tests.support.sessions import age, break_records
-from tests.support.web import Browser, serving_wsgi
+from tests.support.web import COOKIE, Browser, serving_wsgi
 
 configure()
 
@@ -82,6 +84,23 @@ def public(request: HttpRequest, item: str) -> HttpResponse:
     response = add(request, item)
     response["Cache-Control"] = "public, max-age=600, s-maxage=600"
     return response
+
+
+def deleted(request: HttpRequest) -> HttpResponse:
+    request.session.delete()
+    request.session["cart"] = ["jam"]
+    return HttpResponse("deleted")
+
+
+def over(request: HttpRequest) -> HttpResponse:
+    request.session["cart"] = []
+    request.session.set_expiry(-1)
+    return HttpResponse("over")
+
+
+@limited(Limit("django_by_user", 3, 60, by="user"))
+def by_user(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("counted")
 
 
 def confirm(request: HttpRequest) -> HttpResponse:
@@ -118,6 +137,11 @@ urlpatterns = [
     path("cart", cart),
     path("cart/add/<item>", add),
     path("public/add/<item>", public),
+    path("deleted", deleted),
+    path("over", over),
+    path("by_user", by_user),
+    path("looks", plain),
+    path("looks_late", plain),
     path("confirm", confirm),
     path("sensitive", sensitive),
     path("asensitive", asensitive),
@@ -212,6 +236,60 @@ def test_a_request_that_does_not_look_reads_nothing(away: None) -> None:
             assert (reply.one("content-type"), reply.token) == ("application/problem+json", None)
 
 
+class Looks:
+    """A middleware that looks at the session in front of the view, as Django's LoginRequiredMiddleware does."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        if request.path == "/looks":
+            request.session.get("a")
+        return self._get_response(request)
+
+    def process_view(self, request: HttpRequest, *_: Any) -> None:
+        if request.path == "/looks_late":
+            request.session.get("a")
+
+
+class WithPages:
+    """URLs with error pages whose layout shows who is logged in."""
+
+    urlpatterns = urlpatterns
+
+    @staticmethod
+    def handler404(request: HttpRequest, exception: Exception) -> HttpResponse:
+        return HttpResponse(request.session.get("user"), status=404)
+
+    @staticmethod
+    def handler500(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(request.session.get("user"), status=500)
+
+
+@pytest.mark.parametrize(
+    ("path_", "urls"),
+    [
+        ("/looks", __name__),
+        ("/looks_late", __name__),
+        ("/by_user", __name__),
+        ("/looks", WithPages()),
+        ("/nothing", WithPages()),
+    ],
+)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_whatever_looks_gets_a_503(away: None, path_: str, urls: Any, is_async: bool) -> None:
+    """A middleware, a limit by user or an error page that looks while Redis is away is answered with 503, too."""
+    ours = "stillroom.web.django"
+    middleware = [f"{ours}.middleware.SessionMiddleware", f"{ours}.limits.LimitsMiddleware"]
+    kind = AsyncClient if is_async else Client
+    with override_settings(MIDDLEWARE=[*middleware, f"{__name__}.Looks"], ROOT_URLCONF=urls):
+        client: Any = kind(raise_request_exception=False)
+        client.cookies[COOKIE] = "00." + "A" * 43
+        reply = asyncio.run(client.get(path_)) if is_async else client.get(path_)
+    assert (reply.status_code, reply.headers["Retry-After"]) == (503, "2")
+    assert not reply.cookies
+
+
 def test_only_what_changed_is_written(room: Stillroom) -> None:
     """Two requests on one session write only their own changes and keep each other's."""
     first = SessionStore()
@@ -279,6 +357,161 @@ def test_an_expiry_of_its_own_is_the_servers_too(room: Stillroom, client: Any) -
     assert SessionStore(session.session_key).load() == {}
 
 
+def at_moment(session: SessionStore) -> None:
+    session.set_expiry(timezone.now() + datetime.timedelta(hours=1))
+
+
+def after_time(session: SessionStore) -> None:
+    session.set_expiry(datetime.timedelta(hours=1))
+
+
+@pytest.mark.parametrize("expire", [at_moment, after_time])
+def test_a_session_ends_at_its_moment_however_often_it_is_used(
+    room: Stillroom, monkeypatch: pytest.MonkeyPatch, expire: Callable[[SessionStore], None]
+) -> None:
+    """A session with a moment as its expiry ends then, though it was used a moment ago, and is ended in Redis."""
+    session = SessionStore()
+    session["a"] = 1
+    expire(session)
+    session.save()
+    key, now = session.session_key, time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3_590)
+    assert SessionStore(key)["a"] == 1
+    monkeypatch.setattr(time, "time", lambda: now + 3_601)
+    late = SessionStore(key)
+    assert "a" not in late
+    assert late.session_key is None
+    assert room.sessions.get(key) is None
+
+
+def test_a_moment_that_is_put_off_makes_no_new_session(room: Stillroom) -> None:
+    """Requests at the same time may each put off the moment at which their session ends, and all keep their key."""
+    session = SessionStore()
+    session["a"] = 1
+    after_time(session)
+    session.save()
+    one, other = SessionStore(session.session_key), SessionStore(session.session_key)
+    for number, store in enumerate((one, other)):
+        store[f"of {number}"] = True
+        after_time(store)
+    one.save()
+    other.save()
+    assert {one.session_key, other.session_key} == {session.session_key}
+    found = SessionStore(session.session_key)
+    assert {"a", "of 0", "of 1"} < set(found.keys())
+    assert datetime.datetime.fromisoformat(
+        found["_session_expiry"]
+    ) > datetime.datetime.fromisoformat(session["_session_expiry"])
+
+
+def test_a_moment_further_away_than_redis_keeps_the_session_begins_a_new_one(
+    room: Stillroom,
+) -> None:
+    """A session is kept up to its moment also where that is put off by more than it was to live."""
+    session = SessionStore()
+    session["a"] = 1
+    after_time(session)
+    session.save()
+    session.set_expiry(datetime.timedelta(days=2))
+    session.save()
+    found = room.sessions.get(session.session_key)
+    assert found is not None
+    assert found.expires_at - found.last_seen >= 2 * 86_400 - 1
+
+
+@pytest.mark.parametrize("age", [731 * 86_400, datetime.timedelta(days=3_650)])
+def test_a_lifetime_of_years_is_as_long_as_a_session_may_live(
+    room: Stillroom, age: int | datetime.timedelta
+) -> None:
+    """SESSION_COOKIE_AGE and set_expiry of many years are no error: a session ends at its absolute end anyway."""
+    session = SessionStore()
+    session["a"] = 1
+    session.set_expiry(age)
+    session.save()
+    found = room.sessions.get(session.session_key)
+    assert found is not None
+    assert found.expires_at == found.ends_by
+    with override_settings(SESSION_COOKIE_AGE=3_650 * 86_400):
+        other = SessionStore()
+        other["a"] = 1
+        other.save()
+        assert SessionStore(other.session_key).load() == {"a": 1}
+
+
+def test_create_keeps_what_the_request_has_put_into_the_session(room: Stillroom) -> None:
+    """`create()` for a visitor without a session keeps what the request has put into it, as Django's own does."""
+    session = SessionStore()
+    session["cart"] = ["tea"]
+    session.create()
+    session["more"] = 1
+    session.save()
+    assert SessionStore(session.session_key).load() == {"cart": ["tea"], "more": 1}
+
+
+@pytest.mark.parametrize("begin", [SessionStore.save, SessionStore.create])
+def test_an_empty_session_that_a_view_begins_is_the_visitor_s(
+    room: Stillroom, begin: Callable[[SessionStore], None]
+) -> None:
+    """A view that saves an empty session, for its key to name a cart, finds the same key in the next request."""
+    noted: list[str] = []
+
+    def view(request: HttpRequest) -> HttpResponse:
+        if not request.session.session_key:
+            begin(request.session)
+        noted.append(request.session.session_key)
+        return HttpResponse()
+
+    for _ in range(2):
+        request = RequestFactory().get("/")
+        request.COOKIES |= {COOKIE: noted[0]} if noted else {}
+        response = SessionMiddleware(view)(request)
+        assert len(noted) > 1 or response.cookies[COOKIE].value == noted[0]
+    assert noted == [noted[0]] * 2
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_who_asks_for_the_key_after_a_login_gets_the_new_one(room: Stillroom, begun: bool) -> None:
+    """Who notes the key of a login, to end that session later, notes the one that the browser gets."""
+    noted: list[str] = []
+
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session["cart"] = ["tea"]
+        log_in(request.session)
+        noted.append(request.session.session_key)  # as a handler of user_logged_in does
+        request.session["later"] = True
+        return HttpResponse()
+
+    request = RequestFactory().get("/")
+    if begun:
+        first = SessionStore()
+        first["cart"] = []
+        first.save()
+        request.COOKIES[COOKIE] = first.session_key
+    response = SessionMiddleware(view)(request)
+    assert noted == [response.cookies[COOKIE].value]
+    assert {"cart", "later", SESSION_KEY} == set(SessionStore(noted[0]).keys())
+    SessionStore().delete(noted[0])
+    assert room.sessions.count("7") == 0
+
+
+def test_an_expiry_in_the_past_is_a_logout(browser: Browser, room: Stillroom) -> None:
+    """A session whose expiry is over has ended, and the browser is told to forget its cookie, as Django does."""
+    browser.get("/cart/add/tea")
+    reply = browser.get("/over")
+    assert "Max-Age=-1" in (reply.one("set-cookie") or "")
+    assert reply.one("cache-control") == "private"
+    assert room.sessions.count() == 0
+
+
+def test_data_after_delete_begins_a_session(browser: Browser) -> None:
+    """A view that deletes its visitor's session, and then puts something into it, begins another one."""
+    browser.get("/cart/add/tea")
+    before = browser.token
+    assert browser.get("/deleted").status == 200
+    assert browser.token not in (before, None)
+    assert browser.get("/cart").text == '["jam"]'
+
+
 def test_the_methods_for_async_views(room: Stillroom) -> None:
     """The async methods do the same, also those that Django's base class writes in two steps."""
 
@@ -340,9 +573,9 @@ def test_a_login_in_a_request_is_one_new_key(room: Stillroom) -> None:
     first.save()
     late = SessionStore(first.session_key)
     log_in(late)
-    assert (
-        late.session_key == first.session_key
-    )  # not before it is known whether all can be written
+    assert SessionStore(first.session_key).load() == {
+        "cart": ["tea"]
+    }  # until it is known whether all can be written
     late.save()
     assert late.session_key != first.session_key
     assert SessionStore(first.session_key).load() == {}
@@ -548,9 +781,10 @@ class Moment(datetime.datetime):
     """A datetime subclass as libraries for times have them."""
 
 
-def test_a_load_that_is_shed_is_a_503_that_says_when_to_come_again() -> None:
+@pytest.mark.parametrize("kind", [SessionMiddleware, LimitsMiddleware])
+def test_a_load_that_is_shed_is_a_503_that_says_when_to_come_again(kind: Any) -> None:
     """A shed load that a view does not handle is a 503 with Retry-After; other errors are left to Django."""
-    middleware = SessionMiddleware(lambda _: HttpResponse())
+    middleware = kind(lambda _: HttpResponse())
     request = RequestFactory().get("/")
     answer = middleware.process_exception(request, LoadShed("prices", 20, 1.5))
     assert answer is not None

@@ -55,6 +55,11 @@ WRONG: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"W041"},
     ),
     "a cookie in plain text": ({"SESSION_COOKIE_SECURE": False}, {"W050"}),
+    "a cookie that browsers refuse for its domain": (
+        {"SESSION_COOKIE_DOMAIN": ".shop.example"},
+        {"E052"},
+    ),
+    "a cookie that browsers refuse for its path": ({"SESSION_COOKIE_PATH": "/shop"}, {"E052"}),
     "a cookie that others can plant": ({"SESSION_COOKIE_NAME": "sessionid"}, {"W051"}),
     "no pepper": ({"STILLROOM": {"redis_url": "redis://x", "production": True}}, {"E060"}),
     "somebody else's sessions": (

@@ -422,6 +422,62 @@ def test_counting_together_holds_under_threads(settings: Settings) -> None:
     assert left == 998
 
 
+def in_flask(settings: Settings, key: Any) -> Any:
+    """Return a client of an app of Flask with a handler for this, and one limited endpoint."""
+    from flask import Flask
+
+    from stillroom.web.flask import LimitExceeded, StillroomLimits, limited
+
+    app = Flask("words")
+    StillroomLimits(app, Stillroom(settings))
+    app.register_error_handler(key or LimitExceeded, lambda error: ("own words", error.code))
+    limit = Limit("words", 1, 60, away="strict")
+    app.add_url_rule("/", "view", limited(limit)(lambda: "done"))
+    return contextlib.nullcontext(app.test_client())
+
+
+def in_fastapi(settings: Settings, key: Any) -> Any:
+    """Return a client of an app of FastAPI with a handler for this, and one limited endpoint."""
+    from fastapi import Depends, FastAPI
+    from fastapi.testclient import TestClient
+    from starlette.responses import PlainTextResponse
+
+    from stillroom import AsyncStillroom
+    from stillroom.web.asgi import StillroomMiddleware
+    from stillroom.web.fastapi import LimitExceeded, limited
+
+    room = AsyncStillroom(settings)
+    app = FastAPI(lifespan=room.lifespan)
+    app.add_middleware(StillroomMiddleware, room=room)
+
+    @app.exception_handler(key or LimitExceeded)
+    async def words(_: Any, error: Any) -> PlainTextResponse:
+        return PlainTextResponse("own words", error.status_code)
+
+    @app.get("/", dependencies=[Depends(limited(Limit("words", 1, 60, away="strict")))])
+    async def view() -> str:
+        return "done"
+
+    return TestClient(app)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("by_status", [True, False], ids=["status", "class"])
+@pytest.mark.parametrize("make", [in_flask, in_fastapi])
+def test_an_app_s_error_handler_words_its_refusals(
+    settings: Settings, make: Any, by_status: bool, status: int
+) -> None:
+    """A handler for 429, for 503 or for LimitExceeded answers a refusal; the headers of limits are added to it."""
+    if status == 503:
+        away = {"redis_url": "redis://127.0.0.1:1", "limits_strict_503": True}
+        settings = settings.model_copy(update=away)
+    with make(settings, status if by_status else None) as client:
+        client.get("/")
+        answer = client.get("/")
+    assert (answer.status_code, answer.text) == (status, "own words")
+    assert int(answer.headers["Retry-After"]) >= 1
+
+
 def test_a_room_of_the_other_face_is_refused(settings: Settings) -> None:
     """A room of the other face is refused, by Flask's extension too."""
     from flask import Flask

@@ -72,6 +72,27 @@ def test_the_room_s_own_lifespan_is_enough(settings: Settings) -> None:
         assert client.get("/price").json() == 7
 
 
+def test_a_mounted_app_has_the_room_around_it(settings: Settings) -> None:
+    """A mounted app, whose lifespan nobody runs, has the room of the middleware around it, or of its own state."""
+    room, other = (AsyncStillroom(settings, dispatch=NoDispatch()) for _ in range(2))
+    app, plain, own = FastAPI(lifespan=room.lifespan), FastAPI(), FastAPI()
+    app.add_middleware(StillroomMiddleware, room=room)
+    own.state.stillroom = other
+    found: list[AsyncStillroom] = []
+
+    async def look(room: CurrentRoom) -> None:
+        found.append(room)
+
+    for path, mounted in (("/plain", plain), ("/own", own)):
+        mounted.get("/")(look)
+        app.mount(path, mounted)
+    with TestClient(app) as client:
+        assert [client.get(path).status_code for path in ("/plain/", "/own/")] == [200, 200]
+    assert found == [room, other]
+    with pytest.raises(SettingsError, match="A mounted app's lifespan is not run"):
+        TestClient(plain).get("/")
+
+
 def test_mistakes(settings: Settings, room: Stillroom) -> None:
     """A blocking room and an app without a room raise clear errors."""
     with pytest.raises(SettingsError, match="needs an AsyncStillroom"):

@@ -7,9 +7,10 @@ from typing import Any
 
 import flask
 import pytest
+from flask_login import LoginManager
 
-from stillroom import Settings, Stillroom
-from stillroom.web.flask import StillroomSessions
+from stillroom import SessionStoreUnavailable, Settings, Stillroom
+from stillroom.web.flask import StillroomLimits, StillroomSessions
 from tests.support.web import Browser, serving_wsgi
 
 
@@ -115,6 +116,68 @@ def test_redis_away_is_a_503_and_no_logout(browser: Browser, room: Stillroom) ->
             assert reply.one("content-type") == "application/problem+json"
             assert reply.token is None
         assert Browser(port, browser.token).get("/plain").status == 200
+    away.close()
+
+
+def with_pages(app: flask.Flask, *kinds: Any) -> None:
+    """Give the app error pages whose layout shows who is logged in."""
+
+    def page(error: Exception) -> Any:
+        return f"{flask.session.get('user')}: sorry", getattr(error, "code", 500)
+
+    for kind in kinds:
+        app.register_error_handler(kind, page)
+
+
+def with_flask_login(app: flask.Flask) -> None:
+    """Give the app Flask-Login, whose `after_request` function looks at the session of each request."""
+    app.secret_key = "of Flask-Login's own cookie"
+    LoginManager(app).user_loader(lambda user: None)
+
+
+@pytest.mark.parametrize("limits", [False, True], ids=["sessions", "limits too"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        lambda app: with_pages(app, 500),
+        lambda app: with_pages(app, 404, 500),
+        lambda app: with_pages(app, Exception),
+        with_flask_login,
+    ],
+    ids=["500", "404 and 500", "Exception", "Flask-Login"],
+)
+def test_redis_away_is_a_503_whatever_looks_at_the_session_then(more: Any, limits: bool) -> None:
+    """An error page, or an `after_request` function, that looks at the session again leaves the answer a 503."""
+    away = Stillroom(Settings(redis_url="redis://127.0.0.1:1", session_peppers="p" * 40))
+    app = make_app(away)
+    more(app)
+    if limits:
+        StillroomLimits(app, away)
+    with serving_wsgi(app) as port:
+        paths = ("/cart", *(["/missing"] if 404 in app.error_handler_spec[None] else []))
+        for path in paths * 2:
+            reply = Browser(port, "00." + "A" * 43).get(path)
+            assert (reply.status, reply.one("retry-after"), reply.token) == (503, "2", None)
+            assert reply.one("content-type") == "application/problem+json"
+        assert Browser(port).get("/plain").status == 200
+    away.close()
+
+
+def test_an_error_of_the_app_s_own_keeps_its_page(browser: Browser, room: Stillroom) -> None:
+    """After a session that could not be read, an app's own errors are answered by its own page, and propagated."""
+    away = Stillroom(Settings(redis_url="redis://127.0.0.1:1", session_peppers="p" * 40))
+    app = make_app(away)
+    app.register_error_handler(500, lambda error: ("sorry", 500))
+    with serving_wsgi(app) as port:
+        assert Browser(port, "00." + "A" * 43).get("/cart").status == 503
+        reply = Browser(port).get("/fail")
+        assert (reply.status, reply.text) == (500, "sorry")
+    app.testing = True
+    client = app.test_client(use_cookies=False)
+    with pytest.raises(ZeroDivisionError):
+        client.get("/fail")
+    with pytest.raises(SessionStoreUnavailable):
+        client.get("/cart", headers={"Cookie": "__Host-sid=00." + "A" * 43})
     away.close()
 
 

@@ -132,6 +132,8 @@ def test_mistakes(shop: Stillroom, settings: Settings) -> None:
     with app.app_context(), pytest.raises(SettingsError, match=r"room\.init_app"):
         bool(current_room.cache)
     shop.init_app(app)
+    with pytest.raises(SettingsError, match="called before, without these options"):
+        shop.init_app(app, routes=Routes([Route("/login", [AUTH])]))
     with pytest.raises(SettingsError, match="another room already"):
         Stillroom(settings, dispatch=NoDispatch()).init_app(app)
     with pytest.raises(TypeError, match="init"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import decimal
 import uuid
@@ -21,6 +22,7 @@ from flask_login import (
 )
 from flask_wtf.csrf import CSRFProtect, generate_csrf
 from markupsafe import Markup
+from werkzeug.test import Client
 
 from stillroom import SettingsError, Stillroom
 from stillroom.web.flask import StillroomSessions, fresh
@@ -30,6 +32,7 @@ from tests.support.sessions import age
 from tests.support.web import Reply, ask, serving_wsgi
 
 PLAIN = SessionCookie("sid", secure=False)
+LONGEST = datetime.timedelta(days=3_650)
 VALUES = {
     "tuple": (1, ("a", [2])),
     "bytes": b"ab\xff",
@@ -132,6 +135,7 @@ class Jar:
             "Path=/; HttpOnly; SameSite=Lax; Secure; Partitioned",
         ),
         ({"SESSION_COOKIE_NAME": "sid"}, "sid", "Path=/; HttpOnly; SameSite=Lax"),
+        ({"SESSION_COOKIE_DOMAIN": False}, "__Host-sid", "Path=/; HttpOnly; SameSite=Lax; Secure"),
         (
             {"SESSION_COOKIE_NAME": "sid", "SESSION_COOKIE_SECURE": True},
             "sid",
@@ -255,12 +259,12 @@ def test_permanence_alone_begins_a_session_only_where_it_is_wanted(room: Stillro
 
 def test_the_lifetime_of_a_permanent_session_is_flasks(room: Stillroom) -> None:
     """A permanent session ends after PERMANENT_SESSION_LIFETIME without a request, where that is set."""
-    for lifetime in (datetime.timedelta(hours=1), datetime.timedelta(days=30)):
+    for lifetime in (datetime.timedelta(hours=1), datetime.timedelta(days=30), LONGEST):
         browser = Jar(make_app(room, PERMANENT_SESSION_LIFETIME=lifetime))
         browser.get("/permanent/1")
         found = room.sessions.get(browser.token or "")
         assert found is not None
-        seconds = lifetime.total_seconds()
+        seconds = min(lifetime.total_seconds(), 366 * 86_400)  # no session is longer
         assert round(found.expires_at - found.last_seen) == seconds
         assert round(found.ends_by - found.created) == max(seconds, 604_800)
         browser.get("/permanent/0")
@@ -364,6 +368,40 @@ def test_it_is_a_dict_to_who_writes_so(room: Stillroom) -> None:
         shown = browser.get("/joined").get_json()
         assert shown == {"a": 1, "b": 2, "_user_id": "ann", "copied": True}
         assert browser.get("/me").get_json() == {"user": "ann"}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda session: {"a": 0, "b": 1} | session,
+        lambda session: {"b": 1} | copy.deepcopy(session),
+        lambda session: {"b": 1} | copy.copy(session),
+        lambda session: dict.fromkeys(reversed(session), 2) | {"b": 1},
+    ],
+    ids=["|", "deepcopy", "copy", "reversed"],
+)
+def test_each_face_s_session_is_asked_as_a_dict_is(
+    room: Stillroom, asked: Callable[[Any], dict[str, Any]]
+) -> None:
+    """What a dict can do besides, a request's session can too: in Flask, and around any app."""
+    app = make_app(room, PLAIN)
+    told: list[dict[str, Any]] = []
+
+    @app.get("/asked")
+    def view() -> str:
+        flask.session["a"] = 2
+        told.append(asked(flask.session))
+        return ""
+
+    def bare(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        environ["stillroom.session"]["a"] = 2
+        told.append(asked(environ["stillroom.session"]))
+        start_response("200 OK", [])
+        return [b""]
+
+    app.test_client().get("/asked")
+    Client(StillroomMiddleware(bare, room)).get("/")
+    assert told == [{"a": 2, "b": 1}] * 2
 
 
 @pytest.mark.parametrize(

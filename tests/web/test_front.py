@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from django.core.handlers.wsgi import WSGIHandler
+from django.http import HttpResponse
 from django.test import override_settings
 from django.urls import include, path, re_path
 from fastapi import APIRouter, FastAPI
@@ -44,12 +45,15 @@ from stillroom.web import HealthASGI, HealthWSGI, Refusal
 from stillroom.web.asgi import StillroomMiddleware as Asgi
 from stillroom.web.carriers import layers
 from stillroom.web.cors import ASKS, LEARNED_S, OPEN, Learned, Unanswered
+from stillroom.web.django import room as room_of_django
+from stillroom.web.django.limits import limited as on_django
 from stillroom.web.flask import StillroomLimits, StillroomSessions
 from stillroom.web.flask import limited as on_flask
 from stillroom.web.gate import Asked
 from stillroom.web.known_routes import Misfits
 from stillroom.web.starlette import limited
 from stillroom.web.wsgi import StillroomMiddleware as Wsgi
+from tests.support.crowd import PATIENT
 from tests.support.web import ask, serving_asgi, serving_wsgi
 from tests.web.conftest import Serve
 from tests.web.test_limits import read
@@ -451,6 +455,84 @@ def test_a_mounted_apps_own_table_holds_beside_the_outer_one(face: str, settings
         )
     assert left == {'"both"': "r=4"}, "five requests, each charged once"
     assert len(handler.calls) == 3
+
+
+GUESSES = Limit("guesses", 2, 600)
+PLACE = Limit("place", 1, 600, in_flight=True)
+
+
+def right_in_wsgi(_: Any, start_response: Any) -> list[bytes]:
+    start_response("200 OK", [])
+    return [b"right"]
+
+
+async def right(request: Any) -> PlainTextResponse:
+    return PlainTextResponse("right")
+
+
+def guessed(limit: Limit) -> Routes:
+    return Routes([Route("/{path:path}", [limit], count="failures")])
+
+
+def in_wsgi(room: Stillroom, limit: Limit) -> Any:
+    return Wsgi(right_in_wsgi, room, routes=guessed(limit))
+
+
+def in_flask(room: Stillroom, limit: Limit) -> Any:
+    app = Flask("inner")
+    StillroomLimits(app, room)
+    app.add_url_rule("/login", "login", on_flask(limit, count="failures")(lambda: "right"))
+    return app
+
+
+def in_django(room: Stillroom, limit: Limit) -> Any:
+    return WSGIHandler()
+
+
+def in_asgi(room: AsyncStillroom, limit: Limit) -> Any:
+    return Asgi(Starlette(routes=[StarletteRoute("/login", right)]), room, routes=guessed(limit))
+
+
+def in_starlette(room: AsyncStillroom, limit: Limit) -> Any:
+    endpoint = limited(limit, count="failures")(right)
+    return Asgi(Starlette(routes=[StarletteRoute("/login", endpoint)]), room)
+
+
+urlpatterns = [
+    path(
+        "login", on_django(GUESSES, PLACE, count="failures")(lambda request: HttpResponse("right"))
+    )
+]
+
+
+@pytest.mark.parametrize("limit", [GUESSES, PLACE], ids=["failures", "in flight"])
+@pytest.mark.parametrize("inner", [in_wsgi, in_flask, in_django, in_asgi, in_starlette])
+def test_what_a_room_has_reserved_is_given_back_there(
+    settings: Settings, inner: Any, limit: Limit
+) -> None:
+    """Where an app with a room is within another room's middleware, each gets back what it has reserved."""
+    is_async = inner in (in_asgi, in_starlette)
+    kind: Any = AsyncStillroom if is_async else Stillroom
+    other = settings.model_copy(update={"redis_url": f"{settings.redis_url}/1"})
+    rooms = [kind(one, dispatch=NoDispatch()) for one in (settings, other)]
+    middleware = ["stillroom.web.django.limits.LimitsMiddleware"]
+    with override_settings(
+        ROOT_URLCONF=__name__,
+        MIDDLEWARE=middleware,
+        STILLROOM=PATIENT | {"redis_url": other.redis_url, "namespace": "inner"},
+    ):
+        app = (Asgi if is_async else Wsgi)(
+            inner(rooms[1], limit),
+            rooms[0],
+            sessions=False,
+            routes=guessed(Limit("outer", 2, 600)),
+        )
+        serves = serving_asgi(lambda _: app, rooms[0]) if is_async else serving_wsgi(app)
+        with serves as port:
+            assert [ask(port, "/login").status for _ in range(4)] == [200] * 4
+        for one in (*rooms, room_of_django()):
+            closing = one.close()
+            asyncio.run(closing) if closing is not None else None
 
 
 @pytest.mark.parametrize("face", ["wsgi", "asgi"])

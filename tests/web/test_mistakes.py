@@ -7,7 +7,10 @@ from functools import partial
 from typing import Any
 
 import pytest
+from django.http import HttpRequest
 from flask import Flask
+from starlette.applications import Starlette
+from starlette.requests import Request
 
 import tests.web.test_django  # noqa: F401 - configures Django
 from stillroom import (
@@ -77,6 +80,11 @@ def test_what_the_middleware_is_put_around() -> None:
     for make, room, other in ((Wsgi, ROOM, ASYNC_ROOM), (Asgi, ASYNC_ROOM, ROOM)):
         assert "not around NoneType" in refused(lambda make=make, room=room: make(None, room))
         assert "needs a room" in refused(lambda make=make, other=other: make(app, other))
+    assert "did you mean that of stillroom.web.asgi?" in refused(lambda: Wsgi(Starlette(), ROOM))
+    flask = Flask("x")
+    for inner in (flask, flask.wsgi_app):
+        said = refused(lambda inner=inner: Asgi(inner, ASYNC_ROOM))
+        assert "did you mean that of stillroom.web.wsgi?" in said
 
 
 def test_what_flask_is_given() -> None:
@@ -152,6 +160,36 @@ def test_a_coroutine_function_that_nobody_would_await(given: Any) -> None:
         makes += [partial(limited, AUTH, **{name: given}) for name in ("by", "cost", "exempt_when")]
     for make in makes:
         assert "this one has to be awaited" in refused(make)
+
+
+@pytest.mark.parametrize("given", [lambda: 1, lambda one, other: 1], ids=["none", "two"])
+def test_a_function_that_takes_no_request(given: Any) -> None:
+    """A function that can't be called with the request alone is refused where it is written."""
+    makes: list[Callable[[], object]] = [
+        lambda: StillroomLimits(Flask("x"), ROOM, exempt_when=given),
+        lambda: Route("/x", count=given),
+        lambda: Wsgi(app, ROOM, render=given),
+        lambda: Asgi(app, ASYNC_ROOM, subject=given),
+    ]
+    for limited in (on_flask, on_django, on_starlette, on_fastapi):
+        names = ("by", "cost", "exempt_when", "count")
+        makes += [partial(limited, AUTH, **{name: given}) for name in names]
+    for make in makes:
+        assert "is called with one argument" in refused(make)
+
+
+@pytest.mark.parametrize(
+    "limited",
+    [on_flask, on_starlette, on_fastapi, on_django],
+    ids=["flask", "starlette", "fastapi", "django"],
+)
+def test_a_decorator_without_its_limits(limited: Any) -> None:
+    """A bare `@limited` is told where it is written, or where a view with one parameter is called."""
+    assert "did you mean @limited(AUTH)?" in refused(lambda: limited(lambda: "a view"))
+    request = {on_starlette: Request({"type": "http"}), on_django: HttpRequest()}.get(limited)
+    if request is not None:
+        bare = limited(lambda request: "a view")
+        assert "did you mean @limited(AUTH)?" in refused(lambda: bare(request))
 
 
 @pytest.mark.parametrize("given", AWAITED, ids=["function", "partial", "object"])

@@ -16,13 +16,15 @@ import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
-from flask import Flask
+from flask import Flask, url_for
 from hishel.httpx2 import CacheClient
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Route
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from stillroom import (
     AsyncStillroom,
@@ -648,6 +650,148 @@ def test_an_app_of_another_host_is_no_page(settings: Settings) -> None:
         assert told == ["price 1", "price 2", "price 3"]
         assert client.get(PRODUCT).text == "page"
         assert "hit" in client.get(PRODUCT).headers["cache-status"]
+
+
+def told_by(app: Flask, host: str) -> list[str]:
+    """Return what the app answers at `/` of a host, each time of three."""
+    client = app.test_client()
+    return [client.get("/", base_url=f"http://{host}").text for _ in range(3)]
+
+
+def test_a_page_is_that_of_its_subdomain(settings: Settings) -> None:
+    """A page of Flask is found by its subdomain, is invalidated by its own tags, and no other view becomes one."""
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        app = Flask("shop", subdomain_matching=True)
+        app.config["SERVER_NAME"] = "shop.test"
+        pages, calls = Pages(room), iter(range(100))
+        pages.install(app)
+        page = pages.page(ttl=60, tags=["home"])
+        tenants = pages.page(ttl=60, tags=["tenant:{tenant}"])
+        app.add_url_rule("/", "home", page(lambda: f"home {next(calls)}"))
+        app.add_url_rule("/", "api", lambda: f"api {next(calls)}", subdomain="api")
+        view = tenants(lambda tenant: f"{tenant} {next(calls)}")
+        app.add_url_rule("/", "tenant", view, subdomain="<tenant>")
+        assert told_by(app, "shop.test") == ["home 0"] * 3
+        assert told_by(app, "api.shop.test") == ["api 1", "api 2", "api 3"]
+        assert told_by(app, "acme.shop.test") == ["acme 4"] * 3
+        room.cache.invalidate_by_tag("home")
+        assert told_by(app, "acme.shop.test") == ["acme 4"] * 3
+        room.cache.invalidate_by_tag("tenant:acme")
+        assert told_by(app, "acme.shop.test") == ["acme 5"] * 3
+
+
+def test_views_that_one_function_makes_have_their_own_tags(face: str, settings: Settings) -> None:
+    """Each of several views that one function makes is kept as it says itself, and invalidated by its own tags."""
+    room: Any = (Stillroom if face == "flask" else AsyncStillroom)(settings, dispatch=NoDispatch())
+    pages: Pages[Any] = Pages(room)
+    app: Any = Flask("shop") if face == "flask" else FastAPI(lifespan=room.lifespan)
+    pages.install(app)
+    calls = iter(range(100))
+
+    def add(name: str) -> None:
+        @pages.page(ttl=60, tags=[f"text:{name}"])
+        def view() -> str:
+            return f"{name} {next(calls)}"
+
+        if face == "flask":
+            app.add_url_rule(f"/{name}", name, view)
+        else:
+            app.add_api_route(f"/{name}", view)
+
+    add("about")
+    add("terms")
+    with (
+        Stillroom(settings) as beside,
+        app.test_client() if face == "flask" else TestClient(app) as client,
+    ):
+        assert ["about 0" in client.get("/about").text for _ in range(2)] == [True, True]
+        beside.cache.invalidate_by_tag("text:terms")
+        assert "about 0" in client.get("/about").text
+        beside.cache.invalidate_by_tag("text:about")
+        assert "about 1" in client.get("/about").text
+
+
+def test_views_that_one_function_makes_live_for_their_own_times(
+    settings: Settings,
+) -> None:
+    """Of two views that one function makes, each is kept for as long as it says, whichever was made first."""
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        app, pages, calls = Flask("shop"), Pages(room), iter(range(100))
+        pages.install(app)
+
+        def add(name: str, **times: Any) -> None:
+            view = pages.page(**times)(lambda: f"{name} {next(calls)}")
+            app.add_url_rule(f"/{name}", name, view)
+
+        add("long", ttl=600)
+        add("short", ttl=60)
+        add("usual")
+        client = app.test_client()
+        names = ("long", "short", "usual")
+        assert [client.get(f"/{name}").text for name in names] == ["long 0", "short 1", "usual 2"]
+        Clock(room).advance(61)
+        assert [client.get(f"/{name}").text for name in names] == ["long 0", "short 3", "usual 2"]
+        Clock(room).advance(int(settings.ttl))
+        assert [client.get(f"/{name}").text for name in names] == ["long 0", "short 4", "usual 5"]
+
+
+def test_a_status_without_a_name_is_the_app_s(settings: Settings) -> None:
+    """A view of Flask may answer with a status that no standard names, as an error of a proxy's is passed on."""
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        app, pages = Flask("shop"), Pages(room)
+        pages.install(app)
+        app.add_url_rule("/", "view", pages.page(ttl=60)(lambda: ("away", 520)))
+        answer = app.test_client().get("/")
+        assert (answer.status_code, answer.text) == (520, "away")
+
+
+@pytest.mark.parametrize("is_first", [False, True], ids=["behind", "in front"])
+def test_a_page_has_the_addresses_that_its_visitors_see(
+    face: str, settings: Settings, is_first: bool
+) -> None:
+    """Links in a page have the scheme of a proxy's visitors, whichever of the two middlewares was added first."""
+    room: Any = (Stillroom if face == "flask" else AsyncStillroom)(settings, dispatch=NoDispatch())
+    pages: Pages[Any] = Pages(room)
+    app: Any = Flask("shop") if face == "flask" else FastAPI(lifespan=room.lifespan)
+    if is_first:
+        pages.install(app)
+    if face == "flask":
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_proto=1)
+    else:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts="*")
+    if not is_first:
+        pages.install(app)
+
+    if face == "flask":
+        app.add_url_rule("/", "home", pages.page(ttl=60)(lambda: url_for("home", _external=True)))
+    else:
+
+        @app.get("/", name="home")
+        @pages.page(ttl=60)
+        async def home(request: Request) -> str:
+            return str(request.url_for("home"))
+
+    with app.test_client() if face == "flask" else TestClient(app) as client:
+        for expected in ("stored", "hit"):
+            answer = client.get("/", headers={"X-Forwarded-Proto": "https"})
+            assert expected in answer.headers["cache-status"]
+            assert "https://" in answer.text
+
+
+@pytest.mark.parametrize("matching", [{}, {"host_matching": True, "static_host": "shop.test"}])
+def test_a_page_is_found_by_the_map_s_default_and_by_its_host(
+    settings: Settings, matching: dict[str, Any]
+) -> None:
+    """A page of Flask is found where the map has a default subdomain, or matches whole hosts."""
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        app = Flask("shop", **matching)
+        pages, calls = Pages(room), iter(range(100))
+        pages.install(app)
+        where = {"host": "shop.test"} if matching else {"subdomain": "www"}
+        app.url_map.default_subdomain = "" if matching else "www"
+        view = pages.page(ttl=60)(lambda: f"home {next(calls)}")
+        app.add_url_rule("/", "home", view, **where)
+        assert told_by(app, "shop.test") == ["home 0"] * 3
 
 
 def test_a_path_that_begins_with_the_letters_of_the_root_is_a_page(settings: Settings) -> None:

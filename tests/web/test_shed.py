@@ -12,6 +12,7 @@ from werkzeug.test import Client
 
 from stillroom import AsyncStillroom, LoadShed, NoDispatch, Stillroom
 from stillroom.web import asgi, wsgi
+from stillroom.web.flask import StillroomLimits
 
 AWAY = "redis://127.0.0.1:1"
 
@@ -48,11 +49,19 @@ def by_flask() -> Any:
     return app.test_client().get("/")
 
 
+def by_the_limits_of_flask() -> Any:
+    app = Flask("app")
+    app.get("/")(shed)
+    StillroomLimits(app, Stillroom(AWAY, dispatch=NoDispatch()))
+    return app.test_client().get("/")
+
+
 ANSWERS = {
     "WSGI": lambda: by_wsgi(plain_wsgi),
     "a WSGI stream": lambda: by_wsgi(streamed_wsgi),
     "FastAPI": by_fastapi,
     "Flask": by_flask,
+    "Flask's limits": by_the_limits_of_flask,
 }
 
 

@@ -407,6 +407,17 @@ def test_a_websocket_brings_its_cookie_with_the_handshake(
     assert room.sessions.get(start) is None
 
 
+def test_a_websocket_s_own_headers_are_left_as_they_are(serve_sockets: Make) -> None:
+    """Bytes of a header that are no ASCII come to the client as the app has given them."""
+
+    async def accept(_: Any, websocket: WebSocket) -> None:
+        await websocket.accept(headers=[(b"x-name", "Zo\u00eb".encode())])
+        await websocket.close()
+
+    with serve_sockets(accept) as port:
+        assert Socket(port).headers["x-name"] == "Zo\u00eb"
+
+
 def test_a_websocket_that_is_refused_keeps_nothing(serve_sockets: Make, room: Stillroom) -> None:
     """A websocket that is closed before it was accepted writes nothing and sends no cookie."""
 

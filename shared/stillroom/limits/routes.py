@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from stillroom.errors import InvalidLimit, did_you_mean
 from stillroom.limits.limit import DEFAULT, Limit, check_cost, check_limits
 from stillroom.limits.template import Template
-from stillroom.misuse import explained, is_awaited, name_of
+from stillroom.misuse import explained, is_awaited, name_of, takes
 
 Counted = Literal["all", "failures"] | Callable[[Any], bool]
 
@@ -158,6 +158,16 @@ def check_plain(name: str, given: object) -> None:
     if is_awaited(given):
         raise InvalidLimit(
             name_of(given), f"{name}= is a plain function; this one has to be awaited"
+        )
+    check_takes_one(name, given)
+
+
+def check_takes_one(name: str, given: object) -> None:
+    """Raises InvalidLimit for a function that can't be called with one argument, the request or the answer."""
+    if not takes(given, 1):
+        meant = "; did you mean @limited(AUTH)?" if name == "limits" else ""
+        raise InvalidLimit(
+            name_of(given), f"{name}= is called with one argument, and this can't be{meant}"
         )
 
 

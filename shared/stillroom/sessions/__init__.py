@@ -1,7 +1,7 @@
 """Sessions: who is logged in, from where, and for how long."""
 
 from stillroom.sessions.asking import steady_us
-from stillroom.sessions.body import SWEEP_TASK, SessionsBody, not_fresh
+from stillroom.sessions.body import LONGEST_S, SWEEP_TASK, SessionsBody, not_fresh
 from stillroom.sessions.probe import SessionProbe
 from stillroom.sessions.session import (
     Device,
@@ -14,6 +14,7 @@ from stillroom.sessions.session import (
 from stillroom.sessions.sessions import AsyncSessions, Sessions
 
 __all__ = [
+    "LONGEST_S",
     "SWEEP_TASK",
     "AsyncSessions",
     "Device",

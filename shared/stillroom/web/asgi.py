@@ -193,7 +193,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
 
     def _enter(self, scope: Scope, given: Mapping[bytes, bytes], method: str) -> tuple[Visit, bool]:
         """Return the visit of this scope, and whether an outer middleware began it."""
-        known: Visit | None = scope.get(VISIT)
+        known = self._gate.own(scope.get(VISIT))
         if known is not None:
             return known, True
         asked = self._asked(scope, method)
@@ -269,7 +269,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
             KEY: nobody,
             LIMITED: True,
         }
-        asking[VISIT] = Visit(visit.asked, visit.client, None, visit.is_meant)
+        asking[VISIT] = Visit(visit.asked, visit.client, None, visit.is_meant, visit.home)
         try:
             await self.app(asking, receive, keep)
         except Exception as error:  # the client is refused anyway

@@ -20,8 +20,11 @@ from starlette.requests import HTTPConnection
 from stillroom.errors import SettingsError
 from stillroom.operation import in_background_loop
 from stillroom.room import AsyncStillroom
+from stillroom.web.asgi import LIMITER
 from stillroom.web.request_session import AsyncWebSession
 from stillroom.web.starlette import load_session
+
+MOUNTED = "app_root_path"  # in the scope of a mounted app
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
@@ -120,10 +123,19 @@ def _has_failed(ready: asyncio.Future[None]) -> bool:
 
 
 async def current_room(connection: HTTPConnection) -> AsyncStillroom:
-    """Return the room of the app that is asked. Raises SettingsError where its lifespan is not the room's."""
+    """Return the room of the app that is asked; of a mounted app without one, that of the middleware around it.
+
+    Raises SettingsError where its lifespan is not the room's, and no middleware has one.
+    """
+    scope = connection.scope
     room: AsyncStillroom | None = getattr(connection.app.state, "stillroom", None)
+    if room is None and MOUNTED in scope and (limiter := scope.get(LIMITER)) is not None:
+        room = limiter.room
     if room is None:
-        raise SettingsError("this app has no room: FastAPI(lifespan=room.lifespan) opens one")
+        raise SettingsError(
+            "this app has no room: FastAPI(lifespan=room.lifespan) opens one. A mounted app's lifespan is not run: "
+            "give it the room by mounted.state.stillroom = room, or add StillroomMiddleware to the outer app"
+        )
     return room
 
 

@@ -9,21 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import wraps
 from operator import itemgetter
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
-from flask import Flask, Request, Response, abort, g, has_app_context, session
+from flask import Flask, Request, Response, abort, g, has_app_context, request, session
 from flask.sessions import SessionInterface, SessionMixin
 
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import SettingsError
+from stillroom.errors import SessionStoreUnavailable, SettingsError, StillroomError
 from stillroom.misuse import explained
 from stillroom.operation import Operation
 from stillroom.room import Stillroom
-from stillroom.sessions import Session
+from stillroom.sessions import LONGEST_S, Session
 from stillroom.web.cors import kept
 from stillroom.web.ending import ended, ending, varies
 from stillroom.web.flask_limits import LimitExceeded, StillroomLimits, exempt, limited
 from stillroom.web.placing import checked_cookie, checked_room
+from stillroom.web.problem import Answer, failed
 from stillroom.web.request_session import Login, WebSession
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.wsgi import ALONG
@@ -39,6 +40,9 @@ FLASKS_NAME, FLASKS_LIFETIME = (
     31 * 86_400,
 )  # its defaults: an app with these has set nothing
 OWN = SessionCookie()
+ANSWERS = (
+    "__stillroom_answers__"  # on Flask.handle_exception: it knows of sessions that can't be read
+)
 # Where werkzeug's test client says that it keeps the context, for the test to look into when the response is over.
 KEPT_OPEN = "werkzeug.debug.preserve_context"
 
@@ -94,16 +98,9 @@ class FlaskSession(WebSession, SessionMixin):
         """Return whether there was no session before this request."""
         return self.found is None
 
-    def copy(self) -> dict[str, Any]:
-        """Return the data as a dict of its own, as Flask's session does."""
-        return dict(self)
-
-    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
-        return self.copy() | dict(other)
-
-    def __ior__(self, other: Mapping[str, Any]) -> Self:
-        self.update(other)
-        return self
+    def _fail(self, error: StillroomError) -> None:
+        super()._fail(error)
+        _answer_failures(self._app)
 
     def _begin_login(self, login: Login) -> None:
         """Begin a login of the session, which wins over Flask-Login's in the same request."""
@@ -211,7 +208,7 @@ class FlaskSession(WebSession, SessionMixin):
     def _options(self) -> dict[str, Any]:
         if not self.permanent or not self._has_lifetime:
             return {}
-        lifetime = self._app.permanent_session_lifetime.total_seconds()
+        lifetime = min(self._app.permanent_session_lifetime.total_seconds(), LONGEST_S)
         return {
             "idle": lifetime,
             "absolute": max(lifetime, self._body.settings.session_absolute),
@@ -229,9 +226,9 @@ class StillroomSessions(SessionInterface):
     holds: SESSION_COOKIE_NAME (then the cookie is Secure only if SESSION_COOKIE_SECURE says so), _DOMAIN and _PATH
     (then it is `__Secure-sid`), _HTTPONLY, _SAMESITE, _PARTITIONED. `cookie` says it all at once, and goes before
     them. A session lives as the room's settings say; a permanent one for PERMANENT_SESSION_LIFETIME, where that is
-    set. SESSION_REFRESH_EACH_REQUEST=False: to look at a permanent session does not keep it alive. A response of
-    5xx saves nothing. Redis away: the request that looks is answered with 503, the cookie untouched. Raises
-    SettingsError for an AsyncStillroom.
+    set, up to 366 days. SESSION_REFRESH_EACH_REQUEST=False: to look at a permanent session does not keep it alive.
+    A response of 5xx saves nothing. Redis away: the request that looks is answered with 503, the cookie untouched.
+    Raises SettingsError for an AsyncStillroom.
     """
 
     def __init__(self, room: Stillroom, *, cookie: SessionCookie | None = None) -> None:
@@ -271,11 +268,7 @@ class StillroomSessions(SessionInterface):
                 else:
                     headers.add(name, value)
         else:
-            response.status_code = end.instead.status
-            cors = kept(list(response.headers))  # a page of another origin may read this, too
-            response.headers.clear()
-            response.headers.extend([*end.instead.headers, *cors])
-            response.set_data(end.instead.body)
+            _replace(response, end.instead)
 
     def _cookie_of(self, app: Flask) -> SessionCookie:
         """Return the cookie that Flask's settings describe."""
@@ -284,6 +277,40 @@ class StillroomSessions(SessionInterface):
         if cookie is None:
             cookie = self._cookies[given] = _cookie_of(app.config)
         return cookie
+
+
+def _answer_failures(app: Flask) -> None:
+    """Have this app answer 503 where its error page, or an `after_request` function, looks at the session again.
+
+    Flask's handlers are over then: it would answer with a bare 500, or raise. The first failure does this, once.
+    """
+    handle = app.handle_exception
+    if getattr(handle, ANSWERS, False):
+        return
+
+    def handled(e: Exception) -> Any:
+        try:
+            response = handle(e)
+        except SessionStoreUnavailable as raised:
+            if raised is e:  # it is to be propagated
+                raise
+            response = app.response_class(status=500)
+        failure = getattr(session, "failure", None)
+        if response.status_code == 500 and isinstance(failure, SessionStoreUnavailable):
+            _replace(response, failed(failure, request.method))
+        return response
+
+    setattr(handled, ANSWERS, True)
+    app.handle_exception = handled  # type: ignore[method-assign]
+
+
+def _replace(response: Response, answer: Answer) -> None:
+    """Make this answer of a response of the app's."""
+    response.status_code = answer.status
+    cors = kept(list(response.headers))  # a page of another origin may read this, too
+    response.headers.clear()
+    response.headers.extend([*answer.headers, *cors])
+    response.set_data(answer.body)
 
 
 _SETTINGS = (
@@ -302,7 +329,7 @@ _given = itemgetter(*_SETTINGS)
 def _cookie_of(config: Any) -> SessionCookie:
     """Return the cookie. Raises SettingsError for one that browsers refuse."""
     name, domain, own_path, http_only, secure, same_site, partitioned, root = _given(config)
-    path = own_path or root
+    domain, path = domain or None, own_path or root  # False is none, too
     is_named = name != FLASKS_NAME
     if not is_named:
         name = OWN.name if domain is None and path == "/" else "__Secure-sid"

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from flask import Blueprint, Flask, Request, Response, current_app, request, session
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, ServiceUnavailable, TooManyRequests
 
-from stillroom.errors import InvalidLimit, SettingsError
+from stillroom.errors import InvalidLimit, LoadShed, SettingsError
 from stillroom.limits import Decision, Limit
 from stillroom.limits.limit import check_limits
 from stillroom.limits.routes import Counted
@@ -35,7 +35,7 @@ from stillroom.web.limited import (
     declared_in_threads,
 )
 from stillroom.web.placing import checked_function, checked_room
-from stillroom.web.problem import Answer
+from stillroom.web.problem import Answer, shed
 from stillroom.web.refusal import Render
 from stillroom.web.request_session import RequestSession
 from stillroom.web.visit import RENDERING, Visit
@@ -54,8 +54,9 @@ log = logging.getLogger("stillroom.web")
 class LimitExceeded(HTTPException):
     """A request was refused at its view: 429 or 503, problem+json.
 
-    An app answers in its own words with `@app.errorhandler(429)`, or `@app.errorhandler(LimitExceeded)`; what its
-    client is told of limits is added to that answer. `decision` says what there is to say.
+    An app answers in its own words with `@app.errorhandler(429)`, `@app.errorhandler(503)`, or for both
+    `@app.errorhandler(LimitExceeded)`; what its client is told of limits is added to that answer. `decision` says
+    what there is to say.
     """
 
     def __init__(self, decision: Decision, answer: Answer) -> None:
@@ -63,6 +64,14 @@ class LimitExceeded(HTTPException):
         super().__init__(decision.problem().get("detail"), response)
         self.code = answer.status
         self.decision = decision
+
+
+class _Denied(LimitExceeded, TooManyRequests):
+    """A handler for 429 is found by its class."""
+
+
+class _Undecided(LimitExceeded, ServiceUnavailable):
+    """A handler for 503 is found by its class."""
 
 
 @explained
@@ -103,6 +112,7 @@ class StillroomLimits:
         gate.reads_headers = bool(room.settings.trusted_proxies)
         self._charger = Charger(gate, room.state)
         app.extensions[FLASK_EXTENSION] = self
+        answer_shed_loads(app)
         letting_go = _LettingGo(_telling(app.wsgi_app), self._charger)
         app.wsgi_app = budgeted(room, letting_go)  # type: ignore[method-assign]
         self._has_told = False
@@ -170,7 +180,7 @@ class StillroomLimits:
         if known is not None:
             return known
         environ = asked.environ
-        visit: Visit | None = environ.get(VISIT)
+        visit = self._charger.gate.own(environ.get(VISIT))
         if visit is None:
             headers = list(asked.headers) if self._charger.gate.reads_headers else []
             path = asked.root_path + asked.path
@@ -196,7 +206,8 @@ class StillroomLimits:
     def _refusal(self, visit: Visit) -> LimitExceeded:
         assert visit.refused is not None
         answer = self._charger.gate.refusal(visit, list(request.headers))
-        return LimitExceeded(visit.refused, answer)
+        kind = _Denied if answer.status == _Denied.code else _Undecided
+        return kind(visit.refused, answer)
 
 
 @explained
@@ -245,6 +256,17 @@ def limited(
         return found
 
     return put_on
+
+
+def answer_shed_loads(app: Flask) -> None:
+    """Have a load that found no place be a 503, unless the app has its own answer. Flask would make a 500 of it."""
+    if LoadShed not in app.error_handler_spec[None][None]:
+        app.register_error_handler(LoadShed, _answer_shed)
+
+
+def _answer_shed(error: LoadShed) -> Response:
+    answer = shed(error)
+    return Response(answer.body, answer.status, answer.headers)
 
 
 def exempt(view: V) -> V:

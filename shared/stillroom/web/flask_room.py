@@ -13,22 +13,24 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from flask import Flask, Response, current_app, has_app_context
+from flask import Flask, current_app, has_app_context
 from werkzeug.local import LocalProxy
 
-from stillroom.errors import LoadShed, SettingsError
+from stillroom.errors import SettingsError
 from stillroom.limits import Routes
 from stillroom.misuse import explained
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.flask import StillroomSessions
+from stillroom.web.flask_limits import answer_shed_loads
 from stillroom.web.gate import SubjectOf
-from stillroom.web.problem import shed
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.within import budgeted
 from stillroom.web.wsgi import StillroomMiddleware
 from stillroom.web.wsgi_health import HealthWSGI
 
 EXTENSION = "stillroom"
+GIVEN = "stillroom.given"  # in app.extensions: the options of init_app …
+NOTHING = (True, None, None, None, False)  # … where there are none
 
 
 @explained
@@ -49,9 +51,14 @@ def init_app(
         raise SettingsError("Flask needs a Stillroom: an AsyncStillroom is awaited")
     if app.extensions.get(EXTENSION) not in (None, room):
         raise SettingsError("this app has another room already")
+    given = (sessions, cookie, routes, subject, health)
     if app.extensions.get(EXTENSION) is room:
+        if given not in (NOTHING, app.extensions[GIVEN]):
+            raise SettingsError(
+                "init_app(app, …) was called before, without these options: give them to that call"
+            )
         return
-    app.extensions[EXTENSION] = room
+    app.extensions[EXTENSION], app.extensions[GIVEN] = room, given
     if sessions:
         app.session_interface = StillroomSessions(room, cookie=cookie)
     inner: Any = budgeted(room, app.wsgi_app)
@@ -60,14 +67,8 @@ def init_app(
     if health:
         inner = HealthWSGI(room, inner)
     app.wsgi_app = inner  # type: ignore[method-assign]
-    if LoadShed not in app.error_handler_spec[None][None]:  # Flask would make a 500 of it
-        app.register_error_handler(LoadShed, _answer_shed)
+    answer_shed_loads(app)
     load_within(room, app)
-
-
-def _answer_shed(error: LoadShed) -> Response:
-    answer = shed(error)
-    return Response(answer.body, answer.status, answer.headers)
 
 
 def load_within(room: Stillroom | AsyncStillroom, app: Flask) -> None:

@@ -14,6 +14,7 @@ from stillroom.errors import InvalidLimit
 from stillroom.limits import Decision, Limit, LimitsBody, Route, Routes
 from stillroom.limits.routes import Counted
 from stillroom.operation import Operation, beside, beside_elsewhere
+from stillroom.place import place_of
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web import origin
 from stillroom.web.cors import Learned, Unanswered, is_preflight
@@ -87,6 +88,7 @@ class Gate:
     ) -> None:
         self.body: LimitsBody = room.operations.limits
         self._hold = room.operations.abuse.hold
+        self._home = place_of(url := room.settings.redis_url) or url, room.settings.namespace
         self._client = room.limits.client
         # Without trusted proxies an address is all there is to know, and most requests come from a known one.
         self._known = lru_cache(CLIENTS)(room.limits.client)
@@ -141,7 +143,14 @@ class Gate:
         self, asked: Asked, session: RequestSession | None, is_meant: Callable[[], bool]
     ) -> Visit:
         """Return a request that comes in."""
-        return Visit(asked, self.client_of(asked), session, is_meant)
+        return Visit(asked, self.client_of(asked), session, is_meant, self._home)
+
+    def own(self, known: Visit | None) -> Visit | None:
+        """Return the visit that a middleware further out has begun, if its limits are counted where these are.
+
+        Another room's is not this one's: what is reserved in a room is given back there.
+        """
+        return known if known is not None and known.home == self._home else None
 
     def asking(self, route: Route, visit: Visit) -> Operation[Decision | None]:
         """Return whether the request may go on. None: it is exempt.
@@ -310,8 +319,12 @@ class Middleware(Generic[A, R]):
         self._origin = origin.same_origin(same_origin)
         self._has_sessions = sessions
         self._cookie = checked_cookie(cookie) or SessionCookie()
-        checked_app(app, type(self).__name__)
+        checked_app(app, self._kind, type(self).__name__)
         self._prepare()
+
+    @property
+    def room(self) -> R:
+        return self._room
 
     def _prepare(self) -> None:
         """Set up what one face needs besides."""

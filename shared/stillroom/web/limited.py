@@ -19,7 +19,7 @@ from stillroom.errors import InvalidLimit, SettingsError, did_you_mean
 from stillroom.limits import Limit
 from stillroom.limits.limit import check_cost, check_limits
 from stillroom.limits.request import Subject
-from stillroom.limits.routes import Counted, check_count, check_plain
+from stillroom.limits.routes import Counted, check_count, check_plain, check_takes_one
 
 T = TypeVar("T")
 # The result of a function of the request is yielded, because in an ASGI app it may have to be awaited.
@@ -98,6 +98,8 @@ class Limited:
             _check_kinds(self.limits, self.by, known)
         _check_by(self.by)
         _check_when(self.exempt_when)
+        for name in ("limits", "by", "cost", "exempt_when"):
+            check_takes_one(name, getattr(self, name))
         if not callable(self.cost):
             check_cost(self.cost)
         check_count(self.count)

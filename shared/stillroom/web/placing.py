@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from stillroom.errors import InvalidLimit, SettingsError
 from stillroom.limits import Route, Routes
 from stillroom.limits.routes import check_plain
+from stillroom.misuse import takes
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.session_cookie import SessionCookie
 
@@ -18,6 +19,8 @@ _OTHER = {
     Stillroom: "AsyncStillroom() is for asyncio; WSGI apps, Flask and Django take a Stillroom()",
     AsyncStillroom: "Stillroom() blocks the event loop; ASGI apps take an AsyncStillroom()",
 }
+# The module of a face's middleware, and with how many arguments its apps are called; then those of the other face.
+_CALLS = {Stillroom: ("wsgi", 2, "asgi", 3), AsyncStillroom: ("asgi", 3, "wsgi", 2)}
 
 
 def checked_room(room: object, kind: type[R], who: str) -> R:
@@ -57,10 +60,16 @@ def checked_routes(routes: object) -> Routes | None:
     raise InvalidLimit(routes, f"routes= is a Routes([…]), not a {type(routes).__name__}")
 
 
-def checked_app(app: object, who: str) -> None:
-    """Raises SettingsError for what can't be called."""
+def checked_app(app: object, kind: type[R], who: str) -> None:
+    """Raises SettingsError for what can't be called as the apps of this face are."""
     if not callable(app):
         raise SettingsError(f"{who} is put around an app, not around {type(app).__name__}")
+    module, number, others, other = _CALLS[kind]
+    if not takes(app, number) and takes(app, other):
+        raise SettingsError(
+            f"{who} of stillroom.web.{module} is put around an app of the other face; did you mean that of "
+            f"stillroom.web.{others}?"
+        )
 
 
 def checked_cookie(cookie: object) -> SessionCookie | None:

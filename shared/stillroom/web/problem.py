@@ -11,6 +11,7 @@ from typing import NamedTuple
 from stillroom.errors import LoadShed, SessionEnded, SessionNotFresh, StillroomError
 
 RETRY_AFTER_S = 2  # the breaker's probes come once a second
+_PHRASES = {one.value: one.phrase for one in HTTPStatus}
 
 
 class Answer(NamedTuple):
@@ -22,8 +23,8 @@ class Answer(NamedTuple):
 
     @property
     def line(self) -> str:
-        """Return the status as WSGI writes it."""
-        return f"{self.status} {HTTPStatus(self.status).phrase}"
+        """Return the status as WSGI writes it. An app may answer with one that no standard names."""
+        return f"{self.status} {_PHRASES.get(self.status, 'Unknown')}"
 
 
 def answer(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
@@ -296,6 +296,29 @@ class RequestSession(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return len(self._look())
 
+    # What a dict can do besides.
+
+    def copy(self) -> dict[str, Any]:
+        """Return the data as a dict of its own."""
+        return dict(self)
+
+    def __or__(self, other: Any) -> Any:
+        return self.copy() | dict(other)
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self.copy()
+
+    def __ior__(self, other: Any) -> Self:
+        self.update(other)
+        return self
+
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(self.copy())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the data alone."""
+        return dict, (self.copy(),)
+
     def __repr__(self) -> str:
         state = "not looked at" if self._data is None else f"{len(self._data)} keys"
         return f"<{type(self).__name__}: {state}>"
@@ -367,9 +390,13 @@ class RequestSession(MutableMapping[str, Any]):
             try:
                 yield from self.prefetching()
             except StillroomError as error:
-                self.failure = error
+                self._fail(error)
                 raise
             self._open()
+
+    def _fail(self, error: StillroomError) -> None:
+        """Note why the session could not be read."""
+        self.failure = error
 
     def _open(self) -> None:
         """Let the app look at what was read.

@@ -1,4 +1,4 @@
-"""The session's cookie: found among what a browser sends, and written. Pure.
+"""The session's cookie: found among what a browser sends, and written. Pure, but for the log.
 
 Source: RFC 6265bis; `__Host-` makes a browser refuse the cookie unless it is Secure, for Path=/ and without a
 Domain, so that neither a sibling domain nor plain http can plant one. `__Host-Http-` also has to be HttpOnly and
@@ -9,12 +9,16 @@ set by a header (draft-ietf-httpbis-layered-cookies-02): a browser that does not
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.misuse import explained
 from stillroom.sessions.token import is_token
+
+log = logging.getLogger("stillroom.web")
 
 SAME_SITE = ("Lax", "Strict", "None")
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}", re.ASCII)  # RFC 9110 token
@@ -96,6 +100,7 @@ class SessionCookie:
             if name.strip(" \t") != self.name or given == token or not is_token(given):
                 continue
             if token is not None:
+                _tell_of_two(self.name)
                 return None
             token = given
         return token
@@ -128,3 +133,13 @@ class SessionCookie:
         secure = "; Secure" if self.secure else ""
         apart = "; Partitioned" if self.partitioned else ""
         return f"Path={self.path}{domain}{flags}; SameSite={self.same_site}{secure}{apart}"
+
+
+@lru_cache
+def _tell_of_two(name: str) -> None:
+    """Log once that browsers have two cookies of this name: who has them can't log in."""
+    log.warning(
+        "a browser sent two different tokens as %s, which is no session: one was planted, or the cookie had another"
+        " domain, path or partitioned= before. Give a cookie that is kept in another way another name",
+        name,
+    )

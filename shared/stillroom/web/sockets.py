@@ -102,4 +102,4 @@ def _code(error: StillroomError) -> int:
 
 
 def _encoded(headers: list[Header]) -> list[tuple[bytes, bytes]]:
-    return [(name.lower().encode(), value.encode()) for name, value in headers]
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]

@@ -90,7 +90,10 @@ def limited(
         elif callable(endpoint):
             made = _limited_function(endpoint, declaration)
         else:
-            raise InvalidLimit(endpoint, "limits are put on a function, a class or an ASGI app")
+            meant = "; did you mean @limited(AUTH)?" if isinstance(endpoint, HTTPConnection) else ""
+            raise InvalidLimit(
+                endpoint, f"limits are put on a function, a class or an ASGI app{meant}"
+            )
         found: E = made
         return found
 

@@ -56,12 +56,14 @@ class Visit:
         client: str,
         session: RequestSession | None,
         is_meant: Callable[[], bool],
+        home: object,
     ) -> None:
         self.asked = asked
         self.client = client
         self.session = session
         # Whether its client meant it, and not a page that its browser shows: see fetched.py.
         self.is_meant = is_meant
+        self.home = home  # where its limits are counted: see Gate.own
 
     @property
     def refused(self) -> Decision | None:

@@ -109,7 +109,7 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
 
     def _enter(self, environ: Environ, session: WebSession) -> tuple[Visit, bool]:
         """Return the visit of this request, and whether an outer middleware began it."""
-        known: Visit | None = environ.get(VISIT)
+        known = self._gate.own(environ.get(VISIT))
         if known is not None:
             return known, True
         asked = self._asked(environ)
@@ -164,7 +164,7 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
         asking |= {"REQUEST_METHOD": "OPTIONS", "CONTENT_LENGTH": "0", "wsgi.input": BytesIO()}
         asking["QUERY_STRING"] = ""  # no CORS layer reads it, and an app's own code might
         asking |= {KEY: nobody, ALONG: nobody, LIMITED: True}
-        asking[VISIT] = Visit(visit.asked, visit.client, None, visit.is_meant)
+        asking[VISIT] = Visit(visit.asked, visit.client, None, visit.is_meant, visit.home)
         try:
             body = self.app(asking, keep)
             if not found:  # a generator says its headers when it is asked for a piece

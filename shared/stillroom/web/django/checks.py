@@ -13,6 +13,7 @@ from django.core.checks import Warning as Caution
 from stillroom.errors import SettingsError
 from stillroom.room import Stillroom
 from stillroom.web.django import room
+from stillroom.web.session_cookie import SessionCookie
 
 BACKEND = "stillroom.web.django.cache.StillroomCache"
 ENGINE = "stillroom.web.django.sessions"
@@ -132,12 +133,32 @@ def _cookie() -> Iterator[CheckMessage]:
             hint="SESSION_COOKIE_SECURE = True",
             id="stillroom.W050",
         )
+    elif refusal := _refusal():
+        yield Error(
+            f"Nobody stays logged in: {refusal}.",
+            hint="The names are those of SESSION_COOKIE_NAME, _DOMAIN, _PATH and _HTTPONLY.",
+            id="stillroom.E052",
+        )
     elif not name.startswith("__Host-") and settings.SESSION_COOKIE_DOMAIN is None:
         yield Caution(
             f"SESSION_COOKIE_NAME is {name!r}: a sibling domain, or plain http, can plant such a cookie.",
             hint='SESSION_COOKIE_NAME = "__Host-sessionid"',
             id="stillroom.W051",
         )
+
+
+def _refusal() -> str:
+    """Return why browsers refuse the session's cookie; empty if they do not."""
+    try:
+        SessionCookie(
+            settings.SESSION_COOKIE_NAME,
+            domain=settings.SESSION_COOKIE_DOMAIN or None,
+            path=settings.SESSION_COOKIE_PATH,
+            http_only=bool(settings.SESSION_COOKIE_HTTPONLY),
+        )
+    except SettingsError as error:
+        return str(error)
+    return ""
 
 
 def _peppers(found: Stillroom) -> Iterator[CheckMessage]:

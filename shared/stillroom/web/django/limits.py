@@ -27,7 +27,7 @@ from django.http import (
 from django.urls import URLPattern, URLResolver
 from django.views import View
 
-from stillroom.errors import InvalidLimit, SettingsError
+from stillroom.errors import InvalidLimit, LoadShed, SettingsError
 from stillroom.limits import Limit
 from stillroom.limits.limit import check_limits
 from stillroom.limits.routes import Counted
@@ -51,7 +51,7 @@ from stillroom.web.limited import (
     declared_in_threads,
 )
 from stillroom.web.placing import checked_function
-from stillroom.web.problem import Answer
+from stillroom.web.problem import Answer, shed
 from stillroom.web.refusal import Refusal
 from stillroom.web.request_session import RequestSession, WebSession
 from stillroom.web.session_cookie import SessionCookie
@@ -126,6 +126,11 @@ class LimitsMiddleware(InRequest):
         self._let_session_ride(request, visit)
         return self.charge(request, carried(view) or self._default)
 
+    def process_exception(
+        self, request: HttpRequest, exception: Exception
+    ) -> HttpResponseBase | None:
+        return _response(shed(exception)) if isinstance(exception, LoadShed) else None
+
     def process_response(
         self, request: HttpRequest, response: HttpResponseBase
     ) -> HttpResponseBase:
@@ -183,7 +188,7 @@ class LimitsMiddleware(InRequest):
 
     def _visit(self, request: HttpRequest) -> Visit:
         """Return the visit of this request, begun here or by the middleware around the app."""
-        known: Visit | None = _around(request).get(VISIT)
+        known = self._charger.gate.own(_around(request).get(VISIT))
         if known is not None:
             return known
         headers = list(request.headers.items()) if self._charger.gate.reads_headers else []
@@ -226,7 +231,9 @@ def limited(
         elif isinstance(target, tuple) and len(target) == 3:  # the result of include()
             made = (_limited_urls(target[0], declaration), *target[1:])
         elif isinstance(target, type) or not callable(target):
-            meant = 'did you mean @method_decorator(limited(…), name="dispatch")?'
+            is_bare = isinstance(target, HttpRequest)
+            wanted = "limited(AUTH)" if is_bare else 'method_decorator(limited(…), name="dispatch")'
+            meant = f"did you mean @{wanted}?"
             raise InvalidLimit(
                 target, f"limits are put on a view, on URLs or on an include(); {meant}"
             )

@@ -4,6 +4,7 @@ where it would have been a 500: Redis away is no error of the app."""
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 from django.conf import settings
 from django.contrib.sessions.middleware import SessionMiddleware as DjangoSessions
@@ -28,6 +29,18 @@ class SessionMiddleware(InRequest, DjangoSessions):
     response is private, whatever the view says.
     """
 
+    def __call__(self, request: HttpRequest) -> Any:
+        try:
+            return super().__call__(request)
+        except SessionStoreUnavailable as error:  # of an error page that looks at the session
+            return _unavailable(error)
+
+    async def __acall__(self, request: HttpRequest) -> Any:
+        try:
+            return await super().__acall__(request)
+        except SessionStoreUnavailable as error:
+            return _unavailable(error)
+
     def process_request(self, request: HttpRequest) -> None:
         super().process_request(request)
         session = request.session
@@ -48,6 +61,9 @@ class SessionMiddleware(InRequest, DjangoSessions):
         self, request: HttpRequest, response: HttpResponseBase
     ) -> HttpResponseBase:
         session = getattr(request, "session", None)
+        failure = getattr(session, "failure", None)
+        if failure is not None and response.status_code == 500:  # of a middleware that looked
+            return _unavailable(failure)
         try:
             response = super().process_response(request, response)
             if isinstance(session, SessionStore):
@@ -66,11 +82,12 @@ def _set_right(request: HttpRequest, session: SessionStore, response: HttpRespon
     if cookie is None:
         return
     came = request.COOKIES.get(name)
-    is_kept = cookie.value == came if cookie.value else not session.may_be_forgotten(came or "")
-    if is_kept:
+    # Django has the browser forget it by an empty value, or by an age that is over.
+    lives = bool(cookie.value) and not session.has_ended
+    if cookie.value == came if lives else not session.may_be_forgotten(came or ""):
         del response.cookies[name]
         return
-    if cookie.value and cookie["max-age"] and session.found is not None:
+    if lives and cookie["max-age"] and session.found is not None:
         cookie["max-age"] = int(session.found.ends_by - session.found.read_at)
         cookie["expires"] = ""
     more, without = private(list(response.items()))

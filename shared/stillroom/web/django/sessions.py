@@ -17,7 +17,12 @@ from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
 
 from stillroom.durations import Duration
-from stillroom.errors import SessionConflict, SessionEnded, SessionUnreadable
+from stillroom.errors import (
+    SessionConflict,
+    SessionEnded,
+    SessionStoreUnavailable,
+    SessionUnreadable,
+)
 from stillroom.marked import FIXED
 from stillroom.operation import Operation
 from stillroom.sessions import (
@@ -41,6 +46,8 @@ from stillroom.web.request_session import (
 T = TypeVar("T")
 
 EXPIRY = "_session_expiry"  # the key that set_expiry writes
+# By so much Redis keeps a session longer than its moment: each request may put that off.
+PART, SLACK_S = 0.1, 60.0
 
 
 class SessionStore(SessionBase):
@@ -49,7 +56,11 @@ class SessionStore(SessionBase):
 
     A session's user and lifetime are fixed when it begins: where the data says another user, or set_expiry another
     time, `save` begins a new one in its place, under a new key. It lives for `get_expiry_age()` seconds after it
-    was seen last, and for the room's session_absolute (7 d) in any case.
+    was seen last, up to the moment that set_expiry was given (a datetime, a timedelta), and for the room's
+    session_absolute (7 d) in any case. A moment may be put off in each request: that makes no new key, and Redis
+    forgets such a session a little after its moment.
+
+    In a request a new key is made when the session is saved, or when somebody asks for it.
 
     Redis away: SessionStoreUnavailable (middleware.py answers it with 503), never an empty session.
     """
@@ -71,6 +82,14 @@ class SessionStore(SessionBase):
     asked_us: int | None = None  # when it came in, by this machine's steady clock
     along: RequestSession | None = None
     has_ended = False  # by this request
+    failure: SessionStoreUnavailable | None = None  # why it could not be read
+
+    @property
+    def session_key(self) -> Any:
+        """Return the key. A new one that is due is made now, because who asks may keep it to end the session."""
+        if self._cycles:
+            self.save()
+        return self._session_key
 
     @property
     def found(self) -> Session[Any] | None:
@@ -91,47 +110,58 @@ class SessionStore(SessionBase):
 
     def load(self) -> dict[str, Any]:
         """Return the data. A key that opens nothing is forgotten; what no token looks like costs no round trip."""
-        key, self._found = self.session_key, None
-        if self.along is not None and self.along.has_read(_body(), key):
-            self._found = self.along.was_read
-        elif key:
-            try:
-                self._found = room().sessions.get(key)
-            except SessionUnreadable as error:
-                tell_of_unreadable(error)
+        key = self._session_key
+        self._found = self._read(key)
+        data = {} if self._found is None else to_data(self._found.data)
+        if _is_over(data):
+            room().sessions.destroy(key, defer=True)
+            self._found, data = None, {}
         if self._found is None:
-            self._dead, self._looked_at, self._session_key = key, time.monotonic(), None
-            return {}
-        return to_data(self._found.data)
+            self._dead = None if self.has_ended else key
+            self._looked_at, self._session_key = time.monotonic(), None
+        return data
+
+    def _read(self, key: str | None) -> Session[Any] | None:
+        if self.along is not None and self.along.has_read(_body(), key):
+            return self.along.was_read
+        try:
+            return room().sessions.get(key) if key else None
+        except SessionUnreadable as error:
+            tell_of_unreadable(error)
+        except SessionStoreUnavailable as error:
+            self.failure = error
+            raise
+        return None
 
     def exists(self, session_key: str | None) -> bool:
         return bool(session_key) and room().sessions.get(session_key or "", touch=False) is not None
 
     def create(self) -> None:
-        """Begin an empty session, at once."""
+        """Begin a session at once, with what this request has put into it so far."""
         self._session_key = None
-        self._begin({})
-        self._session_cache: dict[str, Any] = {}
+        self._begin(self._get_session(no_load=True))
         self.modified = True
 
     def save(self, must_create: bool = False) -> None:
         """Write what changed. Raises UpdateError if the session has ended meanwhile."""
         data: dict[Any, Any] = self._get_session(no_load=must_create)
-        if must_create and self.session_key and self.exists(self.session_key):
+        key = self._session_key
+        if must_create and key and self.exists(key):
             raise CreateError
         try:
-            if must_create or self.session_key is None:
+            if must_create or key is None:
                 self._begin(data)
+                self.modified = True  # so that the response brings its key
             else:
                 self._update(data)
         except (SessionEnded, SessionConflict) as error:
             raise UpdateError from error
 
     def delete(self, session_key: str | None = None) -> None:
-        key = session_key or self.session_key
+        key = session_key or self._session_key
         if key and _run(_body().log_out(key, asked_us=self.asked_us)):
-            self.has_ended = True
-        elif key and key == self.session_key:
+            self.has_ended |= key == self._session_key
+        elif key and key == self._session_key:
             self._dead = key
 
     def cycle_key(self) -> None:
@@ -142,7 +172,7 @@ class SessionStore(SessionBase):
         data = self._get_session()
         if self.is_in_request:
             self._cycles = True
-        elif self.session_key is None:
+        elif self._session_key is None:
             self._begin(data)
         else:
             try:
@@ -215,7 +245,7 @@ class SessionStore(SessionBase):
         keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
         if self._logs_in_by(data):
             self._log_in_anew(data, named)
-        elif EXPIRY in keys or self._has_other_user(data):
+        elif self._has_other_user(data) or (EXPIRY in keys and not self._is_put_off(data)):
             self._begin_anew(data, named)
         else:
             if keys:
@@ -237,10 +267,10 @@ class SessionStore(SessionBase):
             fields = to_fields(data, kept)
             try:
                 self._version = _run(
-                    _body().update(self.session_key, fields, remove=gone, if_version=version)
+                    _body().update(self._session_key, fields, remove=gone, if_version=version)
                 )
             except SessionConflict:
-                theirs = _run(_body().get(self.session_key, touch=False))
+                theirs = _run(_body().get(self._session_key, touch=False))
                 if theirs is None:
                     raise SessionEnded("missing") from None
                 data = to_data(theirs.data)
@@ -265,7 +295,7 @@ class SessionStore(SessionBase):
         if options["idle"] <= 0:
             self.delete()
             return
-        made = _run(_body().succeed(self.session_key, _user_of(data), _all(named), **options))
+        made = _run(_body().succeed(self._session_key, _user_of(data), _all(named), **options))
         self._began(made, named)
 
     def _log_in_anew(self, data: Mapping[Any, Any], named: Mapping[str, Any]) -> None:
@@ -275,7 +305,7 @@ class SessionStore(SessionBase):
         if options["idle"] <= 0:
             self.delete()
             return
-        logging_in = self._logging_in(self.session_key, user, _all(named), options)
+        logging_in = self._logging_in(self._session_key, user, _all(named), options)
         self._began(_run(logging_in), named)
 
     def _logging_in(
@@ -284,7 +314,7 @@ class SessionStore(SessionBase):
         return _body().log_in(before, user, fields, asked_us=self.asked_us, **options)
 
     def _rotate(self) -> None:
-        made = _run(_body().renew(self.session_key, is_proof=self._confirms))
+        made = _run(_body().renew(self._session_key, is_proof=self._confirms))
         self._session_key = made.token
         self._cycles = self._confirms = False
 
@@ -307,7 +337,7 @@ class SessionStore(SessionBase):
     def _known(self) -> Mapping[str, bytes]:
         """Return the data in Redis, read now where it was replaced without a look."""
         if self._before is None:
-            self._found = self._found or room().sessions.get(self.session_key, touch=False)
+            self._found = self._found or room().sessions.get(self._session_key, touch=False)
             if self._found is None:
                 raise SessionEnded("missing")
             # A copy of the data as it was read, because the request may change it in place.
@@ -322,12 +352,23 @@ class SessionStore(SessionBase):
         known = None if self._found is None else self._found.user_id
         return known != _user_of(data)
 
+    def _is_put_off(self, data: Mapping[Any, Any]) -> bool:
+        """Return whether set_expiry has moved the session's moment, and Redis keeps the session for that long."""
+        before, found = self._known().get(EXPIRY), self._found
+        was = None if before is None else _moment_of({EXPIRY: decoded_value(before)})
+        moment = _moment_of(data)
+        if was is None or moment is None or found is None:
+            return False
+        left: float = self.get_expiry_age(expiry=moment)
+        return 0 < left <= found.expires_at - found.last_seen
+
     def _idle(self, data: Mapping[Any, Any]) -> float:
-        """Return the seconds that the session may be idle."""
-        expiry = data.get(EXPIRY)
-        if isinstance(expiry, str):
-            expiry = datetime.fromisoformat(expiry)
-        return float(self.get_expiry_age(expiry=expiry))
+        """Return the seconds that the session may be idle. 0 or less: it is over."""
+        moment = _moment_of(data)
+        idle = float(self.get_expiry_age(expiry=moment or data.get(EXPIRY)))
+        if moment is not None and idle > 0:
+            idle += PART * idle + SLACK_S
+        return min(idle, _body().settings.session_absolute)
 
 
 def _body() -> SessionsBody:
@@ -341,6 +382,19 @@ def _run(operation: Operation[T]) -> T:
 def _user_of(data: Mapping[Any, Any]) -> str | None:
     user = data.get(SESSION_KEY)
     return None if user is None else str(user)
+
+
+def _moment_of(data: Mapping[Any, Any]) -> datetime | None:
+    """Return the moment at which a session with this data ends. None: its lifetime counts from its last use."""
+    expiry = data.get(EXPIRY)
+    if isinstance(expiry, str):
+        return datetime.fromisoformat(expiry)
+    return expiry if isinstance(expiry, datetime) else None
+
+
+def _is_over(data: Mapping[Any, Any]) -> bool:
+    moment = _moment_of(data)
+    return moment is not None and moment.timestamp() <= time.time()
 
 
 def _named(data: Mapping[Any, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from stillroom.limits.routes import below
 from stillroom.room import AsyncStillroom
 from stillroom.web.asgi import LIMITED, App, Message, Receive, Scope, Send
 from stillroom.web.pages.answer import bypassed
-from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering
+from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering, own_mark
 from stillroom.web.pages.policy import Identity, Visit
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
 from stillroom.web.problem import Answer
@@ -30,6 +30,12 @@ def install_asgi(pages: Pages[Any], app: Any) -> None:
     renderer = Renderer(pages, app)
     pages.render = renderer.render
     app.add_middleware(PageMiddleware, renderer=renderer)
+    # Behind what tells the scheme: a page is rendered from a request without a proxy's headers.
+    kinds = [getattr(one.cls, "__name__", "") for one in app.user_middleware]
+    if "ProxyHeadersMiddleware" in kinds:
+        app.user_middleware.insert(
+            kinds.index("ProxyHeadersMiddleware"), app.user_middleware.pop(0)
+        )
 
 
 class Endpoint(NamedTuple):
@@ -81,6 +87,7 @@ class Renderer:
         found = self.find(scope)
         if found is None:
             raise NotKept("its address leads nowhere any more")
+        marked = own_mark(found[0], marked)
         response = Collected(self.pages.room.settings.decoded_limit)
         with Rendering() as added:
             await self._below()(scope, _no_body(), response.send)

@@ -10,12 +10,13 @@ from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlsplit
 
 from flask import Flask
 from werkzeug.exceptions import HTTPException
-from werkzeug.routing import RequestRedirect
+from werkzeug.routing import MapAdapter, RequestRedirect
 
 from stillroom.errors import SettingsError
 from stillroom.room import Stillroom
+from stillroom.web.carriers import layers
 from stillroom.web.pages.answer import bypassed
-from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering
+from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering, own_mark
 from stillroom.web.pages.policy import Identity, Visit
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
 from stillroom.web.problem import Answer
@@ -26,9 +27,15 @@ from stillroom.web.wsgi import LIMITED, App, Environ, StartResponse
 def install_flask(pages: Pages[Any], app: Flask) -> None:
     if not isinstance(pages.room, Stillroom):
         raise SettingsError("Flask needs Pages(Stillroom())")
-    middleware = PageMiddleware(app.wsgi_app, pages, app)
+    # Behind what tells scheme and host: a page is rendered from a request without a proxy's headers.
+    fixes = [layer for layer in layers(app.wsgi_app) if type(layer).__name__ == "ProxyFix"]
+    around: Any = fixes[-1] if fixes else None
+    middleware = PageMiddleware(around.app if fixes else app.wsgi_app, pages, app)
     pages.render = middleware.render
-    app.wsgi_app = middleware  # type: ignore[method-assign]
+    if fixes:
+        around.app = middleware
+    else:
+        app.wsgi_app = middleware  # type: ignore[method-assign]
 
 
 class PageMiddleware:
@@ -63,6 +70,7 @@ class PageMiddleware:
         found = self._endpoint(environ)
         if found is None:
             raise NotKept("its address leads nowhere any more")
+        marked = own_mark(found[0], marked)
         with Rendering() as added:
             status, headers, body = _collected(
                 self.app, environ, self._pages.room.settings.decoded_limit
@@ -84,11 +92,19 @@ class PageMiddleware:
     def _endpoint(self, environ: Environ) -> tuple[Any, dict[str, Any]] | None:
         """Return the view and its parameters, as Flask's own router finds them."""
         try:
-            adapter = self._flask.url_map.bind_to_environ(environ)
-            name, parameters = adapter.match(method="GET")
+            name, parameters = self._adapter(environ).match(method="GET")
         except (HTTPException, RequestRedirect):
             return None
         return self._flask.view_functions.get(name), dict(parameters)
+
+    def _adapter(self, environ: Environ) -> MapAdapter:
+        """Return what Flask.create_url_adapter does, which would need a whole request for it."""
+        flask, urls = self._flask, self._flask.url_map
+        if urls.host_matching:
+            return urls.bind_to_environ(environ)
+        if flask.subdomain_matching:
+            return urls.bind_to_environ(environ, flask.config["SERVER_NAME"])
+        return urls.bind_to_environ(environ, subdomain=urls.default_subdomain or "")
 
 
 def _collected(app: App, environ: Environ, limit: int) -> tuple[int, list[tuple[str, str]], bytes]:

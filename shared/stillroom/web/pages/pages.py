@@ -63,6 +63,7 @@ class Marked(NamedTuple):
     origin: str  # where the endpoint is defined
     policy: Policy
     tags: PageTags
+    times: Mapping[str, float]  # ttl and swr, where they were given
     load: Callable[..., Any]  # the cached function: (site, target, vary) → StoredPage
 
 
@@ -190,14 +191,22 @@ class Pages(Generic[R]):
 
         def mark(endpoint: F) -> F:
             origin = _name_of(endpoint)
-            known = name or origin
+            known = self._own_name(name or origin, origin, times)
             load = self._load_of(known, origin, times)
-            marked = Marked(known, origin, policy, PageTags(tags, endpoint, query), load)
+            marked = Marked(known, origin, policy, PageTags(tags, endpoint, query), times, load)
             self._marked[known] = marked
             setattr(endpoint, ATTRIBUTE, marked)
             return endpoint
 
         return mark
+
+    def _own_name(self, name: str, origin: str, times: Mapping[str, float]) -> str:
+        """Return a page's name. Of views that one function makes, those with other times have another one."""
+        known = self._marked.get(name)
+        if known is None or known.origin != origin or known.times == times:
+            return name
+        parts: list[str] = [f"{kind}{seconds:g}" for kind, seconds in times.items()]
+        return ".".join([name, *(parts or ["default"])])
 
     def _load_of(self, name: str, origin: str, times: Mapping[str, float]) -> Callable[..., Any]:
         """Return the cached function of this page, made by the first call of an app's factory."""
@@ -302,6 +311,15 @@ class Asking:
 
     def __exit__(self, *_: object) -> None:
         _rendered.reset(self._token)
+
+
+def own_mark(endpoint: Any, marked: Marked) -> Marked:
+    """Return the mark of the endpoint that a page's address leads to: of several views that one function makes, the
+    one that is meant. Raises NotKept where it leads to another page, or to none."""
+    own: Marked | None = getattr(endpoint, ATTRIBUTE, None)
+    if own is None or own.name != marked.name:
+        raise NotKept("its address leads to another endpoint")
+    return own
 
 
 def _tags_of_page(page: Any) -> Iterable[str]:
