@@ -40,6 +40,7 @@ import redis
 from stillroom.shown import shown
 from stillroom_workers.hygiene import (
     RAW_LIMIT,
+    flaw_in_content,
     flaw_in_envelope,
     flaw_in_task,
     keep_what_a_task_needs,
@@ -519,7 +520,8 @@ def _flaw(message: Any) -> str | None:
     In the solo pool the worker exits.
     """
     held = partial(_held, message)
-    return flaw_in_task(message.headers, message.payload, held)
+    flaw = flaw_in_content(message.content_type)
+    return flaw or flaw_in_task(message.headers, message.payload, held)
 
 
 def _held(message: Any) -> tuple[int, int]:
