@@ -20,10 +20,14 @@ from stillroom_workers.lifecycle import begin, ending_the_process, ending_withou
 _StockWorker: Any = worker.Worker
 
 NAMES_SHOWN = 3  # loaders that the name of a task tells
+STOCK_BEAT, OUR_BEAT = "celery.worker.components:Beat", "stillroom_workers.beat:Beat"
 
 
 class Worker(_StockWorker):  # type: ignore[misc]
     """A worker that is ready when its room is open, or ends with a sentence and exit code 1."""
+
+    class Blueprint(_StockWorker.Blueprint):  # type: ignore[misc]
+        default_steps = _StockWorker.Blueprint.default_steps - {STOCK_BEAT} | {OUR_BEAT}
 
     def __init__(self, app: Any = None, hostname: str | None = None, **options: Any) -> None:
         ours = app or self.app
