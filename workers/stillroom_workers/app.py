@@ -113,8 +113,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "enable_utc": True,
         "timezone": "UTC",
         **results_configuration(settings),
-        # The work waits on Redis and on loaders; threads stop in half a second, prefork has hung.
-        "worker_pool": "threads",
+        "worker_pool": None,  # see worker.py: with a pool here `celery worker -P prefork` runs that one
         "worker_concurrency": settings.worker_threads,
         # Held messages are what a crash or a restart delays: hold one per thread, no more.
         "worker_prefetch_multiplier": 1,

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import click
+from celery import signals
 from celery.apps import worker
 from celery.utils.nodenames import default_nodename, nodename, nodesplit
 from celery.utils.text import str_to_list
+from click.core import ParameterSource
 
 from stillroom import SettingsError
 from stillroom.dispatch import REFRESH_MANY_TASK, REFRESH_TASK
@@ -19,6 +22,7 @@ from stillroom_workers.lifecycle import begin, ending_the_process, ending_withou
 # celery's types differ with and without stubs; as Any they look the same to mypy.
 _StockWorker: Any = worker.Worker
 
+POOL = "threads"  # the work waits on Redis and on loaders; threads stop in half a second, prefork has hung
 NAMES_SHOWN = 3  # loaders that the name of a task tells
 STOCK_BEAT, OUR_BEAT = "celery.worker.components:Beat", "stillroom_workers.beat:Beat"
 
@@ -35,7 +39,9 @@ class Worker(_StockWorker):  # type: ignore[misc]
         alone = {"without_gossip": True, "without_mingle": True}
         with ending_the_process():
             super().__init__(
-                app=ours, hostname=node_name(ours.settings.namespace, hostname), **options | alone
+                app=ours,
+                hostname=node_name(ours.settings.namespace, hostname),
+                **{"pool_cls": POOL} | options | alone | _pool_by_default(),
             )
 
     def on_before_init(self, **options: Any) -> None:
@@ -60,6 +66,7 @@ class Worker(_StockWorker):  # type: ignore[misc]
             begin(self.app)
             self.app.neighbour.look()
         self.app.neighbour.move_in()
+        signals.worker_process_init.connect(self.app.neighbour.move_in)
 
 
 class Consumer(guards.Consumer):
@@ -89,6 +96,13 @@ class Consumer(guards.Consumer):
         if queue not in {ours.name for ours in self.app.conf.task_queues}:
             raise ValueError(f"{shown(queue, 60)!r} is no queue of Stillroom")
         super().add_task_queue(queue, *args, **options)
+
+
+def _pool_by_default() -> dict[str, str]:
+    """Return our pool where the command line names none. Celery's has prefork then, as if it had been named."""
+    context = click.get_current_context(silent=True)
+    is_named = context is None or context.get_parameter_source("pool") is not ParameterSource.DEFAULT
+    return {} if is_named else {"pool_cls": POOL}
 
 
 def _loader_of(order: Any) -> Iterator[str]:
