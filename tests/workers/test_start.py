@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from celery import Celery
 
@@ -140,6 +141,21 @@ def test_a_queue_of_nobody_is_refused(start: StartCelery) -> None:
         "'stillroom.refersh' is no queue of Stillroom; did you mean stillroom.refresh?"
         in worker.log
     )
+
+
+def test_threads_are_not_scaled(start: StartCelery) -> None:
+    """`--autoscale` is refused where it cannot work: Celery ends such a worker with the first task it grows for."""
+    worker = start("worker", "--autoscale", "4,1")
+    assert worker.process.wait(110) == 1
+    assert "--autoscale is for processes: add --pool prefork" in worker.log
+    assert "Traceback" not in worker.log
+
+
+def test_a_pool_that_is_named_is_taken(start_worker: StartCelery) -> None:
+    """`-P prefork` runs processes, which also scale. Celery takes it for its own default, and an app's pool instead."""
+    worker = start_worker("-P", "prefork", "--autoscale", "2,1")
+    assert "(prefork)" in worker.log
+    assert len(psutil.Process(worker.process.pid).children()) == 1
 
 
 @pytest.mark.long

@@ -319,6 +319,11 @@ class Connection(_StockConnection):  # type: ignore[misc]
         """Return the guarded transport for Redis, also behind Sentinels; any other scheme gets its own."""
         return _guarded(super().get_transport_cls())
 
+    def info(self) -> Any:
+        """Return what `inspect stats` tells of the connection. Its options hold a function, which has no form in a
+        reply, and a Sentinel's password."""
+        return {**super().info(), "transport_options": {}}
+
     def Pool(self, limit: int | None = None, **options: Any) -> Any:  # noqa: N802  # kombu's name
         """Return the pool of connections that publish: beat's ticks, events, replies to remote control."""
         return Pool(self, limit, **options)
@@ -492,6 +497,10 @@ class Control(_StockControl):  # type: ignore[misc]
 
 class Request(_StockRequest):  # type: ignore[misc]
     """A request whose events are small: whoever watches the workers keeps thousands of them."""
+
+    def info(self, safe: bool = True) -> Any:
+        """Return what `inspect active` and its like tell: how much the task was given, as its events do, not what."""
+        return super().info(safe=True)
 
     def send_event(self, type: str, **fields: Any) -> None:
         super().send_event(

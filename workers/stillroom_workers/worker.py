@@ -61,6 +61,9 @@ class Worker(_StockWorker):  # type: ignore[misc]
     def on_init_blueprint(self) -> None:
         """Begin the process: the worker's parts are chosen after this, and its log is set up."""
         super().on_init_blueprint()
+        scales = self.pool_cls.uses_semaphore or hasattr(self.pool_cls, "grow")
+        if self.options.get("autoscale") and not scales:
+            raise SettingsError("--autoscale is for processes: add --pool prefork, or leave it out")
         self.app.threads = self.concurrency
         with self.app.neighbour.at_home():  # a loaders module may look at its project's tasks
             begin(self.app)
