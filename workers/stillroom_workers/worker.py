@@ -41,7 +41,7 @@ class Worker(_StockWorker):  # type: ignore[misc]
             super().__init__(
                 app=ours,
                 hostname=node_name(ours.settings.namespace, hostname),
-                **{"pool_cls": POOL} | options | alone | _pool_by_default(),
+                **options | alone | _pool(**options),
             )
 
     def on_before_init(self, **options: Any) -> None:
@@ -101,11 +101,11 @@ class Consumer(guards.Consumer):
         super().add_task_queue(queue, *args, **options)
 
 
-def _pool_by_default() -> dict[str, str]:
-    """Return our pool where the command line names none. Celery's has prefork then, as if it had been named."""
-    context = click.get_current_context(silent=True)
-    is_named = context is None or context.get_parameter_source("pool") is not ParameterSource.DEFAULT
-    return {} if is_named else {"pool_cls": POOL}
+def _pool(pool: Any = None, pool_cls: Any = None, **_: Any) -> dict[str, Any]:
+    """Return the pool that was named, or ours. Celery's command has prefork for none, as if it had been named."""
+    command = click.get_current_context(silent=True)
+    is_named = command is None or command.get_parameter_source("pool") is not ParameterSource.DEFAULT
+    return {"pool": (is_named and (pool or pool_cls)) or POOL}
 
 
 def _loader_of(order: Any) -> Iterator[str]:
