@@ -136,7 +136,7 @@ def test_a_claim_that_arrives_twice_is_one(make_room: Any) -> None:
     """A worker whose claim the wire sends twice warms the loader, and not nobody."""
     room: Stillroom = make_room()
     loader_of(room, [], warm_every=60, warm_with=[1])
-    housekeeping = Housekeeping(room._cache_body, room.tasks._body._orders)
+    housekeeping = Housekeeping(room._cache_body, room.tasks._body._orders, room._pauses)
     stepper = Stepper(room, housekeeping.warm())
     stepper.twice = True
     assert stepper.value() == {"loaders": 1, "values": 1}

@@ -51,7 +51,16 @@ def test_events_count_arguments_and_never_quote_them(
 
 
 # What Flower asks for its pages.
-ASKED = ("stats", "conf", "active_queues", "registered", "revoked", "active", "reserved", "scheduled")
+ASKED = (
+    "stats",
+    "conf",
+    "active_queues",
+    "registered",
+    "revoked",
+    "active",
+    "reserved",
+    "scheduled",
+)
 
 
 def test_questions_are_answered_without_arguments(worker: CeleryProcess, stranger: Celery) -> None:

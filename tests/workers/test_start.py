@@ -152,7 +152,8 @@ def test_threads_are_not_scaled(start: StartCelery) -> None:
 
 
 def test_a_pool_that_is_named_is_taken(start_worker: StartCelery) -> None:
-    """`-P prefork` runs processes, which also scale. Celery takes it for its own default, and an app's pool instead."""
+    """`-P prefork` runs processes, which also scale. Celery takes it for its own default, and an app's pool for
+    that."""
     assert "(thread)" in start_worker().log
     worker = start_worker("-P", "prefork", "--autoscale", "2,1")
     assert "(prefork)" in worker.log

@@ -499,7 +499,7 @@ class Request(_StockRequest):  # type: ignore[misc]
     """A request whose events are small: whoever watches the workers keeps thousands of them."""
 
     def info(self, safe: bool = True) -> Any:
-        """Return what `inspect active` and its like tell: how much the task was given, as its events do, not what."""
+        """Return what `inspect` tells of a task: how much it was given, not what, as its events do."""
         return super().info(safe=True)
 
     def send_event(self, type: str, **fields: Any) -> None:

@@ -104,7 +104,9 @@ class Consumer(guards.Consumer):
 def _pool(pool: Any = None, pool_cls: Any = None, **_: Any) -> dict[str, Any]:
     """Return the pool that was named, or ours. Celery's command has prefork for none, as if it had been named."""
     command = click.get_current_context(silent=True)
-    is_named = command is None or command.get_parameter_source("pool") is not ParameterSource.DEFAULT
+    is_named = (
+        command is None or command.get_parameter_source("pool") is not ParameterSource.DEFAULT
+    )
     return {"pool": (is_named and (pool or pool_cls)) or POOL}
 
 

@@ -12,12 +12,13 @@ import time
 from collections import Counter
 from typing import Any, NamedTuple
 
-from stillroom.cache.orders import NotDone, Order, from_body, from_member, to_body, to_member
+from stillroom.cache.orders import Load, NotDone, Order, from_body, from_member, to_body, to_member
 from stillroom.dead_letters import DeadLetter, DeadLetters
 from stillroom.dispatch import RECLAIM_TASK, Dispatch
 from stillroom.errors import MISCONFIGURED, OF_THE_COMMAND, DispatchFailed, RedisUnavailable
 from stillroom.keys import Keys
 from stillroom.operation import STATE, On, Once, Operation
+from stillroom.pauses import PUT_OFF_MS, Pauses, are_paused
 from stillroom.replicas import kept
 from stillroom.scripts import finish_order, take_order, write_orders
 from stillroom.settings import Settings
@@ -54,6 +55,7 @@ class Ordering:
         dispatch: Dispatch,
         stats: Stats,
         dead_letters: DeadLetters,
+        pauses: Pauses,
         cache: Any,
     ) -> None:
         self._settings = settings
@@ -61,9 +63,9 @@ class Ordering:
         self._dispatch = dispatch
         self._stats = stats
         self._dead_letters = dead_letters
+        self._pauses = pauses
         self._cache = cache
-        # Not while its load may be under way: another worker would take the lease over, and lose it in turn.
-        self._held_ms = max(HELD_MS, int(settings.lease * 1_000))
+        self._longest_ms = max(LONGEST_DELAY_MS, int(settings.lease_limit * 1_000))
         self._keep_ms = int((settings.life_limit + settings.lease_limit) * 1000)
         dead_letters.senders[KIND] = self._send_again
 
@@ -111,6 +113,9 @@ class Ordering:
             if taken.tries > TRIES_LIMIT:
                 raise NotDone(f"{TRIES_LIMIT} workers have ended while they tried it")
             order = from_member(taken.member)
+            if isinstance(order, Load) and (yield from are_paused(self._pauses)):
+                yield On([(STATE, self._finish(taken, PUT_OFF_MS, counts=False))])
+                return "put off"
             yield from order.carried_out_by(self._cache)
         except RedisUnavailable as error:
             if error.reason in REFUSED:
@@ -145,7 +150,9 @@ class Ordering:
             raise DispatchFailed(f"{ORDERS_LIMIT:,} orders wait and no worker takes them")
 
     def _take(self, by_us: int) -> Operation[tuple[Taken | None, int]]:
-        times = (self._held_ms, LONGEST_DELAY_MS, self._keep_ms, by_us)
+        # Not while its load may be under way: another worker would take the lease over, and lose it in turn.
+        load_ms = max(HELD_MS, self._cache.loaders.longest_lease())
+        times = (HELD_MS, self._longest_ms, self._keep_ms, by_us, load_ms)
         (taken,) = yield Once([take_order(self._keys, *times)])
         if taken is None:
             return None, 0
