@@ -77,7 +77,7 @@ def test_each_period_is_claimed_by_one_worker(room: Any, make_room: Any, client:
 
 
 def test_what_a_killed_worker_has_claimed_is_claimed_again(room: Any, client: Any) -> None:
-    """A worker that ended before its orders were written takes no period away: its claim holds as long as a load."""
+    """A worker that ends before its orders are written takes no period away: its claim holds as long as a load."""
     loads: list[Any] = []
     loader_of(room, loads, warm_every=timedelta(days=7), warm_with=[1])
     assert room.tasks.warm() == {"loaders": 1, "values": 1}

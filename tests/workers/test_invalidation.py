@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -242,3 +244,29 @@ def succeeded(worker: CeleryProcess) -> int:
     """Return how many invalidations by key the log tells of."""
     lines = worker.log.splitlines()
     return sum("Task stillroom.invalidate_keys" in line and "succeeded" in line for line in lines)
+
+
+def test_long_reclaims_leave_threads_to_other_work(own_server: EmbeddedServer, db: Any) -> None:
+    """Half of a worker's threads carry out slow orders. One more reclaim ends at once and is not sent again."""
+    loading, gate = threading.Semaphore(0), threading.Event()
+    with make_app(Settings(redis_url=own_server.url, worker_threads=4)) as app:
+        reclaim = app.tasks["stillroom.reclaim"]
+
+        @app.room.cache.cached("slow:{n}", ttl=60)
+        def slow(n: int) -> int:
+            loading.release()
+            return gate.wait(20)
+
+        for n in range(2):
+            app.room.upkeep.order_load("slow", {"n": n})
+        with ThreadPoolExecutor(2) as threads:
+            runs = [threads.submit(reclaim) for _ in range(2)]
+            try:
+                assert all(loading.acquire(timeout=20) for _ in runs)
+                assert reclaim() == {"outcome": "others are at it"}
+                assert db.llen(QUEUE) == 0
+            finally:
+                gate.set()
+        assert sum(run.result()["done"] for run in runs) == 2
+        assert "done" in reclaim()
+        app.room.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cached_property, wraps
 from typing import Any
 
@@ -45,6 +46,12 @@ class StillroomCelery(OwnCelery):
     def room(self) -> Stillroom:
         """Return the room of this process, with the apps' loaders. Beat and Flower never ask for it."""
         return open_room(self.settings)
+
+    @cached_property
+    def places_to_reclaim(self) -> threading.Semaphore:
+        """Return the places for runs of reclaim: half of the threads. A run takes up to 20 s, and while work is due
+        each run and each tick begins another: what else is scheduled, and refreshes, would wait behind them all."""
+        return threading.Semaphore(max(1, self.threads // 2))
 
     @cached_property
     def Worker(self) -> Any:  # noqa: N802  # Celery's name

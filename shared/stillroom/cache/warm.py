@@ -72,9 +72,9 @@ class Warming:
     def warm(self) -> Operation[dict[str, int]]:
         """Order what is due to be loaded. Returns {"loaders": that were due, "values": ordered}.
 
-        Safe in several workers at once: each period of a loader is claimed by one of them, and nobody begins another
-        while it is at it. What a killed worker has claimed is claimed again. An error of a `warm_with` function is
-        logged, and its loader is due again in the next period.
+        Safe in several workers at once: each period of a loader is claimed by one of them, and until that one has
+        written its orders nobody begins another. What a killed worker had claimed is claimed again. An error of a
+        `warm_with` function is logged, and its loader is due again in the next period.
         Redis away: RedisUnavailable.
         """
         loaders = [self._cache.loaders[name] for name in self._cache.loaders.names()]
