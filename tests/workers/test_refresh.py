@@ -138,11 +138,12 @@ def test_any_celery_client_may_ask_by_name(
     assert db.keys("*:l:*") == []
 
 
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
 def test_an_async_loader_is_awaited(
-    start_worker: StartWorker, own_server: EmbeddedServer, db: Any
+    start_worker: StartWorker, own_server: EmbeddedServer, db: Any, pool: str
 ) -> None:
     """Async loaders of an AsyncStillroom's module run in the worker, all in one event loop."""
-    worker = start_worker()
+    worker = start_worker("-P", pool)
     loops = set()
     with Stillroom(Settings(redis_url=own_server.url, swr=600)) as room:
 
