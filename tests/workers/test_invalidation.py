@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pytest
 from celery import Celery
 from celery.exceptions import Reject
@@ -244,6 +245,31 @@ def succeeded(worker: CeleryProcess) -> int:
     """Return how many invalidations by key the log tells of."""
     lines = worker.log.splitlines()
     return sum("Task stillroom.invalidate_keys" in line and "succeeded" in line for line in lines)
+
+
+def test_an_order_by_name_outlives_a_killed_process_of_the_pool(
+    start_worker: StartWorker, stranger: Celery, own_server: EmbeddedServer, db: Any
+) -> None:
+    """With `-P prefork`, what a process was doing when it was killed is done by the next one."""
+    with EmbeddedServer() as cache:
+        places = {"STILLROOM_CACHE_URL": cache.url, "STILLROOM_WORKER_THREADS": "1"}
+        patience = {"STILLROOM_CALL_TIMEOUT": "30", "STILLROOM_COMMAND_TIMEOUT": "30"}
+        worker = start_worker("-P", "prefork", **places | patience)
+        settings = Settings(**PATIENT, redis_url=own_server.url, cache_url=cache.url)
+        with Stillroom(settings) as room, make_app(settings) as app:
+            room.cache.set("k", "old", tags=["t"])
+            cache.freeze()
+            try:
+                fields = {"tags": ["t"]}
+                stranger.send_task("stillroom.invalidate_tags", kwargs=fields, queue=QUEUE)
+                asks = app.control.inspect(timeout=1)
+                until(lambda: any((asks.active() or {}).values()), "the task to begin", 30)
+                (process,) = psutil.Process(worker.process.pid).children()
+                process.kill()
+                process.wait(10)
+            finally:
+                cache.thaw()
+            until(lambda: room.cache.get("k") is None, "the invalidation", 30)
 
 
 def test_long_reclaims_leave_threads_to_other_work(own_server: EmbeddedServer, db: Any) -> None:

@@ -22,6 +22,9 @@ from stillroom_workers.tasks.room import WorkerApp
 
 log = logging.getLogger("stillroom.workers")
 
+# What a process of the pool was doing when it was killed is sent again: what else is lost is found by its schedule.
+# Not for ever: it may have killed that process.
+IF_LOST = {"retry_on_worker_lost": True, "default_retry_delay": 1, "max_retries": 3}
 SENT_AGAIN_AFTER_S = 1.0  # an order that can't be written down holds a thread for this long
 
 
@@ -62,12 +65,12 @@ def register(app: WorkerApp) -> None:
     def trim_indexes() -> Report:
         return app.room.upkeep.trim_indexes()
 
-    def task(name: str, model: Any, work: Any) -> None:
-        register_task(app, name, model, work, ignore_result=False)
+    def task(name: str, model: Any, work: Any, **options: Any) -> None:
+        register_task(app, name, model, work, ignore_result=False, **options)
 
-    task("stillroom.invalidate_keys", InvalidateKeys, invalidate_keys)
-    task("stillroom.invalidate_tags", InvalidateTags, invalidate_tags)
-    task("stillroom.invalidate_pattern", InvalidatePattern, invalidate_pattern)
+    task("stillroom.invalidate_keys", InvalidateKeys, invalidate_keys, **IF_LOST)
+    task("stillroom.invalidate_tags", InvalidateTags, invalidate_tags, **IF_LOST)
+    task("stillroom.invalidate_pattern", InvalidatePattern, invalidate_pattern, **IF_LOST)
     task("stillroom.trim_indexes", NoArguments, lambda _: trim_indexes())
     task(RECLAIM_TASK, NoArguments, lambda _: reclaim(app))
 
