@@ -324,6 +324,25 @@ def test_whatever_is_ordered_is_done_once_or_buried(
     assert len(loaded) == len(set(loaded))
 
 
+def test_a_load_that_is_shed_is_no_try(make_room: Any, client: Any) -> None:
+    """Orders wait for a place of their loader's (`at_once`), however often they find none."""
+    app, worker = make_room(), make_room()
+    for room in (app, worker):
+        busy = room.cache.cached("busy", name="busy", at_once=1)(lambda: 1)
+    seconds, _ = client.time()
+    places = worker.keys.places("busy")
+    for taken in places:
+        client.zadd(taken, {"another": (seconds + 60) * 1_000})
+    app.tasks.load(busy)
+    for _ in range(ordering.TRIES_LIMIT + 1):
+        report = worker.upkeep.reclaim()
+        assert (report["done"], report["dead"], report["left"]) == (0, 0, 1)
+        (waiting,) = client.zrange(app.keys.orders, 0, -1)
+        client.zadd(app.keys.orders, {waiting: 1})
+    client.delete(*places)
+    assert worker.upkeep.reclaim()["done"] == 1
+
+
 LEASE_S = 200
 
 
