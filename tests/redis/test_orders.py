@@ -329,17 +329,17 @@ def test_a_load_that_is_shed_is_no_try(make_room: Any, client: Any) -> None:
     app, worker = make_room(), make_room()
     for room in (app, worker):
         busy = room.cache.cached("busy", name="busy", at_once=1)(lambda: 1)
-    seconds, _ = client.time()
-    places = worker.keys.places("busy")
-    for taken in places:
-        client.zadd(taken, {"another": (seconds + 60) * 1_000})
+    place, queue = worker.keys.places("busy")
     app.tasks.load(busy)
     for _ in range(ordering.TRIES_LIMIT + 1):
+        seconds, _ = client.time()
+        client.zadd(place, {"another": (seconds + 20) * 1_000})
+        client.zadd(queue, {"one more": (seconds + 1.9) * 1_000})
         report = worker.upkeep.reclaim()
         assert (report["done"], report["dead"], report["left"]) == (0, 0, 1)
         (waiting,) = client.zrange(app.keys.orders, 0, -1)
         client.zadd(app.keys.orders, {waiting: 1})
-    client.delete(*places)
+    client.delete(place, queue)
     assert worker.upkeep.reclaim()["done"] == 1
 
 
