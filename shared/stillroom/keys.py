@@ -38,7 +38,8 @@ else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
 | ns:{0}:todo       | zset   | work that invalidations left → when it is due,  | until done,  | mark, clear,    |
 |                   |        | ms (lib/todo.lua lists the kinds)               | life_limit   | verify_epoch    |
 | ns:{0}:at:<work>  | string | how far it has got, as JSON                     | 10 min       | reclaim.py      |
-| ns:{0}:warm:<loader> | string | the newest period that is claimed, a token  | 2 periods    | warm_claim      |
+| ns:{0}:warm:<loader> | string | the newest period that is claimed, a token, | 2 periods    | warm_claim      |
+|                   |        | until when its orders are to be written         |              |                 |
 | ns:{0}:trimmed    | string | how far the trimming of indexes has got         | 10 min       | reclaim.py      |
 | ns:{s<shard>}:…   | of one shard of the sessions, 00 to ff: lib/session.lua |              | session_*       |
 |       …s:<h>      | hash   | a session, by the HMAC of its token             | its deadline |                 |

@@ -739,12 +739,14 @@ def _is_noscript(reply: Any) -> bool:
 
 
 _background: asyncio.AbstractEventLoop | None = None
+_background_thread: threading.Thread | None = None
 _background_lock = threading.RLock()
 
 
 def in_background_loop(awaitable: Awaitable[Any]) -> Any:
     """Await from a thread: all of a process' in one loop, so that they may share a database pool."""
-    if _background is not None and asyncio._get_running_loop() is _background:
+    # Not by asyncio's running loop, which is the same for all greenlets of a thread.
+    if threading.current_thread() is _background_thread:
         if inspect.iscoroutine(awaitable):
             awaitable.close()
         raise RuntimeError(
@@ -774,18 +776,19 @@ async def aside(work: Callable[..., T], *args: Any) -> T:
 
 def _background_loop() -> asyncio.AbstractEventLoop:
     """Return the loop and its thread. They are kept only once they run: else every later load would hang."""
-    global _background
+    global _background, _background_thread
     with _background_lock:
         if _background is None or _background.is_closed():
             loop = asyncio.new_event_loop()
+            thread = threading.Thread(
+                target=_run, args=(loop,), name="stillroom async loaders", daemon=True
+            )
             try:
-                threading.Thread(
-                    target=_run, args=(loop,), name="stillroom async loaders", daemon=True
-                ).start()
+                thread.start()
             except BaseException:  # no thread is free now; there may be one for the next load
                 loop.close()
                 raise
-            _background = loop
+            _background, _background_thread = loop, thread
         return _background
 
 
@@ -819,8 +822,9 @@ def _called(call: Call) -> Any:
 
 
 def _forget_background_loop() -> None:
-    global _background, _background_lock
-    _background, _background_lock = None, threading.RLock()  # its thread stayed in the parent
+    global _background, _background_thread, _background_lock
+    # Its thread stayed in the parent.
+    _background, _background_thread, _background_lock = None, None, threading.RLock()
 
 
 os.register_at_fork(after_in_child=_forget_background_loop)

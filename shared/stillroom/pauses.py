@@ -14,12 +14,13 @@ from pydantic_core import from_json
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidArgument, RedisUnavailable, did_you_mean
 from stillroom.keys import Keys
-from stillroom.operation import Operation
+from stillroom.operation import STATE, On, Operation
 
 REFRESH = "refresh"
 WHATS = (REFRESH,)
 LONGEST_S = 86_400
 LOOK_EVERY_S = 1.0
+PUT_OFF_MS = 15_000  # work that a pause meets is looked at again after this
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class Pauses:
     def pause(self, what: str, seconds: Duration, by: str = "") -> Operation[None]:
         """Let workers leave something alone for a time, up to a day. They see it within a second.
 
-        `refresh`: stale values are served until their swr ends; then readers load them. Warm-ups wait too.
+        `refresh`: stale values are served until their swr ends; then readers load them. Whatever else workers would
+        load waits too: warm-ups, soft invalidations, orders to load.
         Another pause takes the place of this one. Raises InvalidArgument. Redis away: RedisUnavailable.
         """
         _check(what)
@@ -83,6 +85,12 @@ class Pauses:
                 return self._is_paused
             self._is_paused = text is not None
         return self._is_paused
+
+
+def are_paused(pauses: Pauses) -> Operation[bool]:
+    """Return whether refreshes are paused, from an operation of the cache."""
+    (answer,) = yield On([(STATE, pauses.refreshes_are_paused())])
+    return bool(answer)
 
 
 def _check(what: str) -> None:

@@ -171,9 +171,8 @@ class _Room:
         """Make the cache's operations on these wires, one for each shard."""
         clocks = [wire if self.settings.cluster else wire.server for wire in wires]
         runs = [driver.run for driver in aside]
-        return cache_on(
-            self.settings, clocks, self.dispatch, self.stats, self.agreed, self.dead_letters, runs
-        )
+        on_state = self.agreed, self.dead_letters, self._pauses
+        return cache_on(self.settings, clocks, self.dispatch, self.stats, *on_state, runs)
 
     def _health(self, state_wire: Any, wires: Sequence[Any]) -> HealthBody:
         """Make health's operations, for the state's driver and those of `wires_of_cache`."""

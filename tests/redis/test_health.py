@@ -12,6 +12,7 @@ from typing import Any
 from unicodedata import category
 
 import pytest
+from kombu.transport.redis import Channel
 
 from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.dispatch import SENT_HEADER
@@ -112,6 +113,27 @@ def test_waiting_work_is_seen(room: Any, client: Any) -> None:
     assert report.limits.banned == 1
     codes = {advice.code for advice in report.advice}
     assert {"queue-age", "workers"} <= codes
+
+
+def test_work_of_any_priority_is_seen(room: Any, client: Any) -> None:
+    """Messages that a sender gave a priority wait in lists of their own; they count, and the oldest is found."""
+    channel = Channel.__new__(Channel)  # for its names alone
+    queue, now_ms = room.keys.queue("maintenance"), int(time.time() * 1000)
+    for priority in (3, 9):
+        sent = {"headers": {"stillroom_sent_ms": now_ms - priority * 10_000}}
+        client.lpush(channel._q_for_pri(queue, priority), json.dumps(sent))
+    (_, found) = room.health.check().tasks.queues
+    assert found.depth == 2
+    assert found.oldest_s == pytest.approx(90, abs=10)
+
+
+@pytest.mark.parametrize("said", ["-Infinity", "NaN", "-1e300", "true", "0", '"long ago"'])
+def test_a_time_that_no_clock_has_said_is_none(room: Any, client: Any, said: str) -> None:
+    """Whoever may publish writes any time into a message; one that is not plausible tells nothing."""
+    client.lpush(room.keys.queue("refresh"), f'{{"headers": {{"stillroom_sent_ms": {said}}}}}')
+    report = room.health.check()
+    assert report.tasks.queues[0].oldest_s in (None, 0)
+    assert "queue-age" not in {advice.code for advice in report.advice}
 
 
 def test_another_broker_is_not_looked_into(settings: Settings) -> None:

@@ -324,19 +324,46 @@ def test_whatever_is_ordered_is_done_once_or_buried(
     assert len(loaded) == len(set(loaded))
 
 
-def test_an_order_is_held_for_as_long_as_its_load_may_take(make_room: Any, client: Any) -> None:
+def test_a_load_that_is_shed_is_no_try(make_room: Any, client: Any) -> None:
+    """Orders wait for a place of their loader's (`at_once`), however often they find none."""
+    app, worker = make_room(), make_room()
+    for room in (app, worker):
+        busy = room.cache.cached("busy", name="busy", at_once=1)(lambda: 1)
+    place, queue = worker.keys.places("busy")
+    app.tasks.load(busy)
+    for _ in range(ordering.TRIES_LIMIT + 1):
+        seconds, _ = client.time()
+        client.zadd(place, {"another": (seconds + 20) * 1_000})
+        client.zadd(queue, {"one more": (seconds + 1.9) * 1_000})
+        report = worker.upkeep.reclaim()
+        assert (report["done"], report["dead"], report["left"]) == (0, 0, 1)
+        (waiting,) = client.zrange(app.keys.orders, 0, -1)
+        client.zadd(app.keys.orders, {waiting: 1})
+    client.delete(place, queue)
+    assert worker.upkeep.reclaim()["done"] == 1
+
+
+LEASE_S = 200
+
+
+@pytest.mark.parametrize(
+    ("of_room", "of_loader"), [({"lease": LEASE_S}, {}), ({}, {"lease": LEASE_S})]
+)
+def test_an_order_is_held_for_as_long_as_its_load_may_take(
+    make_room: Any, client: Any, of_room: dict[str, Any], of_loader: dict[str, Any]
+) -> None:
     """While a worker may still be loading for an order, no other worker takes the order, and its lease, over."""
-    lease_s = 200
-    app, worker = make_room(lease=lease_s), make_room(lease=lease_s)
+    app, worker, other = make_room(**of_room), make_room(**of_room), make_room()
     due_in: list[float] = []
 
     def slow() -> str:
         (order,) = client.zrange(app.keys.orders, 0, -1, withscores=True)
         seconds, micros = client.time()
         due_in.append(order[1] / 1e6 - seconds - micros / 1e6)
+        assert other.upkeep.reclaim()["done"] == 0
         return "new"
 
-    worker.cache.cached("slow", ttl=600)(slow)
-    app.tasks.load(app.cache.cached("slow", ttl=600)(slow))
+    worker.cache.cached("slow", ttl=600, **of_loader)(slow)
+    app.tasks.load(app.cache.cached("slow", ttl=600, **of_loader)(slow))
     assert worker.upkeep.reclaim()["done"] == 1
-    assert lease_s - 5 < due_in[0] <= lease_s
+    assert LEASE_S - 5 < due_in[0] <= LEASE_S

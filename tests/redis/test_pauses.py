@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stillroom import InvalidArgument, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.cache import ordering, reclaim
 from stillroom.cli import app
 from stillroom.pauses import Pauses
 from tests.support.crowd import PATIENT
@@ -47,6 +48,33 @@ def test_refreshes_are_paused_and_go_on(room: Any, client: Any) -> None:
     look_again(room)
     assert room.upkeep.refreshes_are_paused() is False
     assert not [one for one in room.health.check().advice if one.code == "paused"]
+
+
+def test_workers_load_nothing_meanwhile(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soft invalidations and orders to load wait for the end of a pause; other orders are carried out in it."""
+    loads: list[int] = []
+
+    @room.cache.cached("product:{id}", ttl=600, swr=600, tags=["products"])
+    def product(id: int) -> int:
+        loads.append(id)
+        return len(loads)
+
+    monkeypatch.setattr(ordering, "PUT_OFF_MS", 1)
+    monkeypatch.setattr(reclaim, "PUT_OFF_MS", 1)
+    assert [product(1), product(2)] == [1, 2]
+    room.cache.set("page", "old", tags=["pages"])
+    room.upkeep.pause("refresh", 600)
+    look_again(room)
+    room.cache.invalidate_by_tag("products", soft=True)
+    room.upkeep.order_load("product", {"id": 3})
+    room.tasks.invalidate_tags("pages")
+    report = room.upkeep.reclaim(budget=0.2)
+    assert (loads, report["left"], report["refreshed"]) == ([1, 2], 2, 0)
+    assert room.cache.get("page") is None
+    room.upkeep.resume("refresh")
+    look_again(room)
+    assert room.upkeep.reclaim()["left"] == 0
+    assert sorted(loads[2:]) == [1, 2, 3]
 
 
 def test_what_another_writer_put_there_pauses_too(room: Any, client: Any) -> None:

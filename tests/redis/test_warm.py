@@ -76,6 +76,38 @@ def test_each_period_is_claimed_by_one_worker(room: Any, make_room: Any, client:
     assert other.tasks.warm() == {"loaders": 1, "values": 1}
 
 
+def test_what_a_killed_worker_has_claimed_is_claimed_again(room: Any, client: Any) -> None:
+    """A worker that ends before its orders are written takes no period away: its claim holds as long as a load."""
+    loads: list[Any] = []
+    loader_of(room, loads, warm_every=timedelta(days=7), warm_with=[1])
+    assert room.tasks.warm() == {"loaders": 1, "values": 1}
+    key = room.keys.warm(b"product")
+    seconds, _ = client.time()
+    written = client.get(key)
+    for left_ms, report in (200_000, [0, 0]), (-1, [1, 1]), (0, [0, 0]):
+        until_ms = b" %d" % (seconds * 1_000 + left_ms) if left_ms else b""
+        client.set(key, written + until_ms)
+        assert list(room.tasks.warm().values()) == report
+
+
+def test_a_list_that_takes_longer_than_its_period_is_made_once(make_room: Any, client: Any) -> None:
+    """Nobody begins another warm-up of a loader while one is under way, though the next period has come."""
+    room, other, reports = make_room(), make_room(), []
+
+    def slowly() -> list[int]:
+        key = room.keys.warm(b"product")
+        period, rest = client.get(key).split(b" ", 1)
+        client.set(key, b"%d %b" % (int(period) - 1, rest))
+        reports.append(other.tasks.warm())
+        return [1]
+
+    for one in (room, other):
+        loader_of(one, [], warm_every=60, warm_with=slowly)
+    assert room.tasks.warm() == {"loaders": 1, "values": 1}
+    assert other.tasks.warm() == {"loaders": 1, "values": 1}
+    assert reports[0] == {"loaders": 0, "values": 0}
+
+
 def test_a_loader_without_parameters_needs_no_list(room: Any) -> None:
     """A loader without parameters needs no list: its one value is loaded."""
     loads: list[int] = []
@@ -136,7 +168,7 @@ def test_a_claim_that_arrives_twice_is_one(make_room: Any) -> None:
     """A worker whose claim the wire sends twice warms the loader, and not nobody."""
     room: Stillroom = make_room()
     loader_of(room, [], warm_every=60, warm_with=[1])
-    housekeeping = Housekeeping(room._cache_body, room.tasks._body._orders)
+    housekeeping = Housekeeping(room._cache_body, room.tasks._body._orders, room._pauses)
     stepper = Stepper(room, housekeeping.warm())
     stepper.twice = True
     assert stepper.value() == {"loaders": 1, "values": 1}

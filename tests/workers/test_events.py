@@ -50,6 +50,34 @@ def test_events_count_arguments_and_never_quote_them(
     assert SECRET not in str(events)
 
 
+# What Flower asks for its pages.
+ASKED = (
+    "stats",
+    "conf",
+    "active_queues",
+    "registered",
+    "revoked",
+    "active",
+    "reserved",
+    "scheduled",
+)
+
+
+def test_questions_are_answered_without_arguments(worker: CeleryProcess, stranger: Celery) -> None:
+    """A worker answers what Flower asks. Of a task that it holds it tells how much that was given, not what."""
+    fields, queue = {"keys": [SECRET]}, "stillroom.maintenance"
+    stranger.send_task("stillroom.invalidate_keys", kwargs=fields, queue=queue, countdown=600)
+    worker.await_line("received")
+    asks = stranger.control.inspect(timeout=5)
+    told = {what: dict(getattr(asks, what)() or {}) for what in ASKED}
+    (name,) = told["stats"]
+    assert all(name in answers for answers in told.values())
+    assert told["stats"][name]["pool"]["max-concurrency"] > 0
+    (waits,) = told["scheduled"][name]
+    assert waits["request"]["kwargs"] == "keys: 1"
+    assert SECRET not in str([told, asks.query_task(waits["request"]["id"])])
+
+
 @pytest.fixture
 def stranger(own_server: EmbeddedServer, db: Any) -> Any:
     """A client that knows only Celery and our channels, and writes its arguments into the headers."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pytest
 from celery import Celery
 from celery.exceptions import Reject
@@ -242,3 +245,54 @@ def succeeded(worker: CeleryProcess) -> int:
     """Return how many invalidations by key the log tells of."""
     lines = worker.log.splitlines()
     return sum("Task stillroom.invalidate_keys" in line and "succeeded" in line for line in lines)
+
+
+def test_an_order_by_name_outlives_a_killed_process_of_the_pool(
+    start_worker: StartWorker, stranger: Celery, own_server: EmbeddedServer, db: Any
+) -> None:
+    """With `-P prefork`, what a process was doing when it was killed is done by the next one."""
+    with EmbeddedServer() as cache:
+        places = {"STILLROOM_CACHE_URL": cache.url, "STILLROOM_WORKER_THREADS": "1"}
+        patience = {"STILLROOM_CALL_TIMEOUT": "30", "STILLROOM_COMMAND_TIMEOUT": "30"}
+        worker = start_worker("-P", "prefork", **places | patience)
+        settings = Settings(**PATIENT, redis_url=own_server.url, cache_url=cache.url)
+        with Stillroom(settings) as room, make_app(settings) as app:
+            room.cache.set("k", "old", tags=["t"])
+            cache.freeze()
+            try:
+                fields = {"tags": ["t"]}
+                stranger.send_task("stillroom.invalidate_tags", kwargs=fields, queue=QUEUE)
+                asks = app.control.inspect(timeout=1)
+                until(lambda: any((asks.active() or {}).values()), "the task to begin", 30)
+                (process,) = psutil.Process(worker.process.pid).children()
+                process.kill()
+                process.wait(10)
+            finally:
+                cache.thaw()
+            until(lambda: room.cache.get("k") is None, "the invalidation", 30)
+
+
+def test_long_reclaims_leave_threads_to_other_work(own_server: EmbeddedServer, db: Any) -> None:
+    """Half of a worker's threads carry out slow orders. One more reclaim ends at once and is not sent again."""
+    loading, gate = threading.Semaphore(0), threading.Event()
+    with make_app(Settings(redis_url=own_server.url, worker_threads=4)) as app:
+        reclaim = app.tasks["stillroom.reclaim"]
+
+        @app.room.cache.cached("slow:{n}", ttl=60)
+        def slow(n: int) -> int:
+            loading.release()
+            return gate.wait(20)
+
+        for n in range(2):
+            app.room.upkeep.order_load("slow", {"n": n})
+        with ThreadPoolExecutor(2) as threads:
+            runs = [threads.submit(reclaim) for _ in range(2)]
+            try:
+                assert all(loading.acquire(timeout=20) for _ in runs)
+                assert reclaim() == {"outcome": "others are at it"}
+                assert db.llen(QUEUE) == 0
+            finally:
+                gate.set()
+        assert sum(run.result()["done"] for run in runs) == 2
+        assert "done" in reclaim()
+        app.room.close()

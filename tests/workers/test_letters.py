@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from celery import Celery
+from kombu.utils.json import loads
 from typer.testing import CliRunner
 
 from stillroom import Settings, Stillroom
@@ -49,15 +52,22 @@ def letters(room: Stillroom) -> list[Any]:
     return list(room.state.run(room.dead_letters.list()))
 
 
+ORDER = {"loader": "product", "key": "product:1", "token": "0" * 16}
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("invalidate_tags", {"args": [["k"]]}, "1 positional arguments"),
-    ("invalidate_tags", {"kwargs": {"tags": "k"}}, "tags: Input should be a valid list"),
+    ("invalidate_tags", {"kwargs": {"tags": "k"}}, "tags: Input should be a valid array"),
     ("invalidate_tags", {"kwargs": {"tags": ["k"], "hard": True}}, "hard: Extra inputs"),
     ("invalidate_tags", {"kwargs": {"tags": ["t" * 1_025]}}, "at most 1024 characters"),
     ("invalidate_keys", {"kwargs": {"keys": ["k"] * 1_001}}, "at most 1000 items"),
     ("invalidate_pattern", {}, "pattern: Field required"),
     ("trim_marks", {"kwargs": {"all": True}}, "all: Extra inputs"),
     ("sweep_sessions", {"args": [1]}, "1 positional arguments"),
+    # What Celery's JSON has besides JSON's own.
+    ("invalidate_keys", {"args": [[uuid.UUID(int=1)]]}, "1 positional arguments"),
+    ("invalidate_tags", {"kwargs": {"tags": [uuid.UUID(int=1)]}}, "tags.0: Input should be"),
+    ("invalidate_tags", {"kwargs": {"tags": [b"t"]}}, "tags.0: Input should be"),
+    ("invalidate_pattern", {"kwargs": {"pattern": datetime.now(UTC)}}, "pattern: Input should"),
+    ("refresh", {"kwargs": ORDER | {"args": {"id": Decimal("1E+999999999")}}}, "product: id: "),
 ]
 
 
@@ -86,8 +96,9 @@ def test_a_refused_order_fails_and_is_kept(
     assert len(kept) == len(REFUSED)
     for letter, (task, how, reason) in zip(kept, REFUSED, strict=True):
         assert reason in letter.reason
-        body = json.loads(letter.body)
-        assert (body["task"], body["queue"]) == (f"stillroom.{task}", QUEUE)
+        body = loads(letter.body)
+        queue = "stillroom.refresh" if task == "refresh" else QUEUE
+        assert (body["task"], body["queue"]) == (f"stillroom.{task}", queue)
         assert body["args"] == how.get("args", [])
         assert body["kwargs"] == how.get("kwargs", {})
     assert "dead-letters" in {found.code for found in room.health.check().advice}

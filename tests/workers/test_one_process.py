@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from pydantic import BaseModel
 
@@ -105,6 +106,32 @@ def test_one_process_does_it_all(
     while b"STOPPING=1" not in said:
         said.add(listener.recv(100))
     assert not (tmp_path / "heartbeat").exists()
+
+
+class AsModule(CeleryProcess):
+    """`python -m stillroom_workers …`"""
+
+    program = ("-m", "stillroom_workers")
+
+
+def test_it_runs_on_greenlets(environment: dict[str, str], tmp_path: Path, db: Any) -> None:
+    """With `--pool gevent` it patches Python in time: it does the ticks of its schedule, and ends at SIGTERM."""
+    worker = AsModule(tmp_path / "log", environment, "--pool", "gevent", "--concurrency", "2")
+    try:
+        until(lambda: db.hexists("stillroom:ticks", "stillroom.log_abuse"), "a tick", 60)
+        assert worker.terminate(20) == 0
+    finally:
+        worker.kill()
+
+
+def test_celerys_option_for_beat_is_a_thread_too(
+    start_worker: StartOne, tmp_path: Path, db: Any
+) -> None:
+    """`celery worker -B` starts no process, which would show signs of life when the worker is dead."""
+    worker = start_worker("-B", STILLROOM_HEARTBEAT_FILE=str(tmp_path / "heartbeat"))
+    until(lambda: db.hexists("stillroom:ticks", "stillroom.log_abuse"), "a tick")
+    assert psutil.Process(worker.process.pid).children() == []
+    until((tmp_path / "heartbeat").exists, "a sign of life")
 
 
 # What Celery's command reads for its own options, and many environments have for something else.

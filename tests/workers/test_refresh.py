@@ -138,11 +138,12 @@ def test_any_celery_client_may_ask_by_name(
     assert db.keys("*:l:*") == []
 
 
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
 def test_an_async_loader_is_awaited(
-    start_worker: StartWorker, own_server: EmbeddedServer, db: Any
+    start_worker: StartWorker, own_server: EmbeddedServer, db: Any, pool: str
 ) -> None:
     """Async loaders of an AsyncStillroom's module run in the worker, all in one event loop."""
-    worker = start_worker()
+    worker = start_worker("-P", pool)
     loops = set()
     with Stillroom(Settings(redis_url=own_server.url, swr=600)) as room:
 
@@ -175,10 +176,10 @@ def test_slow_loads_of_one_message_run_beside_one_another(
     for key in keys:
         age(db, app_room.keys.entry(key.encode()), 61)
     assert app_room.cache.get_many(keys) == {key: n for n, key in enumerate(keys)}
-    until(lambda: db.get("db:inside") == b"1", "the first load")
+    until(lambda: db.get("db:inside"), "the first load")
     time.sleep(2 * ALONE_S)  # now it is a slow one
     db.rpush("db:out", 1)
-    until(lambda: db.get("db:inside") == b"2", "two loads at the same time")
+    until(lambda: int(db.get("db:inside")) > 1, "two loads at the same time")
     db.rpush("db:out", 1, 1, 1, 1)
     until(lambda: app_room.cache.get("slow:4") == 1_004, "the last refresh")
     until(lambda: not db.keys("*:l:*"), "the leases to be freed")

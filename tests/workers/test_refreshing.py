@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from celery.exceptions import Reject, WorkerShutdown
 
-from stillroom import RedisUnavailable, Settings, Stillroom
+from stillroom import LoadShed, RedisUnavailable, Settings, Stillroom
 from stillroom.dispatch import RefreshOrder, RefreshOrders
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers.app import make_app
@@ -125,6 +125,15 @@ def test_a_loader_that_ends_its_thread_is_a_failed_load(
     with ThreadPoolExecutor(1) as tasks:
         done = tasks.submit(refreshing.many, RefreshOrders(orders=ordered))
         assert done.result() == {"outcomes": {"failed": 1, "refreshed": 1}}
+
+
+def test_a_load_that_is_shed_has_not_failed(
+    app: Any, refreshing: refresh.Refreshing, ordered: list[RefreshOrder]
+) -> None:
+    """A refresh that finds as many loads under way as `at_once` allows is no failed task, and logs no error."""
+    app.error = LoadShed("ends", 1, 1.0)
+    assert refreshing.one(ordered[0])["outcome"] == "shed"
+    assert refreshing.many(RefreshOrders(orders=ordered[1:])) == {"outcomes": {"refreshed": 1}}
 
 
 @pytest.mark.parametrize("error", ENDINGS, ids=repr)

@@ -7,8 +7,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import psutil
 import pytest
 from celery import Celery
 
@@ -140,6 +142,49 @@ def test_a_queue_of_nobody_is_refused(start: StartCelery) -> None:
         "'stillroom.refersh' is no queue of Stillroom; did you mean stillroom.refresh?"
         in worker.log
     )
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({}, None),
+        ({"redis_url": "redis://user@ONE/0"}, None),
+        ({"namespace": "shop"}, "another STILLROOM_NAMESPACE than this worker"),
+        ({"redis_url": "redis://one/3"}, "another REDIS_URL than this worker"),
+        ({"broker_url": "amqp://elsewhere"}, "another STILLROOM_BROKER_URL than this worker"),
+    ],
+)
+def test_a_room_of_other_settings_is_told(
+    own: dict[str, Any],
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A worker whose loaders belong to a room elsewhere says so, because it does nothing for that room."""
+    module = ModuleType("loaders_of_another")
+    module.room = Stillroom(Settings(**{"redis_url": "redis://one", **own}))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    settings = Settings(redis_url="redis://one", loaders=(module.__name__,))
+    make_app(settings).room.close()
+    assert [line for line in caplog.messages if said is None or said in line] == caplog.messages
+    assert bool(caplog.messages) is bool(said)
+
+
+def test_threads_are_not_scaled(start: StartCelery) -> None:
+    """`--autoscale` is refused where it cannot work: Celery ends such a worker with the first task it grows for."""
+    worker = start("worker", "--autoscale", "4,1")
+    assert worker.process.wait(110) == 1
+    assert "--autoscale is for processes: add --pool prefork" in worker.log
+    assert "Traceback" not in worker.log
+
+
+def test_a_pool_that_is_named_is_taken(start_worker: StartCelery) -> None:
+    """`-P prefork` runs processes, which also scale. Celery takes it for its own default, and an app's pool for
+    that."""
+    assert "(thread)" in start_worker().log
+    worker = start_worker("-P", "prefork", "--autoscale", "2,1")
+    assert "(prefork)" in worker.log
+    assert len(psutil.Process(worker.process.pid).children()) == 1
 
 
 @pytest.mark.long

@@ -9,26 +9,28 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from celery.bin import celery
-
-from stillroom_workers.app import make_app
-from stillroom_workers.beat import Beat
-from stillroom_workers.lifecycle import ending_the_process
+import celery
 
 # celery's types differ with and without stubs; as Any they look the same to mypy.
-_command: Any = celery.celery
+_celery: Any = celery
 
 
 def main(arguments: list[str]) -> None:
     """Run until SIGTERM or Ctrl-C. Raises SystemExit with the exit code, which Celery's own way in loses."""
+    _celery.maybe_patch_concurrency(
+        arguments
+    )  # for greenlets, before anything imports what it patches
+    from celery.bin.celery import celery as command
+
+    from stillroom_workers.app import make_app
+    from stillroom_workers.lifecycle import ending_the_process
+
     with ending_the_process():
         app = make_app()
-    app.steps["worker"].add(Beat)
-    app.signs.with_beat = True
-    for option in _command.params:
+    for option in command.params:
         option.envvar = None  # APP and BROKER_URL are what many environments have
-    _command.params[0].default = app
-    _command.main(args=["worker", "--loglevel", "INFO", *arguments], prog_name="stillroom")
+    command.params[0].default = app
+    command.main(args=["worker", "--beat", "--loglevel", "INFO", *arguments], prog_name="stillroom")
 
 
 if __name__ == "__main__":

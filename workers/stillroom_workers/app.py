@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cached_property, wraps
 from typing import Any
 
@@ -45,6 +46,12 @@ class StillroomCelery(OwnCelery):
     def room(self) -> Stillroom:
         """Return the room of this process, with the apps' loaders. Beat and Flower never ask for it."""
         return open_room(self.settings)
+
+    @cached_property
+    def places_to_reclaim(self) -> threading.Semaphore:
+        """Return the places for runs of reclaim: half of the threads. A run takes up to 20 s, and while work is due
+        each run and each tick begins another: what else is scheduled, and refreshes, would wait behind them all."""
+        return threading.Semaphore(max(1, self.threads // 2))
 
     @cached_property
     def Worker(self) -> Any:  # noqa: N802  # Celery's name
@@ -113,8 +120,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "enable_utc": True,
         "timezone": "UTC",
         **results_configuration(settings),
-        # The work waits on Redis and on loaders; threads stop in half a second, prefork has hung.
-        "worker_pool": "threads",
+        "worker_pool": None,  # see worker.py: with a pool here `celery worker -P prefork` runs that one
         "worker_concurrency": settings.worker_threads,
         # Held messages are what a crash or a restart delays: hold one per thread, no more.
         "worker_prefetch_multiplier": 1,

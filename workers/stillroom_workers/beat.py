@@ -50,12 +50,16 @@ class Scheduler(_StockScheduler):  # type: ignore[misc]
 
 
 class Beat(_StockStep):  # type: ignore[misc]
-    """Beat in a thread of the worker. If it ends, the worker does: half a system that looks alive helps nobody."""
+    """Beat in a thread of the worker, as `celery worker -B` asks. If it ends, the worker does: half a system that
+    looks alive helps nobody. Stock starts a process, whose signs of life would pass for the worker's.
+    """
 
     requires = ("celery.worker.components:Pool",)
+    conditional = True
 
-    def __init__(self, worker: Any, **options: Any) -> None:
-        super().__init__(worker, **options)
+    def __init__(self, worker: Any, beat: bool = False, **options: Any) -> None:
+        super().__init__(worker, beat=beat, **options)
+        self.enabled = worker.app.signs.with_beat = beat
         self._service: Any = None
         self._thread: threading.Thread | None = None
 
@@ -64,7 +68,7 @@ class Beat(_StockStep):  # type: ignore[misc]
         self._service = _StockService(
             app,
             max_interval=LOOKS_EVERY_S,
-            scheduler_cls=app.conf.beat_scheduler,
+            scheduler_cls=worker.scheduler,
             remote_control=False,  # the worker's own answers for this process
         )
         self._thread = threading.Thread(target=self._run, name="stillroom beat", daemon=True)

@@ -40,6 +40,7 @@ import redis
 from stillroom.shown import shown
 from stillroom_workers.hygiene import (
     RAW_LIMIT,
+    flaw_in_content,
     flaw_in_envelope,
     flaw_in_task,
     keep_what_a_task_needs,
@@ -318,6 +319,11 @@ class Connection(_StockConnection):  # type: ignore[misc]
         """Return the guarded transport for Redis, also behind Sentinels; any other scheme gets its own."""
         return _guarded(super().get_transport_cls())
 
+    def info(self) -> Any:
+        """Return what `inspect stats` tells of the connection. Its options hold a function, which has no form in a
+        reply, and a Sentinel's password."""
+        return {**super().info(), "transport_options": {}}
+
     def Pool(self, limit: int | None = None, **options: Any) -> Any:  # noqa: N802  # kombu's name
         """Return the pool of connections that publish: beat's ticks, events, replies to remote control."""
         return Pool(self, limit, **options)
@@ -492,6 +498,10 @@ class Control(_StockControl):  # type: ignore[misc]
 class Request(_StockRequest):  # type: ignore[misc]
     """A request whose events are small: whoever watches the workers keeps thousands of them."""
 
+    def info(self, safe: bool = True) -> Any:
+        """Return what `inspect` tells of a task: how much it was given, not what, as its events do."""
+        return super().info(safe=True)
+
     def send_event(self, type: str, **fields: Any) -> None:
         super().send_event(
             type, **{name: _shortened(name, value) for name, value in fields.items()}
@@ -519,7 +529,8 @@ def _flaw(message: Any) -> str | None:
     In the solo pool the worker exits.
     """
     held = partial(_held, message)
-    return flaw_in_task(message.headers, message.payload, held)
+    flaw = flaw_in_content(message.content_type)
+    return flaw or flaw_in_task(message.headers, message.payload, held)
 
 
 def _held(message: Any) -> tuple[int, int]:

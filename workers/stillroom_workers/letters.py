@@ -14,6 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kombu.utils.json import dumps
+
 from stillroom import RedisUnavailable
 from stillroom.dead_messages import KIND
 from stillroom.dispatch import REFRESH_MANY_TASK, REFRESH_TASK
@@ -61,7 +63,7 @@ class Letters:
         room = vars(self._app).get("room")  # Flower has none, and reads replies of workers
         try:
             if room is not None:
-                room.state.run(room.dead_letters.add(KIND, json.dumps(body), reason))
+                room.state.run(room.dead_letters.add(KIND, dumps(body), reason))
         except RedisUnavailable as error:
             log.error("No dead letter could be written, the message is lost: %s", error)
 

@@ -30,6 +30,7 @@ from stillroom import (
 from stillroom.address import SCHEMES, each_url
 from stillroom.errors import WHO_MAY, is_misconfigured
 from stillroom.own_celery import ignored
+from stillroom.place import is_same_place
 from stillroom.shown import shown
 from stillroom.wire import Server, Wire
 from stillroom.wire.outcome import owner_of
@@ -56,9 +57,34 @@ def open_room(settings: Settings) -> Stillroom:
     room = Stillroom(settings, dispatch=NoDispatch())
     for spec in settings.loaders:
         for found in find_rooms(spec):
+            _compare(spec, found.settings, settings)
             room.cache.loaders.adopt(found.cache.loaders)
             room.sessions.on_event.extend(_listeners_to(found))
     return room
+
+
+def _compare(spec: str, theirs: Settings, own: Settings) -> None:
+    """Warn of a room that has its settings from elsewhere: this worker looks alive, and does nothing for it."""
+    places = {
+        "REDIS_URL": (theirs.redis_url, own.redis_url),
+        "STILLROOM_CACHE_URL": (
+            theirs.cache_url or theirs.redis_url,
+            own.cache_url or own.redis_url,
+        ),
+        "STILLROOM_BROKER_URL": (theirs.broker, own.broker),
+    }
+    others = [name for name, urls in places.items() if _are_elsewhere(*urls)]
+    if theirs.namespace != own.namespace:
+        others.insert(0, "STILLROOM_NAMESPACE")
+    if others:
+        log.warning(
+            "STILLROOM_LOADERS=%s: a room in it has another %s than this worker, which does none of its work",
+            *(shown(spec), others[0]),
+        )
+
+
+def _are_elsewhere(one: str, other: str) -> bool:
+    return one != other and is_same_place(one, other) is False
 
 
 def _listeners_to(room: Stillroom | AsyncStillroom) -> list[Any]:

@@ -36,8 +36,8 @@ class Neighbour:
                 self.app = candidate
                 return
 
-    def move_in(self) -> None:
-        """Make it the one that new threads find. Celery has just made ours that."""
+    def move_in(self, **_: Any) -> None:
+        """Make it the one that new threads find. Celery has just made ours that, and does so again in a child."""
         if self.app is not None:
             self.app.set_default()
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import click
+from celery import signals
 from celery.apps import worker
 from celery.utils.nodenames import default_nodename, nodename, nodesplit
 from celery.utils.text import str_to_list
+from click.core import ParameterSource
 
 from stillroom import SettingsError
 from stillroom.dispatch import REFRESH_MANY_TASK, REFRESH_TASK
@@ -19,11 +22,16 @@ from stillroom_workers.lifecycle import begin, ending_the_process, ending_withou
 # celery's types differ with and without stubs; as Any they look the same to mypy.
 _StockWorker: Any = worker.Worker
 
+POOL = "threads"  # the work waits on Redis and on loaders; threads stop in half a second, prefork has hung
 NAMES_SHOWN = 3  # loaders that the name of a task tells
+STOCK_BEAT, OUR_BEAT = "celery.worker.components:Beat", "stillroom_workers.beat:Beat"
 
 
 class Worker(_StockWorker):  # type: ignore[misc]
     """A worker that is ready when its room is open, or ends with a sentence and exit code 1."""
+
+    class Blueprint(_StockWorker.Blueprint):  # type: ignore[misc]
+        default_steps = _StockWorker.Blueprint.default_steps - {STOCK_BEAT} | {OUR_BEAT}
 
     def __init__(self, app: Any = None, hostname: str | None = None, **options: Any) -> None:
         ours = app or self.app
@@ -31,7 +39,9 @@ class Worker(_StockWorker):  # type: ignore[misc]
         alone = {"without_gossip": True, "without_mingle": True}
         with ending_the_process():
             super().__init__(
-                app=ours, hostname=node_name(ours.settings.namespace, hostname), **options | alone
+                app=ours,
+                hostname=node_name(ours.settings.namespace, hostname),
+                **options | alone | _pool(**options),
             )
 
     def on_before_init(self, **options: Any) -> None:
@@ -51,11 +61,15 @@ class Worker(_StockWorker):  # type: ignore[misc]
     def on_init_blueprint(self) -> None:
         """Begin the process: the worker's parts are chosen after this, and its log is set up."""
         super().on_init_blueprint()
+        scales = self.pool_cls.uses_semaphore or hasattr(self.pool_cls, "grow")
+        if self.options.get("autoscale") and not scales:
+            raise SettingsError("--autoscale is for processes: add --pool prefork, or leave it out")
         self.app.threads = self.concurrency
         with self.app.neighbour.at_home():  # a loaders module may look at its project's tasks
             begin(self.app)
             self.app.neighbour.look()
         self.app.neighbour.move_in()
+        signals.worker_process_init.connect(self.app.neighbour.move_in)
 
 
 class Consumer(guards.Consumer):
@@ -85,6 +99,15 @@ class Consumer(guards.Consumer):
         if queue not in {ours.name for ours in self.app.conf.task_queues}:
             raise ValueError(f"{shown(queue, 60)!r} is no queue of Stillroom")
         super().add_task_queue(queue, *args, **options)
+
+
+def _pool(pool: Any = None, pool_cls: Any = None, **_: Any) -> dict[str, Any]:
+    """Return the pool that was named, or ours. Celery's command has prefork for none, as if it had been named."""
+    command = click.get_current_context(silent=True)
+    is_named = (
+        command is None or command.get_parameter_source("pool") is not ParameterSource.DEFAULT
+    )
+    return {"pool": (is_named and (pool or pool_cls)) or POOL}
 
 
 def _loader_of(order: Any) -> Iterator[str]:

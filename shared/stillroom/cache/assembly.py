@@ -18,6 +18,7 @@ from stillroom.cache.traced import body_of, store_of
 from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import Dispatch
 from stillroom.operation import Operation
+from stillroom.pauses import Pauses
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.wire import Clock
@@ -39,6 +40,7 @@ def cache_on(
     stats: Stats,
     agreed: Agreed,
     dead_letters: DeadLetters,
+    pauses: Pauses,
     run_aside: Sequence[Callable[[Operation[Any]], Any]],
 ) -> CacheParts:
     """Put a cache together. For each shard: its server's clock, and what runs an operation where none runs."""
@@ -51,5 +53,5 @@ def cache_on(
         cache = body_of(settings)(means, places[0])
     else:
         cache = ShardedBody(settings, agreed, dispatch, stats, places)
-    orders = Ordering(settings, every_keys[0], dispatch, stats, dead_letters, cache)
-    return CacheParts(cache, Images(cache), orders, Housekeeping(cache, orders))
+    orders = Ordering(settings, every_keys[0], dispatch, stats, dead_letters, pauses, cache)
+    return CacheParts(cache, Images(cache), orders, Housekeeping(cache, orders, pauses))

@@ -15,6 +15,7 @@ from stillroom.cache.sharded import ShardedBody
 from stillroom.cache.warm import Warming
 from stillroom.errors import RedisUnavailable
 from stillroom.operation import Operation
+from stillroom.pauses import Pauses
 
 BUDGET_S = 20.0  # of one run; the rest is due at once
 
@@ -22,19 +23,20 @@ BUDGET_S = 20.0  # of one run; the rest is due at once
 class Housekeeping:
     """The operations. A driver of the cache runs them."""
 
-    def __init__(self, cache: CacheBody | ShardedBody, orders: Ordering) -> None:
+    def __init__(self, cache: CacheBody | ShardedBody, orders: Ordering, pauses: Pauses) -> None:
         self._cache = cache
         self._orders = orders
         self._warming = Warming(cache, orders)
-        self._parts = [Reclaim(shard) for shard in cache.shards]
+        self._parts = [Reclaim(shard, pauses) for shard in cache.shards]
 
     def reclaim(
         self, *, budget: float = BUDGET_S, progress: Report | None = None
     ) -> Operation[dict[str, int]]:
         """Carry out what apps ordered, and then what invalidations left to do, for `budget` seconds.
 
-        What is due the longest comes first. Orders get half of the time at the most. `progress` is called with a
-        Progress twice a second. Returns counts: work done, orders that became dead letters, entries seen, deleted
+        What is due the longest comes first. Orders get half of the time at the most. While refreshes are paused
+        nothing is loaded: orders to load and soft invalidations wait. `progress` is called with a Progress twice a
+        second. Returns counts: work done, orders that became dead letters, entries seen, deleted
         and refreshed, patterns dropped, how much work is left, and how much of that is due.
         Redis away: RedisUnavailable; the work stays written down.
         """

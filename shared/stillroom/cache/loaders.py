@@ -397,6 +397,10 @@ class Loaders:
     def names(self) -> list[str]:
         return sorted(self._by_name)
 
+    def longest_lease(self) -> int:
+        """Return the longest lease of a loader, in ms; 0 without loaders."""
+        return max((loader.lease for loader in self._by_name.values()), default=0)
+
     def __contains__(self, name: str) -> bool:
         return name in self._by_name
 

@@ -3,7 +3,7 @@
 They decide what readers see, so they are on the state's server, where nothing is evicted: the cache's own list of
 work (`todo`) may be lost, and costs memory then. An order that can't be done now is due again, later each time.
 After eight tries it becomes a dead letter, which a person sends again or drops; so does an order with which eight
-workers have ended. A try that finds the cache's Redis away does not count.
+workers have ended. A try that finds the cache's Redis away does not count, and neither does a load that is shed.
 """
 
 from __future__ import annotations
@@ -12,12 +12,19 @@ import time
 from collections import Counter
 from typing import Any, NamedTuple
 
-from stillroom.cache.orders import NotDone, Order, from_body, from_member, to_body, to_member
+from stillroom.cache.orders import Load, NotDone, Order, from_body, from_member, to_body, to_member
 from stillroom.dead_letters import DeadLetter, DeadLetters
 from stillroom.dispatch import RECLAIM_TASK, Dispatch
-from stillroom.errors import MISCONFIGURED, OF_THE_COMMAND, DispatchFailed, RedisUnavailable
+from stillroom.errors import (
+    MISCONFIGURED,
+    OF_THE_COMMAND,
+    DispatchFailed,
+    LoadShed,
+    RedisUnavailable,
+)
 from stillroom.keys import Keys
 from stillroom.operation import STATE, On, Once, Operation
+from stillroom.pauses import PUT_OFF_MS, Pauses, are_paused
 from stillroom.replicas import kept
 from stillroom.scripts import finish_order, take_order, write_orders
 from stillroom.settings import Settings
@@ -55,6 +62,7 @@ class Ordering:
         dispatch: Dispatch,
         stats: Stats,
         dead_letters: DeadLetters,
+        pauses: Pauses,
         cache: Any,
     ) -> None:
         self._settings = settings
@@ -62,9 +70,9 @@ class Ordering:
         self._dispatch = dispatch
         self._stats = stats
         self._dead_letters = dead_letters
+        self._pauses = pauses
         self._cache = cache
-        # Not while its load may be under way: another worker would take the lease over, and lose it in turn.
-        self._held_ms = max(HELD_MS, int(settings.lease * 1_000))
+        self._longest_ms = max(LONGEST_DELAY_MS, int(settings.lease_limit * 1_000))
         self._keep_ms = int((settings.life_limit + settings.lease_limit) * 1000)
         dead_letters.senders[KIND] = self._send_again
 
@@ -112,17 +120,28 @@ class Ordering:
             if taken.tries > TRIES_LIMIT:
                 raise NotDone(f"{TRIES_LIMIT} workers have ended while they tried it")
             order = from_member(taken.member)
+            if isinstance(order, Load) and (yield from are_paused(self._pauses)):
+                return (yield from self._put_off(taken, PUT_OFF_MS))
             yield from order.carried_out_by(self._cache)
         except RedisUnavailable as error:
             if error.reason in REFUSED:
                 return (yield from self._failed(taken, error))
             self._stats.say("orders wait until the cache's Redis is back", error.reason, error)
-            yield On([(STATE, self._finish(taken, 0, counts=False))])
+            yield from self._put_off(taken, 0)
             raise
+        except (
+            LoadShed
+        ) as shed:  # other loads of this loader are under way: this one waits, and has not failed
+            return (yield from self._put_off(taken, int(shed.retry_after * 1_000)))
         except Exception as error:
             return (yield from self._failed(taken, error))
         yield On([(STATE, self._finish(taken))])
         return "done"
+
+    def _put_off(self, taken: Taken, ms: int) -> Operation[str]:
+        """Make an order due again that was not tried."""
+        yield On([(STATE, self._finish(taken, ms, counts=False))])
+        return "put off"
 
     def _failed(self, taken: Taken, error: Exception) -> Operation[str]:
         reason = f"{type(error).__name__}: {message_of(error)}"
@@ -146,7 +165,9 @@ class Ordering:
             raise DispatchFailed(f"{ORDERS_LIMIT:,} orders wait and no worker takes them")
 
     def _take(self, by_us: int) -> Operation[tuple[Taken | None, int]]:
-        times = (self._held_ms, LONGEST_DELAY_MS, self._keep_ms, by_us)
+        # Not while its load may be under way: another worker would take the lease over, and lose it in turn.
+        load_ms = max(HELD_MS, self._cache.loaders.longest_lease())
+        times = (HELD_MS, self._longest_ms, self._keep_ms, by_us, load_ms)
         (taken,) = yield Once([take_order(self._keys, *times)])
         if taken is None:
             return None, 0

@@ -24,6 +24,7 @@ from stillroom.cache.terms import LEASE_LIMIT, LIFE_LIMIT
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.keys import OTHER, glob_literal
 from stillroom.operation import Once, Operation, Pause
+from stillroom.pauses import PUT_OFF_MS, Pauses, are_paused
 from stillroom.scripts import (
     drop_globs,
     finish_todo,
@@ -146,8 +147,9 @@ class Hottest:
 class Reclaim:
     """The work behind the invalidations of a cache, or of one of its shards. A driver of it runs the operations."""
 
-    def __init__(self, cache: CacheBody) -> None:
+    def __init__(self, cache: CacheBody, pauses: Pauses) -> None:
         self._cache = cache
+        self._pauses = pauses
         self._keys = cache.keys
 
     def clear_up(
@@ -246,6 +248,8 @@ class Reclaim:
         """Cross the work off, or write down the rest of it. Return how many patterns need no mark any more."""
         state, dropped, again_ms = work.progress, 0, 0
         left = b"" if state.done else ON + work.name
+        if left and work.name.startswith(SOFT) and (yield from are_paused(self._pauses)):
+            again_ms = PUT_OFF_MS
         if state.done and work.name == SWEEP:
             is_complete = yield from self._is_complete(state)
             dropped, is_left = (yield from self._drop_globs(state)) if is_complete else (0, True)
@@ -458,8 +462,13 @@ class Reclaim:
     # Soft invalidation
 
     def _refresh_tag(self, work: Work, run: Run) -> Operation[None]:
-        """Load the entries that this tag made stale, the most read first, until a pass finds nothing to load."""
+        """Load the entries that this tag made stale, the most read first, until a pass finds nothing to load.
+
+        While refreshes are paused it is left to do.
+        """
         tag, state = work.name.removeprefix(SOFT), work.progress
+        if (yield from are_paused(self._pauses)):
+            return
         _, policy = yield from self._about_server()
         (score,) = yield [(b"ZSCORE", self._keys.marks, work.name)]
         hottest = Hottest("lfu" in policy, tag, int(score or 0), set(self._cache.loaders.names()))
@@ -469,7 +478,7 @@ class Reclaim:
         found_all, progressed = state.done, False
         state.done = False
         for stale in hottest.first():
-            if run.left <= 0:
+            if run.left <= 0 or (yield from are_paused(self._pauses)):
                 return
             progressed = (yield from self._refresh_one(stale, state)) or progressed
             yield from self._tell(work, run)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from stillroom.cache.ordering import Ordering
 from stillroom.cache.orders import Load
+from stillroom.cache.terms import LEASE_LIMIT
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import DispatchFailed, InvalidArgument, RedisUnavailable
 from stillroom.misuse import refuse_unfit
@@ -75,7 +76,8 @@ class Warming:
     def warm(self) -> Operation[dict[str, int]]:
         """Order what is due to be loaded. Returns {"loaders": that were due, "values": ordered}.
 
-        Safe in several workers at once: each period of a loader is claimed by one of them. An error of a
+        Safe in several workers at once: each period of a loader is claimed by one of them, and until that one has
+        written its orders nobody begins another. What a killed worker had claimed is claimed again. An error of a
         `warm_with` function is logged, and its loader is due again in the next period.
         Redis away: RedisUnavailable.
         """
@@ -89,10 +91,16 @@ class Warming:
         return report
 
     def _claim(self, loader: Any) -> Operation[bytes | None]:
-        """Claim this period of the loader. Return the claim, or None where another worker has it."""
+        """Claim this period of the loader. Return the claim, or None where another worker has it.
 
+        Its list may take as long to make as a load: then another worker may begin, since this one may have ended.
+        """
+        takes_ms = int(self._cache.shards[0].terms.longest(LEASE_LIMIT) * 1_000)
+        return (yield from self._keep_claim(loader, secrets.token_hex(8), takes_ms))
+
+    def _keep_claim(self, loader: Any, token: str, takes_ms: int) -> Operation[bytes | None]:
         def claiming() -> Operation[bytes | None]:
-            given = int(loader.warm.every * 1_000), secrets.token_hex(8)
+            given = int(loader.warm.every * 1_000), token, takes_ms
             (claim,) = yield [warm_claim([self._key(loader)], *given)]
             return claim  # type: ignore[no-any-return]
 
@@ -112,6 +120,7 @@ class Warming:
             raise
         except DispatchFailed as error:
             self._say(loader, error)
+        yield from self._keep_claim(loader, claim.split()[1].decode(), 0)
         return count
 
     def _orders_of(self, loader: Any) -> Operation[list[Load]]:

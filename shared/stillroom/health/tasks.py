@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,9 @@ from stillroom.wire import Command
 
 SEEN_WITHIN_MS = 30_000
 QUEUES = ("refresh", "maintenance")
+# kombu has a list for each step of the priority that a sender may give. The first is for none.
+STEPS = ("", "\x06\x163", "\x06\x166", "\x06\x169")
+LONGEST_WAIT_S = 31 * 86_400.0  # a message that says more was not stamped by a clock
 
 
 class TaskProbe:
@@ -44,7 +46,8 @@ class TaskProbe:
         of_queues = [
             command
             for queue in self._queues
-            for command in ((b"LLEN", queue), (b"LINDEX", queue, b"-1"))
+            for step in STEPS
+            for command in ((b"LLEN", queue + step), (b"LINDEX", queue + step, b"-1"))
         ]
         return [*always, (b"HLEN", self._keys.unacked), *of_queues]
 
@@ -64,10 +67,10 @@ class TaskProbe:
         if not rest or rest[1] is None:
             return known
         unacked, *pairs = rest
-        found = zip(self._queues, pairs[::2], pairs[1::2], strict=True)
+        each = 2 * len(STEPS)
         queues = [
-            {"name": name, "depth": depth, "oldest_s": _waited(message, now_ms)}
-            for name, depth, message in found
+            _queue(name, pairs[n * each : (n + 1) * each], now_ms)
+            for n, name in enumerate(self._queues)
         ]
         return known | {"unacked": unacked, "queues": queues}
 
@@ -81,6 +84,17 @@ def _ages(ticks: Mapping[str, int], now_ms: int) -> dict[str, float]:
     return {task: max(0.0, (now_ms - ms) / 1000) for task, ms in known.items()}
 
 
+def _queue(name: str, replies: Sequence[Any], now_ms: int) -> dict[str, Any]:
+    """Return how many messages wait in the lists of a queue, and for how long the oldest of the next ones has."""
+    depths, messages = replies[::2], replies[1::2]
+    ages_s = [_waited(message, now_ms) for message in messages]
+    return {
+        "name": name,
+        "depth": None if depths[0] is None else sum(depth or 0 for depth in depths),
+        "oldest_s": max((age_s for age_s in ages_s if age_s is not None), default=None),
+    }
+
+
 def _waited(message: bytes | None, now_ms: int) -> float | None:
     """Return how long ago a message was sent, if its headers hold a plausible time."""
     if message is None or len(message) > MESSAGE_LIMIT:
@@ -89,4 +103,5 @@ def _waited(message: bytes | None, now_ms: int) -> float | None:
         sent_ms = float(from_json(message)["headers"][SENT_HEADER])
     except (ValueError, TypeError, KeyError, OverflowError):
         return None
-    return max(0.0, (now_ms - sent_ms) / 1000) if math.isfinite(sent_ms) else None
+    age_s = (now_ms - sent_ms) / 1000
+    return max(0.0, age_s) if age_s < LONGEST_WAIT_S else None

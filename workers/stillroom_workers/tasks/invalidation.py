@@ -22,6 +22,9 @@ from stillroom_workers.tasks.room import WorkerApp
 
 log = logging.getLogger("stillroom.workers")
 
+# What a process of the pool was doing when it was killed is sent again: what else is lost is found by its schedule.
+# Not for ever: it may have killed that process.
+IF_LOST = {"retry_on_worker_lost": True, "default_retry_delay": 1, "max_retries": 3}
 SENT_AGAIN_AFTER_S = 1.0  # an order that can't be written down holds a thread for this long
 
 
@@ -41,12 +44,12 @@ def register(app: WorkerApp) -> None:
     def invalidate_tags(order: InvalidateTags) -> Report:
         with written_down_if_away(order) as report:
             app.room.cache.invalidate_by_tag(*order.tags, soft=order.soft)
-        return report or reclaim()
+        return report or reclaim(app)
 
     def invalidate_pattern(order: InvalidatePattern) -> Report:
         with written_down_if_away(order) as report:
             app.room.cache.invalidate_by_pattern(order.pattern)
-        return report or reclaim()
+        return report or reclaim(app)
 
     @contextmanager
     def written_down_if_away(order: Order) -> Iterator[Report]:
@@ -59,23 +62,30 @@ def register(app: WorkerApp) -> None:
             keep(app, order)
             report |= {"deleted": 0, "left": 1}
 
-    def reclaim() -> Report:
-        report: Report = app.room.upkeep.reclaim(progress=partial(tell, current_task))
-        if report["due"]:
-            app.send_task(RECLAIM_TASK)
-        return report
-
     def trim_indexes() -> Report:
         return app.room.upkeep.trim_indexes()
 
-    def task(name: str, model: Any, work: Any) -> None:
-        register_task(app, name, model, work, ignore_result=False)
+    def task(name: str, model: Any, work: Any, **options: Any) -> None:
+        register_task(app, name, model, work, ignore_result=False, **options)
 
-    task("stillroom.invalidate_keys", InvalidateKeys, invalidate_keys)
-    task("stillroom.invalidate_tags", InvalidateTags, invalidate_tags)
-    task("stillroom.invalidate_pattern", InvalidatePattern, invalidate_pattern)
+    task("stillroom.invalidate_keys", InvalidateKeys, invalidate_keys, **IF_LOST)
+    task("stillroom.invalidate_tags", InvalidateTags, invalidate_tags, **IF_LOST)
+    task("stillroom.invalidate_pattern", InvalidatePattern, invalidate_pattern, **IF_LOST)
     task("stillroom.trim_indexes", NoArguments, lambda _: trim_indexes())
-    task(RECLAIM_TASK, NoArguments, lambda _: reclaim())
+    task(RECLAIM_TASK, NoArguments, lambda _: reclaim(app))
+
+
+def reclaim(app: WorkerApp) -> Report:
+    """Do what is due, and send the task again if more is. Where half of the threads are at that, end at once."""
+    if not app.places_to_reclaim.acquire(blocking=False):
+        return {"outcome": "others are at it"}
+    try:
+        report: Report = app.room.upkeep.reclaim(progress=partial(tell, current_task))
+    finally:
+        app.places_to_reclaim.release()
+    if report["due"]:
+        app.send_task(RECLAIM_TASK)
+    return report
 
 
 def keep(app: WorkerApp, order: Order) -> None:

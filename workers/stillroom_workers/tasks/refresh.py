@@ -10,7 +10,7 @@ from typing import Any
 from celery import signals
 from celery.concurrency.thread import TaskPool
 
-from stillroom import RedisUnavailable, UnknownLoader
+from stillroom import LoadShed, RedisUnavailable, UnknownLoader
 from stillroom.cache.loaders import BadArguments
 from stillroom.dispatch import (
     REFRESH_MANY_TASK,
@@ -88,12 +88,17 @@ class Refreshing:
         While refreshes are paused it is let go: its lease runs out, and a stale read after that asks again.
         """
         upkeep = self._app.room.upkeep
+        about = {"loader": order.loader, "key": order.key}
         if upkeep.refreshes_are_paused():
-            return {"outcome": "paused", "loader": order.loader, "key": order.key}
+            return {"outcome": "paused", **about}
         while True:
             try:
                 with loading():
                     return upkeep.refresh(order)
+            except (
+                LoadShed
+            ):  # so many are under way as `at_once` allows: the next stale read asks again
+                return {"outcome": "shed", **about}
             except RedisUnavailable as error:
                 if error.reason != "breaker" or time.monotonic() > patience:
                     raise

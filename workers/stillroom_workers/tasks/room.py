@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Semaphore
 from typing import Any, Protocol
 
 from stillroom import Stillroom
@@ -15,6 +16,9 @@ class WorkerApp(Protocol):
 
     @property
     def letters(self) -> Any: ...
+
+    @property
+    def places_to_reclaim(self) -> Semaphore: ...
 
     def task(self, body: Any, **options: Any) -> Any: ...
 
