@@ -123,9 +123,12 @@ def test_a_ban_of_a_network_holds_in_all_slots(make_room: Make) -> None:
 
 
 def test_a_ban_that_a_shard_missed_is_written_again(
-    make_room: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make_room: Make, client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A rule's ban whose shard was away holds there once workers have looked again, and a lifted one does not."""
+    """A rule's ban whose shard was away holds there once workers have looked again, and a lifted one does not.
+
+    Another program's words among the bans change nothing.
+    """
     (path := tmp_path / "rules.toml").write_text(ARMED)
     room = make_room(abuse_rules=path)
     for number in range(25):
@@ -134,6 +137,7 @@ def test_a_ban_that_a_shard_missed_is_written_again(
         patch.setattr(spreading, "_spreading", shard_is_away)
         assert room.abuse.scan()["bans"] == 1
     assert not room.limits.check(IP, [DEFAULT]).banned
+    client.zadd(KEYS.bans, {"no network": 9e12, b"\xff": 9e12})
     room._abuse_body._spreads_at = 0.0
     room.abuse.scan()
     assert room.limits.check(IP, [DEFAULT]).banned

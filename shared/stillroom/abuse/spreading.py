@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from ipaddress import ip_network
 from typing import Any
 
 from stillroom.errors import RedisRefused
@@ -31,7 +32,9 @@ def spread_bans(keys: Keys, subjects: Sequence[str]) -> Operation[None]:
     if not keys.is_spread:
         return
     for start in range(0, len(subjects), PAGE):
-        some = subjects[start : start + PAGE]
+        some = list(filter(_is_network, subjects[start : start + PAGE]))
+        if not some:
+            continue
         places = [(subject, home) for subject in some for home in keys.homes_of_ban(subject)]
         # Read before the bans, so that a ban which had been lifted by then is not among them.
         lifted, trouble = yield from _lifted(keys, places)
@@ -88,3 +91,12 @@ def _spreading(
 ) -> Command:
     own = [keys.ban_at(home, subject), keys.widths(home), keys.lifted_at(home, subject)]
     return ban_spread(own, text, ms, width_of(subject), lifted)
+
+
+def _is_network(subject: str) -> bool:
+    """Return whether this is an address or a network, and nothing that another program wrote into the index."""
+    try:
+        ip_network(subject)
+    except ValueError:
+        return False
+    return True
