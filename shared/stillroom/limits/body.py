@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -71,6 +72,7 @@ LONGEST_WAIT_S = 3_600.0
 UNREAD_EVERY_S = 30.0  # a user without the right to read changes asks no more often
 
 RESERVATION = "a reservation"  # its name in the error when no replica has it in time
+SETTLED_KNOWN = 1_000  # of those before, what Redis said counts
 TOLD_AT_ONCE = 100  # denials from memory, with one flush of the counts
 _US = 1_000_000
 _decision = tuple.__new__
@@ -101,6 +103,8 @@ class LimitsBody(Operating, OverShards):
         self._settling = Settling(settings, keys, self._requests, self._local, stats)
         self._changes = self._requests.changes
         self._flying = Flying()
+        # What Redis has settled, at which cost and when: looked at only once it is away.
+        self._settled_since: deque[tuple[Reservation, int, int]] = deque(maxlen=SETTLED_KNOWN)
         stats.riders += [self._settling.remind, self._riding]
         reset_after_fork(self._denials)
         reset_after_fork(self._local)
@@ -248,19 +252,13 @@ class LimitsBody(Operating, OverShards):
             if here is not None and not (here and reservation.may_be_known):
                 self._denials.forget(reservation.keys)
                 return here
-        sent = _now_us()
+        sent = time.monotonic_ns()
         settled = yield from self._settling.settle(reservation, cost, frees=frees)
         if not here and (settled or (settled is None and not reservation.local)):
-            self._correct(reservation, cost, sent)
+            self._settled_since.append((reservation, cost, sent))
         self._denials.forget(reservation.keys)
         # The hits of this process are settled. Redis is told of the others if it may know any.
         return True if here else settled
-
-    def _correct(self, reservation: Reservation, cost: int, sent: int) -> None:
-        """Correct what Redis said of these logs, for the case that it goes away."""
-        pairs = zip(reservation.keys, reservation.counted, strict=True)
-        known_as = [(self._requests.known_as(key, limit), limit) for key, limit in pairs]
-        self._local.correct(known_as, cost - reservation.decision.cost, sent)
 
     def commit(self, reservation: Reservation) -> Operation[bool | None]:
         """Keep what a reservation took, for good. Return True if it could still be refunded; None: not known.
@@ -635,6 +633,9 @@ class LimitsBody(Operating, OverShards):
             return UNAVAILABLE, ()
         if take:
             self.stats.remind()
+        for _ in range(len(self._settled_since)):
+            with suppress(IndexError):  # other threads take some
+                self._correct(*self._settled_since.popleft())
         return self._local.decide(
             *(request.logs, request.counted, request.cost, _now_us()),
             take=take,
@@ -642,6 +643,12 @@ class LimitsBody(Operating, OverShards):
             flying=self._flying.hits(request.logs, but=id),
             known=request.known_as,
         )
+
+    def _correct(self, reservation: Reservation, cost: int, sent_ns: int) -> None:
+        """Correct what Redis said of these logs before it has settled a reservation."""
+        pairs = zip(reservation.keys, reservation.counted, strict=True)
+        known_as = [(self._requests.known_as(key, limit), limit) for key, limit in pairs]
+        self._local.correct(known_as, cost - reservation.decision.cost, sent_ns // 1_000)
 
     # Denials that are remembered
 
