@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from stillroom.errors import RedisUnavailable
+from stillroom.misuse import refuse_awaited
 from stillroom.operation import AsyncDriver, Driver, Operation
 
 log = logging.getLogger("stillroom")
@@ -130,7 +131,8 @@ def watch_drivers(drivers: list[Any], known: Watch) -> None:
 
 
 def hook_to(known: Watch, function: Callable[[Event], object]) -> None:
-    """Have a function called with each event. What it raises is logged."""
+    """Have a function called with each event. What it raises is logged. Raises InvalidArgument."""
+    refuse_awaited("on_event", function)
     known.observers.append(_Hook(function))
 
 

@@ -17,7 +17,15 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from stillroom import InlineDispatch, Limit, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom import (
+    InlineDispatch,
+    InvalidArgument,
+    Limit,
+    NoDispatch,
+    RedisUnavailable,
+    Settings,
+    Stillroom,
+)
 from stillroom.dispatch import CeleryDispatch
 from stillroom.events import Event
 from stillroom.otel import Telemetry, carried, task
@@ -107,6 +115,16 @@ def test_a_hook_that_fails_breaks_nothing(room: Any, caplog: pytest.LogCaptureFi
         room.cache.set("k", 1)
         assert room.cache.get("k") == 1
     assert told(events)[-1] == ("cache", "get", "hit", "")
+
+
+def test_a_hook_that_nobody_would_await_is_refused(room: Any) -> None:
+    """A coroutine function is refused as a hook: its coroutines would never run."""
+
+    async def tell(event: Event) -> None:
+        raise AssertionError(event)
+
+    with pytest.raises(InvalidArgument, match="on_event=tell: a plain function"):
+        inner(room).on_event(tell)
 
 
 def test_redis_away_is_told() -> None:

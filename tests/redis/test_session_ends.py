@@ -235,6 +235,23 @@ def test_a_new_device_is_told(room: Any, client: Any) -> None:
     assert len(told) == 1
 
 
+def test_a_listener_that_nobody_would_await_is_told(
+    room: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A coroutine function among the listeners is an error in the log with each event; the others hear of it."""
+    told: list[SessionEvent] = []
+
+    async def tell(event: SessionEvent) -> None:
+        raise AssertionError(event)
+
+    room.sessions.on_event.append(tell)
+    room.sessions.on_event.append(told.append)
+    for device in ("phone", "laptop"):
+        room.sessions.create("u1", device=device)
+    assert len(told) == 1
+    assert "on_event=tell: a plain function; this one has to be awaited" in caplog.text
+
+
 def test_devices_are_bounded_and_forgotten(make_room: Any, client: Any) -> None:
     """A user has fifty devices at most, which expire `session_device_memory` after the last login."""
     room = make_room(session_device_memory=1_000)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 
+from stillroom import Settings, otel
 from stillroom.embedded import EmbeddedServer
+from stillroom_workers.app import make_app
 from tests.support.celery_process import CeleryProcess
 
 SECRET = "user:ada@example.org"
@@ -98,3 +104,31 @@ def worker(own_server: EmbeddedServer, tmp_path: Path) -> Any:
         yield process
     finally:
         process.kill()
+
+
+def test_each_run_of_a_message_ends_its_own_span(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of one message at the same time have a span each, which ends in the thread that began it."""
+    both, began, ended = threading.Barrier(2, timeout=10), set(), set()
+
+    @contextmanager
+    def span(*_: Any) -> Iterator[None]:
+        began.add(threading.get_ident())
+        yield
+        ended.add(threading.get_ident())
+
+    monkeypatch.setattr(otel, "task", span)
+    with make_app(Settings(redis_url=own_server.url, otel=True)) as app:
+        begin, end = app.receivers[-2:]
+
+        def run(_: int) -> None:
+            begin(task_id="one", task=app.tasks["stillroom.reclaim"])
+            both.wait()
+            end(task_id="one")
+
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(run, range(2)))
+        app.room.close()
+    assert len(began) == 2
+    assert ended == began

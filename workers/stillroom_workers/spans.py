@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from threading import get_ident
 from typing import Any
 
 from celery import signals
@@ -21,14 +22,15 @@ def tell_of_tasks(app: Any) -> None:
             stack = ExitStack()
             given = {name: getattr(task.request, name, None) for name in CARRIED}
             stack.enter_context(otel.task(app.room.watch, task.name, given))
-            running[task_id] = stack
+            running[task_id, get_ident()] = stack
 
     def end(task_id: str, **_: Any) -> None:
-        stack = running.pop(task_id, None)
+        stack = running.pop((task_id, get_ident()), None)
         if stack is not None:
             stack.close()
 
-    running: dict[str, ExitStack] = {}
+    # A message that is delivered again may run beside its first run, under one id.
+    running: dict[tuple[str, int], ExitStack] = {}
     app.receivers = [*getattr(app, "receivers", ()), begin, end]
     signals.task_prerun.connect(begin, weak=False)
     signals.task_postrun.connect(end, weak=False)

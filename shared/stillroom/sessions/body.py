@@ -34,6 +34,7 @@ from stillroom.errors import (
     is_in_doubt,
 )
 from stillroom.keys import Keys, original, sanitized
+from stillroom.misuse import refuse_awaited
 from stillroom.operation import Call, Once, Operation, Pause
 from stillroom.scripts import (
     session_end,
@@ -990,6 +991,7 @@ class SessionsBody(Asking):
         log.info("session %s: handle=%s user=%a", event.kind, event.handle, event.user_id)
         for listener in self.on_event:
             try:
+                refuse_awaited("on_event", listener)
                 listener(event)
             except Exception:
                 log.exception("a listener of session events failed")
