@@ -86,6 +86,19 @@ def test_a_login_replaces_what_the_other_process_made(both: tuple[Any, Any]) -> 
         here.destroy_for_user("ann")
 
 
+def test_a_device_is_known_under_either_pepper(both: tuple[Any, Any]) -> None:
+    """A device that one process has seen is not new to the other, nor told twice while peppers are changed."""
+    told: list[str] = []
+    for sessions in both:
+        sessions.on_event.append(lambda event: told.append(event.kind))
+    for sessions in (*both, *both):
+        sessions.create("ann", device="phone")
+    assert told == []
+    both[1].create("ann", device="laptop")
+    both[0].create("ann", device="laptop")
+    assert told == ["new_device"]
+
+
 def test_a_replay_is_told_by_either_process(
     both: tuple[Any, Any], make_room: Make, client: Any
 ) -> None:

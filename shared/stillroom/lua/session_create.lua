@@ -8,7 +8,7 @@
 --       11 when the user last proved his identity, '' for now, '0' for never
 --       12 the response brings a cookie: 1 nothing is begun if what this replaces is gone and the browser is getting
 --       another one in its place, 2 others under the old name must not set theirs over it, 3 both; 0 it brings none
---       13 the name of the user's device, '' for none  14 ms it is known  15… key, JSON, key, JSON …
+--       13 the names of the user's device, under each pepper, '' for none  14 ms it is known  15… key, JSON, key, JSON …
 -- returns {'ok', now, {h, user … of those that had expired}, {h … of those that made room}, how long before the call
 --         the grace of the name to replace was over, µs, or -1, 1 if the device is new to a user who has others}
 --         {'full', how many sessions the user has}, {'replaced', how long before the call the grace of the name to
@@ -77,9 +77,9 @@ if most > 0 and ARGV[7] == '0' and #living + unseen >= most then
   return {'again', ended}
 end
 
--- A user's first device is no news.
-local function is_new_device(device, life)
-  if device == '' then
+-- A user's first device is no news. One has a name under each pepper, so processes that have only one of them know it.
+local function is_new_device(names, life)
+  if names == '' then
     return false
   end
   local key = prefix .. 'd:' .. user
@@ -87,8 +87,11 @@ local function is_new_device(device, life)
   if not known then
     redis.call('UNLINK', key)
   end
-  local is_new = redis.call('ZADD', key, plain(now), device) == 1
-  redis.call('ZREMRANGEBYRANK', key, 0, -MOST_DEVICES - 1)
+  local is_new, count = true, 0
+  for device in string.gmatch(names, '%S+') do
+    is_new, count = redis.call('ZADD', key, plain(now), device) == 1 and is_new, count + 1
+  end
+  redis.call('ZREMRANGEBYRANK', key, 0, -MOST_DEVICES * count - 1)
   redis.call('PEXPIRE', key, life)
   keep_for(prefix .. 'clock', tonumber(life)) -- whoever moves a shard finds by its clock that it has keys
   return is_new and known and known > 0

@@ -937,11 +937,12 @@ class SessionsBody(Asking):
         return End(*self._keys.record(*place), asked, cookie)
 
     def _device_of(self, device: str | bytes | None) -> tuple[bytes, bytes]:
-        """Return a device's name in Redis, and how many ms it is known."""
+        """Return a device's names in Redis, under each pepper, and how many ms it is known."""
         if not device:
             return b"", b""
-        name = self._ring()[0].name(b"device\0" + str(device).encode("utf-8", "replace"))
-        return name[:DEVICE_LENGTH], b"%d" % (1_000 * self.settings.session_device_memory)
+        text = b"device\0" + str(device).encode("utf-8", "replace")
+        names = [one.name(text)[:DEVICE_LENGTH] for one in self._ring()]
+        return b" ".join(names), b"%d" % (1_000 * self.settings.session_device_memory)
 
     def _kept(self, keep: Known | None) -> tuple[Place | None, bool]:
         """Return the place of the session to keep, and whether its handle names it."""
