@@ -36,7 +36,6 @@ _SENTINEL_URL = re.compile(
     r"(?P<scheme>rediss?)\+sentinel://(?:(?P<who>[^/?#]*)@)?(?P<hosts>[^@/?#]*)"
     r"(?P<path>/[^?#]*)?(?:\?(?P<options>[^#]*))?"
 )
-_BETWEEN_URLS = re.compile(r";(?=[a-z][a-z0-9+.-]*://)")
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.%]+\]|[^\[\]:,]+)(?::(?P<port>\d{1,5}))?")
 
 Host = tuple[str, int]
@@ -48,15 +47,6 @@ class SentinelAddress(NamedTuple):
     sentinels: tuple[Host, ...]
     master: str  # the name that the Sentinels know the primary by
     primary: str  # the URL of the primary; only its host and port are not known yet
-
-
-def each_url(text: str) -> list[str]:
-    """Return the URLs that a broker's setting may have several of. A `;` in a password is between none.
-
-    >>> each_url("redis://:a;b@host"), each_url("amqp://a;amqp://b")
-    (['redis://:a;b@host'], ['amqp://a', 'amqp://b'])
-    """
-    return _BETWEEN_URLS.split(text)
 
 
 def is_sentinel(url: str) -> bool:

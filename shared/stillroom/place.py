@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
-
-from stillroom.address import each_url
 
 PORT = 6379
 TCP = ("redis", "rediss")
 SOCKET_FILE = ("unix", "redis+socket", "socket")
+_BETWEEN_URLS = re.compile(r";(?=[a-z][a-z0-9+.-]*://)")
 
 
 class Place(NamedTuple):
@@ -18,6 +18,15 @@ class Place(NamedTuple):
     host: str
     port: int
     database: int
+
+
+def each_url(text: str) -> list[str]:
+    """Return the URLs that a broker's setting may have several of. A `;` in a password is between none.
+
+    >>> each_url("redis://:a;b@host"), each_url("amqp://a;amqp://b")
+    (['redis://:a;b@host'], ['amqp://a', 'amqp://b'])
+    """
+    return _BETWEEN_URLS.split(text)
 
 
 def place_of(url: str | None) -> Place | None:

@@ -35,13 +35,12 @@ from stillroom.address import (
     SCHEMES,
     SERVERS,
     check_url,
-    each_url,
     is_sentinel,
     read_sentinel,
 )
 from stillroom.edges import EDGES, networks_of
 from stillroom.errors import SettingsError, did_you_mean
-from stillroom.place import is_same_place
+from stillroom.place import each_url, is_same_place
 from stillroom.subject import unwrapped_network
 
 PREFIX = "STILLROOM_"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +13,13 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.events import EventReceiver
 
+import redis
 from stillroom import Settings, otel
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers.app import make_app
+from stillroom_workers.events import flaw_in_events
 from tests.support.celery_process import CeleryProcess
 
 SECRET = "user:ada@example.org"
@@ -54,6 +59,96 @@ def test_events_count_arguments_and_never_quote_them(
     shown = {event["name"].removeprefix("stillroom."): event["kwargs"] for event in events}
     assert shown == {task: told for task, _, told in TOLD}
     assert SECRET not in str(events)
+    told = [{name: event[name] for name in event if name != "local_received"} for event in events]
+    assert flaw_in_events(told) is None
+
+
+BEGUN: dict[str, Any] = {
+    "type": "task-received",
+    "uuid": "3f1c",
+    "hostname": "celery@w1",
+    "name": "stillroom.warm",
+    "timestamp": 1_795_000_000.5,
+    "utcoffset": 0,
+    "pid": 7,
+    "clock": 12,
+    "retries": 0,
+    "args": "",
+    "kwargs": "keys: 2",
+    "root_id": "3f1c",
+    "parent_id": None,
+    "eta": None,
+}
+AT_WORK: dict[str, Any] = {
+    "type": "worker-heartbeat",
+    "hostname": "celery@w1",
+    "timestamp": 1_795_000_000.5,
+    "utcoffset": 0,
+    "pid": 7,
+    "clock": 12,
+    "freq": 2.0,
+    "active": 0,
+    "processed": 3,
+    "loadavg": [0.1, 0.2, 0.3],
+    "sw_ident": "py-celery",
+    "sw_ver": "5.7.0",
+    "sw_sys": "Linux",
+}
+STRANGE = [
+    "\x1b[31m",
+    {"a": 1},
+    ["x"],
+    True,
+    "\ud800",
+    float("nan"),
+    float("inf"),
+    "x" * 300,
+    -1e300,
+]
+
+
+@pytest.mark.parametrize("event", [BEGUN, AT_WORK], ids=["task", "worker"])
+def test_an_event_of_another_form_has_a_flaw(event: dict[str, Any]) -> None:
+    """An event is kept as Celery's workers send it; what a page or a metric can't show is not."""
+    assert flaw_in_events(event) is flaw_in_events([event, event]) is None
+    for name in event:
+        texts = ("args", "kwargs")
+        refused = [one for one in STRANGE if not (name in texts and isinstance(one, str))]
+        for value in [*refused, *(["\ud800"] if name in texts else [])]:
+            assert flaw_in_events({**event, name: value}) is not None, (name, value)
+    for wrong in (None, [None], "x", {}, {**event, "event": "x"}, {**event, "type": "task-x"}):
+        assert flaw_in_events(wrong) is not None
+
+
+def test_who_watches_is_told_of_plain_events_alone(own_server: EmbeddedServer) -> None:
+    """Strange events are dropped before a listener keeps them, and the next one is heard at once."""
+    heard: list[dict[str, Any]] = []
+    with (
+        Celery(
+            broker=own_server.url, set_as_current=False, amqp="stillroom_workers.guards:AMQP"
+        ) as app,
+        redis.Redis.from_url(own_server.url) as client,
+    ):
+        app.conf.update(event_exchange="stillroom.celeryev", control_exchange="stillroom")
+        with app.connection_for_read() as connection:
+            receiver = EventReceiver(connection, handlers={"*": heard.append}, app=app)
+            listens = receiver.consume(limit=None, timeout=10, wakeup=False)
+            next(listens)  # now it listens
+            strange = [[1], {**BEGUN, "clock": "x"}, {**BEGUN, "uuid": None}, None]
+            for raw in (b"[1]", b"{", *map(_envelope, [*strange, BEGUN])):
+                client.publish("/0.stillroom.celeryev/task.multi", raw)
+            while not heard:
+                next(listens)
+            listens.close()
+    assert [event["uuid"] for event in heard] == [BEGUN["uuid"]]
+
+
+def _envelope(body: Any) -> bytes:
+    text = base64.b64encode(json.dumps(body).encode()).decode()
+    info = {"delivery_info": {"exchange": "stillroom.celeryev", "routing_key": "task.multi"}}
+    properties = {**info, "body_encoding": "base64", "delivery_tag": "1"}
+    headers = {"content-type": "application/json", "content-encoding": "utf-8", "headers": {}}
+    return json.dumps({"body": text, "properties": properties, **headers}).encode()
 
 
 # What Flower asks for its pages.

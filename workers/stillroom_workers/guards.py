@@ -38,6 +38,7 @@ from kombu.utils.json import dumps, loads
 
 import redis
 from stillroom.shown import shown
+from stillroom_workers.events import flaw_in_events
 from stillroom_workers.hygiene import (
     RAW_LIMIT,
     flaw_in_content,
@@ -49,6 +50,7 @@ from stillroom_workers.hygiene import (
 __all__ = ["AMQP", "Channel", "Connection", "Consumer", "Control", "Request", "Transport"]
 
 REASON_LENGTH = 200  # characters
+EVENTS_EXCHANGE = "celeryev"  # its name ends so, see own_names in dispatch.py
 
 # Errors that Python raises when data has the wrong shape. Not `Exception`: "can't start new thread" is the
 # worker's trouble and must not cost a good message its place in the queue. KeyError belongs here
@@ -166,10 +168,28 @@ class Channel(_StockChannel):  # type: ignore[misc]
     def _handle_message(self, client: Any, reply: Any) -> Any:
         """Deliver only published messages: one `[1]` on the control channel ended *every* worker."""
         event = super()._handle_message(client, reply)
-        published = bytes_to_str(event["type"]).endswith("message")
-        if published and not self._is_message(event["data"], source=None):
+        if not bytes_to_str(event["type"]).endswith("message"):
+            return event
+        is_told = f".{EVENTS_EXCHANGE}/" in bytes_to_str(event["channel"])
+        if not (self._is_event if is_told else partial(self._is_message, source=None))(
+            event["data"]
+        ):
             event["data"] = None  # `_receive_one` delivers nothing then
         return event
+
+    def _is_event(self, raw: bytes) -> bool:
+        """Return whether what a worker tells of its work may be kept. If not it is dropped: nobody waits for it."""
+        flaw = self._flaw(raw, None)
+        if flaw is None:
+            try:
+                flaw = flaw_in_events(self.Message(loads(bytes_to_str(raw)), channel=self).decode())
+            except _WRONG_SHAPE as exc:
+                flaw = repr(exc)
+        if flaw is not None:
+            _logger.warning(
+                "An event of %d bytes is dropped: %s", len(raw), shown(flaw, REASON_LENGTH)
+            )
+        return flaw is None
 
     def _is_message(self, raw: bytes, *, source: bytes | None) -> bool:
         """Return whether kombu can and may make a message of these bytes; if not, they become a dead letter.
@@ -514,7 +534,12 @@ EVENT_LIMITS = {"traceback": 4_000, "exception": 500, "result": 500}  # characte
 def _shortened(name: str, value: Any) -> Any:
     """Return the beginning of the error, where it started, and its end, where it was raised."""
     limit = EVENT_LIMITS.get(name)
-    if limit is None or not isinstance(value, str) or len(value) <= limit:
+    if limit is None or not isinstance(value, str):
+        return value
+    value = value.encode(
+        errors="backslashreplace"
+    ).decode()  # of half a surrogate pair no page is made
+    if len(value) <= limit:
         return value
     half = limit // 2
     return f"{value[:half]}\n… {len(value) - 2 * half:,} characters …\n{value[-half:]}"

@@ -65,9 +65,9 @@ def flaw_in_envelope(envelope: Any, queue: str | None) -> str | None:
         return flaw
     if not isinstance(properties, dict):
         return "it has no properties"
-    if not _is_name(properties.get("delivery_tag")):
+    if not is_name(properties.get("delivery_tag")):
         return "delivery_tag is not a name"
-    if not _is_name(properties.get("correlation_id"), optional=True):
+    if not is_name(properties.get("correlation_id"), optional=True):
         return "correlation_id is not a name"
     if (reply_to := properties.get("reply_to")) and not _is_uuid(reply_to):
         return "reply_to is not a UUID"
@@ -120,10 +120,10 @@ def _parts(headers: Any, body: Any) -> tuple[Mapping[Any, Any] | None, Mapping[A
 
 def _flaw_in_fields(fields: Mapping[Any, Any]) -> str | None:
     for name in ("id", "task"):
-        if not _is_name(fields.get(name)):
+        if not is_name(fields.get(name)):
             return f"{name} is not a name of at most {NAME_LIMIT} printable characters"
     for name in ("root_id", "parent_id", "group"):
-        if not _is_name(fields.get(name), optional=True):
+        if not is_name(fields.get(name), optional=True):
             return f"{name} is not a name of at most {NAME_LIMIT} printable characters"
     match fields.get("shadow"), fields.get("timelimit"):
         case str() | None, None | [] | [int() | float() | None, int() | float() | None]:
@@ -185,7 +185,7 @@ def _is_trace(value: Any) -> bool:
     return isinstance(value, str) and _TRACE.fullmatch(value) is not None
 
 
-def _is_name(value: Any, *, optional: bool = False) -> bool:
+def is_name(value: Any, *, optional: bool = False) -> bool:
     if value is None or value == "":
         return optional
     return isinstance(value, str) and len(value) <= NAME_LIMIT and value.isprintable()

@@ -27,10 +27,10 @@ from stillroom import (
     Stillroom,
     StillroomError,
 )
-from stillroom.address import SCHEMES, each_url
+from stillroom.address import SCHEMES
 from stillroom.errors import WHO_MAY, is_misconfigured
 from stillroom.own_celery import ignored
-from stillroom.place import is_same_place
+from stillroom.place import each_url, is_same_place
 from stillroom.shown import shown
 from stillroom.wire import Server, Wire
 from stillroom.wire.outcome import owner_of
