@@ -17,6 +17,7 @@ from weakref import WeakSet
 
 from stillroom.abuse import Abuse, AbuseBody, AsyncAbuse
 from stillroom.agreed import Agreed
+from stillroom.at_exit import AtExit
 from stillroom.cache import (
     AsyncCache,
     AsyncTasks,
@@ -69,6 +70,7 @@ from stillroom.wire import (
     ClusterWire,
     Server,
     ShardWire,
+    SpreadThreadsWire,
     SpreadWire,
     StateServer,
     Wire,
@@ -112,6 +114,7 @@ class _Room:
     settings: Settings
     cache: Any
     upkeep: Any
+    _wire_in_threads: Wire | SpreadWire | SpreadThreadsWire  # of the state
     _cache_body: CacheBody | ShardedBody
     _limits_body: LimitsBody
 
@@ -160,7 +163,14 @@ class _Room:
             self.settings, self._state_server, self._state_keys, self.state_stats
         )
         self.state_stats.riders.append(self._abuse_body.riding)
+        self._at_exit = self.state_stats.at_exit = AtExit(self._deliver_last)
         self._sessions_body.on_event.append(self._tell_abuse)
+
+    def _deliver_last(self) -> None:
+        """Tell Redis what waits for it where this process ends, and complain of what is lost."""
+        driver = Driver(self._wire_in_threads)
+        driver.run(self._limits_body.deliver())
+        _complain(driver.run(self._sessions_body.deliver()))
 
     def _limits(self, breaker: Breaker | Breakers) -> LimitsBody:
         """Make the limits' operations, which watch whether the state's Redis is away."""
@@ -320,6 +330,7 @@ class Stillroom(_Room):
         self.cache = Cache(parts.cache, parts.images, drivers[0])
         self.tasks = Tasks(TasksBody(parts.orders), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
+        self._wire_in_threads = self.state_wire
         self.state = Driver(self.state_wire)  # runs what web/ makes of several services
         self.sessions = Sessions(self._sessions_body, self.state)
         self._limits_body = self._limits(self.state_wire.breaker)
@@ -404,6 +415,7 @@ class Stillroom(_Room):
         self._cache_body.deliver_last()
         self.upkeep.deliver_charges()
         _complain(self.upkeep.deliver_logouts())
+        self._at_exit.disarm()
         if not self.state_wire.breaker.is_open:
             self.upkeep.flush_session_stats()
         self.upkeep.deliver_events()
@@ -476,7 +488,8 @@ class AsyncStillroom(_Room):
         self.limits = AsyncLimits(self._limits_body, self.state)
         self.abuse = AsyncAbuse(self._abuse_body, AsyncDriver(self.state_wire))
         # Nor has the prober, which tells of Redis' return.
-        for_prober = Driver(self.state_wire.for_threads)
+        self._wire_in_threads = self.state_wire.for_threads
+        for_prober = Driver(self._wire_in_threads)
         self.state_wire.breaker.recovered += [
             lambda: for_prober.run(self._sessions_body.deliver()),
             lambda: for_prober.run(self._limits_body.deliver()),
@@ -534,6 +547,7 @@ class AsyncStillroom(_Room):
         await aside(self._cache_body.deliver_last)
         await self.upkeep.deliver_charges()
         _complain(await self.upkeep.deliver_logouts())
+        self._at_exit.disarm()
         if not self.state_wire.breaker.is_open:
             await self.upkeep.flush_session_stats()
         await self.upkeep.deliver_events()

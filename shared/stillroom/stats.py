@@ -43,6 +43,7 @@ class Stats:
         self._fields: dict[tuple[str, str, str], str] = {}
         self.watch: Any = None  # the watcher of each operation, if any: see events.py
         self.breaker: Any = None  # of the server they are written to; the room knows it
+        self.at_exit: Any = None  # tells what waits when this process ends; the room knows it, too
         self.due = 0.0  # time.monotonic(): flush at the next read after it
         self.riders: list[
             Callable[[], list[Command]]
@@ -107,7 +108,9 @@ class Stats:
         return self._mistake[1]
 
     def remind(self) -> None:
-        """Note that something waits for that server: see Breaker.remind."""
+        """Note that something waits for that server: it is told in a second, or when this process ends."""
+        if self.at_exit is not None:
+            self.at_exit.arm()
         if self.breaker is not None:
             self.breaker.remind()
 

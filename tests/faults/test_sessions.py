@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import AsyncStillroom, NoDispatch, SessionStoreUnavailable, Settings, Stillroom
+from stillroom import (
+    AsyncStillroom,
+    Limit,
+    NoDispatch,
+    SessionStoreUnavailable,
+    Settings,
+    Stillroom,
+)
 from stillroom.embedded import EmbeddedServer
 from stillroom.sessions import asking
 from tests.support.celery_process import until
@@ -218,8 +225,58 @@ def test_what_could_not_be_told_at_the_end_is_said(
         assert elsewhere.sessions.get(session.token) is None
 
 
+ENDS = {
+    "a program": "work()",
+    "a child of multiprocessing": """
+import multiprocessing
+child = multiprocessing.get_context("fork").Process(target=work)
+child.start()
+child.join()
+""",
+}
+
+
+@pytest.mark.parametrize("how", ENDS.values(), ids=ENDS.keys())
+@pytest.mark.parametrize("face", ["sync", "async"])
+def test_a_process_that_ends_tells_what_waits(
+    own_server: EmbeddedServer, face: str, how: str
+) -> None:
+    """A process that ends without `close` tells Redis of its deferred logouts and of the hits it owes."""
+    limit = Limit("ends", 5, 60)
+    source = f"""
+import asyncio
+from stillroom import AsyncStillroom, Limit, NoDispatch, Settings, Stillroom
+
+kind = {{"sync": Stillroom, "async": AsyncStillroom}}[{face!r}]
+room = kind(Settings(redis_url={own_server.url!r}, session_peppers={PEPPER!r}), dispatch=NoDispatch())
+acts = [
+    lambda: room.sessions.destroy({{token!r}}, defer=True),
+    lambda: room.limits.check("203.0.113.7", [Limit("ends", 5, 60)]),
+]
+
+async def awaited(act):
+    return await act()
+
+def work():
+    with room.request() as budget:
+        budget.left = 0.0
+        for act in acts:
+            assert act() if {face!r} == "sync" else asyncio.run(awaited(act))
+
+{how}
+print("ended", flush=True)
+"""
+    with other(own_server) as room:
+        session = room.sessions.create("u1")
+        with Program(source.replace("{token!r}", repr(session.token))) as program:
+            program.read_until("ended")
+            assert program.exit_code() == 0
+        assert room.sessions.get(session) is None
+        assert room.limits.peek("203.0.113.7", [limit]).remaining == 4
+
+
 def test_a_process_that_exits_takes_its_promise_with_it(own_server: EmbeddedServer) -> None:
-    """Without `close()` a process that exits loses its deferred ends, as documented, and the user can
+    """A process that leaves by `os._exit` loses its deferred ends, as documented, and the user can
     end them again.
     """
     with other(own_server) as room:

@@ -473,7 +473,8 @@ class SessionsBody(Asking):
         A rotation after this was asked for does not save it. An old token whose grace was over by then ends none.
         Redis away: SessionStoreUnavailable, unless `defer`: then the session has ended for this process at once
         (True), and Redis is told when it is back, before this process reads any session again. Other processes
-        know it from then on. What could not be told when the room is closed is lost, with a line in the log.
+        know it from then on. What could not be told when the room is closed, or the process ends, is lost, with a
+        line in the log.
         """
         place = self._place(session, denied=True)
         if place is None:
