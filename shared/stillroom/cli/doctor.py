@@ -237,7 +237,7 @@ def _rehearsed(about: str, act: Callable[[Stillroom], None], room: Stillroom) ->
             return Line("warn", about, f"{error}. Try again when all has arrived.")
         todo = WHY.get(error.reason, NO.get(error.reason, ""))
         if error.lacks_right or error.reason == "time":
-            todo = "Give an app's user the commands it lacks. A worker's has fewer on purpose: ask where the app runs."
+            todo = "Give an app's user the commands it lacks. A worker's has fewer: ask where the app runs."
         return Line("fail", about, f"{str(error).rstrip('.')}. {todo}".rstrip())
     except StillroomError as error:
         return Line("fail", about, f"what was written is not found again: {error}")
