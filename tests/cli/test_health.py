@@ -249,6 +249,19 @@ def test_two_doctors_are_not_in_each_others_way(
     assert {line.status for line in found} == {"pass"}, found
 
 
+def test_a_session_that_is_not_found_again_is_a_line(
+    make_room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that throws away what was just written fails a line, and not the whole examination."""
+    room = make_room()
+    update = room.sessions.update
+    monkeypatch.setattr(room.sessions, "update", lambda *given: client.flushdb() and update(*given))
+    found = {line.about: line for line in examined(room)}
+    assert found["rights to sessions"].status == "fail"
+    assert "is not found again" in found["rights to sessions"].sentence
+    assert "pending work" in found
+
+
 def test_what_would_be_lost_is_told(server: EmbeddedServer, own_server: EmbeddedServer) -> None:
     """The doctor says whether the server keeps a file, and praises no writes where nothing is written."""
     (kept,) = [line for line in lines_on(own_server) if line.about == "redis persistence"]
@@ -275,7 +288,7 @@ def test_a_refusal_is_told_for_what_it_is(own_server: EmbeddedServer) -> None:
     ("command", "about", "says"),
     [
         ("XADD", "rights to abuse", "does not know a command"),
-        ("GET", "rights to sessions", "this session does not live"),
+        ("GET", "rights to sessions", "does not know a command"),
     ],
 )
 def test_a_command_that_is_not_there_is_no_right_that_lacks(

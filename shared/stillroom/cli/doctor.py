@@ -237,7 +237,7 @@ def _rehearsed(about: str, act: Callable[[Stillroom], None], room: Stillroom) ->
             return Line("warn", about, f"{error}. Try again when all has arrived.")
         todo = WHY.get(error.reason, NO.get(error.reason, ""))
         if error.lacks_right or error.reason == "time":
-            todo = "Give an app's user the commands it lacks. A worker's has fewer on purpose: ask in an app."
+            todo = "Give an app's user the commands it lacks. A worker's has fewer: ask where the app runs."
         return Line("fail", about, f"{str(error).rstrip('.')}. {todo}".rstrip())
     except StillroomError as error:
         return Line("fail", about, f"what was written is not found again: {error}")
@@ -317,7 +317,7 @@ def _pending(report: Report) -> Iterator[Line]:
         yield Line("pass", "beat", "just started: its first tick is done within a minute")
     elif tasks.beat_s is None:
         todo = "Start a worker and a beat: stillroom up, or see the README."
-        yield Line("warn", "beat", f"no tick was seen for 30 days. {todo}")
+        yield Line("warn", "beat", f"no tick was seen for a day. {todo}")
 
 
 def _has_just_started(report: Report) -> bool:
