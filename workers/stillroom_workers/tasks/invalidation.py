@@ -32,8 +32,8 @@ def register(app: WorkerApp) -> None:
     """`stillroom.invalidate_keys`, `…_tags`, `…_pattern` take these orders; `stillroom.reclaim` takes nothing.
 
     All return counts, or that half of the threads are at it. Where more is left than fits the time budget, the task
-    sends itself again. An order that finds the cache's Redis away is written down, and a later reclaim carries it out:
-    its message is gone by then. Where it can't be written down either, its task is sent again, once a second.
+    sends itself again. An order that finds the cache's Redis away is written down, and a later reclaim carries it
+    out: its message is gone by then. Where it can't be written down either, its task is sent again, once a second.
     """
 
     def invalidate_keys(order: InvalidateKeys) -> Report:
