@@ -102,7 +102,7 @@ def takes(function: object, number: int) -> bool:
 
 
 def _signature_of(function: object) -> inspect.Signature | None:
-    """Return what a function takes, or None where it does not say: a builtin, an object that makes up its attributes.
+    """Return what a function takes, or None where it does not say: a builtin, what makes up its attributes.
 
     A decorator that gives an argument itself takes less than the function it stands for.
     """

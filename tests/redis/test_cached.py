@@ -159,7 +159,7 @@ def test_a_decorator_may_give_a_function_what_else_it_takes(room: Any) -> None:
         return [1]
 
     options = {"keep": of_value, "tags": of_value, "warm_every": 60, "warm_with": listed}
-    load = room.cache.cached("k:{id}", name="load", **options)(lambda id: id)
+    load = room.cache.cached("k:{n}", name="load", **options)(lambda n: n)
     assert load(7) == 7
     assert takes(of_value, 1)
 

@@ -301,7 +301,7 @@ def test_long_reclaims_leave_threads_to_other_work(own_server: EmbeddedServer, d
 def test_what_is_ordered_beside_a_long_reclaim_is_done_after_it(
     own_server: EmbeddedServer, db: Any
 ) -> None:
-    """A reclaim that found no place is made up for: the run that had it looks for orders before its longest work."""
+    """A reclaim that found no place is made up for: the run that had it looks for orders first."""
     loading, gate = threading.Semaphore(0), threading.Event()
     with make_app(Settings(redis_url=own_server.url, worker_threads=2)) as app:
         reclaim = app.tasks["stillroom.reclaim"]
