@@ -62,10 +62,10 @@ def refuse_awaited(what: str, *given: Any) -> None:
 
 def refuse_unfit(what: str, function: Any, *args: Any) -> None:
     """Refuse a function that can't be called with these: it would fail at each load. Raises InvalidArgument."""
+    signature = _signature_of(function)
     try:
-        inspect.signature(function).bind(*args)
-    except ValueError:  # a builtin that does not say what it takes
-        return
+        if signature is not None:
+            signature.bind(*args)
     except TypeError as unfit:
         given = "the value alone" if args else "nothing"
         raise InvalidArgument(
@@ -92,16 +92,24 @@ def name_of(function: Any) -> str:
 
 def takes(function: object, number: int) -> bool:
     """Return whether this can be called with so many arguments. What is no function, or no Python, might be."""
-    try:
-        signature = inspect.signature(function) if callable(function) else None
-    except Exception:  # also of an object that makes up its attributes
-        return True
+    signature = _signature_of(function)
     try:
         if signature is not None:
             signature.bind(*[None] * number)
     except TypeError:
         return False
     return True
+
+
+def _signature_of(function: object) -> inspect.Signature | None:
+    """Return what a function takes, or None where it does not say: a builtin, what makes up its attributes.
+
+    A decorator that gives an argument itself takes less than the function it stands for.
+    """
+    try:
+        return inspect.signature(function, follow_wrapped=False) if callable(function) else None
+    except Exception:
+        return None
 
 
 def _refuse_coroutine(what: str, function: Any) -> None:

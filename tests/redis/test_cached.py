@@ -24,6 +24,7 @@ from pydantic import BaseModel, SecretStr
 from stillroom import AsyncStillroom, InvalidArgument, NoDispatch, Settings, Stillroom
 from stillroom.integrations.model_tags import ModelTags
 from stillroom.keys import sanitized
+from stillroom.misuse import takes
 from tests.support.entries import age
 
 THE_ROOM = Stillroom(Settings(), dispatch=NoDispatch())
@@ -141,6 +142,26 @@ def test_what_cannot_be_cached_is_refused_where_it_is_written(cache: Any, what: 
     make, sentence = refusals()[what]
     with pytest.raises(InvalidArgument, match=sentence):
         make(cache.cached)
+
+
+def test_a_decorator_may_give_a_function_what_else_it_takes(room: Any) -> None:
+    """A function for an option fits where its decorator does, whatever the function itself wants besides."""
+
+    def with_database(function: Any) -> Any:
+        return functools.wraps(function)(lambda *args: function("a database", *args))
+
+    @with_database
+    def of_value(database: str, value: int) -> Any:
+        return [database] if value else 60
+
+    @with_database
+    def listed(database: str) -> list[int]:
+        return [1]
+
+    options = {"keep": of_value, "tags": of_value, "warm_every": 60, "warm_with": listed}
+    load = room.cache.cached("k:{n}", name="load", **options)(lambda n: n)
+    assert load(7) == 7
+    assert takes(of_value, 1)
 
 
 A_UUID = UUID("12345678-1234-5678-1234-567812345678")

@@ -296,3 +296,36 @@ def test_long_reclaims_leave_threads_to_other_work(own_server: EmbeddedServer, d
         assert sum(run.result()["done"] for run in runs) == 2
         assert "done" in reclaim()
         app.room.close()
+
+
+def test_what_is_ordered_beside_a_long_reclaim_is_done_after_it(
+    own_server: EmbeddedServer, db: Any
+) -> None:
+    """A reclaim that found no place is made up for: the run that had it looks for orders first."""
+    loading, gate = threading.Semaphore(0), threading.Event()
+    with make_app(Settings(redis_url=own_server.url, worker_threads=2)) as app:
+        reclaim = app.tasks["stillroom.reclaim"]
+
+        @app.room.cache.cached("slow:{n}", ttl=60, swr=60, tags=["slow"])
+        def slow(n: int) -> bool:
+            loading.release()
+            return gate.is_set() or gate.wait(20)
+
+        gate.set()
+        slow(1)
+        gate.clear()
+        app.room.cache.invalidate_by_tag("slow", soft=True)
+        assert loading.acquire(timeout=1)
+        with ThreadPoolExecutor(1) as threads:
+            run = threads.submit(reclaim)
+            try:
+                assert loading.acquire(timeout=20)
+                app.room.upkeep.order_load("slow", {"n": 2})
+                assert reclaim() == {"outcome": "others are at it"}
+            finally:
+                gate.set()
+            assert run.result()["due"] == 0
+        assert db.llen(QUEUE) == 1
+        assert reclaim()["done"] == 1
+        assert db.llen(QUEUE) == 1
+        app.room.close()

@@ -41,6 +41,7 @@ class StillroomCelery(OwnCelery):
         self.neighbour = Neighbour(self)
         self.letters = Letters(self)
         self.threads = settings.worker_threads  # of this worker: it may be told another number
+        self.asked_to_reclaim = threading.Event()  # by a task that found no place
 
     @cached_property
     def room(self) -> Stillroom:

@@ -22,6 +22,14 @@ class CacheBody(Invalidations, Changes, Calls, Explainer):
     def deliver_aside(self) -> None:
         """Deliver what waited for Redis: deferred invalidations, and leases that others wait for."""
         super().deliver_aside()
+        self._free_aside()
+
+    def deliver_last(self) -> None:
+        """Deliver that at the end of the room: no later write of this process would."""
+        super().deliver_last()
+        self._free_aside()
+
+    def _free_aside(self) -> None:
         if self._owed:
             with contextlib.suppress(RedisUnavailable):  # the next write tries again
                 self._run_aside(self._free_owed())

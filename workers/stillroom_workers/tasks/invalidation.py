@@ -76,14 +76,20 @@ def register(app: WorkerApp) -> None:
 
 
 def reclaim(app: WorkerApp) -> Report:
-    """Do what is due, and send the task again if more is. Where half of the threads are at that, end at once."""
-    if not app.places_to_reclaim.acquire(blocking=False):
+    """Do what is due, and send the task again if more is. Where half of the threads are at that, end at once.
+
+    Those may have looked for orders already, so the first of them to end sends the task for this one.
+    """
+    places = app.places_to_reclaim
+    if not places.acquire(blocking=False):
+        app.asked_to_reclaim.set()
         return {"outcome": "others are at it"}
     try:
         report: Report = app.room.upkeep.reclaim(progress=partial(tell, current_task))
     finally:
-        app.places_to_reclaim.release()
-    if report["due"]:
+        places.release()
+    if app.asked_to_reclaim.is_set() or report["due"]:
+        app.asked_to_reclaim.clear()
         app.send_task(RECLAIM_TASK)
     return report
 

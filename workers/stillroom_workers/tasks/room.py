@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import Semaphore
+from threading import Event, Semaphore
 from typing import Any, Protocol
 
 from stillroom import Stillroom
@@ -19,6 +19,9 @@ class WorkerApp(Protocol):
 
     @property
     def places_to_reclaim(self) -> Semaphore: ...
+
+    @property
+    def asked_to_reclaim(self) -> Event: ...
 
     def task(self, body: Any, **options: Any) -> Any: ...
 
