@@ -448,14 +448,14 @@ class Settings(BaseSettings):
         if url is None:
             return None
         address = url.get_secret_value().strip()
-        if urlsplit(address).scheme not in ("http", "https"):
+        if address.partition("://")[0].lower() not in ("http", "https"):
             raise ValueError("a webhook's address begins with https:// or http://")
-        if not _has_host(address):
-            raise ValueError("a webhook's address has a host, and a port up to 65,535 if any")
         if not address.isascii() or len(address.split()) != 1:
             raise ValueError(
                 "in a webhook's address a space, or a letter like ä, is written as %20 or %C3%A4"
             )
+        if not _has_host(address):
+            raise ValueError("a webhook's address has a host, and a port up to 65,535 if any")
         return SecretStr(address)
 
     @model_validator(mode="after")

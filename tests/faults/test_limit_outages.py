@@ -139,6 +139,40 @@ def test_a_charge_waits_for_a_right_that_is_missing(
     assert known(own_server, room, LOGIN) == 7
 
 
+def test_a_refund_without_the_right_to_it_keeps_redis_deciding(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom]
+) -> None:
+    """A user who may take but not give back is told that nothing is given back, and Redis goes on deciding."""
+    room = make()
+    with redis.Redis.from_url(own_server.url) as client:
+        client.execute_command("ACL", "SETUSER", "default", "-unlink", "-hmget")
+        held = room.limits.reserve(IP, [LOGIN])
+        assert room.limits.refund(held) is False
+    decision = room.limits.check(IP, [LOGIN])
+    assert (decision.degraded, decision.remaining) == ("", 8)
+
+
+def test_a_room_that_is_closed_delivers_nothing_afterwards(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom]
+) -> None:
+    """A room that is closed in an outage stays closed, though it was to deliver something a second later."""
+    room = make(probe_limit=0.2, breaker_failures=2)
+    room.limits.check(IP, [LOGIN])
+    delivered: list[float] = []
+    room.state_wire.breaker.recovered[:] = [lambda: delivered.append(time.monotonic())]
+    own_server.kill()
+    room.state_wire.breaker.remind()
+    knock(room, LOGIN, 5)
+    assert room.state_wire.breaker.is_open
+    room.close()
+    until(lambda: not reminders(), "the end of the reminder")
+    assert not delivered
+
+
+def reminders() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("remind ")]
+
+
 def test_a_check_does_not_overtake_its_charge(
     own_server: EmbeddedServer, make: Callable[..., Stillroom]
 ) -> None:

@@ -92,6 +92,8 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("REDIS_URL", "redis+sentinel://u:canary?hun@x/main", "its password holds a # ? or /"),
         ("REDIS_URL", "redis://x:99999", "and a port is a number up to 65,535"),
         ("REDIS_URL", ":canary@redis", "REDIS_URL=':***@redis': a Redis URL starts with"),
+        ("STILLROOM_WEBHOOK_URL", "https://u:[canary]@x/", "=***: a webhook's address"),
+        ("STILLROOM_WEBHOOK_URL", "https://u:canary℀@x/", "=***: in a webhook's address a space"),
         ("STILLROOM_LIFE_LIMIT", "10", "ttl + swr is 300 s; life_limit allows 10 s"),
     ],
 )

@@ -494,6 +494,22 @@ def test_who_asks_for_the_key_after_a_login_gets_the_new_one(room: Stillroom, be
     assert room.sessions.count("7") == 0
 
 
+def test_a_session_that_is_flushed_has_no_key(room: Stillroom) -> None:
+    """Who asks for the key after a login that was taken back in the same request gets none, and begins nothing."""
+    noted: list[Any] = []
+
+    def view(request: HttpRequest) -> HttpResponse:
+        log_in(request.session)
+        request.session.flush()
+        noted.append(request.session.session_key)
+        return HttpResponse()
+
+    response = SessionMiddleware(view)(RequestFactory().get("/"))
+    assert noted == [None]
+    assert room.sessions.count() == 0
+    assert COOKIE not in response.cookies
+
+
 def test_an_expiry_in_the_past_is_a_logout(browser: Browser, room: Stillroom) -> None:
     """A session whose expiry is over has ended, and the browser is told to forget its cookie, as Django does."""
     browser.get("/cart/add/tea")

@@ -478,6 +478,14 @@ def test_an_app_s_error_handler_words_its_refusals(
     assert int(answer.headers["Retry-After"]) >= 1
 
 
+def test_flask_s_handler_of_refusals_goes_before_that_of_a_status(settings: Settings) -> None:
+    """An app of Flask with a handler for LimitExceeded words by it, and by none for 429, which is for others."""
+    with in_flask(settings, None) as client:
+        client.application.register_error_handler(429, lambda error: ("others' words", 429))
+        client.get("/")
+        assert client.get("/").text == "own words"
+
+
 def test_a_room_of_the_other_face_is_refused(settings: Settings) -> None:
     """A room of the other face is refused, by Flask's extension too."""
     from flask import Flask

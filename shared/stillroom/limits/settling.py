@@ -175,13 +175,17 @@ class Settling:
     ) -> Operation[bool | None]:
         """Return whether Redis settled the reservation at this cost, now.
 
-        Redis away: None, and it is settled later. `frees`: others may be waiting for it.
+        Redis away: None, and it is settled later. A user who may not settle: False. `frees`: others may be waiting
+        for it.
         """
         send = Freeing if frees else _apart
         try:
             homes = reservation.by_home().values()
             settled = yield send([self._settlement(one, cost) for one in homes])
         except RedisUnavailable as error:
+            if error.reason in OF_THE_COMMAND:  # it would be refused again, before each check
+                self._stats.say("refund", error.reason, f"nothing is given back: {error}")
+                return False
             self._stats.say("refund", error.reason, f"it is given back later: {error}")
             self.settle_later(reservation, cost)
             return None

@@ -207,7 +207,10 @@ class StillroomLimits:
         assert visit.refused is not None
         answer = self._charger.gate.refusal(visit, list(request.headers))
         kind = _Denied if answer.status == _Denied.code else _Undecided
-        return kind(visit.refused, answer)
+        # Flask looks for a handler of the status first, which is meant for others where there is one for refusals.
+        handlers = [current_app.error_handler_spec[of][None] for of in (*request.blueprints, None)]
+        has_own = any(LimitExceeded in known for known in handlers)
+        return (LimitExceeded if has_own else kind)(visit.refused, answer)
 
 
 @explained

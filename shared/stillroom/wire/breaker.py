@@ -39,6 +39,7 @@ class Breaker:
         """Be closed, with no memory and no prober: a new process starts like this after a fork."""
         self._lock = threading.RLock()  # a signal handler may call while this thread holds it
         self._is_reminded = False
+        self._forget = threading.Event()  # ends the thread of `remind`
         self._stop = threading.Event()
         self._nudge = threading.Event()
         self._failures: deque[tuple[float, int]] = (
@@ -118,19 +119,18 @@ class Breaker:
         with self._lock:
             if self._is_reminded:
                 return
-            if self._stop.is_set():
-                self._stop = threading.Event()
             self._is_reminded = True
+            self._forget = forget = threading.Event()
         remind = threading.Thread(
-            target=self._remind, args=(self._stop,), name=f"remind {self._name}", daemon=True
+            target=self._remind, args=(forget,), name=f"remind {self._name}", daemon=True
         )
         try:
             remind.start()
         except RuntimeError:  # no more threads: the next call delivers it
             self._is_reminded = False
 
-    def _remind(self, stop: threading.Event) -> None:
-        is_stopped = stop.wait(self._settings.probe_limit)
+    def _remind(self, forget: threading.Event) -> None:
+        is_stopped = forget.wait(self._settings.probe_limit)
         self._is_reminded = False
         if not (is_stopped or self.is_open):
             self._deliver()
@@ -165,6 +165,7 @@ class Breaker:
 
     def stop(self) -> None:
         """End the prober, and let the next call find out for itself."""
+        self._forget.set()
         self._stop.set()
         self._nudge.set()
         self.is_open = False

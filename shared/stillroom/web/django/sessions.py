@@ -87,7 +87,7 @@ class SessionStore(SessionBase):
     @property
     def session_key(self) -> Any:
         """Return the key. A new one that is due is made now, because who asks may keep it to end the session."""
-        if self._cycles:
+        if self._cycles and not self.is_empty():  # of one that was flushed nothing is left to save
             self.save()
         return self._session_key
 
