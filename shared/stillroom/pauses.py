@@ -104,7 +104,7 @@ def _given_ms(text: bytes) -> int:
     """Return how long a pause was to last; the longest there is if it does not say."""
     try:
         return int(from_json(text)["ms"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return LONGEST_S * 1000
 
 

@@ -84,6 +84,12 @@ def test_what_another_writer_put_there_pauses_too(room: Any, client: Any) -> Non
     assert room.upkeep.refreshes_are_paused() is True
 
 
+def test_a_pause_of_no_finite_length_pauses_too(room: Any, client: Any) -> None:
+    """A pause whose length another program wrote as infinite lasts as long as its key."""
+    client.set(room.keys.paused("refresh"), b'{"ms": 1e400}', px=60_000)
+    assert room.upkeep.refreshes_are_paused() is True
+
+
 @pytest.mark.parametrize(
     ("what", "seconds"),
     [("refreshs", 60), ("refresh", 0), ("refresh", 1e9), ("refresh", "10m"), ("refresh", True)],
