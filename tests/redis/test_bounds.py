@@ -295,7 +295,7 @@ def test_a_sweep_deletes_nothing_that_came_while_it_looked(
         app.cache.clear()
         app.cache.set("k", 1, tags=tagged, ttl=600)
         app.cache.invalidate_by_pattern("nothing*")
-        sweep = Stepper(worker, Reclaim(worker._cache_body).clear_up(budget=60))
+        sweep = Stepper(worker, Reclaim(worker._cache_body, worker._pauses).clear_up(budget=60))
         for _ in range(stop):
             if not sweep.done:
                 _on(sweep)
@@ -335,7 +335,7 @@ def test_a_touch_between_a_sweeps_look_and_its_deletion_keeps_nothing_alive(make
         touch.step()
     worker.cache.invalidate_by_pattern("k*")
     time.sleep(0.3)  # the process that touches was stopped for longer than any lease
-    sweep = Stepper(worker, Reclaim(worker._cache_body).clear_up(budget=60))
+    sweep = Stepper(worker, Reclaim(worker._cache_body, worker._pauses).clear_up(budget=60))
     while not _is_deleting(sweep):
         _on(sweep)
     touch.value()
