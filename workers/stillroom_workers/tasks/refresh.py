@@ -55,9 +55,10 @@ class Refreshing:
             self._hands = Crew(pool.limit)
 
     def one(self, order: RefreshOrder) -> Report:
-        """Returns its report: outcome, loader, key."""
+        """Returns its report: outcome and loader. Events tell it to Flower, where no key is to be seen."""
         patience = time.monotonic() + AWAY_S
-        return self._hands.one(lambda one: self._refresh(one, patience), order)
+        outcome = self._hands.one(lambda one: self._refresh(one, patience), order)
+        return {"outcome": outcome, "loader": order.loader}
 
     def many(self, message: RefreshOrders) -> Report:
         """Returns how many orders had which outcome. One that was passed on is another task's."""
@@ -74,7 +75,7 @@ class Refreshing:
 
     def _outcome(self, order: RefreshOrder, patience: float) -> str:
         try:
-            return str(self._refresh(order, patience)["outcome"])
+            return self._refresh(order, patience)
         except (BadArguments, UnknownLoader) as error:
             refuse(self._app, REFRESH_TASK, (), order.model_dump(), str(error))
             return "refused"
@@ -82,23 +83,21 @@ class Refreshing:
             log.error("refresh of %.100r by %r failed: %r", order.key, order.loader, error)
             return "failed"
 
-    def _refresh(self, order: RefreshOrder, patience: float) -> Report:
-        """While the breaker is open the order waits: refusing each at once would only empty the queue.
+    def _refresh(self, order: RefreshOrder, patience: float) -> str:
+        """Return the outcome.
 
-        While refreshes are paused it is let go: its lease runs out, and a stale read after that asks again.
+        While the breaker is open the order waits: refusing each at once would only empty the queue. While refreshes
+        are paused it is let go, and where its load is shed: a stale read asks again.
         """
         upkeep = self._app.room.upkeep
-        about = {"loader": order.loader, "key": order.key}
         if upkeep.refreshes_are_paused():
-            return {"outcome": "paused", **about}
+            return "paused"
         while True:
             try:
                 with loading():
-                    return upkeep.refresh(order)
-            except (
-                LoadShed
-            ):  # so many are under way as `at_once` allows: the next stale read asks again
-                return {"outcome": "shed", **about}
+                    return str(upkeep.refresh(order)["outcome"])
+            except LoadShed:
+                return "shed"
             except RedisUnavailable as error:
                 if error.reason != "breaker" or time.monotonic() > patience:
                     raise
