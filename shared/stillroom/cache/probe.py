@@ -100,7 +100,7 @@ def _errors(pairs: Sequence[bytes]) -> Iterator[dict[str, Any]]:
         try:
             told = from_json(text)
             kind, place, at = str(told["kind"]), str(told["place"]), float(told["at"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             continue
         if 0 <= at <= LAST_MOMENT:
             yield {"name": name.decode(errors="replace"), "kind": kind, "place": place, "at": at}

@@ -48,6 +48,7 @@ from stillroom.limits.over_shards import (
 from stillroom.limits.request import QUIET, Request, Requests, Subject
 from stillroom.limits.reservation import Reservation
 from stillroom.limits.settling import BITE, REFUNDS, Settling
+from stillroom.oldest import oldest
 from stillroom.operation import Once, Operation, Pause
 from stillroom.replicas import kept
 from stillroom.scripts import limit_check
@@ -105,6 +106,7 @@ class LimitsBody(Operating, OverShards):
         self._flying = Flying()
         # What Redis has settled, at which cost and when: looked at only once it is away.
         self._settled_since: deque[tuple[Reservation, int, int]] = deque(maxlen=SETTLED_KNOWN)
+        self._corrected: dict[tuple[str, bytes], None] = {}
         stats.riders += [self._settling.remind, self._riding]
         reset_after_fork(self._denials)
         reset_after_fork(self._local)
@@ -645,9 +647,17 @@ class LimitsBody(Operating, OverShards):
         )
 
     def _correct(self, reservation: Reservation, cost: int, sent_ns: int) -> None:
-        """Correct what Redis said of these logs before it has settled a reservation."""
-        pairs = zip(reservation.keys, reservation.counted, strict=True)
-        known_as = [(self._requests.known_as(key, limit), limit) for key, limit in pairs]
+        """Correct what Redis said of these logs before it has settled a reservation.
+
+        Redis settles it once. Of two calls that may both not know what became of that, the first counts.
+        """
+        known_as = []
+        for key, limit in zip(reservation.keys, reservation.counted, strict=True):
+            if (reservation.id, key) not in self._corrected:
+                self._corrected[reservation.id, key] = None
+                known_as.append((self._requests.known_as(key, limit), limit))
+        for one in oldest(self._corrected, max(0, len(self._corrected) - SETTLED_KNOWN)):
+            self._corrected.pop(one, None)
         self._local.correct(known_as, cost - reservation.decision.cost, sent_ns // 1_000)
 
     # Denials that are remembered
