@@ -183,6 +183,7 @@ class AbuseModel:
     def close(self) -> None:
         for room in self._opened:
             atexit.unregister(room._cache_body.deliver_last)
+            room._at_exit.disarm()
 
     def end(self) -> None:
         self._look()

@@ -222,6 +222,7 @@ class LimitsModel:
     def close(self) -> None:
         for room in self._opened:
             atexit.unregister(room._cache_body.deliver_last)
+            room._at_exit.disarm()
 
     def end(self) -> None:
         world = self.world

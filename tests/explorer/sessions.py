@@ -288,6 +288,7 @@ class SessionsModel:
     def close(self) -> None:
         for room in self._opened:
             atexit.unregister(room._cache_body.deliver_last)
+            room._at_exit.disarm()
 
     def end(self) -> None:
         world = self.world

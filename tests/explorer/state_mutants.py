@@ -74,9 +74,7 @@ LIMITS: Mutants = {
     "a refund takes from one entry only": lambda: with_lua(
         "for i = later - 2, 1, -2 do", "for i = 0, 1, -2 do"
     ),
-    "what waits to be given back is given up": lambda: replaced(
-        Settling, "_settle_later", _nothing
-    ),
+    "what waits to be given back is given up": lambda: replaced(Settling, "settle_later", _nothing),
 }
 
 
