@@ -130,7 +130,8 @@ def _invalidate_pattern(room: Stillroom, form: Form) -> Done:
 
 def _load(room: Stillroom, form: Form) -> Done:
     loader = order_load(room, form["key"])
-    return Done(f"A worker was asked to load {form['key']} by {loader}.")
+    when = ", after the pause of refreshes" if room.upkeep.refreshes_are_paused() else ""
+    return Done(f"A worker was asked to load {form['key']} by {loader}{when}.")
 
 
 def order_load(room: Stillroom, key: str) -> str:

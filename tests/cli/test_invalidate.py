@@ -45,6 +45,14 @@ def test_a_tag_is_invalidated_and_with_wait_its_memory_is_freed(room: Stillroom)
     assert keys == [room.keys.entry(b"other")]
 
 
+def test_a_pause_of_refreshes_is_not_waited_for(room: Stillroom) -> None:
+    """With --soft and --wait the command ends in a pause, which may last for a day, and says what happens next."""
+    room.upkeep.pause("refresh", 600)
+    done = run(room, "--tag", "t", "--soft", "--wait")
+    assert done.returncode == 0, done.stderr
+    assert "refreshes are paused: workers load these values after that" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "left"),
     [

@@ -97,6 +97,8 @@ def test_a_key_is_loaded_now(run: Callable[..., str], shop: Any) -> None:
     queues = {one.name: one.depth for one in shop.room.health.check().tasks.queues}
     assert sum(queues.values()) == 2
     assert "no loader is known for nobody:7" in run("refresh", "nobody:7", code=1)
+    shop.room.upkeep.pause("refresh", 60)
+    assert "product, after the pause of refreshes" in run("refresh", "product:7")
 
 
 def test_a_value_is_text_whatever_it_is(run: Callable[..., str], shop: Any) -> None:

@@ -79,7 +79,10 @@ def invalidate(
 
 
 def _await(room: Stillroom, works: list[bytes], console: Console) -> bool:
-    """Watch workers reclaim. When none has begun after five seconds, reclaim here. Return whether all is freed."""
+    """Watch workers reclaim. When none has begun after five seconds, reclaim here. Return whether all is freed.
+
+    A pause may last for a day: it is not waited for.
+    """
     text, bar_column = TextColumn("{task.description}"), BarColumn()
     columns = (text, bar_column, TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
@@ -87,6 +90,12 @@ def _await(room: Stillroom, works: list[bytes], console: Console) -> bool:
         patience = time.monotonic() + WORKER_WITHIN_S
         while pending := _under_way(room, works):
             _show(bars, bar, list(pending.values()))
+            if (
+                any(work.startswith(SOFT) for work in pending)
+                and room.upkeep.refreshes_are_paused()
+            ):
+                bars.console.print("refreshes are paused: workers load these values after that")
+                return False
             if any(pending.values()):
                 patience = time.monotonic() + WORKER_WITHIN_S
             if time.monotonic() > patience and not _reclaim_here(room, bars, bar):

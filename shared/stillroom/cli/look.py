@@ -61,10 +61,12 @@ def refresh(key: Key, as_json: AsJson = False) -> None:
     """Have a worker load a key now, whatever is there. The entry names its loader, or STILLROOM_LOADERS knows it.
 
     When it ends the order is written down. Readers are served what is there until the worker has stored a value.
+    While refreshes are paused the order waits.
     """
     with open_room_with_loaders() as room:
         loader = order_load(room, key)
-    said = f"a worker was asked to load {shown(key)} by {shown(loader)}"
+        when = ", after the pause of refreshes" if room.upkeep.refreshes_are_paused() else ""
+    said = f"a worker was asked to load {shown(key)} by {shown(loader)}{when}"
     print_json({"key": key, "loader": loader}) if as_json else typer.echo(said)
 
 
