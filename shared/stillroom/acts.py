@@ -130,8 +130,12 @@ def _invalidate_pattern(room: Stillroom, form: Form) -> Done:
 
 def _load(room: Stillroom, form: Form) -> Done:
     loader = order_load(room, form["key"])
-    when = ", after the pause of refreshes" if room.upkeep.refreshes_are_paused() else ""
-    return Done(f"A worker was asked to load {form['key']} by {loader}{when}.")
+    return Done(f"A worker was asked to load {form['key']} by {loader}{after_a_pause(room)}.")
+
+
+def after_a_pause(room: Stillroom) -> str:
+    """Return what is to be said of an order to load: nothing, or that it waits."""
+    return ", after the pause of refreshes" if room.upkeep.refreshes_are_paused() else ""
 
 
 def order_load(room: Stillroom, key: str) -> str:

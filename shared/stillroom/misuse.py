@@ -62,15 +62,11 @@ def refuse_awaited(what: str, *given: Any) -> None:
 
 def refuse_unfit(what: str, function: Any, *args: Any) -> None:
     """Refuse a function that can't be called with these: it would fail at each load. Raises InvalidArgument."""
-    signature = _signature_of(function)
-    try:
-        if signature is not None:
-            signature.bind(*args)
-    except TypeError as unfit:
+    if unfit := _unfit(function, *args):
         given = "the value alone" if args else "nothing"
         raise InvalidArgument(
             f"{what}={name_of(function)}: a function that is given {given}; {unfit}"
-        ) from None
+        )
 
 
 def is_awaited(function: Any) -> bool:
@@ -92,24 +88,26 @@ def name_of(function: Any) -> str:
 
 def takes(function: object, number: int) -> bool:
     """Return whether this can be called with so many arguments. What is no function, or no Python, might be."""
-    signature = _signature_of(function)
-    try:
-        if signature is not None:
-            signature.bind(*[None] * number)
-    except TypeError:
-        return False
-    return True
+    return not _unfit(function, *[None] * number)
 
 
-def _signature_of(function: object) -> inspect.Signature | None:
-    """Return what a function takes, or None where it does not say: a builtin, what makes up its attributes.
+def _unfit(function: object, *args: object) -> str:
+    """Return why a function can't be called with these; empty if it can, or does not say what it takes.
 
-    A decorator that gives an argument itself takes less than the function it stands for.
+    A builtin does not, nor what makes up its attributes. A decorator that gives an argument itself takes less than
+    the function it stands for.
     """
+    if not callable(function):
+        return ""
     try:
-        return inspect.signature(function, follow_wrapped=False) if callable(function) else None
+        signature = inspect.signature(function, follow_wrapped=False)
     except Exception:
-        return None
+        return ""
+    try:
+        signature.bind(*args)
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 def _refuse_coroutine(what: str, function: Any) -> None:

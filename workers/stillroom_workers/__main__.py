@@ -17,9 +17,8 @@ _celery: Any = celery
 
 def main(arguments: list[str]) -> None:
     """Run until SIGTERM or Ctrl-C. Raises SystemExit with the exit code, which Celery's own way in loses."""
-    _celery.maybe_patch_concurrency(
-        arguments
-    )  # for greenlets, before anything imports what it patches
+    # For greenlets, before anything imports what it patches.
+    _celery.maybe_patch_concurrency(arguments)
     from celery.bin.celery import celery as command
 
     from stillroom_workers.app import make_app

@@ -170,10 +170,8 @@ class Channel(_StockChannel):  # type: ignore[misc]
         event = super()._handle_message(client, reply)
         if not bytes_to_str(event["type"]).endswith("message"):
             return event
-        is_told = f".{EVENTS_EXCHANGE}/" in bytes_to_str(event["channel"])
-        if not (self._is_event if is_told else partial(self._is_message, source=None))(
-            event["data"]
-        ):
+        raw, is_told = event["data"], f".{EVENTS_EXCHANGE}/" in bytes_to_str(event["channel"])
+        if not (self._is_event(raw) if is_told else self._is_message(raw, source=None)):
             event["data"] = None  # `_receive_one` delivers nothing then
         return event
 
@@ -536,9 +534,8 @@ def _shortened(name: str, value: Any) -> Any:
     limit = EVENT_LIMITS.get(name)
     if limit is None or not isinstance(value, str):
         return value
-    value = value.encode(
-        errors="backslashreplace"
-    ).decode()  # of half a surrogate pair no page is made
+    # Of half a surrogate pair no page is made.
+    value = value.encode(errors="backslashreplace").decode()
     if len(value) <= limit:
         return value
     half = limit // 2

@@ -75,7 +75,7 @@ def flaw_in_envelope(envelope: Any, queue: str | None) -> str | None:
 
 
 def flaw_in_content(kind: Any) -> str | None:
-    """`kind` is the content type of a body that is not decoded yet.
+    """Return what is wrong with the content type of a body that is not decoded yet, or None.
 
     kombu trusts two types besides the accepted ones, and takes their encoding for the name of a codec of Python:
     `bz2` makes 20 GB of 1 MB, and `punycode` needs hours.

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stillroom.acts import order_load
+from stillroom.acts import after_a_pause, order_load
 from stillroom.cache import Explanation
 from stillroom.cli.application import open_room_with_loaders
 from stillroom.cli.health import number, percent, size
@@ -65,7 +65,7 @@ def refresh(key: Key, as_json: AsJson = False) -> None:
     """
     with open_room_with_loaders() as room:
         loader = order_load(room, key)
-        when = ", after the pause of refreshes" if room.upkeep.refreshes_are_paused() else ""
+        when = after_a_pause(room)
     said = f"a worker was asked to load {shown(key)} by {shown(loader)}{when}"
     print_json({"key": key, "loader": loader}) if as_json else typer.echo(said)
 

@@ -392,7 +392,7 @@ class Snapshot(Measures):
 
 
 class Nodes(Part):
-    """What the nodes of clusters had counted at the last snapshot. Snapshots themselves have no nodes."""
+    """Keep what the nodes of clusters had counted at the last snapshot. Snapshots themselves have no nodes."""
 
     nodes: Mapping[str, RedisInfo] = {}  # by name, with `run_id` and `counters`
 

@@ -60,9 +60,8 @@ def _answer(name: bytes, record: dict[bytes, Any], now: int, touch_us: int) -> R
     unseen = now - seen
     if unseen >= idle or now >= limit:
         return (b"expired",)
-    if touch_us and (
-        unseen >= touch_us or 20 * abs(unseen) >= idle
-    ):  # or the clock has stepped back
+    # Less than nothing: the clock has stepped back.
+    if touch_us and (unseen >= touch_us or 20 * abs(unseen) >= idle):
         return None
     data = b",".join(map(_json_of, islice(record.items(), len(_OWN), None)))
     if b'"_' in data:  # somewhere, perhaps in the name of a field

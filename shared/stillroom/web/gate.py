@@ -88,7 +88,8 @@ class Gate:
     ) -> None:
         self.body: LimitsBody = room.operations.limits
         self._hold = room.operations.abuse.hold
-        self._home = place_of(url := room.settings.redis_url) or url, room.settings.namespace
+        url, namespace = room.settings.redis_url, room.settings.namespace
+        self._home = place_of(url) or url, namespace
         self._client = room.limits.client
         # Without trusted proxies an address is all there is to know, and most requests come from a known one.
         self._known = lru_cache(CLIENTS)(room.limits.client)
