@@ -74,8 +74,15 @@ LIMITS: Mutants = {
     "a refund takes from one entry only": lambda: with_lua(
         "for i = later - 2, 1, -2 do", "for i = 0, 1, -2 do"
     ),
+    "what is given back of hits that count here is taken off twice": lambda: replaced(
+        LocalLimits, "own", _no_logs
+    ),
     "what waits to be given back is given up": lambda: replaced(Settling, "settle_later", _nothing),
 }
+
+
+def _no_logs(*_: Any) -> Any:
+    return ()
 
 
 def _refunds_nothing(*_: Any) -> Any:

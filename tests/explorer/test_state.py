@@ -45,6 +45,11 @@ SHOWN_BY: dict[str, dict[str, float]] = {
     "a revocation is sent twice": {"destroy all": 12.0, "create": 10.0},
     "a name ends its session for ever": {"rotate": 12.0, "destroy": 8.0},
     "a check does not wait for what is owed": {"away": 6.0, "check": 10.0},
+    "a refund takes from one entry only": {"reserve": 14.0, "refund": 10.0, "check": 3.0},
+    "what is given back of hits that count here is taken off twice": {
+        "reserve": 14.0,
+        "refund": 10.0,
+    },
 }
 
 

@@ -13,7 +13,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -104,8 +104,10 @@ class LimitsBody(Operating, OverShards):
         self._settling = Settling(settings, keys, self._requests, self._local, stats)
         self._changes = self._requests.changes
         self._flying = Flying()
-        # What Redis has settled, at which cost and when: looked at only once it is away.
-        self._settled_since: deque[tuple[Reservation, int, int]] = deque(maxlen=SETTLED_KNOWN)
+        # What Redis has settled, at which cost and when, but for these logs: looked at only once it is away.
+        self._settled_since: deque[tuple[Reservation, int, int, Collection[bytes]]] = deque(
+            maxlen=SETTLED_KNOWN
+        )
         self._corrected: dict[tuple[str, bytes], None] = {}
         stats.riders += [self._settling.remind, self._riding]
         reset_after_fork(self._denials)
@@ -245,7 +247,9 @@ class LimitsBody(Operating, OverShards):
         if not (reservation.id and reservation.keys):
             return False
         here: bool | None = None
+        own: Collection[bytes] = ()
         if reservation.local:
+            own = self._local.own(reservation.id, self._known_as(reservation))
             here = self._local.refund(
                 *(reservation.id, cost, reservation.keys),
                 may_be_known=reservation.may_be_known,
@@ -257,7 +261,7 @@ class LimitsBody(Operating, OverShards):
         sent = time.monotonic_ns()
         settled = yield from self._settling.settle(reservation, cost, frees=frees)
         if not here and (settled or (settled is None and not reservation.local)):
-            self._settled_since.append((reservation, cost, sent))
+            self._settled_since.append((reservation, cost, sent, own))
         self._denials.forget(reservation.keys)
         # The hits of this process are settled. Redis is told of the others if it may know any.
         return True if here else settled
@@ -646,19 +650,27 @@ class LimitsBody(Operating, OverShards):
             known=request.known_as,
         )
 
-    def _correct(self, reservation: Reservation, cost: int, sent_ns: int) -> None:
+    def _correct(
+        self, reservation: Reservation, cost: int, sent_ns: int, own: Collection[bytes]
+    ) -> None:
         """Correct what Redis said of these logs before it has settled a reservation.
 
-        Redis settles it once. Of two calls that may both not know what became of that, the first counts.
+        Redis settles it once. Of two calls that may both not know what became of that, the first counts. In its
+        `own` logs this process has counted the hits itself, beside what Redis said, and has taken them off there.
         """
-        known_as = []
+        names, known_as = self._known_as(reservation), []
         for key, limit in zip(reservation.keys, reservation.counted, strict=True):
-            if (reservation.id, key) not in self._corrected:
+            if key not in own and (reservation.id, key) not in self._corrected:
                 self._corrected[reservation.id, key] = None
-                known_as.append((self._requests.known_as(key, limit), limit))
+                known_as.append((names[key], limit))
         for one in oldest(self._corrected, max(0, len(self._corrected) - SETTLED_KNOWN)):
             self._corrected.pop(one, None)
         self._local.correct(known_as, cost - reservation.decision.cost, sent_ns // 1_000)
+
+    def _known_as(self, reservation: Reservation) -> Mapping[bytes, bytes]:
+        """Return by log the name under which this process remembers what Redis said of it."""
+        pairs = zip(reservation.keys, reservation.counted, strict=True)
+        return {key: self._requests.known_as(key, limit) for key, limit in pairs}
 
     # Denials that are remembered
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 from typing import NamedTuple
@@ -189,6 +189,17 @@ class LocalLimits:
         """Keep a reservation made here from being given back; True if it might have been."""
         with self._lock:
             return self._held.pop(id, None) is not None
+
+    def own(self, id: str, known_as: Mapping[bytes, bytes]) -> Collection[bytes]:
+        """Return the logs in which this process counts a reservation itself, beside what Redis said of them.
+
+        `known_as`: by log the name that it is remembered by.
+        """
+        with self._lock:
+            heard = {key: self._known.get(name) for key, name in known_as.items()}
+            at = {key: known.at if known else -1 for key, known in heard.items()}
+            held = self._held.get(id, ())
+            return {key for key, log, entry, _ in held if key in at and log.adds(entry, at[key])}
 
     def refund(
         self,

@@ -55,6 +55,10 @@ class Entry:
         self.state = OWED
         self.told_at = 0
 
+    def is_beside(self, said_at: int) -> bool:
+        """Return whether these hits are not among those that Redis told of at this time, or perhaps not."""
+        return self.state != TOLD or self.told_at > said_at
+
 
 class Log:
     """The hits of one subject against one limit."""
@@ -93,7 +97,7 @@ class Log:
         self._forget(now)
         counted = [entry for entry in self._entries if entry.last > now - self.limit.window * _US]
         own = [(entry.last, entry.count) for entry in counted]
-        since = [(e.last, e.count) for e in counted if e.state != TOLD or e.told_at > base_at]
+        since = [(e.last, e.count) for e in counted if e.is_beside(base_at)]
         everywhere = sorted([*base, *since])
         if flying:
             everywhere.append((now, flying))
@@ -115,6 +119,10 @@ class Log:
             return newest
         self._entries.append(Entry(now, cost, id if apart else ""))
         return self._entries[-1]
+
+    def adds(self, entry: Entry, base_at: int) -> bool:
+        """Return whether the hits of this entry count here, beside those that Redis told of at `base_at`."""
+        return entry in self._entries and entry.is_beside(base_at)
 
     def owes(self, entry: Entry, id: str) -> bool:
         """Return whether the hits of a reservation are this entry, and Redis was never told of it."""
