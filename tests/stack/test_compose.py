@@ -18,7 +18,7 @@ from shop.demo.browser import Browser
 from stillroom.embedded import free_port
 from tests.support.swarm import IMAGE, PYTHON, REDIS, ROOT, docker, image_of, require_engine, until
 
-pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(600)]
 
 PROJECT = "stillroom-compose-test"
 FILE = ROOT / "deploy/compose.yml"

@@ -34,7 +34,7 @@ from tests.support.swarm import (
     until,
 )
 
-pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(600)]
 OUR_SERVICES = {"web", "refresh", "maintenance", "beat", "flower"}
 # While Redis or the broker is away a page is loaded, an order says 503, nobody can say whose session it is.
 DEGRADED = {"order 503", "login 503", "me 503"}

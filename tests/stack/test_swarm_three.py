@@ -23,7 +23,7 @@ from tests.support.swarm import (
     until,
 )
 
-pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(600)]
 SERVERS = {"redis", "redis-2", "redis-3"}
 SENTINELS = {"sentinel-1", "sentinel-2", "sentinel-3"}
 BACK_WITHIN_S = (

@@ -28,7 +28,8 @@ COPIED = (*FILES, ROOT / "stack.ha.yml", ROOT / "tests/stack/stack.ha.test.yml")
 # Where no registry can be reached, what stands in for the official images is called so.
 PYTHON, REDIS = "python:3.13-slim", "redis:7.2.14-alpine"
 STAND_INS = {PYTHON: "local/python:3.13-slim", REDIS: "local/redis:7"}
-HEALTHY_WITHIN = 90.0  # seconds
+HEALTHY_WITHIN = 180.0  # seconds, on a machine that runs other tests meanwhile
+REMOVED_WITHIN = 90.0  # seconds
 
 
 def until(condition: Callable[[], Any], what: str, within: float = 15.0) -> Any:
@@ -257,25 +258,35 @@ def swarm_with_stack(
     if began:
         docker("swarm", "init", "--advertise-addr", "127.0.0.1")
     swarm = Swarm(folder)
+    _remove_stack(swarm)  # one whose tests were stopped half-way
     docker("network", "create", "--driver", "overlay", "--attachable", TRAEFIK)
     try:
         deploy(swarm)
         swarm.await_healthy()
         yield swarm
     finally:
-        docker("stack", "rm", STACK)
-        until(lambda: not swarm.containers(), "the end of all containers", 90)
-        own = f"label=com.docker.stack.namespace={STACK}"
-        volumes = docker("volume", "ls", "--quiet", "--filter", own).split()
-        _remove([("network", "rm", TRAEFIK), ("volume", "rm", *volumes)])
+        _remove_stack(swarm)
         if began:
             docker("swarm", "leave", "--force")
+
+
+def _remove_stack(swarm: Swarm) -> None:
+    """Remove the stack with its network and volumes, as far as it is there."""
+    docker("stack", "rm", STACK, check=False)  # "nothing found" is fine
+    until(lambda: not swarm.containers(), "the end of all containers", REMOVED_WITHIN)
+    own = f"label=com.docker.stack.namespace={STACK}"
+    volumes = docker("volume", "ls", "--quiet", "--filter", own).split()
+    _remove([("network", "rm", TRAEFIK), *(("volume", "rm", one) for one in volumes)])
 
 
 def _remove(commands: Sequence[tuple[str, ...]]) -> None:
     """Remove it again and again, because containers that are just ending hold things for a moment."""
     for command in commands:
-        until(lambda command=command: "Error" not in _tried(*command), " ".join(command), 30)
+        until(
+            lambda command=command: "Error" not in _tried(*command),
+            " ".join(command),
+            REMOVED_WITHIN,
+        )
 
 
 def _tried(*words: str) -> str:
