@@ -52,6 +52,7 @@ def test_a_request_leaves_no_cycles(settings: Settings) -> None:
             finally:
                 gc.enable()
 
-        # Now and then something else is made anew, such as a connection: in each of three rounds it is not.
-        assert min(garbage_of(asking) for _ in range(3)) == garbage_of(lambda: asyncio.sleep(0))
+        # Now and then something else is made anew, such as a connection: in each of five rounds it is not.
+        left = [(garbage_of(asking), garbage_of(lambda: asyncio.sleep(0))) for _ in range(5)]
+        assert min(asked for asked, _ in left) == min(idle for _, idle in left)
         runner.run(room.close())
