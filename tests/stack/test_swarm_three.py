@@ -26,9 +26,8 @@ from tests.support.swarm import (
 pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(600)]
 SERVERS = {"redis", "redis-2", "redis-3"}
 SENTINELS = {"sentinel-1", "sentinel-2", "sentinel-3"}
-BACK_WITHIN_S = (
-    10.0  # from the kill to the next write: two seconds of silence, a vote, and a busy machine
-)
+# From the kill to the next write: two seconds of silence, a vote, and a busy machine.
+BACK_WITHIN_S = 20.0
 # A process of the app's own: it writes all the time, and says how long it was without an answer at most.
 WRITER = """
 import sys, time
@@ -87,6 +86,13 @@ def primary(swarm: Swarm) -> str:
     return ask(swarm, "sentinel-1", "sentinel get-master-addr-by-name stillroom").split()[0]
 
 
+def is_another_primary(swarm: Swarm, old: str) -> bool:
+    """Kill the old primary, again where it is back before the Sentinels agree; return whether another is one."""
+    for container in swarm.containers(old):
+        swarm.kill(container)
+    return primary(swarm) != old
+
+
 def followers(swarm: Swarm) -> int:
     return ask(swarm, primary(swarm), "info replication").count("state=online")
 
@@ -118,8 +124,7 @@ def test_everybody_goes_on_when_the_primary_is_killed(swarm: Swarm) -> None:
     with customers(35, 100) as report:
         with writing(swarm, 25) as written:
             time.sleep(5)  # customers at work
-            swarm.kill(swarm.containers(old)[0])
-            until(lambda: primary(swarm) != old, "another primary", 30)
+            until(lambda: is_another_primary(swarm, old), "another primary", 60)
         assert_nothing_was_lost(report())
     longest, count, lost = map(float, written)
     print(f"{count:.0f} sessions, {longest:.1f} s without an answer at most")
