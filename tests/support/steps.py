@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -18,9 +19,12 @@ def steps_of(act: Callable[[], object]) -> int:
         return count
 
     before = sys.gettrace()
+    gc.collect()
+    gc.disable()  # what it frees may run some lines of others
     sys.settrace(count)
     try:
         act()
     finally:
         sys.settrace(before)
+        gc.enable()
     return steps
