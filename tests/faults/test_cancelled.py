@@ -24,8 +24,8 @@ GUESSES = Limit("guesses", 1, 3600, by="user")
 ONLY: dict[str, Any] = {"max_per_user": 1, "on_cap": "reject"}
 
 
-def _settings(proxy: Proxy) -> Settings:
-    return Settings(**{"redis_url": proxy.url} | PATIENT)
+def _settings(proxy: Proxy, **changes: Any) -> Settings:
+    return Settings(**{"redis_url": proxy.url} | PATIENT | changes)
 
 
 async def _lost(client: Any, proxy: Proxy, act: Awaitable[Any]) -> None:
@@ -46,10 +46,15 @@ def _lose(proxy: Proxy, server: EmbeddedServer) -> None:
     proxy.let_go()
 
 
-def _run(server: EmbeddedServer, story: Callable[[AsyncStillroom, Proxy], Awaitable[None]]) -> None:
+def _run(
+    server: EmbeddedServer,
+    story: Callable[[AsyncStillroom, Proxy], Awaitable[None]],
+    **changes: Any,
+) -> None:
     async def told() -> None:
         with Proxy(server.port) as proxy:
-            async with AsyncStillroom(_settings(proxy), dispatch=NoDispatch()) as room:
+            settings = _settings(proxy, **changes)
+            async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
                 session = await room.sessions.create("eve", **ONLY)  # loads the scripts
                 await room.sessions.destroy(await room.sessions.rotate(session))
                 async with room.limits.hold("198.51.100.1", [PLACE]):
@@ -142,7 +147,7 @@ def test_a_cancelled_reservation_is_given_back(
         assert await room.limits.reserve(subject, [limit])
         assert not await room.limits.reserve(subject, [limit])
 
-    _run(server, story)
+    _run(server, story, call_timeout=2.0)  # for as long it tries to give the place back
 
 
 def test_a_place_whose_return_is_cancelled_comes_back(server: EmbeddedServer) -> None:
