@@ -112,15 +112,19 @@ class DeadLetters:
             known = ", ".join(sorted(self.senders)) or "no kind"
             raise DeadLetterRefused(id, f"this process can send {known}, not {letter.kind!r}")
         yield from sender(letter)
-        yield from self.drop(id)
+        yield [self._dropping(id)]
         return letter
 
     def drop(self, *ids: str) -> Operation[int]:
         """Delete letters; returns how many there were. Redis away: RedisUnavailable."""
         if not ids:
             return 0
-        (count,) = yield [(b"XDEL", self._keys.dead_letters, *map(_checked, ids))]
+        # Once: the second of two that arrive would find none.
+        (count,) = yield Once([self._dropping(*ids)])
         return int(count)
+
+    def _dropping(self, *ids: str) -> Command:
+        return (b"XDEL", self._keys.dead_letters, *map(_checked, ids))
 
 
 def _bytes(text: str) -> bytes:

@@ -300,7 +300,7 @@ class Driver:
         if isinstance(step, Pause):
             return time.sleep(_paused(step, deadline))
         if isinstance(step, Freeing):
-            return self._exchange(step, self._call_timeout, budgeted=False)
+            return self._exchange_freeing(step)
         if isinstance(step, Timed):
             left = min(deadline - time.monotonic(), self._command_timeout)
             return self._exchange(step, left, timed=True)
@@ -309,6 +309,18 @@ class Driver:
         if isinstance(step, On):
             return _all_good([self._outcome(*one) for one in step.operations])
         raise TypeError(f"{type(step).__name__} is no step of an operation")
+
+    def _exchange_freeing(self, step: Freeing) -> list[Any]:
+        """Return the replies. After an interruption it is sent once more: the first copy may have gone nowhere."""
+        freeing = partial(self._exchange, step, self._call_timeout, budgeted=False)
+        try:
+            return freeing()
+        except RedisUnavailable:
+            raise
+        except BaseException:
+            with contextlib.suppress(RedisUnavailable):
+                freeing()
+            raise
 
     def _exchange_kept(self, step: Kept, deadline: float) -> Replies:
         left = min(deadline - time.monotonic(), self._command_timeout)
@@ -414,8 +426,7 @@ class AsyncDriver:
         if isinstance(step, Pause):
             return await asyncio.sleep(_paused(step, deadline))
         if isinstance(step, Freeing):
-            freeing = self._exchange(step, self._call_timeout, budgeted=False)
-            return await (to_its_end(freeing) if _is_being_cancelled() else freeing)
+            return await self._exchange_freeing(step)
         if isinstance(step, Timed):
             left = min(deadline - time.monotonic(), self._command_timeout)
             return await self._exchange(step, left, timed=True)
@@ -426,6 +437,20 @@ class AsyncDriver:
                 return _all_good([await self._outcome(*step.operations[0])])
             return _all_good(await side_by_side(self._outcome(*one) for one in step.operations))
         raise TypeError(f"{type(step).__name__} is no step of an operation")
+
+    async def _exchange_freeing(self, step: Freeing) -> list[Any]:
+        """See Driver._exchange_freeing. In a task that was cancelled it runs to its end."""
+        freeing = partial(self._exchange, step, self._call_timeout, budgeted=False)
+        if _is_being_cancelled():
+            return await to_its_end(freeing())
+        try:
+            return await freeing()
+        except (RedisUnavailable, GeneratorExit):
+            raise
+        except BaseException:
+            with contextlib.suppress(RedisUnavailable):
+                await to_its_end(freeing())
+            raise
 
     async def _exchange_kept(self, step: Kept, deadline: float) -> Replies:
         left = min(deadline - time.monotonic(), self._command_timeout)
@@ -522,19 +547,33 @@ def beside_elsewhere(
 
 
 def _rest(side: _Side) -> Operation[None]:
-    """Run a side to its end."""
+    """Run a side to its end, also where it is cancelled."""
     while not side.is_done:
-        yield from side.alone()
+        try:
+            yield from side.alone()
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            side.fail(error)
 
 
 def _run_all(sides: Sequence[_Side]) -> Operation[None]:
-    """Run sides to their ends."""
-    while waiting := list(filterfalse(_is_done, sides)):
-        steps = list(map(_step_of, waiting))
-        if _BATCHES.issuperset(map(type, steps)):
-            yield from _joined(waiting, steps)
-        else:
-            yield from next(side for side in waiting if type(side.step) not in _BATCHES).alone()
+    """Run sides to their ends. A cancellation, or an interruption, is told to each: it undoes what it has begun."""
+    try:
+        while waiting := list(filterfalse(_is_done, sides)):
+            steps = list(map(_step_of, waiting))
+            if _BATCHES.issuperset(map(type, steps)):
+                yield from _joined(waiting, steps)
+            else:
+                yield from next(s for s in waiting if type(s.step) not in _BATCHES).alone()
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        waiting = list(filterfalse(_is_done, sides))
+        for side in waiting:
+            side.fail(error)
+        yield from _run_all(waiting)
+        raise
 
 
 class _Side:
@@ -557,13 +596,13 @@ class _Side:
         except Exception as failure:
             self.is_done, self.outcome = True, Failed(failure)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Hand over the error that its step has ended in."""
         try:
             self.step = self.operation.throw(error)
         except StopIteration as stop:
             self.is_done, self.outcome = True, stop.value
-        except Exception as failure:
+        except BaseException as failure:
             self.is_done, self.outcome = True, Failed(failure)
 
     def alone(self) -> Operation[None]:
@@ -629,7 +668,7 @@ def async_drivers_of(
 class Failed(NamedTuple):
     """Hold the error of an operation that ended without a result."""
 
-    error: Exception
+    error: BaseException
 
 
 def _all_good(outcomes: list[Any]) -> list[Any]:

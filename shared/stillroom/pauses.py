@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidArgument, RedisUnavailable, did_you_mean
 from stillroom.keys import Keys
-from stillroom.operation import STATE, On, Operation
+from stillroom.operation import STATE, On, Once, Operation
 
 REFRESH = "refresh"
 WHATS = (REFRESH,)
@@ -60,7 +60,8 @@ class Pauses:
     def resume(self, what: str) -> Operation[bool]:
         """End a pause; True if there was one. Raises InvalidArgument. Redis away: RedisUnavailable."""
         _check(what)
-        (ended,) = yield [(b"DEL", self._keys.paused(what))]
+        # Once: the second of two that arrive would find no pause.
+        (ended,) = yield Once([(b"DEL", self._keys.paused(what))])
         return bool(ended)
 
     def pauses(self) -> Operation[list[Paused]]:

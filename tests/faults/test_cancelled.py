@@ -13,6 +13,7 @@ import pytest
 
 from stillroom import AsyncStillroom, Limit, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from stillroom.operation import together
 from tests.faults.test_session_replies import calls_of
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
@@ -113,6 +114,26 @@ def test_a_cancelled_rotation_logs_nobody_out(
     _run(server, story)
 
 
+def test_operations_that_are_cancelled_together_are_each_undone(
+    server: EmbeddedServer, client: Any
+) -> None:
+    """A login and a refund that go to Redis in one batch leave no session, and no hits, where it is cancelled."""
+
+    async def story(room: AsyncStillroom, proxy: Proxy) -> None:
+        guesses = {"user": "ann"}, [GUESSES]
+        held = await room.limits.reserve(*guesses)
+        login, refund = (
+            room.operations.sessions.create("ann", **ONLY),
+            room.operations.limits.refund(held),
+        )
+        await _lost(client, proxy, room.state.run(together(login, refund)))
+        made = await room.sessions.create("ann", **ONLY)
+        assert [one.handle for one in await room.sessions.list_for_user("ann")] == [made.handle]
+        assert await room.limits.reserve(*guesses)
+
+    _run(server, story)
+
+
 def test_a_cancelled_logout_that_may_wait_ends_the_session(server: EmbeddedServer) -> None:
     """A logout with `defer` that is cancelled before it comes to Redis is told to Redis later."""
 
@@ -150,6 +171,25 @@ def test_a_cancelled_reservation_is_given_back(
     _run(server, story, call_timeout=2.0)  # for as long it tries to give the place back
 
 
+def test_a_check_that_is_cancelled_leaves_the_windows_to_be_compared(
+    server: EmbeddedServer, client: Any
+) -> None:
+    """Windows are compared before the next check, where the first is cancelled while it compares them."""
+
+    async def story(room: AsyncStillroom, proxy: Proxy) -> None:
+        proxy.hold_requests()
+        checking = asyncio.ensure_future(room.limits.check(IP, [Limit("new", 9, 3600)]))
+        assert await asyncio.to_thread(proxy.held.wait, 5)
+        checking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await checking
+        _lose(proxy, server)
+        await room.limits.check(IP, [Limit("new", 9, 3600)])
+        assert await room.limits.names() == ["new", "place"]
+
+    _run(server, story)
+
+
 def test_a_place_whose_return_is_cancelled_comes_back(server: EmbeddedServer) -> None:
     """A place that is given back by a call that is cancelled comes back without waiting for the lease."""
 
@@ -163,6 +203,35 @@ def test_a_place_whose_return_is_cancelled_comes_back(server: EmbeddedServer) ->
             await giving
         _lose(proxy, server)
         assert await room.limits.reserve(IP, [PLACE])
+
+    _run(server, story)
+
+
+@pytest.mark.parametrize("what", ["a lock", "a load"])
+def test_a_lease_whose_return_is_cancelled_and_lost_is_free(
+    server: EmbeddedServer, client: Any, what: str
+) -> None:
+    """What others wait for is given back once more where a task is cancelled while it gives it back."""
+
+    async def story(room: AsyncStillroom, proxy: Proxy) -> None:
+        async def load() -> int:
+            proxy.hold_requests()
+            return 1
+
+        async def use() -> None:
+            if what == "a load":
+                await room.cache.get_or_set("k", load)
+                return
+            async with room.lock("k"):
+                proxy.hold_requests()
+
+        using = asyncio.ensure_future(use())
+        assert await asyncio.to_thread(proxy.held.wait, 5)
+        _lose(proxy, server)
+        using.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await using
+        assert client.keys("*:l:*") == client.keys("*:slots") == []
 
     _run(server, story)
 

@@ -17,6 +17,7 @@ from stillroom import AsyncStillroom, Limit, NoDispatch, Routes, Settings, Still
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
 from stillroom.web.asgi import StillroomMiddleware
+from stillroom.web.session_cookie import SessionCookie
 from tests.faults.test_sent_once import WRITES
 from tests.support.proxy import Proxy
 
@@ -213,6 +214,63 @@ def test_a_request_that_is_cancelled_again_and_again_gives_its_place_back(
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("what", ["with its session", "with a proof"])
+def test_a_request_that_is_cancelled_while_its_limits_are_asked_for_holds_no_place(
+    server: EmbeddedServer, settings: Settings, client: redis.Redis, what: str
+) -> None:
+    """A request whose session, or proof of copies, goes along with its check gives its place back, too."""
+
+    async def scenario(proxy: Proxy) -> None:
+        behind = settings.model_copy(update={"redis_url": proxy.url})
+        async with AsyncStillroom(behind, dispatch=NoDispatch()) as room:
+
+            @room.cache.cached("n", near=60 if what == "with a proof" else None)
+            async def number() -> int:
+                return 1
+
+            async def app(scope: Any, receive: Any, send: Any) -> None:
+                if what == "with its session":
+                    await scope["stillroom.session"].load()
+                await number()
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b""})
+
+            door = StillroomMiddleware(app, room, routes=Routes([], default=[PLACE]))
+            session = await room.sessions.create("ann")
+            cookie = f"{SessionCookie().name}={session.token}".encode()
+            asked = {
+                "type": "http",
+                "method": "GET",
+                "path": "/",
+                "raw_path": b"/",
+                "query_string": b"",
+            }
+            where = {"headers": [(b"cookie", cookie)], "scheme": "https", "root_path": ""}
+            statuses: list[int] = []
+
+            async def send(message: Any) -> None:
+                statuses.append(message.get("status", 0))
+
+            async def ask() -> None:
+                await door({**asked, **where, "client": ("203.0.113.9", 1)}, None, send)
+
+            for _ in range(3):
+                await ask()
+            before = _scripts_run(client)
+            proxy.hold_replies()
+            asking = asyncio.create_task(ask())
+            assert await asyncio.to_thread(until, lambda: _scripts_run(client) > before, 5)
+            asking.cancel()
+            proxy.let_go()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            await ask()
+            assert statuses == [200, 0] * 4
+
+    with Proxy(server.port) as proxy:
+        asyncio.run(scenario(proxy))
+
+
 def test_a_turn_that_comes_when_its_task_gives_up_is_the_next_tasks(
     own_server: EmbeddedServer,
 ) -> None:
@@ -245,6 +303,28 @@ def test_a_turn_that_comes_when_its_task_gives_up_is_the_next_tasks(
             assert isinstance(
                 (await asyncio.gather(second, return_exceptions=True))[0], TimeoutError
             )
+
+    asyncio.run(scenario())
+
+
+def test_a_task_that_is_cancelled_at_a_dead_connection_takes_no_place_of_the_pool(
+    settings: Settings, client: redis.Redis
+) -> None:
+    """A task that is cancelled while it looks at an idle connection leaves its place to the others."""
+
+    async def scenario() -> None:
+        alone = settings.model_copy(update={"pool_size": 1})
+        async with AsyncStillroom(alone, dispatch=NoDispatch()) as room:
+            await room.cache.set("k", 1)
+            client.client_kill_filter(_type="normal", skipme=True)
+            time.sleep(0.05)  # the event loop has not seen that the connection ended
+            setting = asyncio.create_task(room.cache.set("k", 2))
+            await asyncio.sleep(0)
+            setting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await setting
+            assert room.wire.connections == 0
+            assert await room.cache.set("k", 3)
 
     asyncio.run(scenario())
 

@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.cache.orders import Load
+from stillroom.dispatch import RefreshOrder
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
 from stillroom.scripts import add, clear, lease_load, mark, put, replace, take_place
 from tests.support.clocked import misjudge
-from tests.support.faces import FACES, open_room
+from tests.support.faces import FACES, locked, open_room
 from tests.support.lag import Stopwatch
 from tests.support.proxy import Proxy
 
@@ -255,6 +257,71 @@ def test_what_is_added_once_is_not_added_again(app: Any, proxy: Proxy, other: St
     assert app.cache.add("lock", 1) is False
     proxy.deliver_late()
     assert other.cache.get("lock") is None
+
+
+LOST_ANSWERS: dict[str, Callable[[Stillroom], Any]] = {
+    "resume": lambda room: room.upkeep.resume("refresh"),
+    "drop": lambda room: room.state.run(room.dead_letters.drop("1-1")),
+    "restore": lambda room: room.limits.restore("login"),
+}
+
+
+@pytest.mark.parametrize("act", LOST_ANSWERS)
+def test_an_act_whose_answer_is_lost_is_not_said_to_have_found_nothing(
+    app: Any, proxy: Proxy, act: str
+) -> None:
+    """An act that tells whether there was something raises where its reply is lost, and says no untrue word."""
+    LOST_ANSWERS[act](app)  # loads its script
+    proxy.cuts_next = True
+    with pytest.raises(RedisUnavailable) as lost:
+        LOST_ANSWERS[act](app)
+    assert lost.value.may_be_done
+
+
+def test_a_lock_whose_release_is_answered_by_nobody_was_not_lost(app: Any, proxy: Proxy) -> None:
+    """The holder of a lock is not told that it was lost where only the reply to its release was."""
+    with locked(app, "k"):
+        proxy.cuts_next = True
+    with locked(app, "k", wait=0):
+        pass
+
+
+def test_a_commit_that_is_sent_again_has_stored_its_value(app: Any, proxy: Proxy) -> None:
+    """A load whose commit is answered by nobody, and is sent again, counts as stored: nobody loads it once more."""
+    cut: list[int] = []
+
+    @app.cache.cached("k:{n}", name="load")  # type: ignore[untyped-decorator]
+    def load(n: int) -> int:
+        proxy.cuts_next = n in cut
+        return n
+
+    assert load(1) == 1
+    cut.append(2)
+    assert app.upkeep.load(Load(loader="load", args={"n": 2}))["outcome"] == "loaded"
+    assert app.cache.get("k:2") == 2
+    assert app.stats.counts["leases_lost"] == 0
+
+
+@pytest.mark.parametrize("work", ["load", "refresh"])
+def test_a_worker_whose_lease_is_answered_by_nobody_gives_it_back(
+    app: Any, proxy: Proxy, other: Stillroom, client: redis.Redis, work: str
+) -> None:
+    """A lease that a worker got, and did not hear of, is free again: no reader waits for it."""
+
+    @app.cache.cached("k:{n}", name="load", ttl=0.001, swr=60, lease=30)  # type: ignore[untyped-decorator]
+    def load(n: int) -> int:
+        return n
+
+    lease, token = other.keys.lease(b"k:1"), "0" * 16
+    order = Load(loader="load", args={"n": 1})
+    refresh = RefreshOrder(loader="load", args={"n": 1}, key="k:1", token=token)
+    app.upkeep.load(order)
+    assert app.upkeep.refresh(refresh)["outcome"] == "superseded"
+    client.set(lease, f"refresh.{token}.30000.0", px=30_000)
+    proxy.cuts_next = True
+    with pytest.raises(RedisUnavailable):
+        app.upkeep.load(order) if work == "load" else app.upkeep.refresh(refresh)
+    assert client.get(lease) is None
 
 
 def test_two_threads_do_not_wait_for_each_others_late_copies(

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 import redis
-from stillroom import NoDispatch, SessionStoreUnavailable, Settings, Stillroom, TooManySessions
+from stillroom import (
+    NoDispatch,
+    SessionStoreUnavailable,
+    SessionUnreadable,
+    Settings,
+    Stillroom,
+    TooManySessions,
+)
 from stillroom.embedded import EmbeddedServer
 from stillroom.scripts import session_shut
 from stillroom.sessions.asking import DEFERRED_BITE
@@ -323,3 +331,27 @@ def test_ends_that_wait_for_their_shard_keep_no_others_waiting(
         client.delete(*[own_room.keys.revocations(shard) for shard in range(8)])
     assert own_room.sessions.deliver() == 0
     assert own_room.sessions.count() == 1
+
+
+@dataclass
+class Cart:
+    """What the data of a session are read as."""
+
+    items: int
+
+
+@pytest.mark.parametrize("grace", [0, 60])
+def test_a_rotation_to_data_that_do_not_fit_logs_nobody_out(
+    brisk: Stillroom, make_room: Any, grace: int
+) -> None:
+    """A rotation that raises, as the data are not of the type asked for, leaves the old token good."""
+    events: list[Any] = []
+    room = make_room()
+    room.sessions.on_event.append(events.append)
+    session = brisk.sessions.create("ann", {"items": "many"})
+    with pytest.raises(SessionUnreadable):
+        brisk.sessions.rotate(session, Cart, grace=grace)
+    found = room.sessions.get(session)
+    assert found is not None
+    assert found.data == {"items": "many"}
+    assert events == []

@@ -6,9 +6,8 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -26,25 +25,10 @@ from stillroom import (
 )
 from stillroom.embedded import EmbeddedServer
 from tests.support.crowd import PATIENT
-from tests.support.faces import BlockingRoom
+from tests.support.faces import BlockingRoom, locked
 from tests.support.stepper import Stepper
 
 WITHIN = 10.0
-
-
-@contextmanager
-def locked(room: Any, *args: Any, method: str = "lock", **options: Any) -> Iterator[Any]:
-    """Enter `with room.lock(…)` with either face; the room's event loop drives an async lock."""
-    if not isinstance(room, BlockingRoom):
-        with getattr(room, method)(*args, **options) as held:
-            yield held
-        return
-    lock = getattr(room.inner, method)(*args, **options)
-    held = room._loop.run_until_complete(lock.__aenter__())
-    try:
-        yield held
-    finally:
-        room._loop.run_until_complete(lock.__aexit__(None, None, None))
 
 
 def pass_time(room: Any, seconds: float) -> None:
@@ -162,6 +146,25 @@ def test_a_lock_that_is_given_back_is_not_called_lost(
     monkeypatch.setattr(body, "renew", renew_behind_the_end)
     assert held._renew() is False
     assert "is lost" not in caplog.text
+
+
+def test_a_lock_whose_taking_is_interrupted_is_not_taken(
+    make_room: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal that comes while the thread that is to renew a lock is started leaves nobody's lock behind."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    room, other = make_room(), make_room()
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), room.lock("k"):
+        pass
+    monkeypatch.undo()
+    with other.lock("k", wait=0):
+        pass
 
 
 def test_a_holder_that_hangs_is_not_renewed_for_ever(room: Any, make_room: Any) -> None:

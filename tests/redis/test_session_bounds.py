@@ -206,6 +206,9 @@ def test_settings_that_can_not_be_compared_keep_nobody_out(make_room: Make, clie
         assert room.sessions.get(session) is not None
         assert room.sessions.count("u1") == 1
         assert room.sessions.destroy_for_user("u1") == 1
+    for ends_all in (lambda s: s.destroy_for_user("u1"), lambda s: s.destroy_all()):
+        first.sessions.create("u1")
+        assert ends_all(make_room().sessions) == 1  # this process finds out by this very call
 
 
 def test_a_line_that_is_none_does_not_stop_the_sweep(room: Any, client: Any) -> None:

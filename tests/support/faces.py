@@ -27,6 +27,21 @@ def open_room(face: str, settings: Settings, dispatch: Any) -> Iterator[Any]:
         blocking.close()
 
 
+@contextmanager
+def locked(room: Any, *args: Any, method: str = "lock", **options: Any) -> Iterator[Any]:
+    """Enter `with room.lock(…)` with either face; the room's event loop drives an async lock."""
+    if not isinstance(room, BlockingRoom):
+        with getattr(room, method)(*args, **options) as held:
+            yield held
+        return
+    lock = getattr(room.inner, method)(*args, **options)
+    held = room._loop.run_until_complete(lock.__aenter__())
+    try:
+        yield held
+    finally:
+        room._loop.run_until_complete(lock.__aexit__(None, None, None))
+
+
 class Blocking:
     """An object whose coroutine methods block; everything else is passed through."""
 

@@ -607,3 +607,21 @@ def test_a_body_that_cannot_be_closed_gives_its_place_back(room: Stillroom) -> N
     with pytest.raises(RuntimeError, match="close"):
         body.close()
     assert room.limits.peek("127.0.0.1", [PLACE]).remaining == 1
+
+
+def test_a_function_that_says_what_counts_and_raises_keeps_no_place(room: Stillroom) -> None:
+    """A place in flight is given back where the app's `count` raises when it is asked about the answer."""
+    from stillroom.web.wsgi import StillroomMiddleware
+
+    def count(_: object) -> bool:
+        raise RuntimeError("count")
+
+    def app(_: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return [b"done"]
+
+    routes = Routes([Route("/", [PLACE], count=count)])
+    environ = EnvironBuilder("/", environ_base={"REMOTE_ADDR": "127.0.0.1"}).get_environ()
+    with pytest.raises(RuntimeError, match="count"):
+        list(StillroomMiddleware(app, room, routes=routes)(environ, lambda *_: len))
+    assert room.limits.peek("127.0.0.1", [PLACE]).remaining == 1

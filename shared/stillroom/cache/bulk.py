@@ -285,9 +285,13 @@ class Bulk(Core):
         while pending or turns_of_stale:
             try:
                 turns, there = yield from self._take_turns(pending, recipe, waited_for)
-            except RedisUnavailable as error:
-                self._fall_back("get_or_set_many", error)
+            except GeneratorExit:
+                raise
+            except BaseException as error:
                 yield from self._give_up(turns_of_stale, names)
+                if not isinstance(error, RedisUnavailable):
+                    raise
+                self._fall_back("get_or_set_many", error)
                 rest = {key: names[key] for key in (*pending, *turns_of_stale)}
                 return values | (yield from self._load_all_away(rest, load_many, recipe, error))
             values |= there

@@ -57,6 +57,7 @@ from stillroom.errors import (
     RedisUnavailable,
     UnknownLoader,
     ValueTooLarge,
+    is_in_doubt,
 )
 from stillroom.fingerprint import fingerprint
 from stillroom.keys import Keys, original, refuse_crowd, sanitized
@@ -534,7 +535,6 @@ class Core:
         Raises UnknownLoader, BadArguments, RedisUnavailable, and what the loader raises.
         """
         name = order.key.encode()
-        claim = self._lease_keys(name)
         try:
             recipe = recipe_of(order, self.loaders)
         except (UnknownLoader, BadArguments):
@@ -542,17 +542,12 @@ class Core:
             self.stats.counts["refresh_errors"] += 1
             self._figures.refresh_failed(order.loader)
             raise
-        known = self._judges.synced
         yield from self.terms.agree()
-        (claimed,) = yield Once(
-            [claim_refresh(claim, order.token, recipe.lease, self.terms.new_epoch())]
-        )
+        claimed = yield from self._claim(order, recipe)
         if claimed is None:
             return self._report(order, "superseded")
-        held, clock, first, other = claimed
-        raw, _ = self._own(first, other, name, recipe.release)
-        entry, freshness = yield from self._judge(raw, name, clock, known)
-        if entry is None and raw is None and first is not None:
+        held, clock, entry, freshness, is_anothers = claimed
+        if is_anothers:
             # The caller is served its own value until that ends. Another refresh at once would change nothing.
             yield from self._back_off_all([(name, held)])
             return self._report(order, "another release's")
@@ -569,6 +564,27 @@ class Core:
         if not lost:
             self._count_refresh(entry, recipe)
         return self._report(order, lost or "refreshed")
+
+    def _claim(self, order: RefreshOrder, recipe: Recipe) -> Operation[tuple[Any, ...] | None]:
+        """Claim a refresh. Return its lease, the clock, the entry and how fresh it is, and whether there is only
+        another release's; None if the lease is another's.
+        """
+        name, known, held = order.key.encode(), self._judges.synced, b""
+        given = order.token, recipe.lease, self.terms.new_epoch()
+        try:
+            (claimed,) = yield Once([claim_refresh(self._lease_keys(name), *given)])
+            if claimed is None:
+                return None
+            held, clock, first, other = claimed
+            raw, _ = self._own(first, other, name, recipe.release)
+            entry, freshness = yield from self._judge(raw, name, clock, known)
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # if its reply is lost, the lease may be ours all the same
+            if held or is_in_doubt(error):
+                yield from self._release([(name, held or b"working.%b." % order.token.encode())])
+            raise
+        return held, clock, entry, freshness, raw is None and first is not None
 
     def _count_refresh(self, entry: Entry, recipe: Recipe) -> None:
         """Count a refresh, and how long the entry had been stale. After a soft invalidation there is no lag."""
@@ -591,10 +607,16 @@ class Core:
         lease = load_lease(recipe.lease)
         yield from self._before_writing()
         takes = Timed([self._lease_load(name, lease, recipe.lease, over=True)])
-        (reply,) = yield takes
-        if reply[0] == LATE:
-            self.clock.doubt_clock()
+        try:
             (reply,) = yield takes
+            if reply[0] == LATE:
+                self.clock.doubt_clock()
+                (reply,) = yield takes
+        except GeneratorExit:
+            raise
+        except BaseException:  # see _try_lease
+            yield from self._release([(name, lease)])
+            raise
         if reply[0] != WON:
             return {"outcome": "too late", "loader": order.loader, "key": key}
         lost = yield from self._load_ordered(name, lease, reply[1], recipe, self._share_failure)

@@ -273,23 +273,21 @@ class Settling:
 
     def _compare_windows(self) -> Operation[None]:
         """Write this process's windows and read the longest ones. A user without the right goes on without."""
-        self.waits.pop(WINDOWS, None)
         own = self._requests.own_windows()
         words = [word for name, window in own.items() for word in (name, window)]
         try:
             (longest,) = yield [limit_windows([self._keys.limit_windows], WINDOWS_LIMIT, *words)]
         except RedisRefused as refused:
             if not (refused.reason in OF_THE_COMMAND or self._keys.is_spread):
-                self.waits[WINDOWS] = 0.0
                 raise
             self._stats.say("limits", refused.reason, f"windows can't be compared: {refused}")
         except RedisUnavailable:
-            if self._keys.is_spread:
-                return  # the shard that is asked for hits may answer all the same: see remind
-            self.waits[WINDOWS] = 0.0
-            raise
+            if not self._keys.is_spread:
+                raise  # else the shard that is asked for hits may answer all the same: see remind
         else:
             self._requests.learn_windows(list(own), longest)
+        if own == self._requests.own_windows():  # no other limit has come meanwhile
+            self.waits.pop(WINDOWS, None)
 
 
 def _is_unsettled(reply: Any) -> bool:

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 from stillroom.errors import LockTaken, RedisUnavailable
 from stillroom.keys import Keys, sanitized
 from stillroom.locks.renewer import Renewer
-from stillroom.operation import IN_TIME, Freeing, Operation, Pause, Timed
+from stillroom.operation import IN_TIME, Freeing, Once, Operation, Pause, Timed
 from stillroom.replicas import kept
 from stillroom.scripts import slot_renew, slot_take
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import Clock
+from stillroom.wire import Clock, Command
 
 TAKEN, LATE, CROWDED = 1, -1, -2  # the replies of lua/slot_take.lua
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.005, 0.1  # between two tries
@@ -87,9 +87,28 @@ class LocksBody:
         (renewed,) = yield [slot_renew(keys, token, int(lease * 1_000))]
         return asked + lease if renewed else 0.0
 
-    def free(self, name: str, token: bytes) -> Operation[bool]:
-        """Give the slot back; whether it was still ours. Redis away: RedisUnavailable, and its lease runs out."""
-        slots, queue, waiters, _ = self._keys.slots(sanitized(name))
-        keys = (slots, queue, waiters)
-        (freed, *_) = yield Freeing([(b"ZREM", key, token) for key in keys])
+    def give_back(self, name: str, token: bytes) -> Operation[bool | None]:
+        """Give the slot back, and return whether it was still ours; None: not known, as the reply was late or lost.
+
+        Redis away: RedisUnavailable, and its lease runs out.
+        """
+        try:
+            # Once: the second of two copies would find no slot, as if it had been lost.
+            (freed, *_) = yield Once(self._freeing(name, token))
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            freed = yield from self.free(name, token)
+            if not isinstance(error, RedisUnavailable):
+                raise
+            return True if freed else None if error.may_be_done else False
         return bool(freed)
+
+    def free(self, name: str, token: bytes) -> Operation[bool]:
+        """Give back whatever there is under this token; whether it was a slot. Redis away: as above."""
+        (freed, *_) = yield Freeing(self._freeing(name, token))
+        return bool(freed)
+
+    def _freeing(self, name: str, token: bytes) -> list[Command]:
+        slots, queue, waiters, _ = self._keys.slots(sanitized(name))
+        return [(b"ZREM", key, token) for key in (slots, queue, waiters)]

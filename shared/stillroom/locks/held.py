@@ -88,12 +88,12 @@ class Held(_Held):
         """Give the slot back, once. Raises LockLost if it was lost meanwhile. Redis away: its lease runs out."""
         if self._is_over:
             return
-        was_held = self.is_held
+        was_held, freed = self.is_held, None
         self._is_released = True
         self._body.renewer.drop(self._renewal)
         with contextlib.suppress(RedisUnavailable):
-            was_held = self._driver.run(self._body.free(self.name, self._token))
-        if not was_held:
+            freed = self._driver.run(self._body.give_back(self.name, self._token))
+        if not (was_held if freed is None else freed):
             raise LockLost(self.name)
 
     def _renew(self) -> bool:
@@ -128,12 +128,12 @@ class AsyncHeld(_Held):
         """See Held.release."""
         if self._is_over:
             return
-        was_held = self.is_held
+        was_held, freed = self.is_held, None
         self._is_released = True
         self._renewing.cancel()
         with contextlib.suppress(RedisUnavailable):
-            was_held = await self._driver.run(self._body.free(self.name, self._token))
-        if not was_held:
+            freed = await self._driver.run(self._body.give_back(self.name, self._token))
+        if not (was_held if freed is None else freed):
             raise LockLost(self.name)
 
     async def _renew(self) -> None:

@@ -55,7 +55,7 @@ class Lock:
         grant = self._driver.run(self._body.take(name, terms.slots, terms.lease, terms.wait))
         try:
             return Held(self._body, self._driver, name, grant, terms.lease, terms.longest)
-        except RuntimeError:  # no thread is free to renew it
+        except BaseException:  # no thread is free to renew it, or a signal came
             with suppress(RedisUnavailable):  # then its lease runs out
                 self._driver.run(self._body.free(name, grant.token))
             raise

@@ -8,8 +8,14 @@
 -- returns 1 stored, 0 the lease is lost, -1 dead already
 -- include: clock entry places
 
+-- The reply to a commit may be lost, and the commit sent again: it has freed the lease, and its value is there.
+local function has_stored(place)
+  local text, head = redis.pcall('GET', place), '1\t' .. ARGV[2] .. '\t' .. ARGV[3] .. '\t'
+  return type(text) == 'string' and string.sub(text, 1, #head) == head and string.sub(text, -#ARGV[5]) == ARGV[5]
+end
+
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then
-  return 0
+  return (has_stored(KEYS[1]) or has_stored(KEYS[5])) and 1 or 0
 end
 redis.call('DEL', KEYS[2])
 local stamp = tonumber(ARGV[3])

@@ -233,6 +233,9 @@ class Asking:
             replies = yield from self._ask([*compares, *own], kind, kept_as)
         except SessionStoreUnavailable as error:
             self._compare_no_more(error)
+            done = replies_of(error, 1 + len(own))[1:]
+            if done and not any(isinstance(reply, Exception) for reply in done):
+                return list(done)  # asked again, the shards would find nothing left to end
             return (yield from self._ask(own, kind, kept_as))
         if compares:
             self._learn_shards(replies.pop(0))
@@ -313,6 +316,12 @@ def steady_us() -> int:
 def is_shut(error: RedisUnavailable) -> bool:
     """Return whether `stillroom move-state` has shut the shard. A slot that is on its way is TRYAGAIN too."""
     return error.reason == "tryagain" and "the sessions of this shard" in error.detail
+
+
+def replies_of(error: SessionStoreUnavailable, size: int) -> Sequence[Any]:
+    """Return the replies to a batch of so many commands, of which one is an error; none where some are lost."""
+    replies: Sequence[Any] = getattr(error.__cause__, "replies", ())[:size]
+    return replies if len(replies) == size else ()
 
 
 def _is_settled(reply: Any) -> bool:

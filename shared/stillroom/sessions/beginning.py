@@ -9,7 +9,7 @@ from typing import Any
 from stillroom.errors import SessionStoreUnavailable, is_in_doubt
 from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import session_create, session_free
-from stillroom.sessions.asking import LOGOUT, Asking, steady_us
+from stillroom.sessions.asking import LOGOUT, Asking, replies_of, steady_us
 from stillroom.sessions.ends import End, Undo, late_in
 from stillroom.sessions.token import Place
 from stillroom.wire import NodeAway
@@ -95,7 +95,7 @@ class Beginning:
         try:
             replies = yield from self._asking._ask(batch, Once, kept_as)
         except SessionStoreUnavailable as error:
-            refused = _replies_of(error, len(batch))
+            refused = replies_of(error, len(batch))
             self._note_held(refused)
             if _is_refused(refused) and error.reason != "noscript":
                 raise  # whether the numbers of shards can be compared has nothing to do with it
@@ -114,7 +114,7 @@ class Beginning:
         try:
             return (yield from self._asking._ask(batch, Once, kept_as))
         except SessionStoreUnavailable as error:
-            replies = _replies_of(error, len(batch))
+            replies = replies_of(error, len(batch))
             self._note_held(replies)
             if _is_refused(replies):
                 raise
@@ -175,12 +175,6 @@ class Beginning:
         self._asking._defer(self._place, Undo((self._names[0],), self._about[0]))
         if self._old is not None and self._ending is not None:
             self._asking._defer(self._old, self._ending)
-
-
-def _replies_of(error: SessionStoreUnavailable, size: int) -> Sequence[Any]:
-    """Return the replies to a batch of so many commands, of which one is an error; none where some are lost."""
-    replies: Sequence[Any] = getattr(error.__cause__, "replies", ())[:size]
-    return replies if len(replies) == size else ()
 
 
 def _is_refused(replies: Sequence[Any]) -> bool:

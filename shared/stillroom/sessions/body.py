@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any, TypeVar, overload
 
@@ -435,7 +436,7 @@ class SessionsBody(Asking):
 
         If somebody did, again with theirs. `change` may return None: the data it was given, changed in place.
         Returns the session then. Raises SessionEnded, what `change` raises, and SessionConflict after 100 tries.
-        Redis away: SessionStoreUnavailable.
+        Redis away: SessionStoreUnavailable; whether it was stored is unknown then.
         """
         if not callable(change):
             raise InvalidArgument(f"mutate(…, {change!r:.100}): a function that is given the data")
@@ -509,6 +510,7 @@ class SessionsBody(Asking):
 
         After that, and until the session's absolute end, its use is told to `on_event` as a replay. Where rights
         change, rotate with `grace=0`. Raises SessionEnded, or SessionConflict if somebody else has just rotated it.
+        Data that are not of this `type` raise SessionUnreadable, and the old token stays good.
         Redis away: SessionStoreUnavailable. If the rotation may have happened all the same, or was cancelled, it is
         undone as soon as this process reaches Redis again: the old token stays good.
         """
@@ -542,20 +544,27 @@ class SessionsBody(Asking):
         token, fresh = self._new_place(place.shard)
         (old, prefix), new = self._keys.record(*place), self._keys.sessions(*fresh)
         how = (_us(seconds), len(new), int(is_proof), int(brings_cookie))
-        rotates = session_rotate([*old, *new], prefix, *how)
+        rotates, undo = session_rotate([*old, *new], prefix, *how), Undo((new[0], *old), prefix)
         try:
             (reply,) = yield from self._ask([rotates], Once, ROTATION)
         except BaseException as error:
             if is_in_doubt(error):  # nobody gets the new token
-                self._defer(fresh, Undo((new[0], *old), prefix))
+                self._defer(fresh, undo)
             raise
         if reply[0] == b"conflict":
             raise SessionConflict(None)
         if reply[0] != b"ok":
             raise self._refused(place, reply)
-        self.stats.counts["sessions_rotated"] += 1
         unseen = reply[4] if len(reply) > 4 else 0  # it is left away where the call was sent again
-        return self._read(place.shard, reply, token, type, unseen)
+        try:
+            rotated = self._read(place.shard, reply, token, type, unseen)
+        except Exception:  # the data are not of this type: nobody gets the new token
+            self._defer(fresh, undo)
+            with suppress(SessionStoreUnavailable):
+                yield from self._tell_ends_first()
+            raise
+        self.stats.counts["sessions_rotated"] += 1
+        return rotated
 
     # Many sessions
 

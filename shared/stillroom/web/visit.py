@@ -122,18 +122,18 @@ class Visit:
     def _settling(
         self, body: LimitsBody, act: Operation[T], status: int, headers: Iterable[tuple[str, str]]
     ) -> Operation[T]:
-        held, self._held = self._held, ()
         answered = Answered(status, {name.lower(): value for name, value in headers})
-        parts = []
-        for reservation, counted in held:
+        parts, in_flight = [], self._in_flight
+        for reservation, counted in self._held:
             limits = reservation.decision.limits
             pairs = zip(limits, counted, strict=True)
             back = [limit for limit, count in pairs if not _counts(count, answered)]
             if any(limit.in_flight for limit in limits):  # a reservation is settled once
                 back += [limit for limit in limits if limit.in_flight]
-                self._in_flight += (reservation.of(back),)
+                in_flight += (reservation.of(back),)
             elif back:
                 parts.append(reservation.of(back))
+        self._held, self._in_flight = (), in_flight  # not before: an app's function may have raised
         outcomes: list[Any] = yield from together(act, *[body.refund(part) for part in parts])
         if isinstance(outcomes[0], Failed):
             raise outcomes[0].error

@@ -62,8 +62,14 @@ class _Pool:
                     deadline = await self._await_idle(deadline)
                 continue
             link = self._idle.pop()
-            is_current = link.generation == self._server.generation
-            if is_current and (not check or await link.is_alive()):
+            is_good = link.generation == self._server.generation
+            try:
+                if is_good and check:
+                    is_good = await link.is_alive()
+            except BaseException:  # cancelled: nobody else knows of it by now
+                self.drop(link)
+                raise
+            if is_good:
                 return link, deadline
             self.drop(link)
 
