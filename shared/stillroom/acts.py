@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from stillroom.cache.explain import fields_of
 from stillroom.dead_messages import KIND, sender
 from stillroom.dispatch import publish
 from stillroom.errors import InvalidArgument, StillroomError, did_you_mean
@@ -143,10 +142,11 @@ def order_load(room: Stillroom, key: str) -> str:
     found = room.upkeep.explain(key)
     loader, args = found.loader, found.args
     if args is None and loader is not None and loader in room.cache.loaders:
-        args = fields_of(room.cache.loaders[loader].template, key)
+        args = room.cache.loaders[loader].arguments_of(key)
     if loader is None or args is None:
+        unknown = "no loader is" if loader is None else f"the arguments of {loader} are not"
         raise InvalidArgument(
-            f"no loader is known for {key}: an app that has the loader loads it with the next read"
+            f"{unknown} known for {key}: an app that has the loader loads it with the next read"
         )
     room.upkeep.order_load(loader, args)
     return loader
