@@ -18,10 +18,12 @@ from stillroom.health.report import (
     CacheStats,
     Connection,
     Counters,
+    Follower,
     Limits,
     Measures,
     QueueStats,
     RedisInfo,
+    Replication,
     Report,
     Server,
     SessionStats,
@@ -60,6 +62,21 @@ def test_nothing_known_is_no_finding() -> None:
     assert findings() == set()
     everything = {"cache": CacheStats(), "sessions": SessionStats(), "limits": Limits()}
     assert findings(server(None), **everything, tasks=TaskStats(), system=System()) == set()
+
+
+def test_a_finding_names_what_it_is_about() -> None:
+    """A finding about queues or replicas names those that are late, and only those, and is one."""
+    queues = [("refresh", 40), ("maintenance", 400), ("idle", 3), ("silent", None)]
+    tasks = TaskStats(queues=tuple(QueueStats(name=name, oldest_s=age) for name, age in queues))
+    followers = [Follower(address=f"10.0.0.{n}:6379", is_online=True, lag_s=n) for n in (1, 12, 37)]
+    primary = server(None).model_copy(
+        update={"replication": Replication(followers=tuple(followers))}
+    )
+    assert [found.what for found in advise(measures(primary, tasks=tasks))] == [
+        "A task has waited for 400 s: maintenance (400 s), refresh (40 s).",
+        "A replica was last heard of 37 s ago (10.0.0.37:6379 (37 s), 10.0.0.12:6379 (12 s)): were it promoted now, "
+        "what was written since would be missing.",
+    ]
 
 
 def operations(**rates: float) -> RedisInfo:

@@ -171,7 +171,8 @@ class Explainer(Core):
         return _Why("miss", "removed", said)
 
     def _loader_of(self, key: str, entries: Sequence[Entry]) -> Loader | None:
-        """Return the loader whose template fits this key: of several the one that an entry names, or the longest."""
+        """Return the loader whose template fits this key: of several the one that an entry names, or the longest
+        one."""
         makers = set(map(_made_by, entries))
         known = [self.loaders[name] for name in self.loaders.names()]
         fitting = [one for one in known if one.read_key(key) is not None]

@@ -5,7 +5,7 @@ The thresholds are data, each with its source. An unknown number is not a findin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from stillroom.health.lifetimes import why_old
@@ -30,6 +30,8 @@ BEAT_EVERY_S = 60.0
 SLOTS = 16_384  # of a Redis Cluster
 CLOCKS_APART_S = 1.0
 NAMED = 5  # loaders or limits in a sentence, the worst ones
+WAITS_S = 30  # so long does no task wait …
+LAGS_S = 10  # … and so far is no replica behind
 
 Value = tuple[str, float | None]  # component, what is measured there
 
@@ -383,9 +385,25 @@ def _broken(fine: bool | None) -> float | None:
     return None if fine is None else float(not fine)
 
 
-def _oldest_waiting(measures: Measures) -> Iterator[Value]:
-    for queue in (measures.tasks and measures.tasks.queues) or ():
-        yield "tasks:queues", queue.oldest_s
+def _oldest_waiting(measures: Measures) -> float | None:
+    return max(_waited_s(measures).values(), default=None)
+
+
+def _waited_s(measures: Measures) -> Mapping[str, float]:
+    queues = (measures.tasks and measures.tasks.queues) or ()
+    return {queue.name: queue.oldest_s for queue in queues if queue.oldest_s is not None}
+
+
+def _queues_that_wait(measures: Measures) -> str:
+    waited_s = {name: age_s for name, age_s in _waited_s(measures).items() if age_s >= WAITS_S}
+    return f": {_listed_with_s(waited_s)}" if waited_s else ""
+
+
+def _replicas_that_lag(measures: Measures) -> str:
+    known = [one.replication.followers or () for one in each_server(measures.servers)]
+    lags_s = {one.address: float(one.lag_s or 0) for followers in known for one in followers}
+    late = {address: lag_s for address, lag_s in lags_s.items() if lag_s >= LAGS_S}
+    return f" ({_listed_with_s(late)})" if late else ""
 
 
 def _loaders_that_fail(measures: Measures) -> str:
@@ -402,9 +420,8 @@ def _loaders_that_fail(measures: Measures) -> str:
 
 def _loaders_that_lag(measures: Measures) -> str:
     loaders = (measures.cache and measures.cache.loaders) or ()
-    slow = sorted(loaders, key=lambda one: -(one.refresh_lag_s or 0))[:NAMED]
-    said = [f"{one.name} ({one.refresh_lag_s:.0f} s)" for one in slow if one.refresh_lag_s]
-    return f". The latest in the mean: {', '.join(said)}" if said else ""
+    lags_s = {one.name: one.refresh_lag_s for one in loaders if one.refresh_lag_s}
+    return f". The latest in the mean: {_listed_with_s(lags_s)}" if lags_s else ""
 
 
 def _limits_without_redis(measures: Measures) -> str:
@@ -416,6 +433,12 @@ def _limits_without_redis(measures: Measures) -> str:
 def _worst(counted: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
     found = [(name, count) for name, count in counted if count]
     return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:NAMED]
+
+
+def _listed_with_s(seconds: Mapping[str, float]) -> str:
+    """Return what took longest, with its seconds."""
+    worst = sorted(seconds.items(), key=lambda pair: (-pair[1], pair[0]))[:NAMED]
+    return ", ".join(f"{name} ({taken:.0f} s)" for name, taken in worst)
 
 
 def _listed(named: Iterable[tuple[str, int]]) -> str:
@@ -555,12 +578,14 @@ RULES: list[Rule] = [
     Rule(
         "replica-lag",
         _of_replication("replication", _lag),
-        10,
+        LAGS_S,
         None,
-        "A replica was last heard of {v:.0f} s ago: were it promoted now, what was written since would be missing.",
+        "A replica was last heard of {v:.0f} s ago{whose}: were it promoted now, what was written since would be "
+        "missing.",
         "Under two seconds: replicas say each second how far they are.",
         "Look at that replica's CPU, and at the network between.",
         "ten of their reports",
+        _replicas_that_lag,
     ),
     Rule(
         "unconfirmed",
@@ -626,13 +651,14 @@ RULES: list[Rule] = [
     ),
     Rule(
         "queue-age",
-        _oldest_waiting,
-        30,
+        _one("tasks:queues", _oldest_waiting),
+        WAITS_S,
         300,
-        "A task has waited for {v:.0f} s.",
+        "A task has waited for {v:.0f} s{whose}.",
         "Under 30 s.",
         "Are the workers alive (`workers`), and are they enough? Start more.",
         "30 s is half of the shortest task's life",
+        _queues_that_wait,
     ),
     Rule(
         "workers",
