@@ -74,7 +74,7 @@ def test_a_finding_names_what_it_is_about() -> None:
     )
     assert [found.what for found in advise(measures(primary, tasks=tasks))] == [
         "A task has waited for 400 s: maintenance (400 s), refresh (40 s).",
-        "A replica was last heard of 37 s ago (10.0.0.37:6379 (37 s), 10.0.0.12:6379 (12 s)): were it promoted now, "
+        "A replica was last heard of 37 s ago: 10.0.0.37:6379 (37 s), 10.0.0.12:6379 (12 s). Were it promoted now, "
         "what was written since would be missing.",
     ]
 

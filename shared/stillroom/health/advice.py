@@ -403,7 +403,7 @@ def _replicas_that_lag(measures: Measures) -> str:
     known = [one.replication.followers or () for one in each_server(measures.servers)]
     lags_s = {one.address: float(one.lag_s or 0) for followers in known for one in followers}
     late = {address: lag_s for address, lag_s in lags_s.items() if lag_s >= LAGS_S}
-    return f" ({_listed_with_s(late)})" if late else ""
+    return f": {_listed_with_s(late)}" if late else ""
 
 
 def _loaders_that_fail(measures: Measures) -> str:
@@ -580,7 +580,7 @@ RULES: list[Rule] = [
         _of_replication("replication", _lag),
         LAGS_S,
         None,
-        "A replica was last heard of {v:.0f} s ago{whose}: were it promoted now, what was written since would be "
+        "A replica was last heard of {v:.0f} s ago{whose}. Were it promoted now, what was written since would be "
         "missing.",
         "Under two seconds: replicas say each second how far they are.",
         "Look at that replica's CPU, and at the network between.",
