@@ -444,6 +444,20 @@ def test_a_scheduled_task_that_always_fails_is_a_finding(
     assert tick() == []
 
 
+def test_a_scheduled_task_that_never_ended_well_is_a_finding(room: Any, client: Any) -> None:
+    """A task that was never done is a finding once a worker has worked for ten minutes, and beat with it."""
+    for task in SCHEDULED[1:]:
+        room.upkeep.record_tick(task)
+    room.upkeep.snapshot()
+    for up_s, expected in ((500, []), (700, [f"{SCHEDULED[0]} (never)."])):
+        room.upkeep.record_heartbeat("one", WorkerStats(up_s=up_s))
+        advice = room.health.check().advice
+        found = [one.what.rpartition(": ")[2] for one in advice if one.code == "standing"]
+        assert found == expected
+    room.upkeep.record_tick(SCHEDULED[0])
+    assert "standing" not in {one.code for one in room.health.check().advice}
+
+
 def test_workers_that_begin_again_are_not_late(room: Any, client: Any) -> None:
     """Tasks that are late because no worker was there are no finding while the first of them are done."""
     for task in SCHEDULED:

@@ -53,7 +53,7 @@ class Letters:
     def refuse(
         self, task: str, args: Sequence[Any], fields: Mapping[str, Any], reason: str
     ) -> None:
-        """Keep an order whose fields do not fit, or whose loader nobody has here. It says who: others may have it."""
+        """Keep an order whose fields do not fit, or whose loader this worker has not. Another one may have it."""
         why = shown(reason, REASON_LENGTH)
         self._app.room.state_stats.counts["orders_refused"] += 1
         if task not in REFRESHES or self._is_new(task, why):

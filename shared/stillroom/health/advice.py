@@ -288,7 +288,10 @@ def _standing(measures: Measures) -> Iterator[Advice]:
     """Warn of scheduled tasks that fail each time. Who else would notice that nobody looks for abuse?"""
     standing = (measures.tasks and measures.tasks.standing) or {}
     if standing:
-        named = ", ".join(f"{task} ({age / 60:.0f} min ago)" for task, age in standing.items())
+        named = ", ".join(
+            f"{task} ({'never' if age is None else f'{age / 60:.0f} min ago'})"
+            for task, age in standing.items()
+        )
         yield Advice(
             code="standing",
             severity="warn",
