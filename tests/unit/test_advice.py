@@ -20,6 +20,7 @@ from stillroom.health.report import (
     Counters,
     Follower,
     Limits,
+    LoaderStats,
     Measures,
     QueueStats,
     RedisInfo,
@@ -183,6 +184,20 @@ def test_a_drop_of_the_hit_ratio(hits: int, usual: float, expected: set[Any]) ->
     """The hit ratio is a finding at twenty points under the hour's average and a thousand lookups or more."""
     cache = CacheStats(hits=hits, stale=0, misses=hits * 3 // 7, hit_ratio=0.7, usual_ratio=usual)
     assert findings(cache=cache) == expected
+
+
+def test_a_drop_of_the_hit_ratio_names_the_loaders_that_miss() -> None:
+    """Where the hit ratio falls, the finding names the loaders with the most misses."""
+    loaders = tuple(
+        LoaderStats(name=name, misses=n) for name, n in [("a", 9), ("b", 700), ("c", 0)]
+    )
+    cache = CacheStats(
+        hits=300, stale=0, misses=709, hit_ratio=0.3, usual_ratio=0.9, loaders=loaders
+    )
+    (found,) = advise(measures(cache=cache))
+    assert (
+        found.what == "The hit ratio is 60% below what is usual. The most misses: b (700), a (9)."
+    )
 
 
 def test_whoever_is_away_is_a_failure_with_its_reason() -> None:

@@ -417,8 +417,18 @@ def _loaders_that_fail(measures: Measures) -> str:
         return ""
     errors = [error for name, _ in named if (error := cache.last_error(name)) is not None]
     last = max(errors, key=lambda error: error.at, default=None)
-    said = "" if last is None else f". The last error: {last.kind} at {last.place or 'no place'}"
+    said = (
+        ""
+        if last is None
+        else f". The last error, of {last.name}: {last.kind} at {last.place or 'no place'}"
+    )
     return f": {_listed(named)}{said}"
+
+
+def _loaders_that_miss(measures: Measures) -> str:
+    loaders = (measures.cache and measures.cache.loaders) or ()
+    named = _worst((one.name, one.misses) for one in loaders)
+    return f". The most misses: {_listed(named)}" if named else ""
 
 
 def _loaders_that_lag(measures: Measures) -> str:
@@ -605,10 +615,11 @@ RULES: list[Rule] = [
         _one("cache:stats", _ratio_drop),
         0.20,
         None,
-        "The hit ratio is {v:.0%} below what is usual.",
+        "The hit ratio is {v:.0%} below what is usual{whose}.",
         "Within 20 points of the last hour's average.",
         "Was something invalidated widely, or a key template changed? Compare misses and loads.",
         "20 points against an hour's moving average, from 1,000 lookups a minute",
+        _loaders_that_miss,
     ),
     Rule(
         "fallbacks",
