@@ -27,9 +27,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 
 @contextmanager
 def open_room() -> Iterator[Stillroom]:
-    """Open a room and connect it."""
+    """Open a room, and connect it with the Redis that holds the state. The cache's may be away meanwhile."""
     with Stillroom() as room:
-        room.connect()
+        room.connect_state()
         yield room
 
 
