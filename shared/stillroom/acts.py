@@ -7,13 +7,13 @@ gives back a sentence and rows, never the value of an entry or of a session.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import ip_network
 from typing import NamedTuple
 
-from stillroom.cache.explain import fields_of
 from stillroom.dead_messages import KIND, sender
 from stillroom.dispatch import publish
-from stillroom.errors import InvalidArgument, StillroomError, did_you_mean
+from stillroom.errors import InvalidArgument, InvalidLimit, StillroomError, did_you_mean
 from stillroom.limits import Limit
 from stillroom.limits.changes import read_time, write_rate, write_time
 from stillroom.limits.limit import QUOTA_LIMIT
@@ -143,10 +143,11 @@ def order_load(room: Stillroom, key: str) -> str:
     found = room.upkeep.explain(key)
     loader, args = found.loader, found.args
     if args is None and loader is not None and loader in room.cache.loaders:
-        args = fields_of(room.cache.loaders[loader].template, key)
+        args = room.cache.loaders[loader].arguments_of(key)
     if loader is None or args is None:
+        unknown = "no loader is" if loader is None else f"the arguments of {loader} are not"
         raise InvalidArgument(
-            f"no loader is known for {key}: an app that has the loader loads it with the next read"
+            f"{unknown} known for {key}: an app that has the loader loads it with the next read"
         )
     room.upkeep.order_load(loader, args)
     return loader
@@ -166,7 +167,7 @@ def _sessions(room: Stillroom, form: Form) -> Done:
         for device in devices
     )
     heads = ("session", "last seen", "began", "ends")
-    return Done(f"{len(devices)} sessions of {user}.", heads, rows)
+    return Done(_counted(rows, f"sessions of {user}"), heads, rows)
 
 
 def _end_session(room: Stillroom, form: Form) -> Done:
@@ -191,13 +192,32 @@ def _bans(room: Stillroom, _: Form) -> Done:
         )
         for ban in found
     )
-    return Done(f"{len(found)} bans.", ("subject", "until", "since", "by", "reason"), rows)
+    return Done(_counted(rows, "bans"), ("subject", "until", "since", "by", "reason"), rows)
 
 
 def _lift(room: Stillroom, form: Form) -> Done:
-    lifted = room.abuse.lift(form["subject"])
-    said = "is not banned any more; for ten minutes no rule bans it" if lifted else "was not banned"
-    return Done(f"{form['subject']} {said}.")
+    subject = form["subject"]
+    lifted = room.abuse.lift(subject)
+    said = f"{subject} was not banned"
+    if lifted:
+        said = f"The ban of {subject} is lifted; for ten minutes no rule bans it again"
+    return Done(f"{said}{still_banned(bans_around(room, subject))}.")
+
+
+def still_banned(others: Sequence[str]) -> str:
+    """Return what is to be said of bans that are in force beside the one that was to be lifted."""
+    verb = "is" if len(others) == 1 else "are"
+    return f"; {', '.join(others)} {verb} banned" if others else ""
+
+
+def bans_around(room: Stillroom, subject: str) -> list[str]:
+    """Return the bans in force of what holds an address or a network, or is in it."""
+    try:
+        given = ip_network(subject, strict=False)
+    except ValueError:
+        return []
+    named = [(ban.subject, ip_network(ban.subject)) for ban in room.abuse.bans()]
+    return [name for name, one in named if one.version == given.version and one.overlaps(given)]
 
 
 def _ban(room: Stillroom, form: Form) -> Done:
@@ -232,8 +252,18 @@ def _peek(room: Stillroom, form: Form) -> Done:
 
 def _reset(room: Stillroom, form: Form) -> Done:
     by = _kind(room, form)
+    check_used(room, form["limit"])
     room.limits.reset({by: form["subject"]}, [Limit(form["limit"], 1, 1, by=by)])
     return Done(f"What {form['subject']} has used of {form['limit']} is forgotten.")
+
+
+def check_used(room: Stillroom, limit: str) -> None:
+    """Raise InvalidLimit for a limit that no process has used, where they have used others."""
+    known = room.limits.names()
+    if known and limit not in known:
+        raise InvalidLimit(
+            limit, f"no process has a limit of this name{did_you_mean(limit, known)}"
+        )
 
 
 def _kind(room: Stillroom, form: Form) -> str:
@@ -242,6 +272,11 @@ def _kind(room: Stillroom, form: Form) -> str:
     if by != "ip" and not room.settings.session_peppers:
         raise InvalidArgument(f"a limit by {by} needs STILLROOM_SESSION_PEPPERS")
     return by
+
+
+def _counted(rows: tuple[Row, ...], what: str) -> str:
+    more = "; there may be more" if len(rows) == ROWS_MOST else ""
+    return f"{len(rows)} {what}{more}."
 
 
 # Dead letters and refreshes
@@ -259,7 +294,7 @@ def _letters(room: Stillroom, _: Form) -> Done:
         )
         for letter in letters
     )
-    return Done(f"{len(letters)} dead letters.", ("when", "kind", "reason", "id"), rows)
+    return Done(_counted(rows, "dead letters"), ("when", "kind", "reason", "id"), rows)
 
 
 def teach_messages(room: Stillroom) -> None:

@@ -388,7 +388,7 @@ class CeleryDispatch:
                 error, OverflowError | RuntimeError
             )  # too much waits, or no thread is left
             why = error if ours else type(error).__name__
-            log.warning("the broker takes no tasks (%s); stale values are served meanwhile", why)
+            log.warning("the broker takes no tasks (%s); workers are told when it does", why)
         self._down_until = time.monotonic() + self.retry_after
         self._hang_up()
 

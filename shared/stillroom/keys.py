@@ -110,6 +110,7 @@ else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
 | ns:health:open    | hash   | finding → since when, ms: told once;            | 8 d          | health_snapshot |
 |                   |        | `@<machine>` → when it found some of itself     |              |                 |
+|                   |        | `!<finding>` → since when it is told as a failure|             |                 |
 | ns:health:nodes   | string | what nodes of clusters had counted at the last  | 8 d          | health_snapshot |
 |                   |        | snapshot, as JSON                               |              |                 |
 | ns:paused:<what>  | string | what workers leave alone for now, and who said so| as was said, | pauses.py       |

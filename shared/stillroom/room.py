@@ -407,6 +407,14 @@ class Stillroom(_Room):
         self.state.run(self._rehearse_state())
         self._cache_driver.run(self._cache_body.terms.agree())
 
+    def connect_state(self) -> None:
+        """Wait for the Redis that holds the state, as `connect` does, whether the cache's answers or not.
+
+        For who does nothing with the cache: an operator who lifts a ban.
+        """
+        self._connect(self.state_wire)
+        self.state.run(self._rehearse_state())
+
     def close(self) -> None:
         """Deliver what waits, write the counts down, close the connections. The room can be used again."""
         self.dispatch.close()

@@ -59,6 +59,21 @@ def test_a_network_is_banned_and_lifted_by_its_name(run: Any, make_room: Any) ->
     assert make_room().limits.check("203.0.113.78", [_default()])
 
 
+def test_who_lifts_a_ban_hears_of_others_that_hold(run: Any, make_room: Any) -> None:
+    """Where an address is banned by itself and with its network, lifting one ban names the other one."""
+    room = make_room()
+    for subject in ("203.0.113.7", "203.0.113.0/24"):
+        room.abuse.ban(subject, 600)
+    said = run("bans", "lift", "203.0.113.7")
+    assert said.startswith("the ban of 203.0.113.7 is lifted; 203.0.113.0/24 is banned\n")
+    for subject in ("203.0.113.7", "203.0.113.9"):
+        room.abuse.ban(subject, 600)
+    said = run("bans", "lift", "203.0.113.0/24")
+    assert "203.0.113.9, 203.0.113.7 are banned" in said
+    assert "; there may be more: --limit" in run("bans", "list", "--limit", "1")
+    assert "2 bans\n" in run("bans", "list", "--limit", "3")
+
+
 def _default() -> Any:
     from stillroom import DEFAULT
 

@@ -18,9 +18,12 @@ from typing import Any
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 import stillroom
 from shop.demo.browser import Browser
+from stillroom import AUTH
+from stillroom.cli import app
 from stillroom.embedded import EmbeddedServer
 from tests.support import nursery
 from tests.support.celery_process import until
@@ -249,3 +252,33 @@ def test_docs_prints_the_pages(tmp_path: Path) -> None:
     wrong = said("howto/tag")
     assert wrong.returncode == 2
     assert "did you mean howto/tags?" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["sessions", "end", "u1"], "1 sessions ended"),
+        (["bans", "lift", "203.0.113.7"], "is lifted"),
+        (["limits", "reset", "203.0.113.7", "auth"], "is forgotten"),
+        (["dead-letters", "list"], "0 of 0"),
+        (["pause", "refresh"], "is paused"),
+        (["resume", "refresh"], "was not paused"),
+    ],
+)
+def test_what_is_not_about_the_cache_is_done_without_it(
+    server: EmbeddedServer,
+    make_room: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    said: str,
+) -> None:
+    """With the cache's own Redis away, commands about sessions, limits, bans, dead letters and pauses work."""
+    room = make_room()
+    room.sessions.create("u1")
+    room.abuse.ban("203.0.113.7", 60)
+    room.limits.check("203.0.113.9", [AUTH])
+    monkeypatch.setenv("REDIS_URL", server.url)
+    monkeypatch.setenv("STILLROOM_CACHE_URL", "redis://127.0.0.1:1")
+    monkeypatch.setenv("STILLROOM_CONNECT_ATTEMPTS", "1")
+    done = CliRunner().invoke(app, command)
+    assert (done.exit_code, said in done.output) == (0, True), (done.output, done.exception)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from stillroom.cache.orders import Load, to_body, to_member
 from stillroom.cli import app
 from stillroom.dead_messages import KIND
 from stillroom.errors import DispatchFailed
@@ -63,6 +64,13 @@ def test_a_person_finds_what_was_asked_and_why_it_was_not_done(run: Any, letter:
     assert one == json.loads(run("show", letter, "--json"))
     assert one["body"] == ORDER
     assert one["reason"] == "it does not fit"
+
+
+def test_the_list_names_an_order_and_its_loader(run: Any, room: Any) -> None:
+    """An order that became a dead letter is listed by its name, and with the loader that it is for."""
+    order = Load(loader="product", args={"id": 7})
+    room.state.run(room.dead_letters.add("order", to_body(to_member(order)), "KeyError: 7"))
+    assert " load product " in run("list")
 
 
 def test_retry_sends_it_again_and_drops_the_letter(run: Any, client: Any, letter: str) -> None:

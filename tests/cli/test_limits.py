@@ -99,6 +99,7 @@ def test_a_name_nobody_uses_is_refused(run: Any, make_room: Any) -> None:
     assert "'apii'" in (said := run("set", "apii", "2/1h", code=1))
     assert "did you mean api?" in said
     assert room.limits.changes() == []
+    assert "did you mean auth?" in run("reset", IP, "auht", code=1)
 
 
 @pytest.mark.parametrize(

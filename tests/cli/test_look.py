@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from stillroom.cli import app
+from stillroom.cli import app, application
 
 SHOP = """
 from stillroom import AUTH, Limit, Route, Routes, Stillroom
@@ -23,6 +24,9 @@ def product(number: int) -> dict[str, int]:
 @room.cache.cached("unused:{number}")
 def unused(number: int) -> int:
     raise OSError
+@room.cache.cached("page:{path}:{part}")
+def page(path: str, part):
+    return path
 routes = Routes([Route("/login", [AUTH], methods=["POST"])], default=[Limit("shop", 100, 60, shadow=True)])
 application = StillroomMiddleware(lambda environ, start: [], room, routes=routes)
 """
@@ -99,6 +103,55 @@ def test_a_key_is_loaded_now(run: Callable[..., str], shop: Any) -> None:
     assert "no loader is known for nobody:7" in run("refresh", "nobody:7", code=1)
     shop.room.upkeep.pause("refresh", 60)
     assert "product, after the pause of refreshes" in run("refresh", "product:7")
+
+
+@pytest.mark.parametrize(
+    ("path", "part"), [("a/b", 7), ("a:b%", "7"), ("", None), ("x", [1, "2"]), ("x", "a:'b'")]
+)
+def test_what_is_loaded_is_the_call_that_has_the_key(
+    run: Callable[..., str], shop: Any, path: str, part: Any
+) -> None:
+    """A missing key is loaded by the arguments of the call that has it, and not by the texts in it."""
+    loader = shop.room.cache.loaders["page"]
+    key = loader.key(loader.values((path, part), {}))
+    run("refresh", key)
+    shop.room.upkeep.reclaim()
+    assert shop.room.cache.get(key) == path
+
+
+def test_a_key_that_does_not_tell_its_arguments_is_not_loaded(
+    run: Callable[..., str], shop: Any, client: Any
+) -> None:
+    """A key that is cut, or that no call has, orders nothing: its reader has to load it."""
+    loader = shop.room.cache.loaders["page"]
+    long = loader.key(loader.values(("x", "y" * 2_000), {}))
+    for key in (long, "product:seven", "product:07"):
+        assert "the arguments of " in run("refresh", key, code=1)
+    assert client.zcard(shop.room.keys.orders) == 0
+
+
+def test_a_room_that_is_elsewhere_is_told(
+    run: Callable[..., str], shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command with another namespace than the app says that it looks elsewhere, and so does the check."""
+    shop.product(7)
+    assert "another" not in run("explain", "product:7")
+    monkeypatch.setenv("STILLROOM_NAMESPACE", "other")
+    with pytest.MonkeyPatch.context() as patch:
+        said: list[str] = []
+        patch.setattr(application.log, "warning", lambda text, *args: said.append(text % args))
+        assert "miss: Nothing" in run("explain", "product:7")
+    assert "another STILLROOM_NAMESPACE than this command" in said[0]
+    assert "another STILLROOM_NAMESPACE than this command" in run("check", "--strict", code=1)
+
+
+def test_counts_that_are_not_known_are_no_zeros(
+    run: Callable[..., str], shop: Any, client: Any
+) -> None:
+    """Where Redis does not tell what was counted, the command says so, and shows no loader as unused."""
+    client.set(shop.room.keys.stats(int(time.time()) // 60 - 1), "no hash")
+    for arguments in (("loaders",), ("loaders", "--json")):
+        assert run(*arguments, code=1).startswith("what was counted is not known")
 
 
 def test_a_value_is_text_whatever_it_is(run: Callable[..., str], shop: Any) -> None:

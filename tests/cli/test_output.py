@@ -18,6 +18,7 @@ import pytest
 
 from stillroom.embedded import EmbeddedServer
 from tests.support import nursery
+from tests.support.health import count_in_last_minute
 from tests.unit.test_shown import HOSTILE
 
 pytestmark = pytest.mark.any_server
@@ -126,6 +127,29 @@ def test_a_narrow_terminal_shows_it_too(server: EmbeddedServer, command: tuple[s
     assert "Traceback" not in shown
     assert not any(evil in shown for evil in ("\x1b]0", "\x9b", "\u202e"))
     assert len(shown) > 20
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_narrow_terminal_cuts_no_word_off(
+    server: EmbeddedServer, client: Any, make_room: Any, columns: int
+) -> None:
+    """What an operator types again, or looks for, is not cut off on a terminal that is too narrow for a table."""
+    room = make_room(session_peppers="p" * 32)
+    count_in_last_minute(client, room, **{"loader:hits:catalogue_of_all_products": 7})
+    session = room.sessions.create("u1", meta={"agent": "Mozilla/5.0 (X11; Linux x86_64)"})
+    letter = room.state.run(room.dead_letters.add("message", "{}", "because"))
+    room.abuse.ban("2001:db8:1:2::/64", 600, "credential stuffing of the login, by somebody")
+
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    environment |= {"REDIS_URL": server.url, "TERM": "xterm"}
+
+    def shown(*command: str) -> str:
+        return "".join(on_a_terminal([STILLROOM, *command], environment, columns).split())
+
+    assert session.handle in shown("sessions", "list", "u1")
+    assert letter in shown("dead-letters", "list")
+    assert "2001:db8:1:2::/64" in shown("bans", "list")
+    assert "catalogue_of_all_products" in shown("loaders")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stillroom import InvalidKey, NoDispatch, Settings
-from stillroom.cache.explain import fields_of
+from stillroom.keys import sanitized
 from tests.support.crowd import PATIENT
 from tests.support.faces import FACES, open_room
 
@@ -128,17 +128,29 @@ def test_what_is_under_way_is_said(room: Any, client: Any) -> None:
         room.upkeep.explain("")
 
 
-@pytest.mark.parametrize(
-    ("template", "key", "fields"),
-    [
-        ("{a}", "x", {"a": "x"}),
-        ("{a}:{b}", "1:2:3", {"a": "1", "b": "2:3"}),
-        ("{a}-{a}", "1-1", {"a": "1"}),
-        ("{a}-{a}", "1-2", None),
-        ("a.b:{a}", "axb:1", None),
-        ("plain", "plain", {}),
-    ],
-)
-def test_a_key_shows_what_stands_in_it(template: str, key: str, fields: Any) -> None:
-    """explain shows the text of each parameter in a key, and None for a key of another loader."""
-    assert fields_of(template, key) == fields
+def test_the_loader_that_stored_an_entry_explains_it(room: Any) -> None:
+    """Of two loaders whose templates fit a key, the one that stored its entry says whether its readers hit."""
+
+    @room.cache.cached("doc:{name}")
+    def doc(name: str) -> str:
+        return name
+
+    @room.cache.cached("doc:{name}:{part}")
+    def part_of_doc(name: str, part: str) -> dict[str, int]:
+        return {name: len(part)}
+
+    doc("a:b")
+    found = room.upkeep.explain("doc:a:b")
+    assert (found.outcome, found.cause, found.loader) == ("hit", "fresh", "doc")
+
+
+def test_an_escaped_argument_is_found_in_the_index(room: Any, client: Any) -> None:
+    """Of a missing entry the tag that its key's arguments make is known, also where the key has them escaped."""
+
+    @room.cache.cached("page:{path}:{lang}", tags=["page:{path}"])
+    def page(path: str, lang: str) -> str:
+        return path + lang
+
+    page("a:b", "de")
+    client.delete(room.keys.entry(sanitized("page:a%3Ab:de")))
+    assert outcome(room, "page:a%3Ab:de")[:2] == ("miss", "removed")

@@ -444,6 +444,20 @@ def test_a_scheduled_task_that_always_fails_is_a_finding(
     assert tick() == []
 
 
+def test_a_scheduled_task_that_never_ended_well_is_a_finding(room: Any, client: Any) -> None:
+    """A task that was never done is a finding once a worker has worked for ten minutes, and beat with it."""
+    for task in SCHEDULED[1:]:
+        room.upkeep.record_tick(task)
+    room.upkeep.snapshot()
+    for up_s, expected in ((500, []), (700, [f"{SCHEDULED[0]} (never)."])):
+        room.upkeep.record_heartbeat("one", WorkerStats(up_s=up_s))
+        advice = room.health.check().advice
+        found = [one.what.rpartition(": ")[2] for one in advice if one.code == "standing"]
+        assert found == expected
+    room.upkeep.record_tick(SCHEDULED[0])
+    assert "standing" not in {one.code for one in room.health.check().advice}
+
+
 def test_workers_that_begin_again_are_not_late(room: Any, client: Any) -> None:
     """Tasks that are late because no worker was there are no finding while the first of them are done."""
     for task in SCHEDULED:
@@ -506,6 +520,42 @@ def test_a_finding_is_told_when_it_begins_and_when_it_ends(
     assert len(lines) == 2
     assert "over after" in lines[1]
     assert client.ttl(room.keys.health_open) > 0 or not client.exists(room.keys.health_open)
+
+
+def test_a_finding_that_becomes_a_failure_is_told_again(
+    make_room: Any, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning that becomes a failure is told as one, once, by each machine for itself; its beginning stays."""
+    caplog.set_level(logging.WARNING, "stillroom.health")
+    machines = {name: make_room(webhook_url="http://127.0.0.1:9/") for name in ("one", "other")}
+    disks = {"one": 0.9, "other": 0.96}
+    for name, room in machines.items():
+        body = room.health._body
+        body._machine = name
+        body._system.look = lambda name=name: System(disk=disks[name])
+
+    def told(*names: str) -> list[tuple[str, str]]:
+        caplog.clear()
+        for name in names:
+            machines[name].upkeep.snapshot()
+            age_stream(client, room.keys.health, 60)
+        return [(line.levelname, line.message.partition(":")[0]) for line in caplog.records]
+
+    begun = [("WARNING", "system disk on one"), ("ERROR", "system disk on other")]
+    assert told("one", "other", "one", "other") == begun
+    since = client.hget(room.keys.health_open, "system disk on one")
+    disks["one"] = 0.97
+    assert told("other", "one", "other", "one") == [("ERROR", "system disk on one")]
+    assert client.hget(room.keys.health_open, "system disk on one") == since
+    events = [json.loads(fields[b"event"]) for _, fields in client.xrange(room.keys.webhook)]
+    assert [one["severity"] for one in events] == ["warn", "fail", "fail"]
+    disks["one"] = 0.9
+    assert told("one", "one") == []
+    disks["one"] = 0.97
+    assert told("one") == [("ERROR", "system disk on one")]
+    disks |= {"one": 0.1, "other": 0.1}
+    assert [level for level, _ in told("one", "other")] == ["WARNING", "WARNING"]
+    assert not client.exists(room.keys.health_open)
 
 
 def test_machines_that_take_turns_tell_a_finding_once(

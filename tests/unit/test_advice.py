@@ -18,10 +18,13 @@ from stillroom.health.report import (
     CacheStats,
     Connection,
     Counters,
+    Follower,
     Limits,
+    LoaderStats,
     Measures,
     QueueStats,
     RedisInfo,
+    Replication,
     Report,
     Server,
     SessionStats,
@@ -60,6 +63,21 @@ def test_nothing_known_is_no_finding() -> None:
     assert findings() == set()
     everything = {"cache": CacheStats(), "sessions": SessionStats(), "limits": Limits()}
     assert findings(server(None), **everything, tasks=TaskStats(), system=System()) == set()
+
+
+def test_a_finding_names_what_it_is_about() -> None:
+    """A finding about queues or replicas names those that are late, and only those, and is one."""
+    queues = [("refresh", 40), ("maintenance", 400), ("idle", 3), ("silent", None)]
+    tasks = TaskStats(queues=tuple(QueueStats(name=name, oldest_s=age) for name, age in queues))
+    followers = [Follower(address=f"10.0.0.{n}:6379", is_online=True, lag_s=n) for n in (1, 12, 37)]
+    primary = server(None).model_copy(
+        update={"replication": Replication(followers=tuple(followers))}
+    )
+    assert [found.what for found in advise(measures(primary, tasks=tasks))] == [
+        "A task has waited for 400 s: maintenance (400 s), refresh (40 s).",
+        "A replica was last heard of 37 s ago: 10.0.0.37:6379 (37 s), 10.0.0.12:6379 (12 s). Were it promoted now, "
+        "what was written since would be missing.",
+    ]
 
 
 def operations(**rates: float) -> RedisInfo:
@@ -166,6 +184,20 @@ def test_a_drop_of_the_hit_ratio(hits: int, usual: float, expected: set[Any]) ->
     """The hit ratio is a finding at twenty points under the hour's average and a thousand lookups or more."""
     cache = CacheStats(hits=hits, stale=0, misses=hits * 3 // 7, hit_ratio=0.7, usual_ratio=usual)
     assert findings(cache=cache) == expected
+
+
+def test_a_drop_of_the_hit_ratio_names_the_loaders_that_miss() -> None:
+    """Where the hit ratio falls, the finding names the loaders with the most misses."""
+    loaders = tuple(
+        LoaderStats(name=name, misses=n) for name, n in [("a", 9), ("b", 700), ("c", 0)]
+    )
+    cache = CacheStats(
+        hits=300, stale=0, misses=709, hit_ratio=0.3, usual_ratio=0.9, loaders=loaders
+    )
+    (found,) = advise(measures(cache=cache))
+    assert (
+        found.what == "The hit ratio is 60% below what is usual. The most misses: b (700), a (9)."
+    )
 
 
 def test_whoever_is_away_is_a_failure_with_its_reason() -> None:

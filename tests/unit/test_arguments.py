@@ -369,6 +369,8 @@ def test_different_arguments_never_make_the_same_text(delimiter: str) -> None:
     template = Template(f"{{a}}{delimiter}{{b}}{delimiter}", ["a", "b"])
     pairs = list(itertools.product(values, repeat=2))
     assert len({template.fill({"a": a, "b": b}) for a, b in pairs}) == len(pairs)
+    for a, b in pairs:
+        assert template.read(template.fill({"a": a, "b": b})) == {"a": a, "b": b}
 
 
 @given(st.characters(exclude_characters="{}"), st.data())
@@ -379,6 +381,7 @@ def test_a_delimiter_may_be_any_character(delimiter: str, data: st.DataObject) -
     pairs = data.draw(st.tuples(st.tuples(words, words), st.tuples(words, words)))
     one, other = (template.fill(dict(zip("ab", pair, strict=True))) for pair in pairs)
     assert (one == other) == (pairs[0] == pairs[1])
+    assert template.read(one) == dict(zip("ab", pairs[0], strict=True))
 
 
 @given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
@@ -388,6 +391,24 @@ def test_a_parameter_may_stand_in_a_template_twice(one: Any, other: Any) -> None
     template = Template("{a}:{b}/{a}", ["a", "b"])
     filled = [template.fill(dict(zip("ab", pair, strict=True))) for pair in (one, other)]
     assert (filled[0] == filled[1]) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("template", "key", "values"),
+    [
+        ("{a}", "x", {"a": "x"}),
+        ("{a}:{b}", "1:2:3", {"a": "1", "b": "2:3"}),
+        ("{a}:{b}", "1%3A%253A:2", {"a": "1:%3A", "b": "2"}),
+        ("{a}-{a}", "1-1", {"a": "1"}),
+        ("{a}-{a}", "1-2", None),
+        ("doc:{a}:x", "doc:1:2:x", None),
+        ("a.b:{a}", "axb:1", None),
+        ("plain", "plain", {}),
+    ],
+)
+def test_a_text_is_read_by_the_template_that_made_it(template: str, key: str, values: Any) -> None:
+    """A template reads the values out of a text that it has made, and no other text."""
+    assert Template(template, ["a", "b"]).read(key) == values
 
 
 def test_a_single_value_stands_as_it_is() -> None:

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from stillroom import AUTH, AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom import AUTH, AsyncStillroom, NoDispatch, Settings, Stillroom, acts
 from stillroom.acts import ACTS
 from stillroom.settings import LOOPBACK
 from stillroom.web import HealthASGI, HealthWSGI
@@ -151,6 +151,19 @@ def test_a_key_is_looked_at_and_invalidated(site: Site, caplog: pytest.LogCaptur
     assert [record.levelname for record in records] == ["INFO", *["WARNING"] * 4]
 
 
+def test_a_list_that_is_cut_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list that may have more rows than the page shows does not call its length the number of all."""
+    monkeypatch.setattr(acts, "ROWS_MOST", 2)
+    room = site.room
+    for number in range(3):
+        room.sessions.create("u1")
+        room.abuse.ban(f"203.0.113.{number}", 60)
+        room.state.run(room.dead_letters.add("test", "{}", "because"))
+    assert "2 sessions of u1; there may be more." in site.act("sessions", user="u1")
+    assert "2 bans; there may be more." in site.act("bans")
+    assert "2 dead letters; there may be more." in site.act("letters")
+
+
 def test_sessions_are_listed_and_ended(site: Site) -> None:
     """Sessions are listed without their data and ended one by one or for a user."""
     sessions = site.room.sessions
@@ -172,7 +185,13 @@ def test_bans_and_limits_are_changed(site: Site) -> None:
     shown = site.act("bans")
     assert "203.0.113.7" in shown
     assert "<b>why</b>" in shown, "text, not markup"
-    assert "is not banned any more" in site.act("lift", subject="203.0.113.7")
+    site.act("ban", subject="203.0.113.0/24", **{"for": "1h"})
+    said = site.act("lift", subject="203.0.113.7")
+    assert "is lifted; for ten minutes no rule bans it again; 203.0.113.0/24 is banned." in said
+    assert "203.0.113.7 was not banned; 203.0.113.0/24 is" in site.act(
+        "lift", subject="203.0.113.7"
+    )
+    site.act("lift", subject="203.0.113.0/24")
     limits = site.room.limits
     for _ in range(5):
         limits.check("203.0.113.9", [AUTH])
@@ -184,6 +203,7 @@ def test_bans_and_limits_are_changed(site: Site) -> None:
     assert "did you mean auth?" in site.act("peek", subject="203.0.113.9", limit="auht")
     site.act("ban", subject="203.0.113.77", **{"for": "1m"})
     assert "is banned" in site.act("peek", subject="203.0.113.77", limit="auth")
+    assert "did you mean auth?" in site.act("reset", subject="203.0.113.9", limit="auht")
     site.act("reset", subject="203.0.113.9", limit="auth")
     assert limits.peek("203.0.113.9", [AUTH])
 

@@ -139,9 +139,12 @@ def test_loaders_limits_and_rules_are_named() -> None:
     assert row.startswith("––––7")
     assert "<b>page" not in html
     assert "Unknown: what was counted" in render(report, (), (), now=NOW)
-    assert "None was used in the last 15 min." in render(
-        report, (), (), now=NOW, figures=Figures(minutes=15, cache=CacheStats(), limits=Limits())
-    ).replace("\u202f", " ")
+    not_told = Figures(minutes=15, cache=CacheStats(errors=()), limits=Limits(banned=0))
+    html = render(report, (), (), now=NOW, figures=not_told)
+    assert html.count("Unknown: what was counted") == 2, "what is unknown is not unused"
+    unused = Figures(minutes=15, cache=CacheStats(loaders=()), limits=Limits(each=()))
+    shown = render(report, (), (), now=NOW, figures=unused).replace("\u202f", " ")
+    assert "None was used in the last 15 min." in shown
 
 
 def test_it_begins_with_the_verdict_and_what_to_do() -> None:

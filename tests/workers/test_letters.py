@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from socket import gethostname
 from typing import Any
 
 import pytest
@@ -140,6 +141,7 @@ def test_refreshes_that_nobody_can_do_do_not_push_out_other_letters(
     until(lambda: worker.log.count("RefreshOrder refused") == 20, "all to be refused")
     (letter,) = letters(room)
     assert "no loader named 'of a newer release'" in letter.reason
+    assert f"(refused by {gethostname()} (process " in letter.reason, "others may have it"
 
 
 def test_a_letter_that_can_not_be_written_does_not_end_the_worker(

@@ -17,6 +17,7 @@ from typing import Any
 from kombu.utils.json import dumps
 
 from stillroom import RedisUnavailable
+from stillroom.agreed import this_process
 from stillroom.dead_messages import KIND
 from stillroom.dispatch import REFRESH_MANY_TASK, REFRESH_TASK
 from stillroom.shown import shown
@@ -52,12 +53,13 @@ class Letters:
     def refuse(
         self, task: str, args: Sequence[Any], fields: Mapping[str, Any], reason: str
     ) -> None:
-        """Keep an order whose fields do not fit, or whose loader nobody has here."""
+        """Keep an order whose fields do not fit, or whose loader this worker has not. Another one may have it."""
         why = shown(reason, REASON_LENGTH)
         self._app.room.state_stats.counts["orders_refused"] += 1
         if task not in REFRESHES or self._is_new(task, why):
             queue = self._app.queue_of(task)
-            self._keep({"task": task, "queue": queue, "args": args, "kwargs": fields}, why)
+            body = {"task": task, "queue": queue, "args": args, "kwargs": fields}
+            self._keep(body, f"{why} (refused by {this_process()})")
 
     def _keep(self, body: Mapping[str, Any], reason: str) -> None:
         room = vars(self._app).get("room")  # Flower has none, and reads replies of workers

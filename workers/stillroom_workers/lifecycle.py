@@ -46,6 +46,7 @@ LIBRARIES = (
     sysconfig.get_path("purelib"),
     sysconfig.get_path("platlib"),
 )
+ELSEWHERE = "STILLROOM_LOADERS=%s: a room in it has another %s than this worker, which does none of its work"
 BROKERS_WE_KNOW = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
@@ -57,14 +58,18 @@ def open_room(settings: Settings) -> Stillroom:
     room = Stillroom(settings, dispatch=NoDispatch())
     for spec in settings.loaders:
         for found in find_rooms(spec):
-            _compare(spec, found.settings, settings)
+            if other := other_setting(found.settings, settings):
+                log.warning(ELSEWHERE, shown(spec), other)
             room.cache.loaders.adopt(found.cache.loaders)
             room.sessions.on_event.extend(_listeners_to(found))
     return room
 
 
-def _compare(spec: str, theirs: Settings, own: Settings) -> None:
-    """Warn of a room that has its settings from elsewhere: this worker looks alive, and does nothing for it."""
+def other_setting(theirs: Settings, own: Settings) -> str:
+    """Return the first setting by which a room is elsewhere than this process; empty if there is none.
+
+    A worker looks alive then, and does nothing for it; a command sees nothing of it.
+    """
     places = {
         "REDIS_URL": (theirs.redis_url, own.redis_url),
         "STILLROOM_CACHE_URL": (
@@ -76,11 +81,7 @@ def _compare(spec: str, theirs: Settings, own: Settings) -> None:
     others = [name for name, urls in places.items() if _are_elsewhere(*urls)]
     if theirs.namespace != own.namespace:
         others.insert(0, "STILLROOM_NAMESPACE")
-    if others:
-        log.warning(
-            "STILLROOM_LOADERS=%s: a room in it has another %s than this worker, which does none of its work",
-            *(shown(spec), others[0]),
-        )
+    return next(iter(others), "")
 
 
 def _are_elsewhere(one: str, other: str) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,8 +15,6 @@ from stillroom.cache.marks import TRIMMED, question, read_clock
 from stillroom.codec import Undecodable
 from stillroom.keys import original, sanitized
 from stillroom.operation import Operation
-
-_FIELD = re.compile(r"\\\{(\w+)\\\}")  # a parameter in a template that was escaped for `re`
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +76,9 @@ class Explainer(Core):
         """
         name = sanitized(key)
         found = yield from self._everything_under(name)
-        loader = self._loader_of(key)
-        entry, why = yield from self._why(name, found, loader)
+        entries = [one for raw in (found.raw, found.other) if (one := _read(raw, name))]
+        loader = self._loader_of(key, entries)
+        entry, why = yield from self._why(found, entries, loader)
         if entry is None and found.raw is None and found.other is None and loader is not None:
             why = (yield from self._why_absent(name, key, loader, found.now_ms)) or why
         return self._explained(key, found, entry, why, loader, value)
@@ -97,12 +95,10 @@ class Explainer(Core):
         return _Found(raw, other, clock, lease, max(left), self.now_ms())
 
     def _why(
-        self, name: bytes, found: _Found, loader: Loader | None
+        self, found: _Found, entries: Sequence[Entry], loader: Loader | None
     ) -> Operation[tuple[Entry | None, _Why]]:
         """Return (the entry if it is readable, what a reader makes of it)."""
         release = loader.release if loader else b""
-        read = [_read(raw, name) for raw in (found.raw, found.other)]
-        entries = [one for one in read if one is not None]
         own = [e for e in entries if not release or e.release in (release, b"")]
         if not entries:
             if found.raw is None and found.other is None:
@@ -174,11 +170,13 @@ class Explainer(Core):
         said = f"It had {left:.0f} s to live: the server has evicted it, or it was invalidated by its key."
         return _Why("miss", "removed", said)
 
-    def _loader_of(self, key: str) -> Loader | None:
-        """Return the loader whose template fits this key, of several the one with the longest text."""
+    def _loader_of(self, key: str, entries: Sequence[Entry]) -> Loader | None:
+        """Return the loader whose template fits this key: of several the one that an entry names, or the longest
+        one."""
+        makers = set(map(_made_by, entries))
         known = [self.loaders[name] for name in self.loaders.names()]
-        fitting = [one for one in known if fields_of(one.template, key) is not None]
-        return max(fitting, key=lambda one: len(one.template), default=None)
+        fitting = [one for one in known if one.read_key(key) is not None]
+        return max(fitting, key=lambda one: (one.name in makers, len(one.template)), default=None)
 
     def _explained(
         self,
@@ -206,14 +204,13 @@ class Explainer(Core):
         )
 
     def _facts(self, entry: Entry, found: _Found, loader: Loader | None) -> Mapping[str, Any]:
-        made_by = _text(entry.source.partition(b" ")[0]) or None
         ttl = loader.keeping.ttl if loader else None
         age = None
         if loader is not None and not callable(ttl):
             life = loader.keeping.keeper.life(ttl, loader.keeping.swr)
             age = max(0.0, (found.now_ms - entry.fresh_until + life.ttl) / 1000)
         return {
-            "loader": made_by or (loader.name if loader else None),
+            "loader": _made_by(entry) or (loader.name if loader else None),
             "tags": tuple(map(_text, entry.tags)),
             "fresh_until": entry.fresh_until / 1000,
             "args": _args(entry.source),
@@ -228,28 +225,9 @@ class Explainer(Core):
             return None
 
 
-def fields_of(template: str, key: str) -> dict[str, str] | None:
-    """Return what stands in a key for each parameter of a loader's template; None if the key is none of its.
-
-    >>> fields_of("product:{id}:{lang}", "product:7:de"), fields_of("product:{id}", "user:7")
-    ({'id': '7', 'lang': 'de'}, None)
-    """
-    pattern, seen = re.escape(template), set[str]()
-
-    def field(match: re.Match[str]) -> str:
-        name = match[1]
-        if name in seen:
-            return f"(?P={name})"
-        seen.add(name)
-        return f"(?P<{name}>.*?)"
-
-    found = re.fullmatch(_FIELD.sub(field, pattern), key, re.DOTALL)
-    return None if found is None else found.groupdict()
-
-
 def tags_of_key(loader: Loader, key: str) -> Iterator[str]:
     """Return the tags that an entry under this key has, as far as the key shows them."""
-    fields = fields_of(loader.template, key) or {}
+    fields = loader.read_key(key) or {}
     for template in loader.tag_templates:
         try:
             yield template.format_map(fields)
@@ -262,6 +240,11 @@ def _read(raw: bytes | None, name: bytes) -> Entry | None:
         return None if raw is None else parse(raw, name)
     except Corrupt:
         return None
+
+
+def _made_by(entry: Entry) -> str:
+    """Return the name of the loader that an entry was loaded by; empty if it does not say."""
+    return _text(entry.source.partition(b" ")[0])
 
 
 def _newest(marked: Iterable[tuple[bytes, int]]) -> tuple[bytes, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import json
@@ -9,6 +10,7 @@ import operator
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import (
     Annotated,
     Any,
@@ -203,6 +205,24 @@ class Loader:
     def place(self, values: Mapping[str, Any]) -> bytes:
         """Return the key of a call as it stands in Redis. Raises as `key` does."""
         return self._fitting(values)[1]
+
+    def read_key(self, key: str) -> dict[str, str] | None:
+        """Return what stands in a key for each parameter; None if the key is none of this loader's."""
+        return self._template.read(key)
+
+    def arguments_of(self, key: str) -> dict[str, Any] | None:
+        """Return the arguments of the call that has this key, as an order carries them; None if it does not tell.
+
+        A key has their texts: `7` may be a number, and of a long key there is only a hash. Whether they are found
+        is seen by the key that they make.
+        """
+        texts = self._template.read(key)
+        for args in () if texts is None else (texts, {n: _meant(t) for n, t in texts.items()}):
+            with suppress(TypeError, ValueError):
+                values = self.validated(args)
+                if self.key(values) == key:
+                    return self.ordered((), values)
+        return None
 
     def _fitting(self, values: Mapping[str, Any]) -> tuple[str, bytes]:
         try:
@@ -599,6 +619,14 @@ def _plain_parameters(signature: inspect.Signature, name: str) -> list[str]:
                 f"{name}: a loader has plain named parameters only, not {parameter}"
             )
     return list(signature.parameters)
+
+
+def _meant(text: str) -> Any:
+    """Return the plain value that has this text in a key: a number, None, a quoted text; else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
 
 
 def _brief(error: ValidationError) -> str:

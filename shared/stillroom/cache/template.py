@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from string import Formatter
 from typing import Any, NamedTuple
@@ -71,6 +72,26 @@ class Template:
             raise Unkeyable(f"{name}: {error}") from None
         return filled
 
+    def read(self, text: str) -> dict[str, str] | None:
+        """Return what stands in a text for each parameter; None for a text that `fill` never makes.
+
+        >>> Template("product:{id}:{lang}", ["id", "lang"]).read("product:7:de")
+        {'id': '7', 'lang': 'de'}
+        """
+        form = "".join(
+            [re.escape(p[0]) + (_value_before(p[3]) if p[1] else "") for p in self._parts]
+        )
+        match = re.fullmatch(form, text, re.DOTALL)
+        if match is None:
+            return None
+        found: dict[str, str] = {}
+        ends = [(name, end) for _, name, _, end in self._parts if name]
+        for (name, end), written in zip(ends, match.groups(), strict=True):
+            value = _unescaped(written, end) if end else written
+            if found.setdefault(name, value) != value:
+                return None
+        return found
+
 
 def prefix_of(text: str) -> bytes:
     """Return what all keys begin with, as they stand in Redis, that begin with this text."""
@@ -102,6 +123,20 @@ def _escaped(value: str, end: str) -> str:
     if end in _HEXADECIMAL or end > "\xff":  # %XX would hold it, or begin as %25 does
         return value.replace("%", "%p").replace(end, "%e")
     return value.replace("%", "%25").replace(end, f"%{ord(end):02X}")
+
+
+def _value_before(end: str) -> str:
+    """Return the form of a value that this character ends: it is not in it."""
+    return f"([^{re.escape(end)}]*)" if end else "(.*)"
+
+
+def _unescaped(written: str, end: str) -> str:
+    """Return the value of which `_escaped` made this."""
+    if end == "%":
+        return written.replace("~p", "%").replace("~t", "~")
+    if end in _HEXADECIMAL or end > "\xff":
+        return written.replace("%e", end).replace("%p", "%")
+    return written.replace(f"%{ord(end):02X}", end).replace("%25", "%")
 
 
 def _parsed(text: str, parameters: Sequence[str]) -> Iterator[Piece]:

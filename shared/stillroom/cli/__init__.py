@@ -97,7 +97,7 @@ def _run() -> int:
 
 def _tell(what: str, sentence: str) -> None:
     console = Console(stderr=True, highlight=False)
-    console.print(Text(what, "red") + Text(f": {shown(sentence)}"))
+    console.print(Text(what, "red") + Text(f": {shown(sentence)}"), soft_wrap=True)
 
 
 def _write_anything(stream: TextIO) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from ipaddress import ip_network
 from typing import Annotated
 
 import typer
 
 from stillroom.abuse import Ban, Rule
 from stillroom.abuse.rules import read_rules
+from stillroom.acts import bans_around, still_banned
 from stillroom.cli.tables import AsJson, Table, open_room, print_json, print_table, when
 from stillroom.settings import Settings
 from stillroom.shown import shown
@@ -38,7 +38,8 @@ def show(
         print_json([dataclasses.asdict(ban) for ban in found])
         return
     print_table(_ban_table(found))
-    typer.echo(f"{len(found)} bans")
+    more = "; there may be more: --limit" if len(found) == limit else ""
+    typer.echo(f"{len(found)} bans{more}")
 
 
 @bans.command()
@@ -61,14 +62,12 @@ def lift(subject: Subject, as_json: AsJson = False) -> None:
     """End a ban, and forget what led to it. For ten minutes no rule bans the subject again."""
     with open_room() as room:
         lifted = room.abuse.lift(subject)
-        wider = [] if lifted else [ban.subject for ban in room.abuse.bans() if _holds(ban, subject)]
-    who = shown(subject)
+        others = bans_around(room, subject)
+    said = f"the ban of {subject} is lifted" if lifted else f"{subject} was not banned"
     if as_json:
-        print_json({"subject": subject, "was_banned": lifted, "banned_with": wider})
-    elif lifted:
-        typer.echo(f"the ban of {who} is lifted")
+        print_json({"subject": subject, "was_banned": lifted, "banned_with": others})
     else:
-        typer.echo(f"{who} was not banned" + "".join(f"; {shown(name)} is" for name in wider))
+        typer.echo(shown(said + still_banned(others)))
 
 
 @abuse.command()
@@ -79,15 +78,6 @@ def rules(as_json: AsJson = False) -> None:
         print_json([rule.model_dump(mode="json") for rule in found])
         return
     print_table(_rule_table(found))
-
-
-def _holds(ban: Ban, subject: str) -> bool:
-    """Return whether the subject is in a banned network."""
-    try:
-        inner, outer = ip_network(subject, strict=False), ip_network(ban.subject)
-    except ValueError:
-        return False
-    return inner.version == outer.version and inner.overlaps(outer)
 
 
 def _seconds(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.settings import Settings
 from stillroom.web.known_routes import Known, inner_apps, known_routes
 
+log = logging.getLogger("stillroom.cli")
+
 DEEP = 20  # apps within apps
 
 
@@ -22,6 +25,8 @@ def open_room_with_loaders() -> Iterator[Stillroom]:
     with Stillroom() as room:
         for found in rooms_of(room.settings):
             room.cache.loaders.adopt(found.cache.loaders)
+            if sentence := elsewhere(found, room.settings):
+                log.warning("%s", sentence)
         room.connect()
         yield room
 
@@ -33,6 +38,19 @@ def rooms_of(settings: Settings) -> list[Stillroom | AsyncStillroom]:
     # By name: the library knows no workers, and only who has the command line has both.
     find_rooms = importlib.import_module("stillroom_workers.lifecycle").find_rooms
     return [room for spec in settings.loaders for room in find_rooms(spec)]
+
+
+def elsewhere(found: Stillroom | AsyncStillroom, settings: Settings) -> str:
+    """Return what is to be said of a room that has its settings from elsewhere; empty for any other."""
+    other = importlib.import_module("stillroom_workers.lifecycle").other_setting(
+        found.settings, settings
+    )
+    if not other:
+        return ""
+    return (
+        f"a room in STILLROOM_LOADERS has another {other} than this command, which sees and changes nothing of it. "
+        f"Give the command the app's {other}."
+    )
 
 
 def apps_of(specs: Sequence[str]) -> list[tuple[str, Any]]:

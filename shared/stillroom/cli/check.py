@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from stillroom.abuse.rules import read_rules
-from stillroom.cli.application import apps_of, rooms_of
+from stillroom.cli.application import apps_of, elsewhere, rooms_of
 from stillroom.cli.check_limits import InApp, examined, in_app, unknown_names
 from stillroom.cli.doctor import Line, print_lines, rights
 from stillroom.cli.tables import AsJson, print_json
@@ -102,6 +102,8 @@ def _loaders(room: Stillroom) -> Iterator[Line]:
     try:
         for found in rooms_of(room.settings):
             room.cache.loaders.adopt(found.cache.loaders)
+            if sentence := elsewhere(found, room.settings):
+                yield Line("warn", "loaders", sentence)
     except StillroomError as error:
         yield Line("fail", "loaders", str(error))
         return

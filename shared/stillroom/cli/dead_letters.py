@@ -132,7 +132,7 @@ def _what(letter: DeadLetter) -> str:
     body = _body(letter)
     if not isinstance(body, dict):
         return letter.body
-    kwargs = body.get("kwargs")
-    loader = (kwargs if isinstance(kwargs, dict) else body).get("loader")
-    named = [body.get("task") or body.get("kind"), loader]
+    given = body.get("fields" if "order" in body else "kwargs")
+    loader = (given if isinstance(given, dict) else body).get("loader")
+    named = [body.get("order") or body.get("task") or body.get("kind"), loader]
     return " ".join(str(name) for name in named if name) or f"no task in {body.get('queue')}"

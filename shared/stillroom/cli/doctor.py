@@ -317,7 +317,7 @@ def _pending(report: Report) -> Iterator[Line]:
         yield Line("pass", "beat", "just started: its first tick is done within a minute")
     elif tasks.beat_s is None:
         todo = "Start a worker and a beat: stillroom up, or see the README."
-        yield Line("warn", "beat", f"no tick was seen for a day. {todo}")
+        yield Line("warn", "beat", f"no tick was seen for 30 days. {todo}")
 
 
 def _has_just_started(report: Report) -> bool:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stillroom.acts import check_used
 from stillroom.cli.application import apps_of
 from stillroom.cli.check_limits import in_app
 from stillroom.cli.tables import AsJson, Table, open_room, operator, print_json, print_table, when
@@ -113,6 +114,7 @@ def reset(
     """Forget what somebody has used of a limit. A process that has just denied him may do so for 5 s more."""
     with open_room() as room:
         _need_pepper(room, by)
+        check_used(room, name)
         room.limits.reset({by: subject}, [Limit(name, 1, 1, by=by)])
     said = f"{name}: what this {by} has used is forgotten"
     print_json({"reset": name, "by": by}) if as_json else typer.echo(said)

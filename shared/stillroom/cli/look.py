@@ -73,11 +73,15 @@ def refresh(key: Key, as_json: AsJson = False) -> None:
 def loaders(minutes: Minutes = 15, as_json: AsJson = False) -> None:
     """Show how each loader does: lookups, loads and how long they take, failures, lag, and its last error.
 
-    It lists the loaders that were used lately and those in STILLROOM_LOADERS, which are named with their keys.
+    It lists the loaders that were used lately and those in STILLROOM_LOADERS, which are named with their keys. Exit
+    code 1 if Redis does not tell what was counted.
     """
     with open_room_with_loaders() as room:
         figures = room.health.figures(minutes)
         known = _known(room)
+    if figures.cache is None or figures.cache.loaders is None:
+        typer.echo("what was counted is not known: Redis did not tell it", err=True)
+        raise typer.Exit(1)
     if as_json:
         print_json(_as_json(figures, known))
         return
@@ -85,7 +89,7 @@ def loaders(minutes: Minutes = 15, as_json: AsJson = False) -> None:
     for one in _each(figures, known):
         table.add_row(*_row(one, figures, known))
     print_table(table)
-    typer.echo(f"in the last {minutes} min" if figures.cache else "what was counted is not known")
+    typer.echo(f"in the last {minutes} min")
 
 
 def _known(room: Stillroom) -> dict[str, str]:

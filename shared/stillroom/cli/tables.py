@@ -14,27 +14,45 @@ from typing import Annotated, Any
 import typer
 from rich import table
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.text import Text
 
 from stillroom.room import Stillroom
 from stillroom.shown import shown
+
+WIDEST = 10_000  # characters of a line in a pipe
 
 AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 
 
 @contextmanager
 def open_room() -> Iterator[Stillroom]:
-    """Open a room and connect it."""
+    """Open a room, and connect it with the Redis that holds the state. The cache's may be away meanwhile."""
     with Stillroom() as room:
-        room.connect()
+        room.connect_state()
         yield room
 
 
 class Table(table.Table):
-    """A table whose cells are text, whatever is in them: neither Rich's markup nor a terminal's sequences."""
+    """A table whose cells are text, whatever is in them: neither Rich's markup nor a terminal's sequences.
+
+    No cell is cut off: an id that ends in `…` can't be typed.
+    """
+
+    def add_column(self, *given: Any, **options: Any) -> None:
+        super().add_column(*given, **{"overflow": "fold"} | options)
 
     def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
         super().add_row(*(_cell(cell) for cell in cells), **options)
+
+    def one_below_the_other(self) -> Table:
+        """Return the same with a line for each cell, for a terminal that is too narrow for a row."""
+        lines = Table("", "", box=None, pad_edge=False, show_header=False)
+        for cells in zip(*(column.cells for column in self.columns), strict=True):
+            for column, cell in zip(self.columns, cells, strict=True):
+                lines.add_row(column.header, cell)
+            lines.add_row()
+        return lines
 
 
 def _cell(cell: RenderableType | None) -> RenderableType | None:
@@ -71,7 +89,11 @@ def print_json(found: Any) -> None:
 
 
 def print_table(table: Table) -> None:
+    """Print a table: a row to a line in a pipe, and on a terminal that is wide enough; else a cell to a line."""
     console = Console(highlight=False)
+    needed = Measurement.get(console, console.options.update(width=WIDEST), table).maximum
     if not console.is_terminal:
-        console.width = 200  # in a pipe nobody wants a handle cut off
+        console.width = max(200, needed)
+    elif needed > console.width and table.show_header:
+        table = table.one_below_the_other()
     console.print(table)

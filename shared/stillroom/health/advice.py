@@ -5,7 +5,7 @@ The thresholds are data, each with its source. An unknown number is not a findin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from stillroom.health.lifetimes import why_old
@@ -30,6 +30,8 @@ BEAT_EVERY_S = 60.0
 SLOTS = 16_384  # of a Redis Cluster
 CLOCKS_APART_S = 1.0
 NAMED = 5  # loaders or limits in a sentence, the worst ones
+WAITS_S = 30  # so long does no task wait …
+LAGS_S = 10  # … and so far is no replica behind
 
 Value = tuple[str, float | None]  # component, what is measured there
 
@@ -121,6 +123,7 @@ WHY: dict[str, str] = {
     "sentinel": "Most Sentinels that the URL names must run, reach each other, and name the same primary.",
     "nomaster": "The Sentinels know no primary of the name in the URL: correct it.",
     "unblocked": "It has just become a replica: see that the setting leads to the primary.",
+    "clusterdown": "Some slots of its cluster have no node, and then it serves none: bring that node back.",
     "oom": "It is full: raise its maxmemory, or find out who fills it (MEMORY STATS).",
     "misconf": "It can't write its file: look at the server's disk (space, rights) and its log.",
     "noreplicas": "It wants replicas (min-replicas-to-write), and too few follow it: start them.",
@@ -286,7 +289,10 @@ def _standing(measures: Measures) -> Iterator[Advice]:
     """Warn of scheduled tasks that fail each time. Who else would notice that nobody looks for abuse?"""
     standing = (measures.tasks and measures.tasks.standing) or {}
     if standing:
-        named = ", ".join(f"{task} ({age / 60:.0f} min ago)" for task, age in standing.items())
+        named = ", ".join(
+            f"{task} ({'never' if age is None else f'{age / 60:.0f} min ago'})"
+            for task, age in standing.items()
+        )
         yield Advice(
             code="standing",
             severity="warn",
@@ -383,9 +389,25 @@ def _broken(fine: bool | None) -> float | None:
     return None if fine is None else float(not fine)
 
 
-def _oldest_waiting(measures: Measures) -> Iterator[Value]:
-    for queue in (measures.tasks and measures.tasks.queues) or ():
-        yield "tasks:queues", queue.oldest_s
+def _oldest_waiting(measures: Measures) -> float | None:
+    return max(_waited_s(measures).values(), default=None)
+
+
+def _waited_s(measures: Measures) -> Mapping[str, float]:
+    queues = (measures.tasks and measures.tasks.queues) or ()
+    return {queue.name: queue.oldest_s for queue in queues if queue.oldest_s is not None}
+
+
+def _queues_that_wait(measures: Measures) -> str:
+    waited_s = {name: age_s for name, age_s in _waited_s(measures).items() if age_s >= WAITS_S}
+    return f": {_listed_with_s(waited_s)}" if waited_s else ""
+
+
+def _replicas_that_lag(measures: Measures) -> str:
+    known = [one.replication.followers or () for one in each_server(measures.servers)]
+    lags_s = {one.address: float(one.lag_s or 0) for followers in known for one in followers}
+    late = {address: lag_s for address, lag_s in lags_s.items() if lag_s >= LAGS_S}
+    return f": {_listed_with_s(late)}" if late else ""
 
 
 def _loaders_that_fail(measures: Measures) -> str:
@@ -396,15 +418,24 @@ def _loaders_that_fail(measures: Measures) -> str:
         return ""
     errors = [error for name, _ in named if (error := cache.last_error(name)) is not None]
     last = max(errors, key=lambda error: error.at, default=None)
-    said = "" if last is None else f". The last error: {last.kind} at {last.place or 'no place'}"
+    said = (
+        ""
+        if last is None
+        else f". The last error, of {last.name}: {last.kind} at {last.place or 'no place'}"
+    )
     return f": {_listed(named)}{said}"
+
+
+def _loaders_that_miss(measures: Measures) -> str:
+    loaders = (measures.cache and measures.cache.loaders) or ()
+    named = _worst((one.name, one.misses) for one in loaders)
+    return f". The most misses: {_listed(named)}" if named else ""
 
 
 def _loaders_that_lag(measures: Measures) -> str:
     loaders = (measures.cache and measures.cache.loaders) or ()
-    slow = sorted(loaders, key=lambda one: -(one.refresh_lag_s or 0))[:NAMED]
-    said = [f"{one.name} ({one.refresh_lag_s:.0f} s)" for one in slow if one.refresh_lag_s]
-    return f". The latest in the mean: {', '.join(said)}" if said else ""
+    lags_s = {one.name: one.refresh_lag_s for one in loaders if one.refresh_lag_s}
+    return f". The latest in the mean: {_listed_with_s(lags_s)}" if lags_s else ""
 
 
 def _limits_without_redis(measures: Measures) -> str:
@@ -416,6 +447,12 @@ def _limits_without_redis(measures: Measures) -> str:
 def _worst(counted: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
     found = [(name, count) for name, count in counted if count]
     return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:NAMED]
+
+
+def _listed_with_s(seconds: Mapping[str, float]) -> str:
+    """Return what took longest, with its seconds."""
+    worst = sorted(seconds.items(), key=lambda pair: (-pair[1], pair[0]))[:NAMED]
+    return ", ".join(f"{name} ({taken:.0f} s)" for name, taken in worst)
 
 
 def _listed(named: Iterable[tuple[str, int]]) -> str:
@@ -555,12 +592,14 @@ RULES: list[Rule] = [
     Rule(
         "replica-lag",
         _of_replication("replication", _lag),
-        10,
+        LAGS_S,
         None,
-        "A replica was last heard of {v:.0f} s ago: were it promoted now, what was written since would be missing.",
+        "A replica was last heard of {v:.0f} s ago{whose}. Were it promoted now, what was written since would be "
+        "missing.",
         "Under two seconds: replicas say each second how far they are.",
         "Look at that replica's CPU, and at the network between.",
         "ten of their reports",
+        _replicas_that_lag,
     ),
     Rule(
         "unconfirmed",
@@ -577,10 +616,11 @@ RULES: list[Rule] = [
         _one("cache:stats", _ratio_drop),
         0.20,
         None,
-        "The hit ratio is {v:.0%} below what is usual.",
+        "The hit ratio is {v:.0%} below what is usual{whose}.",
         "Within 20 points of the last hour's average.",
         "Was something invalidated widely, or a key template changed? Compare misses and loads.",
         "20 points against an hour's moving average, from 1,000 lookups a minute",
+        _loaders_that_miss,
     ),
     Rule(
         "fallbacks",
@@ -626,13 +666,14 @@ RULES: list[Rule] = [
     ),
     Rule(
         "queue-age",
-        _oldest_waiting,
-        30,
+        _one("tasks:queues", _oldest_waiting),
+        WAITS_S,
         300,
-        "A task has waited for {v:.0f} s.",
+        "A task has waited for {v:.0f} s{whose}.",
         "Under 30 s.",
         "Are the workers alive (`workers`), and are they enough? Start more.",
         "30 s is half of the shortest task's life",
+        _queues_that_wait,
     ),
     Rule(
         "workers",

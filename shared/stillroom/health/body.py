@@ -191,7 +191,8 @@ class HealthBody:
     def snapshot(self) -> Operation[Snapshot]:
         """Check, and keep the result for charts: the first of each minute. For beat's tick.
 
-        Findings that began or ended since the last one are logged, once however many workers there are.
+        Findings that began, became failures or ended since the last one are logged, once however many workers there
+        are.
         Does not raise. Redis away: the snapshot is returned, with `error`; nobody keeps it.
         """
         report = yield from self.examine()
@@ -214,13 +215,17 @@ class HealthBody:
     def _keep(
         self, snapshot: Snapshot, report: Report
     ) -> Operation[tuple[list[str], Mapping[str, int]]]:
-        """Keep a snapshot; return (findings that began, those that ended and their length in ms),
-        nothing if kept already.
+        """Keep a snapshot; return (findings that began or became failures, those that ended and their length in
+        ms), nothing if kept already.
         """
         keys = [self._keys.health, self._keys.health_week, self._keys.health_open]
         keys += [self._keys.webhook, self._keys.health_nodes]
         named = [(self._told_as(one), one) for one in report.advice]
-        findings = [word for name, one in named for word in (name, self.webhook.begun(name, one))]
+        findings = [
+            word
+            for name, one in named
+            for word in (name, one.severity, self.webhook.begun(name, one))
+        ]
         kept = health_snapshot(
             keys,
             *(packed(snapshot), KEPT, KEPT_COARSE, KEPT_S, self.webhook.most),
@@ -234,7 +239,7 @@ class HealthBody:
         return f"{found.name} on {self._machine}" if found.component == "system" else found.name
 
     def _tell(self, report: Report, began: Sequence[str], ended: Mapping[str, int]) -> None:
-        """Log one line with advice when a finding begins, and one when it ends."""
+        """Log one line with advice when a finding begins or becomes a failure, and one when it ends."""
         by_name = {self._told_as(found): found for found in report.advice}
         for name in began:
             found = by_name[name]

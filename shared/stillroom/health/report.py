@@ -353,7 +353,9 @@ class TaskStats(Part):
     paused_s: float | None = None  # refreshes are paused for so much longer; null: they are not
     paused_by: str | None = None
     ticks: Mapping[str, float] | None = None  # scheduled task → seconds since it last ended well
-    standing: Mapping[str, float] | None = None  # those of them that fail while beat goes on
+    standing: Mapping[str, float | None] | None = (
+        None  # those of them that fail while beat goes on; null: always
+    )
 
     @property
     def aside(self) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -123,17 +123,30 @@ def with_standing(
     """Return the measures with the scheduled tasks that stand still though beat goes on, now and a snapshot ago.
 
     When workers begin again after hours, each task is late until its turn comes: that is over within a minute.
+    A task that never ended well, or not within the time that this is remembered, is None.
     """
     if measures.tasks is None or before is None or measures.time - before.time > BEATS_WITHIN_S:
         return measures
     late, late_before = _late(measures.tasks), _late(before.tasks)
-    standing = {task: late[task] for task in scheduled if task in late and task in late_before}
+    standing: dict[str, float | None] = dict.fromkeys(_never_done(measures.tasks, scheduled))
+    standing |= {task: late[task] for task in scheduled if task in late and task in late_before}
     tasks = measures.tasks.model_copy(update={"standing": standing})
     return measures.model_copy(update={"tasks": tasks})
 
 
+def _never_done(tasks: TaskStats, scheduled: Sequence[str]) -> Iterator[str]:
+    """Yield the tasks that no worker has ever done, once one works for so long that each was due several times."""
+    longest_s = max([one.up_s + one.seen_s for one in tasks.crew or () if one.up_s], default=0.0)
+    if tasks.ticks is not None and longest_s > STANDING_S and _is_beating(tasks):
+        yield from (task for task in scheduled if task not in tasks.ticks)
+
+
+def _is_beating(tasks: TaskStats) -> bool:
+    return tasks.beat_s is not None and tasks.beat_s <= BEATS_WITHIN_S
+
+
 def _late(tasks: TaskStats | None) -> Mapping[str, float]:
-    if tasks is None or tasks.beat_s is None or tasks.beat_s > BEATS_WITHIN_S:
+    if tasks is None or not _is_beating(tasks):
         return {}
     return {task: age for task, age in (tasks.ticks or {}).items() if age > STANDING_S}
 

@@ -1,11 +1,11 @@
--- Keeps the first snapshot of a minute, and remembers the open findings, so that one worker logs each of them. What
--- the webhook is to tell of them is noted here, too: it is neither lost nor doubled, whenever the worker or its
+-- Keeps the first snapshot of a minute, and remembers the open findings, so that one worker logs each of them: when it
+-- begins, and when it becomes a failure. What the webhook is to tell of them is noted here, too: it is neither lost nor doubled, whenever the worker or its
 -- connection dies.
 -- KEYS  1 health  2 health:week  3 health:open  4 webhook  5 health:nodes
 -- ARGV  1 snapshot, JSON  2 most in health  3 most in health:week  4 how long all keys are kept, s
 --       5 most in webhook; 0: there is none  6 the worker's machine  7 what nodes of clusters have counted, '' without
---       8… of each finding: its name, and the event that it begins, JSON
--- returns {1, {findings that began}, {finding that ended, for how long it was open, ms, …}}
+--       8… of each finding: its name, its severity, and the event that it begins, JSON
+-- returns {1, {findings that began, or became failures}, {finding that ended, for how long it was open, ms, …}}
 --         {0, {}, {}}: this minute has a snapshot already
 -- flags: allow-oom
 -- include: time
@@ -48,7 +48,7 @@ end
 
 -- Returns the machine that a finding is about: `system disk on web-1`. Workers on several machines take turns, and one
 -- knows nothing of the others': what another one has found ends when that one says so, or is not heard of for an hour.
--- When it last found something of itself is under `@<machine>`.
+-- When it last found something of itself is under `@<machine>`. Since when a finding is a failure is under `!<name>`.
 local function machine_in(name)
   return string.match(name, ' on (%S+)$')
 end
@@ -70,13 +70,18 @@ if ARGV[7] ~= '' then
 end
 
 local began, ended, found, is_about_us = {}, {}, {}, false
-for n = 8, #ARGV, 2 do
-  local name = ARGV[n]
+for n = 8, #ARGV, 3 do
+  local name, severity = ARGV[n], ARGV[n + 1]
   found[name] = true
   is_about_us = is_about_us or machine_in(name) == ARGV[6]
-  if redis.call('HSETNX', KEYS[3], name, plain(now_ms)) == 1 then
+  local is_new = redis.call('HSETNX', KEYS[3], name, plain(now_ms)) == 1
+  local fails = severity == 'fail' and redis.call('HSETNX', KEYS[3], '!' .. name, plain(now_ms)) == 1
+  if severity ~= 'fail' then
+    redis.call('HDEL', KEYS[3], '!' .. name)
+  end
+  if is_new or fails then
     began[#began + 1] = name
-    note(ARGV[n + 1])
+    note(ARGV[n + 2])
   end
 end
 if is_about_us then
@@ -103,8 +108,8 @@ for name, since in pairs(times) do
     if not is_unknown(machine) and not (is_about_us and machine == ARGV[6]) then
       redis.call('HDEL', KEYS[3], name)
     end
-  elseif not found[name] and not is_unknown(machine_in(name)) then
-    redis.call('HDEL', KEYS[3], name)
+  elseif string.sub(name, 1, 1) ~= '!' and not found[name] and not is_unknown(machine_in(name)) then
+    redis.call('HDEL', KEYS[3], name, '!' .. name)
     ended[#ended + 1] = name
     ended[#ended + 1] = plain(now_ms - since)
     note(cjson.encode({kind = 'finding over', name = name, lasted_s = (now_ms - since) / 1000}))

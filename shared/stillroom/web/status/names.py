@@ -60,12 +60,12 @@ def names(figures: Figures | None, now: float) -> Html:
     each = [list(_limit(one)) for one in (limits and limits.each) or ()]
     rules = [list(_rule(one)) for one in (limits and limits.rules) or ()]
     minutes = figures.minutes if figures else 0
+    is_known = (cache and cache.loaders) is not None
+    are_known = (limits and limits.each) is not None
     return joined(
-        _section("Loaders", "loaders", minutes, LOADERS, loaders, cache is not None),
-        _section("Limits", "limits-by-name", minutes, LIMITS, each, limits is not None),
-        _section("Rules of abuse", "rules", minutes, RULES, rules, limits is not None)
-        if rules
-        else "",
+        _section("Loaders", "loaders", minutes, LOADERS, loaders, is_known),
+        _section("Limits", "limits-by-name", minutes, LIMITS, each, are_known),
+        _section("Rules of abuse", "rules", minutes, RULES, rules, are_known) if rules else "",
     )
 
 
@@ -85,7 +85,8 @@ def _section(
         return el("section", heading, el("p", f"None was used in {time}.", class_="nothing"))
     good = GOOD[name.partition("-")[0]]
     more = len(rows) - SHOWN
-    cut = f" {amount(more)} more are in `stillroom {name.partition('-')[0]}`." if more > 0 else ""
+    where = "`stillroom loaders`" if name == "loaders" else "`/metrics`"
+    cut = f" {amount(more)} more are in {where}." if more > 0 else ""
     about = el("p", f"In {time}. {good}{cut}", class_="good")
     return el("section", heading, about, table(columns, rows[:SHOWN], name))
 
