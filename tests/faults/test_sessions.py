@@ -353,14 +353,18 @@ def refuse_writes(server: EmbeddedServer) -> None:
     with redis.Redis.from_url(server.url) as client:
         client.config_set("save", "3600 1")
         client.bgsave()
-        until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", "a failed dump")
+        until(
+            lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", "a failed dump"
+        )
 
 
 def test_sessions_are_read_from_a_server_that_can_not_write_its_file(
     own_room: Any, own_server: EmbeddedServer
 ) -> None:
-    """A server that refuses all writes, and answers all reads, opens sessions that are due to be touched, also behind a
-    deferred logout, which it is told when it writes again."""
+    """A server that refuses all writes still opens sessions, also those that are due to be touched.
+
+    A deferred logout keeps no other session from being read, and is told when the server writes again.
+    """
     sessions = own_room.sessions
     seen, left = sessions.create("u1", {"a": 1}), sessions.create("u2")
     with redis.Redis.from_url(own_server.url) as client:

@@ -127,8 +127,9 @@ def test_no_load_outlives_a_pattern_that_was_dropped_behind_it(face: str, order:
 def test_a_server_that_was_emptied_lets_nobody_differ_for_long(
     open_one: Any, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, face: str
 ) -> None:
-    """A process that agreed before its server was emptied compares once more, so it does not believe that the readers
-    of another number of shards, who came first since, obey its invalidations.
+    """A process that agreed before its server was emptied compares once more.
+
+    So it is told of another number of shards, and does not believe that all readers obey its invalidations.
     """
     monkeypatch.setattr(agreed, "COMPARED_S", 0.0)
     one, two = open_one(face, shards=1), open_one(face, shards=4)

@@ -154,8 +154,9 @@ class Asking:
                 raise
 
     def _is_about_a_part(self, error: SessionStoreUnavailable) -> bool:
-        """Return whether other sessions can be had: a node of a cluster is away, a shard is being moved, or the server
-        can't write its file, and reads.
+        """Return whether other sessions can be had.
+
+        A node of a cluster is away, a shard is being moved, or the server can't write its file, but reads.
         """
         return self._keys.is_spread or error.reason in ("tryagain", "misconf")
 
