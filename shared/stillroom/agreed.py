@@ -3,7 +3,8 @@
 Some settings say what bytes in Redis mean: the number of shards, how long a lease may be, how wide a network is.
 Two processes that differ there break promises that each of them keeps alone. So the agreed values stand in Redis
 (`ns:agreed`, on the state's server) with the process that brought them. A process compares its own when it first
-connects, and again when it meets another run of that server, which may have forgotten them.
+connects, again when it meets another run of that server, which may have forgotten them, and once a minute: somebody
+may have emptied the server, and a process with another value been the first that came.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from stillroom.scripts import agree
 
 FIELDS_LIMIT = 1_000
 ASK_AGAIN_S = 5.0  # after the server did not answer
+COMPARED_S = 60.0  # and then once more
 
 
 class Rule(Enum):
@@ -60,9 +62,7 @@ class Agreed:
         self._mine: dict[str, tuple[str, Rule]] = {}
         self._known: dict[str, Agreement] = {}
         self._compared_on: bytes | None = None
-        self._not_before = (
-            0.0  # time.monotonic(): a server that is away is not asked with every call
-        )
+        self._not_before = 0.0  # time.monotonic(): the server is not asked with every call
 
     def require(self, setting: str, value: object, rule: Rule = Rule.SAME) -> None:
         """Compare this setting from now on. `value` is written as text; two that mean the same have one text."""
@@ -71,9 +71,9 @@ class Agreed:
 
     @property
     def is_due(self) -> bool:
-        """Return whether the settings have yet to be compared with what this run of the server knows."""
-        if self._compared_on is not None and self._compared_on == self._server.run:
-            return False
+        """Return whether the settings are to be compared with what the server knows now."""
+        if self._compared_on is not None and self._compared_on != self._server.run:
+            return True
         return time.monotonic() >= self._not_before
 
     def ask_again(self) -> None:
@@ -90,10 +90,10 @@ class Agreed:
                 [(name, *mine_and_rule) for name, mine_and_rule in self._mine.items()]
             )
         except RedisUnavailable:
-            self._not_before = time.monotonic() + ASK_AGAIN_S
+            self._compared_on, self._not_before = None, time.monotonic() + ASK_AGAIN_S
             raise
         self._known = {**self._known, **told}
-        self._compared_on, self._not_before = self._server.run, 0.0
+        self._compared_on, self._not_before = self._server.run, time.monotonic() + COMPARED_S
         return self._known
 
     def change(self, *settings: str) -> Operation[Mapping[str, Agreement]]:

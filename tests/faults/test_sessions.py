@@ -345,3 +345,38 @@ def test_the_last_counts_are_written_down(own_server: EmbeddedServer) -> None:
         (key,) = client.keys("*:stats:*")
         assert client.hgetall(key) == {b"sessions_created": b"1"}
         assert client.ttl(key) > 0
+
+
+def refuse_writes(server: EmbeddedServer) -> None:
+    """Let the server's next dump fail, as on a full disk: it refuses all writes then, and answers all reads."""
+    (server.directory / "dump.rdb").mkdir()
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("save", "3600 1")
+        client.bgsave()
+        until(
+            lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", "a failed dump"
+        )
+
+
+def test_sessions_are_read_from_a_server_that_can_not_write_its_file(
+    own_room: Any, own_server: EmbeddedServer
+) -> None:
+    """A server that refuses all writes still opens sessions, also those that are due to be touched.
+
+    A deferred logout keeps no other session from being read, and is told when the server writes again.
+    """
+    sessions = own_room.sessions
+    seen, left = sessions.create("u1", {"a": 1}), sessions.create("u2")
+    with redis.Redis.from_url(own_server.url) as client:
+        for name in client.keys("*:s:*"):
+            client.hincrby(name, "_l", -3_600_000_000)
+        refuse_writes(own_server)
+        assert sessions.get(seen).data == {"a": 1}
+        with pytest.raises(SessionStoreUnavailable, match="misconf"):
+            sessions.update(seen, {"a": 2})
+        assert sessions.destroy(left, defer=True)
+        assert sessions.get(left) is None
+        assert sessions.get(seen).data == {"a": 1}
+        client.config_set("save", "")
+    with other(own_server) as elsewhere:
+        until(lambda: elsewhere.sessions.get(left) is None, "the logout that was deferred")

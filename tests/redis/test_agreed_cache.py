@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import NoDispatch, Settings, Stillroom
+from stillroom import NoDispatch, Settings, Stillroom, agreed
 from stillroom.embedded import EmbeddedServer
 from stillroom.errors import RedisUnavailable, SettingsDiffer
 from tests.conftest import SERVERS, binary_of
@@ -121,6 +121,26 @@ def test_no_load_outlives_a_pattern_that_was_dropped_behind_it(face: str, order:
         assert has_dropped == (order != "app first")
         assert make().cache.get("k") is None
         assert app.cache.get("k") is None
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_server_that_was_emptied_lets_nobody_differ_for_long(
+    open_one: Any, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, face: str
+) -> None:
+    """A process that agreed before its server was emptied compares once more.
+
+    So it is told of another number of shards, and does not believe that all readers obey its invalidations.
+    """
+    monkeypatch.setattr(agreed, "COMPARED_S", 0.0)
+    one, two = open_one(face, shards=1), open_one(face, shards=4)
+    assert one.cache.set("k", "v")
+    with redis.Redis.from_url(server.url) as client:
+        client.flushall()
+    assert two.cache.set_many({f"k:{n}": n for n in range(20)}, tags=["t"])
+    with pytest.raises(SettingsDiffer, match="STILLROOM_SHARDS"):
+        one.cache.invalidate_by_tag("t")
+    assert one.cache.set("k", "v") is False
+    assert two.cache.get("k:7") == 7
 
 
 @pytest.mark.parametrize("binary", SERVERS, indirect=True)

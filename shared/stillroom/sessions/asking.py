@@ -154,8 +154,11 @@ class Asking:
                 raise
 
     def _is_about_a_part(self, error: SessionStoreUnavailable) -> bool:
-        """Return whether other sessions can be had: a node of a cluster is away, or a shard is being moved."""
-        return self._keys.is_spread or error.reason == "tryagain"
+        """Return whether other sessions can be had.
+
+        A node of a cluster is away, a shard is being moved, or the server can't write its file, but reads.
+        """
+        return self._keys.is_spread or error.reason in ("tryagain", "misconf")
 
     def _tell_ends(self, *, rests: bool = False) -> Operation[None]:
         """Tell Redis of all deferred ends, in exchanges of their own that nothing overtakes, unless it `rests`.

@@ -153,12 +153,19 @@ end
 
 -- A clock that has stepped back a little keeps the order in which sessions were seen. After a larger step it is seen now,
 -- or its idle time would be longer by the step.
--- PEXPIRE first: a server that is full refuses a script's first write if it takes memory, and only the first.
+-- PEXPIRE first: a server that is full refuses a script's first write if it takes memory, and only the first. One that
+-- can't write its file refuses all writes (MISCONF) and answers all reads: the session is read, and is not seen.
+-- Returns whether that was written down.
 local function see(session, now)
   session.seen = session.seen - now > session.idle / 20 and now or math.max(now, session.seen)
   session.deadline = math.min(session.seen + session.idle, session.limit)
-  redis.call('PEXPIRE', session.key, plain(math.ceil((session.deadline - now) / 1000) + SLACK_MS))
+  local life = plain(math.ceil((session.deadline - now) / 1000) + SLACK_MS)
+  local refused = redis.pcall('PEXPIRE', session.key, life)
+  if type(refused) == 'table' and string.find(refused.err, 'MISCONF', 1, true) then
+    return false
+  end
   redis.call('HSET', session.key, '_l', plain(session.seen))
+  return true
 end
 
 -- Writes down that the session was seen. Returns µs since that was last written down: 0 if it is now, and less where the
@@ -168,8 +175,7 @@ local function touch(session, now, interval)
   if unseen < math.min(interval, most) and -unseen <= most then
     return unseen
   end
-  see(session, now)
-  return 0
+  return see(session, now) and 0 or unseen
 end
 
 -- Returns a record's own fields, joined by tabs, and its data as one JSON object. Nothing is decoded: the fields hold
