@@ -395,6 +395,37 @@ def test_a_session_is_idle_from_its_last_use_on(
     assert app.sessions.get(session) is None
 
 
+@pytest.mark.parametrize("use", ["get", "touch", "update", "rotate"])
+def test_a_session_lives_no_longer_for_a_step_back(
+    clocked: ClockedServer, make: Any, use: str
+) -> None:
+    """A session in use when the clock is set back an hour ends when its absolute time is over, and says so."""
+    app, absolute = make(), 240
+    clocked.set_clock(HOUR)
+    session = app.sessions.create("ann", {"a": 0}, idle=120, absolute=absolute)
+    clocked.set_clock(0)
+    used = getattr(app.sessions, use)(session, *([{"a": 1}] if use == "update" else []))
+    session = used if use == "rotate" else session
+    found = app.sessions.get(session)
+    assert absolute - 30 < found.ends_by - found.read_at <= absolute
+    for seconds in (110, 220, absolute + 10):
+        clocked.set_clock(seconds)
+        assert bool(app.sessions.get(session)) is (seconds < absolute)
+
+
+def test_a_browser_begins_a_session_soon_after_a_step_back(
+    clocked: ClockedServer, make: Any
+) -> None:
+    """A browser that did not get the cookie of its login begins another session a minute later, also when the clock
+    was set back meanwhile."""
+    app = make()
+    clocked.set_clock(HOUR)
+    cart = app.sessions.create(None, {"cart": 1})
+    app.state.run(app.sessions._body.log_in(cart.token, "ann", {}))
+    clocked.set_clock(61)
+    assert app.state.run(app.sessions._body.begin(cart.token, {"cart": 2})).data == {"cart": 2}
+
+
 def test_a_proof_from_before_a_step_back_is_told_as_one(
     make: Callable[..., Any], clocked: ClockedServer
 ) -> None:
