@@ -20,7 +20,7 @@ from stillroom import AUTH, Limit, LockTaken, NoDispatch, SessionNotFresh, Setti
 from stillroom.dispatch import RefreshOrder
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
-from stillroom.moving import move_bans
+from stillroom.moving import Moving, Side, move_bans
 from tests.conftest import SERVERS, binary_of
 from tests.support.clocked import ClockedServer
 from tests.support.crowd import PATIENT
@@ -379,6 +379,37 @@ def test_a_ban_that_is_moved_lasts_as_long_as_it_had_left(
             assert move_bans(*moved) == 2
             for ban, seconds in zip(there.abuse.bans(), (30 * 86_400, 600), strict=True):
                 assert seconds - 30 < ban.until - ban.since <= seconds
+
+
+@pytest.mark.parametrize("ahead", [-HOUR, HOUR])
+def test_a_session_that_is_moved_lives_as_long_as_it_had_left(
+    make: Callable[..., Any], clocked: ClockedServer, ahead: int
+) -> None:
+    """A session that moves to a server with another clock has there as long to live as it had, and its age."""
+    clocked.set_clock(ahead)
+    here = make()
+    session = here.sessions.create("ann", {"a": 1}, idle=600, absolute=1_200, device="a phone")
+    rotated = here.sessions.rotate(session)
+    before = here.sessions.get(rotated)
+    with EmbeddedServer() as server:
+        settings = Settings(**{"redis_url": server.url} | PATIENT)
+        with Stillroom(settings, dispatch=NoDispatch()) as there:
+            moving = Moving(*[Side(room.keys, room.state.run) for room in (here, there)])
+            moving.begin()
+            assert sum(moving.shards())
+            for token in (rotated.token, session.token):
+                found = there.sessions.get(token, fresh=60)
+                assert found.data == {"a": 1}
+                for name in ("created", "expires_at", "ends_by", "authenticated_at"):
+                    was = getattr(before, name) - before.read_at
+                    assert getattr(found, name) - found.read_at == pytest.approx(was, abs=10), name
+            (at,) = there.state.run(_scores(there.keys.due_sessions(int(found.handle[:2], 16))))
+            assert at == pytest.approx(found.expires_at * 1e6, abs=10e6)
+
+
+def _scores(key: bytes) -> Any:
+    (found,) = yield [(b"ZRANGE", key, b"0", b"-1", b"WITHSCORES")]
+    return [float(score) for score in found[1::2]]
 
 
 @pytest.mark.parametrize("use", ["get", "touch", "update"])
