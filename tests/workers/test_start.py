@@ -222,7 +222,8 @@ def test_a_clock_that_is_set_forward_makes_no_busy_worker_a_stuck_one(
     app = make_app(Settings(worker_threads=1))
     app.loader.import_default_modules()
     task, now = app.tasks["stillroom.reclaim"], time.time
-    headers, body = {"id": "one", "task": task.name}, ([], {}, {})
+    headers = {"id": "one", "task": task.name}
+    body: tuple[list[Any], dict[str, Any], dict[str, Any]] = ([], {}, {})
     message = SimpleNamespace(delivery_info={}, properties={})
     request = Request(message, app=app, task=task, decoded=True, headers=headers, body=body)
     request.on_accepted(os.getpid(), time.monotonic())
