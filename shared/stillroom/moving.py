@@ -6,7 +6,7 @@ unavailable on both sides, and afterwards on the side that it has left. So the c
 session: a logout was done before it, or is refused, or is done on the other side after it.
 
 The keys have the same names on a server and on a cluster, so they are copied as they are, with the rest of their
-lifetimes. Deadlines in a record are times of the old server's clock.
+lifetimes. Times in them are of the old server's clock: where the two differ they are set by the difference.
 
 | here         | there        | the shard                                                    |
 |--------------|--------------|--------------------------------------------------------------|
@@ -24,6 +24,7 @@ confuses the two servers would end all of them. So they are replaced only where 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,6 +49,10 @@ LONGEST_MS = 366 * 86_400_000
 SHARDS_AGREED = b"session_shards"
 BANS = 10_000
 FOLLOWS_MS = b"1000"  # within this time a replica that follows says so
+LEAST_AHEAD_US = 1_000_000  # clocks that differ by less are alike
+TIMES = {b"_c", b"_l", b"_x", b"_a", b"_until", b"_held"}  # of a record: see lua/lib/session.lua
+TIMED_SETS = re.compile(rb"x$|x:|d:")  # whose scores are times; those of the others are stamps
+FOREVER = 9_007_199_254_740_991
 
 
 class Side(NamedTuple):
@@ -170,15 +175,20 @@ class Moving:
             there.ask([(b"ZREM", revocations, *[member for member, _ in pairs])])
 
     def _copy(self, shard: int) -> int:
-        copied = 0
+        copied, timed = 0, Timed(self._here.keys.shard(shard), self._ahead_us(shard))
         for keys in groups(_keys_of(self._here, shard), BITE):
             types = self._here.ask([(b"TYPE", key) for key in keys])
             known = [pair for pair in zip(keys, types, strict=True) if pair[1] in READS]
-            self._copy_some(known)
+            self._copy_some(known, timed)
             copied += len(known)
         return copied
 
-    def _copy_some(self, known: Sequence[tuple[bytes, bytes]]) -> None:
+    def _ahead_us(self, shard: int) -> int:
+        """Return how far the clock there is ahead of the one here; 0 where they are alike."""
+        here, there = _clock_us(self._here, shard), _clock_us(self._there, shard)
+        return there - here if abs(there - here) >= LEAST_AHEAD_US else 0
+
+    def _copy_some(self, known: Sequence[tuple[bytes, bytes]], timed: Timed) -> None:
         """Copy keys whose types are known. A large index goes page by page: nothing changes it any more."""
         start = 0
         while known:
@@ -190,7 +200,9 @@ class Moving:
             replies = self._here.ask(asked)
             found = list(zip(known, replies[::2], replies[1::2], strict=True))
             writes = [
-                one for (key, kind), value, ms in found for one in _writing(key, kind, value, ms)
+                one
+                for (key, kind), value, ms in found
+                for one in _writing(key, kind, timed.value(key, kind, value), ms)
             ]
             if writes:
                 self._there.ask(writes)
@@ -214,6 +226,30 @@ READS: Mapping[bytes, Callable[[bytes, int], Command]] = {
     ZSET: _reading_set,
     STRING: lambda key, _: (b"GET", key),
 }
+
+
+class Timed(NamedTuple):
+    """Sets the times in what is copied by how far the clock there is ahead."""
+
+    prefix: bytes  # of the shard's keys
+    ahead_us: int
+
+    def value(self, key: bytes, kind: bytes, value: Any) -> Any:
+        """Return the content of a key, with its times by the clock there."""
+        if not self.ahead_us:
+            return value
+        if kind == HASH:
+            fields = zip(value[::2], value[1::2], strict=True)
+            return [w for f, v in fields for w in (f, self._time(v) if f in TIMES else v)]
+        if kind == ZSET and TIMED_SETS.match(key, len(self.prefix)):
+            scores = zip(value[::2], value[1::2], strict=True)
+            return [word for member, score in scores for word in (member, self._time(score))]
+        return value
+
+    def _time(self, text: bytes) -> bytes:
+        """Return a time by the clock there. 0 and 1 are none, nor is what never ends."""
+        is_time = text.isdigit() and 1 < int(text) < FOREVER
+        return b"%d" % max(2, int(text) + self.ahead_us) if is_time else text
 
 
 def _writing(key: bytes, kind: bytes, value: Any, ms: int) -> list[Command]:
@@ -279,6 +315,12 @@ def _asking(commands: Sequence[Command]) -> Operation[list[Any]]:
 def _keeping(commands: list[Command], replicas: int) -> Operation[int]:
     replies = yield Kept(commands, replicas)
     return int(replies.replicas)
+
+
+def _clock_us(side: Side, shard: int) -> int:
+    """Return the time of the server that has this shard: of a cluster's node, which the command before it names."""
+    _, (seconds, us) = side.ask([(b"EXISTS", side.keys.revocations(shard)), (b"TIME",)])
+    return int(seconds) * 1_000_000 + int(us)
 
 
 def _try_to_scan(side: Side) -> None:

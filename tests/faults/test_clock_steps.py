@@ -20,7 +20,7 @@ from stillroom import AUTH, Limit, LockTaken, NoDispatch, SessionNotFresh, Setti
 from stillroom.dispatch import RefreshOrder
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
-from stillroom.moving import move_bans
+from stillroom.moving import Moving, Side, move_bans
 from tests.conftest import SERVERS, binary_of
 from tests.support.clocked import ClockedServer
 from tests.support.crowd import PATIENT
@@ -381,6 +381,37 @@ def test_a_ban_that_is_moved_lasts_as_long_as_it_had_left(
                 assert seconds - 30 < ban.until - ban.since <= seconds
 
 
+@pytest.mark.parametrize("ahead", [-HOUR, HOUR])
+def test_a_session_that_is_moved_lives_as_long_as_it_had_left(
+    make: Callable[..., Any], clocked: ClockedServer, ahead: int
+) -> None:
+    """A session that moves to a server with another clock has there as long to live as it had, and its age."""
+    clocked.set_clock(ahead)
+    here = make()
+    session = here.sessions.create("ann", {"a": 1}, idle=600, absolute=1_200, device="a phone")
+    rotated = here.sessions.rotate(session)
+    before = here.sessions.get(rotated)
+    with EmbeddedServer() as server:
+        settings = Settings(**{"redis_url": server.url} | PATIENT)
+        with Stillroom(settings, dispatch=NoDispatch()) as there:
+            moving = Moving(*[Side(room.keys, room.state.run) for room in (here, there)])
+            moving.begin()
+            assert sum(moving.shards())
+            for token in (rotated.token, session.token):
+                found = there.sessions.get(token, fresh=60)
+                assert found.data == {"a": 1}
+                for name in ("created", "expires_at", "ends_by", "authenticated_at"):
+                    was = getattr(before, name) - before.read_at
+                    assert getattr(found, name) - found.read_at == pytest.approx(was, abs=10), name
+            (at,) = there.state.run(_scores(there.keys.due_sessions(int(found.handle[:2], 16))))
+            assert at == pytest.approx(found.expires_at * 1e6, abs=10e6)
+
+
+def _scores(key: bytes) -> Any:
+    (found,) = yield [(b"ZRANGE", key, b"0", b"-1", b"WITHSCORES")]
+    return [float(score) for score in found[1::2]]
+
+
 @pytest.mark.parametrize("use", ["get", "touch", "update"])
 def test_a_session_is_idle_from_its_last_use_on(
     clocked: ClockedServer, make: Any, use: str
@@ -393,6 +424,37 @@ def test_a_session_is_idle_from_its_last_use_on(
     assert getattr(app.sessions, use)(session, *([{"a": 1}] if use == "update" else []))
     clocked.set_clock(idle + 10)
     assert app.sessions.get(session) is None
+
+
+@pytest.mark.parametrize("use", ["get", "touch", "update", "rotate"])
+def test_a_session_lives_no_longer_for_a_step_back(
+    clocked: ClockedServer, make: Any, use: str
+) -> None:
+    """A session in use when the clock is set back an hour ends when its absolute time is over, and says so."""
+    app, absolute = make(), 240
+    clocked.set_clock(HOUR)
+    session = app.sessions.create("ann", {"a": 0}, idle=120, absolute=absolute)
+    clocked.set_clock(0)
+    used = getattr(app.sessions, use)(session, *([{"a": 1}] if use == "update" else []))
+    session = used if use == "rotate" else session
+    found = app.sessions.get(session)
+    assert absolute - 30 < found.ends_by - found.read_at <= absolute
+    for seconds in (110, 220, absolute + 10):
+        clocked.set_clock(seconds)
+        assert bool(app.sessions.get(session)) is (seconds < absolute)
+
+
+def test_a_browser_begins_a_session_soon_after_a_step_back(
+    clocked: ClockedServer, make: Any
+) -> None:
+    """A browser that did not get the cookie of its login begins another session a minute later, also when the clock
+    was set back meanwhile."""
+    app = make()
+    clocked.set_clock(HOUR)
+    cart = app.sessions.create(None, {"cart": 1})
+    app.state.run(app.sessions._body.log_in(cart.token, "ann", {}))
+    clocked.set_clock(61)
+    assert app.state.run(app.sessions._body.begin(cart.token, {"cart": 2})).data == {"cart": 2}
 
 
 def test_a_proof_from_before_a_step_back_is_told_as_one(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -64,6 +66,20 @@ def test_a_small_step_back_keeps_the_minute_it_has(
         clocked.set_clock(seconds)
         room.health.snapshot()
     assert db.xlen(room.keys.health) == 4
+
+
+def test_workers_whose_clocks_differ_draw_one_history(
+    clocked: ClockedServer, room: Stillroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Snapshots of workers on machines whose clocks differ by an hour follow each other as they were taken."""
+    right = time.time
+    for n in range(4):
+        clocked.set_clock(n * 60)
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda n=n: right() + 3_600 * (n % 2))
+            assert room.health.snapshot().time == pytest.approx(right() + n * 60, abs=2)
+    times = [one.time for one in room.health.history(1)]
+    assert [round(b - a) for a, b in pairwise(times)] == [60, 60, 60]
 
 
 def test_a_finding_that_began_in_the_future_began_now(

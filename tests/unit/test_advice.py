@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -334,6 +334,26 @@ def test_the_machine_is_looked_at() -> None:
     again = watch.look()
     assert again is not None
     assert again.cpu is None or 0 <= again.cpu <= 1
+
+
+class Times(NamedTuple):
+    """What psutil tells of a machine's CPUs, seconds."""
+
+    user: float
+    idle: float
+    iowait: float
+
+
+def test_time_that_goes_back_makes_no_more_than_a_whole_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CPU use is at most 1, though Linux lets the time that it waited for disks go back."""
+    watch, told = SystemWatch(), iter([Times(10.0, 10.0, 1.0), Times(11.0, 10.0, 0.5)])
+    monkeypatch.setattr("psutil.cpu_times", lambda: next(told))
+    watch.look()
+    again = watch.look()
+    assert again is not None
+    assert again.cpu == 1
 
 
 def test_what_a_system_does_not_tell_is_null(monkeypatch: pytest.MonkeyPatch) -> None:

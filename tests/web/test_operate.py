@@ -124,6 +124,13 @@ def test_a_form_of_another_page_does_nothing(
     assert site.room.cache.get("k") is None
 
 
+@pytest.mark.parametrize("ahead", [-3_500, 3_500])
+def test_a_form_of_a_machine_whose_clock_differs_is_taken(site: Site, ahead: int) -> None:
+    """A form made by a process on another machine is taken here, though its clock is nearly an hour off."""
+    form = {"code": code(TOKEN.encode(), time.time() + ahead), "act": "look", "key": "k"}
+    assert site.post(form, {}).status == 200
+
+
 def test_a_key_is_looked_at_and_invalidated(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     """A key is shown without its value and invalidated by itself, tag or pattern, each with a log line
     naming the actor.

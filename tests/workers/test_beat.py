@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import redis
 from stillroom import NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from stillroom_workers.app import make_app
+from stillroom_workers.beat import Scheduler
 from stillroom_workers.schedule import SCHEDULE
 from stillroom_workers.signs import SignsOfLife
 from tests.support.celery_process import CeleryProcess, until
@@ -103,8 +106,34 @@ def test_two_beats_have_the_effect_of_one(
 
 def test_a_clock_that_is_an_hour_off_loses_no_tick() -> None:
     """A beat or worker whose clock is off by up to two hours loses no tick."""
-    from stillroom_workers.app import make_app
-
     entries: dict[str, Any] = make_app(Settings()).conf.beat_schedule
     assert len(entries) == len(SCHEDULE)
     assert {entry["options"]["expires"] for entry in entries.values()} == {7_200.0}
+
+
+@pytest.mark.parametrize("hours", [-24 * 365, -1, 0, 1])
+def test_a_clock_that_is_set_stops_no_tick(
+    hours: int, monkeypatch: pytest.MonkeyPatch, own_server: EmbeddedServer
+) -> None:
+    """Beat goes on when its machine's clock is set while it runs, and sends each tick when it is due, and once."""
+    app = make_app(Settings(redis_url=own_server.url))
+    sent: list[str] = []
+    ahead: list[timedelta] = []
+    monkeypatch.setattr(app, "now", lambda: datetime.now(UTC) + sum(ahead, timedelta()))
+    scheduler = Scheduler(app)
+    monkeypatch.setattr(scheduler, "apply_async", lambda entry, **_: sent.append(entry.name))
+
+    def ticks_within(seconds: float) -> list[str]:
+        sent.clear()
+        ahead.append(timedelta(seconds=seconds))
+        while scheduler.tick() == 0:
+            pass
+        return sorted(sent)
+
+    scheduler.tick()
+    assert ticks_within(5.1) == ["log-abuse"]
+    ahead.append(timedelta(hours=hours))
+    ticks_within(0)
+    assert ticks_within(61) == sorted(tick.name for tick in SCHEDULE)
+    scheduler.close()
+    scheduler.connection.release()

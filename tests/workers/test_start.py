@@ -7,17 +7,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from celery import Celery
+from celery.worker.state import task_ready
 
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers.app import make_app
-from stillroom_workers.guards import Channel
+from stillroom_workers.guards import Channel, Request
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.crowd import PATIENT
 from tests.support.entries import age
@@ -212,6 +213,26 @@ def test_life_depends_on_the_answers_of_any_redis(
     for answered, can_work in [(time.monotonic(), True), (time.monotonic() - 16, False)]:
         monkeypatch.setattr(Channel, "answered", answered)
         assert signs.can_work() is can_work
+
+
+def test_a_clock_that_is_set_forward_makes_no_busy_worker_a_stuck_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker whose threads are all busy goes on showing life when its machine's clock is set a day forward."""
+    app = make_app(Settings(worker_threads=1))
+    app.loader.import_default_modules()
+    task, now = app.tasks["stillroom.reclaim"], time.time
+    headers = {"id": "one", "task": task.name}
+    body: tuple[list[Any], dict[str, Any], dict[str, Any]] = ([], {}, {})
+    message = SimpleNamespace(delivery_info={}, properties={})
+    request = Request(message, app=app, task=task, decoded=True, headers=headers, body=body)
+    request.on_accepted(os.getpid(), time.monotonic())
+    try:
+        monkeypatch.setattr(Channel, "answered", time.monotonic())
+        monkeypatch.setattr(time, "time", lambda: now() + 86_400)
+        assert app.signs.can_work()
+    finally:
+        task_ready(request)
 
 
 def age_of(path: Path) -> float:

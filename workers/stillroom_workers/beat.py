@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
+import time
+from datetime import timedelta
 from typing import Any
 
 from celery import beat, bootsteps
@@ -16,6 +19,7 @@ log = logging.getLogger("stillroom.workers")
 
 STOPS_WITHIN_S = 5.0
 LOOKS_EVERY_S = 1.0  # in a worker, which does not want to wait longer for it to stop
+STEP_S = 1.0  # what a clock goes back by at least when it is set, and not only slowed down
 
 # celery's types differ with and without stubs; as Any they look the same to mypy.
 _StockScheduler: Any = beat.Scheduler
@@ -33,6 +37,7 @@ class Scheduler(_StockScheduler):  # type: ignore[misc]
     """
 
     _is_heard = False  # whether the broker took what was sent last
+    _offset = -math.inf  # from the monotonic clock to the machine's at the last tick, seconds
 
     def apply_async(self, *args: Any, **options: Any) -> Any:
         """Send a task. Stock logs what goes wrong with it, and goes on."""
@@ -43,10 +48,20 @@ class Scheduler(_StockScheduler):  # type: ignore[misc]
 
     def tick(self, *args: Any, **kwargs: Any) -> Any:
         """Send what is due; returns the seconds until the next is. Its sign of life: the broker took it."""
+        self._follow_clock()
         seconds = super().tick(*args, **kwargs)
         if self._is_heard:
             self.app.signs.of_beat()
         return seconds
+
+    def _follow_clock(self) -> None:
+        """Set the schedule back with the machine's clock. Stock sends nothing until the clock has caught up."""
+        offset = self.app.now().timestamp() - time.monotonic()
+        step, self._offset = offset - self._offset, offset
+        if step < -STEP_S:
+            for entry in self.schedule.values():
+                entry.last_run_at += timedelta(seconds=step)
+            self._heap = None  # it is made anew from the entries
 
 
 class Beat(_StockStep):  # type: ignore[misc]

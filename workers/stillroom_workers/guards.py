@@ -24,6 +24,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
+from math import inf
 from time import monotonic, sleep
 from typing import Any, ClassVar
 
@@ -515,6 +516,14 @@ class Control(_StockControl):  # type: ignore[misc]
 
 class Request(_StockRequest):  # type: ignore[misc]
     """A request whose events are small: whoever watches the workers keeps thousands of them."""
+
+    began = (
+        inf  # time.monotonic(), in the worker: the machine's clock may be set while the task runs
+    )
+
+    def on_accepted(self, pid: Any, time_accepted: float) -> None:
+        self.began = time_accepted
+        super().on_accepted(pid, time_accepted)
 
     def info(self, safe: bool = True) -> Any:
         """Return what `inspect` tells of a task: how much it was given, not what, as its events do."""

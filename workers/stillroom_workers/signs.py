@@ -91,8 +91,8 @@ class SignsOfLife:
     def _is_stuck(self) -> bool:
         running = list(state.active_requests)
         limit = self._settings.lease_limit * STUCK_AFTER_LEASES
-        began = [request.time_start or time.time() for request in running]
-        return len(running) >= self._app.threads and max(began) < time.time() - limit
+        is_old = all(time.monotonic() - request.began > limit for request in running)
+        return len(running) >= self._app.threads and is_old
 
 
 def notify(message: str) -> None:

@@ -83,7 +83,8 @@ class SystemWatch:
         before, self._last = self._last, (spent - idle, spent)
         if before is None or spent <= before[1]:
             return None
-        return max(0.0, float(spent - idle - before[0]) / float(spent - before[1]))
+        share = float(spent - idle - before[0]) / float(spent - before[1])
+        return min(1.0, max(0.0, share))  # Linux lets iowait go back, and sums are rounded
 
 
 def find_psutil() -> Any:

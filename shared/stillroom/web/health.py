@@ -241,7 +241,7 @@ class Endpoints:
             past.history,
             past.patterns,
             flower_url=self._settings.flower_url,
-            now=time.time(),
+            now=held.report.time + held.age(),
             view=view_of(request.query),
             since=past.since,
             figures=past.figures,

@@ -152,19 +152,24 @@ local function find(prefix, now, keys, asked, hops)
 end
 
 -- A clock that has stepped back a little keeps the order in which sessions were seen. After a larger step it is seen now,
--- or its idle time would be longer by the step.
+-- and has as long to live as it had, or both its times would be longer by the step.
 -- PEXPIRE first: a server that is full refuses a script's first write if it takes memory, and only the first. One that
 -- can't write its file refuses all writes (MISCONF) and answers all reads: the session is read, and is not seen.
 -- Returns whether that was written down.
 local function see(session, now)
-  session.seen = session.seen - now > session.idle / 20 and now or math.max(now, session.seen)
+  local back = session.seen - now
+  if back > session.idle / 20 then
+    session.seen, session.limit = now, session.limit - back
+  else
+    session.seen = math.max(now, session.seen)
+  end
   session.deadline = math.min(session.seen + session.idle, session.limit)
   local life = plain(math.ceil((session.deadline - now) / 1000) + SLACK_MS)
   local refused = redis.pcall('PEXPIRE', session.key, life)
   if type(refused) == 'table' and string.find(refused.err, 'MISCONF', 1, true) then
     return false
   end
-  redis.call('HSET', session.key, '_l', plain(session.seen))
+  redis.call('HSET', session.key, '_l', plain(session.seen), '_x', plain(session.limit))
   return true
 end
 

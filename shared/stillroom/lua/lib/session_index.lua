@@ -141,11 +141,13 @@ local function mark_begun(prefix, key)
   redis.pcall('SET', late_key(prefix, key), BEGUN, 'PX', LATE_MS)
 end
 
--- Returns whether a session must not be begun under any of these names.
+-- Returns whether a session must not be begun under any of these names. A mark that lasts for longer than it was made
+-- for is from before the clock stepped back, and over.
 local function is_late(prefix, keys)
   for _, key in ipairs(keys) do
-    local mark = redis.call('GET', late_key(prefix, key))
-    if mark and mark ~= BEGUN then
+    local late = late_key(prefix, key)
+    local mark = redis.call('GET', late)
+    if mark and mark ~= BEGUN and redis.call('PTTL', late) <= LATE_MS then
       return true
     end
   end
