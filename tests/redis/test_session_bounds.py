@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -175,6 +176,23 @@ def test_a_record_that_is_none_harms_nobody_else(room: Any, client: Any, how: st
     assert sessions.destroy_for_user("u1", keep=bad.token) == 2
     assert sessions.get(third) is None
     assert sessions.destroy_by_tag("t") == 0
+
+
+FIELDS = {"_u": "\t" * 10, "_c": "9" * 400, "_l": "9" * 400, "_t": "\t", "_a": "9" * 400}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_field_that_another_program_wrote_harms_nobody_else(
+    room: Any, client: Any, field: str
+) -> None:
+    """A record with a field that is none can be read or not, and the user's other devices are listed."""
+    sessions = room.sessions
+    bad, good = sessions.create("u1"), sessions.create("u1")
+    client.hset(record_of(room, bad.handle), field, FIELDS[field])
+    if (session := sessions.get(bad)) is not None:
+        with suppress(SessionUnreadable):
+            assert session.device
+    assert good.handle in [device.handle for device in sessions.list_for_user("u1")]
 
 
 @pytest.mark.parametrize("kind", ["string", "hash"])
