@@ -752,6 +752,17 @@ def test_marks_that_no_clock_has_numbered_keep_nobody_from_reading(
     assert [reader.cache.get("k") for reader in (room, late, make_room())] == [None] * 3
 
 
+def test_a_clock_that_was_lost_begins_behind_marks_that_no_clock_has_numbered(
+    room: Any, client: Any
+) -> None:
+    """Where the clock is lost and another program wrote a mark ahead of any clock, values are stored again."""
+    client.zadd(room.keys.marks, {"t:other": "1e300"})
+    client.delete(room.keys.clock)
+    assert room.cache.set("k", 1)
+    room.cache.invalidate("other")
+    assert room.cache.get("k") == 1
+
+
 @pytest.mark.parametrize("depth", [2_000, 100_000])
 def test_a_stale_value_is_served_whose_source_is_nested_too_deep(
     room: Any, client: Any, depth: int

@@ -86,14 +86,14 @@ def flaw_in_content(kind: Any) -> str | None:
     return None if kind == JSON else f"its content type is {shown(repr(kind), 60)}, not {JSON}"
 
 
-def flaw_in_json(text: bytes | str) -> str | None:
+def flaw_in_json(text: bytes | memoryview | str) -> str | None:
     """Return what is wrong with JSON that is about to be decoded, or None. No message is nested 200 levels deep.
 
     Python reads as deep as its stack has room. So it could read one in one place, and in another, where a worker
     notes what it has taken or gives it back, neither write nor read it.
     """
     try:
-        from_json(text)
+        from_json(text if isinstance(text, str) else bytes(text))
     except ValueError as error:
         return str(error)
     return None
