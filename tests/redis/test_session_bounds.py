@@ -12,6 +12,7 @@ import pytest
 from stillroom import (
     InvalidArgument,
     SessionDataRefused,
+    SessionStoreUnavailable,
     SessionUnreadable,
     SettingsError,
     Stillroom,
@@ -224,6 +225,20 @@ def test_settings_that_can_not_be_compared_keep_nobody_out(make_room: Make, clie
         assert room.sessions.get(session) is not None
         assert room.sessions.count("u1") == 1
         assert room.sessions.destroy_for_user("u1") == 1
+
+
+@pytest.mark.parametrize("index", ["x", "rev"])
+def test_an_index_that_is_none_keeps_no_other_shard_from_the_sweep(
+    room: Any, client: Any, index: str
+) -> None:
+    """Where a foreign key is in the place of an index, the sweep says so, and sweeps all other shards."""
+    client.set(room.keys.shard(0) + index.encode(), "x", ex=100)
+    due = room.keys.due_sessions(7)
+    client.zadd(due, {b"gone\nu1\n": 1})
+    client.expire(due, 100)
+    with pytest.raises(SessionStoreUnavailable, match="wrongtype"):
+        room.sessions.sweep()
+    assert client.zcard(due) == 0
 
 
 def test_a_line_that_is_none_does_not_stop_the_sweep(room: Any, client: Any) -> None:
