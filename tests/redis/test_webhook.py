@@ -92,7 +92,7 @@ def test_a_pattern_of_abuse_is_told(room: Any, client: Any, receiver: Receiver) 
 def test_what_another_program_wrote_silences_nobody(
     room: Any, client: Any, receiver: Receiver
 ) -> None:
-    """Findings are told behind events that no receiver could read, and where how far it was told is not known."""
+    """Findings are told behind events that no receiver could read, and where nobody knows how far it was told."""
     for event in ("[" * 100_000, '{"kind": "finding", "severity": NaN}', "x"):
         client.xadd(room.keys.webhook, {"event": event})
     for field in ("findings", "patterns", "failures", "retry_ms"):
