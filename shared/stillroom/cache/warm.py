@@ -134,7 +134,7 @@ class Warming:
         return [order for order in orders if order is not None]
 
     def _order_of(self, loader: Any, one: Any) -> Load | None:
-        """Return the order, or None for arguments that no worker could load: the others are ordered all the same."""
+        """Return the order, or None for arguments that no worker could load: the others are ordered."""
         try:
             return order_of(loader, one)
         except Exception as error:
