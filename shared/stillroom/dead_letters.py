@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stillroom.durations import LAST_MOMENT
 from stillroom.errors import DeadLetterRefused, NoDeadLetter
 from stillroom.keys import Keys
 from stillroom.operation import Once, Operation
@@ -41,7 +42,7 @@ class DeadLetter:
     @property
     def when(self) -> float:
         """Return when the work was given up, in seconds since 1970 by the server's clock."""
-        return int(self.id.partition("-")[0]) / 1000
+        return min(int(self.id.partition("-")[0]) / 1000, LAST_MOMENT)
 
 
 class DeadLetters:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from stillroom.errors import InvalidArgument
 
 Duration: TypeAlias = float | timedelta
+LONGEST_S = 1e15  # that a duration can be: Python makes no float of a number of thousands of digits
 LAST_MOMENT = 253_402_300_799  # seconds since 1970: the end of the year 9999, where calendars end
 
 
@@ -19,7 +20,7 @@ def seconds_of(name: str, given: Any, *, least: float = 0.001, most: float = flo
     if isinstance(given, bool) or not isinstance(given, float | int | timedelta):
         raise InvalidArgument(f"{name}={given!r}: a number of seconds, or a timedelta")
     seconds = given.total_seconds() if isinstance(given, timedelta) else given
-    if not least <= seconds <= most or seconds == float("inf"):
+    if not least <= seconds <= min(most, LONGEST_S):
         upper = "" if most == float("inf") else f" to {_plain(most)}"
         raise InvalidArgument(
             f"{name}={given!r}: a number of seconds from {_plain(least)}{upper}, or a timedelta"

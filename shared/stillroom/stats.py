@@ -10,6 +10,7 @@ from typing import Any
 
 from stillroom.counted import OTHERS
 from stillroom.keys import Keys
+from stillroom.shown import shown_lines
 from stillroom.wire import Command, reset_after_fork
 
 FLUSH_EVERY_S = 5.0
@@ -123,7 +124,7 @@ class Stats:
         if len(self._said) > 1_000:
             self._said.clear()
         self._said[what, reason] = now + QUIET_SECONDS
-        log.log(level, "%s: %s", what, detail)
+        log.log(level, "%s: %s", what, shown_lines(str(detail)))
 
 
 def _adding(key: bytes, counts: Mapping[str, int], kept: int) -> list[Command]:

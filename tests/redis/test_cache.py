@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 from uuid import UUID, uuid4
+from zlib import crc32
 
 import pytest
 from pydantic import BaseModel, Field
@@ -728,6 +729,61 @@ def test_a_foreign_clock_degrades_and_never_lies(room: Any, client: Any) -> None
     assert room.cache.get("k") is None
     assert room.cache.get_or_set("k", lambda: "new") == "new"
     assert room.cache.set("k", "new") is False
+
+
+@pytest.mark.parametrize("score", ["inf", "-inf", "1.5", "1e300"])
+def test_marks_that_no_clock_has_numbered_keep_nobody_from_reading(
+    room: Any, client: Any, make_room: Any, score: str
+) -> None:
+    """Where another program wrote among the marks, values are read and stored, and what is invalidated is gone."""
+    room.cache.set_many({"k": 1, "gone": 1}, tags=["t"])
+    room.cache.invalidate_by_pattern("gon*")
+    client.zadd(room.keys.marks, {"t:other": score, "s:other": score})
+    client.zadd(room.keys.globs, {"other*": score})
+    client.zadd(room.keys.named, {"k:other": score})
+    late = make_room()
+    for reader in (room, late):
+        found = reader.cache.get_many(["k", "gone"]), reader.cache.get("k", near=2)
+        assert found == ({"k": 1}, 1)
+    assert late.cache.set("k", 2, tags=["t"])
+    assert room.upkeep.explain("k").outcome == "hit"
+    room.cache.invalidate_by_tag("t")
+    room.upkeep.reclaim()
+    assert [reader.cache.get("k") for reader in (room, late, make_room())] == [None] * 3
+
+
+def test_a_clock_that_was_lost_begins_behind_marks_that_no_clock_has_numbered(
+    room: Any, client: Any
+) -> None:
+    """Where the clock is lost and another program wrote a mark ahead of any clock, values are stored again."""
+    client.zadd(room.keys.marks, {"t:other": "1e300"})
+    client.delete(room.keys.clock)
+    assert room.cache.set("k", 1)
+    room.cache.invalidate("other")
+    assert room.cache.get("k") == 1
+
+
+@pytest.mark.parametrize("depth", [2_000, 100_000])
+def test_a_stale_value_is_served_whose_source_is_nested_too_deep(
+    room: Any, client: Any, depth: int
+) -> None:
+    """A stale value whose arguments nobody can read is served, counted, and not refreshed."""
+
+    @room.cache.cached("k:{id}", tags=["t"])
+    def load(id: int) -> int:
+        return id
+
+    load(1)
+    place = room.keys.entry(b"k:1")
+    head, _, rest = client.get(place).partition(b"load {")
+    start, _, codec = head.rpartition(b"\t")[0].rpartition(b"\t")
+    deep = b'load {"id":' + b"[" * depth + b"]" * depth + b"}" + rest.partition(b"}")[2]
+    whole = b"%b\t%b" % (codec, deep)
+    fields = [*start.split(b"\t")[:3], b"1", b"%d" % crc32(whole), whole]
+    client.set(place, b"\t".join(fields), ex=60)
+    assert room.cache.get("k:1") == 1
+    assert counts(room)["decode_errors"] == 1
+    assert room.upkeep.explain("k:1").outcome == "stale"
 
 
 @pytest.mark.parametrize("lost", ["clock", "marks", "both", "all"])

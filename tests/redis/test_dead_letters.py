@@ -9,6 +9,7 @@ import pytest
 
 from stillroom import Stillroom
 from stillroom.dead_letters import BODY_LIMIT, LETTERS_LIMIT, DeadLetter
+from stillroom.durations import LAST_MOMENT
 from stillroom.errors import DeadLetterRefused, NoDeadLetter
 from stillroom.operation import Operation
 
@@ -32,6 +33,13 @@ def test_a_letter_comes_back_as_it_was_kept(room: Any, client: Any) -> None:
     assert 0 <= seconds + us / 1e6 - letter.when < 60
     assert room.state.run(room.dead_letters.list()) == [letter]
     assert room.state.run(room.dead_letters.count()) == 1
+
+
+def test_a_letter_from_behind_the_end_of_calendars_is_shown(room: Any, client: Any) -> None:
+    """A letter whose id is no time of a calendar is listed with the last one there is."""
+    client.xadd(room.keys.dead_letters, {"kind": "message"}, id="18446744073709551000-1")
+    (letter,) = room.state.run(room.dead_letters.list())
+    assert letter.when == LAST_MOMENT
 
 
 def test_letters_are_listed_in_pages_the_oldest_first(room: Any) -> None:

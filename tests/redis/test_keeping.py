@@ -89,6 +89,19 @@ def test_a_ttl_of_a_value_that_is_none_is_told_and_nothing_is_kept(
     assert "ttl" in caplog.text
 
 
+def test_an_error_of_several_lines_forges_no_line_of_the_log(
+    room: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second line of an app's error, which may hold a visitor's words, is indented, and no escape is left."""
+
+    def tag(value: Any) -> str:
+        raise ValueError("DETAIL: Key (name)=(x)\nFORGED \x1b[31m")
+
+    assert room.cache.get_or_set("k", lambda: 1, tags=[tag]) == 1
+    (told,) = [text for text in caplog.messages if "can't be kept" in text]
+    assert "\n  FORGED \\x1b[31m" in told
+
+
 @pytest.mark.parametrize(
     "options", [{"keep": 1}, {"keep": "yes"}, {"negative_ttl": "5"}, {"negative_ttl": -1}]
 )

@@ -194,6 +194,18 @@ def test_a_dead_holder_s_lease_runs_out(
         assert held.fence > grant.fence
 
 
+@pytest.mark.parametrize("fence", ["9" * 400, "x", "nan", "-5"])
+def test_a_fence_that_is_no_number_keeps_nobody_from_the_lock(
+    room: Any, client: Any, fence: str
+) -> None:
+    """Where another program wrote in the place of the last fence, the server's time replaces it."""
+    client.set(room.keys.slots(b"stock")[3], fence)
+    with locked(room, "stock", lease=5) as first:
+        assert first.fence > 10**15
+    with locked(room, "stock", lease=5) as second:
+        assert second.fence > first.fence
+
+
 def test_a_lost_lock_is_told_at_the_end_unless_the_block_failed(room: Any, client: Any) -> None:
     """A lost lock raises at the end of the block, unless the block raised an error of its own."""
     lock = (room.inner if isinstance(room, BlockingRoom) else room).lock

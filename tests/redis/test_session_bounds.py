@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from stillroom import (
     InvalidArgument,
     SessionDataRefused,
+    SessionStoreUnavailable,
     SessionUnreadable,
     SettingsError,
     Stillroom,
@@ -177,6 +179,23 @@ def test_a_record_that_is_none_harms_nobody_else(room: Any, client: Any, how: st
     assert sessions.destroy_by_tag("t") == 0
 
 
+FIELDS = {"_u": "\t" * 10, "_c": "9" * 400, "_l": "9" * 400, "_t": "\t", "_a": "9" * 400}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_field_that_another_program_wrote_harms_nobody_else(
+    room: Any, client: Any, field: str
+) -> None:
+    """A record with a field that is none can be read or not, and the user's other devices are listed."""
+    sessions = room.sessions
+    bad, good = sessions.create("u1"), sessions.create("u1")
+    client.hset(record_of(room, bad.handle), field, FIELDS[field])
+    if (session := sessions.get(bad)) is not None:
+        with suppress(SessionUnreadable):
+            assert session.device
+    assert good.handle in [device.handle for device in sessions.list_for_user("u1")]
+
+
 @pytest.mark.parametrize("kind", ["string", "hash"])
 @pytest.mark.parametrize("index", ["x", "u:u1", "g:t", "clock", "d:u1"])
 def test_an_index_that_is_none_keeps_nobody_out(
@@ -209,6 +228,20 @@ def test_settings_that_can_not_be_compared_keep_nobody_out(make_room: Make, clie
     for ends_all in (lambda s: s.destroy_for_user("u1"), lambda s: s.destroy_all()):
         first.sessions.create("u1")
         assert ends_all(make_room().sessions) == 1  # this process finds out by this very call
+
+
+@pytest.mark.parametrize("index", ["x", "rev"])
+def test_an_index_that_is_none_keeps_no_other_shard_from_the_sweep(
+    room: Any, client: Any, index: str
+) -> None:
+    """Where a foreign key is in the place of an index, the sweep says so, and sweeps all other shards."""
+    client.set(room.keys.shard(0) + index.encode(), "x", ex=100)
+    due = room.keys.due_sessions(7)
+    client.zadd(due, {b"gone\nu1\n": 1})
+    client.expire(due, 100)
+    with pytest.raises(SessionStoreUnavailable, match="wrongtype"):
+        room.sessions.sweep()
+    assert client.zcard(due) == 0
 
 
 def test_a_line_that_is_none_does_not_stop_the_sweep(room: Any, client: Any) -> None:

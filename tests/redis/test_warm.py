@@ -144,6 +144,16 @@ def test_a_list_that_can_t_be_made_stops_no_other(
     assert "a warm-up failed" in caplog.text
 
 
+def test_arguments_that_no_worker_could_load_stop_no_others(
+    room: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a list that has bad arguments the good ones are ordered, and the bad ones are logged."""
+    loads: list[Any] = []
+    loader_of(room, loads, warm_every=60, warm_with=lambda: [1, None, "x", {"no": 1}, (1, 2, 3), 2])
+    assert room.tasks.warm() == {"loaders": 1, "values": 2}
+    assert "a warm-up failed" in caplog.text
+
+
 def test_several_shards_are_warmed_once(make_room: Any) -> None:
     """Several shards are warmed once: the orders are in the first shard and are carried out in all."""
     loads: list[Any] = []

@@ -89,6 +89,20 @@ def test_a_pattern_of_abuse_is_told(room: Any, client: Any, receiver: Receiver) 
     assert "abuse: hammer by 198.51.100.7, 2048 events: ban" in receiver.bodies[0]["text"]
 
 
+def test_what_another_program_wrote_silences_nobody(
+    room: Any, client: Any, receiver: Receiver
+) -> None:
+    """Findings are told behind events that no receiver could read, and where nobody knows how far it was told."""
+    for event in ("[" * 100_000, '{"kind": "finding", "severity": NaN}', "x"):
+        client.xadd(room.keys.webhook, {"event": event})
+    for field in ("findings", "patterns", "failures", "retry_ms"):
+        client.hset(room.keys.webhook_at, field, "1e400")
+    begin_finding(room, client)
+    assert room.upkeep.tell_webhook() == {"told": 1, "outcome": "told"}
+    assert receiver.kinds == ["finding"]
+    assert room.upkeep.tell_webhook()["told"] == 0
+
+
 def test_many_are_told_in_few_requests(room: Any, client: Any, receiver: Receiver) -> None:
     """A request tells twenty events and a task a hundred.
 

@@ -229,7 +229,17 @@ def test_other_times_are_so_too(sync_room: Stillroom, what: str, given: Any) -> 
         TIMES[what](sync_room, given)
 
 
-WRONG_TIMES = ["60", True, float("nan"), float("inf"), -1, timedelta(seconds=-1), [60], b"60"]
+WRONG_TIMES = [
+    "60",
+    True,
+    float("nan"),
+    float("inf"),
+    10**400,
+    -1,
+    timedelta(seconds=-1),
+    [60],
+    b"60",
+]
 
 
 @pytest.mark.parametrize("given", WRONG_TIMES, ids=repr)

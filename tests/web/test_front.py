@@ -310,6 +310,29 @@ def test_a_refused_client_does_not_reach_the_handler_by_naming_an_origin(
 
 
 @pytest.mark.parametrize("face", ["wsgi", "asgi"])
+def test_a_path_forges_no_line_of_the_log(face: str, settings: Settings, caplog: Any) -> None:
+    """Where an app fails at a preflight, the log says so on one line, whatever the path and the error are."""
+
+    def failing(environ: Any, start_response: Any) -> list[bytes]:
+        raise RuntimeErrorOfTwoLines
+
+    async def failing_too(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeErrorOfTwoLines
+
+    table = [Routes([Route("/{path:path}", [Limit("none", 0, 60)])])]
+    with behind(table, face, settings, failing, failing_too) as port:
+        assert ask(port, "/a%0AFORGED%1B[31m", "GET", {"Origin": SPA}).status == 429
+    (said,) = [text for text in caplog.messages if "preflight" in text]
+    assert "/a\\nFORGED\\x1b[31m" in said
+    assert said.isprintable()
+
+
+class RuntimeErrorOfTwoLines(RuntimeError):
+    def __repr__(self) -> str:
+        return "of two\nFORGED lines"
+
+
+@pytest.mark.parametrize("face", ["wsgi", "asgi"])
 def test_a_preflight_that_no_cors_layer_answers_is_charged_the_next_time(
     face: str, settings: Settings
 ) -> None:

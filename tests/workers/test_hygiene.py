@@ -94,6 +94,13 @@ def protocol_1(**changes: Any) -> str:
     return json.dumps(envelope | {"headers": {}})
 
 
+def nested(depth: int, text: str) -> str:
+    """Return a message with lists in the place of "@". Python itself may write none that is nested so deep."""
+    return text.replace('"@"', "[" * depth + "]" * depth)
+
+
+# Python reads these where it has just been taken, and can't where it is noted or given back.
+DEPTHS = (250, *range(900, 970, 6))
 CALL = signature(VICTIM)
 # Each names a key that its sender has no right to, or takes a worker's memory.
 HOSTILE: dict[str, str] = {
@@ -138,6 +145,16 @@ HOSTILE: dict[str, str] = {
     "task with a line break": message("a\nFORGED"),
     "many retries": message(headers={"retries": 10**9}),
     "retries that are text": message(headers={"retries": "x" * 1_000}),
+    "a number that is none": message(headers={"x": {"__type__": "decimal", "__value__": "x"}}),
+    "a priority that never ends": message(
+        properties={"priority": {"__type__": "decimal", "__value__": "1E+999999999"}}
+    ),
+    **{f"an id of {n} lists": nested(n, message(headers={"id": "@"})) for n in DEPTHS},
+    **{f"{n} lists": nested(n, message(headers={"x": "@"})) for n in DEPTHS},
+    **{
+        f"a body of {n} lists": message(raw=nested(n, '[[], {"x": "@"}, {}]').encode())
+        for n in DEPTHS
+    },
 }
 
 

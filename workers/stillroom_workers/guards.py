@@ -44,6 +44,7 @@ from stillroom_workers.hygiene import (
     RAW_LIMIT,
     flaw_in_content,
     flaw_in_envelope,
+    flaw_in_json,
     flaw_in_task,
     keep_what_a_task_needs,
 )
@@ -62,6 +63,7 @@ _WRONG_SHAPE = (
     TypeError,
     LookupError,
     AttributeError,
+    ArithmeticError,  # a Decimal in kombu's JSON that is none
     RecursionError,
     DecodeError,
     ContentDisallowed,
@@ -208,6 +210,8 @@ class Channel(_StockChannel):  # type: ignore[misc]
     def _flaw(self, raw: bytes, queue: str | None) -> str | None:
         if len(raw) > RAW_LIMIT:
             return f"it has {len(raw):,} bytes, and may have {RAW_LIMIT:,}"
+        if flaw := flaw_in_json(raw):
+            return flaw
         try:
             envelope = loads(bytes_to_str(raw))
             # A reply to remote control comes by an exchange, and is not given back.
@@ -560,7 +564,7 @@ def _flaw(message: Any) -> str | None:
     In the solo pool the worker exits.
     """
     held = partial(_held, message)
-    flaw = flaw_in_content(message.content_type)
+    flaw = flaw_in_content(message.content_type) or flaw_in_json(message.body)
     return flaw or flaw_in_task(message.headers, message.payload, held)
 
 

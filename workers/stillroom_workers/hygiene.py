@@ -17,6 +17,7 @@ from time import time
 from typing import Any
 
 from celery.utils.time import maybe_iso8601
+from pydantic_core import from_json
 
 from stillroom.dispatch import MESSAGE_LIMIT
 from stillroom.shown import shown
@@ -69,6 +70,8 @@ def flaw_in_envelope(envelope: Any, queue: str | None) -> str | None:
         return "delivery_tag is not a name"
     if not is_name(properties.get("correlation_id"), optional=True):
         return "correlation_id is not a name"
+    if not isinstance(properties.get("priority"), int | None):
+        return "priority is not a whole number"
     if (reply_to := properties.get("reply_to")) and not _is_uuid(reply_to):
         return "reply_to is not a UUID"
     return None if queue is None else _flaw_in_route(properties.get("delivery_info"), queue)
@@ -81,6 +84,19 @@ def flaw_in_content(kind: Any) -> str | None:
     `bz2` makes 20 GB of 1 MB, and `punycode` needs hours.
     """
     return None if kind == JSON else f"its content type is {shown(repr(kind), 60)}, not {JSON}"
+
+
+def flaw_in_json(text: bytes | memoryview | str) -> str | None:
+    """Return what is wrong with JSON that is about to be decoded, or None. No message is nested 200 levels deep.
+
+    Python reads as deep as its stack has room. So it could read one in one place, and in another, where a worker
+    notes what it has taken or gives it back, neither write nor read it.
+    """
+    try:
+        from_json(text if isinstance(text, str) else bytes(text))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _flaw_in_route(route: Any, queue: str) -> str | None:

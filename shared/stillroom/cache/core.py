@@ -923,7 +923,7 @@ class Core:
             self._count_unreadable("value", entry.key, error)
             return MISS
 
-    def _count_unreadable(self, what: str, name: bytes, error: ValueError) -> None:
+    def _count_unreadable(self, what: str, name: bytes, error: Exception) -> None:
         self.stats.counts["decode_errors"] += 1
         self.stats.say(f"unreadable {what}, a miss", what, f"{name[:100]!r}: {error}")
 
@@ -1342,7 +1342,7 @@ class Core:
                 key=stale.name.decode(),
                 token=token.decode(),
             )
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             self._count_unreadable("source", stale.name, error)
             return None
 

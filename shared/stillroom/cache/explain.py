@@ -11,7 +11,7 @@ from stillroom.cache.core import Core
 from stillroom.cache.entry import Corrupt, Entry, parse
 from stillroom.cache.glob import compile_glob
 from stillroom.cache.loaders import Loader
-from stillroom.cache.marks import TRIMMED, question, read_clock
+from stillroom.cache.marks import TRIMMED, question, read_clock, seqs_of
 from stillroom.codec import Undecodable
 from stillroom.keys import original, sanitized
 from stillroom.operation import Operation
@@ -131,7 +131,7 @@ class Explainer(Core):
             (b"ZMSCORE", self.keys.marks, *asked),
             (b"ZRANGE", self.keys.globs, b"0", b"-1", b"WITHSCORES"),
         ]
-        at = {member: int(score) for member, score in zip(asked, scores, strict=True) if score}
+        at = dict(zip(asked, seqs_of(scores), strict=True))
         if at.get(TRIMMED, 0) > entry.stamp:
             said = "It is older than any entry can be: the marks of its time are gone."
             return _Why("miss", "trimmed", said)
@@ -139,7 +139,7 @@ class Explainer(Core):
         if hard[1] > entry.stamp:
             return _Why("miss", "tag", f"Its tag {_text(hard[0])} was invalidated.", *hard)
         written = original(entry.key)
-        matching = ((g, int(s)) for g, s in zip(globs[::2], globs[1::2], strict=True))
+        matching = zip(globs[::2], seqs_of(globs[1::2]), strict=True)
         glob = _newest((g, s) for g, s in matching if s > entry.stamp and compile_glob(g)(written))
         if glob[1]:
             said = f"The pattern {_text(glob[0])} was invalidated, which matches it."
@@ -160,7 +160,7 @@ class Explainer(Core):
         if not tags:
             return None
         scores = yield [(b"ZSCORE", self.keys.index(tag), name) for tag in tags]
-        ends_ms = max((int(float(score)) for score in scores if score), default=0)
+        ends_ms = max(seqs_of(scores), default=0)
         if not ends_ms:
             return None
         if ends_ms <= now_ms:
@@ -266,7 +266,7 @@ def _loading(lease: bytes | None) -> str | None:
 def _args(source: bytes) -> Mapping[str, Any] | None:
     try:
         args = json.loads(source.partition(b" ")[2])
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return args if isinstance(args, dict) else None
 

@@ -63,7 +63,7 @@ def _from_json(text: bytes, loader: str) -> Exception:
         if "retry_after" in told:
             return LoadShed(loader, int(told["at_once"]), float(told["retry_after"]))
         return LoadFailed(loader, str(told["kind"]), str(told.get("detail", "")))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return LoadFailed(loader, "an error that can't be read")
 
 

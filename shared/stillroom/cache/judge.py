@@ -7,7 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 
 from stillroom.cache.entry import Entry, Freshness
-from stillroom.cache.marks import NEWEST_GLOB, Marks, Verdict, extended, question, read_clock
+from stillroom.cache.marks import (
+    NEWEST_GLOB,
+    Marks,
+    Verdict,
+    extended,
+    question,
+    read_clock,
+    seqs_of,
+)
 from stillroom.keys import Keys
 from stillroom.operation import Operation
 from stillroom.wire import Clock, Command, reset_after_fork
@@ -155,7 +163,7 @@ class Judge:
         if not self._are_cut(rows):
             return self.learn(since, rows, (), clock) or Marks()
         newest_glob, globs = yield self._all_globs()
-        return self.learn(0, rows, globs, clock, int(newest_glob or 0)) or Marks()
+        return self.learn(0, rows, globs, clock, *seqs_of([newest_glob])) or Marks()
 
     def _verified(self, marks: Marks) -> Operation[Marks]:
         """Return all marks once the epoch is verified, after another run answered or the clock went back.
@@ -177,7 +185,7 @@ class Judge:
             self.marks_since(0),
         ]
         upto = verified[0] if verified else clock
-        return self.learn(0, rows, globs, upto, int(newest_glob or 0)) or Marks()
+        return self.learn(0, rows, globs, upto, *seqs_of([newest_glob])) or Marks()
 
     def _all_globs(self) -> list[Command]:
         """Return the commands that tell how new the newest glob is, and bring all of them.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum
+from math import ceil, isfinite
 
 from stillroom.cache.entry import Entry
 from stillroom.cache.glob import compile_glob
@@ -104,8 +105,7 @@ class Marks:
         between its two looks at it took an entry for untouched that the newer marks had killed.
         """
         newest = self.synced
-        for member, score in zip(rows[::2], rows[1::2], strict=True):
-            seq = int(score)
+        for member, seq in zip(rows[::2], seqs_of(rows[1::2]), strict=True):
             kind, _, tag = member.partition(b":")
             if kind == b"t":
                 self.hard[tag] = max(seq, self.hard.get(tag, 0))
@@ -126,7 +126,7 @@ class Marks:
 
         False if these marks are not those the clock was read with: they were lost, or another epoch began.
         """
-        trimmed, newest, *pairs = (int(score) if score else 0 for score in scores)
+        trimmed, newest, *pairs = seqs_of(scores)
         if newest < synced:
             return False
         for tag, hard, soft in zip(tags, pairs[::2], pairs[1::2], strict=True):
@@ -177,7 +177,8 @@ def extended(
     them with the first rows.
     """
     epoch, seq = read_clock(clock)
-    newest = {rows[i]: int(rows[i + 1]) for i in range(0, len(rows), 2) if rows[i][:1] == NEWEST}
+    seqs = zip(rows[::2], seqs_of(rows[1::2]), strict=True)
+    newest = {member: number for member, number in seqs if member[:1] == NEWEST}
     reached = newest.get(NEWEST + epoch, marks.synced)
     if reached < seq and any(other >= seq for other in newest.values()):
         return Marks()  # another epoch has begun since the clock was read: all of this one is dead
@@ -186,9 +187,9 @@ def extended(
         lost.synced, lost.clock = seq, clock
         return lost
     if len(rows) >= 2 * limit:
-        marks = Marks(epoch, floor=int(rows[-1]))
-    for glob, score in zip(globs[::2], globs[1::2], strict=True):
-        marks.learn_glob(glob, int(score))
+        marks = Marks(epoch, floor=seqs_of(rows[-1:])[0])
+    for glob, named_at in zip(globs[::2], seqs_of(globs[1::2]), strict=True):
+        marks.learn_glob(glob, named_at)
     if newest_glob > marks.newest_glob:  # some were lost: whatever they may have named is dead
         marks.dead_below = max(newest_glob, marks.dead_below)
     if rows:
@@ -199,6 +200,22 @@ def extended(
 def question(tags: Sequence[bytes], epoch: bytes) -> list[bytes]:
     """Return the members whose scores decide over entries with these tags that are older than the floor."""
     return [TRIMMED, NEWEST + epoch, *(prefix + tag for tag in tags for prefix in (b"t:", b"s:"))]
+
+
+def seqs_of(scores: Sequence[bytes | None]) -> list[int]:
+    """Return the numbers in scores; 0, which kills nothing, where there is no mark.
+
+    A score that no clock has given, because another program wrote it, counts as the next number, and an infinity
+    as no mark: each read of each process meets it.
+    """
+    try:
+        return [int(score) if score else 0 for score in scores]
+    except ValueError:
+        return [_rounded(float(score)) if score else 0 for score in scores]
+
+
+def _rounded(score: float) -> int:
+    return ceil(score) if isfinite(score) else 0
 
 
 def read_clock(raw: bytes) -> tuple[bytes, int]:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.figures import LOOKUPS
 from stillroom.cache.judge import Judge
-from stillroom.cache.marks import Verdict, read_clock
+from stillroom.cache.marks import Verdict, read_clock, seqs_of
 from stillroom.cache.memo import KEPT_S, Memo, Remembered
 from stillroom.cache.sharing import is_frozen
 from stillroom.cache.template import PREFIX
@@ -458,8 +458,8 @@ class Near:
             epoch, seq = read_clock(clock or b"")
         except ValueError:
             return
-        newest = int(told or 0)
-        names = list(zip(rows[::2], map(int, rows[1::2]), strict=True))
+        newest, *scores = seqs_of([told, *rows[1::2]])
+        names = list(zip(rows[::2], scores, strict=True))
         reached = max((score for _, score in names), default=0)
         is_lost = newest > since and reached < newest
         is_cut = len(names) >= NAMES_AT_ONCE or any(

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from stillroom.cache.body import CacheBody
 from stillroom.cache.core import Stale
 from stillroom.cache.entry import Entry, parse_head
-from stillroom.cache.marks import TRIMMED, Marks, Verdict, question, read_clock
+from stillroom.cache.marks import TRIMMED, Marks, Verdict, question, read_clock, seqs_of
 from stillroom.cache.terms import LEASE_LIMIT, LIFE_LIMIT
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.keys import OTHER, glob_literal
@@ -360,7 +360,7 @@ class Reclaim:
             (b"ZMSCORE", self._keys.marks, work.name, TRIMMED),
         ]
         epoch = (clock or b"").partition(b".")[0]
-        mark = max(int(score or 0) for score in scores)
+        mark = max(seqs_of(scores))
         yield from self._walk(work, run, partial(self._bite_tagged, tag, epoch, mark, state))
 
     def _bite_tagged(
@@ -410,8 +410,8 @@ class Reclaim:
         known = marks[0] if marks[0].epoch == epoch else Marks(epoch)
         marks[0] = known
         known.synced = max(seq, known.synced)
-        for glob, score in zip(globs[::2], globs[1::2], strict=True):
-            known.learn_glob(glob, int(score))
+        for glob, named_at in zip(globs[::2], seqs_of(globs[1::2]), strict=True):
+            known.learn_glob(glob, named_at)
         tags = list({tag for _, entry in heads.values() for tag in entry.tags})
         (scores,) = yield [(b"ZMSCORE", self._keys.marks, *question(tags, epoch))]
         if not known.answer(tags, scores, 0):
@@ -470,8 +470,9 @@ class Reclaim:
         if (yield from are_paused(self._pauses)):
             return
         _, policy = yield from self._about_server()
-        (score,) = yield [(b"ZSCORE", self._keys.marks, work.name)]
-        hottest = Hottest("lfu" in policy, tag, int(score or 0), set(self._cache.loaders.names()))
+        scores = yield [(b"ZSCORE", self._keys.marks, work.name)]
+        (mark,) = seqs_of(scores)
+        hottest = Hottest("lfu" in policy, tag, mark, set(self._cache.loaders.names()))
         state.total = yield from self._count_index(tag)
         finding = Run(run.left / 2, run.report)
         yield from self._walk(work, finding, partial(self._bite_stale, hottest, tag))

@@ -126,11 +126,20 @@ class Warming:
     def _orders_of(self, loader: Any) -> Operation[list[Load]]:
         try:
             given: Any = loader.warm.given
-            found = (yield Call(loader.within(given))) if callable(given) else given
-            return [order_of(loader, one) for one in listed(found)]
+            found = listed((yield Call(loader.within(given))) if callable(given) else given)
         except Exception as error:
             self._say(loader, error)
             return []
+        orders = [self._order_of(loader, one) for one in found]
+        return [order for order in orders if order is not None]
+
+    def _order_of(self, loader: Any, one: Any) -> Load | None:
+        """Return the order, or None for arguments that no worker could load: the others are ordered."""
+        try:
+            return order_of(loader, one)
+        except Exception as error:
+            self._say(loader, error)
+            return None
 
     def _give_back(self, loader: Any, claim: bytes) -> Operation[None]:
         def releasing() -> Operation[None]:

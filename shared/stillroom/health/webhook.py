@@ -11,9 +11,12 @@ import hashlib
 import hmac
 import json
 import logging
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from pydantic_core import from_json
 
 from stillroom.health.past import patterns_in
 from stillroom.health.report import Advice
@@ -22,6 +25,7 @@ from stillroom.operation import Call, Freeing, Operation
 from stillroom.scripts import release, webhook_lease, webhook_note
 from stillroom.settings import Settings
 from stillroom.shown import shown
+from stillroom.whole import number_in
 from stillroom.wire import Command
 
 log = logging.getLogger("stillroom.health")
@@ -35,6 +39,7 @@ FIRST_RETRY_S, LONGEST_RETRY_S = 60, 3_600
 TRIES = 10  # then these events are given up: some eight hours
 TEXT_LIMIT = 300  # characters of one event's line
 FINDINGS, PATTERNS = b"findings", b"patterns"
+_PLACE = re.compile(rb"\d{1,19}-\d{1,19}")
 Report = dict[str, Any]
 
 
@@ -91,10 +96,10 @@ class Webhook:
 
     def _tell(self, at: Mapping[bytes, bytes]) -> Operation[Report]:
         # A longer wait was noted by a clock that has been set back since.
-        if 0 < int(at.get(b"retry_ms", 0)) - self._now_ms() <= LONGEST_RETRY_S * 1000:
+        if 0 < _number(at, b"retry_ms") - self._now_ms() <= LONGEST_RETRY_S * 1000:
             return {"told": 0, "outcome": "waits to try again"}
         places = yield from self._places(at)
-        told, failures = 0, int(at.get(b"failures", 0))
+        told, failures = 0, _number(at, b"failures")
         for _ in range(REQUESTS_IN_ONE):
             events, places = yield from self._next(places)
             if not events:
@@ -111,7 +116,7 @@ class Webhook:
 
     def _places(self, at: Mapping[bytes, bytes]) -> Operation[dict[bytes, bytes]]:
         """Return how far each stream was told. Patterns from before the webhook are not told."""
-        places = {FINDINGS: at.get(FINDINGS, b"0-0"), PATTERNS: at.get(PATTERNS, b"")}
+        places = {FINDINGS: _place(at, FINDINGS) or b"0-0", PATTERNS: _place(at, PATTERNS)}
         if not places[PATTERNS]:
             newest = (b"XREVRANGE", self._keys.abuse_log, b"+", b"-", b"COUNT", b"1")
             (entries,) = yield [newest]
@@ -166,11 +171,21 @@ class Webhook:
         return [webhook_note([self._keys.webhook_at], KEPT_S, *pairs)]
 
 
+def _number(at: Mapping[bytes, bytes], field: bytes) -> int:
+    return number_in(at.get(field, b"")) or 0
+
+
+def _place(at: Mapping[bytes, bytes], stream: bytes) -> bytes:
+    """Return how far a stream was told; empty where that is not known, or something else was written there."""
+    place = at.get(stream, b"")
+    return place if _PLACE.fullmatch(place) else b""
+
+
 def _findings(rows: Iterable[Sequence[Any]]) -> Iterator[Report]:
     """Return the findings of the stream's entries, without another writer's."""
     for name, fields in rows:
         try:
-            event = json.loads(fields[1])
+            event = from_json(fields[1], allow_inf_nan=False)  # what receivers can read
         except (ValueError, IndexError):
             continue
         if isinstance(event, dict) and isinstance(event.get("kind"), str):

@@ -67,7 +67,8 @@ redis.call('ZREM', KEYS[3], token)
 redis.call('ZADD', KEYS[1], plain(now + tonumber(ARGV[3]) * 1000), token)
 local ends = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2]
 redis.call('PEXPIRE', KEYS[1], plain(math.ceil((tonumber(ends) - now) / 1000) + 1))
--- Where the last number is lost the server's time replaces it, so that numbers grow in any case.
-local fence = math.max(now, tonumber(redis.call('GET', KEYS[4]) or '0') + 1)
+-- Where the last number is lost, or no such number, the server's time replaces it, so that numbers grow in any case.
+local last = tonumber(redis.call('GET', KEYS[4])) or 0
+local fence = math.max(now, (last < 2 ^ 53 and last or 0) + 1)
 redis.call('SET', KEYS[4], plain(fence), 'PX', 86400000)
 return {1, plain(fence)}

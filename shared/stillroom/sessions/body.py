@@ -658,8 +658,8 @@ class SessionsBody(Asking):
         Returns {"expired", "deleted", "lag_s", "done"}: `lag_s` is how long the oldest of them had waited, and
         `done` is False if `seconds` were up first. Two at once share the work. It works on a server that is full.
         Raises SettingsError for a `limit` that is none. Redis away: SessionStoreUnavailable. Where only a node of
-        a cluster is away, the others' sessions are swept before this is raised. A shard that `stillroom move-state`
-        has shut is left out.
+        a cluster is away, or a foreign key is in the place of an index, the others' sessions are swept before this
+        is raised. A shard that `stillroom move-state` has shut is left out.
         """
         if not is_whole(limit, most=BITE_LIMIT):
             raise SettingsError(f"limit={limit!r}: 1 to {BITE_LIMIT:,} sessions a bite")
@@ -674,7 +674,7 @@ class SessionsBody(Asking):
                     ended, due, waited = yield from self._sweep_shard(shard, limit)
                     gone, unfinished, longer = yield from self._reclaim(shard, limit)
                 except SessionStoreUnavailable as error:
-                    if not self._is_about_a_part(error):
+                    if not self._is_about_a_part(error) and error.reason not in OF_THE_COMMAND:
                         raise
                     left.discard(shard)
                     if not is_shut(error):  # a shard that is moved is swept afterwards

@@ -48,7 +48,10 @@ def read_plain(names: Sequence[bytes], replies: Sequence[Any], touch_us: int) ->
 
 def touch_after(head: bytes, touch_us: int) -> int:
     """Return how many µs after the last one a touch is due. `head`: what the record says of itself."""
-    return min(touch_us, int(head.split(b"\t", 5)[4]) // 20)
+    try:
+        return min(touch_us, int(head.split(b"\t", 5)[4]) // 20)
+    except ValueError:  # a stranger wrote it
+        return touch_us
 
 
 def _answer(name: bytes, record: dict[bytes, Any], now: int, touch_us: int) -> Reply | None:

@@ -365,7 +365,7 @@ def read_device(shard: int, name: bytes, head: bytes) -> Device:
             meta=from_json(meta) if meta != "{}" else {},
             authenticated_at=(int(proved or created) / 1e6 or None) if user else None,
         )
-    except ValueError:
+    except (ValueError, OverflowError):
         raise SessionUnreadable("the record lacks fields of its own") from None
 
 

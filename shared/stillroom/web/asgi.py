@@ -15,6 +15,7 @@ from stillroom.limits.routes import below
 from stillroom.misuse import explained
 from stillroom.operation import Driver
 from stillroom.room import AsyncStillroom
+from stillroom.shown import repr_of, shown
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
 from stillroom.web.ending import Header, lacking, names_of, report_loss
 from stillroom.web.explain import ExplainASGI
@@ -273,7 +274,8 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         try:
             await self.app(asking, receive, keep)
         except Exception as error:  # the client is refused anyway
-            log.warning("a preflight of %s was not answered: %r", scope["path"], error)
+            why = shown(repr_of(error), 300)
+            log.warning("a preflight of %.200r was not answered: %s", scope["path"], why)
         return found
 
 

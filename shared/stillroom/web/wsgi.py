@@ -14,6 +14,7 @@ from stillroom.errors import LoadShed, SessionNotFresh, SessionStoreUnavailable
 from stillroom.limits import Route
 from stillroom.misuse import explained
 from stillroom.room import Stillroom
+from stillroom.shown import repr_of, shown
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
 from stillroom.web.ending import Header, lacking, names_of, report_loss
 from stillroom.web.explain import ExplainWSGI
@@ -171,7 +172,8 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
                 next(iter(body), b"")
             _close(body)
         except Exception as error:  # the client is refused anyway
-            log.warning("a preflight of %s was not answered: %r", _path(environ), error)
+            why = shown(repr_of(error), 300)
+            log.warning("a preflight of %.200r was not answered: %s", _path(environ), why)
         return found
 
 

@@ -62,10 +62,12 @@ local function known_clock(clock)
   end
 end
 
+local MOST = '9007199254740991' -- 2^53 - 1: a larger score is none of ours, and no clock could go on from it
+
 -- Returns the seq of a new moment, where the clock shows `seq` or is lost.
 local function next_seq(marks, seq)
   if not seq then
-    local newest = redis.call('ZRANGE', marks, '+inf', '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, 1, 'WITHSCORES')
+    local newest = redis.call('ZRANGE', marks, MOST, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, 1, 'WITHSCORES')
     seq = tonumber(newest[2] or '0')
   end
   return math.max(now_us(), seq + 1)
