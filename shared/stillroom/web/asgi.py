@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -248,13 +249,20 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         not pay for.
         """
         found: list[Header] = []
+        asked = iter([{"type": "http.request", "body": b"", "more_body": False}])
+        has_begun = asyncio.Event()
 
         async def receive() -> Message:
-            return {"type": "http.request", "body": b"", "more_body": False}
+            """Act as a client that goes when it has the headers: an app may wait for that, and stream for ever."""
+            for message in asked:
+                return message
+            await has_begun.wait()
+            return {"type": "http.disconnect"}
 
         async def keep(message: Message) -> None:
             if message["type"] == "http.response.start":
                 found.extend(_decoded(message.get("headers", ())))
+                has_begun.set()
 
         visit = scope[VISIT]
         nobody = self._session(scope, {}, False)
