@@ -16,10 +16,12 @@ import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
-from flask import Flask, url_for
+from flask import Flask, Response, url_for
+from flask import request as flask_request
 from hishel.httpx2 import CacheClient
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Route
@@ -816,3 +818,42 @@ def test_a_host_that_is_none_is_the_app_s_business(port: int, shop: Shop, host: 
     told = ask(port, PRODUCT, headers={"Host": host})
     assert told.status < 500
     assert told.one("cache-status") in (None, "stillroom; fwd=bypass")
+
+
+@pytest.mark.parametrize("vary", [[], ["Origin"]], ids=["to the app", "kept by origin"])
+def test_a_page_of_another_origin_may_read_what_the_cors_layer_behind_it_allows(
+    face: str, settings: Settings, vary: list[str]
+) -> None:
+    """A page that varies by Origin is not given to a request with one, unless it is kept by Origin."""
+    room: Any = (Stillroom if face == "flask" else AsyncStillroom)(settings, dispatch=NoDispatch())
+    app: Any = Flask("shop") if face == "flask" else FastAPI(lifespan=room.lifespan)
+    pages: Pages[Any] = Pages(room)
+    origins = ["https://a.example", "https://b.example"]
+    if face == "flask":
+
+        @app.after_request
+        def cors(response: Response) -> Response:
+            if (origin := flask_request.headers.get("Origin")) in origins:
+                response.headers["Access-Control-Allow-Origin"] = str(origin)
+            response.vary.add("Origin")
+            return response
+
+    else:
+        app.add_middleware(CORSMiddleware, allow_origins=origins)
+    pages.install(app)
+
+    if face == "flask":
+        app.add_url_rule("/", "home", pages.page(ttl=60, vary=vary)(lambda: "home"))
+    else:
+
+        @app.get("/")
+        @pages.page(ttl=60, vary=vary)
+        async def home() -> str:
+            return "home"
+
+    with app.test_client() if face == "flask" else TestClient(app) as client:
+        for origin in (None, *origins, None, *origins):
+            answer = client.get("/", headers={"Origin": origin} if origin else {})
+            assert answer.headers.get("access-control-allow-origin") == origin
+        assert ("hit" in answer.headers["cache-status"]) == bool(vary)
+        assert "hit" in client.get("/").headers["cache-status"]

@@ -14,7 +14,7 @@ from stillroom.errors import SettingsError
 from stillroom.limits.routes import below
 from stillroom.room import AsyncStillroom
 from stillroom.web.asgi import LIMITED, App, Message, Receive, Scope, Send
-from stillroom.web.pages.answer import bypassed
+from stillroom.web.pages.answer import bypassed, fits_origin
 from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering, own_mark
 from stillroom.web.pages.policy import Identity, Visit
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
@@ -160,6 +160,9 @@ class PageMiddleware:
             return
         finally:
             _state.reset(token)
+        if not fits_origin(page, asked.marked.policy, visit.headers):
+            await self.app(scope, receive, _bypassing(send, asked))
+            return
         await _send(send, self._pages.answer(asked, visit, page, is_new=bool(rendered)))
 
     def _find(self, scope: Scope) -> tuple[Found, Visit] | None:
