@@ -60,7 +60,7 @@ def answer_from(
 def fits_origin(page: StoredPage, policy: Policy, asked: Mapping[str, str]) -> bool:
     """Return whether a page is right for a request with these headers as far as CORS goes.
 
-    A page is made for a request without Origin, so one that varies by it lacks what the page of another origin needs.
+    A page is made for a request without Origin: one that varies by it lacks what a request with an Origin needs.
     """
     if "origin" not in asked or "origin" in map(str.lower, policy.vary):
         return True
