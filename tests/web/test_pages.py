@@ -42,6 +42,7 @@ from stillroom import (
 from stillroom.testing import Clock
 from stillroom.web.asgi import StillroomMiddleware
 from stillroom.web.fastapi import limited as limited_by_fastapi
+from stillroom.web.fastapi_room import CurrentSession
 from stillroom.web.flask import StillroomLimits
 from stillroom.web.flask import limited as limited_by_flask
 from stillroom.web.pages import Pages
@@ -857,3 +858,44 @@ def test_a_page_of_another_origin_may_read_what_the_cors_layer_behind_it_allows(
             assert answer.headers.get("access-control-allow-origin") == origin
         assert ("hit" in answer.headers["cache-status"]) == bool(vary)
         assert "hit" in client.get("/").headers["cache-status"]
+
+
+@pytest.mark.parametrize("is_outer", [True, False], ids=["further out", "further in"])
+def test_a_page_that_looks_at_the_session_is_rendered_for_nobody(
+    settings: Settings, is_outer: bool
+) -> None:
+    """A page that looks at the session is kept as nobody's, one that changes it is not kept, in either order."""
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    app, pages = FastAPI(lifespan=room.lifespan), Pages(room)
+
+    @app.get("/hello")
+    @pages.page(ttl=60)
+    async def hello(session: CurrentSession) -> str:
+        return str(session.user_id)
+
+    @app.get("/all")
+    @pages.page(ttl=60, sessions=True)
+    async def for_all(request: Request) -> str:
+        return str(request.session.get("name"))
+
+    @app.get("/begin")
+    @pages.page(ttl=60)
+    async def begin(request: Request) -> str:
+        request.session["name"] = "ann"
+        return "begun"
+
+    def limits() -> None:
+        app.add_middleware(StillroomMiddleware, room=room)
+
+    for step in [lambda: pages.install(app), limits][:: 1 if is_outer else -1]:
+        step()
+    with TestClient(app) as client:
+        for expected in ("stored", "hit"):
+            answer = client.get("/hello")
+            assert (answer.status_code, answer.json()) == (200, "None")
+            assert expected in answer.headers["cache-status"]
+        assert "bypass" in client.get("/all").headers["cache-status"]
+        begun = [client.get("/begin").headers.get("set-cookie") for _ in range(2)]
+        assert begun[0]
+        assert not begun[1]
+        assert client.get("/all").json() == "ann"
