@@ -14,12 +14,20 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
+import tests.web.test_django  # noqa: F401 - configures Django
 from stillroom import AUTH, AsyncStillroom, Limit, NoDispatch, Settings, Stillroom
 from stillroom.web import fastapi as on_fastapi
 from stillroom.web import flask as on_flask
 from stillroom.web import starlette as on_starlette
 from stillroom.web.asgi import StillroomMiddleware
-from stillroom.web.carriers import charges, default_of, lost_views
+from stillroom.web.carriers import (
+    carried_in_django,
+    charges,
+    default_of,
+    lost_views,
+    of_django,
+)
+from stillroom.web.django import limits as on_django
 from stillroom.web.known_routes import Known, fits, inner_apps, known_routes
 from tests.support.web import ask
 from tests.web.limited_apps import FRAMEWORKS, serving
@@ -147,3 +155,25 @@ def test_blueprints_within_blueprints_and_defaults_are_read(settings: Settings) 
         on_flask.StillroomLimits(app, room, default=[OUTER])
     assert charges(app)
     assert default_of(app) == (OUTER,)
+
+
+def test_a_set_of_views_carries_the_limits_of_its_actions() -> None:
+    """A set of views of Django's REST framework, which names an action for each method, carries their limits."""
+
+    class Offers:
+        def list(self, request: Any) -> None: ...
+
+        @on_django.limited(API)
+        def create(self, request: Any) -> None: ...
+
+    def view(request: Any) -> None: ...
+
+    view.cls, view.actions = Offers, {"get": "list", "post": "create"}  # type: ignore[attr-defined]
+    assert [one.methods for one in of_django(view, ()).carries] == [frozenset({"POST"})]
+    charged = {method: carried_in_django(view, method) for method in ("GET", "HEAD", "POST", "PUT")}
+    assert {method: len(limits) for method, limits in charged.items()} == {
+        "GET": 0,
+        "HEAD": 0,
+        "POST": 1,
+        "PUT": 0,
+    }

@@ -234,6 +234,17 @@ def test_a_response_that_is_one_visitor_s_is_not_kept(port: int, how: str) -> No
     assert all(reply.body for reply in replies)
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_page_that_varies_by_origin_is_for_requests_without_one(port: int, method: str) -> None:
+    """A page that was kept for requests without an Origin is not given to one with it."""
+    for _ in range(2):
+        assert ask(port, "/kept/origin").text == "x"
+    assert calls == ["origin"]
+    told = ask(port, "/kept/origin", method, {"Origin": "https://a.example"})
+    assert told.one("cache-status") == "stillroom; fwd=bypass"
+    assert calls == ["origin"] * 2
+
+
 def test_a_stale_page_is_served_while_one_reader_renders_it(port: int, room: Stillroom) -> None:
     """One reader renders a stale page and gets the new one; the others are served the stale one."""
     global price

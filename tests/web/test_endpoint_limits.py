@@ -363,6 +363,16 @@ def test_endpoints_without_limits_have_the_default(framework: str, settings: Set
 
 
 @pytest.mark.parametrize("framework", ["flask", "django", "django-asgi"], indirect=True)
+def test_a_method_with_limits_is_not_charged_the_default(
+    framework: str, settings: Settings
+) -> None:
+    """A method of a class has only its own limits, and the other methods have the default ones."""
+    with serving(framework, settings, default=[Limit("default", 3, 60)]) as port:
+        assert statuses(port, "/method", 3, "POST") == [200, 200, 429]
+        assert statuses(port, "/method", 4) == [200] * 3 + [429]
+
+
+@pytest.mark.parametrize("framework", ["flask", "django", "django-asgi"], indirect=True)
 def test_requests_may_be_exempt_everywhere(framework: str, settings: Settings) -> None:
     """A predicate of the extension or the middleware exempts requests everywhere."""
 

@@ -344,6 +344,38 @@ def test_a_preflight_that_no_cors_layer_answers_is_charged_the_next_time(
     assert len(handler.calls) == 3
 
 
+def test_the_preflight_of_a_refusal_is_over_when_it_has_its_headers(settings: Settings) -> None:
+    """An app that waits until its client has gone answers the preflight of a refusal, and streams no longer."""
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    with serving_asgi(lambda room: Asgi(streaming_until_gone, room, routes=TABLE), room) as port:
+        refused = [ask(port, "/api", "GET", FROM_SPA) for _ in range(3)][-1]
+    assert refused.status == 429
+    assert refused.one("access-control-allow-origin") == SPA
+
+
+async def streaming_until_gone(scope: Any, receive: Any, send: Any) -> None:
+    """Stream to a preflight until it has gone, and watch out for that as Quart and Starlette do."""
+    if scope["type"] != "http" or scope["method"] != "OPTIONS":
+        await PlainTextResponse("ok")(scope, receive, send)
+        return
+
+    async def gone() -> None:
+        for _ in range(100):
+            if (await receive())["type"] == "http.disconnect":
+                return
+        raise AssertionError("the body ends again and again")
+
+    waiting = asyncio.create_task(gone())
+    await asyncio.sleep(0)
+    assert not waiting.done(), "it has gone before it was answered"
+    allowed = [(b"access-control-allow-origin", SPA.encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": allowed})
+    while not waiting.done():
+        await send({"type": "http.response.body", "body": b".", "more_body": True})
+        await asyncio.sleep(0)
+    await waiting
+
+
 @pytest.mark.parametrize("mount", [False, True])
 def test_a_preflight_that_the_cors_layer_answers_frees_the_next_ones(
     mount: bool, settings: Settings

@@ -16,10 +16,12 @@ import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
-from flask import Flask, url_for
+from flask import Flask, Response, url_for
+from flask import request as flask_request
 from hishel.httpx2 import CacheClient
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Route
@@ -40,6 +42,7 @@ from stillroom import (
 from stillroom.testing import Clock
 from stillroom.web.asgi import StillroomMiddleware
 from stillroom.web.fastapi import limited as limited_by_fastapi
+from stillroom.web.fastapi_room import CurrentSession
 from stillroom.web.flask import StillroomLimits
 from stillroom.web.flask import limited as limited_by_flask
 from stillroom.web.pages import Pages
@@ -816,3 +819,83 @@ def test_a_host_that_is_none_is_the_app_s_business(port: int, shop: Shop, host: 
     told = ask(port, PRODUCT, headers={"Host": host})
     assert told.status < 500
     assert told.one("cache-status") in (None, "stillroom; fwd=bypass")
+
+
+@pytest.mark.parametrize("vary", [[], ["Origin"]], ids=["to the app", "kept by origin"])
+def test_a_page_of_another_origin_may_read_what_the_cors_layer_behind_it_allows(
+    face: str, settings: Settings, vary: list[str]
+) -> None:
+    """A page that varies by Origin is not given to a request with one, unless it is kept by Origin."""
+    room: Any = (Stillroom if face == "flask" else AsyncStillroom)(settings, dispatch=NoDispatch())
+    app: Any = Flask("shop") if face == "flask" else FastAPI(lifespan=room.lifespan)
+    pages: Pages[Any] = Pages(room)
+    origins = ["https://a.example", "https://b.example"]
+    if face == "flask":
+
+        @app.after_request
+        def cors(response: Response) -> Response:
+            if (origin := flask_request.headers.get("Origin")) in origins:
+                response.headers["Access-Control-Allow-Origin"] = str(origin)
+            response.vary.add("Origin")
+            return response
+
+    else:
+        app.add_middleware(CORSMiddleware, allow_origins=origins)
+    pages.install(app)
+
+    if face == "flask":
+        app.add_url_rule("/", "home", pages.page(ttl=60, vary=vary)(lambda: "home"))
+    else:
+
+        @app.get("/")
+        @pages.page(ttl=60, vary=vary)
+        async def home() -> str:
+            return "home"
+
+    with app.test_client() if face == "flask" else TestClient(app) as client:
+        for origin in (None, *origins, None, *origins):
+            answer = client.get("/", headers={"Origin": origin} if origin else {})
+            assert answer.headers.get("access-control-allow-origin") == origin
+        assert ("hit" in answer.headers["cache-status"]) == bool(vary)
+        assert "hit" in client.get("/").headers["cache-status"]
+
+
+@pytest.mark.parametrize("is_outer", [True, False], ids=["further out", "further in"])
+def test_a_page_that_looks_at_the_session_is_rendered_for_nobody(
+    settings: Settings, is_outer: bool
+) -> None:
+    """A page that looks at the session is kept as nobody's, one that changes it is not kept, in either order."""
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    app, pages = FastAPI(lifespan=room.lifespan), Pages(room)
+
+    @app.get("/hello")
+    @pages.page(ttl=60)
+    async def hello(session: CurrentSession) -> str:
+        return str(session.user_id)
+
+    @app.get("/all")
+    @pages.page(ttl=60, sessions=True)
+    async def for_all(request: Request) -> str:
+        return str(request.session.get("name"))
+
+    @app.get("/begin")
+    @pages.page(ttl=60)
+    async def begin(request: Request) -> str:
+        request.session["name"] = "ann"
+        return "begun"
+
+    def limits() -> None:
+        app.add_middleware(StillroomMiddleware, room=room)
+
+    for step in [lambda: pages.install(app), limits][:: 1 if is_outer else -1]:
+        step()
+    with TestClient(app) as client:
+        for expected in ("stored", "hit"):
+            answer = client.get("/hello")
+            assert (answer.status_code, answer.json()) == (200, "None")
+            assert expected in answer.headers["cache-status"]
+        assert "bypass" in client.get("/all").headers["cache-status"]
+        begun = [client.get("/begin").headers.get("set-cookie") for _ in range(2)]
+        assert begun[0]
+        assert not begun[1]
+        assert client.get("/all").json() == "ann"

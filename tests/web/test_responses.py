@@ -626,6 +626,36 @@ def test_an_app_that_answers_500_to_that_is_corrected(face: str, away: Settings)
     assert [reply.text for reply in replies[1:]] == ["own", "own"]
 
 
+@pytest.mark.parametrize("how", ["another error", "a group"])
+def test_an_error_that_the_app_makes_of_that_is_a_503(face: str, away: Settings, how: str) -> None:
+    """An app that raises another error of its missing session, as tasks do by a group, is answered with 503."""
+    token = make_token(1, b"x" * 32)
+
+    def other(error: Exception) -> Exception:
+        return ExceptionGroup("tasks", [error]) if how == "a group" else RuntimeError("no user")
+
+    def wsgi(environ: Any, start_response: Any) -> list[bytes]:
+        try:
+            return [environ["stillroom.session"].get("a")]
+        except SessionStoreUnavailable as error:
+            raise other(error) from error
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await scope["stillroom.session"].load()
+        except SessionStoreUnavailable as error:
+            raise other(error) from error
+
+    if face == "wsgi":
+        started, body = call_wsgi(wsgi, Stillroom(away, dispatch=NoDispatch()), token=token)
+        assert started[0][0] == "503 Service Unavailable"
+        assert json.loads(b"".join(body))["status"] == 503
+    else:
+        room = AsyncStillroom(away, dispatch=NoDispatch())
+        start, _ = asyncio.run(call_asgi(asgi, room, token))
+        assert start["status"] == 503
+
+
 def test_another_service_s_failure_is_the_app_s_own(room: Stillroom, away: Settings) -> None:
     """An error of another room's session store stays the app's own and is not a 503."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -35,9 +36,15 @@ def by_wsgi(app: Any) -> Any:
     return Client(wsgi.StillroomMiddleware(app, room)).get("/")
 
 
-def by_fastapi() -> Any:
+async def shed_in_a_task() -> None:
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(2):
+            tasks.create_task(asyncio.to_thread(shed))
+
+
+def by_fastapi(view: Any = shed) -> Any:
     app = FastAPI()
-    app.get("/")(shed)
+    app.get("/")(view)
     app.add_middleware(asgi.StillroomMiddleware, room=AsyncStillroom(AWAY, dispatch=NoDispatch()))
     return TestClient(app).get("/")
 
@@ -60,6 +67,7 @@ ANSWERS = {
     "WSGI": lambda: by_wsgi(plain_wsgi),
     "a WSGI stream": lambda: by_wsgi(streamed_wsgi),
     "FastAPI": by_fastapi,
+    "tasks of FastAPI": lambda: by_fastapi(shed_in_a_task),
     "Flask": by_flask,
     "Flask's limits": by_the_limits_of_flask,
 }
@@ -84,3 +92,19 @@ def test_an_app_of_flask_may_answer_it_in_its_own_words() -> None:
         for step in steps:
             step()
         assert app.test_client().get("/").text == "busy"
+
+
+def test_a_websocket_whose_load_is_shed_is_told_to_try_later() -> None:
+    """A handshake during which a load is shed is refused with 1013, where the server can only close it."""
+    room = AsyncStillroom(AWAY, dispatch=NoDispatch())
+    messages: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        shed()
+
+    async def send(message: Any) -> None:
+        messages.append(message)
+
+    scope = {"type": "websocket", "path": "/ws", "headers": [], "scheme": "ws"}
+    asyncio.run(asgi.StillroomMiddleware(app, room)(scope, None, send))  # type: ignore[arg-type]
+    assert [message["code"] for message in messages] == [1013]

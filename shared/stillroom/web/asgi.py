@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -9,7 +10,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
-from stillroom.errors import LoadShed, SessionNotFresh, SessionStoreUnavailable
 from stillroom.limits import Route
 from stillroom.limits.routes import below
 from stillroom.misuse import explained
@@ -17,12 +17,12 @@ from stillroom.operation import Driver
 from stillroom.room import AsyncStillroom
 from stillroom.shown import repr_of, shown
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
-from stillroom.web.ending import Header, lacking, names_of, report_loss
+from stillroom.web.ending import Header, answer_to, lacking, names_of, report_loss
 from stillroom.web.explain import ExplainASGI
 from stillroom.web.fetched import is_meant_in_scope
 from stillroom.web.gate import PREFLIGHT, Asked, Middleware
 from stillroom.web.limited import Charge
-from stillroom.web.problem import Answer, failed, foreign, shed
+from stillroom.web.problem import Answer, foreign
 from stillroom.web.request_session import AsyncWebSession
 from stillroom.web.scope_session import Ahead, ScopeSession
 from stillroom.web.sockets import (
@@ -249,13 +249,20 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         not pay for.
         """
         found: list[Header] = []
+        asked = iter([{"type": "http.request", "body": b"", "more_body": False}])
+        has_begun = asyncio.Event()
 
         async def receive() -> Message:
-            return {"type": "http.request", "body": b"", "more_body": False}
+            """Act as a client that goes when it has the headers: an app may wait for that, and stream for ever."""
+            for message in asked:
+                return message
+            await has_begun.wait()
+            return {"type": "http.disconnect"}
 
         async def keep(message: Message) -> None:
             if message["type"] == "http.response.start":
                 found.extend(_decoded(message.get("headers", ())))
+                has_begun.set()
 
         visit = scope[VISIT]
         nobody = self._session(scope, {}, False)
@@ -310,19 +317,16 @@ class _Response:
     async def of(self, receive: Receive) -> None:
         try:
             await self._middleware.app(self._scope, receive, self._send)
-        except (SessionStoreUnavailable, SessionNotFresh) as error:
+        except Exception as error:
             # Raised through a framework that has answered with 500 already: that became a 503, or a 401.
-            if error is not self._session.failure or (self._has_begun and not self._is_replaced):
+            is_told = self._is_replaced and error is self._session.failure
+            if self._has_begun and not is_told:
                 raise
-            log.warning("a request was not answered for want of its session: %s", error)
-            if not self._has_begun:
-                cors = await self._middleware.cors_of(self._scope)
-                await self._answer(failed(error, self._scope["method"]), cors)
-        except LoadShed as error:
-            if self._has_begun:
+            answer = answer_to(error, self._session, self._scope["method"])
+            if answer is None:
                 raise
-            cors = await self._middleware.cors_of(self._scope)
-            await self._answer(shed(error, self._scope["method"]), cors)
+            if not is_told:
+                await self._answer(answer, await self._middleware.cors_of(self._scope))
 
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start" and not self._has_begun:

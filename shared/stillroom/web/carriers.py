@@ -170,12 +170,27 @@ def lost_views(app: Any) -> list[str]:
 
 def of_django(view: Any, outer: Sequence[Limited]) -> Endpoint:
     """Return the endpoint of a URL pattern. `outer`: the limits of the URLs that lead to it."""
-    kind = getattr(view, "view_class", None)
-    methods = _allowed(view) if kind is None else _methods_of(kind)
+    kind, named = _class_of(view), _actions_of(view)
+    methods = _allowed(view) if kind is None else frozenset(named) or _methods_of(kind)
     name = f"{view.__module__}.{getattr(kind or view, '__qualname__', type(view).__name__)}"
-    actions = getattr(view, "actions", None)  # of REST framework: which method calls which action
-    named = {method.upper(): name for method, name in actions.items()} if actions else {}
     return _endpoint(name, view, [view], kind, methods, outer, named)
+
+
+def carried_in_django(view: Any, method: str) -> list[Limited]:
+    """Return the limits of a view, and of the method of its class that answers."""
+    wanted = "GET" if method == "HEAD" else method
+    handler = getattr(_class_of(view), _actions_of(view).get(wanted, wanted.lower()), None)
+    return [*carried(view), *carried(handler)]
+
+
+def _class_of(view: Any) -> Any:
+    return getattr(view, "view_class", None) or getattr(view, "cls", None)
+
+
+def _actions_of(view: Any) -> dict[str, str]:
+    """Return which methods call which actions, in a set of views of REST framework."""
+    actions = getattr(view, "actions", None) or {}
+    return {method.upper(): name for method, name in actions.items()}
 
 
 def django_limits() -> list[Any]:

@@ -8,9 +8,9 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import NamedTuple
 
-from stillroom.errors import SessionEnded, SessionNotFresh, SessionStoreUnavailable
+from stillroom.errors import LoadShed, SessionEnded, SessionNotFresh, SessionStoreUnavailable
 from stillroom.operation import Operation
-from stillroom.web.problem import Answer, failed
+from stillroom.web.problem import Answer, failed, shed
 from stillroom.web.request_session import RequestSession
 
 log = logging.getLogger("stillroom.web")
@@ -49,6 +49,30 @@ def ending(
         log.warning("the session of a request was not written: %s", error)
         return Ending([], failed(error, method))
     return with_cookie(session, cookie, headers)
+
+
+def answer_to(error: Exception, session: RequestSession, method: str) -> Answer | None:
+    """Return the answer to a request whose app raised this error. None: it is the app's own.
+
+    The app may have made another error of the one that its session raised, and tasks raise theirs in groups.
+    """
+    failure = session.failure
+    if isinstance(failure, SessionStoreUnavailable | SessionNotFresh):
+        trace = None if error is failure else error
+        log.warning(
+            "a request was not answered for want of its session: %s", failure, exc_info=trace
+        )
+        return failed(failure, method)
+    raised = _leaves(error)
+    loads = [one for one in raised if isinstance(one, LoadShed)]
+    return shed(loads[0], method) if len(loads) == len(raised) else None
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    """Return the errors in a group, and in the groups in it."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for one in error.exceptions for leaf in _leaves(one)]
 
 
 def ended(session: RequestSession, headers: Iterable[Header]) -> Ending | None:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
-from stillroom.errors import SessionEnded, SessionNotFresh, SessionStoreUnavailable, StillroomError
 from stillroom.room import AsyncStillroom
-from stillroom.web.ending import Header, ending
-from stillroom.web.problem import Answer, failed
+from stillroom.web.ending import Header, answer_to, ending
+from stillroom.web.problem import Answer
 from stillroom.web.request_session import AsyncWebSession
 from stillroom.wire import Budget
-
-log = logging.getLogger("stillroom.web")
 
 POLICY_VIOLATION, TRY_AGAIN_LATER = 1008, 1013  # RFC 6455, and IANA's registry
 SWITCHING, FORBIDDEN = 101, 403  # the answers to a handshake, as HTTP statuses
@@ -46,11 +42,11 @@ class Handshake:
         """Run the app."""
         try:
             await app(scope, receive, self._send)
-        except (SessionStoreUnavailable, SessionNotFresh) as error:
-            if error is not self._session.failure or self._has_begun:
+        except Exception as error:
+            answer = None if self._has_begun else answer_to(error, self._session, "GET")
+            if answer is None:
                 raise
-            log.warning("a websocket was refused for want of its session: %s", error)
-            await self._refuse(error)
+            await self._refuse(answer)
 
     async def _send(self, message: Message) -> None:
         if self._is_refused:
@@ -67,17 +63,17 @@ class Handshake:
         ]
         end = await self._room.state.run(ending(self._session, status, headers, "GET"))
         if end.instead is not None:
-            await self._refuse(self._session.failure)
+            await self._refuse(end.instead)
             return
         self._has_begun = True
         self._budget.left = math.inf
         kept = [header for header in headers if header[0].lower() not in end.without]
         await self._really_send({**message, "headers": _encoded([*kept, *end.headers])})
 
-    async def _refuse(self, error: StillroomError | None) -> None:
-        assert error is not None
+    async def _refuse(self, answer: Answer) -> None:
         self._has_begun = self._is_refused = True
-        await refuse(self._really_send, failed(error), self._answers, _code(error))
+        code = TRY_AGAIN_LATER if answer.status == 503 else POLICY_VIOLATION
+        await refuse(self._really_send, answer, self._answers, code)
 
 
 def can_answer(scope: Any) -> bool:
@@ -93,12 +89,6 @@ async def refuse(send: Send, answer: Answer, can_answer: bool, code: int) -> Non
         await send({"type": "websocket.http.response.body", "body": answer.body})
     else:
         await send({"type": "websocket.close", "code": code, "reason": ""})
-
-
-def _code(error: StillroomError) -> int:
-    return (
-        POLICY_VIOLATION if isinstance(error, SessionEnded | SessionNotFresh) else TRY_AGAIN_LATER
-    )
 
 
 def _encoded(headers: list[Header]) -> list[tuple[bytes, bytes]]:

@@ -10,17 +10,16 @@ from functools import partial
 from io import BytesIO
 from typing import Any, TypeAlias
 
-from stillroom.errors import LoadShed, SessionNotFresh, SessionStoreUnavailable
 from stillroom.limits import Route
 from stillroom.misuse import explained
 from stillroom.room import Stillroom
 from stillroom.shown import repr_of, shown
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
-from stillroom.web.ending import Header, lacking, names_of, report_loss
+from stillroom.web.ending import Header, answer_to, lacking, names_of, report_loss
 from stillroom.web.explain import ExplainWSGI
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import PREFLIGHT, Asked, Middleware
-from stillroom.web.problem import Answer, failed, foreign, shed
+from stillroom.web.problem import Answer, foreign
 from stillroom.web.request_session import WebSession
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.visit import Visit
@@ -208,7 +207,7 @@ class _Response:
         """Return the body to send. It is the app's own object where it can be, so that a file stays a file."""
         try:
             body = app(environ, self._start)
-        except (SessionStoreUnavailable, SessionNotFresh, LoadShed) as error:
+        except Exception as error:
             self.let_go()
             return [self._explain(error)]
         if self._held is None:  # a generator: it says its headers when it is asked for a piece
@@ -242,7 +241,7 @@ class _Response:
                         self.let_go()
                 yield piece
             self._begin()
-        except (SessionStoreUnavailable, SessionNotFresh, LoadShed) as error:
+        except Exception as error:
             yield self._explain(error)
         self.let_go()
         if self._instead is not None:
@@ -301,16 +300,10 @@ class _Response:
             headers = [pair for pair in headers if pair[0].lower() not in without]
         self._write = self._start_response(status, [*headers, *end.headers, *told], *exc_info)
 
-    def _explain(self, error: SessionStoreUnavailable | SessionNotFresh | LoadShed) -> bytes:
-        """Return the body of a 503, or a 401, for an app's 500. Raises where the session was not the reason."""
-        if self._write is not None:
-            raise error
-        if isinstance(error, LoadShed):
-            answer = shed(error, self._method)
-        elif error is self._session.failure:
-            log.warning("a request was not answered for want of its session: %s", error)
-            answer = failed(error, self._method)
-        else:
+    def _explain(self, error: Exception) -> bytes:
+        """Return the body of a 503, or a 401, for an app's 500. Raises what is the app's own error."""
+        answer = None if self._write else answer_to(error, self._session, self._method)
+        if answer is None:
             raise error
         self._answer(answer, self._middleware.cors_of(self._environ))
         self._instead = None

@@ -32,6 +32,7 @@ from stillroom.limits import Limit
 from stillroom.limits.limit import check_limits
 from stillroom.limits.routes import Counted
 from stillroom.misuse import explained
+from stillroom.web.carriers import carried_in_django
 from stillroom.web.cors import exposing, is_preflight
 from stillroom.web.django import room
 from stillroom.web.django.requests import InRequest, is_async_view
@@ -124,7 +125,8 @@ class LimitsMiddleware(InRequest):
         if visit.refused is not None:
             return None
         self._let_session_ride(request, visit)
-        return self.charge(request, carried(view) or self._default)
+        declarations = carried_in_django(view, request.method or "GET")
+        return self.charge(request, declarations or self._default)
 
     def process_exception(
         self, request: HttpRequest, exception: Exception

@@ -25,7 +25,7 @@ from stillroom.errors import SettingsError, did_you_mean
 from stillroom.misuse import explained
 from stillroom.web.django import room
 from stillroom.web.django.requests import is_async_view
-from stillroom.web.pages.answer import CDN_HEADERS, answer_from, bypassed
+from stillroom.web.pages.answer import CDN_HEADERS, answer_from, bypassed, fits_origin
 from stillroom.web.pages.pages import PageTags, Rendering, tag_page
 from stillroom.web.pages.policy import ANALYTICS, CAMPAIGNS, Identity, Policy, Visit, identify
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
@@ -132,11 +132,9 @@ class CachedView:
             return self._marked(view(), is_private=identity == "session")
         if visit.method == "HEAD":  # a view's answer to it may be less than a page
             known = room().cache.get(self._key(identity), StoredPage)
-            return (
-                self._marked(view(), is_private=False)
-                if known is None
-                else self._page(known, visit)
-            )
+            if known is None or not fits_origin(known, self._policy, visit.headers):
+                return self._marked(view(), is_private=False)
+            return self._page(known, visit)
         rendered: list[HttpResponseBase] = []
 
         def load() -> StoredPage:
@@ -155,6 +153,8 @@ class CachedView:
             return rendered[-1]
         except NotKept:
             return self._marked(rendered[-1], is_private=False)
+        if not fits_origin(page, self._policy, visit.headers):
+            return self._marked(view(), is_private=False)
         return self._page(page, visit, "fwd=miss; stored" if rendered else "hit")
 
     def _page(self, page: StoredPage, visit: Visit, status: str = "hit") -> HttpResponse:

@@ -57,6 +57,17 @@ def answer_from(
     return Answer(page.status, headers, b"" if method == "HEAD" else body)
 
 
+def fits_origin(page: StoredPage, policy: Policy, asked: Mapping[str, str]) -> bool:
+    """Return whether a page is right for a request with these headers as far as CORS goes.
+
+    A page is made for a request without Origin: one that varies by it lacks what a request with an Origin needs.
+    """
+    if "origin" not in asked or "origin" in map(str.lower, policy.vary):
+        return True
+    names = (page.header("vary") or "").lower().split(",")
+    return "origin" not in map(str.strip, names)
+
+
 def is_not_modified(page: StoredPage, asked: Mapping[str, str]) -> bool:
     """Return whether the client's copy is still good. If-None-Match decides where it is given."""
     if (tags := asked.get("if-none-match")) is not None:

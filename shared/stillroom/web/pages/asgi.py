@@ -13,8 +13,8 @@ from starlette.routing import BaseRoute, Match, Mount, Route
 from stillroom.errors import SettingsError
 from stillroom.limits.routes import below
 from stillroom.room import AsyncStillroom
-from stillroom.web.asgi import LIMITED, App, Message, Receive, Scope, Send
-from stillroom.web.pages.answer import bypassed
+from stillroom.web.asgi import LIMITED, App, Message, Receive, Scope, Send, StillroomMiddleware
+from stillroom.web.pages.answer import bypassed, fits_origin
 from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering, own_mark
 from stillroom.web.pages.policy import Identity, Visit
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
@@ -136,7 +136,8 @@ class PageMiddleware:
         self.app = app
         self._renderer = renderer
         self._pages = renderer.pages
-        renderer.inner = app
+        # With sessions, because the app's middleware may be further out. A clean request has nobody's.
+        renderer.inner = StillroomMiddleware(app, self._pages.room)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self._find(scope)
@@ -160,6 +161,9 @@ class PageMiddleware:
             return
         finally:
             _state.reset(token)
+        if not fits_origin(page, asked.marked.policy, visit.headers):
+            await self.app(scope, receive, _bypassing(send, asked))
+            return
         await _send(send, self._pages.answer(asked, visit, page, is_new=bool(rendered)))
 
     def _find(self, scope: Scope) -> tuple[Found, Visit] | None:

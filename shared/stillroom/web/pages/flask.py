@@ -15,7 +15,7 @@ from werkzeug.routing import MapAdapter, RequestRedirect
 from stillroom.errors import SettingsError
 from stillroom.room import Stillroom
 from stillroom.web.carriers import layers
-from stillroom.web.pages.answer import bypassed
+from stillroom.web.pages.answer import bypassed, fits_origin
 from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering, own_mark
 from stillroom.web.pages.policy import Identity, Visit
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
@@ -60,6 +60,8 @@ class PageMiddleware:
             return _started(start_response, self._pages.failure(failed, visit))
         except NotKept as reason:
             self._pages.remember_pass(asked, reason)
+            return self.app(environ, _bypassing(start_response, asked))
+        if not fits_origin(page, asked.marked.policy, visit.headers):
             return self.app(environ, _bypassing(start_response, asked))
         answer = self._pages.answer(asked, visit, page, is_new=bool(rendered))
         return _started(start_response, answer)
