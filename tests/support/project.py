@@ -8,9 +8,7 @@ from celery import Celery
 
 import redis
 
-app = Celery(
-    "project", broker=os.environ["PROJECT_BROKER"], backend=os.environ["PROJECT_BROKER"]
-)
+app = Celery("project", broker=os.environ["PROJECT_BROKER"], backend=os.environ["PROJECT_BROKER"])
 app.conf.update(
     broker_transport_options={"visibility_timeout": 12 * 3600},  # its ETAs are hours ahead
     task_default_queue="project",

@@ -318,6 +318,12 @@ def test_options_of_the_projects_workers_are_not_ours(
     start("beat", **OPTIONS).await_line("Scheduler: Sending due task", 30)
 
 
+def test_options_of_the_projects_workers_are_theirs(start: StartCelery) -> None:
+    """A project that imports Stillroom's app starts its own workers with the options of its variables."""
+    theirs = start("worker", app="tests.support.project_beside", **OPTIONS)
+    theirs.await_line("concurrency: 1 (solo)", 30)
+
+
 def test_no_configuration_of_another_app_is_read(
     foreign: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
