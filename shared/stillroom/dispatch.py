@@ -435,9 +435,17 @@ def publish(
     with _import_celery().OwnCelery(broker=settings.broker) as app:
         app.conf.update(producer_settings(settings))
         try:
-            app.send_task(
-                task, list(args), dict(kwargs), queue=queue, headers=sent_now(), retry=False
-            )
+            # By a connection of its own: all pools of a process have one limit, which is the project's to set.
+            with app.connection_for_write() as connection:
+                app.send_task(
+                    task,
+                    list(args),
+                    dict(kwargs),
+                    queue=queue,
+                    headers=sent_now(),
+                    retry=False,
+                    connection=connection,
+                )
         except Exception as error:  # kombu's, redis-py's and the socket's, of any broker
             raise DispatchFailed(
                 f"the broker did not take it: {type(error).__name__}: {error}"

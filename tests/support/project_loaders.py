@@ -31,6 +31,13 @@ async def async_page(id: int) -> int:
     return os.getpid()
 
 
+@room.cache.cached("price:{id}", ttl=60, swr=600, name="price")
+def price(id: int) -> int:
+    from tests.support import project
+
+    return int(project.price.delay(id).get(timeout=20))
+
+
 def _tell(text: str) -> None:
     if HOW == "orphaned":
         from celery import shared_task

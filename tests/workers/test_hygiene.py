@@ -314,6 +314,16 @@ def test_a_thousand_may_wait() -> None:
     assert flaw_in_task(now, [[], {}, {}], lambda: pytest.fail("asked")) is None
 
 
+@pytest.mark.parametrize("none", [{"args": None}, {"kwargs": None}, {"args": None, "kwargs": None}])
+def test_null_of_an_older_client_is_no_argument(none: dict[str, Any]) -> None:
+    """A message of protocol 1 with null for its arguments runs without any, and keeps those that it has."""
+    given = {"task": TASK, "id": "x", "args": [], "kwargs": {"keys": ["k"]}} | none
+    assert flaw_in_task({}, given, lambda: (10, 0)) is None
+    expected = {"args": [], "kwargs": {}} | {key: given[key] for key in given if given[key]}
+    keep_what_a_task_needs({}, given)
+    assert given == expected
+
+
 ANYTHING = st.recursive(
     st.none()
     | st.booleans()

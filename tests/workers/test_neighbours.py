@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -10,11 +11,12 @@ from typing import Any, Self
 
 import pytest
 from celery import Celery
+from kombu import pools
 from pydantic import BaseModel
 
 import redis
 from stillroom import Settings, Stillroom
-from stillroom.dispatch import CeleryDispatch
+from stillroom.dispatch import CeleryDispatch, publish
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
 from stillroom.own_celery import AMBIENT
@@ -228,6 +230,31 @@ def test_a_shared_task_of_no_app_says_what_to_do(
     assert "import that app in a module that STILLROOM_LOADERS names" in worker.log
 
 
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_loader_waits_for_a_task_of_its_project(
+    start_worker: StartCelery, own_server: EmbeddedServer, db: Any, pool: str
+) -> None:
+    """A loader that returns the result of its project's task is refreshed by our worker as it loads in the app."""
+    start_worker(
+        *("-P", pool), STILLROOM_LOADERS="tests.support.project_loaders", PROJECT_TASKS="late"
+    )
+    with Stillroom(Settings(redis_url=own_server.url, swr=600, **PATIENT)) as room:
+
+        @room.cache.cached("price:{id}", ttl=60, name="price")
+        def price(id: int) -> int:
+            return -1
+
+        price(7)
+        age(db, b"stillroom:{0}:e:price:7", 61)
+        price(7)
+        _, sent = db.brpop("project", 15)
+        done = {"status": "SUCCESS", "result": 8, "children": [], "traceback": None}
+        task_id = json.loads(sent)["headers"]["id"]
+        db.set(result := f"celery-task-meta-{task_id}", json.dumps({**done, "task_id": task_id}))
+        db.publish(result, db.get(result))
+        until(lambda: price(7) == 8, "the refresh")
+
+
 def order_pages(server: EmbeddedServer, db: Any) -> None:
     """Make a stale read of each loader's page."""
     with Stillroom(Settings(redis_url=server.url, swr=600, **PATIENT)) as room:
@@ -291,6 +318,12 @@ def test_options_of_the_projects_workers_are_not_ours(
     start("beat", **OPTIONS).await_line("Scheduler: Sending due task", 30)
 
 
+def test_options_of_the_projects_workers_are_theirs(start: StartCelery) -> None:
+    """A project that imports Stillroom's app starts its own workers with the options of its variables."""
+    theirs = start("worker", app="tests.support.project_beside", **OPTIONS)
+    theirs.await_line("concurrency: 1 (solo)", 30)
+
+
 def test_no_configuration_of_another_app_is_read(
     foreign: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -325,6 +358,18 @@ def test_publishing_leaves_the_projects_celery_alone(
         until(lambda: db.llen("stillroom.maintenance"), "what was published")
     assert _state.default_app is None
     assert set(_state._get_active_apps()) <= before
+
+
+def test_a_message_sent_again_leaves_the_projects_connections_alone(
+    their_app: Celery, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead letter is sent again while the project publishes, whose pool of connections keeps its size."""
+    monkeypatch.setattr(pools, "_limit", [10])  # of all pools of the process
+    their_app.conf.broker_pool_limit = 40
+    settings = Settings(redis_url=own_server.url)
+    with their_app.pool.acquire():
+        publish(settings, "stillroom.reclaim", "stillroom.maintenance", [], {})
+    assert pools.get_limit() == their_app.pool.limit == 40
 
 
 def test_results_that_are_asked_for_expire(

@@ -14,10 +14,8 @@ def __getattr__(name: str) -> Any:
 
         return make_app
     if name == "app":
-        from stillroom.own_celery import read_no_options
         from stillroom_workers.app import make_app
 
-        read_no_options()
         globals()["app"] = make_app()
         return globals()["app"]
     raise AttributeError(name)

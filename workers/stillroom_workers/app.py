@@ -11,7 +11,7 @@ from kombu import Exchange, Queue
 from stillroom import Settings, Stillroom
 from stillroom.dispatch import broker_tls, is_amqp, own_names, sent_now, sentinel_options
 from stillroom.keys import Keys
-from stillroom.own_celery import OwnCelery
+from stillroom.own_celery import OwnCelery, read_no_options
 from stillroom_workers.contained import contained
 from stillroom_workers.letters import Letters
 from stillroom_workers.lifecycle import attend, open_room
@@ -47,6 +47,16 @@ class StillroomCelery(OwnCelery):
     def room(self) -> Stillroom:
         """Return the room of this process, with the apps' loaders. Beat and Flower never ask for it."""
         return open_room(self.settings)
+
+    @property
+    def user_options(self) -> Any:
+        """Return further options of Celery's command, which asks the app that it runs before it reads its own."""
+        read_no_options()
+        return self._user_options
+
+    @user_options.setter
+    def user_options(self, options: Any) -> None:
+        self._user_options = options
 
     @cached_property
     def places_to_reclaim(self) -> threading.Semaphore:

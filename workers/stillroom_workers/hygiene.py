@@ -129,7 +129,7 @@ def _parts(headers: Any, body: Any) -> tuple[Mapping[Any, Any] | None, Mapping[A
     match headers, body:
         case {"task": _}, [[*_], dict(), dict() | None as embed]:
             return headers, embed or {}
-        case dict(), {"args": [*_]} | {"kwargs": dict()}:
+        case dict(), {"args": [*_] | None} | {"kwargs": dict() | None}:
             return {**body, **headers}, {}
     return None, {}
 
@@ -186,12 +186,12 @@ def _seconds_ahead(at: datetime) -> float:
 
 def keep_what_a_task_needs(headers: Mapping[Any, Any], body: Any) -> dict[Any, Any]:
     """Return the headers that a request is made of. A body of protocol 1, which is made into headers, is cut in
-    place.
+    place. Where it has null for its arguments, as clients in other languages write, it gets none.
     """
     if isinstance(body, dict):
         for name in set(body) - PROTOCOL_1:
             del body[name]
-        body.setdefault("args", [])
+        body["args"], body["kwargs"] = body.get("args") or [], body.get("kwargs") or {}
     kept = {name: headers[name] for name in HEADERS & set(headers)}
     return kept | {name: headers[name] for name in CARRIED if _is_trace(headers.get(name))}
 

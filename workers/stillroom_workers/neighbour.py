@@ -37,7 +37,12 @@ class Neighbour:
                 return
 
     def move_in(self, **_: Any) -> None:
-        """Make it the one that new threads find. Celery has just made ours that, and does so again in a child."""
+        """Make it the one that new threads find. Celery has just made ours that, and does so again in a child.
+
+        It has also forbidden tasks to wait for others, which might need this worker to run. Loaders wait for
+        tasks of the project, which another worker runs.
+        """
+        _celery._set_task_join_will_block(False)
         if self.app is not None:
             self.app.set_default()
 

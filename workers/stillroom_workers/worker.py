@@ -68,8 +68,12 @@ class Worker(_StockWorker):  # type: ignore[misc]
         with self.app.neighbour.at_home():  # a loaders module may look at its project's tasks
             begin(self.app)
             self.app.neighbour.look()
-        self.app.neighbour.move_in()
         signals.worker_process_init.connect(self.app.neighbour.move_in)
+
+    def on_start(self) -> None:
+        """Let the project move in: the pool has been made, and runs nothing yet."""
+        super().on_start()
+        self.app.neighbour.move_in()
 
 
 class Consumer(guards.Consumer):
