@@ -78,6 +78,15 @@ def test_a_cost_that_equals_a_number_is_refused_each_time(
     assert room.limits.peek(subject, limits).remaining == 4
 
 
+@pytest.mark.parametrize("call", ["check", "wait", "reserve", "peek"])
+def test_limits_that_can_be_read_once_count(room: Any, call: str) -> None:
+    """Limits that an iterator gives deny as those of a list do, also where each try of a wait reads them."""
+    limit = Limit("once", 1, 60)
+    assert room.limits.check("8.8.8.8", iter([limit]))
+    options = {"timeout": 0} if call == "wait" else {}
+    assert not getattr(room.limits, call)("8.8.8.8", iter([limit]), **options)
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
