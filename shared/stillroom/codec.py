@@ -83,7 +83,14 @@ class Codec:
         self._fingerprints: dict[Any, bytes] = {}
 
     def adapter(self, type: Any) -> TypeAdapter[Any]:
-        """Return the validator for a type, made once. Raises InvalidArgument for what is no type."""
+        """Return the validator for a type, made once. Raises InvalidArgument for what is no type or undefined."""
+        adapter = self.checked(type)
+        if not adapter.pydantic_complete and not adapter.rebuild(raise_errors=False):
+            raise InvalidArgument(f"{type!r:.100} names a class that is not defined")
+        return adapter
+
+    def checked(self, type: Any) -> TypeAdapter[Any]:
+        """Return the validator for a type that may name classes which are defined below it. Raises as `adapter`."""
         adapter: TypeAdapter[Any] = _made(self._adapters, type, _adapter)
         return adapter
 
@@ -102,7 +109,7 @@ class Codec:
 
     def fingerprint(self, type: Any) -> bytes:
         """Return what tells values of this type from those of another shape. See fingerprint.py."""
-        found: bytes = _made(self._fingerprints, type, lambda t: fingerprint(t, self.adapter(t)))
+        found: bytes = _made(self._fingerprints, type, lambda t: fingerprint(t, self.checked(t)))
         return found
 
     def encode(self, value: Any, type: Any = Any) -> tuple[bytes, bytes]:
@@ -256,8 +263,8 @@ def _exact_adapter(type: Any) -> TypeAdapter[Any]:
 
 
 def _is_type(given: Any) -> bool:
-    """Return whether this can be a type: a class, Any, list[int], int | None, or an alias of these."""
-    if isinstance(given, type) or given is Any or get_origin(given) is not None:
+    """Return whether this can be a type: a class, Any, list[int], int | None, an alias, a type variable."""
+    if isinstance(given, type | TypeVar) or given is Any or get_origin(given) is not None:
         return True
     is_name = hasattr(given, "__supertype__") or hasattr(given, "__value__")  # NewType, type X = …
     return is_name or getattr(given, "__module__", "") in ("typing", "typing_extensions")

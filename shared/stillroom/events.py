@@ -15,8 +15,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from stillroom.errors import RedisUnavailable
-from stillroom.misuse import refuse_awaited
+from stillroom.errors import InvalidArgument, RedisUnavailable
+from stillroom.misuse import refuse_awaited, takes
 from stillroom.operation import AsyncDriver, Driver, Operation
 
 log = logging.getLogger("stillroom")
@@ -133,6 +133,10 @@ def watch_drivers(drivers: list[Any], known: Watch) -> None:
 def hook_to(known: Watch, function: Callable[[Event], object]) -> None:
     """Have a function called with each event. What it raises is logged. Raises InvalidArgument."""
     refuse_awaited("on_event", function)
+    if not callable(function) or not takes(function, 1):
+        raise InvalidArgument(
+            f"on_event={function!r:.100}: a function that is called with one Event"
+        )
     known.observers.append(_Hook(function))
 
 

@@ -125,6 +125,10 @@ class _Room:
         self.settings = _settings_of(settings, values)
         if isinstance(dispatch, type):
             raise InvalidArgument(f"dispatch={dispatch.__name__}: write {dispatch.__name__}()")
+        if dispatch is not None and not hasattr(dispatch, "send"):
+            raise InvalidArgument(
+                f"dispatch={dispatch!r:.100}: CeleryDispatch(…), InlineDispatch() or NoDispatch()"
+            )
         self.keys = shard_keys(self.settings)[0]
         self.dispatch = dispatch or CeleryDispatch(self.settings, self.keys)
         # Two roles: what may be evicted, and what may not. One server plays both unless settings say otherwise.
@@ -590,7 +594,7 @@ def _settings_of(given: object, values: Mapping[str, Any]) -> Settings:
     """Return the settings that a room was given: none, a Redis URL, a Settings object, or values by name."""
     known = [*Settings.model_fields, "dispatch"]
     if unknown := [name for name in values if name not in known]:
-        near = did_you_mean(unknown[0], known)
+        near = did_you_mean(unknown[0].lower().removeprefix("stillroom_"), known)
         raise UnknownSetting(f"{unknown[0]} is not a setting{near}")
     if isinstance(given, str):
         if "redis_url" in values:

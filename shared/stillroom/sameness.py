@@ -23,7 +23,8 @@ CONTAINERS = (Mapping, *SEQUENCES)
 MISSING: Any = object()
 BY_IDENTITY: Any = object.__eq__
 NO_FIELDS: frozenset[str] = frozenset()
-WITHOUT_JSON = (SecretStr, SecretBytes, Secret, bytes, bytearray, memoryview)
+SECRETS = (SecretStr, SecretBytes, Secret)
+WITHOUT_JSON = (*SECRETS, bytes, bytearray, memoryview)
 
 
 def is_plain(value: Any, depth: int = 0) -> bool:
@@ -39,12 +40,21 @@ def is_plain(value: Any, depth: int = 0) -> bool:
     return kind in NATIVE
 
 
-def has_iterator(value: Any, depth: int = 0) -> bool:
+def has_iterator(value: Any) -> bool:
     """Return whether something in the value can be read once only, so that encoding would use it up."""
+    return _has_part(value, lambda kind: hasattr(kind, "__next__"))
+
+
+def has_secret(value: Any) -> bool:
+    """Return whether something in the value is one of pydantic's secrets, which are written as stars."""
+    return _has_part(value, lambda kind: issubclass(kind, SECRETS))
+
+
+def _has_part(value: Any, fits: Callable[[type], bool], depth: int = 0) -> bool:
     kind = type(value)
     if kind in NATIVE:
         return False
-    if hasattr(kind, "__next__"):
+    if fits(kind):
         return True
     if issubclass(kind, Mapping):
         parts: Any = value.values()
@@ -52,7 +62,7 @@ def has_iterator(value: Any, depth: int = 0) -> bool:
         parts = _fields_of(value).values()
     else:
         parts = value if issubclass(kind, SEQUENCES) else ()
-    return depth < DEPTH_LIMIT and any(has_iterator(one, depth + 1) for one in parts)
+    return depth < DEPTH_LIMIT and any(_has_part(one, fits, depth + 1) for one in parts)
 
 
 def is_same(sent: Any, back: Any, widened: bool = False) -> bool:

@@ -45,6 +45,17 @@ def test_an_identity_is_what_was_named_and_no_more(one: Visit, other: Visit) -> 
     assert same == (named(one) == named(other))
 
 
+def test_names_may_be_given_once_or_as_a_set() -> None:
+    """Names that an iterator gives count for each request, and those of a set have one order in all processes."""
+    policy = Policy(query={"sort", "page"}, vary=iter(["Accept-Language"]), ignore=iter(["utm_*"]))  # type: ignore[arg-type]
+    visit = Visit(
+        "GET", "https://a.example", "/", "sort=1&utm_a=2&page=3", {"accept-language": "de"}
+    )
+    asked = [identify(visit, policy, ANALYTICS) for _ in range(2)]
+    assert asked == [Identity("https://a.example", "/?page=3&sort=1", "accept-language=de")] * 2
+    assert policy.varies_by == ["Accept-Language", "Cookie", "Authorization"]
+
+
 @given(VISITS)
 def test_a_clean_request_can_be_made_of_an_identity(visit: Visit) -> None:
     """A clean request made of an identity has the same address, parameters and headers."""

@@ -201,7 +201,12 @@ def test_who_may_not_be_banned_may_be_limited(make_room: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "reason"), [(["api"], "a limit is a Limit"), (DEFAULT, r"did you mean \[Limit")]
+    ("given", "reason"),
+    [
+        (["api"], "a limit is a Limit"),
+        ([[DEFAULT]], "a limit is a Limit"),
+        (DEFAULT, r"did you mean \[Limit"),
+    ],
 )
 def test_what_is_no_list_of_limits_is_said(room: Any, given: Any, reason: str) -> None:
     """A value that is no list of limits is refused with what was meant."""

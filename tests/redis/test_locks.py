@@ -15,6 +15,7 @@ import pytest
 
 from stillroom import (
     AsyncStillroom,
+    InvalidArgument,
     InvalidKey,
     LockLost,
     LockTaken,
@@ -69,6 +70,26 @@ def test_who_waits_gets_it_when_it_is_free(room: Any, make_room: Any) -> None:
     with locked(room, "import", wait=WITHIN) as mine:
         assert mine.fence > held.fence
     timer.join()
+
+
+def test_what_acquire_returns_may_be_a_block(settings: Settings, client: Any) -> None:
+    """A lock that was taken by `acquire` in the place of a block's head is given back at the end of the block."""
+
+    async def act() -> None:
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            async with await room.lock("k", wait=0).acquire() as held:
+                assert held.is_held
+            assert not held.is_held
+
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        for _ in range(2):
+            with room.lock("k", wait=0).acquire() as held:
+                assert held.is_held
+            assert not held.is_held
+            asyncio.run(act())
+        with pytest.raises(ZeroDivisionError), room.lock("k", wait=0).acquire():
+            raise ZeroDivisionError
+        room.lock("k", wait=0).acquire().release()
 
 
 def test_waiting_has_a_deadline(room: Any, make_room: Any) -> None:
@@ -444,8 +465,8 @@ def test_other_mistakes(make_room: Any) -> None:
     room: Stillroom = make_room()
     with pytest.raises(InvalidKey):
         room.lock("")
-    for slots in (0, 10_001, 1.5):
-        with pytest.raises(ValueError, match=r"slots=.*from 1 to 10,000"):
+    for slots in (0, 10_001, 1.5, True):
+        with pytest.raises(InvalidArgument, match=r"slots=.*from 1 to 10,000"):
             room.semaphore("k", slots)  # type: ignore[arg-type]
     lock = room.lock("k")
     with lock, pytest.raises(RuntimeError, match="in use by this object"), lock:

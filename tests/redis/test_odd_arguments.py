@@ -78,6 +78,15 @@ def test_a_cost_that_equals_a_number_is_refused_each_time(
     assert room.limits.peek(subject, limits).remaining == 4
 
 
+@pytest.mark.parametrize("call", ["check", "wait", "reserve", "peek"])
+def test_limits_that_can_be_read_once_count(room: Any, call: str) -> None:
+    """Limits that an iterator gives deny as those of a list do, also where each try of a wait reads them."""
+    limit = Limit("once", 1, 60)
+    assert room.limits.check("8.8.8.8", iter([limit]))
+    options = {"timeout": 0} if call == "wait" else {}
+    assert not getattr(room.limits, call)("8.8.8.8", iter([limit]), **options)
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
@@ -112,3 +121,19 @@ def test_an_order_says_whose_arguments_have_no_json(room: Any) -> None:
         by_digest.__wrapped__  # type: ignore[attr-defined]
     )
     assert [again(b"\xff"), again(b"\xff")] == [1, 1]
+
+
+def test_an_order_loads_what_its_call_reads(room: Any) -> None:
+    """An int in a list of floats would be loaded under another key than the call reads, so it can't be ordered."""
+    inner = getattr(room, "inner", room)
+
+    @inner.cache.cached("mean:{of}")
+    def mean(of: list[float]) -> float:
+        return sum(of) / len(of)
+
+    with pytest.raises(ValueError, match=r"this call reads 'mean:\[1,2\]'.* 1\.0 in a list"):
+        room.tasks.load(mean, [1, 2])
+    room.tasks.load(mean, [1.0, 2.0])
+    room.upkeep.reclaim()
+    assert room.cache.get(mean.key([1.0, 2.0])) == 1.5
+    assert room.cache.get(mean.key([1, 2])) is None

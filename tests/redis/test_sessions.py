@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import takewhile
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretBytes, SecretStr
 
 from stillroom import (
+    InvalidArgument,
     InvalidKey,
     SessionConflict,
     SessionDataRefused,
@@ -45,6 +48,13 @@ class Cart(BaseModel):
 @dataclass
 class Plain:
     n: int
+
+
+class Linked(BaseModel):
+    """Data with the token of another service."""
+
+    service: str = "a bank"
+    token: SecretStr = SecretStr("of the bank")
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +140,43 @@ def test_what_is_no_token_costs_no_round_trip(room: Any, client: Any) -> None:
                 room.sessions.rotate(token)
 
     assert sent(client, act) == []
+
+
+def test_what_can_be_no_session_is_refused(room: Any, client: Any) -> None:
+    """A device of a list or a cookie's bytes are refused: a logout by them would end nothing."""
+    made = room.sessions.create("u1")
+    (device,) = room.sessions.list_for_user("u1")
+    sessions = room.sessions
+
+    def act() -> None:
+        for wrong in (device, made.token.encode(), 7, {"id": made.id}):
+            for use in (sessions.get, sessions.touch, sessions.destroy, sessions.rotate):
+                with pytest.raises(InvalidArgument, match=r"its `id`, or the text of its cookie"):
+                    use(wrong)
+            with pytest.raises(InvalidArgument, match="text of its cookie"):
+                sessions.create("u1", replaces=wrong)
+            with pytest.raises(InvalidArgument, match="the `handle` that a list shows is text"):
+                sessions.end("u1", wrong)
+        assert sessions.get(None) is None
+        assert sessions.destroy(None) is False
+
+    assert sent(client, act) == []
+    assert sessions.get(made) == made
+
+
+def test_a_session_is_copied(room: Any) -> None:
+    """A session can be copied and pickled, and its copy is frozen as it is."""
+    made = room.sessions.create("u1", {"items": [1]})
+    read = room.sessions.get(made)
+    for session in (made, read):
+        for again in (
+            copy.copy(session),
+            copy.deepcopy(session),
+            pickle.loads(pickle.dumps(session)),
+        ):
+            assert again == session
+            with pytest.raises(AttributeError, match="cannot assign"):
+                again.token = "another"
 
 
 def test_a_token_that_a_client_chose_opens_nothing(room: Any, client: Any) -> None:
@@ -277,7 +324,7 @@ def test_there_is_a_limit_to_what_a_session_holds(room: Any) -> None:
 
 def test_what_has_no_json_is_refused(room: Any) -> None:
     """A value without a JSON form raises at the call, and nothing is stored."""
-    for data in ({"a": object()}, [1], "text", 7):
+    for data in ({"a": object()}, [1], "text", 7, {"a": 1}.items(), object()):
         with pytest.raises(SessionDataRefused):
             room.sessions.create("u1", data)
     with pytest.raises(SessionDataRefused, match="17 tags"):
@@ -291,6 +338,28 @@ def test_what_has_no_json_is_refused(room: Any) -> None:
         room.sessions.create("")
     with pytest.raises(InvalidKey):
         room.sessions.create(7)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        Linked(),
+        {"token": SecretStr("x")},
+        {"linked": [{"tokens": (SecretBytes(b"x"),)}]},
+        {"linked": Linked()},
+    ],
+)
+def test_a_secret_is_refused(room: Any, data: Any) -> None:
+    """A secret, which would be stored as stars, is refused wherever it stands. A visitor's stars are kept."""
+    made = room.sessions.create("u1", {"note": "**********"})
+    for use in (
+        lambda: room.sessions.create("u1", data),
+        lambda: room.sessions.update(made, data),
+        lambda: room.sessions.mutate(made, lambda _: data),
+    ):
+        with pytest.raises(SessionDataRefused, match="get_secret_value"):
+            use()
+    assert room.sessions.get(made).data == {"note": "**********"}
 
 
 def test_settings_out_of_range_say_what_is_allowed(room: Any) -> None:

@@ -73,6 +73,26 @@ def test_the_type_is_found_behind_a_wrapper(room: Any, decorator: Any) -> None:
     assert load.invalidate(1) == 1
 
 
+def test_a_decorator_may_give_an_argument_itself(room: Any) -> None:
+    """An argument that a decorator gives, such as a connection, is not part of a call: the key has the others."""
+
+    def connected(function: Callable[[str, int], dt.date]) -> Callable[[int], dt.date]:
+        @functools.wraps(function)
+        def call(id: int) -> dt.date:
+            return function("a connection", id)
+
+        return call
+
+    @connected
+    def day(connection: str, id: int) -> dt.date:
+        return A_DAY + dt.timedelta(days=id)
+
+    load = room.cache.cached("day:{id}", name="day")(day)
+    assert [load(0), load(id=0), *load.many([0])] == [A_DAY] * 3
+    with pytest.raises(TypeError):
+        load("a connection", 0)
+
+
 def test_a_cached_function_loads_for_another_key(room: Any) -> None:
     """A cached function, or a partial of one, is a loader for another key and for another loader."""
     inner = getattr(room, "inner", room)

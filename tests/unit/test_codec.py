@@ -8,6 +8,7 @@ import datetime as dt
 import enum
 import functools
 import threading
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID, uuid4
@@ -33,12 +34,34 @@ from stillroom import InvalidArgument, Settings
 from stillroom.codec import Codec, Undecodable, Unencodable
 from stillroom.sameness import is_plain, is_same
 
-codec = Codec(Settings())
+codec, early = Codec(Settings()), Codec(Settings())
 INF, NAN = float("inf"), float("nan")
 NOW = dt.datetime(2026, 11, 27, 12, tzinfo=dt.UTC)
 BERLIN = ZoneInfo("Europe/Berlin")
 TWICE = dt.datetime(2026, 10, 25, 2, 30)  # the clocks of Berlin show it twice
 T = TypeVar("T")
+
+
+class Parcel(BaseModel):
+    label: Label | None = None
+    note: Any = None
+
+
+class Numbered(BaseModel):
+    label: Label | None = None
+    numbers: Iterable[int]
+
+
+early.checked(Parcel)
+early.checked(Numbered)
+
+
+class Label(BaseModel):
+    text: str
+
+
+class Nowhere(BaseModel):
+    label: Missing  # type: ignore[name-defined]  # noqa: F821
 
 
 class Color(enum.Enum):
@@ -439,6 +462,33 @@ def test_what_is_no_type_is_refused(given: Any) -> None:
     for use in (codec.reader, codec.adapter, lambda one: codec.encoded(1, one)):
         with pytest.raises(InvalidArgument, match=r"is no type; a default is given as default="):
             use(given)
+
+
+def test_a_variable_is_a_type() -> None:
+    """A type variable, which a method of a generic class may return, is a type: any, or what it is bound to."""
+    for value in (7, "text", [None]):
+        stored = codec.encoded(value, T)
+        assert codec.decode(stored.codec, stored.payload, T) == value
+    bound: Any = TypeVar("bound", bound=Item)  # type: ignore[misc]
+    stored = codec.encoded(Item(id=1), bound)
+    assert codec.decode(stored.codec, stored.payload, bound) == Item(id=1)
+
+
+def test_a_class_may_name_another_that_is_defined_below_it() -> None:
+    """What a type allows is known also where a class that it names was defined after its adapter was made."""
+    numbers = iter([1, 2])
+    with pytest.raises(Unencodable, match="can be read once only"):
+        early.encoded(Numbered(numbers=numbers), Numbered)
+    assert list(numbers) == [1, 2]
+    assert early.encoded(Parcel(note=(1,)), Parcel).back == Parcel(note=[1])
+
+
+def test_a_class_that_is_defined_nowhere_is_refused_in_our_words() -> None:
+    """A type that names a class which is not defined is refused where it is used, also within another type."""
+    for kind in (Nowhere, list[Nowhere], list["Nothing"]):  # type: ignore[name-defined]  # noqa: F821
+        for use in (codec.reader, lambda one: codec.encoded(1, one)):
+            with pytest.raises(InvalidArgument, match="names a class that is not defined"):
+                use(kind)
 
 
 def test_a_class_without_json_is_refused_in_our_words() -> None:

@@ -259,6 +259,10 @@ def test_option() -> None:
     """This function without parameters is cached by the tests; a test may be one, too."""
 
 
+async def connected() -> None:
+    """Stand for an async context that lacks its `yield`."""
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a number as settings": (lambda: Stillroom(7), "7: a room is given Settings"),  # type: ignore[arg-type]
     "a URL twice": (lambda: Stillroom("redis://a", redis_url="redis://b"), "given twice"),
@@ -267,6 +271,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: Stillroom(dispatch=InlineDispatch),  # type: ignore[arg-type]
         r"write InlineDispatch\(\)",
     ),
+    "a name as dispatch": (
+        lambda: Stillroom(dispatch="inline"),  # type: ignore[arg-type]
+        r"dispatch='inline': .*InlineDispatch\(\)",
+    ),
+    "the name of a variable": (lambda: Stillroom(STILLROOM_TTL=5), "did you mean ttl"),
     "no URL": (lambda: Stillroom("localhost:6379"), "a Redis URL starts with one of redis://"),
     "a misspelt setting": (lambda: AsyncStillroom(tll=3), "did you mean ttl"),
 }
@@ -278,6 +287,28 @@ def test_what_a_room_can_not_be_made_of_is_refused(what: str) -> None:
     make, sentence = REFUSED[what]
     with pytest.raises((InvalidArgument, SettingsError), match=sentence):
         make()
+
+
+@pytest.mark.parametrize(
+    ("give", "sentence"),
+    [
+        (
+            lambda room: room.on_event(None),
+            "on_event=None: a function that is called with one Event",
+        ),
+        (lambda room: room.on_event(lambda: None), "is called with one Event"),
+        (lambda room: room.around_load(lambda loader: loader), "given nothing; missing"),
+        (lambda room: room.around_load(connected), "this one has to be awaited"),
+        (lambda room: room.health.register("sate", app), "cache or state; did you mean state"),
+    ],
+)
+def test_what_could_never_be_called_is_refused(
+    give: Callable[[Any], Any], sentence: str, sync_room: Stillroom, async_room: AsyncStillroom
+) -> None:
+    """What would fail at each event, load or report is refused where it is given."""
+    for room in (sync_room, async_room):
+        with pytest.raises(InvalidArgument, match=sentence):
+            give(room)
 
 
 @pytest.mark.parametrize("kind", [Stillroom, AsyncStillroom])

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from stillroom import InvalidArgument, InvalidKey, NoDispatch, Settings, Stillroom, UnknownLoader
-from stillroom.cache.loaders import BadArguments
+from stillroom.cache.loaders import BadArguments, result_of
+
+
+class Parcel(BaseModel):
+    label: Label | None = None
+
+
+def parcel() -> Parcel:
+    return Parcel()
+
+
+EARLY = Stillroom(Settings(), dispatch=NoDispatch()).cache.cached("parcel")(parcel)
+
+
+class Label(BaseModel):
+    text: str
 
 
 @pytest.fixture
 def room() -> Stillroom:
     return Stillroom(Settings(), dispatch=NoDispatch())
+
+
+def test_a_class_may_be_defined_below_the_loader(room: Stillroom) -> None:
+    """A loader whose type names a class that is defined below it has the release that it has in every process."""
+    late = room.cache.cached("parcel")(parcel)
+    versioned = room.cache.cached("other", name="other", version=2)(parcel)
+    assert EARLY.loader.release == late.loader.release != versioned.loader.release
 
 
 def test_a_name_is_registered_once(room: Stillroom) -> None:
@@ -135,3 +160,20 @@ def test_arguments_from_a_message_are_checked(room: Stillroom) -> None:
             loader.validated(bad)
     with pytest.raises(UnknownLoader, match="no loader named 'lod'; registered: load"):
         room.cache.loaders["lod"]
+
+
+def test_a_type_is_looked_up_in_the_functions_own_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A type named by text is that of the function's module, which may have the lines of another or be reloaded."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    lines = "from __future__ import annotations\nclass Item: ...\ndef load() -> Item: ...\n"
+    for name in ("some_items", "other_items"):
+        (tmp_path / f"{name}.py").write_text(lines)
+    some, other = map(importlib.import_module, ("some_items", "other_items"))
+    assert some.load.__code__ == other.load.__code__
+    assert result_of(some.load) is some.Item
+    assert result_of(other.load) is other.Item
+    before = some.Item
+    importlib.reload(some)
+    assert result_of(some.load) is some.Item is not before

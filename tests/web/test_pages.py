@@ -397,6 +397,8 @@ def test_cdns_hear_the_tags(face: str, settings: Settings) -> None:
     [
         ({"tags": ["product:{idd}"]}, "{idd} is no parameter of product; did you mean id"),
         ({"query": "page"}, "query='page': a list of names"),
+        ({"query": None}, "query=None: a list of names"),
+        ({"vary": [b"Accept"]}, "a list of names"),
         ({"vary": ["Cookie"]}, "the name of a header other than Cookie"),
         ({"max_age": -1}, "max_age=-1: a number of seconds from 0"),
         ({"ttl": "5m"}, "ttl='5m'"),

@@ -16,6 +16,7 @@ from inspect import isasyncgenfunction, isgeneratorfunction
 from typing import Any, TypeAlias
 
 from stillroom.errors import InvalidArgument
+from stillroom.misuse import refuse_awaited, refuse_unfit
 
 Around: TypeAlias = Callable[[], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
 
@@ -27,6 +28,8 @@ def checked(make: Any) -> Around:
             f"around_load takes a function that makes a context manager, such as app.app_context, not a "
             f"{type(make).__name__}"
         )
+    refuse_awaited("around_load", make)
+    refuse_unfit("around_load", make)
     if isgeneratorfunction(make):
         return contextmanager(make)
     return asynccontextmanager(make) if isasyncgenfunction(make) else make

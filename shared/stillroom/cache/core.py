@@ -430,7 +430,8 @@ class Core:
                 refuse_unfit(what, given, None)
         lease_ms = self._keeper.lease(lease)
         loader = Loader(function, key, keeping, lease_ms, self._texts, **options)
-        loader.release = fingerprint(loader.type, self._codec.adapter(loader.type), loader.version)
+        adapter = self._codec.checked(loader.type)
+        loader.release_of = partial(fingerprint, loader.type, adapter, loader.version)
         loader.counted_as = self._figures.lookups(loader.name)
         self.loaders.register(loader)
         return loader
@@ -1489,7 +1490,7 @@ class Core:
         refuse_crowd(given)
         if any(map(callable, given)):
             refuse_awaited("tags", *given)
-        self._codec.adapter(kind)  # a type that is none is told before anything is loaded
+        self._codec.checked(kind)  # a type that is none is told before anything is loaded
 
         def tags_of(value: Any) -> list[str]:
             return [

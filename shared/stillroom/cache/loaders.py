@@ -89,7 +89,8 @@ class Recipe(NamedTuple):
 
 PLACES_LIMIT = 1_000
 RESULTS_LIMIT = 10_000  # annotations that are remembered
-_results: dict[tuple[Any, str], Any] = {}
+# (id of a function's code, annotation) → that code, the type
+_results: dict[tuple[int, str], tuple[Any, Any]] = {}
 _NAME = re.compile(r"[\w.:-]{1,200}", re.ASCII)
 _EXACT = frozenset([int, str, bool])  # not float: JSON has no infinity
 _ITERATED = (
@@ -126,7 +127,7 @@ class Loader:
     ) -> None:
         self.function = function
         self.version = _checked_version(version)
-        self.release = b""  # set where it is registered
+        self.release_of: Callable[[], bytes] = bytes  # set where it is registered
         self.counted_as: Sequence[str] = (
             "",
             "",
@@ -137,7 +138,7 @@ class Loader:
         self.lease = lease
         self.name = _checked_name(name_of(function) if name is None else name)
         _check_function(function, self.name)
-        self._signature = inspect.signature(function)
+        self._signature = _signature_of(function)
         self._names = _plain_parameters(self._signature, self.name)
         self._hints = _hints(function, self.name)
         self._texts = texts
@@ -171,6 +172,14 @@ class Loader:
         self.warm = warm_of(warm_every, warm_with)
         if self.warm is not None:
             check(self, self.warm.given)
+
+    @functools.cached_property
+    def release(self) -> bytes:
+        """Return what tells its values from those of another release of the app.
+
+        Not asked for when it is registered: its type may name a class that is defined below it.
+        """
+        return self.release_of()
 
     @property
     def template(self) -> str:
@@ -487,13 +496,17 @@ def _of_owner(annotation: Any, owner: type) -> Any:
 
 
 def _result_named(annotation: str, declared: Any) -> Any:
-    """Return the type that an annotation names, which is looked up once for each function."""
-    place = getattr(inspect.unwrap(declared), "__code__", declared), annotation
+    """Return the type that an annotation names, which is looked up once for each function.
+
+    The codes of two modules' functions may be equal, and so are those of a module before and after it is reloaded.
+    """
+    code = getattr(inspect.unwrap(declared), "__code__", declared)
+    place = id(code), annotation
     if place not in _results:
         if len(_results) > RESULTS_LIMIT:
             _results.clear()
-        _results[place] = _hints(declared, name_of(declared)).get("return", Any)
-    return _results[place]
+        _results[place] = code, _hints(declared, name_of(declared)).get("return", Any)
+    return _results[place][1]
 
 
 def value_type_of(load_many: Any) -> Any:
@@ -610,6 +623,20 @@ def _hints(function: Any, name: str) -> dict[str, Any]:
         raise InvalidArgument(
             f"{name}: {error}; types in a loader's signature are found in its module"
         ) from None
+
+
+def _signature_of(function: Any) -> inspect.Signature:
+    """Return the parameters of what is called: a decorator may give the function behind it one by itself.
+
+    One that takes any arguments passes them on, so there the parameters of that function count.
+    """
+    try:
+        own = inspect.signature(function, follow_wrapped=False)
+    except ValueError:  # what functools.lru_cache makes has none of its own
+        return inspect.signature(function)
+    any_kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    takes_any = any(one.kind in any_kinds for one in own.parameters.values())
+    return inspect.signature(function) if takes_any else own
 
 
 def _plain_parameters(signature: inspect.Signature, name: str) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stillroom.counted import rare
-from stillroom.errors import InvalidArgument, RedisUnavailable
+from stillroom.errors import InvalidArgument, RedisUnavailable, did_you_mean
 from stillroom.health.advice import advise, misconfigured, status_of
 from stillroom.health.past import NOT_TOLD, Past, began, patterns_in
 from stillroom.health.probe import Counts, Probe
@@ -115,8 +115,14 @@ class HealthBody:
         self.webhook = Webhook(settings, keys, sources[0].clock.now_ms)
 
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
-        """Let a service add to the report; `role` says on which server it lives."""
-        [source for source in self._sources if role in source.roles][shard].probes.append(probe)
+        """Let a service add to the report; `role` says on which server it lives. Raises InvalidArgument."""
+        sources = [source for source in self._sources if role in source.roles]
+        if not sources:
+            known = sorted({one for source in self._sources for one in source.roles})
+            raise InvalidArgument(
+                f"role={role!r:.100}: {' or '.join(known)}{did_you_mean(role, known)}"
+            )
+        sources[shard].probes.append(probe)
 
     # Now
 

@@ -32,7 +32,7 @@ from stillroom.limits.changes import READ_EVERY_S
 from stillroom.limits.decision import NEVER, OK, PARTS, TOO_MANY, UNAVAILABLE, UNTOLD, Decision
 from stillroom.limits.denials import REMEMBERED_S, Denial, Denials
 from stillroom.limits.flying import Flying
-from stillroom.limits.limit import Limit, check_cost
+from stillroom.limits.limit import Limit, check_cost, check_limits
 from stillroom.limits.local import LocalLimits
 from stillroom.limits.operating import Operating
 from stillroom.limits.over_shards import (
@@ -158,6 +158,7 @@ class LimitsBody(Operating, OverShards):
         wait is no denial: nobody is told. Several that wait are served in no order. Otherwise like `check`.
         """
         seconds = seconds_of("timeout", timeout, least=0, most=LONGEST_WAIT_S)
+        limits = check_limits(limits)  # each try reads them
         request = self._requests.make(subject, limits, cost, route)
         if request.plan.in_flight:
             raise _holds(request)
@@ -224,6 +225,7 @@ class LimitsBody(Operating, OverShards):
         self, subject: Subject, limits: Sequence[Limit], cost: int = 1, *, route: str = ""
     ) -> Operation[Reservation]:
         """Reserve, for a block that gives back what is in flight. Raises InvalidLimit where nothing is."""
+        limits = check_limits(limits)
         request = self._requests.make(subject, limits, cost, route)
         if not request.plan.in_flight:
             name = limits[0].name if limits else "hold()"

@@ -216,11 +216,15 @@ class Requests:
         wanted = tuple(limits) if type(limits) in _LISTS else check_limits(limits)
         if self.changes.found:
             wanted = self.changes.applied(wanted, time.monotonic())
-        if isinstance(subject, str):
-            flagged = Script.flags_are_known
-            request = self._of_address(subject, wanted, cost, route, meant, flagged)
-        else:
-            request = self._of_subject(subject, wanted, cost, route, meant)
+        try:
+            if isinstance(subject, str):
+                flagged = Script.flags_are_known
+                request = self._of_address(subject, wanted, cost, route, meant, flagged)
+            else:
+                request = self._of_subject(subject, wanted, cost, route, meant)
+        except TypeError:  # a list among the limits can't be looked up
+            check_limits(wanted)
+            raise
         if not self._count % SAMPLED and request.watched:
             self._watch(request.watched)
         return request

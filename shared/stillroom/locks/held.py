@@ -7,6 +7,8 @@ import contextlib
 import logging
 import os
 import time
+from types import TracebackType
+from typing import Self
 
 from stillroom.errors import LockLost, RedisUnavailable
 from stillroom.locks.body import Grant, LocksBody
@@ -96,6 +98,21 @@ class Held(_Held):
         if not (was_held if freed is None else freed):
             raise LockLost(self.name)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.release()
+        except LockLost:
+            if error is None:  # else the block's own error says more
+                raise
+
     def _renew(self) -> bool:
         """Renew once; return whether there is to be another renewal."""
         if not self._is_renewed:
@@ -135,6 +152,21 @@ class AsyncHeld(_Held):
             freed = await self._driver.run(self._body.give_back(self.name, self._token))
         if not (was_held if freed is None else freed):
             raise LockLost(self.name)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            await self.release()
+        except LockLost:
+            if error is None:
+                raise
 
     async def _renew(self) -> None:
         while True:

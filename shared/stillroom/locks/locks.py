@@ -6,11 +6,12 @@ from contextlib import suppress
 from types import TracebackType
 
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import LockLost, RedisUnavailable
+from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.locks.body import LocksBody
 from stillroom.locks.held import AsyncHeld, Held
 from stillroom.operation import AsyncDriver, Driver
+from stillroom.whole import is_whole
 
 LEAST_LEASE_S, LONGEST_LEASE_S = 0.1, 3_600.0
 LONGEST_S = 366 * 86_400.0
@@ -18,14 +19,14 @@ SLOTS_LIMIT = 10_000
 
 
 class Terms:
-    """A name, and on which terms its slots are held. Raises InvalidKey, ValueError."""
+    """A name, and on which terms its slots are held. Raises InvalidKey, InvalidArgument."""
 
     def __init__(
         self, name: str, slots: int, lease: Duration, wait: Duration, longest: Duration
     ) -> None:
         sanitized(name)
-        if not isinstance(slots, int) or not 1 <= slots <= SLOTS_LIMIT:
-            raise ValueError(f"slots={slots!r}: a whole number from 1 to {SLOTS_LIMIT:,}")
+        if not is_whole(slots, most=SLOTS_LIMIT):
+            raise InvalidArgument(f"slots={slots!r}: a whole number from 1 to {SLOTS_LIMIT:,}")
         self.name = name
         self.slots = slots
         self.lease = seconds_of("lease", lease, least=LEAST_LEASE_S, most=LONGEST_LEASE_S)
@@ -50,7 +51,7 @@ class Lock:
         self._held: Held | None = None
 
     def acquire(self) -> Held:
-        """Take the lock without `with`. Call `release()` of the result."""
+        """Take the lock, and release it by `release()` of what is returned, or by `with` of it."""
         name, terms = self._terms.name, self._terms
         grant = self._driver.run(self._body.take(name, terms.slots, terms.lease, terms.wait))
         try:
@@ -73,11 +74,7 @@ class Lock:
     ) -> None:
         held, self._held = self._held, None
         assert held is not None
-        try:
-            held.release()
-        except LockLost:
-            if error is None:  # else the block's own error says more
-                raise
+        held.__exit__(kind, error, trace)
 
 
 class AsyncLock:
@@ -93,7 +90,7 @@ class AsyncLock:
         self._held: AsyncHeld | None = None
 
     async def acquire(self) -> AsyncHeld:
-        """Take it, without `async with`: await `release()` of what is returned."""
+        """Take it, and release it by `release()` of what is returned, or by `async with` of it."""
         name, terms = self._terms.name, self._terms
         grant = await self._driver.run(self._body.take(name, terms.slots, terms.lease, terms.wait))
         return AsyncHeld(self._body, self._driver, name, grant, terms.lease, terms.longest)
@@ -111,11 +108,7 @@ class AsyncLock:
     ) -> None:
         held, self._held = self._held, None
         assert held is not None
-        try:
-            await held.release()
-        except LockLost:
-            if error is None:
-                raise
+        await held.__aexit__(kind, error, trace)
 
 
 def _refuse_second(held: Held | AsyncHeld | None) -> None:

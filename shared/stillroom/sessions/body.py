@@ -589,6 +589,10 @@ class SessionsBody(Asking):
         Redis away: SessionStoreUnavailable.
         """
         user, place = sanitized(user_id), read_handle(handle)
+        if not isinstance(handle, str):
+            raise InvalidArgument(
+                f"{type(handle).__name__}: the `handle` that a list shows is text"
+            )
         if place is None:
             return False
         ends = session_end(*self._keys.record(*place), user)
@@ -1014,10 +1018,17 @@ def not_fresh(session: Session[Any], within: Duration) -> SessionNotFresh:
     return SessionNotFresh(seconds, None if proved is None else session.read_at - proved)
 
 
-def _token_of(session: Known) -> str:
+def _token_of(session: object) -> str:
     if isinstance(session, Session):
         return session.token
-    return session.get_secret_value() if isinstance(session, SecretStr) else str(session)
+    if session is None:  # there was no cookie
+        return ""
+    if not isinstance(session, str | SecretStr):
+        raise InvalidArgument(
+            f"{type(session).__name__}: give a session of `get` or `create`, its `id`, or the text of its cookie. "
+            "What a list shows is ended by end(user_id, handle)"
+        )
+    return session.get_secret_value() if isinstance(session, SecretStr) else session
 
 
 def _seconds(name: str, given: Duration, *, least: float, most: float) -> float:

@@ -9,7 +9,7 @@ from dataclasses import FrozenInstanceError, dataclass
 from functools import lru_cache, partial
 from typing import Any, Generic, TypeVar
 
-from pydantic import SecretStr, TypeAdapter, ValidationError
+from pydantic import PydanticUserError, SecretStr, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from stillroom.durations import Duration, seconds_of
@@ -21,6 +21,7 @@ from stillroom.errors import (
 )
 from stillroom.keys import original, sanitized
 from stillroom.marked import ATOMS, SAYS_HTML, SIGN, Marks, writable
+from stillroom.sameness import has_secret
 from stillroom.sessions.token import make_handle
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ T = TypeVar("T")
 META_LIMIT = 4096  # bytes of JSON
 DATA_LIMIT = "STILLROOM_SESSION_DATA_LIMIT"
 TAGS_LIMIT = 16
+_STARS = b"*" * 10  # how pydantic writes a secret
 _SURE_BYTES = 400  # shorter JSON is neither too deep nor has a number too long to be read
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _MARKS = Marks(text_keys=True)
@@ -180,6 +182,11 @@ class Session(Generic[T]):
     def __delattr__(self, name: str) -> None:
         raise FrozenInstanceError(f"cannot delete field {name!r}")
 
+    def __setstate__(self, state: tuple[None, Mapping[str, Any]]) -> None:
+        """Make a copy, whose fields are set once."""
+        for name, value in state[1].items():
+            _set(self, name, value)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Session):
             return NotImplemented
@@ -213,11 +220,16 @@ def encoded(data: object, limit: int, keys_limit: int) -> dict[bytes, bytes]:
     items = dict(_items(data))
     names = [*map(_known_key, items)]
     texts = [*map(encoded_value, items, items.values())]
-    size = len(b"".join(names + texts))
+    written = b"".join(names + texts)
+    size = len(written)
     if size > _SURE_BYTES:
         for text in texts:
             if len(text) > _SURE_BYTES:
                 decoded(b'{"":%b}' % text, None)  # as it will be read: in the object, one deeper
+    if _STARS in written and has_secret(data):
+        raise SessionDataRefused(
+            "a secret is written as stars, and would be lost; give what get_secret_value() returns"
+        )
     if len(names) > keys_limit:
         raise SessionDataRefused(f"{len(names)} keys, the limit is {keys_limit}")
     if size > limit:
@@ -395,6 +407,8 @@ def _items(data: object) -> Iterable[tuple[Any, Any]]:
         )
     except (PydanticSerializationError, ValueError, TypeError) as error:
         raise SessionDataRefused(f"{data.__class__.__name__}: {error.__class__.__name__}") from None
+    except PydanticUserError:  # it has no schema
+        plain = None
     if not isinstance(plain, dict):
         raise SessionDataRefused(
             f"the data of a session is a mapping or a model, not {data.__class__.__name__}"

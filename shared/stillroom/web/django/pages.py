@@ -70,7 +70,7 @@ def cache_page(
         stale_while_revalidate=stale_while_revalidate,
         stale_if_error=stale_if_error,
     )
-    kinds = [cdn] if isinstance(cdn, str) else list(cdn)
+    kinds, harmless = [cdn] if isinstance(cdn, str) else list(cdn), list(harmless_cookies)
     for kind in kinds:
         if kind not in CDN_HEADERS:
             known = f"{', '.join(CDN_HEADERS)}{did_you_mean(kind, CDN_HEADERS)}"
@@ -79,8 +79,8 @@ def cache_page(
 
     def decorate(view: V) -> V:
         name = f"{key_prefix}{view.__module__}.{view.__qualname__}"
-        tagged = PageTags(tags, view, query)
-        cached = CachedView(name, policy, tagged, times, kinds, harmless_cookies)
+        tagged = PageTags(tags, view, policy.query)
+        cached = CachedView(name, policy, tagged, times, kinds, harmless)
         if is_async_view(view):
 
             async def awaited(*args: Any, **kwargs: Any) -> Any:

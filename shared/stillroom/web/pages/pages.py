@@ -193,7 +193,9 @@ class Pages(Generic[R]):
             origin = _name_of(endpoint)
             known = self._own_name(name or origin, origin, times)
             load = self._load_of(known, origin, times)
-            marked = Marked(known, origin, policy, PageTags(tags, endpoint, query), times, load)
+            marked = Marked(
+                known, origin, policy, PageTags(tags, endpoint, policy.query), times, load
+            )
             self._marked[known] = marked
             setattr(endpoint, ATTRIBUTE, marked)
             return endpoint

@@ -7,13 +7,15 @@ the named headers. So a view can't see what would make its answer true for one v
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode
 
 from stillroom.durations import Duration, seconds_of
+from stillroom.errors import InvalidArgument
 
 # Query parameters that tell who sent the visitor, and change nothing on a page.
 CAMPAIGNS = ("utm_*", "fbclid", "gclid", "msclkid", "mc_cid", "mc_eid")
@@ -59,8 +61,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         for name in ("query", "ignore", "vary", "statuses"):
-            if isinstance(getattr(self, name), str):
-                raise ValueError(f"{name}={getattr(self, name)!r}: a list of names")
+            object.__setattr__(self, name, _listed(name, getattr(self, name)))
         for header in self.vary:
             if not _HEADER.fullmatch(header) or header.lower() in ("cookie", "authorization"):
                 raise ValueError(f"vary={header!r}: the name of a header other than Cookie")
@@ -89,6 +90,16 @@ class Policy:
     def varies_by(self) -> list[str]:
         """Return the request headers that decide which response is the right one."""
         return [*self.vary, *([] if self.sessions else ["Cookie", "Authorization"])]
+
+
+def _listed(name: str, given: Any) -> tuple[Any, ...]:
+    """Return what was given as each request reads it, a set in the order that it has in every process."""
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise InvalidArgument(f"{name}={given!r}: a list of names")
+    listed = tuple(sorted(given) if isinstance(given, AbstractSet) else given)
+    if not all(isinstance(one, int if name == "statuses" else str) for one in listed):
+        raise InvalidArgument(f"{name}={list(listed)!r}: a list of names")
+    return listed
 
 
 def identify(visit: Visit, policy: Policy, harmless: Sequence[str]) -> Identity | str:
