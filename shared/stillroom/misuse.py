@@ -54,6 +54,12 @@ def misuse(
     return None
 
 
+def refuse_other(what: str, given: object, kind: type | tuple[type, ...], meant: str) -> None:
+    """Refuse an argument of another type, in words that say what is `meant`. Raises InvalidArgument."""
+    if not isinstance(given, kind):
+        raise InvalidArgument(f"{what}={given!r:.100}: {meant}")
+
+
 def refuse_awaited(what: str, *given: Any) -> None:
     """Refuse a coroutine function where a plain one is called: nobody would await it. Raises InvalidArgument."""
     for function in filter(callable, given):

@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidArgument, RedisUnavailable, did_you_mean
 from stillroom.keys import Keys
+from stillroom.misuse import refuse_other
 from stillroom.operation import STATE, On, Once, Operation
 
 REFRESH = "refresh"
@@ -48,6 +49,7 @@ class Pauses:
         Another pause takes the place of this one. Raises InvalidArgument. Redis away: RedisUnavailable.
         """
         _check(what)
+        refuse_other("by", by, str, "a text that says who pauses it; leave it out for nobody")
         return self._pausing(
             what, seconds_of("seconds", seconds, least=1, most=LONGEST_S), by[:100]
         )

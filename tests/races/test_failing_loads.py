@@ -12,8 +12,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 
-from stillroom import AsyncStillroom, LoadFailed, LoadShed, NoDispatch, Settings, Stillroom
+from stillroom import (
+    AsyncStillroom,
+    InlineDispatch,
+    LoadFailed,
+    LoadShed,
+    NoDispatch,
+    Settings,
+    Stillroom,
+)
 from stillroom.cache.failures import Failures, as_json
 from tests.support import nursery
 from tests.support.crowd import PATIENT
@@ -152,6 +162,97 @@ def test_a_cancelled_load_is_no_failure(settings: Settings) -> None:
             return await waiter
 
     assert asyncio.run(story()) == 7
+
+
+def in_a_task(call: Callable[[], Any]) -> BaseException | None:
+    """Run this as a task of a project; return the error that the task has seen."""
+    seen: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            call()
+        except Exception as error:
+            seen.append(error)
+
+    with Celery(set_as_current=False) as app:
+        app.task(work, name="work").apply()
+    return seen[0] if seen else None
+
+
+def over_time(*_: Any) -> Any:
+    raise SoftTimeLimitExceeded
+
+
+@pytest.mark.parametrize("way", ["one", "many", "inline", "packing"])
+def test_a_task_over_its_time_is_not_served_a_stale_value(
+    settings: Settings, client: Any, way: str
+) -> None:
+    """A task's soft time limit ends the task while it loads, also where a stale value is there."""
+    values: list[Callable[[], int]] = [lambda: 1]
+    with Stillroom(settings, dispatch=InlineDispatch()) as room:
+        cache = room.cache
+        kept = cache.cached("k", ttl=60, swr=600, name="load")(lambda: values[-1]())  # noqa: PLW0108
+        calls: dict[str, Callable[[], Any]] = {
+            "one": lambda: cache.get_or_set("k", values[-1], ttl=60, swr=600),
+            "many": lambda: cache.get_or_set_many(
+                ["k"], lambda keys: {"k": values[-1]()}, ttl=60, swr=600
+            ),
+            "inline": kept,
+            "packing": lambda: cache.get_or_set("k", lambda: 1, ttl=60, swr=600, tags=[over_time]),
+        }
+        if way != "packing":
+            calls[way]()
+            age(client, room.keys.entry(b"k"), 61)
+        values.append(over_time)
+        assert isinstance(in_a_task(calls[way]), SoftTimeLimitExceeded)
+        assert not (client.get(room.keys.lease(b"k")) or b"").startswith(b"load.")
+
+
+def test_outside_of_a_task_a_time_limit_is_the_loads_failure(room: Any, client: Any) -> None:
+    """A limit that a loader has heard of another task leaves a reader outside of a task its stale value."""
+    room.cache.get_or_set("k", lambda: 1, ttl=60, swr=600)
+    age(client, room.keys.entry(b"k"), 61)
+    assert room.cache.get_or_set("k", over_time, ttl=60, swr=600) == 1
+
+
+def test_a_task_over_its_time_is_no_failure_of_others(make_room: Any, client: Any) -> None:
+    """A task's soft time limit while it loads is nobody else's error: a waiting caller loads by itself."""
+    one, two = make_room(), make_room()
+
+    def waited_for() -> None:
+        first = Stepper(one, one._cache_body.get_or_set("k", over_time))
+        first.run_to_the_load()
+        second = Stepper(two, two._cache_body.get_or_set("k", lambda: 7)).run()
+        first.run()
+        assert isinstance(first.error, SoftTimeLimitExceeded)
+        second.step()
+        assert second.value() == 7
+
+    assert in_a_task(waited_for) is None
+
+
+def test_a_task_over_its_time_is_no_failure_of_others_while_redis_is_away(
+    make_room: Any,
+) -> None:
+    """While Redis is away a waiting caller loads by itself, too, after a task's limit ended the load."""
+    room = make_room(redis_url="redis://127.0.0.1:1")
+    began, goes_on = threading.Event(), threading.Event()
+
+    def load() -> Any:
+        began.set()
+        assert goes_on.wait(20)
+        raise SoftTimeLimitExceeded
+
+    def call(n: int) -> Any:
+        if n == 0:
+            return in_a_task(lambda: room.cache.get_or_set("k", load))
+        assert began.wait(20)
+        threading.Timer(0.1, goes_on.set).start()
+        return room.cache.get_or_set("k", lambda: 7)
+
+    first, second = at_once(2, call)
+    assert isinstance(first, SoftTimeLimitExceeded)
+    assert second == 7
 
 
 PROCESS = """

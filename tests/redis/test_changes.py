@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stillroom import RedisUnavailable, Settings, Stillroom
+from stillroom import InvalidArgument, RedisUnavailable, Settings, Stillroom
 from tests.support.entries import age
 from tests.support.stepper import Stepper
 
@@ -98,6 +98,16 @@ def test_incr_counts(room: Any, client: Any) -> None:
     room.cache.set("f", 0.5)
     assert room.cache.incr("f") == 1.5
     assert room.cache.incr("nothing") is None
+
+
+def test_incr_refuses_a_sum_that_no_float_can_be(room: Any) -> None:
+    """An int of hundreds of digits can't be added to a float, and is added to an int."""
+    room.cache.set("f", 0.5)
+    with pytest.raises(InvalidArgument, match=r"^by: this int .* float under 'f'.* 1\.8e308"):
+        room.cache.incr("f", 10**400)
+    assert room.cache.get("f") == 0.5
+    room.cache.set("n", 1)
+    assert room.cache.incr("n", 10**400) == 10**400 + 1
 
 
 @pytest.mark.parametrize("value", [None, "1", True, [1], {"a": 1}])

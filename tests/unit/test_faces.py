@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import pydoc
+import re
 import traceback
 import typing
 from collections.abc import Callable, Iterator
@@ -211,6 +212,8 @@ TIMES: dict[str, Callable[[Stillroom, Any], Any]] = {
     "a limit's wait": lambda room, t: room.limits.wait("203.0.113.9", [API], timeout=t),
     "a change of a limit": lambda room, t: room.limits.change("api", 1, 1, t),
     "a ban": lambda room, t: room.abuse.ban("203.0.113.9", t),
+    "a reclaim's budget": lambda room, t: room.upkeep.reclaim(budget=t),
+    "a trim's budget": lambda room, t: room.upkeep.trim_indexes(budget=t),
     "a lock's lease": lambda room, t: room.lock("k", lease=t),
     "Flask's fresh": lambda _, t: flask.fresh(t),
     "Starlette's fresh_session": lambda _, t: starlette.fresh_session(t),
@@ -435,6 +438,30 @@ def test_a_load_is_a_function_and_a_step_is_a_number(sync_room: Stillroom, given
     if given != 7:
         with pytest.raises(InvalidArgument, match=r"by=.*: a number"):
             cache.incr("k", given)
+
+
+OTHER: dict[str, Callable[[Stillroom], Any]] = {
+    "reservation=None: what reserve()": lambda room: room.limits.refund(as_any(None)),
+    "reservation='r': what reserve()": lambda room: room.limits.settle(as_any("r"), 1),
+    "reservation={}: what reserve()": lambda room: room.limits.commit(as_any({})),
+    "by=None: a text": lambda room: room.upkeep.pause("refresh", 60, by=as_any(None)),
+    "by=7: a text": lambda room: room.limits.change("api", 1, 1, 60, by=as_any(7)),
+    "room=None: a Stillroom": lambda _: AfterCommit(as_any(None)),
+    "tags=None: a text": lambda room: Pages(room).page(name="none", tags=as_any(None))(as_any),
+    "5: not a template": lambda room: Pages(room).page(name="five", tags=[as_any(5)])(as_any),
+}
+
+
+def as_any(given: Any) -> Any:
+    """Return what a type checker would have refused."""
+    return given
+
+
+@pytest.mark.parametrize("sentence", OTHER)
+def test_an_argument_of_another_type_is_told_in_words(sync_room: Stillroom, sentence: str) -> None:
+    """An argument of another type is refused by what was given and what is allowed, before Redis is asked."""
+    with pytest.raises((InvalidArgument, InvalidKey), match=f"^{re.escape(sentence)}"):
+        OTHER[sentence](sync_room)
 
 
 # What the shards of a cache say among themselves; each of the others has to say which shards run it.

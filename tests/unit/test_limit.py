@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 import pytest
 
 from stillroom import API, AUTH, DEFAULT, STATIC, InvalidLimit, Limit
+from stillroom.limits.changes import checked
+from stillroom.limits.fields import policy_field
 
 
 def test_the_presets_are_what_most_apps_need() -> None:
@@ -44,6 +47,19 @@ def test_what_is_no_limit_is_said(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(InvalidLimit, match=reason.replace("?", r"\?")) as caught:
         Limit(**{"name": "x", "quota": 1, "window": 1} | fields)
     assert caught.value.given in fields.values()
+
+
+def test_a_limit_may_be_named_by_an_enum() -> None:
+    """A limit whose texts are members of a (str, Enum) has their values, in the header as well."""
+
+    class Given(str, Enum):  # noqa: UP042 (as older code writes it)
+        NAME, BY, AWAY = "exports", "user", "strict"
+
+    limit = Limit(Given.NAME, 1, 1, by=Given.BY, away=Given.AWAY)
+    assert {type(text) for text in (limit.name, limit.by, limit.away)} == {str}
+    assert limit == Limit("exports", 1, 1, by="user", away="strict")
+    assert policy_field((limit,)) == '"exports";q=1;w=1'
+    assert type(checked(Given.NAME, 1, 1, 60).name) is str
 
 
 def test_equal_limits_are_the_same_key() -> None:

@@ -58,6 +58,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("invalidate_tags", {"args": [["k"]]}, "1 positional arguments"),
     ("invalidate_tags", {"kwargs": {"tags": "k"}}, "tags: Input should be a valid array"),
     ("invalidate_tags", {"kwargs": {"tags": ["k"], "hard": True}}, "hard: Extra inputs"),
+    ("invalidate_keys", {"kwargs": {"keys": ["k"], "self": 1}}, "self: Extra inputs"),
     ("invalidate_tags", {"kwargs": {"tags": ["t" * 1_025]}}, "at most 1024 characters"),
     ("invalidate_keys", {"kwargs": {"keys": ["k"] * 1_001}}, "at most 1000 items"),
     ("invalidate_pattern", {}, "pattern: Field required"),

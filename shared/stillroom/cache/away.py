@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from stillroom.cache.failures import again
+from stillroom.cache.failures import again, is_of_the_caller
 from stillroom.cache.glob import compile_glob
 from stillroom.cache.outbox import EVERYTHING
 from stillroom.codec import MISS
@@ -190,8 +190,9 @@ class Away:
                     flight.has_value, flight.packed = True, taken[name].packed
                 flight.is_settled = True
         except Exception as error:
-            for flight in ours.values():
-                flight.failure, flight.is_settled = error, True
+            if not is_of_the_caller(error):
+                for flight in ours.values():
+                    flight.failure, flight.is_settled = error, True
             raise
         finally:  # also where it was cancelled: then it is somebody else's turn
             self._land(ours)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 from stillroom.cache.bites import KEYS_AT_ONCE, Bites, in_bites
 from stillroom.cache.core import LATE, WON, Attempt, Core, Ready, Stale, load_lease, loading
 from stillroom.cache.entry import Entry, Freshness
+from stillroom.cache.failures import is_of_the_caller
 from stillroom.cache.keeping import TtlOf
 from stillroom.cache.loaders import Recipe, TagSpec, several, value_type_of
 from stillroom.codec import MISS
@@ -322,7 +323,7 @@ class Bulk(Core):
         try:
             return (yield from self._load_turns(ours, names, load_many, recipe))
         except Exception as error:
-            if turns:
+            if turns or is_of_the_caller(error):
                 raise
             self.stats.say("a refresh failed", "here", repr_of(error))
             return {}

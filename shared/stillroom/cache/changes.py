@@ -86,7 +86,8 @@ class Changes(Core):
         """Add to the number under `key`, and return the sum; None where there is none. Its end and tags stay.
 
         None of several at once is lost; one whose time is up before its turn has come raises RedisUnavailable.
-        Raises InvalidArgument for a `by` that is no number, TypeError for a value that is none.
+        Raises InvalidArgument for a `by` that is no number, or that gives a sum no float can be, TypeError for a
+        value that is none.
         Redis away: RedisUnavailable; whether it was added is unknown then.
         """
         name = sanitized(key)
@@ -101,12 +102,19 @@ class Changes(Core):
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise TypeError(f"{key!r} holds a {type(number).__name__}, which can't be added to")
             tags = [original(tag).decode() for tag in seen.entry.tags]
-            encoded = self._codec.encoded(number + by)
+            try:
+                total = number + by
+            except OverflowError:  # an int of hundreds of digits and a float
+                raise InvalidArgument(
+                    f"by: this {type(by).__name__} can't be added to the {type(number).__name__} under {key!r}; "
+                    "their sum would be a float, which is 1.8e308 at most"
+                ) from None
+            encoded = self._codec.encoded(total)
             packed = self._packed(name, encoded, tags, seen.entry.source, Life(0, 0))
             adds = self._replace(name, seen, packed.rest, "", "", is_new=True)
             (replaced,) = yield from self._memo.changing(Timed([adds]), STORED_VALUE)
             if replaced == STORED:
-                return number + by
+                return total
             if replaced == LATE:
                 self.clock.doubt_clock()
             yield Backoff(turn * PAUSE_S * random.random())

@@ -25,7 +25,7 @@ from stillroom.cache.away import Away, Form, Load, Taken
 from stillroom.cache.away import Packed as PackedAway
 from stillroom.cache.bites import SCRIPTS_AT_ONCE, Bites, in_bites
 from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
-from stillroom.cache.failures import TOLD_MS, Failures, as_json
+from stillroom.cache.failures import TOLD_MS, Failures, as_json, is_of_the_caller
 from stillroom.cache.figures import LOOKUPS, LoaderFigures
 from stillroom.cache.invalidation import Invalidator
 from stillroom.cache.judge import Judge
@@ -1217,6 +1217,8 @@ class Core:
             tags, source = recipe.tags(value), self._source(recipe)
             return self._packed(name, encoded, tags, source, life, recipe.release), back
         except Exception as error:  # too large, no JSON, a tag that is none, a function that failed
+            if is_of_the_caller(error):
+                raise
             self._count_not_kept(recipe.name)
             self.stats.say(
                 "a loaded value can't be kept",
@@ -1273,6 +1275,8 @@ class Core:
         try:
             yield from self.refresh(order)
         except Exception as error:
+            if is_of_the_caller(error):
+                raise
             self.stats.say(
                 "a refresh failed", order.loader, f"{order.key[:100]!r}: {repr_of(error)}"
             )
@@ -1291,6 +1295,8 @@ class Core:
         try:
             fresh, _ = yield from self._load_under(name, held, clock, recipe, self._back_off)
         except Exception as error:
+            if is_of_the_caller(error):
+                raise
             self.stats.say("a refresh failed", "here", f"{name[:100]!r}: {repr_of(error)}")
             return value
         return fresh
@@ -1406,7 +1412,7 @@ class Core:
         besides: Sequence[Command] = (),
     ) -> Operation[None]:
         """Free the leases of a failed load and tell all its waiters."""
-        if not isinstance(error, Exception):  # cancelled: that is nobody else's failure
+        if not isinstance(error, Exception) or is_of_the_caller(error):  # nobody else's failure
             yield from self._release(leases, besides)
             return
         told, batch = as_json(error), Freeing(besides)

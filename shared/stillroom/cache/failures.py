@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import time
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -45,6 +46,19 @@ class Failures:
         if (kept := self._kept.get(lease)) is not None:
             return again(kept[1])
         return _from_json(text, loader)
+
+
+def is_of_the_caller(error: BaseException) -> bool:
+    """Return whether what ended a load is about its caller: cancelled, interrupted, or a task whose time is over.
+
+    Celery raises the soft time limit of a task, an Exception, wherever that task is. No value stands in for it, and
+    it is no other caller's. Outside of a task it is what the loader has heard of another task.
+    """
+    celery: Any = sys.modules.get("celery")
+    limit = getattr(sys.modules.get("celery.exceptions"), "SoftTimeLimitExceeded", ())
+    return not isinstance(error, Exception) or (
+        isinstance(error, limit) and bool(celery.current_task)
+    )
 
 
 def as_json(error: Exception) -> bytes:

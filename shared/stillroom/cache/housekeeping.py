@@ -13,6 +13,7 @@ from stillroom.cache.orders import Load, Order
 from stillroom.cache.reclaim import Progress, Reclaim, Report
 from stillroom.cache.sharded import ShardedBody
 from stillroom.cache.warm import Warming
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import RedisUnavailable
 from stillroom.operation import Operation
 from stillroom.pauses import Pauses
@@ -30,7 +31,7 @@ class Housekeeping:
         self._parts = [Reclaim(shard, pauses) for shard in cache.shards]
 
     def reclaim(
-        self, *, budget: float = BUDGET_S, progress: Report | None = None
+        self, *, budget: Duration = BUDGET_S, progress: Report | None = None
     ) -> Operation[dict[str, int]]:
         """Carry out what apps ordered, and then what invalidations left to do, for `budget` seconds.
 
@@ -38,16 +39,17 @@ class Housekeeping:
         nothing is loaded: orders to load and soft invalidations wait. `progress` is called with a Progress twice a
         second. Returns counts: work done, orders that became dead letters, entries seen, deleted
         and refreshed, patterns dropped, how much work is left, and how much of that is due.
-        Redis away: RedisUnavailable; the work stays written down.
+        Raises InvalidArgument. Redis away: RedisUnavailable; the work stays written down.
         """
+        seconds = seconds_of("budget", budget)
         began = time.monotonic()
         ordered: dict[str, int] = {}
         away: RedisUnavailable | None = None
         try:
-            ordered = yield from self._orders.carry_out(budget / 2)
+            ordered = yield from self._orders.carry_out(seconds / 2)
         except RedisUnavailable as error:  # perhaps of one shard: the others have work to do
             away = error
-        share = (budget - (time.monotonic() - began)) / len(self._parts)
+        share = (seconds - (time.monotonic() - began)) / len(self._parts)
         cleared = yield from self._cache.everywhere(
             [part.clear_up(budget=share, progress=progress) for part in self._parts]
         )
@@ -90,12 +92,12 @@ class Housekeeping:
         parts = [part.trim_marks() for part in self._parts]
         return _added_up((yield from self._cache.everywhere(parts)))
 
-    def trim_indexes(self, *, budget: float = 5.0) -> Operation[dict[str, int]]:
+    def trim_indexes(self, *, budget: Duration = 5.0) -> Operation[dict[str, int]]:
         """Take out of the tag indexes what has run out by itself, for `budget` seconds, and go on there next time.
 
-        Returns {"indexes": looked at, "members": taken out}.
+        Returns {"indexes": looked at, "members": taken out}. Raises InvalidArgument.
         """
-        share = budget / len(self._parts)
+        share = seconds_of("budget", budget) / len(self._parts)
         parts = [part.trim_indexes(budget=share) for part in self._parts]
         return _added_up((yield from self._cache.everywhere(parts)))
 

@@ -101,5 +101,5 @@ def names_in(text: str) -> list[str]:
     """Return the names in braces. Raises InvalidKey for what is no template."""
     try:
         return [name for _, name, _, _ in Formatter().parse(text) if name is not None]
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InvalidKey(text, f"not a template: {error}") from None

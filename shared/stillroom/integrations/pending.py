@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from stillroom.cache import AsyncCache, Cache
 from stillroom.keys import pattern, sanitized
+from stillroom.misuse import refuse_other
 from stillroom.room import AsyncStillroom, Stillroom
 
 log = logging.getLogger("stillroom.integrations")
@@ -87,7 +88,11 @@ async def deliver_async(cache: AsyncCache, pending: Pending) -> None:
 
 
 def blocking_cache(room: Stillroom | AsyncStillroom) -> Cache:
-    """Return the room's cache for a thread that has no event loop. An async room lends its wire for threads."""
+    """Return the room's cache for a thread that has no event loop. An async room lends its wire for threads.
+
+    Raises InvalidArgument for what is no room.
+    """
+    refuse_other("room", room, (Stillroom, AsyncStillroom), "a Stillroom, or an AsyncStillroom")
     return room.operations.cache_in_threads
 
 

@@ -48,6 +48,7 @@ from stillroom.limits.over_shards import (
 from stillroom.limits.request import QUIET, Request, Requests, Subject
 from stillroom.limits.reservation import Reservation
 from stillroom.limits.settling import BITE, REFUNDS, Settling
+from stillroom.misuse import refuse_other
 from stillroom.oldest import oldest
 from stillroom.operation import Once, Operation, Pause
 from stillroom.replicas import kept
@@ -73,6 +74,7 @@ LONGEST_WAIT_S = 3_600.0
 UNREAD_EVERY_S = 30.0  # a user without the right to read changes asks no more often
 
 RESERVATION = "a reservation"  # its name in the error when no replica has it in time
+RESERVED = "what reserve() has returned, or hold() for its block"
 SETTLED_KNOWN = 1_000  # of those before, what Redis said counts
 TOLD_AT_ONCE = 100  # denials from memory, with one flush of the counts
 _US = 1_000_000
@@ -219,6 +221,7 @@ class LimitsBody(Operating, OverShards):
         used. 0 refunds all. Otherwise like `refund`. Raises InvalidLimit for what no request can cost.
         """
         check_cost(cost)
+        refuse_other("reservation", reservation, Reservation, RESERVED)
         return self._settled_at(reservation, cost)
 
     def hold(
@@ -273,6 +276,7 @@ class LimitsBody(Operating, OverShards):
 
         Redis away: False.
         """
+        refuse_other("reservation", reservation, Reservation, RESERVED)
         if not reservation.id:
             return False
         if reservation.local:

@@ -125,8 +125,8 @@ def checked(
     name: str, quota: int, window: int, until: float, since: float = 0.0, by: str = ""
 ) -> Change:
     """Raises InvalidLimit for numbers that no limit has."""
-    Limit(name, quota, window)
-    return Change(name, quota, window, until, since, by)
+    limit = Limit(name, quota, window)
+    return Change(limit.name, quota, window, until, since, by)
 
 
 def read_rate(text: str) -> tuple[int, int]:

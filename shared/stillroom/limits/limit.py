@@ -55,6 +55,9 @@ class Limit:
             )
         if self.away not in get_args(Away):
             raise InvalidLimit(self.away, f"away is {_one_of(self.away, get_args(Away))}")
+        for name in ("name", "by", "away"):
+            if type(text := getattr(self, name)) is not str:  # f"{…}" writes a (str, Enum) as `E.A`
+                object.__setattr__(self, name, str.__str__(text))
         for name, given in (("in_flight", self.in_flight), ("shadow", self.shadow)):
             if not isinstance(given, bool):
                 raise InvalidLimit(given, f"{name} is True or False")

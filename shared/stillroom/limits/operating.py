@@ -14,6 +14,7 @@ from stillroom.limits.changes import (
     known_windows,
     read_changes,
 )
+from stillroom.misuse import refuse_other
 from stillroom.operation import Once, Operation
 from stillroom.scripts import limit_change
 from stillroom.wire import Server, StateServer
@@ -32,9 +33,10 @@ class Operating:
 
         They see it within a second, in the round trip of a check; a process that nobody asked for a while, with
         its first. What was counted counts on. `by` is for whoever looks at it. Raises InvalidLimit, also for a
-        name that no process has used, where they have used others.
+        name that no process has used, where they have used others, and InvalidArgument.
         """
-        checked(name, quota, window, 0.0)
+        name = checked(name, quota, window, 0.0).name
+        refuse_other("by", by, str, "a text that says who changes it; leave it out for nobody")
         lasts = seconds_of("seconds", seconds, least=1, most=LONGEST_S)
         return self._changing(name, quota, window, round(lasts), by[:100])
 

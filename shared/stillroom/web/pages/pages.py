@@ -22,6 +22,7 @@ from uuid import UUID
 from pydantic import TypeAdapter, ValidationError
 
 from stillroom.cache.arguments import text_in_tag
+from stillroom.cache.loaders import several
 from stillroom.cache.template import Template
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidKey, SettingsError, did_you_mean
@@ -84,7 +85,7 @@ class PageTags:
         self._hints = _hints(endpoint)
         self._templates: list[Template] = []
         known = [*parameters, *query]
-        for tag in [tags] if isinstance(tags, str) else tags:
+        for tag in several("tags", tags):
             names = names_in(tag)
             for name in names:
                 if name not in known and "request" not in parameters:
