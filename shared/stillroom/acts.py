@@ -212,12 +212,16 @@ def still_banned(others: Sequence[str]) -> str:
 
 def bans_around(room: Stillroom, subject: str) -> list[str]:
     """Return the bans in force of what holds an address or a network, or is in it."""
+    return [ban.subject for ban in room.abuse.bans() if _overlap(subject, ban.subject)]
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Return whether two addresses or networks have addresses in common. What is neither has none."""
     try:
-        given = ip_network(subject, strict=False)
+        first, second = ip_network(one, strict=False), ip_network(other)
     except ValueError:
-        return []
-    named = [(ban.subject, ip_network(ban.subject)) for ban in room.abuse.bans()]
-    return [name for name, one in named if one.version == given.version and one.overlaps(given)]
+        return False
+    return first.version == second.version and first.overlaps(second)
 
 
 def _ban(room: Stillroom, form: Form) -> Done:

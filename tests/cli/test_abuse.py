@@ -74,6 +74,15 @@ def test_who_lifts_a_ban_hears_of_others_that_hold(run: Any, make_room: Any) -> 
     assert "2 bans\n" in run("bans", "list", "--limit", "3")
 
 
+def test_a_ban_of_no_address_is_in_nobody_s_way(run: Any, make_room: Any, client: Any) -> None:
+    """A ban whose subject somebody else wrote, and which is no address, does not keep others from being lifted."""
+    room = make_room()
+    room.abuse.ban("203.0.113.7", 600)
+    client.zadd(room.keys.bans, {"everybody": 4e12})
+    client.set(room.keys.ban("everybody"), "{}")
+    assert run("bans", "lift", "203.0.113.7") == "the ban of 203.0.113.7 is lifted\n"
+
+
 def _default() -> Any:
     from stillroom import DEFAULT
 

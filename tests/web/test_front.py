@@ -7,7 +7,7 @@ import base64
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from flask import Blueprint, Flask, Response, session
 from starlette.applications import Starlette
 from starlette.endpoints import WebSocketEndpoint
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Host, Mount, WebSocketRoute
 from starlette.routing import Route as StarletteRoute
 from starlette.websockets import WebSocket
@@ -374,6 +374,40 @@ async def streaming_until_gone(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": b".", "more_body": True})
         await asyncio.sleep(0)
     await waiting
+
+
+def test_the_preflight_of_a_refusal_streams_nothing_for_a_newer_server(settings: Settings) -> None:
+    """An app that hears from `send` that its client has gone, as ASGI 2.4 lets it, ends the preflight as well."""
+    ended: list[str] = []
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(1_000):
+            yield b"."
+            await asyncio.sleep(0)
+        ended.append("all was sent")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        allowed = {"access-control-allow-origin": SPA}
+        await StreamingResponse(pieces(), headers=allowed)(scope, receive, send)
+
+    async def asked() -> list[Any]:
+        room, sent = AsyncStillroom(settings, dispatch=NoDispatch()), []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}, "method": "GET"}
+        scope |= {"path": "/", "query_string": b"", "scheme": "http", "client": ("127.0.0.1", 1)}
+        scope["headers"] = [(b"host", b"api"), (b"origin", SPA.encode())]
+        routes = Routes([Route("/", [Limit("none", 0, 60)])])
+        await Asgi(app, room, routes=routes)(scope, None, send)  # type: ignore[arg-type]
+        await room.close()
+        return sent
+
+    begin, _ = asyncio.run(asked())
+    assert begin["status"] == 429
+    assert (b"access-control-allow-origin", SPA.encode()) in begin["headers"]
+    assert not ended
 
 
 @pytest.mark.parametrize("mount", [False, True])

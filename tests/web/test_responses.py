@@ -20,6 +20,7 @@ from stillroom import (
     Route,
     Routes,
     SessionDataRefused,
+    SessionNotFresh,
     SessionNotLoaded,
     SessionStoreUnavailable,
     SessionTooLate,
@@ -654,6 +655,34 @@ def test_an_error_that_the_app_makes_of_that_is_a_503(face: str, away: Settings,
         room = AsyncStillroom(away, dispatch=NoDispatch())
         start, _ = asyncio.run(call_asgi(asgi, room, token))
         assert start["status"] == 503
+
+
+def test_an_error_after_a_failure_that_was_handled_is_the_app_s_own(
+    face: str, room: Stillroom
+) -> None:
+    """An app that goes on without a fresh session, and breaks later, raises its own error, and not a 401."""
+
+    def go_on_without(session: Any) -> None:
+        with pytest.raises(SessionNotFresh):
+            session.require_fresh(60)
+        raise RuntimeError("a bug")
+
+    def wsgi(environ: Any, start_response: Any) -> list[bytes]:
+        go_on_without(environ["stillroom.session"])
+        return []
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        await scope["stillroom.session"].load()
+        go_on_without(scope["stillroom.session"])
+
+    def call() -> None:
+        if face == "wsgi":
+            call_wsgi(wsgi, room)
+        else:
+            asyncio.run(call_asgi(asgi, AsyncStillroom(room.settings, dispatch=NoDispatch())))
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        call()
 
 
 def test_another_service_s_failure_is_the_app_s_own(room: Stillroom, away: Settings) -> None:

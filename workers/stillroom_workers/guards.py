@@ -521,9 +521,8 @@ class Control(_StockControl):  # type: ignore[misc]
 class Request(_StockRequest):  # type: ignore[misc]
     """A request whose events are small: whoever watches the workers keeps thousands of them."""
 
-    began = (
-        inf  # time.monotonic(), in the worker: the machine's clock may be set while the task runs
-    )
+    # By time.monotonic(), in the worker: the machine's clock may be set while the task runs.
+    began = inf
 
     def on_accepted(self, pid: Any, time_accepted: float) -> None:
         self.began = time_accepted

@@ -353,9 +353,8 @@ class TaskStats(Part):
     paused_s: float | None = None  # refreshes are paused for so much longer; null: they are not
     paused_by: str | None = None
     ticks: Mapping[str, float] | None = None  # scheduled task → seconds since it last ended well
-    standing: Mapping[str, float | None] | None = (
-        None  # those of them that fail while beat goes on; null: always
-    )
+    # Those of them that fail while beat goes on. A task without a number has never ended well.
+    standing: Mapping[str, float | None] | None = None
 
     @property
     def aside(self) -> int | None:

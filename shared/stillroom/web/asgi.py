@@ -271,6 +271,8 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         # Without the query: no CORS layer reads it, and an app's own code might.
         asking = {
             **scope,
+            # By this version an app hears from `receive`, and not from `send`, that its client has gone.
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
             "method": "OPTIONS",
             "headers": headers,
             "query_string": b"",

@@ -176,11 +176,14 @@ def of_django(view: Any, outer: Sequence[Limited]) -> Endpoint:
     return _endpoint(name, view, [view], kind, methods, outer, named)
 
 
-def carried_in_django(view: Any, method: str) -> list[Limited]:
+def carried_in_django(view: Any, method: str) -> tuple[Limited, ...]:
     """Return the limits of a view, and of the method of its class that answers."""
+    kind = _class_of(view)
+    if kind is None:
+        return carried(view)
     wanted = "GET" if method == "HEAD" else method
-    handler = getattr(_class_of(view), _actions_of(view).get(wanted, wanted.lower()), None)
-    return [*carried(view), *carried(handler)]
+    handler = getattr(kind, _actions_of(view).get(wanted, wanted.lower()), None)
+    return (*carried(view), *carried(handler))
 
 
 def _class_of(view: Any) -> Any:

@@ -54,10 +54,12 @@ def ending(
 def answer_to(error: Exception, session: RequestSession, method: str) -> Answer | None:
     """Return the answer to a request whose app raised this error. None: it is the app's own.
 
-    The app may have made another error of the one that its session raised, and tasks raise theirs in groups.
+    The app may have made another error of the one that its session raised, and tasks raise theirs in groups. An
+    error after one that the app has handled is not made of it.
     """
     failure = session.failure
-    if isinstance(failure, SessionStoreUnavailable | SessionNotFresh):
+    is_theirs = isinstance(failure, SessionStoreUnavailable | SessionNotFresh)
+    if is_theirs and failure in _behind(error):
         trace = None if error is failure else error
         log.warning(
             "a request was not answered for want of its session: %s", failure, exc_info=trace
@@ -66,6 +68,15 @@ def answer_to(error: Exception, session: RequestSession, method: str) -> Answer 
     raised = _leaves(error)
     loads = [one for one in raised if isinstance(one, LoadShed)]
     return shed(loads[0], method) if len(loads) == len(raised) else None
+
+
+def _behind(error: BaseException) -> list[BaseException]:
+    """Return an error, those in its group, and those that it was made of."""
+    found: list[BaseException] = [error]
+    for one in found:  # which grows meanwhile
+        more = [one.__cause__, one.__context__, *_leaves(one)]
+        found += [other for other in more if other is not None and other not in found]
+    return found
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
