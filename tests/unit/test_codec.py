@@ -484,7 +484,7 @@ def test_a_class_may_name_another_that_is_defined_below_it() -> None:
 
 
 def test_an_adapter_that_another_thread_may_use_is_not_changed() -> None:
-    """An adapter that was made too early is replaced as a whole. pydantic's `rebuild` is not safe in two threads."""
+    """An adapter that was made too early is replaced as a whole, because two threads can't rebuild the same one."""
     adapter = early.adapter(Parcel)
     assert adapter.pydantic_complete
     assert early.adapter(Parcel) is adapter
