@@ -85,6 +85,8 @@ class Agreed:
 
         Cost: one script. Redis away: RedisUnavailable; then nothing is known, and it is due again.
         """
+        if self._compared_on is not None:  # other calls go on with what is known
+            self._not_before = time.monotonic() + ASK_AGAIN_S
         try:
             told = yield from self._ask(
                 [(name, *mine_and_rule) for name, mine_and_rule in self._mine.items()]

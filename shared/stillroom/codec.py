@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar, get_origin
 
 import pydantic_core
@@ -85,8 +86,13 @@ class Codec:
     def adapter(self, type: Any) -> TypeAdapter[Any]:
         """Return the validator for a type, made once. Raises InvalidArgument for what is no type or undefined."""
         adapter = self.checked(type)
-        if not adapter.pydantic_complete and not adapter.rebuild(raise_errors=False):
-            raise InvalidArgument(f"{type!r:.100} names a class that is not defined")
+        if not adapter.pydantic_complete:
+            # Made anew, and not rebuilt: two threads that rebuild one adapter get each other's halves.
+            with suppress(TypeError):  # it can't be hashed, and is not kept
+                self._adapters.pop(type, None)
+            adapter = self.checked(type)
+            if not adapter.pydantic_complete:
+                raise InvalidArgument(f"{type!r:.100} names a class that is not defined")
         return adapter
 
     def checked(self, type: Any) -> TypeAdapter[Any]:

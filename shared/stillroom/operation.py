@@ -547,7 +547,7 @@ def beside_elsewhere(
 
 
 def _rest(side: _Side) -> Operation[None]:
-    """Run a side to its end, also where it is cancelled."""
+    """Run a side to its end. It alone is told of a cancellation."""
     while not side.is_done:
         try:
             yield from side.alone()
@@ -572,7 +572,9 @@ def _run_all(sides: Sequence[_Side]) -> Operation[None]:
         waiting = list(filterfalse(_is_done, sides))
         for side in waiting:
             side.fail(error)
-        yield from _run_all(waiting)
+        # One after the other: another interruption is told to one of them, and the others undo theirs all the same.
+        for side in waiting:
+            yield from _rest(side)
         raise
 
 

@@ -380,3 +380,16 @@ def test_sessions_are_read_from_a_server_that_can_not_write_its_file(
         client.config_set("save", "")
     with other(own_server) as elsewhere:
         until(lambda: elsewhere.sessions.get(left) is None, "the logout that was deferred")
+
+
+def test_a_session_whose_life_may_not_be_prolonged_is_not_read(
+    own_room: Any, own_server: EmbeddedServer
+) -> None:
+    """A user that lacks the right to prolong a session's life is told so, before its visitors are logged out."""
+    seen = own_room.sessions.create("u1")
+    with redis.Redis.from_url(own_server.url) as client:
+        for name in client.keys("*:s:*"):
+            client.hincrby(name, "_l", -3_600_000_000)
+        client.acl_setuser("default", enabled=True, commands=["-pexpire"])
+        with pytest.raises(SessionStoreUnavailable):
+            own_room.sessions.get(seen)

@@ -143,6 +143,18 @@ def test_a_server_that_was_emptied_lets_nobody_differ_for_long(
     assert two.cache.get("k:7") == 7
 
 
+def test_one_call_of_a_process_compares_for_all(
+    open_one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one call compares the settings once more, the others go on with what is known."""
+    monkeypatch.setattr(agreed, "COMPARED_S", 0.0)
+    one = open_one()
+    assert one.cache.set("k", "v")
+    assert one.agreed.is_due
+    next(one.agreed.compare())
+    assert not one.agreed.is_due
+
+
 @pytest.mark.parametrize("binary", SERVERS, indirect=True)
 def test_the_state_and_the_cache_may_be_lost_apart(binary: str | None) -> None:
     """Agreements live on the state's server.

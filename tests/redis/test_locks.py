@@ -440,6 +440,27 @@ def test_while_redis_is_away_nobody_takes_it_and_the_holder_knows_when_it_is_los
         held.release()  # once is enough
 
 
+def test_a_task_that_is_cancelled_as_it_gives_a_lock_back_ends_cancelled(
+    own_server: EmbeddedServer,
+) -> None:
+    """A cancellation, or an interruption, is told to the caller also where Redis does not answer the release."""
+    patience = {"command_timeout": 0.1, "call_timeout": 0.1}
+    settings = Settings(**PATIENT | patience, redis_url=own_server.url)
+
+    async def act() -> None:
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            held = await room.lock("k").acquire()
+            own_server.freeze()
+            releasing = asyncio.create_task(held.release())
+            await asyncio.sleep(0)
+            releasing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await releasing
+            own_server.thaw()
+
+    asyncio.run(act())
+
+
 # Mistakes
 
 

@@ -52,7 +52,7 @@ class Numbered(BaseModel):
     numbers: Iterable[int]
 
 
-early.checked(Parcel)
+unfinished = early.checked(Parcel)
 early.checked(Numbered)
 
 
@@ -481,6 +481,14 @@ def test_a_class_may_name_another_that_is_defined_below_it() -> None:
         early.encoded(Numbered(numbers=numbers), Numbered)
     assert list(numbers) == [1, 2]
     assert early.encoded(Parcel(note=(1,)), Parcel).back == Parcel(note=[1])
+
+
+def test_an_adapter_that_another_thread_may_use_is_not_changed() -> None:
+    """An adapter that was made too early is replaced as a whole, because two threads can't rebuild the same one."""
+    adapter = early.adapter(Parcel)
+    assert adapter.pydantic_complete
+    assert early.adapter(Parcel) is adapter
+    assert not unfinished.pydantic_complete
 
 
 def test_a_class_that_is_defined_nowhere_is_refused_in_our_words() -> None:

@@ -8,7 +8,17 @@ import hiredis
 import pytest
 
 from stillroom.errors import RedisRefused, RedisUnavailable
-from stillroom.operation import Call, Failed, Once, Operation, Pause, Timed, beside, together
+from stillroom.operation import (
+    Call,
+    Failed,
+    Freeing,
+    Once,
+    Operation,
+    Pause,
+    Timed,
+    beside,
+    together,
+)
 from stillroom.wire import refusal
 
 
@@ -122,6 +132,24 @@ def test_an_operation_that_is_given_up_closes_its_parts() -> None:
     with pytest.raises(KeyboardInterrupt):
         running.throw(KeyboardInterrupt())
     assert closed == ["one", "other"]
+
+
+def test_an_interruption_in_the_middle_of_an_undoing_leaves_the_others_undoing() -> None:
+    """Each of two operations that are interrupted undoes what it began, also where another interruption follows."""
+
+    def part(name: bytes) -> Operation[None]:
+        try:
+            yield [(b"TAKE", name)]
+        except KeyboardInterrupt:
+            yield Freeing([(b"FREE", name)])
+            raise
+
+    running = together(part(b"one"), part(b"other"))
+    running.send(None)
+    assert running.throw(KeyboardInterrupt()) == [(b"FREE", b"one")]
+    assert running.throw(KeyboardInterrupt()) == [(b"FREE", b"other")]
+    with pytest.raises(KeyboardInterrupt):
+        running.send([1])
 
 
 def test_a_rider_goes_along_in_each_batch() -> None:

@@ -95,13 +95,15 @@ class LocksBody:
         try:
             # Once: the second of two copies would find no slot, as if it had been lost.
             (freed, *_) = yield Once(self._freeing(name, token))
+        except RedisUnavailable as error:
+            freed = yield from self.free(name, token)
+            return True if freed else None if error.may_be_done else False
         except GeneratorExit:
             raise
-        except BaseException as error:
-            freed = yield from self.free(name, token)
-            if not isinstance(error, RedisUnavailable):
-                raise
-            return True if freed else None if error.may_be_done else False
+        except BaseException:
+            with suppress(RedisUnavailable):  # then it runs out by itself
+                yield from self.free(name, token)
+            raise
         return bool(freed)
 
     def free(self, name: str, token: bytes) -> Operation[bool]:

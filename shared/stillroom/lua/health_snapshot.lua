@@ -1,6 +1,6 @@
 -- Keeps the first snapshot of a minute, and remembers the open findings, so that one worker logs each of them: when it
--- begins, and when it becomes a failure. What the webhook is to tell of them is noted here, too: it is neither lost nor doubled, whenever the worker or its
--- connection dies.
+-- begins, and when it becomes a failure. What the webhook is to tell of them is noted here, too: it is neither lost nor
+-- doubled, whenever the worker or its connection dies.
 -- KEYS  1 health  2 health:week  3 health:open  4 webhook  5 health:nodes
 -- ARGV  1 snapshot, JSON  2 most in health  3 most in health:week  4 how long all keys are kept, s
 --       5 most in webhook; 0: there is none  6 the worker's machine  7 what nodes of clusters have counted, '' without

@@ -166,8 +166,11 @@ local function see(session, now)
   session.deadline = math.min(session.seen + session.idle, session.limit)
   local life = plain(math.ceil((session.deadline - now) / 1000) + SLACK_MS)
   local refused = redis.pcall('PEXPIRE', session.key, life)
-  if type(refused) == 'table' and string.find(refused.err, 'MISCONF', 1, true) then
-    return false
+  if type(refused) == 'table' then
+    if string.find(refused.err, 'MISCONF', 1, true) then
+      return false
+    end
+    redis.call('PEXPIRE', session.key, life) -- raises the error as the server words it
   end
   redis.call('HSET', session.key, '_l', plain(session.seen), '_x', plain(session.limit))
   return true
