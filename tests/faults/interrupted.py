@@ -39,7 +39,7 @@ def send_signals(pid: int) -> None:
     """Send signals now and then, busily: a timer's grain would be milliseconds, and the interesting instants are
     microseconds apart."""
     while os.getppid() == pid:
-        until = time.perf_counter() + random.uniform(1e-4, 6e-4)
+        until = time.perf_counter() + random.uniform(1e-4, 2e-3)
         while time.perf_counter() < until:
             pass
         with contextlib.suppress(ProcessLookupError):

@@ -23,17 +23,20 @@ from stillroom import (
 from stillroom.embedded import EmbeddedServer
 from stillroom.sessions import asking
 from tests.support.celery_process import until
-from tests.support.faces import BlockingRoom
+from tests.support.faces import FACES, BlockingRoom, open_room
 from tests.support.processes import Program
+from tests.support.proxy import Proxy
 
 PEPPER = "a-pepper-for-tests-long-enough-to-be-one"
 
 
+def impatient(url: str) -> Settings:
+    return Settings(redis_url=url, session_peppers=PEPPER, command_timeout=1, call_timeout=1.5)
+
+
 @pytest.fixture(params=["sync", "async"])
 def own_room(request: pytest.FixtureRequest, own_server: EmbeddedServer) -> Iterator[Any]:
-    settings = Settings(
-        redis_url=own_server.url, session_peppers=PEPPER, command_timeout=1, call_timeout=1.5
-    )
+    settings = impatient(own_server.url)
     if request.param == "sync":
         with Stillroom(settings, dispatch=NoDispatch()) as room:
             yield room
@@ -143,23 +146,27 @@ def test_a_deferred_end_is_told_though_there_was_no_outage(
         until(lambda: _get(elsewhere, session) is None, "the delivery")
 
 
+@pytest.mark.parametrize("face", FACES)
 def test_a_deferred_end_reaches_who_was_rotated_meanwhile(
-    own_room: Any, own_server: EmbeddedServer
+    own_server: EmbeddedServer, face: str
 ) -> None:
     """A deferred end reaches a session that another process rotated meanwhile without grace."""
-    session, stays = own_room.sessions.create("u1"), own_room.sessions.create("u1")
-    stolen = own_room.sessions.create("u1")
-    with other(own_server) as elsewhere:
+    with (
+        Proxy(own_server.port) as proxy,
+        other(own_server) as elsewhere,
+        open_room(face, impatient(proxy.url), NoDispatch()) as room,
+    ):
+        session, stays = room.sessions.create("u1"), room.sessions.create("u1")
+        stolen = room.sessions.create("u1")
         safe = elsewhere.sessions.rotate(stolen, grace=0)
-        own_server.freeze()
-        try:
-            assert own_room.sessions.destroy(session, defer=True) is True
-            assert own_room.sessions.destroy(stolen, defer=True) is True
-        finally:
-            own_server.thaw()
+        proxy.cut()
+        assert room.sessions.destroy(session, defer=True) is True
+        assert room.sessions.destroy(stolen, defer=True) is True
         rotated = elsewhere.sessions.rotate(elsewhere.sessions.rotate(session, grace=0), grace=0)
-        assert own_room.sessions.get(stays) is not None
-        assert own_room.sessions.deliver() == 0
+        proxy.heal()
+        until(lambda: not room.wire.breaker.is_open, "recovery")
+        assert room.sessions.get(stays) is not None
+        assert room.sessions.deliver() == 0
         assert elsewhere.sessions.get(rotated) is None
         assert elsewhere.sessions.get(safe) is not None  # what it was called before opened nothing
 

@@ -30,6 +30,7 @@ NOT_HERE = {
         "test_changes_are_read_once_a_second_and_with_a_check",
         "test_windows_are_compared_once_and_then_now_and_then",
         "test_a_check_is_one_round_trip",
+        "test_what_can_be_no_session_is_refused",
         "test_denials_from_memory_are_told_with_the_next_one",
         "test_every_operation_is_one_round_trip",
         "test_what_is_no_token_costs_no_round_trip",
