@@ -312,14 +312,13 @@ class Driver:
 
     def _exchange_freeing(self, step: Freeing) -> list[Any]:
         """Return the replies. After an interruption it is sent once more: the first copy may have gone nowhere."""
-        freeing = partial(self._exchange, step, self._call_timeout, budgeted=False)
         try:
-            return freeing()
+            return self._exchange(step, self._call_timeout, budgeted=False)
         except RedisUnavailable:
             raise
         except BaseException:
             with contextlib.suppress(RedisUnavailable):
-                freeing()
+                self._exchange(step, self._call_timeout, budgeted=False)
             raise
 
     def _exchange_kept(self, step: Kept, deadline: float) -> Replies:

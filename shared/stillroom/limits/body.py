@@ -212,7 +212,7 @@ class LimitsBody(Operating, OverShards):
         before. None: not yet known, the reply was late or lost, or Redis is away. It is asked again by itself when
         it is back, unless this process has ended by then.
         """
-        return self.settle(reservation, 0)
+        return self._settled_at(reservation, 0)
 
     def settle(self, reservation: Reservation, cost: int) -> Operation[bool | None]:
         """Charge, once, what the work cost in the end: for a price that is known afterwards (tokens, rows, bytes).
@@ -221,7 +221,6 @@ class LimitsBody(Operating, OverShards):
         used. 0 refunds all. Otherwise like `refund`. Raises InvalidLimit for what no request can cost.
         """
         check_cost(cost)
-        refuse_other("reservation", reservation, Reservation, RESERVED)
         return self._settled_at(reservation, cost)
 
     def hold(
@@ -249,6 +248,8 @@ class LimitsBody(Operating, OverShards):
     def _settled_at(
         self, reservation: Reservation, cost: int, *, frees: bool = False
     ) -> Operation[bool | None]:
+        if type(reservation) is not Reservation:
+            refuse_other("reservation", reservation, Reservation, RESERVED)
         if not (reservation.id and reservation.keys):
             return False
         here: bool | None = None
