@@ -70,9 +70,8 @@ class Load(NamedTuple):
     clients: float = 1e5  # seen within the longest window
     app_us: float = 1_000  # CPU of a request besides Stillroom
     loader_us: float = 5_000  # CPU, or waiting under the GIL, of one load
-    near: bool = (
-        False  # reads come from kept copies, and one look at the clock is part of each request
-    )
+    # Reads come from kept copies, and one look at the clock is part of each request.
+    near: bool = False
 
 
 class Plan(NamedTuple):

@@ -30,25 +30,21 @@ REFRESH_TASK = "stillroom.refresh"
 REFRESH_MANY_TASK = "stillroom.refresh_many"
 RECLAIM_TASK = "stillroom.reclaim"
 ORDERS_LIMIT = 100  # in one message
-MESSAGE_LIMIT = (
-    1024 * 1024
-)  # bytes of a message as it lies in the queue: workers take no larger one
-FIELDS_LIMIT = (
-    MESSAGE_LIMIT * 5 // 8
-)  # … of its fields as JSON, which becomes base64 and gets headers
+# Bytes of a message as it lies in the queue: workers take no larger one.
+MESSAGE_LIMIT = 1024 * 1024
+# Bytes of its fields as JSON, which becomes base64 and gets headers.
+FIELDS_LIMIT = MESSAGE_LIMIT * 5 // 8
 # A task costs a worker 2 ms, whatever it has to do. So orders that come at the same time are published together, at
 # most this many in a message. Where there were several, the next ones get some time to gather. An order that comes
 # alone is published at once.
 JOINED_LIMIT = 25
 PACE_S = 0.01
 BUSY_PACE_S = 0.1  # while tasks wait for a worker: orders would only wait there
-WAKE_AGAIN_S = (
-    1.0  # a process that has just woken a task's workers does not wake them again for this long
-)
+# A process that has just woken a task's workers does not wake them again for this long.
+WAKE_AGAIN_S = 1.0
 WAKES_LIMIT = 100  # tasks that wait for a worker; more of them need no other to be woken
-SENT_HEADER = (
-    "stillroom_sent_ms"  # when a message was sent, so that health can tell how long it waits
-)
+# When a message was sent, so that health can tell how long it waits.
+SENT_HEADER = "stillroom_sent_ms"
 
 
 class RefreshOrder(BaseModel):

@@ -56,9 +56,8 @@ class Event:
     operation: str  # get, cached, check …; of a load and of a task its name
     began: float = field(default_factory=time.time)  # seconds since 1970, by this machine's clock
     seconds: float = 0.0
-    outcome: str = (
-        "done"  # hit, stale, miss; allowed, denied, banned; found, none; error; else done
-    )
+    # hit, stale, miss; allowed, denied, banned; found, none; error; else done.
+    outcome: str = "done"
     name: str = ""  # the loader, or the limits
     error: str = ""  # the error's class, or why Redis is away; never its message
     degraded: str = ""  # why Redis could not be asked, where that was no error

@@ -176,9 +176,8 @@ def _of_the_app(frames: Sequence[TracebackType]) -> list[TracebackType]:
 def _linked(frames: Sequence[TracebackType]) -> TracebackType | None:
     trace: TracebackType | None = None
     for one in reversed(frames):
-        line = (
-            one.tb_lineno or one.tb_frame.f_code.co_firstlineno
-        )  # None where a signal came between
+        # None where a signal came between.
+        line = one.tb_lineno or one.tb_frame.f_code.co_firstlineno
         trace = TracebackType(trace, one.tb_frame, one.tb_lasti, line)
     return trace
 

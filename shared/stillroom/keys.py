@@ -148,15 +148,15 @@ from ipaddress import ip_network
 from stillroom.errors import InvalidArgument, InvalidKey
 from stillroom.subject import SITE_PREFIX, UNKNOWN, site_of
 
-WOULD_DENY = (
-    "limit_would_deny:"  # and the name of a limit in shadow: a field of ns:stats and ns:counts
-)
+# Before the name of a limit in shadow: a field of ns:stats and ns:counts.
+WOULD_DENY = "limit_would_deny:"
 # In a cluster: the hash tag of what there is one of, and the tags of the shards of limits (see Keys.home).
 HOUSE = b"{one}"
+# In the stream, or in each of those of a cluster.
 EVENTS_KEPT, EVENTS_KEPT_IN_A_SHARD = (
     100_000,
     10_000,
-)  # in the stream, or in each of those of a cluster
+)
 HOMES = tuple([b"{r%02x}" % number for number in range(64)])
 SHARDED_BY = {
     False: 32,

@@ -79,9 +79,8 @@ class Ended:
 
     call: Actor
     whose: int | None = None  # the process that knows so far; None: all do
-    is_by_grace: bool = (
-        False  # it waited under an old name, which a clock that jumps forward makes worthless
-    )
+    # It waited under an old name, which a clock that jumps forward makes worthless.
+    is_by_grace: bool = False
 
 
 @dataclass

@@ -149,9 +149,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.buried: list[Running] = []
         self.failing = False
         self.has_lost_marks = False
-        self.is_whole = (
-            True  # nothing was lost or trimmed that some process may remember, and another not
-        )
+        # Nothing was lost or trimmed that some process may remember, and another not.
+        self.is_whole = True
         self.is_clean = True  # no process was killed, and no connection died
         self.dispatch = Recording()
         self.client: Any = redis.Redis.from_url(server.url)

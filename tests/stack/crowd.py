@@ -22,9 +22,8 @@ WEB, PORT = "web", 8000
 ATTEMPTS = 4
 CUSTOMERS = 8
 THINKS = 0.1  # seconds between two turns of a customer: the machine has more to do than to answer
-PATIENCE = (
-    110.0  # seconds: what a worker held when it died is due again after 60, and beat looks every 15
-)
+# Seconds: what a worker held when it died is due again after 60, and beat looks every 15.
+PATIENCE = 110.0
 
 
 def addresses() -> list[str]:

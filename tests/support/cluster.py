@@ -14,9 +14,8 @@ from stillroom.wire.cluster import SLOTS, slot_of
 
 NODES = 3
 AGREED_WITHIN_S = 30.0
-NODE_TIMEOUT_MS = (
-    1_000  # without an answer for this long a node is down, and its replica takes over
-)
+# Without an answer for this long a node is down, and its replica takes over.
+NODE_TIMEOUT_MS = 1_000
 
 
 class RedisCluster:

@@ -35,12 +35,13 @@ TTL, SWR, LEASE = 2.0, 60.0, 2.0
 NOBODY = -1
 READERS = 3  # threads, tasks or greenlets in each process
 DATABASE = "database:"
+# Of the processes, in turn; `plain` keeps nothing.
 FACES = (
     "threads",
     "plain",
     "asyncio",
     "gevent",
-)  # of the processes, in turn; `plain` keeps nothing
+)
 
 
 class Read(NamedTuple):

@@ -23,9 +23,8 @@ class Stepper:
     def __init__(self, room: Stillroom, operation: Operation[Any]) -> None:
         is_spread = room.settings.state_cluster
         self._driver: Driver = room.state if is_spread else room.cache._driver
-        self.twice = (
-            False  # send each command twice, as the wire does when a connection was found dead
-        )
+        # Send each command twice, as the wire does when a connection was found dead.
+        self.twice = False
         self._operation = operation
         self._answers: list[Any] = []  # to the step it stands at
         self._failure: BaseException | None = None

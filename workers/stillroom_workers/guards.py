@@ -86,9 +86,8 @@ _PEER_CLASSES = (
     redis.exceptions.TryAgainError,
     redis.exceptions.OutOfMemoryError,  # inside of MULTI it is said of each command, an ack's too
 )
-PEER_PAUSE_S = (
-    1.0  # between two connections to a server that says so: it answers at once, and for seconds
-)
+# Between two connections to a server that says so: it answers at once, and for seconds.
+PEER_PAUSE_S = 1.0
 
 # Neither library has types of its own. As Any they look the same to mypy with and without stubs.
 _StockChannel: Any = transport.Channel

@@ -26,9 +26,8 @@ from stillroom.embedded import free_port
 from stillroom.errors import StillroomError
 from stillroom.settings import Settings, redact
 
-FRESH_SERVED = (
-    "10"  # seconds a page is fresh for somebody who looks at it; a real shop would say minutes
-)
+# Seconds a page is fresh for somebody who looks at it; a real shop would say minutes.
+FRESH_SERVED = "10"
 
 console = Console(highlight=False, soft_wrap=True)
 

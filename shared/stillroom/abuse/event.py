@@ -83,9 +83,8 @@ class Entry(NamedTuple):
 
     id: bytes
     event: Event
-    shift_ms: int = (
-        0  # in a cluster: from the clock of the stream's node to that of the node that counts
-    )
+    # In a cluster: from the clock of the stream's node to that of the node that counts.
+    shift_ms: int = 0
 
     @property
     def ms(self) -> int:

@@ -102,10 +102,11 @@ class Scan:
         self._done: Counter[str] = Counter()
         self._streams = [Stream(home, keys.abuse_at(home)) for home in keys.homes]
         self._now_ms = 0  # the server's clock, as it was when the newest events were read
+        # In a cluster the clock of the node that counts, and when that was read.
         self._judges_ms = (
             0,
             0.0,
-        )  # in a cluster the clock of the node that counts, and when that was read
+        )
         self._trouble: RedisUnavailable | None = None  # why a stream of a cluster could not be read
 
     def run(self, limit: int, seconds: float) -> Operation[dict[str, Any]]:

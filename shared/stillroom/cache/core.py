@@ -520,9 +520,8 @@ class Core:
                 if bites.again(error) and isinstance(batch, Timed):
                     continue
                 self._fall_back(what, error)
-                told = (
-                    getattr(error, "replies", None) or ()
-                )  # of more commands where scripts were loaded
+                # Of more commands where scripts were loaded.
+                told = getattr(error, "replies", None) or ()
                 replies += told if len(told) == len(bite) else [None] * len(bite)
             bites.done()
         return [None if isinstance(reply, Exception) else reply for reply in replies]

@@ -39,9 +39,8 @@ class Explanation:
     fresh_until: float | None = None
     ends_at: float | None = None
     age_s: float | None = None  # where the loader is known here, and its ttl is a number
-    loading: str | None = (
-        None  # the work under way: `load`, `refresh asked for`, `refresh`, `backoff`
-    )
+    # The work under way: `load`, `refresh asked for`, `refresh`, `backoff`.
+    loading: str | None = None
     args: Mapping[str, Any] | None = None  # the loader's arguments, as far as the entry names them
     value: Any = None  # only where it was asked for
 

@@ -58,9 +58,8 @@ class Recipe(NamedTuple):
     loader: Loader | None = None  # a registered one can be run by a worker
     values: Mapping[str, Any] = {}
     at_once: int = 0  # loads of this loader that may run at the same time; 0: any number
-    near: float | None = (
-        None  # how old a proof of a kept copy may be outside of a request; None: none is kept
-    )
+    # How old a proof of a kept copy may be outside of a request; None: none is kept.
+    near: float | None = None
 
     def owns(self, entry: Entry) -> bool:
         """Return whether an entry was stored by this release of the app, or is for all releases."""
@@ -128,11 +127,12 @@ class Loader:
         self.function = function
         self.version = _checked_version(version)
         self.release_of: Callable[[], bytes] = bytes  # set where it is registered
+        # Its lookups, set there too: see figures.LOOKUPS.
         self.counted_as: Sequence[str] = (
             "",
             "",
             "",
-        )  # its lookups, set there too: see figures.LOOKUPS
+        )
         self.at_once = _checked_places(at_once)
         self.keeping = keeping
         self.lease = lease
@@ -374,9 +374,8 @@ class Loader:
             for n in self._names
         }
         config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-        make: Any = (
-            TypedDict  # a type checker wants literals; a signature is known when the app runs
-        )
+        # A type checker wants literals; a signature is known when the app runs.
+        make: Any = TypedDict
         return TypeAdapter(with_config(config)(make(f"{self.name} arguments", fields)))
 
 

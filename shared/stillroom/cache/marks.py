@@ -20,13 +20,11 @@ from stillroom.cache.glob import compile_glob
 from stillroom.keys import original
 
 GLOBS_LIMIT = 2_000  # more than are ever kept in Redis (lua/mark.lua)
-NEWEST = (
-    b"~"  # and the epoch: its score is the clock's seq; marks without it are not the whole story
-)
+# Before an epoch: its score is the clock's seq; marks without it are not the whole story.
+NEWEST = b"~"
 NEWEST_GLOB = b"?"  # its score: the globs' own key without one as new has lost some
-TRIMMED = (
-    b"!"  # its score: an entry stamped before it is dead, and the marks from before it are gone
-)
+# Its score: an entry stamped before it is dead, and the marks from before it are gone.
+TRIMMED = b"!"
 
 
 class Verdict(Enum):

@@ -37,9 +37,8 @@ HELD_MS = 60_000  # at least; then the order of a worker that died is due again
 # After the first try it is due for the next run, which may be another worker's; then later each time.
 FIRST_DELAY_MS, LONGEST_DELAY_MS = 15_000, 300_000
 KIND = "order"  # of dead letter
-AWAY_LIMIT = (
-    20  # orders of one run that may meet a shard that is away: each takes up to a call's time
-)
+# Orders of one run that may meet a shard that is away: each takes up to a call's time.
+AWAY_LIMIT = 20
 # Redis refuses the order then, and is not away. Where the configuration is wrong, orders wait until it is mended.
 REFUSED = OF_THE_COMMAND - MISCONFIGURED
 

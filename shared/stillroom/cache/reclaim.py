@@ -37,9 +37,8 @@ from stillroom.scripts import (
 from stillroom.shown import repr_of
 from stillroom.wire import Command
 
-HELD_MS = (
-    60_000  # three times the length of a run: then the work of a worker that died is due again
-)
+# Three times the length of a run: then the work of a worker that died is due again.
+HELD_MS = 60_000
 SAVE_EVERY_S = 0.5
 KEPT_S = b"600"  # for how long one can see how far a piece of work has got
 HEAD_BYTES = 1_024  # fetched of an entry to read its header; more where that was not all of it
@@ -66,9 +65,8 @@ class Progress(BaseModel):
     run: str = ""  # of the server: a scan's cursors mean nothing in its next run
     began_us: int = 0  # server time
     epoch: str = ""  # of the cache
-    is_broken: bool = (
-        False  # another server answered on the way, or something dead could not be deleted
-    )
+    # Another server answered on the way, or something dead could not be deleted.
+    is_broken: bool = False
 
 
 Report: TypeAlias = Callable[[Progress], object]

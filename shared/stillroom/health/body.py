@@ -88,9 +88,8 @@ SCHEDULED = (*TICKS_OF_BEAT, "stillroom.reclaim", "stillroom.sweep_sessions")
 PATTERNS = 50
 SHORT_FIGURES, LONG_FIGURES, FIGURES_MOST = 15, 60, 119  # minutes
 HOURS = 24 * 366  # more than snapshots are kept
-COUNTS_MOST = (
-    8_000  # fields of all counts: those of two apps that count a hundred names of each kind
-)
+# Fields of all counts: those of two apps that count a hundred names of each kind.
+COUNTS_MOST = 8_000
 FOLDED_AT_ONCE = 200  # of them, added to others by one script
 BITE = 120  # snapshots in one reply: some 300 KB
 WORKER_GONE_MS = 600_000

@@ -20,9 +20,8 @@ OLDEST_REDIS = (6, 2)  # the oldest that Stillroom itself can work with
 class Line(NamedTuple):
     """One line of releases, such as 7.2."""
 
-    least: int | None = (
-        None  # the patch level with all repairs that are known; None: no patch has them
-    )
+    # The patch level with all repairs that are known; None: no patch has them.
+    least: int | None = None
     ends: float | None = None  # no repairs from then on, seconds since 1970
     end_date: str = ""  # … as a person reads it
 

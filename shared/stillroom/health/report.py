@@ -40,9 +40,8 @@ class Advice(Part):
 
     code: str  # "memory", "evictions": the name of the rule
     severity: Severity
-    component: (
-        str  # the check it belongs to: "redis:memory", "redis.cache:connection", "cache:stats"
-    )
+    # The check it belongs to: "redis:memory", "redis.cache:connection", "cache:stats".
+    component: str
     what: str
     good: str
     todo: str
@@ -282,9 +281,8 @@ class CacheStats(Part):
     fallbacks: int | None = None  # calls answered without Redis
     decode_errors: int | None = None
     not_stored: int | None = None
-    near_hits: int | None = (
-        None  # of the hits, those that a process has answered from what it keeps
-    )
+    # Of the hits, those that a process has answered from what it keeps.
+    near_hits: int | None = None
     near_proofs: int | None = None  # looks at the clock that proved all of it
     near_evictions: int | None = None  # copies that made room for others
     near_bytes: int | None = None  # kept by the process that made this report

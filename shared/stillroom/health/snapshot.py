@@ -23,9 +23,8 @@ KEPT = 24 * 60  # snapshots, one a minute: a day …
 KEPT_COARSE = 7 * 24 * 12  # … and every fifth minute's for a week
 KEPT_S = 8 * 86_400  # without a new one
 BEATS_WITHIN_S = 150.0  # as for the finding about beat
-STANDING_S = (
-    600.0  # so long after its last good end a task stands still: each is due within a minute
-)
+# So long after its last good end a task stands still: each is due within a minute.
+STANDING_S = 600.0
 USUAL_WEIGHT = 1 / 60  # of the newest minute in the moving average: an hour's worth of memory
 
 # Parts that a report has and a snapshot has not: 1,440 snapshots of them would be long.

@@ -67,9 +67,8 @@ from stillroom.wire import (
 
 log = logging.getLogger("stillroom.limits")
 
-RESERVED_S = (
-    1.0  # a denial is remembered, where what is reserved may be given back, by another process too
-)
+# A denial is remembered, where what is reserved may be given back, by another process too.
+RESERVED_S = 1.0
 LONGEST_WAIT_S = 3_600.0
 UNREAD_EVERY_S = 30.0  # a user without the right to read changes asks no more often
 
@@ -534,9 +533,8 @@ class LimitsBody(Operating, OverShards):
         """Return the decision in this reply, and what to remember of it for how many seconds."""
         decision = self._read(request, reply)
         if reply[0] == BANNED:
-            until_ms = (
-                self._server.now_ms() if request.home else reply[1] // 1_000
-            )  # of a cluster one clock is looked at
+            # Of a cluster one clock is looked at.
+            until_ms = self._server.now_ms() if request.home else reply[1] // 1_000
             self._bans.learn(request.bans[reply[3] - 1], until_ms + reply[2])
         elif self._bans.until:
             self._bans.forget_all(request.bans)

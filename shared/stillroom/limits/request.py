@@ -50,9 +50,8 @@ ROUTE_LIMIT = 200  # characters, in an event
 WINDOWS_LIMIT = 1_000  # names of limits whose windows are compared
 WINDOWS = b"windows"
 QUIET = b"quiet"  # of Request.mode
-LOG_SLACK_MS = (
-    1_000  # a log is kept longer than its name's longest window by this: see lua/lib/hits.lua
-)
+# A log is kept longer than its name's longest window by this: see lua/lib/hits.lua.
+LOG_SLACK_MS = 1_000
 _LISTS = (list, tuple)
 _EDGES = Networks(CLOUDFLARE)  # read once, not by each room
 _US = 1_000_000

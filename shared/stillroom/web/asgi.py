@@ -213,9 +213,8 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
             return True
         answer = self.refusal(scope)
         if scope["type"] == "websocket":
-            may_answer = (
-                can_answer(scope) and not visit.refused.banned
-            )  # the client is told no more than that
+            # The client is told no more than that.
+            may_answer = can_answer(scope) and not visit.refused.banned
             await refuse(send, answer, may_answer, POLICY_VIOLATION)
         else:
             await _send_answer(send, answer, await self.cors_of(scope))

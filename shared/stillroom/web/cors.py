@@ -20,9 +20,8 @@ V = TypeVar("V")
 LEARNED_S = 60.0
 LEARNED = 1_024  # origins and paths, and clients
 ASKS = 8  # of one client, in LEARNED_S
-OPEN = (
-    16  # preflights of one client to one route that are free while none of them has been answered
-)
+# Preflights of one client to one route that are free while none of them has been answered.
+OPEN = 16
 KEY_LENGTH = 400  # characters of those
 ORIGIN = "access-control-allow-origin"
 EXPOSE = "access-control-expose-headers"

@@ -35,14 +35,14 @@ USER = "_user_id"  # where Flask-Login keeps the user
 FRESH = "_fresh"  # … and whether by a password, not by its "remember me" cookie
 PERMANENT = "_permanent"
 FLASHES = "_flashes"
+# Its defaults: an app with these has set nothing.
 FLASKS_NAME, FLASKS_LIFETIME = (
     "session",
     31 * 86_400,
-)  # its defaults: an app with these has set nothing
-OWN = SessionCookie()
-ANSWERS = (
-    "__stillroom_answers__"  # on Flask.handle_exception: it knows of sessions that can't be read
 )
+OWN = SessionCookie()
+# On Flask.handle_exception: it knows of sessions that can't be read.
+ANSWERS = "__stillroom_answers__"
 # Where werkzeug's test client says that it keeps the context, for the test to look into when the response is over.
 KEPT_OPEN = "werkzeug.debug.preserve_context"
 
@@ -68,9 +68,8 @@ class FlaskSession(WebSession, SessionMixin):
     accessed = False  # Flask says so when somebody has used `flask.session`
     _app: Flask
     _may_be_lost = frozenset({FLASHES, PERMANENT})
-    _has_another_life = (
-        False  # it is to live for another time: another session, with the same in it
-    )
+    # It is to live for another time: another session, with the same in it.
+    _has_another_life = False
     _is_said_modified = False
     _follows_flask_login = False  # whether Flask-Login names the user
 

@@ -111,9 +111,8 @@ class AsyncLink(asyncio.BufferedProtocol):
 
     def __init__(self, connection: Any, generation: int) -> None:
         stream: Any = connection._reader
-        self._writer: asyncio.StreamWriter = (
-            connection._writer
-        )  # it closes its transport when it goes
+        # It closes its transport when it goes.
+        self._writer: asyncio.StreamWriter = connection._writer
         connection._reader = connection._writer = None  # redis-py has done its part
         self._transport: Any = self._writer.transport
         self._is_plain = self._transport.get_extra_info("sslcontext") is None

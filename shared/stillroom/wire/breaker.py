@@ -42,9 +42,8 @@ class Breaker:
         self._forget = threading.Event()  # ends the thread of `remind`
         self._stop = threading.Event()
         self._nudge = threading.Event()
-        self._failures: deque[tuple[float, int]] = (
-            deque()
-        )  # when, and after how many answered calls
+        # When, and after how many answered calls.
+        self._failures: deque[tuple[float, int]] = deque()
         self.is_open = False
         self.down_since: float | None = None  # time.time()
         self.streak = 0

@@ -24,9 +24,8 @@ class Budget:
         self.began = time.monotonic()
         self.unconfirmed = 0
         self.memo: dict[Any, Any] = {}  # the values that the request has read: see cache/memo.py
-        self.reads_near = (
-            False  # whether it has looked at what this process keeps: see cache/near.py
-        )
+        # Whether it has looked at what this process keeps: see cache/near.py.
+        self.reads_near = False
 
     def __enter__(self) -> Self:
         self._token = _current.set(self)

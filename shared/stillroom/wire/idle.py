@@ -9,9 +9,8 @@ from types import TracebackType
 from typing import Self
 
 PULSE_S = 0.001  # between two looks at the clock, while somebody waits
-OWN_LIMIT_S = (
-    2.0  # so far the loop's lateness moves a deadline; past that it is overloaded, not late
-)
+# So far the loop's lateness moves a deadline; past that it is overloaded, not late.
+OWN_LIMIT_S = 2.0
 
 
 class Lateness:

@@ -394,9 +394,8 @@ class Bell:
     def wait(self, ears: Sequence[Line], seconds: float) -> None:
         """Wait until the bell rings, a Sentinel tells something, or the time is up."""
         heard = {ear.socket.fileno(): ear for ear in ears if ear.socket is not None}
-        poll = (
-            select.poll()
-        )  # not select(), which knows only the first 1,024 descriptors of a process
+        # Not select(), which knows only the first 1,024 descriptors of a process.
+        poll = select.poll()
         for descriptor in (self.near.fileno(), *heard):
             poll.register(descriptor, select.POLLIN)
         for descriptor, _ in poll.poll(seconds * 1000):

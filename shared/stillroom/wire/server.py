@@ -29,9 +29,8 @@ Command = tuple[bytes | str, ...] | bytes
 
 # In a timed batch: becomes `<from>-<to>`, in µs of the server's clock, while its caller waits for it.
 IN_TIME = b"<in time>"
-LOOK_EVERY_S = (
-    2.0  # TIME, and the question after the server's role, ride along with a batch this often
-)
+# TIME, and the question after the server's role, ride along with a batch this often.
+LOOK_EVERY_S = 2.0
 FOLLOWS_S = 1  # a replica that follows has said so this many seconds ago at the most
 CLOCK_GOOD_FOR_NS = 20_000_000_000  # an older reading is no base for a deadline
 # A server's clock that is being set right slowly moves 500 µs a second, the most that NTP does.
@@ -50,10 +49,11 @@ LOOK: bytes = TIME + pack_command(ROLE)
 _RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 _IS_IN_CLUSTER = re.compile(rb"^(?:redis|server)_mode:cluster", re.MULTILINE)
 _VERSION = re.compile(rb"^redis_version:((\d+)\.(\d+)[\w.]*)", re.MULTILINE)
+# The version that a server has at least; Valkey and others say which Redis they are like.
 OLDEST = (
     6,
     2,
-)  # the version that a server has at least; Valkey and others say which Redis they are like
+)
 _IS_REPLICA = re.compile(rb"^role:slave", re.MULTILINE)
 _FOLLOWER = re.compile(rb"^slave\d+:.*\bstate=online\b.*\blag=(\d+)", re.MULTILINE)
 
@@ -111,9 +111,8 @@ class Server:
         self.generation = 0
         self._source = source_of(settings, setting, url)
         self._is_node = is_node
-        self._followers = (
-            0  # replicas that followed when it was last known for sure who is the primary
-        )
+        # Replicas that followed when it was last known for sure who is the primary.
+        self._followers = 0
         self.reset()
         reset_after_fork(self)
         # redis-py as a connection factory, without its patience: the wire keeps the deadlines. RESP2, because

@@ -36,9 +36,8 @@ from stillroom.wire.explain import explained, source_of
 from stillroom.wire.outcome import NodeAway, refusal
 from stillroom.wire.server import Command, ReplyError, Server, words_of
 
-NOT_LOCAL = (
-    "access a non local key"  # what a script is told of a key that has gone ahead to another node
-)
+# What a script is told of a key that has gone ahead to another node.
+NOT_LOCAL = "access a non local key"
 EVERYWHERE = frozenset({b"SCRIPT", b"WAIT"})
 KEYLESS = frozenset(
     {b"TIME", b"INFO", b"SLOWLOG", b"PING", b"CLUSTER", b"MEMORY", b"SCAN", *EVERYWHERE}
