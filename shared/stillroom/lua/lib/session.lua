@@ -159,7 +159,10 @@ end
 local function see(session, now)
   local back = session.seen - now
   if back > session.idle / 20 then
-    session.seen, session.limit = now, session.limit - back
+    if session.seen <= session.limit then -- else it is no time of ours
+      session.limit = session.limit - back
+    end
+    session.seen = now
   else
     session.seen = math.max(now, session.seen)
   end
