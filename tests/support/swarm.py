@@ -290,5 +290,7 @@ def _remove(commands: Sequence[tuple[str, ...]]) -> None:
 
 
 def _tried(*words: str) -> str:
+    """Return "Error" if the command failed for another reason than that there is nothing to remove."""
     done = subprocess.run(["docker", *words], capture_output=True, text=True, check=False)
-    return "" if done.returncode == 0 or "no such" in done.stderr.lower() else "Error"
+    is_gone = re.search("no such|not found", done.stderr, re.IGNORECASE)
+    return "" if done.returncode == 0 or is_gone else "Error"
