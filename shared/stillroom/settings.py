@@ -563,6 +563,25 @@ class Settings(BaseSettings):
             return self.broker
         return None if url is None else _for_broker(url, self.password)
 
+    def differs_in(self, other: Settings) -> str:
+        """Return the name of the first setting by which another process is elsewhere; empty if there is none.
+
+        A worker looks alive then, and does nothing for that process; a command sees nothing of it.
+        """
+        urls = {
+            "REDIS_URL": (self.redis_url, other.redis_url),
+            "STILLROOM_CACHE_URL": (self.cache_server, other.cache_server),
+            "STILLROOM_BROKER_URL": (self.broker, other.broker),
+        }
+        if self.namespace != other.namespace:
+            return "STILLROOM_NAMESPACE"
+        apart = (
+            name
+            for name, (ours, theirs) in urls.items()
+            if ours != theirs and is_same_place(ours, theirs) is False
+        )
+        return next(apart, "")
+
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
             is_url = name and name.endswith(URLS) and isinstance(value, str)

@@ -19,6 +19,7 @@ from stillroom.leash import until
 from stillroom.web.asgi import StillroomMiddleware
 from stillroom.web.session_cookie import SessionCookie
 from tests.faults.test_sent_once import WRITES
+from tests.support import celery_process
 from tests.support.proxy import Proxy
 
 COMMAND_S = 0.5
@@ -317,7 +318,10 @@ def test_a_task_that_is_cancelled_at_a_dead_connection_takes_no_place_of_the_poo
         async with AsyncStillroom(alone, dispatch=NoDispatch()) as room:
             await room.cache.set("k", 1)
             client.client_kill_filter(_type="normal", skipme=True)
-            time.sleep(0.05)  # the event loop has not seen that the connection ended
+            # The loop is held meanwhile: it has not seen that the connection ended.
+            celery_process.until(
+                lambda: len(client.client_list(_type="normal")) == 1, "the connection's end"
+            )
             setting = asyncio.create_task(room.cache.set("k", 2))
             await asyncio.sleep(0)
             setting.cancel()

@@ -30,7 +30,7 @@ from stillroom import (
 from stillroom.address import SCHEMES
 from stillroom.errors import WHO_MAY, is_misconfigured
 from stillroom.own_celery import ignored
-from stillroom.place import each_url, is_same_place
+from stillroom.place import each_url
 from stillroom.shown import shown
 from stillroom.wire import Server, Wire
 from stillroom.wire.outcome import owner_of
@@ -58,34 +58,11 @@ def open_room(settings: Settings) -> Stillroom:
     room = Stillroom(settings, dispatch=NoDispatch())
     for spec in settings.loaders:
         for found in find_rooms(spec):
-            if other := other_setting(found.settings, settings):
+            if other := found.settings.differs_in(settings):
                 log.warning(ELSEWHERE, shown(spec), other)
             room.cache.loaders.adopt(found.cache.loaders)
             room.sessions.on_event.extend(_listeners_to(found))
     return room
-
-
-def other_setting(theirs: Settings, own: Settings) -> str:
-    """Return the first setting by which a room is elsewhere than this process; empty if there is none.
-
-    A worker looks alive then, and does nothing for it; a command sees nothing of it.
-    """
-    places = {
-        "REDIS_URL": (theirs.redis_url, own.redis_url),
-        "STILLROOM_CACHE_URL": (
-            theirs.cache_url or theirs.redis_url,
-            own.cache_url or own.redis_url,
-        ),
-        "STILLROOM_BROKER_URL": (theirs.broker, own.broker),
-    }
-    others = [name for name, urls in places.items() if _are_elsewhere(*urls)]
-    if theirs.namespace != own.namespace:
-        others.insert(0, "STILLROOM_NAMESPACE")
-    return next(iter(others), "")
-
-
-def _are_elsewhere(one: str, other: str) -> bool:
-    return one != other and is_same_place(one, other) is False
 
 
 def _listeners_to(room: Stillroom | AsyncStillroom) -> list[Any]:

@@ -582,7 +582,7 @@ class Core:
             raise
         except BaseException as error:  # if its reply is lost, the lease may be ours all the same
             if held or is_in_doubt(error):
-                yield from self._release([(name, held or b"working.%b." % order.token.encode())])
+                yield from self._release([(name, held or refresh_lease(order.token))])
             raise
         return held, clock, entry, freshness, raw is None and first is not None
 
@@ -1557,6 +1557,11 @@ def loading(holder: bytes | None) -> bytes:
 
 def new_token() -> bytes:
     return secrets.token_hex(8).encode()
+
+
+def refresh_lease(token: str) -> bytes:
+    """Return what the content of a key's lease begins with during a worker's refresh: see lua/lib/lease.lua."""
+    return b"working.%b." % token.encode()
 
 
 def load_lease(ms: int) -> bytes:

@@ -128,11 +128,7 @@ class Loader:
         self.version = _checked_version(version)
         self.release_of: Callable[[], bytes] = bytes  # set where it is registered
         # Its lookups, set there too: see figures.LOOKUPS.
-        self.counted_as: Sequence[str] = (
-            "",
-            "",
-            "",
-        )
+        self.counted_as: Sequence[str] = ("", "", "")
         self.at_once = _checked_places(at_once)
         self.keeping = keeping
         self.lease = lease

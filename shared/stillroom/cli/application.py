@@ -42,9 +42,7 @@ def rooms_of(settings: Settings) -> list[Stillroom | AsyncStillroom]:
 
 def elsewhere(found: Stillroom | AsyncStillroom, settings: Settings) -> str:
     """Return what is to be said of a room that has its settings from elsewhere; empty for any other."""
-    other = importlib.import_module("stillroom_workers.lifecycle").other_setting(
-        found.settings, settings
-    )
+    other = found.settings.differs_in(settings)
     if not other:
         return ""
     return (
