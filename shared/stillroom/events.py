@@ -45,7 +45,6 @@ NAMES = {
     "_settled_at": "settle",
     "asking": "request",
 }
-LOAD = "load"
 
 
 @dataclass(slots=True)

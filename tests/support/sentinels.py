@@ -212,10 +212,6 @@ class Sentinels:
     def heal(self, server: EmbeddedServer) -> None:
         self._proxies[server].heal()
 
-    def demote_by_hand(self, old: EmbeddedServer, new: EmbeddedServer) -> None:
-        """Make it a replica as an operator does: connections to it stay open."""
-        self.client(old).execute_command("REPLICAOF", HOST, new.port)
-
     def await_primary(self, good: Callable[[EmbeddedServer], bool]) -> EmbeddedServer:
         """Wait until most Sentinels name such a server, and it is in office."""
         found: list[EmbeddedServer] = []

@@ -95,9 +95,9 @@ class Misfits:
             )
 
 
-def misfits(routes: Routes, app: object, root: str = "") -> list[tuple[str, str]]:
+def misfits(routes: Routes, app: object) -> list[tuple[str, str]]:
     """Return the routes of a table that fit no endpoint of an app, and what was probably meant."""
-    return list(_misfits(routes.routes, known_routes(app) or [], root))
+    return list(_misfits(routes.routes, known_routes(app) or [], root=""))
 
 
 def _first_root(apps: Iterator[object]) -> str:
