@@ -17,6 +17,7 @@ from weakref import WeakSet
 from stillroom.abuse import Abuse, AbuseBody, AsyncAbuse
 from stillroom.agreed import Agreed
 from stillroom.at_exit import AtExit
+from stillroom.background import aside
 from stillroom.cache import (
     AsyncCache,
     AsyncTasks,
@@ -47,7 +48,6 @@ from stillroom.operation import (
     AsyncDriver,
     Driver,
     Operation,
-    aside,
     async_drivers_of,
     drivers_of,
 )

@@ -7,10 +7,10 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from stillroom.background import aside
 from stillroom.health import Report
 from stillroom.health.past import NOT_TOLD
 from stillroom.misuse import explained
-from stillroom.operation import aside
 from stillroom.room import AsyncStillroom
 from stillroom.web.health import (
     STALE_S,
