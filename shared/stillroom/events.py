@@ -30,6 +30,7 @@ SERVICES = {
     "Images": "cache",
     "CacheBody": "cache",
     "SessionsBody": "sessions",
+    "Many": "sessions",
     "LimitsBody": "limits",
     "AbuseBody": "abuse",
     "TasksBody": "tasks",
