@@ -568,7 +568,7 @@ class SessionsBody(Many):
     def log_out(
         self, token: str, *, if_empty: bool = False, asked_us: int | None = None
     ) -> Operation[bool]:
-        """`destroy`, where the response takes the cookie away: a slower one must begin no session in its place.
+        """End a session whose cookie the response takes away. A slower response must begin no session in its place.
 
         `if_empty`: only if there is no data in it, whoever has written last. `asked_us`: see `log_in`.
         """

@@ -62,7 +62,7 @@ class Roots:
         self._app = app
 
     def of(self, root: str) -> str:
-        """`root`: the one that the server says."""
+        """Return the app's root path. `root`: the one that the server says."""
         return self._own or root or self._inner
 
     @cached_property
