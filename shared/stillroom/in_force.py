@@ -1,4 +1,4 @@
-"""Which settings are in force, and where each of them comes from. Secrets are never told."""
+"""Tell which settings are in force, and where each of them comes from. Secrets are never told."""
 
 from __future__ import annotations
 

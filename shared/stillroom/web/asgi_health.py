@@ -75,7 +75,7 @@ class HealthASGI:
 
 
 class Reports:
-    """The newest report. One task makes a new one when it is too old; everybody waits for that one, not long."""
+    """Keep the newest report. One task makes a new one when it is too old. All others wait for it, not long."""
 
     def __init__(self, check: Callable[[], Awaitable[Report]]) -> None:
         self._check = check
