@@ -12,7 +12,7 @@ import errno
 import os
 import re
 import select
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -20,7 +20,9 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit, urlunsplit
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
@@ -28,7 +30,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stillroom.address import (
     OPTIONS,
@@ -149,9 +150,9 @@ BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
 LONGEST = 366 * 86_400
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=LONGEST)]
 SecondsOrNone = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=LONGEST)]
-Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_peppers)]
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
-Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_networks)]
+Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_peppers)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+Networks = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_networks)]
 ProxyHeader = Annotated[
     Literal["x-forwarded-for", "forwarded", "cf-connecting-ip", "x-real-ip"],
     BeforeValidator(_in_small_letters),  # the name of a header has no case
@@ -163,17 +164,17 @@ ReplicasOrNone = Annotated[
     Annotated[int, Field(ge=0, le=10)] | None, BeforeValidator(_none_if_empty)
 ]
 BrokerOrNone = Annotated[BrokerUrl | None, BeforeValidator(_none_if_empty)]
-Proxies = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_proxies)]
+Proxies = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_proxies)]
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All settings of one room. Times are seconds, sizes are bytes."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
+    model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         populate_by_name=True,
+        validate_default=True,
         hide_input_in_errors=True,
     )
 
@@ -409,20 +410,11 @@ class Settings(BaseSettings):
     _in_code: frozenset[str] = PrivateAttr(frozenset())  # values given by name: they come first
 
     def __init__(self, **values: Any) -> None:
-        _refuse_unknown(os.environ)
         try:
-            super().__init__(**values)
+            super().__init__(**_of_environment(but=values), **values)
         except ValidationError as error:
             raise SettingsError(_explain(error)) from None
         self._in_code = frozenset(values)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_secret_files(cls, values: dict[str, Any]) -> dict[str, Any]:
-        environment = {name.upper(): value for name, value in os.environ.items()}
-        for field, name in SECRETS.items():
-            values = _with_secret_file(values, field, name, environment.get(f"{name}_FILE"))
-        return values
 
     @model_validator(mode="after")
     def _agree(self) -> Settings:
@@ -599,23 +591,35 @@ SECRETS = {
 }
 
 
-def _with_secret_file(
-    values: dict[str, Any], field: str, name: str, path: str | None
-) -> dict[str, Any]:
-    if values.get(name) == "":  # set to nothing is not set
-        values = {given: value for given, value in values.items() if given != name}
-    if not path or field in values:
-        return values
-    if name in values:
-        raise ValueError(f"{name} and {name}_FILE are both set; keep one")
+def _of_environment(but: Container[str]) -> dict[str, str]:
+    """Return what the environment says, by field, without the settings that code gives by either name."""
+    _refuse_unknown(os.environ)
+    environment = {name.upper(): value for name, value in os.environ.items()}
+    said = {}
+    for field, name in environment_names().items():
+        if field in but or name in but:
+            continue
+        value = _secret(name, environment) if field in SECRETS else environment.get(name)
+        if value is not None:
+            said[field] = value
+    return said
+
+
+def _secret(name: str, environment: Mapping[str, str]) -> str | None:
+    """Return a secret from its variable or its file. A variable that is set to nothing is not set."""
+    value, path = environment.get(name) or None, environment.get(f"{name}_FILE")
+    if not path:
+        return value
+    if value is not None:
+        raise SettingsError(f"{name} and {name}_FILE are both set; keep one")
     try:
         secret = _secret_in(path).rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ValueError(f"{name}_FILE: {path}: {why}") from None
+        raise SettingsError(f"{name}_FILE: {path}: {why}") from None
     if not secret.strip():
-        raise ValueError(f"{name}_FILE: {path}: it is empty")
-    return values | {name: secret}
+        raise SettingsError(f"{name}_FILE: {path}: it is empty")
+    return secret
 
 
 def _secret_in(path: str) -> str:
