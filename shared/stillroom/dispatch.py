@@ -548,10 +548,9 @@ def sentinel_options(settings: Settings, url: str | None = None) -> dict[str, An
 
 
 def broker_tls(settings: Settings, url: str | None = None) -> dict[str, Any] | None:
-    """Return kombu's options for TLS, or None where the URL needs none.
+    """kombu's own `rediss://` takes any certificate, password and all; ours has to be a valid one.
 
-    By itself kombu's `rediss://` sends the password to any certificate; ours has to be a valid one. `url` is the
-    broker's unless another is given.
+    The URL is the broker's unless another is given.
     """
     url = url or settings.broker_url or settings.redis_url
     if is_sentinel(url):
