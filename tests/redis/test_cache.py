@@ -16,7 +16,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from stillroom import Freshness, InvalidArgument, InvalidKey, ValueTooLarge
-from stillroom.cache.core import FAILURES_KEPT_MS
+from stillroom.cache.leases import FAILURES_KEPT_MS
 from stillroom.codec import Unencodable
 from stillroom.operation import Pause
 from tests.support.entries import age

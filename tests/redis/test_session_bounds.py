@@ -19,7 +19,7 @@ from stillroom import (
     StillroomError,
     TooManySessions,
 )
-from stillroom.sessions import body
+from stillroom.sessions import many
 from tests.support.monitor import heard
 from tests.support.sessions import age, assert_bounded, name_of, record_of
 
@@ -124,7 +124,7 @@ def test_every_key_has_an_end_where_an_index_was_lost(
     room: Any, client: Any, monkeypatch: pytest.MonkeyPatch, act: str, how: str
 ) -> None:
     """The next write gives a TTL to every key that lost it by hand or whose index was deleted."""
-    monkeypatch.setattr(body, "BITE", 1)
+    monkeypatch.setattr(many, "BITE", 1)
     session = room.sessions.create("u1", {"a": 1}, tags=["t"])
     for _ in range(3):
         room.sessions.create("u1", tags=["t"])
@@ -291,7 +291,7 @@ def test_a_list_is_pages(room: Any, client: Any) -> None:
     listed, calls = longest_script(client, lambda: room.sessions.list_for_user("u1"))
     assert len({device.handle for device in listed}) == 5_000
     assert first.handle in [device.handle for device in listed]
-    assert calls < body.PAGE + 10
+    assert calls < many.PAGE + 10
     assert room.sessions.count("u1") == 5_000
     newest = room.sessions.list_for_user("u1", limit=250)
     assert {int(device.handle[3:]) for device in newest} == set(range(4_750, 5_000))
@@ -304,7 +304,7 @@ def test_a_list_has_no_gaps_where_sessions_end_between_its_pages(
     make_room: Make, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When sessions of a shown page end, every other session is still listed exactly once."""
-    monkeypatch.setattr(body, "PAGE", 7)
+    monkeypatch.setattr(many, "PAGE", 7)
     room = make_room()
     crowd(room, client, 50)
     listing = room._sessions_body._listed(b"u1", None)

@@ -26,7 +26,7 @@ from stillroom import (
     TooManySessions,
     ValueTooLarge,
 )
-from stillroom.sessions import body
+from stillroom.sessions import many
 from tests.support.monitor import sent
 from tests.support.sessions import (
     age,
@@ -516,7 +516,7 @@ def test_a_clock_that_was_lost_has_an_end_again(
     room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A revocation gives a lost clock its TTL again, and the revoked session stays so."""
-    monkeypatch.setattr(body, "BITE", 2)
+    monkeypatch.setattr(many, "BITE", 2)
     made = [room.sessions.create("u1") for _ in range(4)]
     clock = room.keys.shard(int(made[0].handle[:2], 16)) + b"clock"
     client.delete(clock)
@@ -759,7 +759,7 @@ def test_the_one_to_keep_may_have_been_rotated_a_moment_ago(room: Any) -> None:
 
 def test_what_was_revoked_is_not_kept(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A revoked session that is named as the one to keep stays revoked."""
-    monkeypatch.setattr(body, "BITE", 2)
+    monkeypatch.setattr(many, "BITE", 2)
     made = [room.sessions.create("u1", tags=["t"]) for _ in range(9)]
     assert room.sessions.destroy_by_tag("t") == 9
     room.sessions.destroy_for_user("u1", keep=made[-1])
@@ -883,7 +883,7 @@ def test_the_lag_is_also_that_of_a_revocation(
     room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lag of the sweep includes revoked sessions, whose memory still waits."""
-    monkeypatch.setattr(body, "BITE", 2)
+    monkeypatch.setattr(many, "BITE", 2)
     made = [room.sessions.create("u1") for _ in range(4)]
     room.sessions.destroy_for_user("u1")
     revoked = room.keys.revocations(int(made[0].handle[:2], 16))

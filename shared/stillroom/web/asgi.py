@@ -165,7 +165,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
     def _session(
         self, scope: Scope, given: Mapping[bytes, bytes], is_given: bool
     ) -> AsyncWebSession:
-        """`given`: the last header of each name."""
+        """Return the session of a request. `given`: the last header of each name."""
         cookie, token = self._test_cookie if _is_test(scope) else self._cookie, None
         if is_given and (cookies := given.get(b"cookie")) is not None:
             if len(given) < len(scope["headers"]):  # HTTP/2 may send several

@@ -93,12 +93,14 @@ class RequestSession(MutableMapping[str, Any]):
     def __init__(
         self,
         body: SessionsBody,
+        driver: Any,
         cookie: SessionCookie,
         token: str | None,
         request: Mapping[str, Any],
     ) -> None:
-        """`request`: the environ or the scope."""
+        """`driver` is that of the face. `request`: the environ or the scope."""
         self._body = body
+        self._driver = driver
         self._cookie = cookie
         self._token = token
         self._request = request
@@ -662,16 +664,7 @@ class WebSession(RequestSession):
     `save()` writes it before the response begins, where what that raises is to be handled (TooManySessions …).
     """
 
-    def __init__(
-        self,
-        body: SessionsBody,
-        driver: Driver,
-        cookie: SessionCookie,
-        token: str | None,
-        request: Mapping[str, Any],
-    ) -> None:
-        super().__init__(body, cookie, token, request)
-        self._driver = driver
+    _driver: Driver
 
     def save(self) -> None:
         """Write it now. Nothing can be changed afterwards."""
@@ -698,16 +691,7 @@ class WebSession(RequestSession):
 class AsyncWebSession(RequestSession):
     """For asyncio: `session = await request_session.load()` first, and then as any other."""
 
-    def __init__(
-        self,
-        body: SessionsBody,
-        driver: AsyncDriver,
-        cookie: SessionCookie,
-        token: str | None,
-        request: Mapping[str, Any],
-    ) -> None:
-        super().__init__(body, cookie, token, request)
-        self._driver = driver
+    _driver: AsyncDriver
 
     async def load(self) -> AsyncWebSession:
         """Read it, unless that was done; one round trip at the most, none without a cookie of ours."""

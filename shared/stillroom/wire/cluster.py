@@ -240,7 +240,10 @@ class _Cluster(Generic[W]):
             wire.forget()
 
     def _has_left(self, node: Address) -> bool:
-        """The node of the settings may be known to the cluster by another address."""
+        """Return whether the cluster no longer names this node.
+
+        It may know the node of the settings by another address; that one stays for as long as it answers.
+        """
         is_named = node == self._seed and not self._wires[node].breaker.is_open
         return node not in self.topology.nodes and not is_named
 

@@ -298,9 +298,8 @@ class SpreadWire(ClusterWire):
         timed: bool = False,
     ) -> list[Any]:
         """See Wire.execute, and above."""
-        return _execute(
-            self, self.shards[0], commands, left, {"idempotent": idempotent, "timed": timed}
-        )
+        how = {"idempotent": idempotent, "timed": timed}
+        return _execute(self, self.shards[0], commands, left, how)
 
 
 class SpreadThreadsWire:
