@@ -39,7 +39,10 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("STILLROOM_TLL", "5", "STILLROOM_TLL is not a setting; did you mean STILLROOM_TTL?"),
         ("STILLROOM_XYZZY", "5", "STILLROOM_XYZZY is not a setting"),
-        ("STILLROOM_TTL", "soon", "STILLROOM_TTL='soon': Input should be a valid number"),
+        ("STILLROOM_REDIS_URL", "redis://x", "is not a setting; did you mean REDIS_URL?"),
+        ("STILLROOM_REDIS_PASSWORD", "x", "is not a setting; did you mean REDIS_PASSWORD?"),
+        ("STILLROOM_PEPPERS", "x", "is not a setting; did you mean STILLROOM_SESSION_PEPPERS?"),
+        ("STILLROOM_TTL", "5m", "STILLROOM_TTL='5m': a number of seconds, or a timedelta"),
         ("STILLROOM_TTL", "-1", "STILLROOM_TTL='-1': Input should be greater than 0"),
         (
             "STILLROOM_POOL_SIZE",

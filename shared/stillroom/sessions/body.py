@@ -34,7 +34,7 @@ from stillroom.errors import (
     ValueTooLarge,
     is_in_doubt,
 )
-from stillroom.keys import Keys, original, sanitized
+from stillroom.keys import Keys, original
 from stillroom.misuse import refuse_awaited
 from stillroom.operation import Call, Once, Operation, Pause
 from stillroom.scripts import (
@@ -73,6 +73,7 @@ from stillroom.sessions.session import (
     encoded,
     encoded_meta,
     encoded_tags,
+    encoded_user,
     head,
     listed_device,
     texts_of,
@@ -307,7 +308,7 @@ class SessionsBody(Asking):
         cookie: int,
         asked_us: int | None,
     ) -> Operation[Session[Any]]:
-        user = b"" if user_id is None else sanitized(user_id)
+        user = b"" if user_id is None else encoded_user(user_id)
         _check_cap(user_id, max_per_user, on_cap)
         times = self._times if idle is absolute is None else self._times_of(idle, absolute)
         given = {} if data is None else data
@@ -576,7 +577,7 @@ class SessionsBody(Asking):
         """
         if limit is not None and not is_whole(limit):
             raise SettingsError(f"limit={limit!r}: 1 or more sessions")
-        listed = yield from self._listed(sanitized(user_id), limit)
+        listed = yield from self._listed(encoded_user(user_id), limit)
         devices = [device for one in listed if (device := self._device(*one))]
         if limit is not None:
             devices = sorted(devices, key=lambda device: device.created, reverse=True)[:limit]
@@ -588,7 +589,7 @@ class SessionsBody(Asking):
         Also if it was rotated since it was listed, up to 1,000 times.
         Redis away: SessionStoreUnavailable.
         """
-        user, place = sanitized(user_id), read_handle(handle)
+        user, place = encoded_user(user_id), read_handle(handle)
         if not isinstance(handle, str):
             raise InvalidArgument(
                 f"{type(handle).__name__}: the `handle` that a list shows is text"
@@ -610,7 +611,7 @@ class SessionsBody(Asking):
         also if that was rotated since it was listed, an old token only within its grace.
         Redis away: SessionStoreUnavailable; some shards may have been done then.
         """
-        user = sanitized(user_id)
+        user = encoded_user(user_id)
         return (yield from self._revoke(b"u:" + user, *self._kept(keep)))
 
     def destroy_by_tag(self, *tags: str) -> Operation[int]:
@@ -648,7 +649,7 @@ class SessionsBody(Asking):
         Redis away: SessionStoreUnavailable.
         """
         if user_id is not None:
-            return len((yield from self._listed(sanitized(user_id), None)))
+            return len((yield from self._listed(encoded_user(user_id), None)))
         replies = yield from self._everywhere(
             lambda shard: (b"ZCARD", self._keys.due_sessions(shard))
         )
