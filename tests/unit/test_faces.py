@@ -238,6 +238,13 @@ def test_an_observer_can_observe(sync_room: Stillroom) -> None:
     assert sync_room.cache.get("k") is None
 
 
+def test_a_test_overrides_a_room() -> None:
+    """A module or an app in the room's place is refused as such by the test's helper."""
+    with pytest.raises(InvalidArgument, match="the app's Stillroom or AsyncStillroom"):
+        with overridden(web, Settings()):  # type: ignore[type-var]
+            pass
+
+
 def test_loaders_are_listed_by_name(sync_room: Stillroom) -> None:
     """A loop over the loaders gives their names."""
     for name in ("rates", "menu"):
