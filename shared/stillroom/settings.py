@@ -150,8 +150,9 @@ def _peppers(value: object) -> object:
     return peppers
 
 
-# Kubernetes sets variables of these names in every pod for a Service that is called stillroom.
-_INJECTED = re.compile(r"STILLROOM_(SERVICE|PORT)_?")
+# Kubernetes sets SERVICE and PORT in every pod for a Service that is called stillroom. IMAGE is stack.yml's: the shell
+# that deploys has it, and commands run there too.
+_NO_SETTING = re.compile(r"STILLROOM_((SERVICE|PORT)_?|IMAGE$)")
 
 RedisUrl = Annotated[str, AfterValidator(check_url)]
 BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
@@ -705,7 +706,7 @@ def environment_names() -> dict[str, str]:
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
     known = {*environment_names().values(), *(f"{name}_FILE" for name in SECRETS.values())}
-    given = [n for n in environment if n.upper().startswith(PREFIX) and not _INJECTED.match(n)]
+    given = [n for n in environment if n.upper().startswith(PREFIX) and not _NO_SETTING.match(n)]
     unknown = sorted(name for name in given if name.upper() not in known)
     if unknown:
         raise SettingsError("\n".join(_unknown(name, known) for name in unknown))

@@ -119,6 +119,15 @@ def test_what_kubernetes_injects_is_not_ours(monkeypatch: pytest.MonkeyPatch) ->
     assert Settings().namespace == "stillroom"
 
 
+def test_what_a_stack_is_deployed_with_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image that `stack.yml` takes from the shell is no setting, and a slip of a setting's name stays one."""
+    monkeypatch.setenv("STILLROOM_IMAGE", "registry.example/shop:7")
+    assert Settings().namespace == "stillroom"
+    monkeypatch.setenv("STILLROOM_IMAGE_ROTO", "/images")
+    with pytest.raises(SettingsError, match="did you mean STILLROOM_IMAGE_ROOT"):
+        Settings()
+
+
 def test_an_unknown_argument_is_a_mistake_too() -> None:
     """An unknown keyword argument is refused as in the environment."""
     with pytest.raises(SettingsError, match=r"tll is not a setting; did you mean ttl\?"):
