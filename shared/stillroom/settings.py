@@ -150,8 +150,8 @@ def _peppers(value: object) -> object:
     return peppers
 
 
-# Kubernetes sets SERVICE and PORT in every pod for a Service that is called stillroom. IMAGE is stack.yml's: the shell
-# that deploys has it, and commands run there too.
+# Kubernetes sets SERVICE and PORT in every pod for a Service that is called stillroom.
+# IMAGE is for stack.yml: it is in the shell that deploys, where commands run too.
 _NO_SETTING = re.compile(r"STILLROOM_((SERVICE|PORT)_?|IMAGE$)")
 
 RedisUrl = Annotated[str, AfterValidator(check_url)]
