@@ -198,7 +198,14 @@ class _Room:
         hook_to(self.watch, hook)
 
     def observe(self, observer: Observer) -> None:
-        """Tell somebody when an operation begins and when it has ended: see events.py and otel.py."""
+        """Tell somebody when an operation begins and when it has ended: see events.py and otel.py.
+
+        Raises InvalidArgument.
+        """
+        if not (hasattr(observer, "began") and hasattr(observer, "ended")):
+            raise InvalidArgument(
+                f"observe={observer!r:.100}: an object with began() and ended(); a function is for on_event"
+            )
         self._watched()
         self.watch.observers.append(observer)
 

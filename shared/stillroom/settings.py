@@ -8,6 +8,7 @@ The docstring below a setting is what the reference says of it.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
@@ -124,11 +125,19 @@ def _in_small_letters(value: object) -> object:
 
 
 def _seconds(value: object) -> object:
-    """Return a timedelta as seconds, and refuse True, which would be read as one."""
-    if isinstance(value, bool):
+    """Return a timedelta as seconds. Refuse True, which would be read as one, and text such as 5m."""
+    if isinstance(value, bool) or (isinstance(value, str) and not _is_number(value)):
         raise ValueError("a number of seconds, or a timedelta")
     total_seconds = getattr(value, "total_seconds", None)
     return total_seconds() if total_seconds else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _peppers(value: object) -> object:
@@ -142,8 +151,9 @@ def _peppers(value: object) -> object:
     return peppers
 
 
-# Kubernetes sets variables of these names in every pod for a Service that is called stillroom.
-_INJECTED = re.compile(r"STILLROOM_(SERVICE|PORT)_?")
+# Kubernetes sets SERVICE and PORT in every pod for a Service that is called stillroom.
+# IMAGE is for stack.yml: it is in the shell that deploys, where commands run too.
+_NO_SETTING = re.compile(r"STILLROOM_((SERVICE|PORT)_?|IMAGE$)")
 
 RedisUrl = Annotated[str, AfterValidator(check_url)]
 BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
@@ -700,15 +710,17 @@ def environment_names() -> dict[str, str]:
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
     known = {*environment_names().values(), *(f"{name}_FILE" for name in SECRETS.values())}
-    given = [n for n in environment if n.upper().startswith(PREFIX) and not _INJECTED.match(n)]
+    given = [n for n in environment if n.upper().startswith(PREFIX) and not _NO_SETTING.match(n)]
     unknown = sorted(name for name in given if name.upper() not in known)
     if unknown:
         raise SettingsError("\n".join(_unknown(name, known) for name in unknown))
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
-    written = name.upper() if name.upper().startswith(PREFIX) else name
-    return f"{name} is not a setting{did_you_mean(written, known)}"
+    """Say what was probably meant: compared without the prefix, which some names lack, as REDIS_URL does."""
+    whole = {one.upper().removeprefix(PREFIX): one for one in known}
+    near = difflib.get_close_matches(name.upper().removeprefix(PREFIX), whole, n=1, cutoff=0.5)
+    return f"{name} is not a setting" + (f"; did you mean {whole[near[0]]}?" if near else "")
 
 
 def _explain(error: ValidationError) -> str:

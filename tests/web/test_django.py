@@ -903,6 +903,10 @@ def test_the_room_is_the_apps_own_if_its_path_is_given(settings: Any) -> None:
     with override_settings(STILLROOM=f"{__name__}.calls"):
         with pytest.raises(SettingsError, match="is a list, not a Stillroom"):
             room_of_django()
+    with override_settings(STILLROOM="redis://:canary@redis"):
+        with pytest.raises(SettingsError, match="the path of a room, or a dict") as refused:
+            room_of_django()
+        assert "canary" not in str(refused.value)
     with override_settings(STILLROOM=7):
         with pytest.raises(SettingsError, match="the path of a room, or a dict"):
             room_of_django()

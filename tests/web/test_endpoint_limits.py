@@ -24,7 +24,7 @@ from stillroom import (
     SettingsError,
     Stillroom,
 )
-from stillroom.web import Refusal
+from stillroom.web import Header, Refusal
 from tests.support.celery_process import until
 from tests.support.monitor import ON_ITS_WAY, sent
 from tests.support.web import Browser, ask
@@ -397,6 +397,8 @@ def test_requests_may_be_exempt_everywhere(framework: str, settings: Settings) -
         (["auth"], {}, "a limit is a Limit"),
         ([DEFAULT], {"by": "usr"}, r"did you mean user\?"),
         ([DEFAULT], {"by": "key"}, "a function of the request"),
+        ([DEFAULT], {"by": Header("X-API-Key:")}, "'X-API-Key:': a header's name has"),
+        ([DEFAULT], {"by": Header("")}, "a header's name has"),
         ([Limit("x", 1, 60, by="key")], {}, "counts by key, which no request has"),
         ([DEFAULT], {"count": "failure"}, r"did you mean failures\?"),
         ([DEFAULT], {"cost": -1}, "cost is a whole number"),

@@ -9,7 +9,7 @@ import json
 import operator
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import (
     Annotated,
@@ -420,6 +420,9 @@ class Loaders:
 
     def names(self) -> list[str]:
         return sorted(self._by_name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
 
     def longest_lease(self) -> int:
         """Return the longest lease of a loader, in ms; 0 without loaders."""

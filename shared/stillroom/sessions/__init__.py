@@ -10,6 +10,7 @@ from stillroom.sessions.session import (
     SessionEvent,
     decoded,
     decoded_value,
+    encoded_user,
     encoded_value,
 )
 from stillroom.sessions.sessions import AsyncSessions, Sessions
@@ -26,6 +27,7 @@ __all__ = [
     "SessionsBody",
     "decoded",
     "decoded_value",
+    "encoded_user",
     "encoded_value",
     "not_fresh",
     "steady_us",

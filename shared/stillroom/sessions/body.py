@@ -30,7 +30,7 @@ from stillroom.errors import (
     ValueTooLarge,
     is_in_doubt,
 )
-from stillroom.keys import Keys, sanitized
+from stillroom.keys import Keys
 from stillroom.operation import Call, Once, Operation
 from stillroom.scripts import (
     session_get,
@@ -61,6 +61,7 @@ from stillroom.sessions.session import (
     encoded,
     encoded_meta,
     encoded_tags,
+    encoded_user,
     head,
     texts_of,
 )
@@ -278,7 +279,7 @@ class SessionsBody(Many):
         cookie: int,
         asked_us: int | None,
     ) -> Operation[Session[Any]]:
-        user = b"" if user_id is None else sanitized(user_id)
+        user = b"" if user_id is None else encoded_user(user_id)
         _check_cap(user_id, max_per_user, on_cap)
         times = self._times if idle is absolute is None else self._times_of(idle, absolute)
         given = {} if data is None else data

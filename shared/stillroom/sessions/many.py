@@ -13,7 +13,7 @@ from stillroom.errors import (
     SessionStoreUnavailable,
     SettingsError,
 )
-from stillroom.keys import Keys, sanitized
+from stillroom.keys import Keys
 from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import (
     session_end,
@@ -26,7 +26,7 @@ from stillroom.scripts import (
 from stillroom.sessions.asking import LOGOUT, apart, is_shut, steady_us
 from stillroom.sessions.ends import End
 from stillroom.sessions.named import Known, Named
-from stillroom.sessions.session import Device, encoded_tags, listed_device
+from stillroom.sessions.session import Device, encoded_tags, encoded_user, listed_device
 from stillroom.sessions.token import Place, make_handle, read_handle
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -62,7 +62,7 @@ class Many(Named):
         """
         if limit is not None and not is_whole(limit):
             raise SettingsError(f"limit={limit!r}: 1 or more sessions")
-        listed = yield from self._listed(sanitized(user_id), limit)
+        listed = yield from self._listed(encoded_user(user_id), limit)
         devices = [device for one in listed if (device := self._device(*one))]
         if limit is not None:
             devices = sorted(devices, key=lambda device: device.created, reverse=True)[:limit]
@@ -74,7 +74,7 @@ class Many(Named):
         Also if it was rotated since it was listed, up to 1,000 times.
         Redis away: SessionStoreUnavailable.
         """
-        user, place = sanitized(user_id), read_handle(handle)
+        user, place = encoded_user(user_id), read_handle(handle)
         if not isinstance(handle, str):
             raise InvalidArgument(
                 f"{type(handle).__name__}: the `handle` that a list shows is text"
@@ -96,7 +96,7 @@ class Many(Named):
         also if that was rotated since it was listed, an old token only within its grace.
         Redis away: SessionStoreUnavailable; some shards may have been done then.
         """
-        user = sanitized(user_id)
+        user = encoded_user(user_id)
         return (yield from self._revoke(b"u:" + user, *self._kept(keep)))
 
     def destroy_by_tag(self, *tags: str) -> Operation[int]:
@@ -132,7 +132,7 @@ class Many(Named):
         Redis away: SessionStoreUnavailable.
         """
         if user_id is not None:
-            return len((yield from self._listed(sanitized(user_id), None)))
+            return len((yield from self._listed(encoded_user(user_id), None)))
         replies = yield from self._everywhere(
             lambda shard: (b"ZCARD", self._keys.due_sessions(shard))
         )

@@ -15,6 +15,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
     InvalidArgument,
+    InvalidKey,
     SessionDataRefused,
     SessionUnreadable,
     ValueTooLarge,
@@ -310,6 +311,14 @@ def texts_of(what: str, given: object) -> Iterable[Any]:
             f"{what}={given!r:.100}: a text, or a list of them; leave it out for none"
         )
     return given
+
+
+def encoded_user(given: object) -> bytes:
+    """Return a user's name as it stands in Redis. Raises InvalidKey."""
+    if not isinstance(given, str):
+        hint = "; did you mean str(user.id)?" if given is not None else ""
+        raise InvalidKey(given, f"a user is a str, not {type(given).__name__}{hint}")
+    return sanitized(given)
 
 
 def encoded_tags(tags: Sequence[str]) -> list[bytes]:

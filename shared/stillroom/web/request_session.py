@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Self
 
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
-    InvalidKey,
     SessionConflict,
     SessionEnded,
     SessionNotFresh,
@@ -26,7 +25,6 @@ from stillroom.errors import (
     SessionUnreadable,
     StillroomError,
 )
-from stillroom.keys import sanitized
 from stillroom.marked import FIXED
 from stillroom.misuse import explained
 from stillroom.operation import AsyncDriver, Driver, Operation
@@ -34,6 +32,7 @@ from stillroom.sessions import (
     Session,
     SessionsBody,
     decoded_value,
+    encoded_user,
     encoded_value,
     not_fresh,
     steady_us,
@@ -180,7 +179,7 @@ class RequestSession(MutableMapping[str, Any]):
 
     def _begin_login(self, login: Login) -> None:
         user_id = login.user_id
-        _check_user(user_id)
+        encoded_user(user_id)  # which refuses what is no user
         before = self.user_id
         self._change()
         if before not in (None, user_id):
@@ -726,15 +725,6 @@ class AsyncWebSession(RequestSession):
 def tell_of_unreadable(error: SessionUnreadable) -> None:
     """Log that a request goes on as if its session had ended: its visitor could do nothing about it."""
     log.error("a session can't be read, and is taken for one that has ended: %s", error)
-
-
-def _check_user(given: object) -> None:
-    """Raise InvalidKey for what is no user."""
-    if not isinstance(given, str):
-        hint = "; did you mean str(user.id)?" if given is not None else ""
-        kind = type(given).__name__
-        raise InvalidKey(given, f"a user who logs in is a str, not {kind}{hint}")
-    sanitized(given)
 
 
 def _is_fixed(value: Any) -> bool:
