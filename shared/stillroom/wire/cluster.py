@@ -31,7 +31,7 @@ SLOTS = 16_384
 ASK_EVERY_S = 1.0
 OF_SLOTS: list[Command] = [(b"CLUSTER", b"SLOTS")]
 UNNAMED = b"?"  # `cluster-preferred-endpoint-type hostname`, and the node has no `cluster-announce-hostname`
-KEYLESS = (b"TIME", b"SCAN", b"INFO")
+KEYLESS = (b"TIME", b"SCAN", b"INFO", b"SCRIPT", b"WAIT")
 OURS = ("pool", "budget")  # reasons that say nothing about a node
 
 Address = tuple[str, int]
@@ -150,7 +150,8 @@ class Topology:
 class Moved:
     """The part of a batch that another node has to answer. Raises `refused` if there is none.
 
-    All keys of a batch are in one slot. What has no key (TIME, SCAN) was answered by the wrong node: it goes along.
+    All keys of a batch are in one slot. What has no key (TIME, SCAN, WAIT …) was answered by
+    the wrong node: it goes along.
     """
 
     def __init__(self, batch: Sequence[Command], refused: RedisRefused) -> None:
