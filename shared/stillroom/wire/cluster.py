@@ -120,7 +120,12 @@ class Topology:
         return sorted(nodes, key=lambda node: node == self._suspect)
 
     def learn(self, ranges: Sequence[Any], asked: Address) -> None:
-        """Take in a reply to CLUSTER SLOTS: (first, last slot, master, replicas …), nodes as (host, port …)."""
+        """Take in a reply to CLUSTER SLOTS: (first, last slot, master, replicas …), nodes as (host, port …).
+
+        Raises RedisUnavailable where it names none: the node has come back without its files, and others may know.
+        """
+        if not ranges:
+            raise RedisUnavailable("clusterdown", "a node that knows no slots is in no cluster")
         known = [(first, last, _address(master, asked)) for first, last, master, *_ in ranges]
         self._nodes = tuple(dict.fromkeys(_address(n, asked) for r in ranges for n in r[2:]))
         everywhere: dict[int, Address] = {}
@@ -395,10 +400,9 @@ class ShardWire(_Follower[W]):
         for address in self._topology.whom_to_ask():
             try:
                 (ranges,) = self.at(address).execute(OF_SLOTS, deadline - time.monotonic())
+                return self._cluster.learn(ranges, address)
             except RedisUnavailable as error:
                 failure = _final_if_no_cluster(error, self._cluster.server)
-            else:
-                return self._cluster.learn(ranges, address)
         if not self._topology.owners:
             raise failure
         return None
@@ -468,10 +472,9 @@ class AsyncShardWire(_Follower[AsyncWire]):
             try:
                 wire = self._cluster.at(address)
                 (ranges,) = await wire.execute(OF_SLOTS, deadline - time.monotonic())
+                return self._cluster.learn(ranges, address)
             except RedisUnavailable as error:
                 failure = _final_if_no_cluster(error, self._cluster.server)
-            else:
-                return self._cluster.learn(ranges, address)
         if not self._topology.owners:
             raise failure
         return None
