@@ -164,10 +164,9 @@ def _same_model(sent: Any, back: Any, widened: bool) -> bool:
     for name in type(sent).__pydantic_fields__:
         if not is_same(fields.get(name), others.get(name), widened):
             return False
-    more = (sent.__pydantic_extra__, sent.__pydantic_private__)
-    return more == (None, None) or is_same(
-        more, (back.__pydantic_extra__, back.__pydantic_private__), widened
-    )
+    is_extra = is_same(sent.__pydantic_extra__, back.__pydantic_extra__, widened)
+    private = sent.__pydantic_private__
+    return is_extra and (not private or _same_named(private, back.__pydantic_private__, widened))
 
 
 def _same_fields(names: AbstractSet[str], sent: Any, back: Any, widened: bool) -> bool:
@@ -178,9 +177,10 @@ def _same_fields(names: AbstractSet[str], sent: Any, back: Any, widened: bool) -
 def _same_attributes(fields: AbstractSet[str], sent: Any, back: Any, widened: bool) -> bool:
     """Return whether two objects have the same attributes besides their fields."""
     attributes = attributes_of(sent, fields)
-    if not attributes:
-        return True
-    others = attributes_of(back, fields)
+    return not attributes or _same_named(attributes, attributes_of(back, fields), widened)
+
+
+def _same_named(attributes: dict[str, Any], others: dict[str, Any], widened: bool) -> bool:
     return all(
         name in others
         and (_are_made_anew(one, others[name]) or is_same(one, others[name], widened))

@@ -119,6 +119,11 @@ class Base64Blob(BaseModel):
     data: bytes
 
 
+class Locked(BaseModel):
+    a: int
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)
+
+
 class Extra(BaseModel):
     model_config = ConfigDict(extra="allow")
 
@@ -250,6 +255,7 @@ KEPT: list[tuple[Any, Any]] = [
     *(
         (Excluding(a=1), Excluding),
         (private(0), Private),
+        (Locked(a=1), Locked),
         (Aliased(a=1), Aliased),
         (Extra(x=[1]), Extra),
     ),

@@ -45,7 +45,8 @@ def _parts(value: Any, kind: type) -> list[Any] | None:
     if not _is_frozen_kind(kind):
         return None
     if isinstance(value, BaseModel):
-        has_more = bool(value.__pydantic_private__ or value.__pydantic_extra__)
+        # Private attributes can be set on a frozen model, too.
+        has_more = value.__pydantic_private__ is not None or bool(value.__pydantic_extra__)
         return None if has_more else list(vars(value).values())
     fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
     return [*fields, *getattr(value, "__dict__", {}).values()]
