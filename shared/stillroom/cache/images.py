@@ -328,8 +328,11 @@ def _orientation(image: Any, file: IO[bytes]) -> int:
     if not found:
         return 1
     exif = Image.Exif()
-    exif.load(found)
-    orientation = exif.get(ORIENTATION, 1)
+    try:
+        exif.load(found)
+        orientation = exif.get(ORIENTATION, 1)
+    except Exception:  # any error that a reader raises for bytes that are no EXIF
+        return 1  # browsers show such a picture as it lies
     return orientation if isinstance(orientation, int) else 1
 
 
