@@ -274,8 +274,14 @@ class Loader:
 
         Raises TypeError as the call itself would, ValueError as `source` does, BadArguments, Unkeyable.
         """
-        fields: dict[str, Any] = json.loads(self._as_json(self.values(args, kwargs)))
-        self.key(self.validated(fields))
+        values = self.values(args, kwargs)
+        fields: dict[str, Any] = json.loads(self._as_json(values))
+        key, loads = self.key(values), self.key(self.validated(fields))
+        if loads != key:  # an int in a list[float]
+            raise ValueError(
+                f"{self.name}: this call reads {key!r}, and a worker would load {loads!r}: give what the "
+                "signature declares, such as 1.0 in a list[float]"
+            )
         return fields
 
     def _as_json(self, values: Mapping[str, Any]) -> bytes:
@@ -647,7 +653,7 @@ def _meant(text: str) -> Any:
     """Return the plain value that has this text in a key: a number, None, a quoted text; else the text itself."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return text
 
 
