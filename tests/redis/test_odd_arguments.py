@@ -136,7 +136,7 @@ def test_an_order_loads_what_its_call_reads(room: Any) -> None:
         room.tasks.load(mean, [1, 2])
     options: Any = {"name": "warmed", "warm_every": 60, "warm_with": [([1, 2],)]}
     with pytest.raises(ValueError, match=refused):
-        inner.cache.cached("mean:{of}", **options)(mean.__wrapped__)  # type: ignore[attr-defined]
+        inner.cache.cached("mean:{of}", **options)(mean.__wrapped__)
     room.tasks.load(mean, [1.0, 2.0])
     room.upkeep.reclaim()
     assert room.cache.get(mean.key([1.0, 2.0])) == 1.5
