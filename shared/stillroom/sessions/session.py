@@ -21,7 +21,7 @@ from stillroom.errors import (
 )
 from stillroom.keys import original, sanitized
 from stillroom.marked import ATOMS, SAYS_HTML, SIGN, Marks, writable
-from stillroom.sameness import has_secret
+from stillroom.sameness import has_secret, is_same, lost_in
 from stillroom.sessions.token import make_handle
 
 T = TypeVar("T")
@@ -234,7 +234,18 @@ def encoded(data: object, limit: int, keys_limit: int) -> dict[bytes, bytes]:
         raise SessionDataRefused(f"{len(names)} keys, the limit is {keys_limit}")
     if size > limit:
         raise ValueTooLarge(size, limit, DATA_LIMIT)
-    return dict(zip(names, texts, strict=True))
+    fields = dict(zip(names, texts, strict=True))
+    if not isinstance(data, MAPPINGS):
+        _check_way_back(data, joined(fields))
+    return fields
+
+
+def _check_way_back(data: object, text: bytes) -> None:
+    """Raises SessionUnreadable or SessionDataRefused for a model of which a reader would get none or another."""
+    back = decoded(text, TypeAdapter(data.__class__))
+    lost = None if is_same(data, back, True) else lost_in(data, back)
+    if lost:
+        raise SessionDataRefused(f"{data.__class__.__name__}: {lost}")
 
 
 def encoded_value(key: str, value: object) -> bytes:
@@ -342,7 +353,13 @@ def _decoded_marked(text: bytes, adapter: TypeAdapter[Any] | None) -> Any:
         data = _MARKS.unpack(from_json(text))
     except (ArithmeticError, AttributeError, TypeError) as error:
         raise SessionUnreadable(f"a marked value is broken ({error.__class__.__name__})") from None
-    return data if adapter is None else adapter.validate_json(to_json(data))
+    if adapter is None:
+        return data
+    try:
+        text = to_json(data)
+    except PydanticSerializationError:  # bytes that are no UTF-8
+        return adapter.validate_python(data)
+    return adapter.validate_json(text)
 
 
 def joined(fields: Mapping[bytes, bytes]) -> bytes:
