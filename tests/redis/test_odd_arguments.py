@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
-from typing import Any
+from typing import Any, Protocol, TypedDict
 
 import pytest
 
@@ -121,6 +121,34 @@ def test_an_order_says_whose_arguments_have_no_json(room: Any) -> None:
         by_digest.__wrapped__  # type: ignore[attr-defined]
     )
     assert [again(b"\xff"), again(b"\xff")] == [1, 1]
+
+
+class Repository(Protocol):
+    def names(self) -> list[str]: ...
+
+
+class Shelf:
+    def names(self) -> list[str]:
+        return ["a", "b"]
+
+
+class Filters(TypedDict):  # typing's own, which pydantic takes from Python 3.12 on
+    limit: int
+
+
+def test_a_parameter_may_have_a_type_that_nobody_can_check(room: Any) -> None:
+    """A parameter may be of a protocol, or of any other type without a schema. The other ones are checked."""
+    inner = getattr(room, "inner", room)
+
+    @inner.cache.cached("names:{kind}:{filters}", ignore=["shelf"])
+    def names(kind: int, filters: Filters | None = None, shelf: Repository | None = None) -> int:
+        return len((shelf or Shelf()).names()) * kind
+
+    room.tasks.load(names, 4, {"limit": 1})
+    room.upkeep.reclaim()
+    assert room.cache.get(names.key(4, {"limit": 1})) == 8
+    with pytest.raises(ValueError, match="kind"):
+        room.tasks.load(names, "x")
 
 
 def test_an_order_loads_what_its_call_reads(room: Any) -> None:

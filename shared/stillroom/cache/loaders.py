@@ -26,7 +26,7 @@ from typing import (
 )
 
 import pydantic_core
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from stillroom.cache.arguments import Text, Texts, Unkeyable
@@ -92,6 +92,7 @@ RESULTS_LIMIT = 10_000  # annotations that are remembered
 _results: dict[tuple[int, str], tuple[Any, Any]] = {}
 _NAME = re.compile(r"[\w.:-]{1,200}", re.ASCII)
 _EXACT = frozenset([int, str, bool])  # not float: JSON has no infinity
+_NO_SCHEMA = (PydanticUserError, pydantic_core.SchemaError)
 _ITERATED = (
     "Iterator",
     "Iterable",
@@ -369,16 +370,12 @@ class Loader:
         return ignored
 
     def _arguments_type(self) -> TypeAdapter[dict[str, Any]]:
-        fields = {
-            n: NotRequired[self._hints.get(n, Any)]
-            if n in self._not_sent
-            else self._hints.get(n, Any)
-            for n in self._names
-        }
-        config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-        # A type checker wants literals; a signature is known when the app runs.
-        make: Any = TypedDict
-        return TypeAdapter(with_config(config)(make(f"{self.name} arguments", fields)))
+        hints = {name: self._hints.get(name, Any) for name in self._names}
+        try:
+            return _checked_as(hints, self._not_sent)
+        except _NO_SCHEMA:  # of a protocol, for example
+            known = {name: hint if _has_schema(hint) else Any for name, hint in hints.items()}
+            return _checked_as(known, self._not_sent)
 
 
 class BadArguments(StillroomError, ValueError):
@@ -647,6 +644,25 @@ def _plain_parameters(signature: inspect.Signature, name: str) -> list[str]:
                 f"{name}: a loader has plain named parameters only, not {parameter}"
             )
     return list(signature.parameters)
+
+
+def _checked_as(
+    hints: Mapping[str, Any], not_required: frozenset[str] = frozenset()
+) -> TypeAdapter[dict[str, Any]]:
+    """Return what checks arguments of these types by name. Raises one of _NO_SCHEMA."""
+    fields = {n: NotRequired[hint] if n in not_required else hint for n, hint in hints.items()}
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    # A type checker wants literals; a signature is known when the app runs.
+    make: Any = TypedDict
+    return TypeAdapter(with_config(config)(make("arguments", fields)))
+
+
+def _has_schema(hint: Any) -> bool:
+    try:
+        _checked_as({"argument": hint})
+    except _NO_SCHEMA:
+        return False
+    return True
 
 
 def _meant(text: str) -> Any:
