@@ -215,9 +215,10 @@ class SessionEvent:
     user_id: str | None
 
 
-def encoded(data: object, limit: int, keys_limit: int) -> dict[bytes, bytes]:
+def encoded(data: Any, limit: int, keys_limit: int) -> dict[bytes, bytes]:
     """Return each top-level key and its JSON. Raises SessionDataRefused, SessionUnreadable or ValueTooLarge."""
-    items = dict(_items(data))
+    is_mapping = isinstance(data, MAPPINGS)
+    items = dict(data) if is_mapping else _items(data)
     names = [*map(_known_key, items)]
     texts = [*map(encoded_value, items, items.values())]
     written = b"".join(names + texts)
@@ -235,7 +236,7 @@ def encoded(data: object, limit: int, keys_limit: int) -> dict[bytes, bytes]:
     if size > limit:
         raise ValueTooLarge(size, limit, DATA_LIMIT)
     fields = dict(zip(names, texts, strict=True))
-    if not isinstance(data, MAPPINGS):
+    if not is_mapping:
         _check_way_back(data, joined(fields))
     return fields
 
@@ -415,9 +416,8 @@ def _as_given(name: str) -> str:
     return name if "%" not in name else original(name.encode()).decode()
 
 
-def _items(data: object) -> Iterable[tuple[Any, Any]]:
-    if isinstance(data, MAPPINGS):
-        return data.items()
+def _items(data: object) -> dict[str, Any]:
+    """Return the fields of a model or a dataclass. Raises SessionDataRefused."""
     try:
         plain = TypeAdapter(data.__class__).dump_python(
             data, mode="json", by_alias=True, round_trip=True, warnings="error"
@@ -430,7 +430,7 @@ def _items(data: object) -> Iterable[tuple[Any, Any]]:
         raise SessionDataRefused(
             f"the data of a session is a mapping or a model, not {data.__class__.__name__}"
         )
-    return plain.items()
+    return plain
 
 
 def _json(key: str, value: object) -> bytes:
