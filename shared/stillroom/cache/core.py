@@ -1457,8 +1457,8 @@ class Core:
         life: Life,
         release: bytes = b"",
     ) -> Packed:
-        refuse_crowd(tags)
-        names = [sanitized(tag) for tag in tags]
+        names = list(dict.fromkeys(map(sanitized, tags)))
+        refuse_crowd(names)
         codec = b"%b:%b" % (encoded.codec, release) if release else encoded.codec
         rest = body(codec, source, name, names, encoded.payload)
         return Packed(rest, names, life, release)

@@ -96,7 +96,7 @@ class Images:
                 return None
             try:
                 answer = yield from self._answer_for(root, name, version)
-            except (OtherVersion, LoadFailed):  # also in another process, that has read it for us
+            except OtherVersion:
                 continue
             break
         else:
@@ -115,7 +115,10 @@ class Images:
         call = Call(_answer, (root, name, version, limit))
         recipe = self._cache.recipe(call, [tag_of(name)], Answer)
         key = sanitized(f"{tag_of(name)}@{version}")
-        answer: Answer = yield from self._cache.obtain(key, recipe)
+        try:
+            answer: Answer = yield from self._cache.obtain(key, recipe)
+        except LoadFailed:  # another process has read it for us, and does not say all of the reason
+            answer = yield call
         return answer
 
     def invalidate_image(self, filename: str, *, defer: bool = False) -> Operation[None]:
@@ -324,8 +327,11 @@ def _orientation(image: Any, file: IO[bytes]) -> int:
     if not found:
         return 1
     exif = Image.Exif()
-    exif.load(found)
-    orientation = exif.get(ORIENTATION, 1)
+    try:
+        exif.load(found)
+        orientation = exif.get(ORIENTATION, 1)
+    except Exception:  # any error that a reader raises for bytes that are no EXIF
+        return 1  # browsers show such a picture as it lies
     return orientation if isinstance(orientation, int) else 1
 
 

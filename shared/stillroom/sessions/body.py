@@ -176,7 +176,7 @@ class SessionsBody(Many):
         `device`: what the user's device is called, kept as an HMAC for `session_device_memory` seconds. Listeners
         of `on_event` hear of one that is new to a user who has others. `fresh=False`: the user did not prove who he
         is just now (a "remember me" cookie did), so `get(fresh=…)` refuses the session until it is confirmed.
-        Raises SessionDataRefused, SessionUnreadable (JSON that could not be read back), ValueTooLarge, InvalidKey.
+        Raises SessionDataRefused, SessionUnreadable (what could not be read back), ValueTooLarge, InvalidKey.
         Redis away or full: SessionStoreUnavailable. What may have been created all the same is ended as soon as
         this process reaches Redis, and so is `replaces`: a login whose reply was lost, or that was cancelled, takes
         no place of a cap. A server that is full has created nothing, and `replaces` lives on.
