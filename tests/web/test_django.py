@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import decimal
 import http
+import io
 import json
 import time
 import uuid
@@ -20,7 +21,13 @@ from django.contrib.sessions.backends.base import UpdateError
 from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache
 from django.core.handlers.wsgi import WSGIHandler
-from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http import (
+    FileResponse,
+    HttpRequest,
+    HttpResponse,
+    JsonResponse,
+    StreamingHttpResponse,
+)
 from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import path
 from django.utils import timezone
@@ -979,6 +986,17 @@ def test_a_place_is_given_back_where_django_does_not_end_its_request(
         assert room.limits.peek("127.0.0.1", [place]).remaining == 0
         request.close() if how == "replaced" else list(response)
     assert room.limits.peek("127.0.0.1", [place]).remaining == 1
+
+
+def test_a_file_whose_client_has_it_all_has_given_its_place_back(room: Stillroom) -> None:
+    """A file gives its place back before its last piece is sent. The server closes it after that."""
+    place = Limit("django_file", 1, 600, in_flight=True)
+    view = limited(place)(lambda request: FileResponse(io.BytesIO(b"all"), as_attachment=True))
+    response = LimitsMiddleware(view)(RequestFactory().get("/"))
+    assert room.limits.peek("127.0.0.1", [place]).remaining == 0
+    assert next(iter(response)) == b"all"
+    assert room.limits.peek("127.0.0.1", [place]).remaining == 1
+    response.close()
 
 
 def test_tasks_of_one_request_share_its_session(room: Stillroom) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 from stillroom.face import Face, awaiting, blocking
@@ -23,13 +23,15 @@ class _Face(Face):
         self._body = body
         self._clients = Clients(body.settings)
 
-    def client(self, peer: str | None, headers: Iterable[Header] = ()) -> str:
+    def client(self, peer: str | None, headers: Mapping[str, str] | Iterable[Header] = ()) -> str:
         """Return the client of a request, as `check` takes it: an IPv4 address, an IPv6 network, or "unknown".
 
         `peer`: whom the connection is from, with or without a port; None or "" for a socket file. `headers`: (name,
-        value) of the request, in their order; they are only believed from `trusted_proxies`. Never awaited.
+        value) of the request, in their order, or a framework's mapping of them; they are only believed from
+        `trusted_proxies`. Never awaited.
         """
-        return self._clients.subject(peer, headers)
+        pairs = headers.items() if isinstance(headers, Mapping) else headers
+        return self._clients.subject(peer, pairs)
 
 
 class Limits(_Face):

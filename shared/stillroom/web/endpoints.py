@@ -54,8 +54,9 @@ class Charger:
 def until_sent(
     pieces: Iterable[bytes], length: float, let_go: Callable[[], None]
 ) -> Iterator[bytes]:
-    """Yield the pieces of a body of this length, and give back what is in flight before its client has the last one,
-    because then it may send its next request.
+    """Yield the pieces of a body of this length, and give back what is in flight before the last one.
+
+    Who has the last one may send the next request.
     """
     try:
         for piece in pieces:

@@ -18,7 +18,6 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
 from django.http import (
-    FileResponse,
     HttpRequest,
     HttpResponse,
     HttpResponseBase,
@@ -409,7 +408,7 @@ def _when_over(
     """Have this called when the stream ends, or when Django closes the request.
 
     The request is closed with the response that is sent, also if that is another one. Under ASGI it is not closed
-    where the stream raises. A file is left to the server, which may send it by itself.
+    where the stream raises. A file is streamed too: the server would close it after its client has it.
     """
     close = request.close
 
@@ -420,7 +419,7 @@ def _when_over(
             let_go()
 
     request.close = closing
-    if isinstance(response, StreamingHttpResponse) and not isinstance(response, FileResponse):
+    if isinstance(response, StreamingHttpResponse):
         until = _until_sent_async if response.is_async else until_sent
         length = length_of(response.items())
         response.streaming_content = until(response.streaming_content, length, let_go)
