@@ -249,7 +249,7 @@ class _Response:
 
     def _said(self) -> list[Header]:
         """Return the headers as the app said them."""
-        _, headers, *_ = self._held or ("", [])
+        headers: list[Header] = self._held[1] if self._held else []
         return headers
 
     def over(self) -> None:
