@@ -128,7 +128,7 @@ BROKEN = [
 def test_an_exif_that_cannot_be_read_is_none(root: Path, kind: str, exif: bytes) -> None:
     """A picture with an EXIF that can't be read is described as it lies."""
     Image.new("RGB", (30, 20)).save(root / "photo", kind, exif=exif)
-    info = read_image(root, "photo", *LIMITS)
+    info = read_image(root, "photo", BYTE_LIMIT)
     assert info is not None
     assert (info.width, info.height) == (30, 20)
 
