@@ -22,7 +22,7 @@ from stillroom.at_exit import AtExit
 from stillroom.errors import DispatchFailed
 from stillroom.keys import KEY_LIMIT, Keys
 from stillroom.settings import Settings
-from stillroom.wire import reset_after_fork
+from stillroom.wire import no_fork, reset_after_fork
 
 log = logging.getLogger("stillroom.dispatch")
 
@@ -172,8 +172,7 @@ class CeleryDispatch:
 
     def reset(self) -> None:
         """Begin anew in a forked child: no orders and no thread. The parent delivers the orders it holds."""
-        # Not a Queue: its lock would lock out a signal handler that reads the cache in the middle of `put`.
-        self._errands: queue.SimpleQueue[_Errand | None] = queue.SimpleQueue()
+        self._errands: queue.SimpleQueue[_Errand | None]
         # Orders that could not be queued: the thread tells their callers, because the caller may be an event loop.
         self._refused: deque[Callable[[], object]] = deque(maxlen=self.waiting_limit)
         self._lock = threading.RLock()  # so that two first orders start one thread
@@ -220,7 +219,14 @@ class CeleryDispatch:
             self._refused.append(errand.undelivered)
 
     def _start(self) -> None:
-        """Start the thread, and keep it only once it runs: a thread that could not start cannot be joined."""
+        """Start the thread, and keep it only once it runs: a thread that could not start cannot be joined.
+
+        Its queue is made with it. gevent patches only what is made after it, and `gunicorn -k gevent --preload`
+        makes rooms before: the thread, a greenlet then, would hold its whole process while it waits for orders.
+        """
+        if self._thread is None:
+            # Not a Queue: its lock would lock out a signal handler that reads the cache in the middle of `put`.
+            self._errands = queue.SimpleQueue()
         thread = threading.Thread(
             target=self._work, args=(self._errands,), name="stillroom dispatch", daemon=True
         )
@@ -231,9 +237,10 @@ class CeleryDispatch:
     def close(self) -> None:
         """Deliver what waits, for half a second at most, and end the thread. It can be used again."""
         self._at_exit.disarm()
-        thread, errands = self._thread, self._errands
+        thread = self._thread
         if thread is None:
             return
+        errands = self._errands
         _import_celery()  # which the thread may be about to do: half a second is for the broker
         errands.put(None)
         thread.join(0.5)
@@ -368,9 +375,10 @@ class CeleryDispatch:
             self._connect()
 
     def _connect(self) -> None:
-        self._app = _import_celery().OwnCelery(broker=self._settings.broker)
-        self._app.conf.update(producer_settings(self._settings))
-        self._producer = self._app.amqp.Producer(self._app.connection_for_write())
+        with no_fork():  # the broker's transport is imported here
+            self._app = _import_celery().OwnCelery(broker=self._settings.broker)
+            self._app.conf.update(producer_settings(self._settings))
+            self._producer = self._app.amqp.Producer(self._app.connection_for_write())
 
     def _length(self, queue_name: str) -> int:
         """Return how many tasks wait there, or 0 with brokers that have limits of their own."""
@@ -397,7 +405,8 @@ class CeleryDispatch:
 
 def _import_celery() -> Any:
     """Return the module of our Celery app. It is slow to import: only a process that publishes does."""
-    from stillroom import own_celery
+    with no_fork():
+        from stillroom import own_celery
 
     return own_celery
 

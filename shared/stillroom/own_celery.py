@@ -15,7 +15,8 @@ from typing import Any
 import celery
 import click
 from celery import _state
-from celery.app import utils
+from celery.app import amqp, events, task, utils  # noqa: F401  # else the first message does
+from celery.backends import base  # noqa: F401
 from celery.loaders.app import AppLoader
 from celery.local import maybe_evaluate
 
@@ -31,6 +32,9 @@ AMBIENT = {
 
 # … and how the names of those begin that Celery's command line takes for its options.
 AMBIENT_OPTIONS = ("CELERY_WORKER_", "CELERY_BEAT_")
+
+# Longer than a queue on most nodes of a cluster needs to write to their disks.
+CONFIRMED_WITHIN_S = 2.0
 
 # Neither has types of its own. As Any they look the same to mypy with and without stubs.
 _StockCelery: Any = celery.Celery
@@ -59,6 +63,10 @@ class OwnCelery(_StockCelery):  # type: ignore[misc]
         _registry._deregister_app(
             self
         )  # else `@shared_task` puts its task into each app of the process
+
+    def send_task(self, *args: Any, **options: Any) -> Any:
+        """Send a task. RabbitMQ has a while to confirm it: short of memory or disk, it says nothing at all."""
+        return super().send_task(*args, **{"confirm_timeout": CONFIRMED_WITHIN_S, **options})
 
     def finalize(self, auto: bool = False) -> None:
         """Bind the tasks of this app. Stock also makes those that other modules share, and Celery's own."""

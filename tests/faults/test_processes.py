@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -248,3 +251,75 @@ def test_who_begins_anew_reports_no_old_outage(
         own_server.thaw()
         room.close()
         assert tells_of_none()
+
+
+FORKING = textwrap.dedent("""
+    import os, sys, threading, time
+    from stillroom import Settings
+    from stillroom.dispatch import CeleryDispatch, RefreshOrder
+    from stillroom.keys import Keys
+
+    class Slow:
+        def find_spec(self, name, *_):
+            if name == "celery":
+                is_importing.set()
+                has_forked.wait(0.5)
+
+    is_importing, has_forked = threading.Event(), threading.Event()
+    sys.meta_path.insert(0, Slow())
+    dispatch = CeleryDispatch(Settings(), Keys("stillroom"))
+    order = RefreshOrder(loader="x", args={}, key="k", token="0" * 16)
+    dispatch.send([order], print)
+    is_importing.wait()
+    if child := os.fork():
+        has_forked.set()
+        dispatch.close()
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    threading.Timer(10, os._exit, [2]).start()
+    dispatch.send([order], print)
+    dispatch.close()
+    os._exit(0)
+""")
+
+
+def test_a_fork_while_celery_is_imported_does_not_lock_the_child(
+    own_server: EmbeddedServer,
+) -> None:
+    """A process that publishes its first order, and forks meanwhile, has children that end."""
+    environment = {**os.environ, "REDIS_URL": own_server.url}
+    subprocess.run([sys.executable, "-c", FORKING], env=environment, check=True, timeout=60)
+
+
+PATCHED_LATE = textwrap.dedent("""
+    import sys, time
+    from stillroom import Settings, Stillroom
+    from stillroom.dispatch import RefreshOrder
+    from stillroom.own_celery import OwnCelery
+
+    room = Stillroom(Settings())
+    from gevent import monkey; monkey.patch_all()
+    import gevent
+
+    order = RefreshOrder(loader="x", args={}, key="k", token="0" * 16)
+    match sys.argv[1]:
+        case "order":
+            room.dispatch.send([order], print)
+            while room.dispatch._producer is None:
+                time.sleep(0.01)
+            time.sleep(0.1)
+        case "lock":
+            with room.lock("x", lease=1.5):
+                time.sleep(2)
+    room.close()
+""")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("what", ["order", "lock"])
+def test_rooms_that_are_older_than_gevents_patches_hold_no_worker(
+    own_server: EmbeddedServer, what: str
+) -> None:
+    """A room that was made before gevent's patches, as with `gunicorn -k gevent --preload`, works in greenlets."""
+    environment = {**os.environ, "REDIS_URL": own_server.url}
+    words = [sys.executable, "-W", "ignore", "-c", PATCHED_LATE, what]
+    subprocess.run(words, env=environment, check=True, timeout=20)

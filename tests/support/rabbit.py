@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +17,7 @@ from stillroom.embedded import free_port
 from tests.support.celery_process import until
 
 PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # as Debian's package has it
+CONTROL = PROGRAM.with_name("rabbitmqctl")
 STARTED_WITHIN_S = 90.0
 
 
@@ -51,6 +54,20 @@ class RabbitServer:
         connection = Connection(host, "guest", "guest", connect_timeout=2)
         connection.connect()
         return connection
+
+    @contextmanager
+    def short_of_memory(self) -> Iterator[None]:
+        """Confirm no message meanwhile; what is in the queues is given out."""
+        self._control("set_vm_memory_high_watermark", "absolute", "1MB")
+        try:
+            yield
+        finally:
+            self._control("set_vm_memory_high_watermark", "0.6")
+
+    def _control(self, *words: str) -> None:
+        command = [CONTROL, "-n", self._environment["RABBITMQ_NODENAME"], *words]
+        quiet = subprocess.DEVNULL
+        subprocess.run(command, env=self._environment, check=True, timeout=60, stdout=quiet)
 
     def __enter__(self) -> Self:
         with (self._folder / "out").open("wb") as out:

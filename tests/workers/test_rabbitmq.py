@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,9 +67,16 @@ def read_stale(room: Stillroom, db: Any, id: int) -> None:
 
     product = room.cache.cached("product:{id}", name="product", ttl=60, swr=600)(load)
     old = product(id)
-    (key,) = db.keys(room.keys.entry_prefix + b"product:*")
+    (key,) = db.keys(room.keys.entry_prefix + b"product:%d*" % id)
     age(db, key, 61)
     assert product(id) == old
+
+
+def send(rabbit: RabbitServer, task: str, fields: dict[str, Any], **options: Any) -> None:
+    """Send a task by name, as a Celery app does that knows nothing of Stillroom."""
+    with Celery(broker=rabbit.url, set_as_current=False) as stranger:
+        stranger.conf.task_create_missing_queue_type = "quorum"
+        stranger.send_task(task, kwargs=fields, queue="stillroom.maintenance", **options)
 
 
 def loads(db: Any) -> int:
@@ -90,10 +98,7 @@ def test_an_order_an_invalidation_and_ticks_come_through(
     until(lambda: loads(db) == 1, "the worker has loaded", 30)
 
     room.cache.set("k", 1, tags=["t"])
-    with Celery(broker=rabbit.url, set_as_current=False) as stranger:
-        stranger.conf.task_create_missing_queue_type = "quorum"
-        name, fields = "stillroom.invalidate_tags", {"tags": ["t"]}
-        stranger.send_task(name, kwargs=fields, queue="stillroom.maintenance")
+    send(rabbit, "stillroom.invalidate_tags", {"tags": ["t"]})
     until(lambda: room.cache.get("k") is None, "the invalidation is done", 30)
     until(lambda: db.hlen("stillroom:ticks") > 0, "ticks are done", 30)
     assert "Traceback" not in worker.log
@@ -121,3 +126,52 @@ def test_what_a_killed_worker_held_goes_to_the_next(
     second.await_line("'outcome': 'superseded'", 30)
     for queue in QUEUES:
         until(lambda queue=queue: waiting(rabbit, queue) == 0, "none is left", 30)
+
+
+def test_what_is_no_task_is_a_dead_letter(
+    start_worker: Callable[..., CeleryProcess],
+    room: Stillroom,
+    rabbit: RabbitServer,
+) -> None:
+    """The worker keeps it and lives, as on Redis; RabbitMQ would give it to the next one."""
+    worker = start_worker()
+    send(rabbit, "shop.no_task", {"id": 7})
+    send(rabbit, "stillroom.trim_indexes", {}, compression="gzip")
+    send(rabbit, "stillroom.trim_indexes", {}, serializer="pickle")
+    send(rabbit, "stillroom.trim_indexes", {}, headers={"eta": "at noon"})
+    send(rabbit, "stillroom.invalidate_keys", {"keys": ["a" * 1024 * 1024]})
+    room.cache.set("k", 1, tags=["t"])
+    send(rabbit, "stillroom.invalidate_tags", {"tags": ["t"]})
+    until(lambda: room.cache.get("k") is None, "the invalidation is done", 30)
+
+    letters = room.state.run(room.dead_letters.list())
+    expected = ["no such task", "is compressed", "content type", "not a date", "bytes"]
+    for letter, text in zip(letters, expected, strict=True):
+        assert text in letter.reason
+    named = {"task": "shop.no_task", "queue": QUEUES[1], "args": [], "kwargs": {"id": 7}}
+    assert json.loads(letters[0].body) == named
+    assert worker.process.poll() is None
+
+
+def test_a_worker_works_while_rabbitmq_confirms_nothing(
+    start_worker: Callable[..., CeleryProcess],
+    room: Stillroom,
+    rabbit: RabbitServer,
+    db: Any,
+) -> None:
+    """It empties the queues, which is what makes room; who publishes is told, and waits for nothing."""
+    start_worker(STILLROOM_WORKER_THREADS="1")
+    db.set("db:gate", 1)
+    read_stale(room, db, 9)
+    until(lambda: db.exists("db:waiting"), "the worker is at it", 30)
+    read_stale(room, db, 10)
+    until(lambda: waiting(rabbit, QUEUES[0]) >= 1, "another order waits", 30)
+    with rabbit.short_of_memory():
+        db.delete("db:gate")
+        db.rpush("db:opened", 1)
+        until(lambda: loads(db) == 2, "both are done", 30)
+        read_stale(room, db, 11)
+        until(lambda: not room.dispatch.ready, "the app has noticed", 10)
+    until(lambda: room.dispatch.ready, "it tries again", 10)
+    read_stale(room, db, 12)
+    until(lambda: loads(db) == 3, "the worker has loaded", 30)

@@ -21,6 +21,7 @@ with the second alone or with neither it was still deaf after 30 s.
 from __future__ import annotations
 
 import logging
+from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
@@ -33,12 +34,14 @@ from celery.app import amqp, control
 from celery.worker import consumer, request, state
 from kombu import connection, pidbox
 from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.transport import pyamqp
 from kombu.transport import redis as transport
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
 import redis
 from stillroom.shown import shown
+from stillroom_workers import rabbit
 from stillroom_workers.events import flaw_in_events
 from stillroom_workers.hygiene import (
     RAW_LIMIT,
@@ -324,7 +327,11 @@ class SentinelTransport(Transport, transport.SentinelTransport):
     Channel = SentinelChannel
 
 
-GUARDED = {_StockTransport: Transport, transport.SentinelTransport: SentinelTransport}
+GUARDED = {
+    _StockTransport: Transport,
+    transport.SentinelTransport: SentinelTransport,
+    pyamqp.Transport: rabbit.Transport,
+}
 
 
 class Connection(_StockConnection):  # type: ignore[misc]
@@ -338,7 +345,7 @@ class Connection(_StockConnection):  # type: ignore[misc]
     """
 
     def get_transport_cls(self) -> Any:
-        """Return the guarded transport for Redis, also behind Sentinels; any other scheme gets its own."""
+        """Return the guarded transport for Redis, also behind Sentinels, and RabbitMQ; others get their own."""
         return _guarded(super().get_transport_cls())
 
     def info(self) -> Any:
@@ -487,7 +494,7 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
         """Keep the message as a dead letter, then acknowledge it. If Redis leaves in between it is kept twice."""
         task, task_id = message.headers.get("task"), message.headers.get("id")
         options = self.app.conf.broker_transport_options
-        raw, queue = dumps(message._raw).encode(), message.delivery_info["routing_key"]
+        raw, queue = _raw(message), message.delivery_info["routing_key"]
         why = f"task {task!r:.60} id {task_id!r:.40}: {reason}"
         options.get("undeliverable", _log_undeliverable)(raw, queue, why)
         message.ack()
@@ -561,14 +568,34 @@ def _flaw(message: Any) -> str | None:
     another: four times, and a worker with four threads consumes nothing while it still looks alive.
     In the solo pool the worker exits.
     """
+    if len(message.body) > RAW_LIMIT:  # of what lay in Redis that is known by now
+        return f"it has {len(message.body):,} bytes, and may have {RAW_LIMIT:,}"
     held = partial(_held, message)
     flaw = flaw_in_content(message.content_type) or flaw_in_json(message.body)
     return flaw or flaw_in_task(message.headers, message.payload, held)
 
 
 def _held(message: Any) -> tuple[int, int]:
-    """Return (bytes of a message, how many messages this worker has taken and not acknowledged)."""
-    return len(dumps(message._raw)), len(message.channel.qos._delivered)
+    """Return (bytes of a message, how many messages this worker has taken and not acknowledged).
+
+    RabbitMQ gives a worker no more messages than it has places for.
+    """
+    qos = getattr(message.channel, "qos", None)
+    return len(_raw(message)), 0 if qos is None else len(qos._delivered)
+
+
+def _raw(message: Any) -> bytes:
+    """Return the message in the form in which it lies in Redis. RabbitMQ has another one, which is not JSON."""
+    envelope = getattr(message, "_raw", None)
+    if envelope is None:
+        body = message.body
+        text = body.encode(errors="backslashreplace") if isinstance(body, str) else bytes(body)
+        envelope = {
+            "headers": message.headers,
+            "properties": {"body_encoding": "base64"},
+            "body": b64encode(text).decode(),
+        }
+    return dumps(envelope).encode()
 
 
 SHOWN_FIELDS = 8  # of a task's arguments

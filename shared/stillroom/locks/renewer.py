@@ -36,29 +36,35 @@ class Renewer:
         """Have nothing to renew and no thread: a forked child holds none of its parent's locks."""
         self._due: list[tuple[float, int, Renewal]] = []
         self._dropped = 0
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._sooner: threading.Event  # set when something is due before the thread's next look
         self._thread: threading.Thread | None = None
 
     def add(self, every: float, renew: Callable[[], bool]) -> Renewal:
         """Call `renew` each `every` seconds, in the renewer's thread. Raises RuntimeError if no thread is free."""
         renewal = Renewal(every, renew)
-        with self._changed:
+        with self._lock:
             if self._thread is None:
                 self._start()
             self._push(renewal)
-            if self._due[0][2] is renewal:  # sooner than what the thread sleeps for
-                self._changed.notify()
+            if self._due[0][2] is renewal:
+                self._sooner.set()
         return renewal
 
     def _start(self) -> None:
-        """Start the thread, and keep it only once it runs: else no later lock would be renewed."""
+        """Start the thread, and keep it only once it runs: else no later lock would be renewed.
+
+        It waits for an event of its own, and not for a condition: in a room that is older than gevent's patches the
+        greenlets of a process hold one lock together, and one that waited would take it from the others.
+        """
+        self._sooner = threading.Event()
         thread = threading.Thread(target=self._work, name="stillroom locks", daemon=True)
         thread.start()
         self._thread = thread
 
     def drop(self, renewal: Renewal) -> None:
         """Stop renewing a lock. It leaves memory when half of what waits was dropped."""
-        with self._changed:
+        with self._lock:
             renewal.renew = None
             self._dropped += 1
             if 2 * self._dropped > len(self._due):
@@ -74,21 +80,23 @@ class Renewer:
         while (renewal := self._next()) is not None:
             renew = renewal.renew
             if renew is not None and _goes_on(renew):
-                with self._changed:
+                with self._lock:
                     self._push(renewal)
 
     def _next(self) -> Renewal | None:
         """Return the next lock that is due, or None when none was for a while."""
-        with self._changed:
-            idle_until = time.monotonic() + LINGER_S
-            while True:
+        idle_until = time.monotonic() + LINGER_S
+        while True:
+            with self._lock:
                 now = time.monotonic()
                 if self._due and self._due[0][0] <= now:
                     return heapq.heappop(self._due)[2]
                 if not self._due and now >= idle_until:
                     self._thread = None
                     return None
-                self._changed.wait((self._due[0][0] if self._due else idle_until) - now)
+                self._sooner.clear()
+                until = self._due[0][0] if self._due else idle_until
+            self._sooner.wait(until - now)
 
 
 def _goes_on(renew: Callable[[], bool]) -> bool:

@@ -21,7 +21,7 @@ from stillroom.wire.cluster import (
     ShardWire,
     slot_of,
 )
-from stillroom.wire.forks import reset_after_fork
+from stillroom.wire.forks import no_fork, reset_after_fork
 from stillroom.wire.outcome import AWAY, NodeAway, refusal
 from stillroom.wire.server import IN_TIME, Clock, Command, Server, pack, words_of
 from stillroom.wire.spread import (
@@ -57,6 +57,7 @@ __all__ = [
     "leases_of_loads",
     "load_begun",
     "loading_since",
+    "no_fork",
     "pack",
     "refusal",
     "reset_after_fork",
