@@ -493,4 +493,6 @@ class Near:
 
     def _begin(self, epoch: bytes, seq: int) -> None:
         self._epoch, self._synced = epoch, seq
+        # A look from before this epoch may arrive behind its proof, and begin the epoch before it again.
+        self._proof = Proof(float("-inf"), None)
         self.store.forget(self)
