@@ -216,7 +216,7 @@ def test_no_copy_outlives_the_marks_of_patterns(make_room: Any) -> None:
 def test_no_copy_outlives_a_pattern_though_this_machine_slept(
     make_room: Any, client: Any, others: int
 ) -> None:
-    """A machine sleeps, and its clocks with it, until workers have dropped a pattern: no copy it names is served."""
+    """A machine sleeps until workers have dropped a pattern, and its clock with it: no copy it names is served."""
     times = {"lease": 0.1, "refresh_lease": 0.1, "lease_limit": 0.1}
     room, other = make_room(**times), make_room(**times)
     price = price_of(room, tags=())

@@ -68,7 +68,8 @@ class Marks:
         self.soft: dict[bytes, int] = {}
         self.globs: dict[bytes, tuple[int, Callable[[bytes], object]]] = {}
         self.newest_glob = 0
-        self.dropped = floor  # up to it patterns may have come and gone that this process has not seen
+        # Up to it patterns may have come and gone that this process has not seen.
+        self.dropped = floor
         self.asked: set[bytes] = set()  # tags whose marks from before the floor are known too
 
     def verdict(self, entry: Entry) -> Verdict:
