@@ -226,7 +226,7 @@ def test_no_copy_outlives_a_pattern_though_this_machine_slept(
     other.cache.invalidate_by_pattern("price:*")
     if others:
         other.cache.invalidate_by_tag(*map(str, range(others)))
-    until(lambda: other.cache.reclaim()["patterns_dropped"] == 1, 5.0)
+    assert until(lambda: other.cache.reclaim()["patterns_dropped"] == 1, 5.0)
     with room.request():
         assert price(7) == [2]
 
