@@ -116,7 +116,7 @@ else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
 | ns:paused:<what>  | string | what workers leave alone for now, and who said so| as was said, | pauses.py       |
 |                   |        |                                                 | 1 d at most  |                 |
 | ns:webhook        | stream | findings that began or ended, as JSON: `event`  | 1,000; 8 d   | health_snapshot |
-| ns:webhook:at     | hash   | how far the streams were told; when to try again| 8 d          | webhook_note    |
+| ns:webhook:at     | hash   | how far, and by whom; when to try again         | 8 d          | webhook_note    |
 | ns:webhook:lease  | string | the worker that tells it                        | 60 s         | webhook_lease   |
 | ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | worker_seen     |
 | ns:workers:about  | hash   | worker → what it does, as JSON                  | 10 min       | worker_seen     |

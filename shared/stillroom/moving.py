@@ -158,6 +158,7 @@ class Moving:
             side.ask_for_good(_shutting(side, shards, why))
 
     def _move(self, shard: int) -> int:
+        self._must_arrive(shard)
         self._shut(self._here, [shard], LEFT)
         self._clear(shard)
         copied = self._copy(shard) if _has_keys(self._here, shard) else 0
@@ -167,21 +168,32 @@ class Moving:
         _open(self._there, [shard])
         return copied
 
+    def _write(self, shard: int, commands: Sequence[Command]) -> None:
+        self._must_arrive(shard)
+        self._there.ask(commands)
+
+    def _must_arrive(self, shard: int) -> None:
+        """Raise StillroomError where another move has opened the shard while this one stood still."""
+        if _states(self._there, [shard]) != [ARRIVING]:
+            raise StillroomError(
+                f"shard {shard} of the sessions is moved already: another move has gone on with it"
+            )
+
     def _clear(self, shard: int) -> None:
         """Delete what an earlier move, or a process that was too early, has left there."""
         there, revocations = self._there, self._there.keys.revocations(shard)
         if _has_keys(there, shard):
             for keys in groups(_keys_of(there, shard), REMOVED):
-                there.ask([(b"UNLINK", *keys)])
+                self._write(shard, [(b"UNLINK", *keys)])
         for pairs in _members(there, revocations):
-            there.ask([(b"ZREM", revocations, *[member for member, _ in pairs])])
+            self._write(shard, [(b"ZREM", revocations, *[member for member, _ in pairs])])
 
     def _copy(self, shard: int) -> int:
         copied, timed = 0, Timed(self._here.keys.shard(shard), self._ahead_us(shard))
         for keys in groups(_keys_of(self._here, shard), BITE):
             types = self._here.ask([(b"TYPE", key) for key in keys])
             known = [pair for pair in zip(keys, types, strict=True) if pair[1] in READS]
-            self._copy_some(known, timed)
+            self._copy_some(shard, known, timed)
             copied += len(known)
         return copied
 
@@ -190,7 +202,7 @@ class Moving:
         here, there = _clock_us(self._here, shard), _clock_us(self._there, shard)
         return there - here if abs(there - here) >= LEAST_AHEAD_US else 0
 
-    def _copy_some(self, known: Sequence[tuple[bytes, bytes]], timed: Timed) -> None:
+    def _copy_some(self, shard: int, known: Sequence[tuple[bytes, bytes]], timed: Timed) -> None:
         """Copy keys whose types are known. A large index goes page by page: nothing changes it any more."""
         start = 0
         while known:
@@ -207,14 +219,14 @@ class Moving:
                 for one in _writing(key, kind, timed.value(key, kind, value), ms)
             ]
             if writes:
-                self._there.ask(writes)
+                self._write(shard, writes)
             known = [one for one, value, _ in found if one[1] == ZSET and len(value) == 2 * PAGE]
             start += PAGE
 
     def _copy_revocations(self, shard: int) -> None:
         for pairs in list(_members(self._here, self._here.keys.revocations(shard))):
             words = [word for member, stamp in pairs for word in (stamp, member)]
-            self._there.ask([(b"ZADD", self._there.keys.revocations(shard), *words)])
+            self._write(shard, [(b"ZADD", self._there.keys.revocations(shard), *words)])
 
 
 def _reading_set(key: bytes, start: int) -> Command:

@@ -338,6 +338,7 @@ class AsyncDriver:
         self._places = places
         self._call_timeout = wire.server.settings.call_timeout
         self._command_timeout = wire.server.settings.command_timeout
+        self._longest_lease = wire.server.settings.lease_limit
 
     def at(self, place: int) -> AsyncDriver:
         """Return the driver of another place of a step On."""
@@ -359,8 +360,11 @@ class AsyncDriver:
                     else:
                         answer = await self._take(step, deadline)
                         is_others_time = kind is not Backoff and isinstance(step, _OTHERS_TIME)
-                    # Later than the wire waits: this loop was busy. What follows is not to pay for that.
-                    if (now := time.monotonic()) > deadline or is_others_time:
+                    # Later than the wire waits: this loop was busy. What follows is not to pay for that. If it
+                    # stood still for as long as a lease may last, the marks that judge what was read may be gone.
+                    if ((now := time.monotonic()) > deadline or is_others_time) and (
+                        is_others_time or now < deadline + self._longest_lease
+                    ):
                         deadline = now + self._call_timeout
                 except BaseException as error:
                     step = operation.throw(error)

@@ -138,6 +138,33 @@ def test_a_loop_that_was_held_up_reads_what_has_arrived(server: EmbeddedServer) 
     asyncio.run(hold_up())
 
 
+def test_a_loop_that_stood_still_serves_nothing_whose_marks_are_gone(
+    server: EmbeddedServer,
+) -> None:
+    """What a loop has read before it stood still for longer than a lease is judged by no later marks.
+
+    A pattern that names it may have been dropped meanwhile.
+    """
+    short = {"lease": 0.1, "refresh_lease": 0.1, "lease_limit": 0.1}
+    settings = Settings(redis_url=server.url, **short)
+
+    async def stand_still(other: Stillroom) -> None:
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            other.cache.set("k", 7)
+            other.cache.invalidate_by_tag("another")
+            assert await room.cache.get("k", int) == 7
+            other.cache.invalidate_by_pattern("k*")
+            room._cache_body._judges._moving_until = 0.0  # marks are asked for behind the read
+            read = asyncio.create_task(room.cache.get("k", int))
+            await asyncio.sleep(0)  # it has asked
+            until(lambda: other.cache.reclaim()["patterns_dropped"] == 1, "the pattern is dropped")
+            time.sleep(settings.call_timeout + settings.lease_limit)
+            assert await read is None
+
+    with Stillroom(settings, dispatch=NoDispatch()) as other:
+        asyncio.run(stand_still(other))
+
+
 def test_only_the_loops_own_time_moves_a_deadline() -> None:
     """A wait in an idle loop ends on time, and one in a working loop gets that time on top."""
 

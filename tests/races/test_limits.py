@@ -12,6 +12,7 @@ import pytest
 
 from stillroom import AUTH, Limit, Stillroom
 from stillroom.embedded import EmbeddedServer
+from stillroom.leash import until
 from tests.support.crowd import Crowd
 from tests.support.limits import assert_bounded, events, forget_denials
 from tests.support.processes import Program
@@ -155,6 +156,22 @@ def test_a_denial_that_was_on_its_way_is_not_remembered(
         check.send(replies)
     assert not ended.value.value
     assert room.limits.check(IP, [AUTH])
+
+
+def test_a_denial_that_is_over_when_it_arrives_is_not_remembered(
+    make_room: Callable[..., Stillroom],
+) -> None:
+    """A process that stood still before it read a denial denies nobody for longer than Redis does."""
+    room, other, limit = make_room(), make_room(), Limit("one", 1, 1)
+    room.state_stats.due = 1 << 62
+    assert room.limits.check(IP, [limit])
+    check: Any = room._limits_body.check(IP, [limit])
+    replies = room.state_wire.execute(check.send(None), 10.0)
+    assert until(lambda: other.limits.peek(IP, [limit]).remaining == 1, 5.0)
+    with pytest.raises(StopIteration) as ended:
+        check.send(replies)
+    assert not ended.value.value
+    assert until(lambda: bool(room.limits.check(IP, [limit])), 0.5)
 
 
 def test_a_denied_request_burns_nothing_under_load(make_room: Callable[..., Stillroom]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from stillroom import Stillroom
 from stillroom.cache.core import Wish
 from stillroom.cache.invalidation import Invalidator
+from stillroom.cache.marks import Marks
 from stillroom.cache.memo import Memo
 from stillroom.cache.near import Copy, Near, Proof, Store
 from tests.explorer.mutants import replaced, with_lua
@@ -52,6 +53,15 @@ class Stage:
         return Stepper(
             self.room, self.body._look_to_keep(b"price:7", Wish(Any, 0.0, b"", b"price:"))
         )
+
+    def begin_anew(self, look: Stepper | None = None) -> Stepper:
+        """Run a look until all marks have been read, and are not yet here."""
+        look = look or Stepper(self.room, self.body.get("price:7"))
+        while look.at[0][0] != b"ZSCORE":
+            look.step()
+        for _ in look.at:
+            look.step()
+        return look
 
 
 @pytest.fixture
@@ -182,6 +192,26 @@ def _the_marks_are_begun_anew_before_the_copy_was_judged(stage: Stage) -> Any:
         return stage.price(7)
 
 
+def _all_marks_arrive_behind_newer_ones(stage: Stage) -> Any:
+    stage.body._judges._marks = Marks()  # both threads begin anew
+    late = stage.begin_anew()
+    stage.other.cache.invalidate_by_tag("prices")
+    with stage.room.request():
+        stage.prove().run()
+        elsewhere(late)
+        return stage.price(7)
+
+
+def _a_look_from_before_a_new_epoch_arrives_last(stage: Stage) -> Any:
+    stage.body._judges._marks = Marks()
+    late = stage.begin_anew(stage.look())
+    stage.other.cache.clear()
+    with stage.room.request():
+        stage.prove().run()
+        elsewhere(late)
+        return stage.price(7)
+
+
 def _away(*_: Any) -> Any:
     from stillroom import RedisUnavailable
 
@@ -200,6 +230,8 @@ RACES: list[Callable[[Stage], Any]] = [
     _an_older_look_at_the_registry_arrives_last,
     _an_invalidation_is_deferred_while_another_thread_proves,
     _the_marks_are_begun_anew_before_the_copy_was_judged,
+    _all_marks_arrive_behind_newer_ones,
+    _a_look_from_before_a_new_epoch_arrives_last,
 ]
 
 

@@ -215,6 +215,24 @@ def test_a_dead_holder_s_lease_runs_out(
         assert held.fence > grant.fence
 
 
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="time.monotonic() counts sleep")
+def test_a_holder_whose_machine_slept_does_not_hold_it(
+    room: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine sleeps for longer than a lease, and time.monotonic() with it: the holder knows that it is lost."""
+    read = time.clock_gettime
+
+    def read_after_sleep(clock: int) -> float:
+        return read(clock) + (60.0 if clock == time.CLOCK_BOOTTIME else 0.0)
+
+    with locked(room, "import", lease=30.0) as held:
+        assert held.is_held
+        monkeypatch.setattr(time, "clock_gettime", read_after_sleep)
+        assert not held.is_held
+        with pytest.raises(LockLost):
+            held.check()
+
+
 @pytest.mark.parametrize("fence", ["9" * 400, "x", "nan", "-5"])
 def test_a_fence_that_is_no_number_keeps_nobody_from_the_lock(
     room: Any, client: Any, fence: str

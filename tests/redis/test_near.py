@@ -16,8 +16,10 @@ from pydantic import BaseModel, ConfigDict
 
 from stillroom import AsyncStillroom, InvalidArgument, Settings, Stillroom
 from stillroom.cache import CacheProbe, near
+from stillroom.cache.judge import MARKS_AT_ONCE
 from stillroom.dispatch import InlineDispatch
 from stillroom.health.report import CacheStats
+from stillroom.leash import until
 from tests.support.entries import age
 from tests.support.faces import open_room
 from tests.support.trips import Trips
@@ -208,6 +210,25 @@ def test_no_copy_outlives_the_marks_of_patterns(make_room: Any) -> None:
     assert copy is not None
     assert copy.until <= time.monotonic() + 2.0
     assert copy.until > before
+
+
+@pytest.mark.parametrize("others", [0, MARKS_AT_ONCE], ids=["alone", "among many marks"])
+def test_no_copy_outlives_a_pattern_though_this_machine_slept(
+    make_room: Any, client: Any, others: int
+) -> None:
+    """A machine sleeps until workers have dropped a pattern, and its clock with it: no copy it names is served."""
+    times = {"lease": 0.1, "refresh_lease": 0.1, "lease_limit": 0.1}
+    room, other = make_room(**times), make_room(**times)
+    price = price_of(room, tags=())
+    assert kept(price, room) == [1]
+    body = room.cache._body
+    body.copies.of_name(body.near, b"price:7").until += 600.0  # so much later it is for all others
+    other.cache.invalidate_by_pattern("price:*")
+    if others:
+        other.cache.invalidate_by_tag(*map(str, range(others)))
+    assert until(lambda: other.cache.reclaim()["patterns_dropped"] == 1, 5.0)
+    with room.request():
+        assert price(7) == [2]
 
 
 def test_a_number_and_an_ordered_load_are_changes_too(room: Any, make_room: Any) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from stillroom import NoDispatch, Settings, SettingsError
+from stillroom.health import post
 from stillroom.health.webhook import KEPT, TRIES, text_of
 from tests.support.crowd import PATIENT
 from tests.support.faces import FACES, open_room
@@ -203,6 +204,38 @@ def test_one_worker_at_a_time_tells_it(room: Any, client: Any, receiver: Receive
     client.delete(room.keys.webhook_lease)
     assert room.upkeep.tell_webhook()["told"] == 1
     assert not client.exists(room.keys.webhook_lease)
+
+
+def test_a_worker_that_stood_still_has_nothing_told_again(
+    room: Any,
+    places: dict[str, Any],
+    client: Any,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker that stood still for longer than its lease, as it posted, does not set back how far others told."""
+    settings = Settings(**places | {"webhook_url": receiver.url} | PATIENT)
+    others: list[Any] = []
+    first = iter([True])
+
+    def post_late(*given: Any) -> None:
+        if next(first, False):
+            with open_room("sync", settings, NoDispatch()) as other:
+                client.delete(room.keys.webhook_lease)  # its time is over
+                others.append(other.upkeep.tell_webhook())
+                client.delete(room.keys.dead_letters)
+                next_minute(other, client)
+                others.append(other.upkeep.tell_webhook())
+        right(*given)
+
+    right = post.post
+    monkeypatch.setattr(post, "post", post_late)
+    begin_finding(room, client)
+    assert room.upkeep.tell_webhook() == {"told": 1, "outcome": "another worker tells it"}
+    assert [one["told"] for one in others] == [1, 1]
+    room.upkeep.tell_webhook()
+    # What was on its way comes twice, and nothing behind it.
+    assert receiver.kinds == ["finding", "finding over", "finding"]
 
 
 def test_it_is_signed_where_there_is_a_secret(

@@ -303,6 +303,34 @@ def test_a_move_that_broke_off_is_repeated(old: Stillroom, new: Stillroom) -> No
     assert moving(old, new).begin() == 0
 
 
+@pytest.mark.parametrize("at", ["a shard", "the middle of one"])
+def test_a_move_that_stood_still_changes_nothing_behind_the_next_one(
+    old: Stillroom, new: Stillroom, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """A move that was stopped and goes on behind the next one ends: nobody is back, and nobody is logged out."""
+    made = [old.sessions.create(f"user:{n}", {"n": n}) for n in range(8)]
+    gone, *living = made
+    one = moving(old, new)
+    one.begin()
+    shards = one.shards()
+
+    def the_next_one(*_: Any) -> None:
+        monkeypatch.undo()
+        move(old, new)
+        assert new.sessions.destroy(gone.token)
+
+    if at == "a shard":
+        next(shards)
+        the_next_one()
+    else:
+        right = Moving._clear
+        monkeypatch.setattr(Moving, "_clear", lambda self, n: (the_next_one(), right(self, n)))
+    with pytest.raises(StillroomError, match="another move has gone on with it"):
+        list(shards)
+    assert new.sessions.get(gone.token) is None
+    assert all(new.sessions.get(session.token) for session in living)
+
+
 @pytest.mark.parametrize("is_whole", [True, False], ids=["moved", "on its way"])
 def test_a_slot_that_moves_while_its_shard_is_copied_leaves_no_session_behind(
     old: Stillroom,

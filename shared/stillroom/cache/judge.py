@@ -223,6 +223,8 @@ class Judge:
             if marks.epoch != epoch or marks.synced < since or (since and self._are_cut(rows)):
                 return None
             grown = extended(marks, rows, globs, clock, self._most, newest_glob)
+            if grown.epoch == self._marks.epoch and grown.synced < self._marks.synced:
+                return self._marks  # all marks that were asked for earlier arrive behind newer ones
             self._marks = grown.pruned(self._limit)
             return self._marks
 

@@ -25,6 +25,7 @@ NEWEST = b"~"
 NEWEST_GLOB = b"?"  # its score: the globs' own key without one as new has lost some
 # Its score: an entry stamped before it is dead, and the marks from before it are gone.
 TRIMMED = b"!"
+DROPPED = b"*"  # its score: patterns up to it were dropped, when no entry was left that they name
 
 
 class Verdict(Enum):
@@ -47,6 +48,7 @@ class Marks:
         "asked",
         "clock",
         "dead_below",
+        "dropped",
         "epoch",
         "floor",
         "globs",
@@ -66,6 +68,8 @@ class Marks:
         self.soft: dict[bytes, int] = {}
         self.globs: dict[bytes, tuple[int, Callable[[bytes], object]]] = {}
         self.newest_glob = 0
+        # Up to it patterns may have come and gone that this process has not seen.
+        self.dropped = floor
         self.asked: set[bytes] = set()  # tags whose marks from before the floor are known too
 
     def verdict(self, entry: Entry) -> Verdict:
@@ -115,6 +119,8 @@ class Marks:
                 newest = max(seq, newest)
             elif member == TRIMMED:
                 self.dead_below = max(seq, self.dead_below)
+            elif member == DROPPED:
+                self.dropped = max(seq, self.dropped)
         if newest > self.synced:
             self.synced = newest
             self.clock = b"%b.%d" % (epoch, newest)
@@ -154,7 +160,7 @@ class Marks:
         if len(self.asked) <= limit:
             young.asked = self.asked - (self.hard.keys() - young.hard.keys())
             young.asked -= self.soft.keys() - young.soft.keys()
-        young.globs, young.newest_glob = self.globs, self.newest_glob
+        young.globs, young.newest_glob, young.dropped = self.globs, self.newest_glob, self.dropped
         young.synced, young.clock = self.synced, self.clock
         return young
 

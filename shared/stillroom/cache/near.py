@@ -358,7 +358,8 @@ class Near:
         marks = self._judge.marks
         clock = marks.clock
         if copy.judged != clock:
-            if marks.verdict(copy.entry) is not Verdict.ALIVE:
+            # A machine that slept may have missed a pattern that is over for all others: see drop_globs.lua.
+            if copy.read < marks.dropped or marks.verdict(copy.entry) is not Verdict.ALIVE:
                 return False
             copy.judged = clock
         return now < copy.until and self._now_ms() < copy.entry.fresh_until
@@ -493,4 +494,6 @@ class Near:
 
     def _begin(self, epoch: bytes, seq: int) -> None:
         self._epoch, self._synced = epoch, seq
+        # A look from before this epoch may arrive behind its proof, and begin the epoch before it again.
+        self._proof = Proof(float("-inf"), None)
         self.store.forget(self)

@@ -38,6 +38,7 @@ LEASE_MS = 60_000  # longer than all requests of a task may take
 FIRST_RETRY_S, LONGEST_RETRY_S = 60, 3_600
 TRIES = 10  # then these events are given up: some eight hours
 TEXT_LIMIT = 300  # characters of one event's line
+ANOTHERS = "another worker tells it"
 FINDINGS, PATTERNS = b"findings", b"patterns"
 _PLACE = re.compile(rb"\d{1,19}-\d{1,19}")
 Report = dict[str, Any]
@@ -80,9 +81,10 @@ class Webhook:
         keys = [self._keys.webhook_lease, self._keys.webhook_at]
         ((holder, found),) = yield [webhook_lease(keys, token, LEASE_MS, KEPT_S)]
         if holder != token.encode():
-            return {"told": 0, "outcome": "another worker tells it"}
+            return {"told": 0, "outcome": ANOTHERS}
+        at = dict(zip(found[::2], found[1::2], strict=True))
         try:
-            report: Report = yield from self._tell(dict(zip(found[::2], found[1::2], strict=True)))
+            report: Report = yield from self._tell(token, at)
         except GeneratorExit:
             raise
         except BaseException:
@@ -94,11 +96,11 @@ class Webhook:
     def _freeing(self, token: str) -> Freeing:
         return Freeing([release([self._keys.webhook_lease], token)])
 
-    def _tell(self, at: Mapping[bytes, bytes]) -> Operation[Report]:
+    def _tell(self, token: str, at: Mapping[bytes, bytes]) -> Operation[Report]:
         # A longer wait was noted by a clock that has been set back since.
         if 0 < _number(at, b"retry_ms") - self._now_ms() <= LONGEST_RETRY_S * 1000:
             return {"told": 0, "outcome": "waits to try again"}
-        places = yield from self._places(at)
+        places = yield from self._places(token, at)
         told, failures = 0, _number(at, b"failures")
         for _ in range(REQUESTS_IN_ONE):
             events, places = yield from self._next(places)
@@ -106,22 +108,24 @@ class Webhook:
                 break
             refused = yield from self._post(events)
             if refused and failures + 1 < TRIES:
-                yield from self._put_off(failures + 1, refused, len(events))
+                yield from self._put_off(token, failures + 1, refused, len(events))
                 return {"told": told, "outcome": refused}
             if refused:
                 log.error("the webhook is given up for %d events: %s", len(events), shown(refused))
             failures, told = 0, told + (0 if refused else len(events))
-            yield self._reached(places)
+            (is_noted,) = yield self._reached(token, places)
+            if not is_noted:  # this worker stood still for longer than its lease
+                return {"told": told, "outcome": ANOTHERS}
         return {"told": told, "outcome": "told"}
 
-    def _places(self, at: Mapping[bytes, bytes]) -> Operation[dict[bytes, bytes]]:
+    def _places(self, token: str, at: Mapping[bytes, bytes]) -> Operation[dict[bytes, bytes]]:
         """Return how far each stream was told. Patterns from before the webhook are not told."""
         places = {FINDINGS: _place(at, FINDINGS) or b"0-0", PATTERNS: _place(at, PATTERNS)}
         if not places[PATTERNS]:
             newest = (b"XREVRANGE", self._keys.abuse_log, b"+", b"-", b"COUNT", b"1")
             (entries,) = yield [newest]
             places[PATTERNS] = entries[0][0] if entries else b"0-0"
-            yield self._reached(places)
+            yield self._reached(token, places)
         return places
 
     def _next(
@@ -156,19 +160,19 @@ class Webhook:
         digest = hmac.new(secret.get_secret_value().encode(), body, hashlib.sha256).hexdigest()
         return {"Stillroom-Signature": f"sha256={digest}"}
 
-    def _put_off(self, failures: int, why: str, count: int) -> Operation[None]:
+    def _put_off(self, token: str, failures: int, why: str, count: int) -> Operation[None]:
         wait_s = min(FIRST_RETRY_S * 2 ** (failures - 1), LONGEST_RETRY_S)
         said = "the webhook did not take %d events (%s); it is tried again in %.0f min"
         log.warning(said, count, shown(why), wait_s / 60)
         at = self._now_ms() + wait_s * 1000
-        yield self._noting_at(b"failures", b"%d" % failures, b"retry_ms", b"%d" % at)
+        yield self._noting_at(token, b"failures", b"%d" % failures, b"retry_ms", b"%d" % at)
 
-    def _reached(self, places: Mapping[bytes, bytes]) -> list[Command]:
+    def _reached(self, token: str, places: Mapping[bytes, bytes]) -> list[Command]:
         pairs = [word for pair in places.items() for word in pair]
-        return self._noting_at(*pairs, b"failures", b"0", b"retry_ms", b"0")
+        return self._noting_at(token, *pairs, b"failures", b"0", b"retry_ms", b"0")
 
-    def _noting_at(self, *pairs: bytes) -> list[Command]:
-        return [webhook_note([self._keys.webhook_at], KEPT_S, *pairs)]
+    def _noting_at(self, token: str, *pairs: bytes) -> list[Command]:
+        return [webhook_note([self._keys.webhook_at], token, KEPT_S, *pairs)]
 
 
 def _number(at: Mapping[bytes, bytes], field: bytes) -> int:

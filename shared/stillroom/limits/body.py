@@ -493,7 +493,7 @@ class LimitsBody(Operating, OverShards):
         if decision.status != OK:
             self._count_denial(decision)
             if asked_at == self._denials.forgotten and not outcome.errors:
-                self._remember(request, decision, longest)
+                self._remember(request, decision, longest, sent)
         if request.plan.letters and not outcome.errors:
             self._tell_of_shadows(decision)
 
@@ -543,7 +543,7 @@ class LimitsBody(Operating, OverShards):
         if decision.status != OK:
             self._count_denial(decision)
             if asked_at == self._denials.forgotten:
-                self._remember(request, decision, longest)
+                self._remember(request, decision, longest, sent)
         if request.plan.letters:
             self._tell_of_shadows(decision)
         return decision
@@ -696,8 +696,8 @@ class LimitsBody(Operating, OverShards):
         about = (limits, TOO_MANY, cost, before.now_us, said, age_us, before.wait_us, "")
         return _decision(Decision, about)
 
-    def _remember(self, request: Request, decision: Decision, longest: float) -> None:
-        now = time.monotonic()
+    def _remember(self, request: Request, decision: Decision, longest: float, sent: float) -> None:
+        """Remember a denial from when it was asked for: its reply may have been on its way for long."""
         if decision.banned:
             key, limit, wait_us = request.bans[0], None, float(decision.wait_us)
         else:
@@ -708,12 +708,12 @@ class LimitsBody(Operating, OverShards):
             ]
             number = waits.index(max(waits))
             key, limit, wait_us = request.keys[number], decision.limits[number], waits[number]
-        until = now + min(wait_us / _US, longest)
-        if until > now:
+        until = sent + min(wait_us / _US, longest)
+        if until > time.monotonic():
             counted = ["limit_denials", "limit_cached"]
             if limit is not None:
                 counted += [self._named("denials", limit), self._named("cached", limit)]
-            self._denials.add(key, Denial(decision, request, limit, now, until, counted))
+            self._denials.add(key, Denial(decision, request, limit, sent, until, counted))
 
     def _riding(self) -> list[Command]:
         """Return the events of denials from memory, of clients that did not come again. No script: see Repair."""

@@ -26,10 +26,17 @@ TAKEN, LATE, CROWDED = 1, -1, -2  # the replies of lua/slot_take.lua
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.005, 0.1  # between two tries
 PLACE_KEPT_MS = 2_000  # a waiter that was not heard of for so long loses its place in the queue
 WAITERS = 1_000
+# It goes on while the machine sleeps, and others take what it holds. On Linux time.monotonic() stands still then.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def steady_s() -> float:
+    """Return the time by which a lease is held, in seconds."""
+    return time.clock_gettime(_CLOCK)
 
 
 class Grant(NamedTuple):
-    """A slot that was taken. `until` is this process' clock (time.monotonic()): nobody else has it before."""
+    """A slot that was taken. `until` is this process' clock (steady_s): nobody else has it before."""
 
     token: bytes
     fence: int
@@ -53,8 +60,7 @@ class LocksBody:
         pause = FIRST_PAUSE_S
         try:
             while True:
-                asked = time.monotonic()
-                left = deadline - asked
+                asked, left = steady_s(), deadline - time.monotonic()
                 reply = yield from self._try(name, token, slots, lease, waits=left > 0)
                 if reply[0] == LATE:  # its answer came in time all the same: the clock has stepped
                     self._clock.doubt_clock()
@@ -82,8 +88,8 @@ class LocksBody:
         return list(reply)
 
     def renew(self, name: str, token: bytes, lease: float) -> Operation[float]:
-        """Keep the slot for another lease. Returns until when (time.monotonic()), or 0.0 if it is lost."""
-        asked = time.monotonic()
+        """Keep the slot for another lease. Returns until when (steady_s), or 0.0 if it is lost."""
+        asked = steady_s()
         keys = self._keys.slots(sanitized(name))[:1]
         (renewed,) = yield [slot_renew(keys, token, int(lease * 1_000))]
         return asked + lease if renewed else 0.0

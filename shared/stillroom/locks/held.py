@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
 from types import TracebackType
 from typing import Self
 
 from stillroom.errors import LockLost, RedisUnavailable
-from stillroom.locks.body import Grant, LocksBody
+from stillroom.locks.body import Grant, LocksBody, steady_s
 from stillroom.operation import AsyncDriver, Driver
 
 log = logging.getLogger("stillroom")
@@ -33,14 +32,14 @@ class _Held:
         self._token = grant.token
         self._until = grant.until
         self._lease = lease
-        self._renewed_until = time.monotonic() + longest
+        self._renewed_until = steady_s() + longest
         self._is_released = False
         self._process = os.getpid()
 
     @property
     def is_held(self) -> bool:
         """Return whether the lease still runs, so that nobody else can hold the lock or slot."""
-        return not self._is_over and time.monotonic() < self._until
+        return not self._is_over and steady_s() < self._until
 
     @property
     def _is_over(self) -> bool:
@@ -57,7 +56,7 @@ class _Held:
 
     @property
     def _is_renewed(self) -> bool:
-        return self.is_held and time.monotonic() < self._renewed_until
+        return self.is_held and steady_s() < self._renewed_until
 
     def _learn(self, until: float) -> bool:
         """Take in the reply to a renewal; return whether to go on."""

@@ -1,7 +1,8 @@
 -- Drops the patterns that a sweep of the whole keyspace was complete for. Their marks are older than any load that
 -- could still store a matching entry, so no entry that they kill is left, and none will come. An entry may come all the
 -- same (a process with longer leases, a clock that stepped, a machine that stood still). So `*` in the marks tells how
--- far patterns were dropped, and an entry older than that is not stored.
+-- far patterns were dropped: an entry older than that is not stored, and a copy that a process has read before that is
+-- not served.
 -- KEYS  1 marks  2 globs
 -- ARGV  1 when the sweep began (server time, µs)  2 the longest lease, µs
 -- returns {patterns dropped, seq of the newest that is left or nil}

@@ -6,4 +6,9 @@
 
 redis.call('EXPIRE', KEYS[2], ARGV[3]) -- the first write takes no memory: see lib/hits
 redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
-return {redis.call('GET', KEYS[1]), redis.call('HGETALL', KEYS[2])}
+local holder = redis.call('GET', KEYS[1])
+if holder == ARGV[1] then
+  redis.call('HSET', KEYS[2], 'teller', ARGV[1])
+  redis.call('EXPIRE', KEYS[2], ARGV[3])
+end
+return {holder, redis.call('HGETALL', KEYS[2])}

@@ -1,10 +1,13 @@
--- Notes how far the webhook was told, or when it is tried again.
+-- Notes how far the webhook was told, or when it is tried again, unless another worker has begun to tell it since.
 -- KEYS  1 how far
--- ARGV  1 how long that is kept, s  2… field, value …
--- returns 1
+-- ARGV  1 the worker's token  2 how long that is kept, s  3… field, value …
+-- returns 1 noted, 0 another worker has begun
 -- flags: allow-oom
 
-redis.call('EXPIRE', KEYS[1], ARGV[1]) -- the first write takes no memory: see lib/hits
-redis.call('HSET', KEYS[1], unpack(ARGV, 2))
-redis.call('EXPIRE', KEYS[1], ARGV[1])
+if redis.call('HGET', KEYS[1], 'teller') ~= ARGV[1] then
+  return 0
+end
+redis.call('EXPIRE', KEYS[1], ARGV[2]) -- the first write takes no memory: see lib/hits
+redis.call('HSET', KEYS[1], unpack(ARGV, 3))
+redis.call('EXPIRE', KEYS[1], ARGV[2])
 return 1
