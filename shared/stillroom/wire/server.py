@@ -334,9 +334,11 @@ def _handshake(options: Mapping[str, Any]) -> list[tuple[str, Command]]:
     Who it is, which database it wants, what time it is there, which run of the server answers, and its role.
     """
     parts: list[tuple[str, Command]] = []
-    if password := options.get("password"):
-        username = options.get("username")
-        parts.append(("auth", ("AUTH", username, password) if username else ("AUTH", password)))
+    username, password = options.get("username"), options.get("password") or ""
+    if username:  # one that needs no password takes any
+        parts.append(("auth", ("AUTH", username, password)))
+    elif password:
+        parts.append(("auth", ("AUTH", password)))
     if database := options.get("db"):
         parts.append(("select", ("SELECT", str(database))))
     return [*parts, ("time", ("TIME",)), ("info", ("INFO", "server")), ("role", ROLE)]
