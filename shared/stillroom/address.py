@@ -9,7 +9,8 @@ process believes what most of the named ones say.
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+import ssl
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from stillroom.errors import did_you_mean
@@ -89,20 +90,6 @@ def check_url(url: str, *, of_broker: bool = False) -> str:
     return url
 
 
-def tls_options(url: str) -> dict[str, Any]:
-    """Return the options of TLS in the URL of a server, as redis-py reads them. Raises ValueError.
-
-    A key without its password is an error: OpenSSL would ask for one on the terminal, and wait.
-    """
-    if "ssl_" not in url:
-        return {}
-    from redis.connection import parse_url  # slow to import: only for these options
-
-    options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
-    found = {name: value for name, value in options.items() if name.startswith("ssl_")}
-    return {"ssl_password": ""} | found if "ssl_certfile" in found else found
-
-
 def _checked_sentinel(url: str, *, of_broker: bool) -> str:
     if "@" in re.sub("^[^/?#]*", "", url.partition("://")[2]):
         raise ValueError(ODD_PASSWORD)
@@ -131,7 +118,7 @@ def _check_server(url: str, scheme: str, *, of_broker: bool) -> None:
             raise ValueError(f"the option {option!r} does not belong in a URL: it has its setting")
         if not of_broker:
             _check_option(option, values[-1], is_tls=scheme == "rediss")
-    tls_options(url)
+        _check_tls(option, values[-1])
 
 
 def _check_option(option: str, value: str, *, is_tls: bool) -> None:
@@ -145,8 +132,16 @@ def _check_option(option: str, value: str, *, is_tls: bool) -> None:
         _database(value)
     if option == "ssl_cert_reqs" and value not in CERT_REQS:
         raise ValueError(f"ssl_cert_reqs={value!r}: none, optional or required")
+
+
+def _check_tls(option: str, value: str) -> None:
     if option == "ssl_min_version" and value not in MIN_VERSIONS:
         raise ValueError(f"ssl_min_version={value!r}: 771 for TLS 1.2, or 772 for TLS 1.3")
+    if option.endswith("_verify_flags"):
+        for flag in value.strip("[]").split(","):
+            if flag.strip() not in ssl.VerifyFlags.__members__:
+                hint = did_you_mean(flag.strip(), ssl.VerifyFlags.__members__)
+                raise ValueError(f"{option}: {flag.strip()!r} is no flag of Python's ssl{hint}")
 
 
 def _host(text: str) -> Host:

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from stillroom.address import is_sentinel, read_sentinel, tls_options
+from stillroom.address import is_sentinel, read_sentinel
 from stillroom.at_exit import AtExit
 from stillroom.errors import DispatchFailed
 from stillroom.keys import KEY_LIMIT, Keys
 from stillroom.place import each_url
 from stillroom.settings import Settings
 from stillroom.wire import reset_after_fork
+from stillroom.wire.trust import tls_options
 
 log = logging.getLogger("stillroom.dispatch")
 

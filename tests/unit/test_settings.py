@@ -82,7 +82,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         (
             "REDIS_URL",
             "rediss+sentinel://x/main?ssl_include_verify_flags=STRICT",
-            "Invalid value for 'ssl_include_verify_flags' in connection URL.",
+            "ssl_include_verify_flags: 'STRICT' is no flag of Python's ssl",
         ),
         (
             "REDIS_URL",

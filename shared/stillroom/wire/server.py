@@ -14,14 +14,14 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 import redis
-from stillroom.address import is_sentinel, read_sentinel, tls_options
+from stillroom.address import is_sentinel, read_sentinel
 from stillroom.errors import RedisUnavailable
 from stillroom.settings import Settings
 from stillroom.wire.connect import DEADLINED, FOR_ASYNCIO
 from stillroom.wire.explain import explained, source_of
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.sentinel import Watch
-from stillroom.wire.trust import Trust
+from stillroom.wire.trust import Trust, tls_options
 
 # Never a number: hiredis packs one through repr(), which may run a signal handler, and does not look at the
 # result. A handler that raises just then ends the process (hiredis 3.5, src/pack.c).

@@ -14,11 +14,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from redis.asyncio.connection import RedisSSLContext
+from redis.connection import parse_url
 
 from stillroom.wire.forks import reset_after_fork
 
 _DEFAULTS = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
 _FILES = ("ca_certs", "certfile", "keyfile")
+
+
+def tls_options(url: str) -> dict[str, Any]:
+    """Return the options of TLS in the URL of a server, as redis-py reads them.
+
+    A key without its password is an error: OpenSSL would ask for one on the terminal, and wait.
+    """
+    options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+    found = {name: value for name, value in options.items() if name.startswith("ssl_")}
+    return {"ssl_password": ""} | found if "ssl_certfile" in found else found
 
 
 class Trust(RedisSSLContext):
