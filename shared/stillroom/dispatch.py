@@ -59,7 +59,7 @@ class RefreshOrder(BaseModel):
 
 
 class RefreshOrders(BaseModel):
-    """Several of them: the whole message of a `stillroom.refresh_many` task."""
+    """Several orders: the whole message of a `stillroom.refresh_many` task."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -440,9 +440,9 @@ class DeadLetterRefused(StillroomError, ValueError):
         self.reason = reason
 
 
-def did_you_mean(given: object, known: Iterable[str], form: str = "%s") -> str:
+def did_you_mean(given: object, known: Iterable[str], form: str = "%s", cutoff: float = 0.5) -> str:
     """Return `; did you mean …?` for a slip of the pen, or nothing. `form` is how the name is written."""
-    near = difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(given), list(known), n=1, cutoff=cutoff)
     return f"; did you mean {form % near[0]}?" if near else ""
 
 

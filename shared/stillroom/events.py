@@ -30,6 +30,7 @@ SERVICES = {
     "Images": "cache",
     "CacheBody": "cache",
     "SessionsBody": "sessions",
+    "Many": "sessions",
     "LimitsBody": "limits",
     "AbuseBody": "abuse",
     "TasksBody": "tasks",
@@ -45,7 +46,6 @@ NAMES = {
     "_settled_at": "settle",
     "asking": "request",
 }
-LOAD = "load"
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 LENGTH = 8  # hexadecimal digits
 # The parts of a schema for people, and those that are not in a stored value.
@@ -25,10 +26,21 @@ def fingerprint(type: Any, adapter: TypeAdapter[Any], version: object = None) ->
     return hashlib.sha256(shape.encode()).hexdigest()[:LENGTH].encode()
 
 
+class _Schema(GenerateJsonSchema):
+    """Describe what can be described of a type: a part of it may have validators and no schema."""
+
+    def emit_warning(self, kind: Any, detail: str) -> None:
+        """Say nothing of a default that has no JSON. It is no part of a shape."""
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
+        """Return the schema of anything."""
+        return {}
+
+
 def _schema(adapter: TypeAdapter[Any]) -> Any:
     try:
-        return _shape(adapter.json_schema(by_alias=True))
-    except Exception:  # a type of the app's own may have validators and no schema
+        return _shape(adapter.json_schema(by_alias=True, schema_generator=_Schema))
+    except Exception:  # the app describes it by itself, and fails
         return None
 
 

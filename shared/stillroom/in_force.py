@@ -1,9 +1,8 @@
-"""Which settings are in force, and where each of them comes from. Secrets are never told."""
+"""Tell which settings are in force, and where each of them comes from. Secrets are never told."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pydantic import SecretStr
@@ -26,9 +25,9 @@ class InForce(NamedTuple):
         return self.source == DEFAULT
 
 
-def in_force(settings: Settings, environment: Mapping[str, str] = os.environ) -> list[InForce]:
+def in_force(settings: Settings) -> list[InForce]:
     """Return every setting, in the order in which settings.py explains them."""
-    given = {name.upper() for name in environment}
+    given = {name.upper() for name in os.environ}
     return [
         InForce(name, said(field, getattr(settings, field)), _source(settings, field, name, given))
         for field, name in environment_names().items()

@@ -374,7 +374,10 @@ class Keys:
         return b"%b:%b{rl:!told}:%b" % (self._name, home, log.encode())
 
     def ban(self, subject: str) -> bytes:
-        """`subject`: an address, or a network: see subject.py. In a cluster, the ban as operators see it."""
+        """Return the key for a ban. In a cluster it is the ban as operators see it.
+
+        `subject`: an address, or a network: see subject.py.
+        """
         return self._of_subject(self._house, "ip", subject) + b"!ban"
 
     def ban_at(self, home: bytes, subject: str) -> bytes:
@@ -398,7 +401,7 @@ class Keys:
         return b"%b:seen:%b:%b" % (self.abuse, rule.encode(), claim.encode())
 
     def stats(self, minute: int) -> bytes:
-        """`minute` counts from 1970."""
+        """Return the key for the counts of one minute. `minute` counts from 1970."""
         return f"{self._stats}{minute}".encode()
 
     def paused(self, what: str) -> bytes:

@@ -94,7 +94,10 @@ class Leashed:
         self._process.send_signal(number)
 
     def wait_stopped(self, seconds: float) -> bool:
-        """True once a SIGSTOP has arrived: before that it may still answer. Told once per stop."""
+        """Return whether a SIGSTOP arrives within `seconds`. Until it has, the command may still answer.
+
+        Each stop is told once.
+        """
         return until(self._has_stopped, seconds)
 
     def kill(self) -> None:

@@ -11,6 +11,10 @@ from stillroom.errors import InvalidArgument, did_you_mean
 
 C = TypeVar("C", bound=Callable[..., Any])
 
+BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+TOO_MANY = "too many positional arguments"  # inspect's words
+SLIP = 0.6  # how like a name a slip of it is: `expire` is no slip of `ignore`
+
 
 def explained(given: C) -> C:
     """Let a function, or a class when it is made, suggest the right name for a keyword it does not know."""
@@ -44,13 +48,15 @@ def misuse(
     try:
         signature.bind(*args, **kwargs)
     except TypeError as unfit:
-        name = _name_of(function, args)
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-        unknown = () if takes_any else [n for n in kwargs if n not in signature.parameters]
+        name, known = _name_of(function, args), signature.parameters.values()
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in known)
+        by_name = [p.name for p in known if p.kind in BY_NAME and p.name != "self"]
+        unknown = () if takes_any else [n for n in kwargs if n not in by_name]
         if unknown:
-            known = [n for n in signature.parameters if n != "self"]
-            return InvalidArgument(_unknown(name, unknown[0], known))
-        return InvalidArgument(f"{name}(): {unfit}")
+            return InvalidArgument(_unknown(name, unknown[0], by_name, known))
+        only = [p.name for p in known if p.kind is p.KEYWORD_ONLY]
+        hint = f"; by name only: {', '.join(only)}" if only and str(unfit) == TOO_MANY else ""
+        return InvalidArgument(f"{name}(): {unfit}{hint}")
     return None
 
 
@@ -128,7 +134,9 @@ def _name_of(function: Callable[..., Any], args: Sequence[Any]) -> str:
     return type(args[0]).__name__ if name.endswith("__init__") and args else name
 
 
-def _unknown(function: str, given: str, known: Iterable[str]) -> str:
-    names = list(known)
-    hint = did_you_mean(given, names) or f"; it takes {', '.join(names)}"
+def _unknown(
+    function: str, given: str, by_name: Iterable[str], known: Iterable[inspect.Parameter]
+) -> str:
+    takes = [str(p.replace(annotation=p.empty, default=p.empty)) for p in known if p.name != "self"]
+    hint = did_you_mean(given, by_name, cutoff=SLIP) or f"; it takes {', '.join(takes)}"
     return f"{function}() got an unexpected keyword argument {given!r}{hint}"

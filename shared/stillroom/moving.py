@@ -53,6 +53,8 @@ LEAST_AHEAD_US = 1_000_000  # clocks that differ by less are alike
 TIMES = {b"_c", b"_l", b"_x", b"_a", b"_until", b"_held"}  # of a record: see lua/lib/session.lua
 TIMED_SETS = re.compile(rb"x$|x:|d:")  # whose scores are times; those of the others are stamps
 FOREVER = 9_007_199_254_740_991
+NOWHERE = b"!"  # no key of a shard has this name
+RUN = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 
 
 class Side(NamedTuple):
@@ -324,7 +326,7 @@ def _clock_us(side: Side, shard: int) -> int:
 
 
 def _try_to_scan(side: Side) -> None:
-    """Find out whether this user may SCAN, before anything is shut. Raises RedisRefused."""
+    """Find out whether this user may SCAN, and ask for the run, before anything is shut. Raises RedisRefused."""
     side.ask(_scanning(side, 0, b"0", 1))
 
 
@@ -383,21 +385,34 @@ def _sizes(side: Side, shards: Sequence[int]) -> list[int]:
 
 
 def _keys_of(side: Side, shard: int) -> Iterator[bytes]:
-    """Yield the keys of a shard, but not that of its revocations, which says that it is shut."""
+    """Yield the keys of a shard, but not that of its revocations, which says that it is shut.
+
+    A SCAN sees all of them only where one run of one server answers it from its beginning to its end, and has all.
+    Raises StillroomError, or RedisUnavailable, where the shard's slot is moved meanwhile or a replica takes over.
+    """
     revocations = side.keys.revocations(shard)
-    cursor = b"0"
+    cursor, first = b"0", None
     while True:
-        _, (cursor, found) = side.ask(_scanning(side, shard, cursor, SCANNED))
+        (cursor, found), _, about = side.ask(_scanning(side, shard, cursor, SCANNED))
+        run = RUN.findall(about)
+        if run != (first := first or run):
+            raise StillroomError(
+                f"another server than before has shard {shard} of the sessions: move again"
+            )
         yield from (key for key in found if key != revocations)
         if cursor == b"0":
             return
 
 
 def _scanning(side: Side, shard: int, cursor: bytes, count: int) -> list[Command]:
-    """Return a SCAN for a shard's keys. The command before it says to which node of a cluster it goes."""
-    glob = glob_literal(side.keys.shard(shard)) + b"*"
-    scan = (b"SCAN", cursor, b"MATCH", glob, b"COUNT", b"%d" % count)
-    return [(b"EXISTS", side.keys.revocations(shard)), scan]
+    """Return a SCAN for a shard's keys, and what tells whether this server has all of them.
+
+    The command behind it says to which node of a cluster it goes. That key is nowhere, and a node that is giving
+    the slot away refuses to say so.
+    """
+    prefix = side.keys.shard(shard)
+    scan = (b"SCAN", cursor, b"MATCH", glob_literal(prefix) + b"*", b"COUNT", b"%d" % count)
+    return [scan, (b"EXISTS", prefix + NOWHERE), (b"INFO", b"server")]
 
 
 def _members(side: Side, key: bytes) -> Iterator[list[tuple[bytes, bytes]]]:

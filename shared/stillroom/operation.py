@@ -19,19 +19,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import inspect
-import os
-import threading
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
-from itertools import chain, filterfalse, islice
-from operator import attrgetter
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from stillroom.background import in_background_loop
 from stillroom.errors import RedisRefused, RedisUnavailable
-from stillroom.scripts import BY_SHA, Script
+from stillroom.repair import Repair
 from stillroom.wire import (
     IN_TIME,
     AsyncShardWire,
@@ -47,7 +44,6 @@ from stillroom.wire import (
     side_by_side,
     time_left,
     to_its_end,
-    words_of,
 )
 
 __all__ = [
@@ -64,12 +60,9 @@ __all__ = [
     "Once",
     "Operation",
     "Pause",
-    "Repair",
     "Timed",
     "async_drivers_of",
-    "beside_elsewhere",
     "drivers_of",
-    "together",
 ]
 
 T = TypeVar("T")
@@ -242,7 +235,7 @@ class Driver:
             while True:
                 try:
                     kind = type(step)
-                    if kind in _BATCHES:
+                    if kind in BATCHES:
                         left = deadline - time.monotonic()
                         answer = self._exchange(step, left, idempotent=kind is list)
                     else:
@@ -359,7 +352,7 @@ class AsyncDriver:
             while True:
                 try:
                     kind = type(step)
-                    if kind in _BATCHES:
+                    if kind in BATCHES:
                         left = deadline - time.monotonic()
                         answer = await self._exchange(step, left, idempotent=kind is list)
                         is_others_time = False
@@ -474,7 +467,7 @@ def _is_being_cancelled() -> bool:
 
 
 # Steps that are sent as they are.
-_BATCHES = frozenset([list, Once])
+BATCHES = frozenset([list, Once])
 # Steps whose time is not the call's. A Backoff is a Pause, but takes the call's time.
 _OTHERS_TIME = (Call, Pause, On)
 
@@ -490,162 +483,6 @@ def _paused(pause: Pause, deadline: float) -> float:
     if budget is not None:
         budget.left -= pause.seconds
     return pause.seconds
-
-
-def together(*operations: Operation[Any]) -> Operation[list[Any]]:
-    """Run operations side by side: what they say to Redis at the same time goes there in one batch, in their order.
-    Each is begun when the one before it waits, or is done.
-
-    Answered by their results, a Failed in place of each that had none: one does not fail for another's sake.
-    A batch with a Once in it is sent once. What is no plain batch (a Call, a Pause, a Timed) is taken one at a
-    time.
-    """
-    try:
-        sides = [_Side(operation) for operation in operations]
-        yield from _run_all(sides)
-        return [side.outcome for side in sides]
-    finally:
-        for operation in operations:
-            operation.close()
-
-
-def beside(operation: Operation[T], *riders: Operation[Any]) -> Operation[T]:
-    """Run an operation, and others in its batches, which are not begun where the first has nothing to say.
-
-    Answered by the result of the first. Why another one fails is nobody's business here.
-    """
-    try:
-        first = _Side(operation)
-        if not first.is_done:
-            yield from _run_all([first, *map(_Side, riders)])
-        if type(first.outcome) is Failed:
-            raise first.outcome.error
-        return first.outcome  # type: ignore[no-any-return]
-    finally:
-        operation.close()
-        for rider in riders:
-            rider.close()
-
-
-def beside_elsewhere(
-    operation: Operation[T], elsewhere: Callable[[], Sequence[tuple[int, Operation[Any]]]]
-) -> Operation[T]:
-    """Run an operation of the state, and at the same time others, each at its place of a step On.
-
-    They are not made where the first has nothing to say. Answered by the result of the first.
-    """
-    try:
-        first = _Side(operation)
-        if not first.is_done:
-            yield On([(STATE, _rest(first)), *elsewhere()])
-        if type(first.outcome) is Failed:
-            raise first.outcome.error
-        return first.outcome  # type: ignore[no-any-return]
-    finally:
-        operation.close()
-
-
-def _rest(side: _Side) -> Operation[None]:
-    """Run a side to its end. It alone is told of a cancellation."""
-    while not side.is_done:
-        try:
-            yield from side.alone()
-        except GeneratorExit:
-            raise
-        except BaseException as error:
-            side.fail(error)
-
-
-def _run_all(sides: Sequence[_Side]) -> Operation[None]:
-    """Run sides to their ends. A cancellation, or an interruption, is told to each: it undoes what it has begun."""
-    try:
-        while waiting := list(filterfalse(_is_done, sides)):
-            steps = list(map(_step_of, waiting))
-            if _BATCHES.issuperset(map(type, steps)):
-                yield from _joined(waiting, steps)
-            else:
-                yield from next(s for s in waiting if type(s.step) not in _BATCHES).alone()
-    except GeneratorExit:
-        raise
-    except BaseException as error:
-        waiting = list(filterfalse(_is_done, sides))
-        for side in waiting:
-            side.fail(error)
-        # One after the other: another interruption is told to one of them, and the others undo theirs all the same.
-        for side in waiting:
-            yield from _rest(side)
-        raise
-
-
-class _Side:
-    """One of several operations that run together. It has begun: it has its first step, or is done."""
-
-    step: Any = None
-    outcome: Any = None
-    is_done = False
-
-    def __init__(self, operation: Operation[Any]) -> None:
-        self.operation = operation
-        self.resume(None)
-
-    def resume(self, answer: Any) -> None:
-        """Hand over what its step was answered with."""
-        try:
-            self.step = self.operation.send(answer)
-        except StopIteration as stop:
-            self.is_done, self.outcome = True, stop.value
-        except Exception as failure:
-            self.is_done, self.outcome = True, Failed(failure)
-
-    def fail(self, error: BaseException) -> None:
-        """Hand over the error that its step has ended in."""
-        try:
-            self.step = self.operation.throw(error)
-        except StopIteration as stop:
-            self.is_done, self.outcome = True, stop.value
-        except BaseException as failure:
-            self.is_done, self.outcome = True, Failed(failure)
-
-    def alone(self) -> Operation[None]:
-        try:
-            answer = yield self.step
-        except Exception as error:
-            self.fail(error)
-        else:
-            self.resume(answer)
-
-    def take(self, replies: list[Any]) -> None:
-        """Go on with this side's replies from a batch that had an error in the part of any side."""
-        if any(isinstance(reply, Exception) for reply in replies):
-            self.fail(refusal(replies))
-        else:
-            self.resume(replies)
-
-
-_is_done, _step_of = attrgetter("is_done"), attrgetter("step")
-
-
-def _joined(sides: Sequence[_Side], steps: Sequence[list[Command]]) -> Operation[None]:
-    """Send these batches of these sides as one, and give each side its replies."""
-    is_plain = {list}.issuperset(map(type, steps))
-    batch: list[Command] = list(chain.from_iterable(steps)) if is_plain else Once.joined(steps)
-    try:
-        replies = yield batch
-    except RedisRefused as refused:
-        if len(refused.replies) != len(batch):  # not the batch: what it needed could not be loaded
-            for side in sides:
-                side.fail(refused)
-            return
-        rest = iter(refused.replies)
-        for side, step in zip(sides, steps, strict=True):
-            side.take(list(islice(rest, len(step))))
-    except Exception as error:
-        for side in sides:
-            side.fail(error)
-    else:
-        rest = iter(replies)
-        for side, step in zip(sides, steps, strict=True):
-            side.resume(list(islice(rest, len(step))))
 
 
 def drivers_of(wires: Sequence[BlockingWire], state: BlockingWire | None = None) -> list[Driver]:
@@ -679,192 +516,9 @@ def _all_good(outcomes: list[Any]) -> list[Any]:
     return outcomes
 
 
-class Repair:
-    """Decide what to send again after a batch met scripts that the server has lost (a restart, SCRIPT FLUSH).
-
-    A batch keeps its order. Where it may be sent twice, everything from its first missing script on is sent again.
-    Where it may not, only the missing scripts are sent again, and that is in order only if no other script has run
-    behind the first missing one: else the batch is refused, with its missing scripts loaded for the next one. Plain
-    commands in a batch that is sent once are counts and events that ride along; they stand for themselves.
-    """
-
-    def __init__(
-        self, batch: Sequence[Command], refused: RedisRefused, *, may_repeat: bool
-    ) -> None:
-        self._replies = refused.replies
-        self._missing = [n for n, reply in enumerate(self._replies) if _is_noscript(reply)]
-        if not self._missing:
-            raise refused
-        self._batch = batch
-        self._words = {place: words_of(batch[place]) for place in self._missing}
-        parts = getattr(batch, "parts", ()) or [(len(batch), not may_repeat)]
-        self._places: list[int] = []
-        first = 0
-        for length, is_once in parts:
-            self._places += self._sent_again(range(first, first + length), is_once)
-            first += length
-        self._prepare()
-
-    def _sent_again(self, part: range, is_once: bool) -> list[int]:
-        """Return the places of the commands of a part that are sent again."""
-        missing = [place for place in self._missing if place in part]
-        if not missing:
-            return []
-        behind = range(missing[0], part.stop)
-        if not is_once:
-            return list(behind)
-        words = {place: words_of(self._batch[place])[0] for place in behind}
-        if any(words[place] == b"EVALSHA" for place in behind if place not in missing):
-            return []  # another script has run behind it: their order would be lost
-        # A WAIT is repeated: the scripts that it waits for are executed only now.
-        return sorted([*missing, *(place for place in behind if words[place] == b"WAIT")])
-
-    def _prepare(self) -> None:
-        missing = {place: BY_SHA[said[1]].script for place, said in self._words.items()}
-        sources = {script.text.source for script in missing.values()}
-        self._loads: list[Command] = [(b"SCRIPT", b"LOAD", source) for source in sources]
-        again = [self._again(place, missing.get(place)) for place in self._places]
-        self.commands = [*self._loads, *again]
-
-    def _again(self, place: int, script: Script | None) -> Command:
-        """Build the command again, because a script's digest may have changed: see goes_on."""
-        if script is None:
-            return self._batch[place]
-        return (b"EVALSHA", script.text.sha, *self._words[place][2:])
-
-    def goes_on(self, second: Sequence[Any]) -> bool:
-        """Return whether to send `commands`: at first, and again without flags if this server knows no flags."""
-        if not second:
-            return True
-        loaded = second[: len(self._loads)]
-        flags_refused = Script.flags_are_known and any(map(_refuses_flags, loaded))
-        if flags_refused:
-            Script.flags_are_known = False
-            self._prepare()
-        return flags_refused
-
-    def failed(self, error: RedisUnavailable) -> RedisUnavailable:
-        """Return the error of a batch whose second try failed: what was not missing had been done by then."""
-        is_partly_done = len(self._missing) < len(self._batch)
-        done = is_partly_done or error.may_be_done
-        return RedisUnavailable(error.reason, error.detail, may_be_done=done)
-
-    def mended(self, second: Sequence[Any]) -> list[Any]:
-        """Return the first replies, with those of the second try in the places that were sent again.
-
-        Raises RedisRefused if one is still an error.
-        """
-        if any(isinstance(reply, Exception) for reply in second[: len(self._loads)]):
-            raise refusal(
-                second
-            )  # this user may not load scripts: say that, not that one is missing
-        for place, reply in zip(self._places, second[len(self._loads) :], strict=True):
-            self._replies[place] = reply
-        if any(isinstance(reply, Exception) for reply in self._replies):
-            raise refusal(self._replies)
-        return self._replies
-
-
-def _refuses_flags(reply: Any) -> bool:
-    """Return whether the server does not know the flags of a script; other errors say nothing about flags.
-
-    Redis 6.2 says `Error compiling script`, newer ones `Unexpected flag in script shebang`.
-    """
-    said = str(reply) if isinstance(reply, Exception) else ""
-    return "Error compiling script" in said or "in script shebang" in said
-
-
-def _is_noscript(reply: Any) -> bool:
-    return isinstance(reply, Exception) and str(reply).startswith("NOSCRIPT")
-
-
-_background: asyncio.AbstractEventLoop | None = None
-_background_thread: threading.Thread | None = None
-_background_lock = threading.RLock()
-
-
-def in_background_loop(awaitable: Awaitable[Any]) -> Any:
-    """Await from a thread: all of a process' in one loop, so that they may share a database pool."""
-    # Not by asyncio's running loop, which is the same for all greenlets of a thread.
-    if threading.current_thread() is _background_thread:
-        if inspect.iscoroutine(awaitable):
-            awaitable.close()
-        raise RuntimeError(
-            "an async loader called a blocking room that has async loaders: use AsyncStillroom in it"
-        )
-    try:
-        loop = _background_loop()
-    except BaseException:
-        if inspect.iscoroutine(awaitable):
-            awaitable.close()
-        raise
-    outcome = asyncio.run_coroutine_threadsafe(_finish(awaitable), loop).result()
-    if isinstance(outcome, _Exit):
-        raise outcome.error
-    return outcome
-
-
-async def aside(work: Callable[..., T], *args: Any) -> T:
-    """Run work that may block in a thread, or here where no thread can be started. It may be run twice then."""
-    run = partial(contextvars.copy_context().run, work, *args)
-    try:
-        running = asyncio.get_running_loop().run_in_executor(None, run)
-    except RuntimeError:  # of the start: what the work itself raises is told
-        return work(*args)
-    return await running
-
-
-def _background_loop() -> asyncio.AbstractEventLoop:
-    """Return the loop and its thread. They are kept only once they run: else every later load would hang."""
-    global _background, _background_thread
-    with _background_lock:
-        if _background is None or _background.is_closed():
-            loop = asyncio.new_event_loop()
-            thread = threading.Thread(
-                target=_run, args=(loop,), name="stillroom async loaders", daemon=True
-            )
-            try:
-                thread.start()
-            except BaseException:  # no thread is free now; there may be one for the next load
-                loop.close()
-                raise
-            _background, _background_thread = loop, thread
-        return _background
-
-
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    """Run the loop for good. A task that a loader has left behind may exit: that ends no other load."""
-    while not loop.is_closed():
-        with contextlib.suppress(SystemExit, KeyboardInterrupt):
-            loop.run_forever()
-
-
-class _Exit(NamedTuple):
-    """Hold what ends a thread's event loop when it is raised there."""
-
-    error: BaseException
-
-
-async def _finish(awaitable: Awaitable[Any]) -> Any:
-    """Return the result. An exit is told to the caller: here it would end the loop, and the caller would hang."""
-    try:
-        return await awaitable
-    except (SystemExit, KeyboardInterrupt) as error:
-        return _Exit(error)
-
-
 def _called(call: Call) -> Any:
     """Return the function's result. The two exceptions that generators use are kept away from them."""
     try:
         return call.function(*call.args, **call.kwargs)
     except (StopIteration, GeneratorExit) as error:
         raise RuntimeError(f"the loader raised {type(error).__name__}") from error
-
-
-def _forget_background_loop() -> None:
-    global _background, _background_thread, _background_lock
-    # Its thread stayed in the parent.
-    _background, _background_thread, _background_lock = None, None, threading.RLock()
-
-
-os.register_at_fork(after_in_child=_forget_background_loop)

@@ -100,17 +100,17 @@ class Configuration(_StockSettings):  # type: ignore[misc]
         return self.get("result_backend")
 
 
-def ignored(environment: Mapping[str, str] = os.environ) -> list[str]:
+def ignored() -> list[str]:
     """Return a sentence for each of Celery's variables that is set and has no effect here."""
     options = {
         name: "STILLROOM_… variables, and options of the command line"
-        for name in sorted(environment)
+        for name in sorted(os.environ)
         if name.startswith(AMBIENT_OPTIONS)
     }
     return [
         f"{name} is set and has no effect on Stillroom, whose settings are {instead}"
         for name, instead in {**AMBIENT, **options}.items()
-        if environment.get(name)
+        if os.environ.get(name)
     ]
 
 

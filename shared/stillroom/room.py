@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 from weakref import WeakSet
 
 from stillroom.abuse import Abuse, AbuseBody, AsyncAbuse
 from stillroom.agreed import Agreed
 from stillroom.at_exit import AtExit
+from stillroom.background import aside
 from stillroom.cache import (
     AsyncCache,
     AsyncTasks,
@@ -48,7 +48,6 @@ from stillroom.operation import (
     AsyncDriver,
     Driver,
     Operation,
-    aside,
     async_drivers_of,
     drivers_of,
 )
@@ -123,12 +122,7 @@ class _Room:
     ) -> None:
         living_rooms.add(self)
         self.settings = _settings_of(settings, values)
-        if isinstance(dispatch, type):
-            raise InvalidArgument(f"dispatch={dispatch.__name__}: write {dispatch.__name__}()")
-        if dispatch is not None and not hasattr(dispatch, "send"):
-            raise InvalidArgument(
-                f"dispatch={dispatch!r:.100}: CeleryDispatch(…), InlineDispatch() or NoDispatch()"
-            )
+        _check_dispatch(dispatch)
         self.keys = shard_keys(self.settings)[0]
         self.dispatch = dispatch or CeleryDispatch(self.settings, self.keys)
         # Two roles: what may be evicted, and what may not. One server plays both unless settings say otherwise.
@@ -136,20 +130,9 @@ class _Room:
         self._server = Server(self.settings, self.settings.cache_server, "the cache's Redis", own)
         self.stats = Stats(self.keys)
         self._state_keys = state_keys(self.settings)
-        is_spread = self.settings.state_cluster
-        self._is_one_server = (
-            self.settings.cache_server == self.settings.redis_url and not is_spread
-        )
-        self._state_server: Server | StateServer
-        if self._is_one_server:
-            self._state_server, self.state_stats = self._server, self.stats
-        else:
-            self._state_server = (
-                StateServer(self.settings, HOUSE)
-                if is_spread
-                else Server(self.settings, self.settings.redis_url, "Redis")
-            )
-            self.state_stats = Stats(self._state_keys)
+        self._state_server = self._server_of_state()
+        self._is_one_server = self._state_server is self._server
+        self.state_stats = self.stats if self._is_one_server else Stats(self._state_keys)
         # Operations for `state`: what must be alike in all processes, and what could not be done.
         self.agreed = Agreed(self._state_keys, self._state_server)
         self.dead_letters = DeadLetters(self._state_keys)
@@ -169,6 +152,14 @@ class _Room:
         self.state_stats.riders.append(self._abuse_body.riding)
         self._at_exit = self.state_stats.at_exit = AtExit(self._deliver_last)
         self._sessions_body.on_event.append(self._tell_abuse)
+
+    def _server_of_state(self) -> Server | StateServer:
+        settings = self.settings
+        if settings.state_cluster:
+            return StateServer(settings, HOUSE)
+        if settings.cache_server == settings.redis_url:
+            return self._server
+        return Server(settings, settings.redis_url, "Redis")
 
     def _deliver_last(self) -> None:
         """Tell Redis what waits for it where this process ends, and complain of what is lost."""
@@ -207,7 +198,14 @@ class _Room:
         hook_to(self.watch, hook)
 
     def observe(self, observer: Observer) -> None:
-        """Tell somebody when an operation begins and when it has ended: see events.py and otel.py."""
+        """Tell somebody when an operation begins and when it has ended: see events.py and otel.py.
+
+        Raises InvalidArgument.
+        """
+        if not (hasattr(observer, "began") and hasattr(observer, "ended")):
+            raise InvalidArgument(
+                f"observe={observer!r:.100}: an object with began() and ended(); a function is for on_event"
+            )
         self._watched()
         self.watch.observers.append(observer)
 
@@ -437,12 +435,7 @@ class Stillroom(_Room):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -581,12 +574,7 @@ class AsyncStillroom(_Room):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
 
@@ -613,6 +601,15 @@ def _settings_of(given: object, values: Mapping[str, Any]) -> Settings:
             f"Settings(…) and {', '.join(values)} are both given: put all of them into Settings(…)"
         )
     return given
+
+
+def _check_dispatch(dispatch: object) -> None:
+    if isinstance(dispatch, type):
+        raise InvalidArgument(f"dispatch={dispatch.__name__}: write {dispatch.__name__}()")
+    if dispatch is not None and not hasattr(dispatch, "send"):
+        raise InvalidArgument(
+            f"dispatch={dispatch!r:.100}: CeleryDispatch(…), InlineDispatch() or NoDispatch()"
+        )
 
 
 def _ban_file(settings: Settings) -> Path | None:

@@ -105,6 +105,8 @@ _comparisons: dict[type, Comparison] = {}
 
 def _comparison_of(kind: type) -> Comparison:
     """Return how two values of this type are compared, chosen once because a list may have thousands."""
+    if is_row(kind):
+        return lambda *_: False
     if issubclass(kind, BaseModel):
         return _same_model
     compare = _comparison_of_container(kind) if issubclass(kind, CONTAINERS) else None
@@ -164,10 +166,9 @@ def _same_model(sent: Any, back: Any, widened: bool) -> bool:
     for name in type(sent).__pydantic_fields__:
         if not is_same(fields.get(name), others.get(name), widened):
             return False
-    more = (sent.__pydantic_extra__, sent.__pydantic_private__)
-    return more == (None, None) or is_same(
-        more, (back.__pydantic_extra__, back.__pydantic_private__), widened
-    )
+    is_extra = is_same(sent.__pydantic_extra__, back.__pydantic_extra__, widened)
+    private = sent.__pydantic_private__
+    return is_extra and (not private or _same_named(private, back.__pydantic_private__, widened))
 
 
 def _same_fields(names: AbstractSet[str], sent: Any, back: Any, widened: bool) -> bool:
@@ -178,9 +179,10 @@ def _same_fields(names: AbstractSet[str], sent: Any, back: Any, widened: bool) -
 def _same_attributes(fields: AbstractSet[str], sent: Any, back: Any, widened: bool) -> bool:
     """Return whether two objects have the same attributes besides their fields."""
     attributes = attributes_of(sent, fields)
-    if not attributes:
-        return True
-    others = attributes_of(back, fields)
+    return not attributes or _same_named(attributes, attributes_of(back, fields), widened)
+
+
+def _same_named(attributes: dict[str, Any], others: dict[str, Any], widened: bool) -> bool:
     return all(
         name in others
         and (_are_made_anew(one, others[name]) or is_same(one, others[name], widened))
@@ -209,11 +211,8 @@ def lost_in(sent: Any, back: Any, place: str = "") -> str | None:
     A tuple may come back as a list, a date as text, a model as a dict. Secrets, infinities, bytes, keys that have
     one text, and fields that are left out are lost. The sentence names no value, only its place.
     """
-    if isinstance(sent, WITHOUT_JSON):
-        return f"{place or 'it'} is {type(sent).__name__}, which has no JSON of its own"
-    if isinstance(sent, datetime | time) and not _has_a_text(sent):
-        what = "zone without an offset" if sent.tzinfo else "fold=1 and no zone"
-        return f"{place or 'it'} is a {type(sent).__name__} with {what}, which no text says"
+    if what := _never_kept(sent):
+        return f"{place or 'it'} is {what}"
     if _lacks_items(sent, back):
         return f"{place or 'it'} is a dataclass and comes back without its items"
     if type(sent) is type(back) and (instead := _unseen(sent, back)):
@@ -236,6 +235,27 @@ def lost_in(sent: Any, back: Any, place: str = "") -> str | None:
 
 def _is_record(value: Any) -> bool:
     return isinstance(value, BaseModel) or dataclasses.is_dataclass(type(value))
+
+
+def _never_kept(value: Any) -> str | None:
+    """Return in words what a value is that no JSON gives back; None for any other value."""
+    name = type(value).__name__
+    if isinstance(value, WITHOUT_JSON):
+        return f"{name}, which has no JSON of its own"
+    if is_row(type(value)):
+        return "a row that belongs to a session of SQLAlchemy; make a model of it"
+    if isinstance(value, datetime | time) and not _has_a_text(value):
+        what = "zone without an offset" if value.tzinfo else "fold=1 and no zone"
+        return f"a {name} with {what}, which no text says"
+    return None
+
+
+def is_row(kind: type) -> bool:
+    """Return whether objects of this type are rows of SQLAlchemy, as SQLModel's tables are.
+
+    What such an object holds is loaded when it is asked for: after a commit nothing is in it.
+    """
+    return hasattr(kind, "_sa_class_manager")
 
 
 def _lacks_items(sent: Any, back: Any) -> bool:

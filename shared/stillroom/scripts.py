@@ -1,4 +1,4 @@
-"""Loads lua/*.lua once. A script is sent by its digest; operation.py sends the text where it is missing."""
+"""Loads lua/*.lua once. A script is sent by its digest; repair.py sends the text where it is missing."""
 
 from __future__ import annotations
 

@@ -8,11 +8,12 @@ The docstring below a setting is what the reference says of it.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
 import select
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -20,7 +21,9 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit, urlunsplit
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
@@ -28,7 +31,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stillroom.address import (
     OPTIONS,
@@ -124,11 +126,19 @@ def _in_small_letters(value: object) -> object:
 
 
 def _seconds(value: object) -> object:
-    """Return a timedelta as seconds, and refuse True, which would be read as one."""
-    if isinstance(value, bool):
+    """Return a timedelta as seconds. Refuse True, which would be read as one, and text such as 5m."""
+    if isinstance(value, bool) or (isinstance(value, str) and not _is_number(value)):
         raise ValueError("a number of seconds, or a timedelta")
     total_seconds = getattr(value, "total_seconds", None)
     return total_seconds() if total_seconds else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _peppers(value: object) -> object:
@@ -142,17 +152,18 @@ def _peppers(value: object) -> object:
     return peppers
 
 
-# Kubernetes sets variables of these names in every pod for a Service that is called stillroom.
-_INJECTED = re.compile(r"STILLROOM_(SERVICE|PORT)_?")
+# Kubernetes sets SERVICE and PORT in every pod for a Service that is called stillroom.
+# IMAGE is for stack.yml: it is in the shell that deploys, where commands run too.
+_NO_SETTING = re.compile(r"STILLROOM_((SERVICE|PORT)_?|IMAGE$)")
 
 RedisUrl = Annotated[str, AfterValidator(check_url)]
 BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
 LONGEST = 366 * 86_400
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=LONGEST)]
 SecondsOrNone = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=LONGEST)]
-Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_peppers)]
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
-Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_networks)]
+Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_peppers)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+Networks = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_networks)]
 ProxyHeader = Annotated[
     Literal["x-forwarded-for", "forwarded", "cf-connecting-ip", "x-real-ip"],
     BeforeValidator(_in_small_letters),  # the name of a header has no case
@@ -164,17 +175,17 @@ ReplicasOrNone = Annotated[
     Annotated[int, Field(ge=0, le=10)] | None, BeforeValidator(_none_if_empty)
 ]
 BrokerOrNone = Annotated[BrokerUrl | None, BeforeValidator(_none_if_empty)]
-Proxies = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_proxies)]
+Proxies = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_proxies)]
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All settings of one room. Times are seconds, sizes are bytes."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
+    model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         populate_by_name=True,
+        validate_default=True,
         hide_input_in_errors=True,
     )
 
@@ -410,20 +421,11 @@ class Settings(BaseSettings):
     _in_code: frozenset[str] = PrivateAttr(frozenset())  # values given by name: they come first
 
     def __init__(self, **values: Any) -> None:
-        _refuse_unknown(os.environ)
         try:
-            super().__init__(**values)
+            super().__init__(**_of_environment(but=values), **values)
         except ValidationError as error:
             raise SettingsError(_explain(error)) from None
         self._in_code = frozenset(values)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_secret_files(cls, values: dict[str, Any]) -> dict[str, Any]:
-        environment = {name.upper(): value for name, value in os.environ.items()}
-        for field, name in SECRETS.items():
-            values = _with_secret_file(values, field, name, environment.get(f"{name}_FILE"))
-        return values
 
     @model_validator(mode="after")
     def _agree(self) -> Settings:
@@ -600,23 +602,35 @@ SECRETS = {
 }
 
 
-def _with_secret_file(
-    values: dict[str, Any], field: str, name: str, path: str | None
-) -> dict[str, Any]:
-    if values.get(name) == "":  # set to nothing is not set
-        values = {given: value for given, value in values.items() if given != name}
-    if not path or field in values:
-        return values
-    if name in values:
-        raise ValueError(f"{name} and {name}_FILE are both set; keep one")
+def _of_environment(but: Container[str]) -> dict[str, str]:
+    """Return what the environment says, by field, without the settings that code gives by either name."""
+    _refuse_unknown(os.environ)
+    environment = {name.upper(): value for name, value in os.environ.items()}
+    said = {}
+    for field, name in environment_names().items():
+        if field in but or name in but:
+            continue
+        value = _secret(name, environment) if field in SECRETS else environment.get(name)
+        if value is not None:
+            said[field] = value
+    return said
+
+
+def _secret(name: str, environment: Mapping[str, str]) -> str | None:
+    """Return a secret from its variable or its file. A variable that is set to nothing is not set."""
+    value, path = environment.get(name) or None, environment.get(f"{name}_FILE")
+    if not path:
+        return value
+    if value is not None:
+        raise SettingsError(f"{name} and {name}_FILE are both set; keep one")
     try:
         secret = _secret_in(path).rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ValueError(f"{name}_FILE: {path}: {why}") from None
+        raise SettingsError(f"{name}_FILE: {path}: {why}") from None
     if not secret.strip():
-        raise ValueError(f"{name}_FILE: {path}: it is empty")
-    return values | {name: secret}
+        raise SettingsError(f"{name}_FILE: {path}: it is empty")
+    return secret
 
 
 def _secret_in(path: str) -> str:
@@ -701,15 +715,17 @@ def environment_names() -> dict[str, str]:
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
     known = {*environment_names().values(), *(f"{name}_FILE" for name in SECRETS.values())}
-    given = [n for n in environment if n.upper().startswith(PREFIX) and not _INJECTED.match(n)]
+    given = [n for n in environment if n.upper().startswith(PREFIX) and not _NO_SETTING.match(n)]
     unknown = sorted(name for name in given if name.upper() not in known)
     if unknown:
         raise SettingsError("\n".join(_unknown(name, known) for name in unknown))
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
-    written = name.upper() if name.upper().startswith(PREFIX) else name
-    return f"{name} is not a setting{did_you_mean(written, known)}"
+    """Say what was probably meant: compared without the prefix, which some names lack, as REDIS_URL does."""
+    whole = {one.upper().removeprefix(PREFIX): one for one in known}
+    near = difflib.get_close_matches(name.upper().removeprefix(PREFIX), whole, n=1, cutoff=0.5)
+    return f"{name} is not a setting" + (f"; did you mean {whole[near[0]]}?" if near else "")
 
 
 def _explain(error: ValidationError) -> str:

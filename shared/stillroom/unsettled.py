@@ -1,4 +1,4 @@
-"""Changes of this thread or task that its database has not committed yet, so that no load stores what they show.
+"""Know which changes of this thread or task its database has not committed yet: no load stores what they show.
 
 A load inside such a transaction reads its own uncommitted rows. If the transaction is rolled back, nothing is
 invalidated, and a stored value would show rows that never existed.

@@ -17,8 +17,8 @@ ABUSE, HEALTH = Part("_abuse"), Part("_health")
 HOUSEKEEPING, PAUSES = Part("_housekeeping"), Part("_pauses")
 
 
-class Upkeep(Face):
-    """The work behind the services, for threads. A task of the workers is a name for one of these methods."""
+class _Parts(Face):
+    """The faces of the services, of which each knows its operations and what runs them."""
 
     def __init__(
         self,
@@ -30,7 +30,6 @@ class Upkeep(Face):
         health: Any,
         pauses: Any,
     ) -> None:
-        """Make the services' faces: each knows its operations and what runs them."""
         self._housekeeping = housekeeping
         self._cache = cache
         self._sessions = sessions
@@ -38,6 +37,10 @@ class Upkeep(Face):
         self._abuse = abuse
         self._health = health
         self._pauses = pauses
+
+
+class Upkeep(_Parts):
+    """The work behind the services, for threads. A task of the workers is a name for one of these methods."""
 
     refresh = CACHE.blocking(CacheBody.refresh)
     load = CACHE.blocking(CacheBody.load)
@@ -66,27 +69,8 @@ class Upkeep(Face):
     refreshes_are_paused = PAUSES.blocking(Pauses.refreshes_are_paused)
 
 
-class AsyncUpkeep(Face):
+class AsyncUpkeep(_Parts):
     """The work behind the services, for asyncio. The same names, awaited."""
-
-    def __init__(
-        self,
-        housekeeping: Any,
-        cache: Any,
-        sessions: Any,
-        limits: Any,
-        abuse: Any,
-        health: Any,
-        pauses: Any,
-    ) -> None:
-        """See Upkeep."""
-        self._housekeeping = housekeeping
-        self._cache = cache
-        self._sessions = sessions
-        self._limits = limits
-        self._abuse = abuse
-        self._health = health
-        self._pauses = pauses
 
     refresh = CACHE.awaiting(CacheBody.refresh)
     load = CACHE.awaiting(CacheBody.load)

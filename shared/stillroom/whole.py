@@ -1,4 +1,4 @@
-"""Whole numbers as an app gives them, and as a text has them. Pure."""
+"""Read whole numbers as an app gives them, and as a text has them. Pure."""
 
 from __future__ import annotations
 

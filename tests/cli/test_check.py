@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -293,3 +295,67 @@ def test_the_doctor_knows_a_system_that_has_just_started(
     monkeypatch.setattr(sys.modules["stillroom.cli.doctor"], "JUST_STARTED_S", 90.0)
     make_room().upkeep.record_heartbeat("one", WorkerStats(up_s=20.0))
     assert "beat: just started" in CliRunner().invoke(app, ["doctor"]).output
+
+
+DJANGO_PROJECT = {
+    "shop/__init__.py": "",
+    "shop/settings.py": """
+INSTALLED_APPS = ["shop"]
+ROOT_URLCONF = "shop.urls"
+MIDDLEWARE = ["stillroom.web.django.limits.LimitsMiddleware"]
+SECRET_KEY = "of a test"
+""",
+    "shop/models.py": """
+from django.db import models
+class Book(models.Model):
+    title = models.CharField(max_length=100)
+""",
+    "shop/urls.py": """
+from django.http import HttpResponse
+from django.urls import path
+from shop.models import Book
+from stillroom import AUTH
+from stillroom.web.django.limits import limited
+urlpatterns = [path("login", limited(AUTH)(lambda request: HttpResponse()))]
+""",
+    "shop/caching.py": """
+from django.core.handlers.wsgi import WSGIHandler
+from shop.models import Book
+from stillroom.web.django import room
+application = WSGIHandler()
+@room().cache.cached("book:{number}")
+def load_book(number: int) -> str:
+    return Book.objects.get(id=number).title
+""",
+}
+
+
+@pytest.mark.parametrize(
+    ("loaders", "command"),
+    [
+        ("shop.caching", ["check", "--offline"]),
+        ("", ["check", "--offline", "--app", "shop.caching:application"]),
+        ("", ["routes", "/login", "--app", "shop.caching:application"]),
+    ],
+    ids=lambda given: given if isinstance(given, str) else given[0],
+)
+def test_a_command_imports_what_a_worker_does(
+    tmp_path: Path, loaders: str, command: list[str]
+) -> None:
+    """The app's modules are found in the current folder, and Django is set up before they are imported."""
+    for name, source in DJANGO_PROJECT.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(source)
+    environment = {"DJANGO_SETTINGS_MODULE": "shop.settings", "STILLROOM_LOADERS": loaders}
+    done = subprocess.run(
+        [Path(sys.executable).with_name("stillroom"), *command, "--json"],
+        cwd=tmp_path,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "auth" in done.stdout
+    assert not loaders or "1: load_book" in done.stdout

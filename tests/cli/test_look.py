@@ -106,7 +106,8 @@ def test_a_key_is_loaded_now(run: Callable[..., str], shop: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "part"), [("a/b", 7), ("a:b%", "7"), ("", None), ("x", [1, "2"]), ("x", "a:'b'")]
+    ("path", "part"),
+    [("a/b", 7), ("{[]}", 7), ("a:b%", "7"), ("", None), ("x", [1, "2"]), ("x", "a:'b'")],
 )
 def test_what_is_loaded_is_the_call_that_has_the_key(
     run: Callable[..., str], shop: Any, path: str, part: Any

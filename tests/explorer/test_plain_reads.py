@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stillroom import Settings
-from stillroom.sessions import body
+from stillroom.sessions import body, many
 from stillroom.sessions.reading import read_plain
 from tests.explorer.explorer import Broken, explore
 from tests.explorer.mutants import replaced
@@ -21,7 +21,7 @@ FINDS_WITHIN = 1_000
 @pytest.fixture(autouse=True)
 def revocations_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each user with several sessions leave a revocation, whose records a worker deletes."""
-    monkeypatch.setattr(body, "BITE", 1)
+    monkeypatch.setattr(many, "BITE", 1)
 
 
 def _finds_no_revocation(names: Any, replies: list[Any], touch_us: int) -> Any:

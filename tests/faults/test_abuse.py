@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Iterator
@@ -12,11 +11,11 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from tests.support.abuse import ARMED, CLIENT, abandon, ban_of, make_group, pending, put
 from tests.support.celery_process import until
-from tests.support.faces import BlockingRoom
+from tests.support.faces import open_room
 from tests.support.proxy import Proxy
 
 PEPPER = "a-pepper-for-tests-long-enough-to-be-one"
@@ -28,14 +27,8 @@ def own_room(
 ) -> Iterator[Any]:
     (path := tmp_path / "rules.toml").write_text(ARMED)
     settings = Settings(redis_url=own_server.url, session_peppers=PEPPER, abuse_rules=path)
-    if request.param == "sync":
-        with Stillroom(settings, dispatch=NoDispatch()) as room:
-            yield room
-        return
-    with asyncio.Runner() as runner:
-        face = BlockingRoom(AsyncStillroom(settings, dispatch=NoDispatch()), runner.get_loop())
-        yield face
-        face.close()
+    with open_room(request.param, settings, NoDispatch()) as room:
+        yield room
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from tests.support.celery_process import until
 from tests.support.faces import FACES, open_room
 
 NOBODY = "redis://127.0.0.1:1"
-TTL_S = 1.0
 LOAD_S = 0.05
 AWAY_S = 3.0
 CALLERS = 20

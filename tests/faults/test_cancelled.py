@@ -13,7 +13,7 @@ import pytest
 
 from stillroom import AsyncStillroom, Limit, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
-from stillroom.operation import together
+from stillroom.together import together
 from tests.faults.test_session_replies import calls_of
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.errors import RedisRefused
-from stillroom.operation import Repair
+from stillroom.repair import Repair
 from stillroom.scripts import Script, Text, clear, mark
 from tests.support.crowd import PATIENT
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ import pytest
 import redis
 from stillroom import (
     AUTH,
-    AsyncStillroom,
     NoDispatch,
     RedisUnavailable,
     SessionStoreUnavailable,
@@ -22,7 +20,7 @@ from stillroom import (
 )
 from stillroom.embedded import EmbeddedServer
 from stillroom.errors import FINAL
-from tests.support.faces import FACES, BlockingRoom, open_room
+from tests.support.faces import FACES, open_room
 
 PASSWORD = "canary-5e1f"
 PEPPER = "a-pepper-for-tests-long-enough-to-be-one"
@@ -137,14 +135,8 @@ def room(request: pytest.FixtureRequest, refused: Refused) -> Iterator[Any]:
         breaker_calls=100_000,
         **patient,
     )
-    with ExitStack() as stack:
-        if request.param == "sync":
-            yield stack.enter_context(Stillroom(settings, dispatch=NoDispatch()))
-            return
-        runner = stack.enter_context(asyncio.Runner())
-        face = BlockingRoom(AsyncStillroom(settings, dispatch=NoDispatch()), runner.get_loop())
-        stack.callback(face.close)
-        yield face
+    with open_room(request.param, settings, NoDispatch()) as room:
+        yield room
 
 
 def test_the_cache_falls_back(room: Any, refused: Refused) -> None:

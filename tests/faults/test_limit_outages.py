@@ -247,7 +247,7 @@ def test_threads_admit_exactly_the_quota_across_a_restart(
 
     def work(seed: int) -> None:
         for n in count(seed):
-            if stop.is_set():
+            if stop.wait(0.0005):
                 return
             ip = f"203.0.{n * 7 % 300 // 250}.{n * 7 % 300 % 250}"
             if room.limits.check(ip, [limit]):

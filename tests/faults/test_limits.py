@@ -6,6 +6,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from stillroom.limits.request import Request
 from stillroom.scripts import Script
 from tests.support.celery_process import until
 from tests.support.clocked import misjudge
-from tests.support.faces import BlockingRoom
+from tests.support.faces import open_room
 from tests.support.limits import assert_bounded, forget_denials
 from tests.support.proxy import Proxy
 
@@ -46,23 +47,13 @@ Make = Callable[..., Any]
 @pytest.fixture(params=["sync", "async"])
 def make(request: pytest.FixtureRequest, own_server: EmbeddedServer) -> Iterator[Make]:
     """Return a function that makes rooms on a server of the test's own, with either face."""
-    rooms: list[Any] = []
-    runner = asyncio.Runner()
+    with ExitStack() as stack:
 
-    def room(**changes: Any) -> Any:
-        settings = Settings(**{"redis_url": own_server.url} | CALM | changes)
-        if request.param == "sync":
-            rooms.append(Stillroom(settings, dispatch=NoDispatch()))
-        else:
-            rooms.append(
-                BlockingRoom(AsyncStillroom(settings, dispatch=NoDispatch()), runner.get_loop())
-            )
-        return rooms[-1]
+        def room(**changes: Any) -> Any:
+            settings = Settings(**{"redis_url": own_server.url} | CALM | changes)
+            return stack.enter_context(open_room(request.param, settings, NoDispatch()))
 
-    with runner:
         yield room
-        for one in rooms:
-            one.close()
 
 
 def admitted(room: Any, limit: Limit, tries: int, ip: str = IP) -> int:

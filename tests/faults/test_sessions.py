@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -13,7 +12,6 @@ import pytest
 
 import redis
 from stillroom import (
-    AsyncStillroom,
     Limit,
     NoDispatch,
     SessionStoreUnavailable,
@@ -23,7 +21,7 @@ from stillroom import (
 from stillroom.embedded import EmbeddedServer
 from stillroom.sessions import asking
 from tests.support.celery_process import until
-from tests.support.faces import FACES, BlockingRoom, open_room
+from tests.support.faces import FACES, open_room
 from tests.support.processes import Program
 from tests.support.proxy import Proxy
 
@@ -37,14 +35,8 @@ def impatient(url: str) -> Settings:
 @pytest.fixture(params=["sync", "async"])
 def own_room(request: pytest.FixtureRequest, own_server: EmbeddedServer) -> Iterator[Any]:
     settings = impatient(own_server.url)
-    if request.param == "sync":
-        with Stillroom(settings, dispatch=NoDispatch()) as room:
-            yield room
-        return
-    with asyncio.Runner() as runner:
-        face = BlockingRoom(AsyncStillroom(settings, dispatch=NoDispatch()), runner.get_loop())
-        yield face
-        face.close()
+    with open_room(request.param, settings, NoDispatch()) as room:
+        yield room
 
 
 def other(server: EmbeddedServer) -> Stillroom:

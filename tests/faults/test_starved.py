@@ -22,7 +22,7 @@ from stillroom import (
     RedisUnavailable,
     Settings,
     Stillroom,
-    operation,
+    background,
 )
 from stillroom.cache.orders import Load
 from stillroom.dispatch import RECLAIM_TASK, CeleryDispatch, RefreshOrder
@@ -181,7 +181,7 @@ def test_an_async_loader_goes_on_after_a_moment_without_threads(
     server: EmbeddedServer, no_threads: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An async loader that could not start its thread fails once, and the next load works."""
-    monkeypatch.setattr(operation, "_background", None)
+    monkeypatch.setattr(background, "_background", None)
     settings = Settings(redis_url=server.url)
     source = AsyncStillroom(settings, dispatch=NoDispatch())
 

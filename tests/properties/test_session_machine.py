@@ -25,7 +25,7 @@ from pydantic import SecretStr
 import redis
 from stillroom import SessionConflict, SessionEnded, TooManySessions
 from stillroom.embedded import EmbeddedServer
-from stillroom.sessions import body
+from stillroom.sessions import many
 from tests.support.crowd import patient_room
 from tests.support.entries import Recording
 from tests.support.sessions import age_all, assert_bounded, sessions_keys
@@ -298,7 +298,7 @@ def test_sessions_are_what_the_model_says(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sessions agree with the model in any order of operations and time, for every token after each step."""
-    monkeypatch.setattr(body, "BITE", BITE)
+    monkeypatch.setattr(many, "BITE", BITE)
     run_state_machine_as_test(
         functools.partial(SessionMachine, server),  # type: ignore[arg-type]  # a factory is as good
         settings=settings(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stillroom import Stillroom
-from stillroom.sessions import body
+from stillroom.sessions import body, many
 from tests.support.monitor import sent
 from tests.support.sessions import record_of
 from tests.support.stepper import Stepper
@@ -38,7 +38,7 @@ ENDS: dict[str, Callable[[Stillroom, Any], Any]] = {
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a revocation of more than one session leave its records to the workers."""
-    monkeypatch.setattr(body, "BITE", 1)
+    monkeypatch.setattr(many, "BITE", 1)
 
 
 @pytest.mark.usefixtures("few")

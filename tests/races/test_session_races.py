@@ -15,7 +15,6 @@ import pytest
 from stillroom import SessionConflict, SessionEnded, Stillroom, TooManySessions
 from tests.support.sessions import age, assert_bounded, record_of, sessions_keys
 
-RESERVED = {b"_u", b"_c", b"_l", b"_x", b"_i", b"_s", b"_v", b"_t", b"_m", b"_b"}
 Act = Callable[[], Any]
 
 

@@ -16,7 +16,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from stillroom import Freshness, InvalidArgument, InvalidKey, ValueTooLarge
-from stillroom.cache.core import FAILURES_KEPT_MS
+from stillroom.cache.leases import FAILURES_KEPT_MS
 from stillroom.codec import Unencodable
 from stillroom.operation import Pause
 from tests.support.entries import age
@@ -222,6 +222,17 @@ def test_an_entry_has_a_thousand_tags_at_most(room: Any) -> None:
             write()
     assert room.cache.get_or_set("k", lambda: 1, tags=[lambda value: many]) == 1
     assert room.cache.get("k") is None
+
+
+def test_a_tag_that_is_given_often_is_one(room: Any) -> None:
+    """A tag that many parts of a value give is one tag of its entry."""
+    often = [f"t{n % 3}" for n in range(1_500)]
+    assert room.cache.set("k", 1, tags=often)
+    assert room.cache.get_or_set("loaded", lambda: 1, tags=[lambda value: often]) == 1
+    for key in ("k", "loaded"):
+        assert room.cache.get_entry(key).tags == ("t0", "t1", "t2")
+    room.cache.invalidate_by_tag("t2")
+    assert room.cache.get_many(["k", "loaded"]) == {}
 
 
 def test_a_soft_tag_leaves_the_value_stale(room: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import threading
@@ -14,7 +13,7 @@ from unicodedata import category
 import pytest
 from kombu.transport.redis import Channel
 
-from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom import NoDispatch, Settings, Stillroom
 from stillroom.dispatch import SENT_HEADER
 from stillroom.embedded import EmbeddedServer
 from stillroom.health.body import SCHEDULED
@@ -23,7 +22,7 @@ from stillroom.health.report import Measures, Snapshot, System, WorkerStats
 from stillroom.health.rfc import details_json
 from stillroom.web.status import render
 from tests.support.crowd import PATIENT
-from tests.support.faces import BlockingRoom
+from tests.support.faces import open_room
 from tests.support.health import age_stream, count_in_last_minute
 from tests.support.status import a_day, a_week, patterns, seed, seed_patterns
 
@@ -681,14 +680,8 @@ def two_roles(
     """Open a room whose cache has a server of its own, which is the test's."""
     changes = {"redis_url": server.url, "cache_url": own_server.url} | PATIENT
     settings = Settings(**changes)
-    if request.param == "sync":
-        with Stillroom(settings, dispatch=NoDispatch()) as room:
-            yield room
-        return
-    with asyncio.Runner() as runner:
-        face = BlockingRoom(AsyncStillroom(settings, dispatch=NoDispatch()), runner.get_loop())
-        yield face
-        face.close()
+    with open_room(request.param, settings, NoDispatch()) as room:
+        yield room
 
 
 def test_two_servers_are_reported_by_their_roles(two_roles: Any, client: Any) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom import NoDispatch, Settings
 from stillroom.cache import shard_keys
 from stillroom.embedded import EmbeddedServer
 from tests.support.cluster import RedisCluster
 from tests.support.crowd import PATIENT
-from tests.support.faces import BlockingRoom
+from tests.support.faces import open_room
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +28,8 @@ def room(
     cluster.flush()
     own = {"redis_url": server.url, "cache_url": cluster.url, "cluster": True, "shards": 4}
     settings = Settings(**own | PATIENT)
-    if request.param == "sync":
-        with Stillroom(settings, dispatch=NoDispatch()) as room:
-            yield room
-        return
-    with asyncio.Runner() as runner:
-        face = BlockingRoom(AsyncStillroom(settings, dispatch=NoDispatch()), runner.get_loop())
-        yield face
-        face.close()
+    with open_room(request.param, settings, NoDispatch()) as room:
+        yield room
 
 
 def test_shards_are_added_up(room: Any, cluster: RedisCluster) -> None:

@@ -11,15 +11,17 @@ import pytest
 
 import redis
 from stillroom import NoDispatch, Settings, Stillroom
+from tests.conftest import SERVERS, binary_of
 from tests.support.clocked import ClockedServer, misjudge
 from tests.support.crowd import PATIENT
 
 DAY = 86_400
 
 
-@pytest.fixture
-def clocked() -> Iterator[ClockedServer]:
-    with ClockedServer() as server:
+@pytest.fixture(params=SERVERS)
+def clocked(request: pytest.FixtureRequest) -> Iterator[ClockedServer]:
+    binary_of(request)
+    with ClockedServer("redis-server" if request.param == "redis" else None) as server:
         yield server
 
 

@@ -13,8 +13,10 @@ from PIL import Image
 from shop.demo.recorder import Recorder
 from stillroom import ImageRefused, ImagesUnavailable, Settings, Stillroom
 from stillroom.cache import images
+from stillroom.cache.images import Images
 from stillroom.embedded import EmbeddedServer
 from tests.support.faces import FACES, open_room
+from tests.support.stepper import Stepper
 
 
 @pytest.fixture(params=FACES)
@@ -138,6 +140,35 @@ def test_an_image_behind_a_link_is_refused_for_the_link(room: Any, tmp_path: Pat
     folder.unlink()
     elsewhere.rename(folder)
     assert room.cache.get_image_info("folder/a.png").type == "image/png"
+
+
+@pytest.mark.any_server
+def test_who_waits_for_another_process_is_told_the_same(make_room: Any, tmp_path: Path) -> None:
+    """Callers who wait for another process' look at a file are told why it is refused, as that process is."""
+    (tmp_path / "elsewhere").mkdir()
+    save(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "folder").symlink_to("elsewhere")
+    one, other = (make_room(image_root=tmp_path) for _ in range(2))
+    waits = look_at("folder/a.png", other)
+    reads = look_at("folder/a.png", one).run_to_the_load()
+    assert waits.run().is_waiting
+    assert refused_in(reads.run()) == "link"
+    look_at("folder/a.png", one).run_to_the_load()  # it is not waited for
+    waits.step()
+    assert refused_in(waits.run()) == "link"
+
+
+def look_at(name: str, room: Stillroom) -> Stepper:
+    """Return a look at an image that has found the file, and asks Redis about it."""
+    look = Stepper(room, Images(room._cache_body).get_image_info(name))
+    look.step()
+    look.step()
+    return look
+
+
+def refused_in(look: Stepper) -> str:
+    assert isinstance(look.error, ImageRefused)
+    return look.error.reason
 
 
 def test_bad_names_never_reach_redis(room: Any, server: EmbeddedServer) -> None:

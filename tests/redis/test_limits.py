@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from stillroom import API, AUTH, DEFAULT, STATIC, InvalidLimit, Limit, SettingsError
+from stillroom import (
+    API,
+    AUTH,
+    DEFAULT,
+    STATIC,
+    InvalidArgument,
+    InvalidLimit,
+    Limit,
+    SettingsError,
+)
 from stillroom.limits.log import Charge
 from stillroom.operation import Driver
 from stillroom.scripts import limit_charge
@@ -681,6 +690,14 @@ def test_a_client_is_whom_the_proxies_speak_for(make_room: Any) -> None:
     assert client == IP
     assert room.limits.check(client, [AUTH])
     assert room.limits.peek(IP, [AUTH]).remaining == 4
+
+
+def test_a_client_is_found_in_headers_as_a_server_has_them(make_room: Any) -> None:
+    """The headers may be a mapping, as aiohttp, Sanic and Tornado have them; a peer is no (host, port)."""
+    room = make_room(trusted_proxies="10.0.0.0/8")
+    assert room.limits.client("10.0.0.2", {"X-Forwarded-For": IP}) == IP
+    with pytest.raises(InvalidArgument, match="give the host"):
+        room.limits.client(("10.0.0.2", 80))
 
 
 def test_a_household_may_be_larger(make_room: Any) -> None:

@@ -497,6 +497,14 @@ class Lettered(Frozen):
         return list(self.name)
 
 
+class Noting(Frozen):
+    _note: str
+
+
+class Extended(Frozen):
+    model_config = ConfigDict(extra="allow")
+
+
 class Open(BaseModel):
     name: str
 
@@ -516,6 +524,8 @@ OWN = {
     "a frozen dataclass with an attribute of its own": Noted("x"),
     "a subclass of a frozen dataclass": Renamed(1, ()),
     "a frozen model with a cached property": Lettered(name="x"),
+    "a frozen model with a private attribute that is not set yet": Noting(name="x"),
+    "a frozen model that takes other fields": Extended(name="x"),
     "a frozen dataclass with Django's cached property": OfDjango("x"),
     "a model": Open(name="x"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
-from typing import Any
+from typing import Any, Protocol, TypedDict
 
 import pytest
 
@@ -123,6 +123,34 @@ def test_an_order_says_whose_arguments_have_no_json(room: Any) -> None:
     assert [again(b"\xff"), again(b"\xff")] == [1, 1]
 
 
+class Repository(Protocol):
+    def names(self) -> list[str]: ...
+
+
+class Shelf:
+    def names(self) -> list[str]:
+        return ["a", "b"]
+
+
+class Filters(TypedDict):  # typing's own, which pydantic takes from Python 3.12 on
+    limit: int
+
+
+def test_a_parameter_may_have_a_type_that_nobody_can_check(room: Any) -> None:
+    """A parameter may be of a protocol, or of any other type without a schema. The other ones are checked."""
+    inner = getattr(room, "inner", room)
+
+    @inner.cache.cached("names:{kind}:{filters}", ignore=["shelf"])
+    def names(kind: int, filters: Filters | None = None, shelf: Repository | None = None) -> int:
+        return len((shelf or Shelf()).names()) * kind
+
+    room.tasks.load(names, 4, {"limit": 1})
+    room.upkeep.reclaim()
+    assert room.cache.get(names.key(4, {"limit": 1})) == 8
+    with pytest.raises(ValueError, match="kind"):
+        room.tasks.load(names, "x")
+
+
 def test_an_order_loads_what_its_call_reads(room: Any) -> None:
     """An int in a list of floats would be loaded under another key than the call reads, so it can't be ordered."""
     inner = getattr(room, "inner", room)
@@ -131,8 +159,12 @@ def test_an_order_loads_what_its_call_reads(room: Any) -> None:
     def mean(of: list[float]) -> float:
         return sum(of) / len(of)
 
-    with pytest.raises(ValueError, match=r"this call reads 'mean:\[1,2\]'.* 1\.0 in a list"):
+    refused = r"this call reads 'mean:\[1,2\]'.* 1\.0 in a list"
+    with pytest.raises(ValueError, match=refused):
         room.tasks.load(mean, [1, 2])
+    options: Any = {"name": "warmed", "warm_every": 60, "warm_with": [([1, 2],)]}
+    with pytest.raises(ValueError, match=refused):
+        inner.cache.cached("mean:{of}", **options)(mean.__wrapped__)
     room.tasks.load(mean, [1.0, 2.0])
     room.upkeep.reclaim()
     assert room.cache.get(mean.key([1.0, 2.0])) == 1.5

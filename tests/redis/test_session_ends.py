@@ -18,7 +18,7 @@ from stillroom import (
     SessionUnreadable,
     Stillroom,
 )
-from stillroom.operation import together
+from stillroom.together import together
 from tests.support.sessions import age, assert_bounded, record_of, sessions_keys
 from tests.support.stepper import Stepper
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from datetime import timedelta
 from itertools import takewhile
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic import BaseModel, Field, SecretBytes, SecretStr, field_validator
+from typing_extensions import TypedDict
 
 from stillroom import (
     InvalidArgument,
@@ -26,7 +27,7 @@ from stillroom import (
     TooManySessions,
     ValueTooLarge,
 )
-from stillroom.sessions import body
+from stillroom.sessions import many
 from tests.support.monitor import sent
 from tests.support.sessions import (
     age,
@@ -55,6 +56,51 @@ class Linked(BaseModel):
 
     service: str = "a bank"
     token: SecretStr = SecretStr("of the bank")
+
+
+class Renamed(BaseModel):
+    """Is written under one name and read under another one."""
+
+    total: int = Field(1, serialization_alias="sum")
+    size: int = Field(validation_alias="length")
+
+
+class Doubled(BaseModel):
+    """Becomes another one each time it is read."""
+
+    total: int
+
+    @field_validator("total")
+    @classmethod
+    def double(cls, total: int) -> int:
+        return 2 * total
+
+
+class Hidden(BaseModel):
+    shown: int = 1
+    hidden: int = Field(0, exclude=True)
+
+
+class Holding(BaseModel):
+    cart: Cart
+
+
+class GiftCart(Cart):
+    wrapped: bool = True
+
+
+@dataclass
+class Seeded:
+    seed: InitVar[int] = 1
+    total: int = 0
+
+    def __post_init__(self, seed: int) -> None:
+        self.total = 2 * seed
+
+
+class Signed(TypedDict):
+    key: bytes
+    name: str
 
 
 @pytest.fixture(autouse=True)
@@ -362,6 +408,46 @@ def test_a_secret_is_refused(room: Any, data: Any) -> None:
     assert room.sessions.get(made).data == {"note": "**********"}
 
 
+MODELS: dict[str, tuple[Any, type[Exception], str]] = {
+    "other names": (Renamed(length=1), SessionUnreadable, "length .missing."),
+    "validators that change it": (Doubled(total=1), SessionDataRefused, "total comes back as"),
+    "a field that is not written": (Hidden(hidden=7), SessionDataRefused, "hidden comes back as"),
+    "a subclass": (Holding(cart=GiftCart()), SessionDataRefused, "cart comes back as Cart"),
+    "what only its init knows": (Seeded(5), SessionDataRefused, "total comes back as another int"),
+}
+
+
+@pytest.mark.parametrize(("data", "error", "said"), MODELS.values(), ids=MODELS)
+def test_a_model_that_would_not_come_back_is_refused(
+    room: Any, data: Any, error: type[Exception], said: str
+) -> None:
+    """A model that could not be read again, or would be another one, is refused where it is written."""
+    made = room.sessions.create("u1", {"a": 1})
+    for use in (
+        lambda: room.sessions.create("u1", data),
+        lambda: room.sessions.update(made, data),
+        lambda: room.sessions.mutate(made, lambda _: data),
+    ):
+        with pytest.raises(error, match=said):
+            use()
+    assert room.sessions.get(made).data == {"a": 1}
+    assert room.sessions.count() == 1
+
+
+@pytest.mark.parametrize("data", [Hidden(), Holding(cart=Cart(note="x")), Seeded(), Plain(7)])
+def test_a_model_that_comes_back_is_kept(room: Any, data: Any) -> None:
+    """A model or a dataclass comes back as it was given."""
+    made = room.sessions.create("u1", data)
+    assert room.sessions.get(made, type(data)).data == data
+
+
+@pytest.mark.parametrize("data", [{"key": b"\xff", "name": "a"}, {"key": b"a", "name": "\ud800"}])
+def test_what_utf8_can_not_write_is_read_with_a_type_as_well(room: Any, data: Any) -> None:
+    """Bytes that are no text, and half of a surrogate pair that a client sent, are read with a type, too."""
+    made = room.sessions.create("u1", data)
+    assert room.sessions.get(made).data == room.sessions.get(made, Signed).data == data
+
+
 def test_settings_out_of_range_say_what_is_allowed(room: Any) -> None:
     """A setting out of range is refused with the given value and the allowed ones."""
     for options in ({"idle": 0}, {"absolute": -1}, {"max_per_user": 0}, {"on_cap": "x"}):
@@ -516,7 +602,7 @@ def test_a_clock_that_was_lost_has_an_end_again(
     room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A revocation gives a lost clock its TTL again, and the revoked session stays so."""
-    monkeypatch.setattr(body, "BITE", 2)
+    monkeypatch.setattr(many, "BITE", 2)
     made = [room.sessions.create("u1") for _ in range(4)]
     clock = room.keys.shard(int(made[0].handle[:2], 16)) + b"clock"
     client.delete(clock)
@@ -759,7 +845,7 @@ def test_the_one_to_keep_may_have_been_rotated_a_moment_ago(room: Any) -> None:
 
 def test_what_was_revoked_is_not_kept(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A revoked session that is named as the one to keep stays revoked."""
-    monkeypatch.setattr(body, "BITE", 2)
+    monkeypatch.setattr(many, "BITE", 2)
     made = [room.sessions.create("u1", tags=["t"]) for _ in range(9)]
     assert room.sessions.destroy_by_tag("t") == 9
     room.sessions.destroy_for_user("u1", keep=made[-1])
@@ -883,7 +969,7 @@ def test_the_lag_is_also_that_of_a_revocation(
     room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lag of the sweep includes revoked sessions, whose memory still waits."""
-    monkeypatch.setattr(body, "BITE", 2)
+    monkeypatch.setattr(many, "BITE", 2)
     made = [room.sessions.create("u1") for _ in range(4)]
     room.sessions.destroy_for_user("u1")
     revoked = room.keys.revocations(int(made[0].handle[:2], 16))

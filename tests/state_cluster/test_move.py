@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import redis
+import stillroom.moving as moving_module
 from stillroom import (
     AUTH,
     NoDispatch,
@@ -28,8 +30,9 @@ from stillroom.embedded import EmbeddedServer
 from stillroom.errors import SessionStoreUnavailable
 from stillroom.moving import LEFT, SHARDS, Moving, Side, shut_shards
 from stillroom.scripts import session_shut
+from stillroom.wire import Command, slot_of
 from tests.support.celery_process import until
-from tests.support.cluster import RedisCluster
+from tests.support.cluster import RedisCluster, begin_move, migrate
 from tests.support.crowd import PATIENT
 from tests.support.growing import ENDED, Logins
 from tests.support.history import stale_reads
@@ -298,6 +301,49 @@ def test_a_move_that_broke_off_is_repeated(old: Stillroom, new: Stillroom) -> No
     assert new.sessions.get(arrived[0].token) is None
     assert all(new.sessions.get(session.token) for session in made if session is not arrived[0])
     assert moving(old, new).begin() == 0
+
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["moved", "on its way"])
+def test_a_slot_that_moves_while_its_shard_is_copied_leaves_no_session_behind(
+    old: Stillroom,
+    make_room: Callable[..., Stillroom],
+    cluster: RedisCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    is_whole: bool,
+) -> None:
+    """A SCAN that another node goes on with, or that finds a part of the keys, breaks the move off.
+
+    Once the slot has arrived, the move is repeated and takes everybody along.
+    """
+    new = make_room(session_shards=1)
+    made = [new.sessions.create(f"user:{n}", {"n": n}) for n in range(64)]
+    slot = slot_of(new.keys.revocations(0))
+    first = cluster.owner(new.keys.revocations(0))
+    second = next(node for node in cluster.nodes if node is not first)
+    scanning, pages = moving_module._scanning, itertools.count(1)
+
+    def let_it_go() -> None:
+        begin_move(cluster, slot, first, second)
+        keys, client = cluster.keys_in(slot, first, 1_000), cluster.client(first)
+        migrate(cluster, first, second, [key for key in keys if client.type(key) == b"hash"][:40])
+        if is_whole:
+            cluster.reshard(slot, second)
+
+    def scanning_while_it_moves(side: Side, shard: int, *page: Any) -> list[Command]:
+        if shard == 0 and side.keys is new.keys and next(pages) == (3 if is_whole else 2):
+            let_it_go()
+        return scanning(side, shard, *page)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(moving_module, "SCANNED", 10)
+        patch.setattr(moving_module, "_scanning", scanning_while_it_moves)
+        with pytest.raises((StillroomError, RedisUnavailable)):
+            move(new, old)
+    if not is_whole:
+        cluster.reshard(slot, second)
+    move(new, old)
+    assert sum(old.sessions.get(session.token) is not None for session in made) == len(made)
+    cluster.reshard(slot, first)
 
 
 def test_a_move_is_turned_back(old: Stillroom, new: Stillroom) -> None:

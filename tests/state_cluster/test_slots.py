@@ -249,6 +249,19 @@ def test_a_slot_that_has_moved_is_followed(room: Any, cluster: RedisCluster) -> 
     assert room.sessions.destroy(session.token)
 
 
+@pytest.mark.parametrize("face", FACES)
+def test_a_node_without_its_files_takes_no_other_node_away(settings: Settings, face: str) -> None:
+    """A node that came back empty is in no cluster and names no slots: the other nodes are believed, and go on."""
+    empty = EmbeddedServer(options={"cluster-enabled": "yes"})
+    with open_room(face, settings, Recording()) as room, empty:
+        session = room.sessions.create("ann", {})
+        topology = getattr(room, "inner", room).state_wire.topology
+        topology._nodes = (("127.0.0.1", empty.port), *topology.nodes)  # it is asked first
+        topology._is_doubted, topology._ask_at = True, 0.0
+        assert room.sessions.get(session.token) is not None
+        assert len(topology.owners) == NODES
+
+
 def gone_ahead(cluster: RedisCluster, key: bytes) -> tuple[int, EmbeddedServer, EmbeddedServer]:
     """Send the keys of this key's slot to another node, which does not own it yet.
 

@@ -16,7 +16,6 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 CHROMIUM = next(
@@ -58,12 +57,7 @@ class Browser:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end()
 
     def _start(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, Self
 
 import redis
@@ -139,12 +138,7 @@ class RedisCluster:
         replicas = self.nodes[self._primaries :]
         self.await_that("replicas are in step", lambda: all(map(self._is_in_step, replicas)))
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def _knows_all(self, node: EmbeddedServer) -> bool:

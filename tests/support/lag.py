@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from types import TracebackType
 from typing import Self
 
 GRAIN = 0.005  # seconds
@@ -29,12 +28,7 @@ class Stopwatch:
         self._started = time.perf_counter()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._elapsed = time.perf_counter() - self._started
         self._ended.set()
         self._sampler.join()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from types import TracebackType
 from typing import Self
 
 import psutil
@@ -67,12 +66,7 @@ class Program:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._deadline.cancel()
         self._deadline.join()
         self.kill()

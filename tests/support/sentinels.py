@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from unittest.mock import patch
 
@@ -212,10 +211,6 @@ class Sentinels:
     def heal(self, server: EmbeddedServer) -> None:
         self._proxies[server].heal()
 
-    def demote_by_hand(self, old: EmbeddedServer, new: EmbeddedServer) -> None:
-        """Make it a replica as an operator does: connections to it stay open."""
-        self.client(old).execute_command("REPLICAOF", HOST, new.port)
-
     def await_primary(self, good: Callable[[EmbeddedServer], bool]) -> EmbeddedServer:
         """Wait until most Sentinels name such a server, and it is in office."""
         found: list[EmbeddedServer] = []
@@ -262,12 +257,7 @@ class Sentinels:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def _form(self) -> None:

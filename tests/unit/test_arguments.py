@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Literal, NamedTuple, NewType, Optional, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NewType, Optional, TypedDict
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -286,6 +286,25 @@ def test_a_value_without_a_text_is_refused(annotation: Any, value: Any) -> None:
     """A value without a text is refused, also in a container, because its address would later be another's."""
     with pytest.raises(Unkeyable, match="has no text"):
         texts.of(annotation)(value)
+
+
+class Table(BaseModel):
+    """Stands for a table of SQLModel: after a commit nothing is in it, until it is asked for."""
+
+    _sa_class_manager: ClassVar[str] = "SQLAlchemy's"
+    id: int | None = None
+
+
+def test_a_row_of_a_database_is_refused() -> None:
+    """A row is no argument, because rows that are not loaded anew after a commit look alike."""
+    for use in (
+        lambda: texts.of(Table),
+        lambda: texts.of(Table | None),
+        lambda: texts.of(Any)(Table(id=1)),
+        lambda: texts.of(list[Table])([Table(id=1)]),
+    ):
+        with pytest.raises(Unkeyable, match="belongs to a session of SQLAlchemy; give its id"):
+            use()
 
 
 class Ids(list[int]):

@@ -10,7 +10,7 @@ import functools
 import threading
 from collections.abc import Iterable
 from decimal import Decimal
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
@@ -28,6 +28,7 @@ from pydantic import (
     SecretStr,
     SerializeAsAny,
 )
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 from werkzeug.utils import cached_property as werkzeug_cached_property
 
 from stillroom import InvalidArgument, Settings
@@ -117,6 +118,27 @@ class Blob(BaseModel):
 class Base64Blob(BaseModel):
     model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
     data: bytes
+
+
+class Locked(BaseModel):
+    a: int
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)
+
+
+class Table(BaseModel):
+    """Stands for a table of SQLModel: after a commit nothing is in it, until it is asked for."""
+
+    _sa_class_manager: ClassVar[str] = "SQLAlchemy's"
+    a: int | None = None
+
+
+class Orm(MappedAsDataclass, DeclarativeBase):
+    pass
+
+
+class Stored(Orm):
+    __tablename__ = "mapped"
+    id: Mapped[int] = mapped_column(primary_key=True)
 
 
 class Extra(BaseModel):
@@ -250,6 +272,7 @@ KEPT: list[tuple[Any, Any]] = [
     *(
         (Excluding(a=1), Excluding),
         (private(0), Private),
+        (Locked(a=1), Locked),
         (Aliased(a=1), Aliased),
         (Extra(x=[1]), Extra),
     ),
@@ -360,6 +383,7 @@ REFUSED: list[tuple[Any, Any]] = [
         (with_attributes(Open(1), other=7), Open),
         (with_attributes(Place(1, "a"), other=7), Place),
     ),
+    *((Table(a=1), Table), (Table(a=1), Any), ([Table()], list[Table]), (Stored(id=1), Any)),
     *(([Book(id=1)], list[SerializeAsAny[Item]]), (Book(id=1), SerializeAsAny[Item])),
     *((Listed.of(7), Listed), (Listed.of(7), Any), ([Listed.of(7)], list[Listed])),
     *(("seven", int), (None, int), ({"id": 1}, Item), (1.5, int), (Decimal("NaN"), Decimal)),

@@ -191,6 +191,67 @@ def test_what_is_made_or_decorated_suggests_the_right_option_too(what: str) -> N
         call(**{wrong: 1})
 
 
+WRONG: dict[str, tuple[Callable[[Stillroom], Any], str]] = {
+    "a name of what is given without one": (
+        lambda room: room.cache.invalidate_by_tag(tag="shop"),  # type: ignore[call-arg]
+        r"'tag'; it takes \*tags, soft, defer$",
+    ),
+    "another library's name": (
+        lambda room: room.cache.cached("rates", expire=60),  # type: ignore[call-arg]
+        "'expire'; it takes key, ttl, swr",
+    ),
+    "a place for what has a name": (
+        lambda room: room.cache.set("rates", 1, 60),  # type: ignore[call-arg]
+        "too many positional arguments; by name only: ttl, swr, tags, type$",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_hint_can_be_followed(sync_room: Stillroom, what: str) -> None:
+    """What is said of a wrong call leads to a right one: it names only what can be given so."""
+    call, said = WRONG[what]
+    with pytest.raises(InvalidArgument, match=said):
+        call(sync_room)
+
+
+USERS: dict[str, Callable[[Any], Any]] = {
+    "create": lambda sessions: sessions.create(7),
+    "list_for_user": lambda sessions: sessions.list_for_user(7),
+    "destroy_for_user": lambda sessions: sessions.destroy_for_user(7),
+    "end": lambda sessions: sessions.end(7, "a"),
+    "count": lambda sessions: sessions.count(7),
+}
+
+
+@pytest.mark.parametrize("method", USERS)
+def test_a_user_who_is_no_text_is_said_to_be_so(sync_room: Stillroom, method: str) -> None:
+    """A primary key in a user's place is refused as a user, and not as a key or a tag."""
+    with pytest.raises(InvalidKey, match=r"7: a user is a str, not int; did you mean str\(user"):
+        USERS[method](sync_room.sessions)
+
+
+def test_an_observer_can_observe(sync_room: Stillroom) -> None:
+    """What can't be told of operations is refused, and does not fail each of them."""
+    with pytest.raises(InvalidArgument, match="a function is for on_event"):
+        sync_room.observe(print)  # type: ignore[arg-type]
+    assert sync_room.cache.get("k") is None
+
+
+def test_a_test_overrides_a_room() -> None:
+    """A module or an app in the room's place is refused as such by the test's helper."""
+    with pytest.raises(InvalidArgument, match="the app's Stillroom or AsyncStillroom"):
+        with overridden(web, Settings()):  # type: ignore[type-var]
+            pass
+
+
+def test_loaders_are_listed_by_name(sync_room: Stillroom) -> None:
+    """A loop over the loaders gives their names."""
+    for name in ("rates", "menu"):
+        sync_room.cache.cached(name, name=name)(lambda: 1)
+    assert list(sync_room.cache.loaders) == ["menu", "rates"]
+
+
 def _finish(result: Any) -> Any:
     return asyncio.run(result) if inspect.iscoroutine(result) else result
 

@@ -9,7 +9,9 @@ import sys
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from pydantic import BaseModel, Field, TypeAdapter, create_model
+from pydantic_core import core_schema
 from typing_extensions import TypedDict
 
 from stillroom.fingerprint import fingerprint
@@ -93,15 +95,33 @@ def test_it_is_the_same_in_every_process() -> None:
         assert done.stdout.strip() == of(Thing)
 
 
+class Odd:
+    """A type of an app's own, such as the id of a document: it can be validated, and says no schema."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> Any:
+        return core_schema.no_info_plain_validator_function(lambda value: value)
+
+
 def test_a_type_without_a_schema_has_a_fingerprint_all_the_same() -> None:
     """A type without a schema has a fingerprint of its version, if there is one."""
-
-    class Odd:
-        @classmethod
-        def __get_pydantic_core_schema__(cls, *_: Any) -> Any:
-            from pydantic_core import core_schema
-
-            return core_schema.no_info_plain_validator_function(lambda value: value)
-
     assert of(Odd) != b""
     assert of(Odd, 1) != of(Odd, 2)
+
+
+def test_a_part_without_a_schema_hides_no_other_part() -> None:
+    """A field more or of another type changes the fingerprint also beside a field whose type has no schema."""
+    shapes = [
+        model(id=(Odd, ...)),
+        model(id=(Odd, ...), price=(int, ...)),
+        model(id=(Odd, ...), price=(int | None, ...)),
+        model(id=(Odd | None, ...), price=(int, 0)),
+        list[model(id=(Odd, ...), price=(str, ...))],
+    ]
+    assert len({of(shape) for shape in shapes}) == len(shapes)
+
+
+def test_a_default_without_json_is_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    """The fingerprint of a type with a default that has no JSON says nothing to anybody."""
+    assert of(model(id=(Any, object()), price=(int, 0))) != of(model(id=(Any, object())))
+    assert not recwarn

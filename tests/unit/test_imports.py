@@ -35,9 +35,7 @@ OPTIONAL = {
         "pytest",
     ),
 }
-OF_REDIS_AND_PYDANTIC = (
-    "import redis, pydantic, pydantic_settings, pydantic.main, pydantic.type_adapter"
-)
+OF_REDIS_AND_PYDANTIC = "import redis, pydantic, pydantic.main, pydantic.type_adapter"
 
 
 def loaded(code: str) -> set[str]:

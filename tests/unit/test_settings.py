@@ -39,7 +39,10 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("STILLROOM_TLL", "5", "STILLROOM_TLL is not a setting; did you mean STILLROOM_TTL?"),
         ("STILLROOM_XYZZY", "5", "STILLROOM_XYZZY is not a setting"),
-        ("STILLROOM_TTL", "soon", "STILLROOM_TTL='soon': Input should be a valid number"),
+        ("STILLROOM_REDIS_URL", "redis://x", "is not a setting; did you mean REDIS_URL?"),
+        ("STILLROOM_REDIS_PASSWORD", "x", "is not a setting; did you mean REDIS_PASSWORD?"),
+        ("STILLROOM_PEPPERS", "x", "is not a setting; did you mean STILLROOM_SESSION_PEPPERS?"),
+        ("STILLROOM_TTL", "5m", "STILLROOM_TTL='5m': a number of seconds, or a timedelta"),
         ("STILLROOM_TTL", "-1", "STILLROOM_TTL='-1': Input should be greater than 0"),
         (
             "STILLROOM_POOL_SIZE",
@@ -124,6 +127,15 @@ def test_what_kubernetes_injects_is_not_ours(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("STILLROOM_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("STILLROOM_PORT_80_TCP_ADDR", "10.0.0.1")
     assert Settings().namespace == "stillroom"
+
+
+def test_what_a_stack_is_deployed_with_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image that `stack.yml` takes from the shell is no setting, and a slip of a setting's name stays one."""
+    monkeypatch.setenv("STILLROOM_IMAGE", "registry.example/shop:7")
+    assert Settings().namespace == "stillroom"
+    monkeypatch.setenv("STILLROOM_IMAGE_ROTO", "/images")
+    with pytest.raises(SettingsError, match="did you mean STILLROOM_IMAGE_ROOT"):
+        Settings()
 
 
 def test_an_unknown_argument_is_a_mistake_too() -> None:

@@ -16,9 +16,8 @@ from stillroom.operation import (
     Operation,
     Pause,
     Timed,
-    beside,
-    together,
 )
+from stillroom.together import beside, together
 from stillroom.wire import refusal
 
 

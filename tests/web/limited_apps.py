@@ -6,7 +6,7 @@ the header X-API-Key, `/tenant` by a function; `/login?who`; `/shared/a` and `/s
 two; `/sync/7` and `/async`; `/class` and `/method` of a class; `/group/x` is limited by its group, `/group/own` by
 its own too, `/group/free` is exempt; `/probed` is exempt for who sends X-Probe; `/open` has none; `/touch` looks at
 its session, `/page` too, and reads five values near; `/stream` has one place at a time, and sends the second piece
-when GATE opens; `/fails` has one too.
+when GATE opens; `/sized` has one too, says its length, and ends when GATE opens; `/fails` has one too.
 """
 
 from __future__ import annotations

@@ -137,6 +137,16 @@ def pieces() -> Iterator[bytes]:
     yield b"second"
 
 
+def lingering() -> Iterator[bytes]:
+    yield b"all"
+    GATE.wait(10)
+
+
+@limited(PLACE)
+def sized(request: HttpRequest) -> StreamingHttpResponse:
+    return StreamingHttpResponse(lingering(), headers={"Content-Length": "3"})
+
+
 @limited(PLACE)
 def stream(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(pieces())
@@ -146,6 +156,16 @@ async def async_pieces() -> AsyncIterator[bytes]:
     yield b"first"
     await asyncio.to_thread(GATE.wait, 10)
     yield b"second"
+
+
+async def async_lingering() -> AsyncIterator[bytes]:
+    yield b"all"
+    await asyncio.to_thread(GATE.wait, 10)
+
+
+@limited(PLACE)
+async def async_sized(request: HttpRequest) -> StreamingHttpResponse:
+    return StreamingHttpResponse(async_lingering(), headers={"Content-Length": "3"})
 
 
 @limited(PLACE)
@@ -194,6 +214,8 @@ urlpatterns = [
     path("open", says("open")),
     path("stream", stream),
     path("async-stream", async_stream),
+    path("sized", sized),
+    path("async-sized", async_sized),
     path("fails", fails),
     path("group/", limited(GROUP)(include(group))),
 ]

@@ -120,6 +120,11 @@ def make_app(room: Stillroom, **options: Any) -> Flask:  # noqa: C901 - one view
     def stream() -> Any:
         return Response(pieces())
 
+    @app.get("/sized")
+    @limited(PLACE)
+    def sized() -> Any:
+        return Response(lingering(), headers={"Content-Length": "3"})
+
     @app.get("/fails")
     @limited(PLACE)
     def fails() -> str:
@@ -137,6 +142,11 @@ def make_app(room: Stillroom, **options: Any) -> Flask:  # noqa: C901 - one view
     group.add_url_rule("/free", "free", exempt(says("free")))
     app.register_blueprint(group)
     return app
+
+
+def lingering() -> Iterator[bytes]:
+    yield b"all"
+    GATE.wait(10)
 
 
 def pieces() -> Iterator[bytes]:

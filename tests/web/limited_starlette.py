@@ -97,6 +97,7 @@ def make_fastapi(room: AsyncStillroom, **options: Any) -> FastAPI:  # noqa: C901
         return f"{session.user_id} {sum([await price(n) for n in range(5)])}"
 
     app.add_api_route("/stream", stream, dependencies=needs(PLACE), response_model=None)
+    app.add_api_route("/sized", size, dependencies=needs(PLACE), response_model=None)
     app.add_api_route("/fails", fail, dependencies=needs(PLACE), response_model=None)
 
     @app.get("/open")
@@ -180,6 +181,7 @@ def make_starlette(room: AsyncStillroom, **options: Any) -> Starlette:  # noqa: 
             Route("/page", page),
             Route("/open", unlimited),
             Route("/stream", limited(PLACE)(streams)),
+            Route("/sized", limited(PLACE)(sizes)),
             Route("/fails", limited(PLACE)(fails)),
             Mount("/group", routes=group, middleware=[Middleware(limited(GROUP))]),
         ]
@@ -193,12 +195,25 @@ async def pieces() -> AsyncIterator[bytes]:
     yield b"second"
 
 
+async def lingering() -> AsyncIterator[bytes]:
+    yield b"all"
+    await asyncio.to_thread(GATE.wait, 10)
+
+
 async def stream() -> Response:
     return StreamingResponse(pieces())
 
 
 async def streams(request: Request) -> Response:
     return StreamingResponse(pieces())
+
+
+async def size() -> Response:
+    return StreamingResponse(lingering(), headers={"Content-Length": "3"})
+
+
+async def sizes(request: Request) -> Response:
+    return await size()
 
 
 async def fail() -> Response:

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import decimal
 import http
+import io
 import json
 import time
 import uuid
@@ -20,7 +21,13 @@ from django.contrib.sessions.backends.base import UpdateError
 from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache
 from django.core.handlers.wsgi import WSGIHandler
-from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http import (
+    FileResponse,
+    HttpRequest,
+    HttpResponse,
+    JsonResponse,
+    StreamingHttpResponse,
+)
 from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import path
 from django.utils import timezone
@@ -841,6 +848,36 @@ def test_whole_pages_are_kept(browser: Browser, cache: BaseCache) -> None:
     assert second.one("content-type") == first.one("content-type")
 
 
+def test_the_async_methods_of_the_cache_do_the_same(cache: BaseCache, room: Stillroom) -> None:
+    """No task's `aincr` is lost, it leaves the timeout as it was, and what `aset_many` stores carries its tags."""
+    tagged: Any = cache
+
+    async def story() -> None:
+        await tagged.aset_many({"n": 0, "a": 1, "b": 2}, 60, tags=["products"])
+        await asyncio.gather(*[cache.aincr("n") for _ in range(10)])
+        assert await cache.adecr("n", 3) == 7
+        assert await cache.aget_many(["n", "a", "x"]) == {"n": 7, "a": 1}
+        await cache.adelete_many(["a", "x"])
+        assert await cache.ahas_key("a") is False
+        with pytest.raises(ValueError, match="not found"):
+            await cache.aincr("a")
+
+    asyncio.run(story())
+    found = room.upkeep.explain("django:default::1:n")
+    assert found.tags == ("products",)
+    assert 0 < (found.ends_at or 0) - time.time() <= 60
+    room.cache.invalidate_by_tag("products")
+    assert cache.get_many(["n", "b"]) == {}
+
+
+def test_a_default_that_is_not_needed_is_not_made(cache: BaseCache) -> None:
+    """`get_or_set` makes its default where nothing is there, also with a timeout that keeps nothing."""
+    cache.set("k", None)
+    assert cache.get_or_set("k", pytest.fail, 0) is None
+    assert cache.get_or_set("other", lambda: 3, 0) == 3
+    assert cache.get("other") is None
+
+
 def test_clear_empties_this_location_alone(cache: BaseCache, room: Stillroom) -> None:
     """cache.clear empties one LOCATION and leaves other locations and the app's own room."""
     with override_settings(
@@ -903,6 +940,10 @@ def test_the_room_is_the_apps_own_if_its_path_is_given(settings: Any) -> None:
     with override_settings(STILLROOM=f"{__name__}.calls"):
         with pytest.raises(SettingsError, match="is a list, not a Stillroom"):
             room_of_django()
+    with override_settings(STILLROOM="redis://:canary@redis"):
+        with pytest.raises(SettingsError, match="the path of a room, or a dict") as refused:
+            room_of_django()
+        assert "canary" not in str(refused.value)
     with override_settings(STILLROOM=7):
         with pytest.raises(SettingsError, match="the path of a room, or a dict"):
             room_of_django()
@@ -949,6 +990,17 @@ def test_a_place_is_given_back_where_django_does_not_end_its_request(
         assert room.limits.peek("127.0.0.1", [place]).remaining == 0
         request.close() if how == "replaced" else list(response)
     assert room.limits.peek("127.0.0.1", [place]).remaining == 1
+
+
+def test_a_file_whose_client_has_it_all_has_given_its_place_back(room: Stillroom) -> None:
+    """A file gives its place back before its last piece is sent. The server closes it after that."""
+    place = Limit("django_file", 1, 600, in_flight=True)
+    view = limited(place)(lambda request: FileResponse(io.BytesIO(b"all"), as_attachment=True))
+    response = LimitsMiddleware(view)(RequestFactory().get("/"))
+    assert room.limits.peek("127.0.0.1", [place]).remaining == 0
+    assert next(iter(response)) == b"all"
+    assert room.limits.peek("127.0.0.1", [place]).remaining == 1
+    response.close()
 
 
 def test_tasks_of_one_request_share_its_session(room: Stillroom) -> None:

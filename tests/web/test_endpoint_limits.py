@@ -24,7 +24,7 @@ from stillroom import (
     SettingsError,
     Stillroom,
 )
-from stillroom.web import Refusal
+from stillroom.web import Header, Refusal
 from tests.support.celery_process import until
 from tests.support.monitor import ON_ITS_WAY, sent
 from tests.support.web import Browser, ask
@@ -204,6 +204,18 @@ def test_a_place_is_held_until_the_response_is_over(framework: str, port: int) -
         GATE.set()
         connection.close()
     until(lambda: ask(port, path).status == 200, "a place to be free")
+
+
+def test_a_place_is_free_when_its_client_has_the_whole_response(framework: str, port: int) -> None:
+    """Who has as many bytes as the response's length says may ask again, although the app's stream goes on."""
+    path = "/async-sized" if framework == "django-asgi" else "/sized"
+    GATE.clear()
+    try:
+        for _ in range(3):
+            reply = ask(port, path)
+            assert (reply.status, reply.body) == (200, b"all")
+    finally:
+        GATE.set()
 
 
 def test_a_place_is_given_back_where_the_app_fails(port: int, room: Stillroom) -> None:
@@ -397,6 +409,8 @@ def test_requests_may_be_exempt_everywhere(framework: str, settings: Settings) -
         (["auth"], {}, "a limit is a Limit"),
         ([DEFAULT], {"by": "usr"}, r"did you mean user\?"),
         ([DEFAULT], {"by": "key"}, "a function of the request"),
+        ([DEFAULT], {"by": Header("X-API-Key:")}, "'X-API-Key:': a header's name has"),
+        ([DEFAULT], {"by": Header("")}, "a header's name has"),
         ([Limit("x", 1, 60, by="key")], {}, "counts by key, which no request has"),
         ([DEFAULT], {"count": "failure"}, r"did you mean failures\?"),
         ([DEFAULT], {"cost": -1}, "cost is a whole number"),
@@ -601,6 +615,21 @@ def test_a_place_is_given_back_where_flask_does_not_end_its_request(
     with contextlib.suppress(RuntimeError, SystemExit):
         app.test_client().get("/", buffered=True).close()
     assert room.limits.peek("127.0.0.1", [PLACE]).remaining == 1
+
+
+def test_a_stream_of_flask_that_ends_has_given_its_place_back(room: Stillroom) -> None:
+    """A stream of Flask gives its place back when it ends. Its server tells the client before it closes it."""
+    from flask import Flask, Response
+
+    from stillroom.web.flask import StillroomLimits, limited
+
+    app = Flask("limited")
+    StillroomLimits(app, room)
+    app.add_url_rule("/", view_func=limited(PLACE)(lambda: Response(iter("ab"))), endpoint="view")
+    response = app.test_client().get("/")
+    assert list(response.iter_encoded()) == [b"a", b"b"]
+    assert room.limits.peek("127.0.0.1", [PLACE]).remaining == 1
+    response.close()
 
 
 def test_a_body_that_cannot_be_closed_gives_its_place_back(room: Stillroom) -> None:

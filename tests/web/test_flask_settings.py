@@ -707,3 +707,27 @@ def test_flasks_session_is_read_along_with_the_limits(room: Stillroom, client: A
         batches.clear()
         get("/plain")
         assert batches == [1]
+
+
+def test_an_event_of_a_socket_sees_the_session_of_now(room: Stillroom) -> None:
+    """Flask-SocketIO opens a session for each event, with the environ of the handshake: an event sees a logout that
+    came after the handshake, whose session was read along with its limits."""
+    from stillroom import DEFAULT, Routes
+
+    app = make_app(room)
+    environs: list[Any] = []
+
+    @app.get("/handshake")
+    def handshake() -> dict[str, Any]:
+        environs.append(flask.request.environ)
+        return dict(flask.session)
+
+    token = room.sessions.create("ann", {"a": 1}).token
+    given = {"Cookie": f"__Host-sid={token}"}
+    table = Routes([], default=[DEFAULT])
+    client = Client(StillroomMiddleware(app, room, sessions=False, routes=table), use_cookies=False)
+    for _ in range(2):  # the second one reads it along
+        assert client.get("/handshake", headers=given).json == {"a": 1}
+    room.sessions.destroy(token)
+    with app.request_context(environs[-1]):
+        assert dict(flask.session) == {}

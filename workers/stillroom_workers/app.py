@@ -168,7 +168,7 @@ def _queue(settings: Settings, name: str) -> Queue:
 
 
 def transport_options(settings: Settings) -> dict[str, Any]:
-    """kombu's Redis transport: it has no deadlines of its own."""
+    """Return the options of kombu's transport, with deadlines: it has none of its own."""
     names: dict[str, Any] = own_names(settings)["broker_transport_options"]
     return names | {
         # Longer than any task: what a killed worker held comes back after it, within seconds.

@@ -42,7 +42,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_clock(value: Any) -> bool:
-    """A worker takes over the largest clock that it hears of, and counts on from there."""
+    """Return whether this can be a clock. A worker counts on from the largest clock that it hears of."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 

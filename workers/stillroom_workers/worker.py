@@ -85,7 +85,7 @@ class Consumer(guards.Consumer):
             super().start()
 
     def shown_name(self, task: str, fields: Any) -> str:
-        """`stillroom.refresh: product`: people look for the loader, and there are many refreshes.
+        """Return the name of a task with its loader, as in `stillroom.refresh: product`.
 
         Only what is the name of a loader here is shown: names in Flower and its metrics are kept for ever.
         """
@@ -121,7 +121,9 @@ def _loader_of(order: Any) -> Iterator[str]:
 
 
 def node_name(namespace: str, hostname: str | None) -> str:
-    """`celery@stillroom-web1`: other apps on this machine have workers too, by default all of one name.
+    """Return the name of a worker with its namespace, as in `celery@stillroom-web1`.
+
+    Other apps on this machine have workers too, by default all of one name.
 
     >>> node_name("stillroom", "w1@web1"), node_name("stillroom", "celery@stillroom-web1")
     ('w1@stillroom-web1', 'celery@stillroom-web1')

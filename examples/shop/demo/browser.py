@@ -6,7 +6,6 @@ import http.client
 import select
 from collections.abc import Mapping
 from http.cookies import SimpleCookie
-from types import TracebackType
 from typing import NamedTuple, Self
 from urllib.parse import urlencode
 
@@ -65,12 +64,7 @@ class Browser:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _leave_what_was_closed(self) -> None:

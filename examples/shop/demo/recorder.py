@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from types import TracebackType
 from typing import Self
 
 import redis
@@ -32,12 +31,7 @@ class Recorder:
         threading.Thread(target=self._listen, name="recorder", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.commands()
         self._client.close()
 

@@ -1,4 +1,4 @@
-"""Reading the stream of events, and saying what is in it.
+"""Read the stream of events, and find the patterns of abuse in it.
 
 Workers read as one group, and one may be killed at any point: what it had not acknowledged is read again. Hence
 **nothing here counts reading**: a count is a set of what was seen, and a pattern with its ban is one script, which

@@ -38,7 +38,7 @@ from typing_extensions import is_typeddict
 
 from stillroom import pepper
 from stillroom.errors import InvalidArgument
-from stillroom.sameness import attributes_of, has_attributes
+from stillroom.sameness import attributes_of, has_attributes, is_row
 from stillroom.settings import Settings
 
 Text: TypeAlias = Callable[[Any], str]
@@ -178,7 +178,7 @@ class Texts:
             return f"secret({self._secret(value)})"
         if (text := _scalar(value)) is not None:
             return text
-        if _is_record(value):
+        if _is_record_type(type(value)):
             return _full_name(type(value)) + self._record(value, depth)
         raise Unkeyable(_sentence(type(value)))
 
@@ -290,7 +290,7 @@ def _base_of(kind: Any) -> Any:
     for base in (*_PLAIN, int, float, str, *CONTAINERS):
         if issubclass(kind, base):
             return base
-    if issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind):
+    if _is_record_type(kind):
         return kind
     raise Unkeyable(_sentence(kind))
 
@@ -305,6 +305,9 @@ def _is_open(kind: type) -> bool:
 
 
 def _sentence(kind: type) -> str:
+    if is_row(kind):
+        what = "is a row that belongs to a session of SQLAlchemy; give its id"
+        return f"{_full_name(kind)} {what}"
     return f"{_full_name(kind)} has no text that says all of a value; a key is made of {TABLE}"
 
 
@@ -329,8 +332,8 @@ def _scalar(value: Any) -> str | None:
     return None if kind is None else f"{kind.__name__}({_PLAIN[kind](value)})"
 
 
-def _is_record(value: Any) -> bool:
-    return isinstance(value, BaseModel) or dataclasses.is_dataclass(type(value))
+def _is_record_type(kind: type) -> bool:
+    return (issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind)) and not is_row(kind)
 
 
 def _fields_of(value: Any) -> dict[str, Any]:

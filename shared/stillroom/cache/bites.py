@@ -1,4 +1,4 @@
-"""Large batches in bites: each has its own deadline, and others get their turn in between.
+"""Send large batches in bites. Each bite has its own deadline, and other calls get their turn in between.
 
 One batch of 20,000 values takes longer than one batch may, so all of them would be given up. A bite that there was
 no time for goes again, with less in it. What fits into one bite has the time of one call, and is tried once.
@@ -22,7 +22,7 @@ BYTES_AT_ONCE = 512 * 1024  # to send
 
 
 class Bites(Generic[T]):
-    """Things in order, some of them at a time.
+    """Take items in order, a bite of them at a time.
 
     bites = Bites(names, KEYS_AT_ONCE)
     while bites.left:

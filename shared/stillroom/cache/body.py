@@ -30,9 +30,9 @@ class CacheBody(Invalidations, Changes, Calls, Explainer):
         self._free_aside()
 
     def _free_aside(self) -> None:
-        if self._owed:
+        if self._leases.owed:
             with contextlib.suppress(RedisUnavailable):  # the next write tries again
-                self._run_aside(self._free_owed())
+                self._run_aside(self._leases.free_owed())
 
     @property
     def shards(self) -> Sequence[CacheBody]:

@@ -7,17 +7,17 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 
 from stillroom.cache.bites import KEYS_AT_ONCE, Bites, in_bites
-from stillroom.cache.core import LATE, WON, Attempt, Core, Ready, Stale, load_lease, loading
+from stillroom.cache.core import LATE, WON, Attempt, Core, Ready, Stale
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.failures import is_of_the_caller
 from stillroom.cache.keeping import TtlOf
+from stillroom.cache.leases import load_lease, loading
 from stillroom.cache.loaders import Recipe, TagSpec, several, value_type_of
 from stillroom.codec import MISS
 from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.operation import Call, Freeing, Operation, Pause, Timed
-from stillroom.scripts import release
 from stillroom.shown import repr_of
 from stillroom.wire import leases_of_loads
 
@@ -267,7 +267,9 @@ class Bulk(Core):
         turns = {key: Turn(lease, clock) for key, lease in zip(mine, leases, strict=True) if lease}
         if clock:
             return turns
-        yield from self._release((stale[key].name, turn.lease) for key, turn in turns.items())
+        yield from self._leases.release(
+            (stale[key].name, turn.lease) for key, turn in turns.items()
+        )
         return {}  # this process begins anew: the next reader's turn
 
     def _load_missing(
@@ -352,11 +354,11 @@ class Bulk(Core):
                 key: reply for key, reply in zip(missing, replies, strict=True) if reply[0] == WON
             }
             values = yield from self._already_there(won, missing, recipe, known)
-            yield from self._release((missing[key], leases[key]) for key in values)
+            yield from self._leases.release((missing[key], leases[key]) for key in values)
         except GeneratorExit:
             raise
         except BaseException:  # timed out or cancelled in the middle: some may be ours all the same
-            yield from self._release((missing[key], lease) for key, lease in leases.items())
+            yield from self._leases.release((missing[key], lease) for key, lease in leases.items())
             raise
         return {key: Turn(leases[key], won[key][1]) for key in won if key not in values}, values
 
@@ -393,7 +395,7 @@ class Bulk(Core):
         try:
             return (yield from self._store_turns(wanted, turns, leases, recipe))
         except BaseException:  # interrupted on its way
-            self._owe([release([self.keys.lease(name)], lease) for name, lease in leases.values()])
+            self._leases.owe(leases.values())
             raise
 
     def _store_turns(
@@ -411,10 +413,11 @@ class Bulk(Core):
         batch = Freeing(
             self._commit(*leases[key], turns[key].clock, one) for key, one in packed.items()
         )
-        yield from self._release(lease for key, lease in leases.items() if key not in packed)
+        yield from self._leases.release(lease for key, lease in leases.items() if key not in packed)
         stored = yield from self._each("store", batch)
-        untold = [leases[key] for key, reply in zip(packed, stored, strict=True) if reply is None]
-        self._owe([release([self.keys.lease(name)], lease) for name, lease in untold])
+        self._leases.owe(
+            leases[key] for key, reply in zip(packed, stored, strict=True) if reply is None
+        )
         self.stats.counts["leases_lost"] += sum(reply in (0, -1) for reply in stored)
         return {key: back for key, (_, back) in ready.items()}
 
@@ -424,13 +427,13 @@ class Bulk(Core):
         """Tell the waiters that our load failed, and back the refreshes off as single ones do."""
         some = list(leases)
         missing = [(name, held) for name, held in some if loading(held)]
-        yield from self._free_failed(missing, error)
+        yield from self._leases.load_failed(missing, error)
         refreshed = [(name, held) for name, held in some if not loading(held)]
         self.stats.counts["refresh_errors"] += len(refreshed)
-        yield from self._back_off_all(refreshed)
+        yield from self._leases.back_off(refreshed)
 
     def _give_up(self, turns: Mapping[str, Turn], names: Mapping[str, bytes]) -> Operation[None]:
-        yield from self._release((names[key], turn.lease) for key, turn in turns.items())
+        yield from self._leases.release((names[key], turn.lease) for key, turn in turns.items())
 
     def _await_others(
         self,
@@ -464,8 +467,8 @@ class Bulk(Core):
         self, held: Mapping[str, bytes], recipe: Recipe, waited_for: dict[bytes, None]
     ) -> Operation[dict[str, Attempt]]:
         """Return by key what became of the loads that this caller waits for."""
-        if self._owed:
-            yield from self._free_owed()
+        if self._leases.owed:
+            yield from self._leases.free_owed()
         found = yield from self._look_many(list(held.values()), _owned_by(recipe))
         holders: list[bytes | None] = []
         failures: list[bytes | None] = []
@@ -483,7 +486,7 @@ class Bulk(Core):
             if value is not MISS:
                 looks[key] = Attempt(value=value)
             else:
-                failed = self._failures.of(failure, waited_for.keys(), recipe.name)
+                failed = self._leases.failures.of(failure, waited_for.keys(), recipe.name)
                 looks[key] = Attempt(failure=failed, holder=loading(holder))
         return looks
 

@@ -14,7 +14,8 @@ from stillroom.cache.loaders import Loader, Recipe
 from stillroom.cache.near import remembered_by
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
-from stillroom.operation import Failed, Operation, together
+from stillroom.operation import Failed, Operation
+from stillroom.together import together
 
 Look: TypeAlias = tuple[Entry | None, Freshness]
 

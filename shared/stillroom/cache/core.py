@@ -12,9 +12,8 @@ import contextlib
 import json
 import logging
 import random
-import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,11 +24,19 @@ from stillroom.cache.away import Away, Form, Load, Taken
 from stillroom.cache.away import Packed as PackedAway
 from stillroom.cache.bites import SCRIPTS_AT_ONCE, Bites, in_bites
 from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
-from stillroom.cache.failures import TOLD_MS, Failures, as_json, is_of_the_caller
+from stillroom.cache.failures import is_of_the_caller
 from stillroom.cache.figures import LOOKUPS, LoaderFigures
 from stillroom.cache.invalidation import Invalidator
 from stillroom.cache.judge import Judge
 from stillroom.cache.keeping import Keeper, Keeping, Life, TtlOf, near_of
+from stillroom.cache.leases import (
+    FAILURES_KEPT_MS,
+    Leases,
+    load_lease,
+    loading,
+    new_token,
+    refresh_lease,
+)
 from stillroom.cache.loaders import (
     BadArguments,
     Loader,
@@ -64,14 +71,11 @@ from stillroom.keys import Keys, original, refuse_crowd, sanitized
 from stillroom.misuse import refuse_awaited, refuse_unfit
 from stillroom.operation import IN_TIME, Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
-    back_off,
     claim_refresh,
     commit,
-    fail_load,
     lease_load,
     lease_refresh,
     put,
-    release,
     take_place,
     verify_epoch,
 )
@@ -79,19 +83,19 @@ from stillroom.settings import Settings
 from stillroom.shown import message_of, repr_of
 from stillroom.stats import Stats
 from stillroom.unsettled import is_unsettled
-from stillroom.wire import AWAY, Clock, Command, leases_of_loads, time_left
+from stillroom.wire import Clock, Command, leases_of_loads, time_left
 
 T = TypeVar("T")
 D = TypeVar("D")
 
-# How a failed load is told: its key, its lease, the error, and commands that go along.
-OnFailure: TypeAlias = Callable[[bytes, bytes, BaseException, Sequence[Command]], Operation[None]]
+# How a failed load is told: its lease, the error, and commands that go along.
+OnFailure: TypeAlias = Callable[
+    [Sequence[tuple[bytes, bytes]], BaseException, Sequence[Command]], Operation[None]
+]
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.05  # between two looks at a load one waits for
 ASK_AGAIN_S = 1.0  # a process that could not get a refresh lease does not try for this long
 ASKED_LIMIT = 10_000
-OWED_LIMIT = 1_000  # leases and places that a process has yet to free
-FAILURES_KEPT_MS = 600_000  # how long after a backoff its count of failures is remembered
 WON = STORED = 1  # a script's reply when it has acted
 LATE = -1  # a script's reply when it arrived after its caller gave up
 TAKEN, QUEUED = 1, 0  # the replies of lua/take_place.lua; -2: the queue is full
@@ -219,9 +223,7 @@ class Core:
         )
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
         self._asked: dict[bytes, tuple[int, float]] = {}
-        self._failures = Failures()
-        # Commands that free a lease or a place, and that Redis may not have. Others would wait for these.
-        self._owed: dict[Command, None] = {}
+        self._leases = Leases(settings, self.keys, self.stats, self._fall_back)
         self._apart_until = 0.0  # two releases of the app were seen to be at work; time.monotonic()
         self._figures = LoaderFigures(means.stats)
 
@@ -549,14 +551,16 @@ class Core:
         held, clock, entry, freshness, is_anothers = claimed
         if is_anothers:
             # The caller is served its own value until that ends. Another refresh at once would change nothing.
-            yield from self._back_off_all([(name, held)])
+            yield from self._leases.back_off([(name, held)])
             return self._report(order, "another release's")
         if entry is None or freshness is not Freshness.STALE:
             # Fresh again, or gone: then its next reader loads it.
-            yield from self._release([(name, held)])
+            yield from self._leases.release([(name, held)])
             return self._report(order, "not needed")
         try:
-            lost = yield from self._load_ordered(name, held, clock, recipe, self._back_off)
+            lost = yield from self._load_ordered(
+                name, held, clock, recipe, self._leases.refresh_failed
+            )
         except Exception as error:
             if not isinstance(error, LoadShed):
                 self._figures.refresh_failed(recipe.name)
@@ -582,7 +586,7 @@ class Core:
             raise
         except BaseException as error:  # if its reply is lost, the lease may be ours all the same
             if held or is_in_doubt(error):
-                yield from self._release([(name, held or refresh_lease(order.token))])
+                yield from self._leases.release([(name, held or refresh_lease(order.token))])
             raise
         return held, clock, entry, freshness, raw is None and first is not None
 
@@ -615,11 +619,13 @@ class Core:
         except GeneratorExit:
             raise
         except BaseException:  # see _try_lease
-            yield from self._release([(name, lease)])
+            yield from self._leases.release([(name, lease)])
             raise
         if reply[0] != WON:
             return {"outcome": "too late", "loader": order.loader, "key": key}
-        lost = yield from self._load_ordered(name, lease, reply[1], recipe, self._share_failure)
+        lost = yield from self._load_ordered(
+            name, lease, reply[1], recipe, self._leases.load_failed
+        )
         if not lost:
             yield from self._memo.changing([self._invalidator.naming([name])])
         return {"outcome": lost or "loaded", "loader": order.loader, "key": key}
@@ -629,7 +635,7 @@ class Core:
         self.stats.counts["refreshes_undelivered"] += len(leases)
         for name, _ in leases:
             self._asked.pop(name, None)
-        yield from self._release(leases)
+        yield from self._leases.release(leases)
 
     def forget_asked(self) -> None:
         """Ask again for refreshes that were asked for, and keep nothing: a test has moved the clock."""
@@ -665,8 +671,8 @@ class Core:
         """
         if self._invalidator.waiting:
             yield from self._invalidator.deliver()
-        if self._owed:
-            yield from self._free_owed()
+        if self._leases.owed:
+            yield from self._leases.free_owed()
         yield from self.terms.agree()
         if self._judges.is_unverified:
             yield from self._judges.verify()
@@ -966,7 +972,7 @@ class Core:
             )
             return (yield from self._load_for_myself(recipe))
         value, _ = yield from self._load_under(
-            name, lease, attempt.clock, recipe, self._share_failure
+            name, lease, attempt.clock, recipe, self._leases.load_failed
         )
         return value
 
@@ -995,8 +1001,8 @@ class Core:
         self, name: bytes, recipe: Recipe, waited_for: AbstractSet[bytes]
     ) -> Operation[Attempt]:
         """Return what became of the load that this caller waits for."""
-        if self._owed:
-            yield from self._free_owed()
+        if self._leases.owed:
+            yield from self._leases.free_owed()
         known = self._judges.synced
         written = self.keys.entry(name), self.keys.other(name), self.keys.clock
         told = self.keys.lease(name), self.keys.failure(name)
@@ -1006,7 +1012,7 @@ class Core:
         value = MISS if entry is None else self._decode(entry, recipe.type)
         if value is not MISS:
             return Attempt(value=value)
-        failed = self._failures.of(failure, waited_for, recipe.name) if failure else None
+        failed = self._leases.failures.of(failure, waited_for, recipe.name) if failure else None
         return Attempt(failure=failed, holder=loading(holder))
 
     def _try_lease(self, name: bytes, lease: bytes, recipe: Recipe) -> Operation[Attempt]:
@@ -1029,11 +1035,11 @@ class Core:
         except (
             BaseException
         ):  # timed out or cancelled in the middle: the lease may be ours all the same
-            yield from self._release([(name, lease)])
+            yield from self._leases.release([(name, lease)])
             raise
         if entry is None or (value := self._decode(entry, recipe.type)) is MISS:
             return Attempt(clock=clock)
-        yield from self._release([(name, lease)])
+        yield from self._leases.release([(name, lease)])
         return Attempt(value=value)
 
     def _load_away(self, name: bytes, recipe: Recipe, error: RedisUnavailable) -> Operation[Any]:
@@ -1122,7 +1128,7 @@ class Core:
         except BaseException as error:
             if isinstance(error, LoadShed):
                 self.stats.counts["loads_shed"] += 1
-            yield from on_failure(name, held, error, leaving)
+            yield from on_failure([(name, held)], error, leaving)
             raise
         return back, (yield from self._store(name, held, clock, packed, leaving))
 
@@ -1178,7 +1184,7 @@ class Core:
     ) -> Operation[str]:
         """Commit, if the lease is still ours. The caller has its value either way. Return why not, or nothing."""
         if packed is None:
-            yield from self._release([(name, held)], leaving)
+            yield from self._leases.release([(name, held)], leaving)
             return "not kept"
         try:
             commits = Freeing([self._commit(name, held, clock, packed), *leaving])
@@ -1187,10 +1193,10 @@ class Core:
             self.near.forget(name)
         except RedisUnavailable as error:
             self._fall_back("store", error)
-            self._owe([release([self.keys.lease(name)], held), *leaving])
+            self._leases.owe([(name, held)], leaving)
             return error.reason
         except BaseException:  # interrupted on its way
-            self._owe([release([self.keys.lease(name)], held), *leaving])
+            self._leases.owe([(name, held)], leaving)
             raise
         if stored != STORED:
             self.stats.counts["leases_lost"] += 1
@@ -1289,10 +1295,12 @@ class Core:
             return value
         clock = self._judges.clock
         if not clock:  # this process begins anew: the next reader's turn
-            yield from self._release([(name, held)])
+            yield from self._leases.release([(name, held)])
             return value
         try:
-            fresh, _ = yield from self._load_under(name, held, clock, recipe, self._back_off)
+            fresh, _ = yield from self._load_under(
+                name, held, clock, recipe, self._leases.refresh_failed
+            )
         except Exception as error:
             if is_of_the_caller(error):
                 raise
@@ -1316,9 +1324,8 @@ class Core:
         try:
             replies = yield from in_bites(batch)
         except BaseException as error:  # some may be ours all the same
-            names = [self.keys.lease(one.name) for one in stale]
             begins = [b"refresh.%b." % token for token in tokens]
-            self._owe([release([name], held) for name, held in zip(names, begins, strict=True)])
+            self._leases.owe(zip((one.name for one in stale), begins, strict=True))
             if not isinstance(error, RedisUnavailable):
                 raise
             self._fall_back("refresh", error)
@@ -1357,90 +1364,6 @@ class Core:
 
     def _undelivered(self, leases: Sequence[tuple[bytes, bytes]]) -> None:
         self._run_aside(self.undelivered(leases))
-
-    # Leases
-
-    def _release(
-        self, leases: Iterable[tuple[bytes, bytes]], besides: Sequence[Command] = ()
-    ) -> Operation[None]:
-        """Free those of these leases (key, value) that are still ours."""
-        batch = Freeing([release([self.keys.lease(name)], held) for name, held in leases])
-        batch += besides
-        yield from self._free("release", batch)
-
-    def _free(self, what: str, batch: Freeing) -> Operation[None]:
-        """Send commands that others wait for. Where Redis is away, or a signal or a cancellation interrupts this,
-        they go along with a later call.
-        """
-        try:
-            yield from in_bites(batch)
-        except RedisUnavailable as error:
-            self._fall_back(what, error)
-            self._owe(batch)
-        except BaseException:
-            self._owe(batch)
-            raise
-
-    def _owe(self, commands: Sequence[Command]) -> None:
-        if len(self._owed) < OWED_LIMIT:  # past it they run out by themselves
-            self._owed.update(dict.fromkeys(commands))
-
-    def _free_owed(self) -> Operation[None]:
-        """Free what could not be freed. Raises RedisUnavailable.
-
-        Each of these commands acts on this process's own lease or place only, so late or twice does no harm.
-        """
-        while some := list(self._owed)[:SCRIPTS_AT_ONCE]:
-            try:
-                yield some
-            except RedisRefused as refused:
-                if refused.reason in AWAY:
-                    raise
-            for command in some:  # those that were refused run out by themselves
-                self._owed.pop(command, None)
-
-    def _share_failure(
-        self, name: bytes, held: bytes, error: BaseException, besides: Sequence[Command] = ()
-    ) -> Operation[None]:
-        yield from self._free_failed([(name, held)], error, besides)
-
-    def _free_failed(
-        self,
-        leases: Sequence[tuple[bytes, bytes]],
-        error: BaseException,
-        besides: Sequence[Command] = (),
-    ) -> Operation[None]:
-        """Free the leases of a failed load and tell all its waiters."""
-        if not isinstance(error, Exception) or is_of_the_caller(error):  # nobody else's failure
-            yield from self._release(leases, besides)
-            return
-        told, batch = as_json(error), Freeing(besides)
-        for name, held in leases:
-            self._failures.keep(held, error)
-            keys = [self.keys.lease(name), self.keys.failure(name)]
-            batch.append(fail_load(keys, held, told, TOLD_MS))
-        yield from self._free("release", batch)
-
-    def _back_off(
-        self, name: bytes, held: bytes, error: BaseException, besides: Sequence[Command] = ()
-    ) -> Operation[None]:
-        """Back a failed refresh off. A refresh that was shed is tried with the next stale read."""
-        if isinstance(error, LoadShed):
-            yield from self._release([(name, held)], besides)
-            return
-        self.stats.counts["refresh_errors"] += 1
-        yield from self._back_off_all([(name, held)], besides)
-
-    def _back_off_all(
-        self, leases: Sequence[tuple[bytes, bytes]], besides: Sequence[Command] = ()
-    ) -> Operation[None]:
-        """Back these refreshes off."""
-        first, longest = int(self.settings.backoff * 1000), int(self.settings.backoff_limit * 1000)
-        batch = Freeing(besides)
-        for name, held in leases:
-            given = (held, first, longest, random.randint(500, 1000), FAILURES_KEPT_MS)
-            batch.append(back_off([self.keys.lease(name)], *given))
-        yield from self._free("back_off", batch)
 
     # Small things
 
@@ -1534,8 +1457,8 @@ class Core:
         life: Life,
         release: bytes = b"",
     ) -> Packed:
-        refuse_crowd(tags)
-        names = [sanitized(tag) for tag in tags]
+        names = list(dict.fromkeys(map(sanitized, tags)))
+        refuse_crowd(names)
         codec = b"%b:%b" % (encoded.codec, release) if release else encoded.codec
         rest = body(codec, source, name, names, encoded.payload)
         return Packed(rest, names, life, release)
@@ -1548,22 +1471,3 @@ class Core:
 def _wish(recipe: Recipe, call: tuple[Any, ...] | None) -> Wish:
     prefix = recipe.loader.near_prefix if recipe.loader is not None else None
     return Wish(recipe.type, recipe.near or 0.0, recipe.release, prefix, call)
-
-
-def loading(holder: bytes | None) -> bytes:
-    """Return the lease, if it is a load's."""
-    return holder if holder is not None and holder.startswith(b"load.") else b""
-
-
-def new_token() -> bytes:
-    return secrets.token_hex(8).encode()
-
-
-def refresh_lease(token: str) -> bytes:
-    """Return what the content of a key's lease begins with during a worker's refresh: see lua/lib/lease.lua."""
-    return b"working.%b." % token.encode()
-
-
-def load_lease(ms: int) -> bytes:
-    """Return the content of a key's lease during a load: see lua/lib/lease.lua."""
-    return b"load.%b.%d" % (new_token(), ms)

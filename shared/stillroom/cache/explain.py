@@ -65,7 +65,7 @@ class _Why(NamedTuple):
 
 
 class Explainer(Core):
-    """The operation. It changes nothing, and counts nothing."""
+    """The operation that explains a key. It changes nothing, and counts nothing."""
 
     def explain(self, key: str, *, value: bool = False) -> Operation[Explanation]:
         """Say what is under `key`, and why a reader of it has a hit, gets a stale value, or misses.

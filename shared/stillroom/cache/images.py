@@ -96,7 +96,7 @@ class Images:
                 return None
             try:
                 answer = yield from self._answer_for(root, name, version)
-            except (OtherVersion, LoadFailed):  # also in another process, that has read it for us
+            except OtherVersion:
                 continue
             break
         else:
@@ -105,7 +105,7 @@ class Images:
             )
         if answer.info is None:
             raise ImageRefused(name, answer.reason, answer.sentence)
-        _check_pixels(answer.info, self._settings.image_pixel_limit)
+        check_pixels(answer.info, self._settings.image_pixel_limit)
         return answer.info
 
     def _answer_for(self, root: Path, name: str, version: str) -> Operation[Answer]:
@@ -115,7 +115,10 @@ class Images:
         call = Call(_answer, (root, name, version, limit))
         recipe = self._cache.recipe(call, [tag_of(name)], Answer)
         key = sanitized(f"{tag_of(name)}@{version}")
-        answer: Answer = yield from self._cache.obtain(key, recipe)
+        try:
+            answer: Answer = yield from self._cache.obtain(key, recipe)
+        except LoadFailed:  # another process has read it for us, and does not say all of the reason
+            answer = yield call
         return answer
 
     def invalidate_image(self, filename: str, *, defer: bool = False) -> Operation[None]:
@@ -179,14 +182,12 @@ def read_image(
     root: Path,
     name: str,
     byte_limit: int,
-    pixel_limit: int | None = None,
     *,
     version: str | None = None,
 ) -> ImageInfo | None:
     """Return the description of a file, or None if there is no such file. Raises ImageRefused, ImagesUnavailable.
 
-    `pixel_limit`: None for any number of pixels. `version`: raise OtherVersion if what was opened is not this
-    fingerprint's version.
+    `version`: raise OtherVersion if what was opened is not this fingerprint's version.
     """
     for _ in range(TRIES):
         with _opened(root, name) as file:
@@ -201,7 +202,7 @@ def read_image(
             after = os.fstat(file.fileno())
         if digest is None or _version(before) != _version(after):
             continue  # another process is writing it just now
-        info = ImageInfo(
+        return ImageInfo(
             filename=name,
             size=before.st_size,
             type=kind,
@@ -210,9 +211,6 @@ def read_image(
             width=width,
             height=height,
         )
-        if pixel_limit is not None:
-            _check_pixels(info, pixel_limit)
-        return info
     raise ImageRefused(name, "changing", f"the file changed while it was read, {TRIES} times")
 
 
@@ -221,7 +219,8 @@ def _check_bytes(name: str, size: int, limit: int) -> None:
         raise ImageRefused(name, "bytes", f"it has {size:,} bytes; the limit is {limit:,}")
 
 
-def _check_pixels(info: ImageInfo, limit: int) -> None:
+def check_pixels(info: ImageInfo, limit: int) -> None:
+    """Raise ImageRefused for an image of more pixels than `limit`, or of none."""
     if info.width * info.height > limit or min(info.width, info.height) < 1:
         sentence = f"it has {info.width:,} × {info.height:,} pixels; the limit is {limit:,}"
         raise ImageRefused(info.filename, "pixels", sentence)
@@ -328,8 +327,11 @@ def _orientation(image: Any, file: IO[bytes]) -> int:
     if not found:
         return 1
     exif = Image.Exif()
-    exif.load(found)
-    orientation = exif.get(ORIENTATION, 1)
+    try:
+        exif.load(found)
+        orientation = exif.get(ORIENTATION, 1)
+    except Exception:  # any error that a reader raises for bytes that are no EXIF
+        return 1  # browsers show such a picture as it lies
     return orientation if isinstance(orientation, int) else 1
 
 

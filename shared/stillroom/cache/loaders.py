@@ -9,7 +9,7 @@ import json
 import operator
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import (
     Annotated,
@@ -26,7 +26,7 @@ from typing import (
 )
 
 import pydantic_core
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from stillroom.cache.arguments import Text, Texts, Unkeyable
@@ -92,6 +92,7 @@ RESULTS_LIMIT = 10_000  # annotations that are remembered
 _results: dict[tuple[int, str], tuple[Any, Any]] = {}
 _NAME = re.compile(r"[\w.:-]{1,200}", re.ASCII)
 _EXACT = frozenset([int, str, bool])  # not float: JSON has no infinity
+_NO_SCHEMA = (PydanticUserError, pydantic_core.SchemaError)
 _ITERATED = (
     "Iterator",
     "Iterable",
@@ -274,8 +275,14 @@ class Loader:
 
         Raises TypeError as the call itself would, ValueError as `source` does, BadArguments, Unkeyable.
         """
-        fields: dict[str, Any] = json.loads(self._as_json(self.values(args, kwargs)))
-        self.key(self.validated(fields))
+        values = self.values(args, kwargs)
+        fields: dict[str, Any] = json.loads(self._as_json(values))
+        key, loads = self.key(values), self.key(self.validated(fields))
+        if loads != key:  # an int in a list[float]
+            raise ValueError(
+                f"{self.name}: this call reads {key!r}, and a worker would load {loads!r}: give what the "
+                "signature declares, such as 1.0 in a list[float]"
+            )
         return fields
 
     def _as_json(self, values: Mapping[str, Any]) -> bytes:
@@ -363,16 +370,12 @@ class Loader:
         return ignored
 
     def _arguments_type(self) -> TypeAdapter[dict[str, Any]]:
-        fields = {
-            n: NotRequired[self._hints.get(n, Any)]
-            if n in self._not_sent
-            else self._hints.get(n, Any)
-            for n in self._names
-        }
-        config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-        # A type checker wants literals; a signature is known when the app runs.
-        make: Any = TypedDict
-        return TypeAdapter(with_config(config)(make(f"{self.name} arguments", fields)))
+        hints = {name: self._hints.get(name, Any) for name in self._names}
+        try:
+            return _checked_as(hints, self._not_sent)
+        except _NO_SCHEMA:  # of a protocol, for example
+            known = {name: hint if _has_schema(hint) else Any for name, hint in hints.items()}
+            return _checked_as(known, self._not_sent)
 
 
 class BadArguments(StillroomError, ValueError):
@@ -420,6 +423,9 @@ class Loaders:
 
     def names(self) -> list[str]:
         return sorted(self._by_name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
 
     def longest_lease(self) -> int:
         """Return the longest lease of a loader, in ms; 0 without loaders."""
@@ -643,11 +649,30 @@ def _plain_parameters(signature: inspect.Signature, name: str) -> list[str]:
     return list(signature.parameters)
 
 
+def _checked_as(
+    hints: Mapping[str, Any], not_required: frozenset[str] = frozenset()
+) -> TypeAdapter[dict[str, Any]]:
+    """Return what checks arguments of these types by name. Raises one of _NO_SCHEMA."""
+    fields = {n: NotRequired[hint] if n in not_required else hint for n, hint in hints.items()}
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    # A type checker wants literals; a signature is known when the app runs.
+    make: Any = TypedDict
+    return TypeAdapter(with_config(config)(make("arguments", fields)))
+
+
+def _has_schema(hint: Any) -> bool:
+    try:
+        _checked_as({"argument": hint})
+    except _NO_SCHEMA:
+        return False
+    return True
+
+
 def _meant(text: str) -> Any:
     """Return the plain value that has this text in a key: a number, None, a quoted text; else the text itself."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return text
 
 

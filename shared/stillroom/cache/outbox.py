@@ -11,7 +11,9 @@ EVERYTHING = b"*"
 
 
 class Outbox:
-    """Bounded: past `limit` names all of them become one: everything. That is more, and never less, than was asked.
+    """Keep deferred invalidations, up to `limit` names. Past it they become one: everything.
+
+    That is more, and never less, than was asked.
 
     Threads may put at any time: what is put while a delivery is under way is not taken for delivered.
     """

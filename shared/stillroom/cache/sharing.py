@@ -45,8 +45,9 @@ def _parts(value: Any, kind: type) -> list[Any] | None:
     if not _is_frozen_kind(kind):
         return None
     if isinstance(value, BaseModel):
-        has_more = bool(value.__pydantic_private__ or value.__pydantic_extra__)
-        return None if has_more else list(vars(value).values())
+        # Both can be changed in a frozen model, too.
+        more = value.__pydantic_private__, value.__pydantic_extra__
+        return list(vars(value).values()) if more == (None, None) else None
     fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
     return [*fields, *getattr(value, "__dict__", {}).values()]
 

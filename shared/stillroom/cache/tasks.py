@@ -55,14 +55,7 @@ class TasksBody:
                 f"a function made by room.cache.cached is loaded, not {function!r}"
             )
         loader = function.loader
-        fields = loader.ordered(args, kwargs)
-        key, loads = loader.key(loader.values(args, kwargs)), loader.key(loader.validated(fields))
-        if loads != key:  # an int in a list[float]
-            raise ValueError(
-                f"{loader.name}: this call reads {key!r}, and a worker would load {loads!r}: give what the "
-                "signature declares, such as 1.0 in a list[float]"
-            )
-        yield from self._order([Load(loader=loader.name, args=fields)])
+        yield from self._order([Load(loader=loader.name, args=loader.ordered(args, kwargs))])
 
     def _order(self, orders: Any) -> Operation[None]:
         if several := list(orders):

@@ -67,7 +67,7 @@ def arguments_of(one: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
 
 
 class Warming:
-    """The operation. `cache` is the whole cache, of one shard or several; a driver of it runs this."""
+    """The operation that warms values up. `cache` is the whole cache, of any number of shards."""
 
     def __init__(self, cache: Any, orders: Ordering) -> None:
         self._cache = cache

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from stillroom.errors import SettingsError
@@ -35,6 +38,7 @@ def rooms_of(settings: Settings) -> list[Stillroom | AsyncStillroom]:
     """Import the modules that STILLROOM_LOADERS names, and return their rooms. Raises SettingsError."""
     if not settings.loaders:
         return []
+    _prepare_imports()
     # By name: the library knows no workers, and only who has the command line has both.
     find_rooms = importlib.import_module("stillroom_workers.lifecycle").find_rooms
     return [room for spec in settings.loaders for room in find_rooms(spec)]
@@ -54,6 +58,7 @@ def elsewhere(found: Stillroom | AsyncStillroom, settings: Settings) -> str:
 def apps_of(specs: Sequence[str]) -> list[tuple[str, Any]]:
     """Return what `shop.web` (all there is in it) or `shop.web:app` (that one) names. Raises SettingsError."""
     found: list[tuple[str, Any]] = []
+    _prepare_imports()
     for spec in specs:
         path, _, attribute = spec.partition(":")
         try:
@@ -65,6 +70,24 @@ def apps_of(specs: Sequence[str]) -> list[tuple[str, Any]]:
         except BaseException as error:  # an import may do anything, and end in SystemExit too
             raise SettingsError(f"{spec}: {type(error).__name__}: {error}") from error
     return found
+
+
+def _prepare_imports() -> None:
+    """Let the app's modules be imported as in a worker: from this folder, and after Django's setup, if it has one.
+
+    Raises SettingsError.
+    """
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    if name := os.environ.get("DJANGO_SETTINGS_MODULE"):
+        try:
+            importlib.import_module("django").setup()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # settings are the app's code, too
+            raise SettingsError(
+                f"DJANGO_SETTINGS_MODULE={name}: {type(error).__name__}: {error}"
+            ) from error
 
 
 def tables_in(found: Sequence[tuple[str, Any]]) -> dict[str, Routes]:

@@ -1,4 +1,4 @@
-"""Which servers are still mended by those who make them, and from which patch on they are safe. Pure: data.
+"""Tell which releases of Redis and Valkey still get repairs, and from which patch on they are safe. Pure: data.
 
 Stillroom runs scripts, so a flaw in a server's Lua is a flaw of every app on it. Whoever may run a script could run
 code in a server older than `least`. Distributions put the same repairs under an old number: see `health_accept`.

@@ -322,8 +322,8 @@ class LimitsBody(Operating, OverShards):
     def _decided(self, request: Request) -> Operation[Decision]:
         if request.exempt:
             return self._passed(request)
-        is_spared = self._denials.spare(request.denied_as)
-        if not is_spared and (denied := self._remembered(request)) is not None:
+        is_unknown = self._denials.has_none_of(request.denied_as)
+        if not is_unknown and (denied := self._remembered(request)) is not None:
             if time.monotonic() > self._changes.due:
                 yield from self._reading_changes()
             return denied
@@ -340,7 +340,7 @@ class LimitsBody(Operating, OverShards):
                 sent = time.monotonic()
                 reply = yield from self._ask(_taking(request, unseen))
             else:
-                unseen = b"" if is_spared else self._unseen(request)
+                unseen = b"" if is_unknown else self._unseen(request)
                 (reply,) = yield Once([_taking(request, unseen)])
             if reply[0] == OTHER_WIDTHS:
                 request, reply = yield from self._again(request, reply, request.mode, unseen)
@@ -356,8 +356,8 @@ class LimitsBody(Operating, OverShards):
     def _reserved(self, request: Request) -> Operation[Reservation]:
         if request.exempt:
             return Reservation(self._passed(request), ())
-        is_spared = self._denials.spare(request.denied_as)
-        if not is_spared and (denied := self._remembered(request)) is not None:
+        is_unknown = self._denials.has_none_of(request.denied_as)
+        if not is_unknown and (denied := self._remembered(request)) is not None:
             if time.monotonic() > self._changes.due:
                 yield from self._reading_changes()
             return Reservation(denied, ())
@@ -804,7 +804,7 @@ class LimitsBody(Operating, OverShards):
 
     def _unseen(self, request: Request) -> bytes:
         denials = self._denials
-        return b"" if denials.spare(request.keys) else denials.take_unseen(request.keys)
+        return b"" if denials.has_none_of(request.keys) else denials.take_unseen(request.keys)
 
 
 def _taking(request: Request, unseen: bytes, reservation: bytes = b"") -> Command:

@@ -182,7 +182,9 @@ def known_names(windows: Sequence[bytes]) -> list[str]:
 
 
 def known_windows(reply: Sequence[bytes]) -> dict[str, int]:
-    """The longest window of each limit, seconds by its name, of what `ns:limits:windows` holds: µs, and when.
+    """Return the longest window of each limit in seconds, by its name.
+
+    `reply`: what `ns:limits:windows` holds, in µs and with the time at which it was written.
 
     >>> known_windows([b"auth", b"300000000 1795794217482792"])
     {'auth': 300}

@@ -48,14 +48,14 @@ class Denial:
 
 
 class Denials:
-    """A bounded number of them. Time is `time.monotonic()`, given."""
+    """Remember a bounded number of denials. Time is `time.monotonic()`, given."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         # How often some were. A denial that was asked for before that must not be remembered after it.
         self.forgotten = 0
         self.found: OrderedDict[bytes, Denial] = OrderedDict()
-        self.spare = self.found.keys().isdisjoint  # whether none is under these bans and logs
+        self.has_none_of = self.found.keys().isdisjoint  # whether none is under these bans and logs
 
     def add(self, key: bytes, denial: Denial) -> None:
         self.found[key] = denial

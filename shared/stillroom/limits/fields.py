@@ -7,13 +7,12 @@ The X-RateLimit-* are what clients knew before; their reset is seconds since 197
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from stillroom.limits.limit import Limit
 
-DRAFT = 11
 # The headers that a page of another origin may read once the response names them.
 NAMES = (
     "RateLimit",
@@ -29,48 +28,31 @@ _US = 1_000_000
 Row: TypeAlias = tuple[int, int, int, int, Limit]
 
 
-class Letters(NamedTuple):
-    """The names of the parameters in one version of the draft."""
-
-    quota: str
-    window: str
-    left: str
-    within: str
-    unit: str
-
-
-LETTERS: Mapping[int, Letters] = {11: Letters("q", "w", "r", "t", "qu")}
-
-
 @lru_cache(1_024)
-def policy_field(limits: tuple[Limit, ...], draft: int = DRAFT) -> str:
+def policy_field(limits: tuple[Limit, ...]) -> str:
     """Return the header RateLimit-Policy. Limits in shadow are nobody's business.
 
     >>> policy_field((Limit("auth", 5, 300), Limit("exports", 3, 60, in_flight=True)))
     '"auth";q=5;w=300, "exports";q=3;qu="concurrent-requests"'
     """
-    return ", ".join([_policy(limit, LETTERS[draft]) for limit in limits if not limit.shadow])
+    return ", ".join([_policy(limit) for limit in limits if not limit.shadow])
 
 
-def _policy(limit: Limit, letters: Letters) -> str:
-    q, w, _, _, qu = letters
+def _policy(limit: Limit) -> str:
     if limit.in_flight:
-        return f'"{limit.name}";{q}={limit.quota};{qu}="concurrent-requests"'
-    return f'"{limit.name}";{q}={limit.quota};{w}={limit.window}'
+        return f'"{limit.name}";q={limit.quota};qu="concurrent-requests"'
+    return f'"{limit.name}";q={limit.quota};w={limit.window}'
 
 
-def state_field(rows: Iterable[Row], draft: int = DRAFT) -> str:
+def state_field(rows: Iterable[Row]) -> str:
     """Return the header RateLimit: what is left of each limit, and in how many seconds more of it comes back.
 
     >>> state_field([(0, 3, -41_000_001, 0, Limit("auth", 5, 300)), (0, 1000, 0, 1, Limit("api", 1000, 3600))])
     '"auth";r=3;t=42, "api";r=1000'
     """
-    _, _, r, t, _ = LETTERS[draft]
     return ", ".join(
         [
-            f'"{limit.name}";{r}={left};{t}={-(some // _US)}'
-            if some
-            else f'"{limit.name}";{r}={left}'
+            f'"{limit.name}";r={left};t={-(some // _US)}' if some else f'"{limit.name}";r={left}'
             for _, left, some, _, limit in rows
         ]
     )

@@ -7,7 +7,7 @@ right, as long as who wrote it is trusted; what stands further left is whatever 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_network
 from itertools import islice
 
@@ -20,6 +20,7 @@ NEARLY_ALL = 0.9
 CHAINS = ("x-forwarded-for", "forwarded")
 
 Header = tuple[str, str] | tuple[bytes, bytes]
+Headers = Iterable[Header] | Mapping[str, str]
 
 
 class Clients:
@@ -32,7 +33,7 @@ class Clients:
         self._is_chain = self._header in CHAINS
         self._prefix = settings.limit_v6_prefix
 
-    def subject(self, peer: str | None, headers: Iterable[Header] = ()) -> str:
+    def subject(self, peer: str | None, headers: Headers = ()) -> str:
         """Return the subject of a request: an IPv4 address, an IPv6 network, or `unknown` for all others."""
         if not self._is_believed(peer):
             return subject_of(peer or "", self._prefix)
@@ -60,8 +61,8 @@ class Clients:
             else:
                 yield from reversed(value.rsplit(",", HOPS + 1))
 
-    def _values(self, headers: Iterable[Header]) -> Iterator[str]:
-        for name, value in headers:
+    def _values(self, headers: Headers) -> Iterator[str]:
+        for name, value in headers.items() if isinstance(headers, Mapping) else headers:
             if _text(name).lower() == self._header:
                 yield _text(value)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 from stillroom.face import Face, awaiting, blocking
 from stillroom.limits.body import LimitsBody
-from stillroom.limits.identity import Clients, Header
+from stillroom.limits.identity import Clients, Headers
 from stillroom.limits.limit import Limit
 from stillroom.limits.request import Subject
 from stillroom.limits.reservation import Reservation
-from stillroom.misuse import explained
+from stillroom.misuse import explained, refuse_other
 from stillroom.operation import AsyncDriver, Driver
 from stillroom.wire import to_its_end
 
@@ -23,12 +23,17 @@ class _Face(Face):
         self._body = body
         self._clients = Clients(body.settings)
 
-    def client(self, peer: str | None, headers: Iterable[Header] = ()) -> str:
+    def client(self, peer: str | None, headers: Headers = ()) -> str:
         """Return the client of a request, as `check` takes it: an IPv4 address, an IPv6 network, or "unknown".
 
         `peer`: whom the connection is from, with or without a port; None or "" for a socket file. `headers`: (name,
-        value) of the request, in their order; they are only believed from `trusted_proxies`. Never awaited.
+        value) of the request, in their order, or a mapping of them; they are only believed from `trusted_proxies`.
+        Never awaited. Raises InvalidArgument.
         """
+        if type(peer) is not str and peer is not None:
+            refuse_other(
+                "peer", peer, str, "the text of an address; of a (host, port) give the host"
+            )
         return self._clients.subject(peer, headers)
 
 

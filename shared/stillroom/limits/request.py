@@ -176,7 +176,7 @@ class Client(NamedTuple):
 
 
 class Requests:
-    """Makes them."""
+    """Make requests of what an app gives: a subject, its limits and a cost."""
 
     def __init__(self, settings: Settings, keys: Keys, stats: Stats) -> None:
         self._settings = settings

@@ -62,7 +62,7 @@ class Route:
         return hash(self.template)
 
     def takes(self, method: str) -> bool:
-        """`method` in capitals, GET for HEAD."""
+        """Return whether the route limits this method. `method`: in capitals, GET for HEAD."""
         return not self.methods or method in self.methods
 
 

@@ -267,7 +267,7 @@ class Settling:
     # Windows
 
     def remind(self) -> list[Command]:
-        """Called with each flush of the counts: now and then the windows of limits are compared."""
+        """Have the windows of limits compared now and then. Each flush of the counts calls this."""
         self._requests.remind()
         return []
 

@@ -56,6 +56,9 @@ class LocksBody:
                 asked = time.monotonic()
                 left = deadline - asked
                 reply = yield from self._try(name, token, slots, lease, waits=left > 0)
+                if reply[0] == LATE:  # its answer came in time all the same: the clock has stepped
+                    self._clock.doubt_clock()
+                    reply = yield from self._try(name, token, slots, lease, waits=left > 0)
                 if reply[0] == TAKEN:
                     return Grant(token, int(reply[1]), asked + lease)
                 if reply[0] == CROWDED or left <= 0:
@@ -75,10 +78,8 @@ class LocksBody:
     ) -> Operation[list[Any]]:
         given = (token, slots, int(lease * 1_000), PLACE_KEPT_MS, IN_TIME, WAITERS, int(waits))
         takes = Timed([slot_take(self._keys.slots(sanitized(name)), *given)])
-        ((code, *rest),) = yield from kept(takes, self._settings.replicas, self._stats, "a lock")
-        if code == LATE:
-            self._clock.doubt_clock()
-        return [code, *rest]
+        (reply,) = yield from kept(takes, self._settings.replicas, self._stats, "a lock")
+        return list(reply)
 
     def renew(self, name: str, token: bytes, lease: float) -> Operation[float]:
         """Keep the slot for another lease. Returns until when (time.monotonic()), or 0.0 if it is lost."""

@@ -13,22 +13,20 @@
 local now_ms = math.floor(now_us() / 1000)
 local keep = tonumber(ARGV[4])
 local GONE_MS = 3600000
-local DROPPED = 100 -- snapshots from the future at a time: a step of the clock leaves few, and it drops the rest later
 
 local function newest(stream)
   local entry = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
   return entry and tonumber(string.match(entry[1], '^%d+')) or 0
 end
 
--- Drops snapshots that were kept while the clock stood ahead. A stream takes no id below its last one, so its last id
--- goes with them: else nothing would be kept until the clock has caught up.
+-- Drops snapshots that were kept while the clock stood ahead. A stream takes no id below its last one, nor below one that
+-- was deleted from it (Valkey, Redis 7.2), so the others are written to a new stream: else nothing would be kept until
+-- the clock has caught up.
 local function drop_future(stream, slot_ms)
-  local future = redis.call('XREVRANGE', stream, '+', plain(now_ms + slot_ms), 'COUNT', DROPPED)
-  for _, entry in ipairs(future) do
-    redis.call('XDEL', stream, entry[1])
-  end
-  if #future > 0 then
-    redis.call('XSETID', stream, plain(newest(stream)) .. '-0')
+  local past = redis.call('XRANGE', stream, '-', '(' .. plain(now_ms + slot_ms))
+  redis.call('UNLINK', stream)
+  for _, entry in ipairs(past) do
+    redis.call('XADD', stream, entry[1], unpack(entry[2]))
   end
 end
 

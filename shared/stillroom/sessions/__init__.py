@@ -1,7 +1,8 @@
 """Sessions: who is logged in, from where, and for how long."""
 
 from stillroom.sessions.asking import steady_us
-from stillroom.sessions.body import LONGEST_S, SWEEP_TASK, SessionsBody, not_fresh
+from stillroom.sessions.body import LONGEST_S, SessionsBody, not_fresh
+from stillroom.sessions.many import SWEEP_TASK
 from stillroom.sessions.probe import SessionProbe
 from stillroom.sessions.session import (
     Device,
@@ -9,6 +10,7 @@ from stillroom.sessions.session import (
     SessionEvent,
     decoded,
     decoded_value,
+    encoded_user,
     encoded_value,
 )
 from stillroom.sessions.sessions import AsyncSessions, Sessions
@@ -25,6 +27,7 @@ __all__ = [
     "SessionsBody",
     "decoded",
     "decoded_value",
+    "encoded_user",
     "encoded_value",
     "not_fresh",
     "steady_us",

@@ -344,7 +344,7 @@ def _left_of(what: End | Undo, reply: Any, took_us: int) -> End | None:
 def apart(commands: Sequence[Command]) -> Once:
     """Return a batch that is sent once, with commands that each belong to another shard.
 
-    The nodes of a cluster lose their scripts one by one: see operation.Repair.
+    The nodes of a cluster lose their scripts one by one: see repair.py.
     """
     batch = Once(commands)
     batch.parts = [(1, True)] * len(batch)

@@ -1,4 +1,5 @@
-"""The sessions' operations: what they say to Redis, and when. sessions.py gives them their two faces.
+"""The operations on one session: what they say to Redis, and when. many.py has those on many; sessions.py gives
+all of them their two faces.
 
 Each act is one script in one slot (lua/session_*.lua), and the server's clock decides. What they serve: **a session
 that has ended stays ended**; no update, touch or rotation that was under way brings it back.
@@ -7,17 +8,12 @@ that has ended stays ended**; no update, touch or rotation that was under way br
 from __future__ import annotations
 
 import logging
-import os
-import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any, TypeVar, overload
 
-from pydantic import SecretStr
-
-from stillroom import pepper
 from stillroom.codec import Codec
 from stillroom.dispatch import Dispatch
 from stillroom.durations import Duration, seconds_of
@@ -34,22 +30,15 @@ from stillroom.errors import (
     ValueTooLarge,
     is_in_doubt,
 )
-from stillroom.keys import Keys, original, sanitized
-from stillroom.misuse import refuse_awaited
-from stillroom.operation import Call, Once, Operation, Pause
+from stillroom.keys import Keys
+from stillroom.operation import Call, Once, Operation
 from stillroom.scripts import (
-    session_end,
-    session_end_all,
     session_get,
-    session_list,
-    session_reclaim,
-    session_revoke,
     session_rotate,
-    session_sweep,
     session_touch,
     session_update,
 )
-from stillroom.sessions.asking import LOGOUT, ROTATION, Asking, apart, is_shut, steady_us
+from stillroom.sessions.asking import ROTATION
 from stillroom.sessions.beginning import Beginning
 from stillroom.sessions.ends import (
     BOTH,
@@ -57,36 +46,29 @@ from stillroom.sessions.ends import (
     NO_COOKIE,
     TAKES_AWAY,
     UNLESS_LATE,
-    End,
     Gone,
     Undo,
 )
+from stillroom.sessions.many import Many
+from stillroom.sessions.named import Known, token_of
 from stillroom.sessions.reading import read_plain, touch_after
 from stillroom.sessions.session import (
     DATA_LIMIT,
     MAPPINGS,
-    Device,
     Session,
-    SessionEvent,
     checked_key,
     decoded,
     encoded,
     encoded_meta,
     encoded_tags,
+    encoded_user,
     head,
-    listed_device,
     texts_of,
 )
 from stillroom.sessions.token import (
     NAME_LENGTH,
-    SECRET_BYTES,
     SHARDS_LIMIT,
-    Pepper,
     Place,
-    make_handle,
-    make_token,
-    place_of,
-    read_handle,
     shard_of,
 )
 from stillroom.settings import Settings
@@ -98,12 +80,7 @@ log = logging.getLogger("stillroom.sessions")
 
 T = TypeVar("T")
 
-SWEEP_TASK = "stillroom.sweep_sessions"
-BITE = 100  # sessions one script looks at …
-BITE_LIMIT = 200  # … and may be told to: some 3 ms of the server's
-SWEEP_S = 50.0  # one run of the sweep ends after this; the next goes on
 TRIES = 100  # tries of mutate: each lost one means that another caller won
-PAGE = 200  # sessions of a user that one script lists: some 3 ms of the server's
 CAP_LIMIT = 300  # sessions of a user that one login may count
 REMOVE_LIMIT = 1_000  # keys in one update: no session has more
 LONGEST_S = 366 * 86_400
@@ -115,10 +92,8 @@ _BLANK = b"?" * NAME_LENGTH  # where a name goes
 _TIME = pack([(b"TIME",)])
 _NEVER = float("inf")
 
-Known = Session[Any] | SecretStr | str  # a session, its id, or the text of its cookie
 
-
-class SessionsBody(Asking):
+class SessionsBody(Many):
     """The operations. A driver runs them."""
 
     def __init__(
@@ -129,11 +104,8 @@ class SessionsBody(Asking):
         dispatch: Dispatch,
         stats: Stats,
     ) -> None:
-        super().__init__(settings, server, keys, stats)
-        self.dispatch = dispatch
-        self.on_event: list[Callable[[SessionEvent], object]] = []
+        super().__init__(settings, server, keys, dispatch, stats)
         self._codec = Codec(settings)
-        self._peppers: tuple[Pepper, ...] = ()
         self._touch_us = _us(settings.session_touch)
         self._touch = b"%d" % self._touch_us
         self._times = self._times_of(None, None)
@@ -204,7 +176,7 @@ class SessionsBody(Asking):
         `device`: what the user's device is called, kept as an HMAC for `session_device_memory` seconds. Listeners
         of `on_event` hear of one that is new to a user who has others. `fresh=False`: the user did not prove who he
         is just now (a "remember me" cookie did), so `get(fresh=…)` refuses the session until it is confirmed.
-        Raises SessionDataRefused, SessionUnreadable (JSON that could not be read back), ValueTooLarge, InvalidKey.
+        Raises SessionDataRefused, SessionUnreadable (what could not be read back), ValueTooLarge, InvalidKey.
         Redis away or full: SessionStoreUnavailable. What may have been created all the same is ended as soon as
         this process reaches Redis, and so is `replaces`: a login whose reply was lost, or that was cancelled, takes
         no place of a cap. A server that is full has created nothing, and `replaces` lives on.
@@ -307,7 +279,7 @@ class SessionsBody(Asking):
         cookie: int,
         asked_us: int | None,
     ) -> Operation[Session[Any]]:
-        user = b"" if user_id is None else sanitized(user_id)
+        user = b"" if user_id is None else encoded_user(user_id)
         _check_cap(user_id, max_per_user, on_cap)
         times = self._times if idle is absolute is None else self._times_of(idle, absolute)
         given = {} if data is None else data
@@ -335,6 +307,15 @@ class SessionsBody(Asking):
             raise TooManySessions(int(reply[1]), max_per_user or 0)
         if reply[0] == b"replaced":
             raise SessionEnded("replaced")
+        self._note_begun(place, user, reply)
+        began = head(user, int(reply[1]), *times, labels, note, proved)
+        where = place.shard, place.names[0], began
+        if isinstance(given, MAPPINGS):
+            return Session(*where, fields, token, as_fields=True)
+        return Session(*where, given, token)
+
+    def _note_begun(self, place: Place, user: bytes, reply: Any) -> None:
+        """Count a session that has begun, and tell of those that ended for it and of a new device."""
         self.stats.counts["sessions_created"] += 1
         if reply[2] or reply[3]:
             evicted = [part for name in reply[3] for part in (name, user)]
@@ -342,11 +323,6 @@ class SessionsBody(Asking):
             self._tell_all("evicted", place.shard, evicted)
         if reply[5]:
             self._tell_all("new_device", place.shard, [place.names[0], user])
-        began = head(user, int(reply[1]), *times, labels, note, proved)
-        where = place.shard, place.names[0], began
-        if isinstance(given, MAPPINGS):
-            return Session(*where, fields, token, as_fields=True)
-        return Session(*where, given, token)
 
     @overload
     def get(
@@ -377,7 +353,7 @@ class SessionsBody(Asking):
         What no token of ours looks like costs no round trip. Raises SessionUnreadable.
         Redis away: SessionStoreUnavailable, which is not a logout.
         """
-        token = session if isinstance(session, str) else _token_of(session)
+        token = session if isinstance(session, str) else token_of(session)
         place = self._place(token)
         if place is None:
             return None
@@ -566,131 +542,7 @@ class SessionsBody(Asking):
         self.stats.counts["sessions_rotated"] += 1
         return rotated
 
-    # Many sessions
-
-    def list_for_user(self, user_id: str, *, limit: int | None = None) -> Operation[list[Device]]:
-        """Return the user's living sessions, the one seen last first: no data, no tokens.
-
-        `limit`: only so many, those that began last. However many there are, no script of it holds up the server.
-        Redis away: SessionStoreUnavailable.
-        """
-        if limit is not None and not is_whole(limit):
-            raise SettingsError(f"limit={limit!r}: 1 or more sessions")
-        listed = yield from self._listed(sanitized(user_id), limit)
-        devices = [device for one in listed if (device := self._device(*one))]
-        if limit is not None:
-            devices = sorted(devices, key=lambda device: device.created, reverse=True)[:limit]
-        return sorted(devices, key=lambda device: device.last_seen, reverse=True)
-
-    def end(self, user_id: str, handle: str) -> Operation[bool]:
-        """End one session by the handle that a list shows. Return True if it lived and was this user's.
-
-        Also if it was rotated since it was listed, up to 1,000 times.
-        Redis away: SessionStoreUnavailable.
-        """
-        user, place = sanitized(user_id), read_handle(handle)
-        if not isinstance(handle, str):
-            raise InvalidArgument(
-                f"{type(handle).__name__}: the `handle` that a list shows is text"
-            )
-        if place is None:
-            return False
-        ends = session_end(*self._keys.record(*place), user)
-        count, may_be_second = yield from self._ask_for_end(ends)
-        ended = bool(count) or may_be_second
-        self.stats.counts["sessions_destroyed"] += ended
-        return ended
-
-    def destroy_for_user(self, user_id: str, keep: Known | None = None) -> Operation[int]:
-        """End all sessions of a user except `keep` (a session, its token, or its handle). Return how many lived.
-
-        True for every reader when it returns, also for logins that began before; of many the memory is reclaimed by
-        workers, and those among them that had ended already are counted too. One to keep that does not live is not
-        brought back; what looks like none at all raises SessionEnded, and ends nothing. A handle keeps its session
-        also if that was rotated since it was listed, an old token only within its grace.
-        Redis away: SessionStoreUnavailable; some shards may have been done then.
-        """
-        user = sanitized(user_id)
-        return (yield from self._revoke(b"u:" + user, *self._kept(keep)))
-
-    def destroy_by_tag(self, *tags: str) -> Operation[int]:
-        """End all sessions that carry one of these tags. Return how many lived. See destroy_for_user."""
-        ended = 0
-        for tag in encoded_tags(tags):
-            ended += yield from self._revoke(b"g:" + tag, None)
-        return ended
-
-    def destroy_all(self) -> Operation[int]:
-        """End all sessions of all users, and those of the anonymous. Returns how many there were, with those that
-        had ended and were not swept.
-
-        True for every reader when it returns, whatever was under way; one short script for each shard, however
-        many there are. Workers give the memory back. Redis away: SessionStoreUnavailable; some shards may have
-        been done.
-        """
-        longest = b"%d" % (1_000 * max(self.settings.session_absolute, 7 * 86_400))
-
-        def ending_all(shard: int) -> Command:
-            due, prefix = self._keys.due_sessions(shard), self._keys.shard(shard)
-            return session_end_all([due], prefix, longest)
-
-        ended: int = sum((yield from self._everywhere(ending_all, apart)))
-        self.stats.counts["sessions_revoked"] += ended
-        if ended and self.dispatch.inline:
-            yield from self.sweep()
-        elif ended:
-            self.dispatch.wake(SWEEP_TASK)
-        return ended
-
-    def count(self, user_id: str | None = None) -> Operation[int]:
-        """Return how many sessions there are: of a user, exactly; of all, with those not swept since they ended.
-
-        Redis away: SessionStoreUnavailable.
-        """
-        if user_id is not None:
-            return len((yield from self._listed(sanitized(user_id), None)))
-        replies = yield from self._everywhere(
-            lambda shard: (b"ZCARD", self._keys.due_sessions(shard))
-        )
-        return sum(replies)
-
     # Background work
-
-    def sweep(self, limit: int = BITE, seconds: float = SWEEP_S) -> Operation[dict[str, Any]]:
-        """Delete what has expired, oldest first, and what was revoked, in bites of `limit`. For a worker.
-
-        Returns {"expired", "deleted", "lag_s", "done"}: `lag_s` is how long the oldest of them had waited, and
-        `done` is False if `seconds` were up first. Two at once share the work. It works on a server that is full.
-        Raises SettingsError for a `limit` that is none. Redis away: SessionStoreUnavailable. Where only a node of
-        a cluster is away, or a foreign key is in the place of an index, the others' sessions are swept before this
-        is raised. A shard that `stillroom move-state` has shut is left out.
-        """
-        if not is_whole(limit, most=BITE_LIMIT):
-            raise SettingsError(f"limit={limit!r}: 1 to {BITE_LIMIT:,} sessions a bite")
-        deadline = time.monotonic() + seconds
-        expired = deleted = lag = 0
-        yield from self._compare_shards()
-        left = set(range(self._known_shards))
-        away: SessionStoreUnavailable | None = None
-        while left and time.monotonic() < deadline:
-            for shard in sorted(left):
-                try:
-                    ended, due, waited = yield from self._sweep_shard(shard, limit)
-                    gone, unfinished, longer = yield from self._reclaim(shard, limit)
-                except SessionStoreUnavailable as error:
-                    if not self._is_about_a_part(error) and error.reason not in OF_THE_COMMAND:
-                        raise
-                    left.discard(shard)
-                    if not is_shut(error):  # a shard that is moved is swept afterwards
-                        away = away or error
-                    continue
-                expired, deleted, lag = expired + ended, deleted + gone, max(lag, waited, longer)
-                if due < limit and not unfinished:
-                    left.discard(shard)
-                yield Pause(0)  # others first; and each bite has its own deadline
-        if away is not None:
-            raise away
-        return {"expired": expired, "deleted": deleted, "lag_s": lag / 1e6, "done": not left}
 
     def deliver(self) -> Operation[int]:
         """Tell Redis of the sessions that ended while it was away. Returns how many are left to tell.
@@ -717,7 +569,7 @@ class SessionsBody(Asking):
     def log_out(
         self, token: str, *, if_empty: bool = False, asked_us: int | None = None
     ) -> Operation[bool]:
-        """`destroy`, where the response takes the cookie away: a slower one must begin no session in its place.
+        """End a session whose cookie the response takes away. A slower response must begin no session in its place.
 
         `if_empty`: only if there is no data in it, whoever has written last. `asked_us`: see `log_in`.
         """
@@ -739,39 +591,6 @@ class SessionsBody(Asking):
             return False
         (found,) = yield from self._ask([(b"EXISTS", *self._keys.late(place.shard, place.names))])
         return bool(found)
-
-    # Lists
-
-    def _listed(self, user: bytes, most: int | None) -> Operation[list[tuple[int, bytes, bytes]]]:
-        """Return (shard, name, record) of the user's living sessions, at most `most` of each shard."""
-        size = PAGE if most is None else min(most, PAGE)
-
-        def page(shard: int, below: bytes) -> Command:
-            index = self._keys.user_sessions(shard, user)
-            return session_list([index], self._keys.shard(shard), below, size)
-
-        first = yield from self._everywhere(lambda shard: page(shard, b"+inf"))
-        pages, listed = dict(enumerate(first)), []
-        found = dict.fromkeys(pages, 0)
-        while True:
-            for shard, (_, *devices) in pages.items():
-                pairs = zip(devices[::2], devices[1::2], strict=True)
-                listed += [(shard, name, about) for name, about in pairs]
-                found[shard] += len(devices) // 2
-            wanted = [shard for shard in pages if most is None or found[shard] < most]
-            below = {shard: b"(" + stamp for shard in wanted if (stamp := pages[shard][0])}
-            if not below:
-                return listed
-            yield Pause(0)  # others first; and each page has its own deadline
-            replies = yield from self._ask([page(*one) for one in below.items()])
-            pages = dict(zip(below, replies, strict=True))
-
-    def _device(self, shard: int, name: bytes, about: bytes) -> Device | None:
-        device = listed_device(shard, name, about)
-        if device is None:
-            handle = make_handle(shard, name)
-            self.stats.say("a list of sessions", "unreadable", f"{handle} is left out of it")
-        return device
 
     # Writing
 
@@ -803,50 +622,6 @@ class SessionsBody(Asking):
         if found is None:
             raise SessionEnded("missing")
         return found  # type: ignore[no-any-return]  # which overload it was is not known here
-
-    def _revoke(self, name: bytes, keep: Place | None, is_handle: bool = False) -> Operation[int]:
-        """Revoke `name`: u:<user> or g:<tag>. Once: a second run would end what began since the first."""
-        asked = steady_us()
-        at_once: int | bytes = b"" if is_handle else 0
-
-        def revoking(shard: int, kept: Place | None = keep, age: int | bytes = at_once) -> Command:
-            names = self._keys.sessions(*kept) if kept is not None and kept.shard == shard else ()
-            prefix = self._keys.shard(shard)
-            return session_revoke([prefix + name, *names], prefix, name, BITE, age)
-
-        replies = yield from self._everywhere(revoking, apart, LOGOUT)
-        if keep is not None and keep.shard < len(replies) and replies[keep.shard][0] < 0:
-            # It did nothing there: the name to keep was rotated. After this was asked for, perhaps: see End.
-            again: End | None = self._destroying(keep)._replace(asked_us=asked)
-            while again is not None:
-                sent = steady_us()
-                more = revoking(keep.shard, keep, again.age(sent))
-                (reply,) = yield from self._ask([more], Once, LOGOUT)
-                again = again.after(int(reply[1]) if reply[0] < 0 else -1, steady_us() - sent)
-            if reply[0] < 0:  # before: then nothing is kept
-                (reply,) = yield from self._ask([revoking(keep.shard, None)], Once, LOGOUT)
-            replies[keep.shard] = reply
-        ended = sum(int(count) for count, _ in replies)
-        self.stats.counts["sessions_revoked"] += ended
-        if any(unfinished for _, unfinished in replies):
-            if self.dispatch.inline:
-                yield from self.sweep()
-            else:
-                self.dispatch.wake(SWEEP_TASK)
-        return ended
-
-    def _sweep_shard(self, shard: int, limit: int) -> Operation[tuple[int, int, int]]:
-        """Return (expired, how many were due, how long the oldest had been, µs)."""
-        command = session_sweep([self._keys.due_sessions(shard)], self._keys.shard(shard), limit)
-        ((ended, due, waited),) = yield from self._ask([command])
-        self._tell_all("expired", shard, ended)
-        return len(ended) // 2, due, waited
-
-    def _reclaim(self, shard: int, limit: int) -> Operation[tuple[int, int, int]]:
-        """Return (deleted, revocations left, how long the oldest has waited, µs)."""
-        command = session_reclaim([self._keys.revocations(shard)], self._keys.shard(shard), limit)
-        ((deleted, left, waited),) = yield from self._ask([command])
-        return deleted, left, waited
 
     # Reading
 
@@ -899,36 +674,6 @@ class SessionsBody(Asking):
         self._plain_frames[shard] = looks, before, after
         return looks, before, after
 
-    # Names
-
-    def _place(self, session: Known, *, denied: bool = False) -> Place | None:
-        """Return the place of the session, or None for a text that is no token or a session that ended here."""
-        place = place_of(
-            session if isinstance(session, str) else _token_of(session),
-            self._peppers or self._ring(),
-        )
-        return None if self._deferred and place in self._deferred and not denied else place
-
-    def _ring(self) -> tuple[Pepper, ...]:
-        if not self._peppers:
-            secret = pepper.ring(
-                self.settings,
-                self.settings.session_peppers,
-                "STILLROOM_SESSION_PEPPERS",
-                without="sessions end with this process, and no other knows them",
-            )
-            self._peppers = tuple(map(Pepper, secret))
-        return self._peppers
-
-    def _new_place(self, shard: int | None) -> tuple[str, Place]:
-        """Make a token and its place.
-
-        The record has the first name; other peppers' processes find it by another.
-        """
-        number = secrets.randbelow(self._shards) if shard is None else shard
-        token = make_token(number, os.urandom(SECRET_BYTES))
-        return token, Place(number, tuple([one.name(token.encode()) for one in self._ring()]))
-
     def _reading(self, place: Place, touch: bool) -> Command:
         """Return the command that reads a session, packed once but for the name, because each request sends one."""
         shard, names = place
@@ -943,13 +688,6 @@ class SessionsBody(Asking):
     def _reads(self, shard: int, names: Sequence[bytes], touch: bool) -> Command:
         return session_get(*self._keys.record(shard, names), self._touch if touch else b"")
 
-    def _destroying(
-        self, place: Place, cookie: int = NO_COOKIE, asked_us: int | None = None
-    ) -> End:
-        """Return the end of this session. `cookie` says what the response does to the browser's cookie."""
-        asked = steady_us() if asked_us is None else asked_us
-        return End(*self._keys.record(*place), asked, cookie)
-
     def _device_of(self, device: str | bytes | None) -> tuple[bytes, bytes]:
         """Return a device's names in Redis, under each pepper, and how many ms it is known."""
         if not device:
@@ -957,18 +695,6 @@ class SessionsBody(Asking):
         text = b"device\0" + str(device).encode("utf-8", "replace")
         names = [one.name(text)[:DEVICE_LENGTH] for one in self._ring()]
         return b" ".join(names), b"%d" % (1_000 * self.settings.session_device_memory)
-
-    def _kept(self, keep: Known | None) -> tuple[Place | None, bool]:
-        """Return the place of the session to keep, and whether its handle names it."""
-        if keep is None:
-            return None, False
-        place = self._place(keep)
-        if place is not None:
-            return place, False
-        place = read_handle(keep if isinstance(keep, str) else None)
-        if place is None:
-            raise SessionEnded("missing")  # better none is ended than all by mistake
-        return place, True
 
     def _times_of(self, idle: Duration | None, absolute: Duration | None) -> tuple[int, int]:
         """Return the times in µs. Raises SettingsError."""
@@ -984,51 +710,11 @@ class SessionsBody(Asking):
         data = decoded(reply[3], None if type is None else self._codec.adapter(type))
         return Session(shard, reply[1], reply[2], data, token, unseen, reply[3])
 
-    def _refused(self, place: Place, reply: Any) -> SessionEnded:
-        """Count and report the reason why there is no session."""
-        reason = reply[0].decode()
-        self.stats.counts[f"sessions_{reason}"] += 1
-        if reason == "replayed":
-            self._tell_all(reason, place.shard, reply[1:])
-        return SessionEnded(reason)
-
-    def _tell_all(self, kind: str, shard: int, ended: Sequence[bytes]) -> None:
-        """Tell the listeners. `ended` is name, user, name, user …"""
-        if not ended:
-            return
-        if kind not in ("replayed", "new_device"):
-            self.stats.counts[f"sessions_{kind}"] += len(ended) // 2
-        for name, user in zip(ended[::2], ended[1::2], strict=True):
-            user_id = original(user).decode(errors="replace") or None
-            self._tell(SessionEvent(kind, make_handle(shard, name), user_id))
-
-    def _tell(self, event: SessionEvent) -> None:
-        log.info("session %s: handle=%s user=%a", event.kind, event.handle, event.user_id)
-        for listener in self.on_event:
-            try:
-                refuse_awaited("on_event", listener)
-                listener(event)
-            except Exception:
-                log.exception("a listener of session events failed")
-
 
 def not_fresh(session: Session[Any], within: Duration) -> SessionNotFresh:
     """Return the error to raise for a session that is not fresh."""
     proved, seconds = session.authenticated_at, seconds_of("fresh", within, least=0)
     return SessionNotFresh(seconds, None if proved is None else session.read_at - proved)
-
-
-def _token_of(session: object) -> str:
-    if isinstance(session, Session):
-        return session.token
-    if session is None:  # there was no cookie
-        return ""
-    if not isinstance(session, str | SecretStr):
-        raise InvalidArgument(
-            f"{type(session).__name__}: give a session of `get` or `create`, its `id`, or the text of its cookie. "
-            "What a list shows is ended by end(user_id, handle)"
-        )
-    return session.get_secret_value() if isinstance(session, SecretStr) else session
 
 
 def _seconds(name: str, given: Duration, *, least: float, most: float) -> float:

@@ -15,13 +15,14 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
     InvalidArgument,
+    InvalidKey,
     SessionDataRefused,
     SessionUnreadable,
     ValueTooLarge,
 )
 from stillroom.keys import original, sanitized
 from stillroom.marked import ATOMS, SAYS_HTML, SIGN, Marks, writable
-from stillroom.sameness import has_secret
+from stillroom.sameness import has_secret, is_same, lost_in
 from stillroom.sessions.token import make_handle
 
 T = TypeVar("T")
@@ -215,9 +216,10 @@ class SessionEvent:
     user_id: str | None
 
 
-def encoded(data: object, limit: int, keys_limit: int) -> dict[bytes, bytes]:
+def encoded(data: Any, limit: int, keys_limit: int) -> dict[bytes, bytes]:
     """Return each top-level key and its JSON. Raises SessionDataRefused, SessionUnreadable or ValueTooLarge."""
-    items = dict(_items(data))
+    is_mapping = isinstance(data, MAPPINGS)
+    items = dict(data) if is_mapping else _items(data)
     names = [*map(_known_key, items)]
     texts = [*map(encoded_value, items, items.values())]
     written = b"".join(names + texts)
@@ -234,7 +236,18 @@ def encoded(data: object, limit: int, keys_limit: int) -> dict[bytes, bytes]:
         raise SessionDataRefused(f"{len(names)} keys, the limit is {keys_limit}")
     if size > limit:
         raise ValueTooLarge(size, limit, DATA_LIMIT)
-    return dict(zip(names, texts, strict=True))
+    fields = dict(zip(names, texts, strict=True))
+    if not is_mapping:
+        _check_way_back(data, joined(fields))
+    return fields
+
+
+def _check_way_back(data: object, text: bytes) -> None:
+    """Raises SessionUnreadable or SessionDataRefused for a model of which a reader would get none or another."""
+    back = decoded(text, TypeAdapter(data.__class__))
+    lost = None if is_same(data, back, True) else lost_in(data, back)
+    if lost:
+        raise SessionDataRefused(f"{data.__class__.__name__}: {lost}")
 
 
 def encoded_value(key: str, value: object) -> bytes:
@@ -312,6 +325,14 @@ def texts_of(what: str, given: object) -> Iterable[Any]:
     return given
 
 
+def encoded_user(given: object) -> bytes:
+    """Return a user's name as it stands in Redis. Raises InvalidKey."""
+    if not isinstance(given, str):
+        hint = "; did you mean str(user.id)?" if given is not None else ""
+        raise InvalidKey(given, f"a user is a str, not {type(given).__name__}{hint}")
+    return sanitized(given)
+
+
 def encoded_tags(tags: Sequence[str]) -> list[bytes]:
     """Return each tag once. Raises InvalidKey or SessionDataRefused."""
     names = list(dict.fromkeys(map(sanitized, texts_of("tags", tags))))
@@ -342,7 +363,13 @@ def _decoded_marked(text: bytes, adapter: TypeAdapter[Any] | None) -> Any:
         data = _MARKS.unpack(from_json(text))
     except (ArithmeticError, AttributeError, TypeError) as error:
         raise SessionUnreadable(f"a marked value is broken ({error.__class__.__name__})") from None
-    return data if adapter is None else adapter.validate_json(to_json(data))
+    if adapter is None:
+        return data
+    try:
+        text = to_json(data)
+    except PydanticSerializationError:  # bytes that are no UTF-8
+        return adapter.validate_python(data)
+    return adapter.validate_json(text)
 
 
 def joined(fields: Mapping[bytes, bytes]) -> bytes:
@@ -398,9 +425,8 @@ def _as_given(name: str) -> str:
     return name if "%" not in name else original(name.encode()).decode()
 
 
-def _items(data: object) -> Iterable[tuple[Any, Any]]:
-    if isinstance(data, MAPPINGS):
-        return data.items()
+def _items(data: object) -> dict[str, Any]:
+    """Return the fields of a model or a dataclass. Raises SessionDataRefused."""
     try:
         plain = TypeAdapter(data.__class__).dump_python(
             data, mode="json", by_alias=True, round_trip=True, warnings="error"
@@ -413,7 +439,7 @@ def _items(data: object) -> Iterable[tuple[Any, Any]]:
         raise SessionDataRefused(
             f"the data of a session is a mapping or a model, not {data.__class__.__name__}"
         )
-    return plain.items()
+    return plain
 
 
 def _json(key: str, value: object) -> bytes:

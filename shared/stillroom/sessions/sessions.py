@@ -34,8 +34,10 @@ class Sessions(Face):
 
     @property
     def on_event(self) -> list[Callable[[SessionEvent], object]]:
-        """Called in the process that noticed: a session expired, was evicted, began on a new device, or its old
-        token was used."""
+        """The functions to call with each SessionEvent, in the process that noticed it.
+
+        A session expired, was evicted, began on a new device, or its old token was used.
+        """
         return self._body.on_event
 
 
@@ -63,6 +65,8 @@ class AsyncSessions(Face):
 
     @property
     def on_event(self) -> list[Callable[[SessionEvent], object]]:
-        """Called in the process that noticed: a session expired, was evicted, began on a new device, or its old
-        token was used."""
+        """The functions to call with each SessionEvent, in the process that noticed it.
+
+        A session expired, was evicted, began on a new device, or its old token was used.
+        """
         return self._body.on_event

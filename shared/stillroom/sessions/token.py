@@ -68,7 +68,7 @@ class Place(NamedTuple):
 
 
 def make_token(shard: int, secret: bytes) -> str:
-    """`secret`: 32 random bytes."""
+    """Return the text that goes into the cookie. `secret`: 32 random bytes."""
     text = b2a_base64(secret).translate(_URLSAFE)[:-2]
     return f"{shard:02x}.{text.decode()}"
 

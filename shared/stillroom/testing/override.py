@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from stillroom.dispatch import Dispatch, InlineDispatch
-from stillroom.misuse import explained
+from stillroom.misuse import explained, refuse_other
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.settings import Settings
 from stillroom.testing.parts import parts_of, twins
@@ -24,6 +24,7 @@ def overridden(room: R, settings: Settings, *, dispatch: Dispatch | None = None)
     Its loaders, and those who listen to its sessions, stay. Background work is done at once unless `dispatch` says
     otherwise. A room that is used in an event loop is closed there by its app (`lifespan`), or by `async with`.
     """
+    refuse_other("room", room, (Stillroom, AsyncStillroom), "the app's Stillroom or AsyncStillroom")
     other = type(room)(settings, dispatch=dispatch or InlineDispatch())
     loaders, listeners = room.cache.loaders, _listeners(room)
     before = [(old, vars(old), type(old)) for old, _ in twins(room, other)]

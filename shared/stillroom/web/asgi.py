@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from stillroom.operation import Driver
 from stillroom.room import AsyncStillroom
 from stillroom.shown import repr_of, shown
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
-from stillroom.web.ending import Header, answer_to, lacking, names_of, report_loss
+from stillroom.web.ending import Header, answer_to, lacking, length_of, names_of, report_loss
 from stillroom.web.explain import ExplainASGI
 from stillroom.web.fetched import is_meant_in_scope
 from stillroom.web.gate import PREFLIGHT, Asked, Middleware
@@ -165,7 +165,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
     def _session(
         self, scope: Scope, given: Mapping[bytes, bytes], is_given: bool
     ) -> AsyncWebSession:
-        """`given`: the last header of each name."""
+        """Return the session of a request. `given`: the last header of each name."""
         cookie, token = self._test_cookie if _is_test(scope) else self._cookie, None
         if is_given and (cookies := given.get(b"cookie")) is not None:
             if len(given) < len(scope["headers"]):  # HTTP/2 may send several
@@ -292,6 +292,8 @@ class _Response:
 
     _has_begun = False
     _is_replaced = False
+    _headers: Sequence[Header] = ()  # as the app said them
+    _left: float | None = None  # bytes of the body that are still to be sent; None: not counted yet
 
     def __init__(
         self,
@@ -333,15 +335,23 @@ class _Response:
         if message["type"] == "http.response.start" and not self._has_begun:
             await self._begin(message)
         elif not self._is_replaced:
-            if self._visit.is_holding and not self._is_inner and _is_last(message):
+            if self._visit.is_holding and not self._is_inner and self._is_last(message):
                 # Before the client may send its next request, and before background tasks.
                 gate = self._middleware._gate
                 await to_its_end(self._middleware._room.state.run(self._visit.over(gate.body)))
             await self._really_send(message)
 
+    def _is_last(self, message: Message) -> bool:
+        """Return whether the client has the whole response with this message."""
+        if message["type"] != "http.response.body":
+            return False
+        left = length_of(self._headers) if self._left is None else self._left
+        self._left = left - len(message.get("body", b""))
+        return self._left <= 0 or not message.get("more_body", False)
+
     async def _begin(self, message: Message) -> None:
         raw, status = list(message.get("headers", ())), message["status"]
-        headers = _decoded(raw)
+        self._headers = headers = _decoded(raw)
         gate, visit, session = self._middleware._gate, self._visit, self._session
         gate.tell(self._route, visit, session, status)
         if PREFLIGHT in self._scope:
@@ -388,10 +398,6 @@ async def _send_answer(send: Send, answer: Answer, more: list[Header]) -> None:
     headers = _encoded([*answer.headers, *more])
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
-
-
-def _is_last(message: Message) -> bool:
-    return message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
 def _is_test(scope: Scope) -> bool:

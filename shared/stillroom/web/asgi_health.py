@@ -7,10 +7,10 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from stillroom.background import aside
 from stillroom.health import Report
 from stillroom.health.past import NOT_TOLD
 from stillroom.misuse import explained
-from stillroom.operation import aside
 from stillroom.room import AsyncStillroom
 from stillroom.web.health import (
     STALE_S,
@@ -75,7 +75,7 @@ class HealthASGI:
 
 
 class Reports:
-    """The newest report. One task makes a new one when it is too old; everybody waits for that one, not long."""
+    """Keep the newest report. One task makes a new one when it is too old. All others wait for it, not long."""
 
     def __init__(self, check: Callable[[], Awaitable[Report]]) -> None:
         self._check = check

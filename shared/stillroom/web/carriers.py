@@ -49,7 +49,7 @@ class Carried(NamedTuple):
         return by if isinstance(by, str) else kind_of(by)
 
     def takes(self, method: str) -> bool:
-        """`method` in capitals."""
+        """Return whether the carrier is called with this method. `method`: in capitals."""
         wanted = "GET" if method == "HEAD" else method
         return self.methods is None or wanted in self.methods
 

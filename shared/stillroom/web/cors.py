@@ -97,7 +97,10 @@ class Learned:
         self._asked: OrderedDict[str, tuple[float, int]] = OrderedDict()  # by client: since, times
 
     def get(self, key: tuple[str, str, str], client: str, now: float) -> list[Header] | None:
-        """`key`: origin, method and path. None: ask the app. That is counted here, before the app has answered."""
+        """Return the headers that the app gave to such a preflight, or None: ask the app.
+
+        `key`: origin, method and path. To ask is counted here, before the app has answered.
+        """
         at, headers = self._found.get(key, _NEVER)
         if now - at < LEARNED_S:
             return headers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from operator import itemgetter
@@ -168,6 +169,12 @@ def _tell_of_http(name: str) -> None:
         'pass cookie=SessionCookie("sid", secure=False)',
         name,
     )
+
+
+def length_of(headers: Iterable[Header]) -> float:
+    """Return the length of a body as its headers say it, or infinity. Who has so much has the whole response."""
+    said = next((value for name, value in headers if name.lower() == "content-length"), "")
+    return int(said) if said.isdecimal() else math.inf
 
 
 def names_of(headers: Iterable[Header]) -> Iterable[str]:

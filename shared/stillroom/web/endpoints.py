@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from stillroom.operation import Driver, Operation
 from stillroom.web.gate import Gate
@@ -49,6 +49,23 @@ class Charger:
         """Give back what was in flight: it is over."""
         if visit.is_holding:
             self._driver.run(visit.over(self.gate.body))
+
+
+def until_sent(
+    pieces: Iterable[bytes], length: float, let_go: Callable[[], None]
+) -> Iterator[bytes]:
+    """Yield the pieces of a body of this length, and give back what is in flight before the last one.
+
+    Who has the last one may send the next request.
+    """
+    try:
+        for piece in pieces:
+            length -= len(piece)
+            if length <= 0:
+                let_go()
+            yield piece
+    finally:
+        let_go()
 
 
 def _nothing() -> Operation[None]:

@@ -17,8 +17,8 @@ from fastapi import Depends
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 
+from stillroom.background import in_background_loop
 from stillroom.errors import SettingsError
-from stillroom.operation import in_background_loop
 from stillroom.room import AsyncStillroom
 from stillroom.web.asgi import LIMITER
 from stillroom.web.request_session import AsyncWebSession

@@ -25,7 +25,7 @@ from stillroom.web.ending import ended, ending, varies
 from stillroom.web.flask_limits import LimitExceeded, StillroomLimits, exempt, limited
 from stillroom.web.placing import checked_cookie, checked_room
 from stillroom.web.problem import Answer, failed
-from stillroom.web.request_session import Login, WebSession
+from stillroom.web.request_session import Login, RequestSession, WebSession
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.wsgi import ALONG
 
@@ -67,6 +67,7 @@ class FlaskSession(WebSession, SessionMixin):
 
     accessed = False  # Flask says so when somebody has used `flask.session`
     _app: Flask
+    _along: RequestSession | None = None  # the middleware's, which it may have read with the limits
     _may_be_lost = frozenset({FLASHES, PERMANENT})
     # It is to live for another time: another session, with the same in it.
     _has_another_life = False
@@ -244,7 +245,9 @@ class StillroomSessions(SessionInterface):
         opened = FlaskSession(body, driver, cookie, token, environ)
         opened._app = app
         opened._touches = app.config["SESSION_REFRESH_EACH_REQUEST"]
-        if opened._touches and (along := environ.get(ALONG)) is not None:
+        # Taken once: each event of a socket (Flask-SocketIO) opens a session, with the environ of its handshake.
+        if opened._touches and (along := environ.pop(ALONG, None)) is not None:
+            opened._along = along
             opened.adopt(along)
         return opened
 
@@ -255,9 +258,8 @@ class StillroomSessions(SessionInterface):
         if end is None:
             act = ending(session, response.status_code, headers, environ["REQUEST_METHOD"])
             end = self._room.state.run(act)
-        along = environ.get(ALONG) if session._touches and session.is_looked_at else None
-        if along is not None:
-            along.taken_by = session.cookie
+        if session._along is not None and session.is_looked_at:
+            session._along.taken_by = session.cookie
         if end.instead is None:
             for name in end.without:
                 headers.remove(name)

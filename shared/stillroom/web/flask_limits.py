@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from stillroom.room import Stillroom
 from stillroom.web.carriers import FLASK_EXTENSION, LOST, WITHIN, lost_views
 from stillroom.web.cors import EXPOSE, exposing, is_preflight
 from stillroom.web.ending import lacking, names_of
-from stillroom.web.endpoints import Charger
+from stillroom.web.endpoints import Charger, until_sent
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Gate
 from stillroom.web.limited import (
@@ -136,7 +137,7 @@ class StillroomLimits:
         key = view if view is not None else self
         is_admitted = self._charger.admits(visit, declarations, _Here(visit, asked), name, key)
         if visit.is_holding and asked.environ.get(VISIT) is not visit:
-            asked.environ[HELD] = visit  # the middleware around the app gives back itself
+            asked.environ[HELD] = visit, math.inf  # the middleware around the app gives back itself
         if not is_admitted:
             raise self._refusal(visit)
 
@@ -170,6 +171,8 @@ class StillroomLimits:
         self._charger.end(visit, response.status_code, response.headers)
         if response.is_sequence:  # its client may send the next request when it has this body
             self._charger.let_go(visit)
+        elif HELD in asked.environ:
+            asked.environ[HELD] = visit, response.content_length or math.inf
         if visit.decisions:
             asked.environ[TOLD] = visit
         return response
@@ -349,23 +352,24 @@ class _LettingGo:
             body = self._app(environ, start_response)
         except BaseException:
             if (held := environ.pop(HELD, None)) is not None:
-                self._charger.let_go(held)
+                self._charger.let_go(held[0])
             raise
-        visit: Visit | None = environ.pop(HELD, None)
+        visit, length = environ.pop(HELD, (None, math.inf))
         if visit is None or not visit.is_holding:
             return body
-        return _Held(body, functools.partial(self._charger.let_go, visit))
+        return _Held(body, length, functools.partial(self._charger.let_go, visit))
 
 
 class _Held:
     """A body that is still to be sent, for which a place in flight is held."""
 
-    def __init__(self, body: Any, let_go: Callable[[], None]) -> None:
+    def __init__(self, body: Any, length: float, let_go: Callable[[], None]) -> None:
         self._body = body
+        self._length = length
         self._let_go = let_go
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._body)
+        return until_sent(self._body, self._length, self._let_go)
 
     def close(self) -> None:
         try:

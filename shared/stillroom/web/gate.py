@@ -13,9 +13,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from stillroom.errors import InvalidLimit
 from stillroom.limits import Decision, Limit, LimitsBody, Route, Routes
 from stillroom.limits.routes import Counted
-from stillroom.operation import Operation, beside, beside_elsewhere
+from stillroom.operation import Operation
 from stillroom.place import place_of
 from stillroom.room import AsyncStillroom, Stillroom
+from stillroom.together import beside, beside_elsewhere
 from stillroom.web import origin
 from stillroom.web.cors import Learned, Unanswered, is_preflight
 from stillroom.web.ending import Ending, Header, ended, ending

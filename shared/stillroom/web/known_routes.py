@@ -62,7 +62,7 @@ class Roots:
         self._app = app
 
     def of(self, root: str) -> str:
-        """`root`: the one that the server says."""
+        """Return the app's root path. `root`: the one that the server says."""
         return self._own or root or self._inner
 
     @cached_property
@@ -95,9 +95,9 @@ class Misfits:
             )
 
 
-def misfits(routes: Routes, app: object, root: str = "") -> list[tuple[str, str]]:
+def misfits(routes: Routes, app: object) -> list[tuple[str, str]]:
     """Return the routes of a table that fit no endpoint of an app, and what was probably meant."""
-    return list(_misfits(routes.routes, known_routes(app) or [], root))
+    return list(_misfits(routes.routes, known_routes(app) or [], root=""))
 
 
 def _first_root(apps: Iterator[object]) -> str:

@@ -30,6 +30,7 @@ MARK = "__stillroom_limits__"  # on an endpoint: the declarations it carries
 EXEMPT = "__stillroom_exempt__"  # on an endpoint: outer limits do not count here
 KINDS = ("ip", "user")  # that every request has; "user" is the session's, None for a visitor
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
+_HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)  # RFC 9110, section 5.6.2
 
 
 class Answered(NamedTuple):
@@ -245,6 +246,8 @@ def _check_when(given: object) -> None:
 
 
 def _check_by(by: object) -> None:
+    if isinstance(by, Header) and not _is_header(by.name):
+        raise InvalidLimit(by.name, "a header's name has letters, digits and -, as in X-API-Key")
     if by is None or isinstance(by, Header) or callable(by):
         return
     unknown = [kind for kind in str(by).split("&") if kind not in KINDS]
@@ -254,6 +257,10 @@ def _check_by(by: object) -> None:
             "by= is ip, user, ip&user, a Header(…), or a function of the request that says whom to count"
             f"{did_you_mean(unknown[0], KINDS)}",
         )
+
+
+def _is_header(name: object) -> bool:
+    return isinstance(name, str) and _HEADER.fullmatch(name) is not None
 
 
 def _check_kinds(limits: Sequence[Limit], by: object, known: Sequence[str]) -> None:

@@ -19,7 +19,10 @@ _HOST = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?|[0-9a-f:.]+", re.ASCII)  # 
 
 
 class SameOrigin:
-    """Which requests are refused. `trusted`: origins of other sites that may send them, such as https://app.example."""
+    """Refuse requests that pages of other sites send.
+
+    `trusted`: origins of other sites that may send them, such as https://app.example.
+    """
 
     def __init__(self, trusted: Iterable[str] = ()) -> None:
         self._trusted = frozenset(map(_origin, trusted))

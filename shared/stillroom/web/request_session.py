@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Self
 
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
-    InvalidKey,
     SessionConflict,
     SessionEnded,
     SessionNotFresh,
@@ -26,7 +25,6 @@ from stillroom.errors import (
     SessionUnreadable,
     StillroomError,
 )
-from stillroom.keys import sanitized
 from stillroom.marked import FIXED
 from stillroom.misuse import explained
 from stillroom.operation import AsyncDriver, Driver, Operation
@@ -34,6 +32,7 @@ from stillroom.sessions import (
     Session,
     SessionsBody,
     decoded_value,
+    encoded_user,
     encoded_value,
     not_fresh,
     steady_us,
@@ -93,12 +92,14 @@ class RequestSession(MutableMapping[str, Any]):
     def __init__(
         self,
         body: SessionsBody,
+        driver: Any,
         cookie: SessionCookie,
         token: str | None,
         request: Mapping[str, Any],
     ) -> None:
-        """`request`: the environ or the scope."""
+        """`driver` is that of the face. `request`: the environ or the scope."""
         self._body = body
+        self._driver = driver
         self._cookie = cookie
         self._token = token
         self._request = request
@@ -178,7 +179,7 @@ class RequestSession(MutableMapping[str, Any]):
 
     def _begin_login(self, login: Login) -> None:
         user_id = login.user_id
-        _check_user(user_id)
+        encoded_user(user_id)  # which refuses what is no user
         before = self.user_id
         self._change()
         if before not in (None, user_id):
@@ -662,16 +663,7 @@ class WebSession(RequestSession):
     `save()` writes it before the response begins, where what that raises is to be handled (TooManySessions …).
     """
 
-    def __init__(
-        self,
-        body: SessionsBody,
-        driver: Driver,
-        cookie: SessionCookie,
-        token: str | None,
-        request: Mapping[str, Any],
-    ) -> None:
-        super().__init__(body, cookie, token, request)
-        self._driver = driver
+    _driver: Driver
 
     def save(self) -> None:
         """Write it now. Nothing can be changed afterwards."""
@@ -698,16 +690,7 @@ class WebSession(RequestSession):
 class AsyncWebSession(RequestSession):
     """For asyncio: `session = await request_session.load()` first, and then as any other."""
 
-    def __init__(
-        self,
-        body: SessionsBody,
-        driver: AsyncDriver,
-        cookie: SessionCookie,
-        token: str | None,
-        request: Mapping[str, Any],
-    ) -> None:
-        super().__init__(body, cookie, token, request)
-        self._driver = driver
+    _driver: AsyncDriver
 
     async def load(self) -> AsyncWebSession:
         """Read it, unless that was done; one round trip at the most, none without a cookie of ours."""
@@ -742,15 +725,6 @@ class AsyncWebSession(RequestSession):
 def tell_of_unreadable(error: SessionUnreadable) -> None:
     """Log that a request goes on as if its session had ended: its visitor could do nothing about it."""
     log.error("a session can't be read, and is taken for one that has ended: %s", error)
-
-
-def _check_user(given: object) -> None:
-    """Raise InvalidKey for what is no user."""
-    if not isinstance(given, str):
-        hint = "; did you mean str(user.id)?" if given is not None else ""
-        kind = type(given).__name__
-        raise InvalidKey(given, f"a user who logs in is a str, not {kind}{hint}")
-    sanitized(given)
 
 
 def _is_fixed(value: Any) -> bool:

@@ -16,7 +16,8 @@ from stillroom.limits.decision import headers_of
 from stillroom.limits.limit import Limit
 from stillroom.limits.request import Subject
 from stillroom.limits.routes import Counted
-from stillroom.operation import Failed, Operation, together
+from stillroom.operation import Failed, Operation
+from stillroom.together import together
 from stillroom.web.limited import ALL, Answered, Charge, Limited
 
 if TYPE_CHECKING:

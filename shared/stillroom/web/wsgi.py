@@ -15,7 +15,7 @@ from stillroom.misuse import explained
 from stillroom.room import Stillroom
 from stillroom.shown import repr_of, shown
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
-from stillroom.web.ending import Header, answer_to, lacking, names_of, report_loss
+from stillroom.web.ending import Header, answer_to, lacking, length_of, names_of, report_loss
 from stillroom.web.explain import ExplainWSGI
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import PREFLIGHT, Asked, Middleware
@@ -236,7 +236,7 @@ class _Response:
                 if self._instead is not None:
                     break
                 if self._visit.is_holding:
-                    left = (self._length() if left == math.inf else left) - len(piece)
+                    left = (length_of(self._said()) if left == math.inf else left) - len(piece)
                     if left <= 0:
                         self.let_go()
                 yield piece
@@ -247,11 +247,10 @@ class _Response:
         if self._instead is not None:
             yield self._instead.body
 
-    def _length(self) -> float:
-        """Return the length of the body as the app says it, or infinity."""
-        _, headers, *_ = self._held or ("", [])
-        said = next((value for name, value in headers if name.lower() == "content-length"), "")
-        return int(said) if said.isdecimal() else math.inf
+    def _said(self) -> list[Header]:
+        """Return the headers as the app said them."""
+        headers: list[Header] = self._held[1] if self._held else []
+        return headers
 
     def over(self) -> None:
         report_loss(self._session)

@@ -74,7 +74,7 @@ class HealthWSGI:
 
 
 class Reports:
-    """The newest report. One thread makes a new one when it is too old; everybody waits for that one, not long."""
+    """Keep the newest report. One thread makes a new one when it is too old. All others wait for it, not long."""
 
     def __init__(self, check: Callable[[], Any]) -> None:
         self._check = check

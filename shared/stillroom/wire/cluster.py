@@ -23,15 +23,17 @@ from stillroom.wire.aio import AsyncWire
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.idle import IdleTimeout, Lateness
-from stillroom.wire.outcome import AWAY, refusal
+from stillroom.wire.outcome import AWAY, NodeAway, refusal
 from stillroom.wire.server import Command, ReplyError, Server, words_of
 from stillroom.wire.sync import Wire
 
 SLOTS = 16_384
 ASK_EVERY_S = 1.0
 OF_SLOTS: list[Command] = [(b"CLUSTER", b"SLOTS")]
+# What a script is told of a key that has gone ahead to another node.
+NOT_LOCAL = "access a non local key"
 UNNAMED = b"?"  # `cluster-preferred-endpoint-type hostname`, and the node has no `cluster-announce-hostname`
-KEYLESS = (b"TIME", b"SCAN", b"INFO")
+KEYLESS = (b"TIME", b"SCAN", b"INFO", b"SCRIPT", b"WAIT")
 OURS = ("pool", "budget")  # reasons that say nothing about a node
 
 Address = tuple[str, int]
@@ -120,7 +122,12 @@ class Topology:
         return sorted(nodes, key=lambda node: node == self._suspect)
 
     def learn(self, ranges: Sequence[Any], asked: Address) -> None:
-        """Take in a reply to CLUSTER SLOTS: (first, last slot, master, replicas …), nodes as (host, port …)."""
+        """Take in a reply to CLUSTER SLOTS: (first, last slot, master, replicas …), nodes as (host, port …).
+
+        Raises RedisUnavailable where it names none: the node has come back without its files, and others may know.
+        """
+        if not ranges:
+            raise RedisUnavailable("clusterdown", "a node that knows no slots is in no cluster")
         known = [(first, last, _address(master, asked)) for first, last, master, *_ in ranges]
         self._nodes = tuple(dict.fromkeys(_address(n, asked) for r in ranges for n in r[2:]))
         everywhere: dict[int, Address] = {}
@@ -148,16 +155,18 @@ class Topology:
 
 
 class Moved:
-    """The part of a batch that another node has to answer. Raises `refused` if there is none.
+    """The part of a batch that another node has to answer. Raises RedisRefused if there is none.
 
-    All keys of a batch are in one slot. What has no key (TIME, SCAN) was answered by the wrong node: it goes along.
+    All keys of a batch are in one slot. What has no key (TIME, SCAN, WAIT …) was answered by
+    the wrong node: it goes along.
     """
 
     def __init__(self, batch: Sequence[Command], refused: RedisRefused) -> None:
-        self._replies = refused.replies
+        self._replies = [on_its_way(reply) for reply in refused.replies]
         moved = [n for n, reply in enumerate(self._replies) if _is_moved(reply)]
         if not moved:
-            raise refused
+            is_of_the_slot = any(isinstance(reply, NodeAway) for reply in self._replies)
+            raise refusal(self._replies) if is_of_the_slot else refused
         keyless = [n for n, command in enumerate(batch) if words_of(command)[0] in KEYLESS]
         self._places = sorted({*moved, *keyless})
         self.commands = [batch[place] for place in self._places]
@@ -166,7 +175,7 @@ class Moved:
     def merged(self, replies: Sequence[Any]) -> list[Any]:
         """Return all replies, with these in their places. Raises RedisRefused if one is an error."""
         for place, reply in zip(self._places, replies, strict=True):
-            self._replies[place] = settled(reply)
+            self._replies[place] = settled(on_its_way(reply))
         if any(isinstance(reply, ReplyError) for reply in self._replies):
             raise refusal(self._replies)
         return self._replies
@@ -240,7 +249,10 @@ class _Cluster(Generic[W]):
             wire.forget()
 
     def _has_left(self, node: Address) -> bool:
-        """The node of the settings may be known to the cluster by another address."""
+        """Return whether the cluster no longer names this node.
+
+        It may know the node of the settings by another address; that one stays for as long as it answers.
+        """
         is_named = node == self._seed and not self._wires[node].breaker.is_open
         return node not in self.topology.nodes and not is_named
 
@@ -394,10 +406,9 @@ class ShardWire(_Follower[W]):
         for address in self._topology.whom_to_ask():
             try:
                 (ranges,) = self.at(address).execute(OF_SLOTS, deadline - time.monotonic())
+                return self._cluster.learn(ranges, address)
             except RedisUnavailable as error:
                 failure = _final_if_no_cluster(error, self._cluster.server)
-            else:
-                return self._cluster.learn(ranges, address)
         if not self._topology.owners:
             raise failure
         return None
@@ -467,10 +478,9 @@ class AsyncShardWire(_Follower[AsyncWire]):
             try:
                 wire = self._cluster.at(address)
                 (ranges,) = await wire.execute(OF_SLOTS, deadline - time.monotonic())
+                return self._cluster.learn(ranges, address)
             except RedisUnavailable as error:
                 failure = _final_if_no_cluster(error, self._cluster.server)
-            else:
-                return self._cluster.learn(ranges, address)
         if not self._topology.owners:
             raise failure
         return None
@@ -562,6 +572,19 @@ def _address(node: Sequence[Any], asked: Address) -> Address:
 def named_in(reply: Any) -> Address | None:
     """Return the node that a reply says has the slot; None for a reply that says nothing of the kind."""
     return _named(reply) if _is_moved(reply) else None
+
+
+def on_its_way(reply: Any) -> Any:
+    """Return a reply; of a key that is between two nodes just now, that Redis is away for this moment.
+
+    A script that finds a key of its shard gone has perhaps done a part of its work by then.
+    """
+    text = str(reply) if isinstance(reply, ReplyError) else ""
+    is_cut_short = NOT_LOCAL in text
+    if not (is_cut_short or text.startswith("ASK ")):
+        return reply
+    why = "the slot is on its way to another node"
+    return NodeAway(RedisUnavailable("tryagain", why, may_be_done=is_cut_short))
 
 
 def settled(reply: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Names of hosts, resolved aside: a name server that hangs holds up a thread of its own, and no call.
+"""Resolve names of hosts in threads of their own: a name server that hangs holds up no call.
 
 `getaddrinfo` has no deadline. So each lookup runs in a thread; whoever needs it waits as long as its call may take.
 The addresses that worked last are kept: they are used while the name server does not answer.

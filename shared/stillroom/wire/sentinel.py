@@ -497,7 +497,7 @@ def _received(sock: Any) -> bytes:
 
 
 def _is_of_tls(error: BaseException) -> bool:
-    """Nothing that concerns us has come yet."""
+    """Return whether TLS itself has to read or write first. Then nothing that concerns us has come yet."""
     return type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError")
 
 

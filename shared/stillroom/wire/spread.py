@@ -29,6 +29,7 @@ from stillroom.wire.cluster import (
     Topology,
     named,
     named_in,
+    on_its_way,
     settled,
     slot_of,
 )
@@ -36,8 +37,6 @@ from stillroom.wire.explain import explained, source_of
 from stillroom.wire.outcome import NodeAway, refusal
 from stillroom.wire.server import Command, ReplyError, Server, words_of
 
-# What a script is told of a key that has gone ahead to another node.
-NOT_LOCAL = "access a non local key"
 EVERYWHERE = frozenset({b"SCRIPT", b"WAIT"})
 KEYLESS = frozenset(
     {b"TIME", b"INFO", b"SLOWLOG", b"PING", b"CLUSTER", b"MEMORY", b"SCAN", *EVERYWHERE}
@@ -157,7 +156,7 @@ class Trip:
         for place, reply in zip(places, replies, strict=True):
             is_of_all = self._slots[place] is None
             said = _both(self._replies[place], reply) if is_of_all else reply
-            self._replies[place] = _on_its_way(said)
+            self._replies[place] = on_its_way(said)
 
     def failed(self, places: Sequence[int], error: RedisUnavailable) -> None:
         """Take in that a node did not answer, or refused as a whole; or what it said to each command."""
@@ -190,19 +189,6 @@ def _both(one: Any, other: Any) -> Any:
     if isinstance(one, ReplyError):
         return one
     return min(one, other) if isinstance(one, int) else one
-
-
-def _on_its_way(reply: Any) -> Any:
-    """Return a reply; of a key that is between two nodes just now, that Redis is away for this moment.
-
-    A script that finds a key of its shard gone has perhaps done a part of its work by then.
-    """
-    text = str(reply) if isinstance(reply, ReplyError) else ""
-    is_cut_short = NOT_LOCAL in text
-    if not (is_cut_short or text.startswith("ASK ")):
-        return reply
-    why = "the slot is on its way to another node"
-    return NodeAway(RedisUnavailable("tryagain", why, may_be_done=is_cut_short))
 
 
 class StateServer:
@@ -298,9 +284,8 @@ class SpreadWire(ClusterWire):
         timed: bool = False,
     ) -> list[Any]:
         """See Wire.execute, and above."""
-        return _execute(
-            self, self.shards[0], commands, left, {"idempotent": idempotent, "timed": timed}
-        )
+        how = {"idempotent": idempotent, "timed": timed}
+        return _execute(self, self.shards[0], commands, left, how)
 
 
 class SpreadThreadsWire:

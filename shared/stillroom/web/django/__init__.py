@@ -20,7 +20,7 @@ from django.utils.module_loading import import_string
 
 from stillroom.errors import SettingsError
 from stillroom.room import Stillroom
-from stillroom.settings import Settings
+from stillroom.settings import Settings, redact
 
 _lock = threading.RLock()  # a signal handler may call while this thread holds it
 _rooms: dict[
@@ -44,11 +44,14 @@ def has_room() -> bool:
 
 
 def _room(given: Any) -> Stillroom:
-    if isinstance(given, str):
+    if isinstance(given, str) and "://" not in given:
         found = import_string(given.replace(":", "."))
         if not isinstance(found, Stillroom):
             raise SettingsError(f"STILLROOM={given!r} is a {type(found).__name__}, not a Stillroom")
         return found
     if given is None or isinstance(given, Mapping):
         return Stillroom(Settings(**(given or {})))
-    raise SettingsError(f"STILLROOM={given!r}: the path of a room, or a dict of its settings")
+    shown = redact(given) if isinstance(given, str) else given
+    raise SettingsError(
+        f"STILLROOM={shown!r}: the path of a room, or a dict of its settings, such as {{'redis_url': …}}"
+    )

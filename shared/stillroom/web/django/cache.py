@@ -126,7 +126,8 @@ class StillroomCache(BaseCache):
             return pack(default() if callable(default) else default)
 
         if ttl is None:
-            return self.get(key, version=version, default=unpack(load()))
+            found = self.get(key, _MISSING, version)
+            return unpack(load()) if found is _MISSING else found
         longest = room().settings.life_limit - ttl
         swr = seconds_of("swr", swr, least=0)
         return unpack(
@@ -134,6 +135,11 @@ class StillroomCache(BaseCache):
                 self._name(key, version), load, ttl=ttl, swr=min(swr, longest), tags=tags
             )
         )
+
+    # Django's own would make several calls of each of these, and other requests' would come in between.
+
+    async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
+        return await sync_to_async(self.get_many)(keys, version)
 
     async def aset(
         self,
@@ -145,6 +151,16 @@ class StillroomCache(BaseCache):
         tags: Sequence[str] = (),
     ) -> None:
         await sync_to_async(self.set)(key, value, timeout, version, tags=tags)
+
+    async def aset_many(
+        self,
+        data: Mapping[Any, Any],
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+        *,
+        tags: Sequence[str] = (),
+    ) -> list[Any]:
+        return await sync_to_async(self.set_many)(data, timeout, version, tags=tags)
 
     async def aadd(
         self,
@@ -174,6 +190,12 @@ class StillroomCache(BaseCache):
             return async_to_sync(_result)(value) if isawaitable(value) else value
 
         return await sync_to_async(self.get_or_set)(key, make, timeout, version, tags=tags, swr=swr)
+
+    async def aincr(self, key: Any, delta: int = 1, version: int | None = None) -> Any:
+        return await sync_to_async(self.incr)(key, delta, version)
+
+    async def adelete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
+        await sync_to_async(self.delete_many)(keys, version)
 
     def invalidate_by_tag(self, *tags: str, soft: bool = False) -> None:
         """Kill what carries one of these tags, here and in the rest of the room. See Cache.invalidate_by_tag.

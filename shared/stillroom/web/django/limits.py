@@ -11,14 +11,13 @@ urlpatterns = [path("api/", limited(API, by="user")(include("shop.api")))]
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
 from django.http import (
-    FileResponse,
     HttpRequest,
     HttpResponse,
     HttpResponseBase,
@@ -37,8 +36,8 @@ from stillroom.web.cors import exposing, is_preflight
 from stillroom.web.django import room
 from stillroom.web.django.requests import InRequest, is_async_view
 from stillroom.web.django.sessions import SessionStore
-from stillroom.web.ending import lacking
-from stillroom.web.endpoints import Charger
+from stillroom.web.ending import lacking, length_of
+from stillroom.web.endpoints import Charger, until_sent
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Gate
 from stillroom.web.limited import (
@@ -409,7 +408,7 @@ def _when_over(
     """Have this called when the stream ends, or when Django closes the request.
 
     The request is closed with the response that is sent, also if that is another one. Under ASGI it is not closed
-    where the stream raises. A file is left to the server, which may send it by itself.
+    where the stream raises. A file is streamed too: the server would close it after its client has it.
     """
     close = request.close
 
@@ -420,21 +419,21 @@ def _when_over(
             let_go()
 
     request.close = closing
-    if isinstance(response, StreamingHttpResponse) and not isinstance(response, FileResponse):
-        until_over = _until_over_async if response.is_async else _until_over
-        response.streaming_content = until_over(response.streaming_content, let_go)
+    if isinstance(response, StreamingHttpResponse):
+        until = _until_sent_async if response.is_async else until_sent
+        length = length_of(response.items())
+        response.streaming_content = until(response.streaming_content, length, let_go)
 
 
-def _until_over(pieces: Any, let_go: Callable[[], None]) -> Iterator[Any]:
-    try:
-        yield from pieces
-    finally:
-        let_go()
-
-
-async def _until_over_async(pieces: Any, let_go: Callable[[], None]) -> AsyncIterator[Any]:
+async def _until_sent_async(
+    pieces: Any, length: float, let_go: Callable[[], None]
+) -> AsyncIterator[Any]:
+    """See until_sent."""
     try:
         async for piece in pieces:
+            length -= len(piece)
+            if length <= 0:
+                await sync_to_async(let_go)()
             yield piece
     finally:
         await sync_to_async(let_go)()

@@ -1,0 +1,98 @@
+"""Lets a thread await, in one event loop of the process, and an event loop do what blocks, in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+_background: asyncio.AbstractEventLoop | None = None
+_background_thread: threading.Thread | None = None
+_background_lock = threading.RLock()
+
+
+def in_background_loop(awaitable: Awaitable[Any]) -> Any:
+    """Await from a thread: all of a process' in one loop, so that they may share a database pool."""
+    # Not by asyncio's running loop, which is the same for all greenlets of a thread.
+    if threading.current_thread() is _background_thread:
+        if inspect.iscoroutine(awaitable):
+            awaitable.close()
+        raise RuntimeError(
+            "an async loader called a blocking room that has async loaders: use AsyncStillroom in it"
+        )
+    try:
+        loop = _background_loop()
+    except BaseException:
+        if inspect.iscoroutine(awaitable):
+            awaitable.close()
+        raise
+    outcome = asyncio.run_coroutine_threadsafe(_finish(awaitable), loop).result()
+    if isinstance(outcome, _Exit):
+        raise outcome.error
+    return outcome
+
+
+async def aside(work: Callable[..., T], *args: Any) -> T:
+    """Run work that may block in a thread, or here where no thread can be started. It may be run twice then."""
+    run = partial(contextvars.copy_context().run, work, *args)
+    try:
+        running = asyncio.get_running_loop().run_in_executor(None, run)
+    except RuntimeError:  # of the start: what the work itself raises is told
+        return work(*args)
+    return await running
+
+
+def _background_loop() -> asyncio.AbstractEventLoop:
+    """Return the loop and its thread. They are kept only once they run: else every later load would hang."""
+    global _background, _background_thread
+    with _background_lock:
+        if _background is None or _background.is_closed():
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(
+                target=_run, args=(loop,), name="stillroom async loaders", daemon=True
+            )
+            try:
+                thread.start()
+            except BaseException:  # no thread is free now; there may be one for the next load
+                loop.close()
+                raise
+            _background, _background_thread = loop, thread
+        return _background
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the loop for good. A task that a loader has left behind may exit: that ends no other load."""
+    while not loop.is_closed():
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
+            loop.run_forever()
+
+
+class _Exit(NamedTuple):
+    """Hold what ends a thread's event loop when it is raised there."""
+
+    error: BaseException
+
+
+async def _finish(awaitable: Awaitable[Any]) -> Any:
+    """Return the result. An exit is told to the caller: here it would end the loop, and the caller would hang."""
+    try:
+        return await awaitable
+    except (SystemExit, KeyboardInterrupt) as error:
+        return _Exit(error)
+
+
+def _forget_background_loop() -> None:
+    global _background, _background_thread, _background_lock
+    # Its thread stayed in the parent.
+    _background, _background_thread, _background_lock = None, None, threading.RLock()
+
+
+os.register_at_fork(after_in_child=_forget_background_loop)
