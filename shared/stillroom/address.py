@@ -9,6 +9,7 @@ process believes what most of the named ones say.
 from __future__ import annotations
 
 import re
+import ssl
 from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
@@ -28,6 +29,7 @@ TLS_OPTIONS = (
     *("ssl_include_verify_flags", "ssl_exclude_verify_flags"),
 )
 CERT_REQS = ("none", "optional", "required")
+MIN_VERSIONS = ("771", "772")
 SENTINEL_PORT = 26379
 ODD_PASSWORD = "its password holds a # ? or /, which are written as %23 %3F %2F in a URL"
 SENTINEL_FORM = "redis+sentinel://host:26379,host:26379/<master>/<database>"
@@ -116,6 +118,7 @@ def _check_server(url: str, scheme: str, *, of_broker: bool) -> None:
             raise ValueError(f"the option {option!r} does not belong in a URL: it has its setting")
         if not of_broker:
             _check_option(option, values[-1], is_tls=scheme == "rediss")
+        _check_tls(option, values[-1])
 
 
 def _check_option(option: str, value: str, *, is_tls: bool) -> None:
@@ -129,6 +132,16 @@ def _check_option(option: str, value: str, *, is_tls: bool) -> None:
         _database(value)
     if option == "ssl_cert_reqs" and value not in CERT_REQS:
         raise ValueError(f"ssl_cert_reqs={value!r}: none, optional or required")
+
+
+def _check_tls(option: str, value: str) -> None:
+    if option == "ssl_min_version" and value not in MIN_VERSIONS:
+        raise ValueError(f"ssl_min_version={value!r}: 771 for TLS 1.2, or 772 for TLS 1.3")
+    if option.endswith("_verify_flags"):
+        for flag in value.strip("[]").split(","):
+            if flag.strip() not in ssl.VerifyFlags.__members__:
+                hint = did_you_mean(flag.strip(), ssl.VerifyFlags.__members__)
+                raise ValueError(f"{option}: {flag.strip()!r} is no flag of Python's ssl{hint}")
 
 
 def _host(text: str) -> Host:

@@ -7,13 +7,11 @@ import contextlib
 import json
 import logging
 import queue
-import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,8 +19,10 @@ from stillroom.address import is_sentinel, read_sentinel
 from stillroom.at_exit import AtExit
 from stillroom.errors import DispatchFailed
 from stillroom.keys import KEY_LIMIT, Keys
+from stillroom.place import each_url
 from stillroom.settings import Settings
 from stillroom.wire import no_fork, reset_after_fork
+from stillroom.wire.trust import tls_options
 
 log = logging.getLogger("stillroom.dispatch")
 
@@ -557,16 +557,16 @@ def sentinel_options(settings: Settings, url: str | None = None) -> dict[str, An
 
 
 def broker_tls(settings: Settings, url: str | None = None) -> dict[str, Any] | None:
-    """kombu's own `rediss://` takes any certificate, password and all; ours has to be a valid one.
+    """Return what the URL says of TLS, read as the app's connections read it; None where there is no TLS.
 
-    The URL is the broker's unless another is given.
+    kombu's own `rediss://` takes any certificate, password and all; ours has to be a valid one. Most options are
+    text to kombu. The URL is the broker's unless another is given.
     """
-    url = url or settings.broker_url or settings.redis_url
-    if is_sentinel(url):
-        options = parse_qs(urlsplit(read_sentinel(url).primary).query)
-        given = {name: values[-1] for name, values in options.items() if name.startswith("ssl_")}
-        needed: dict[str, Any] = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
-        return needed | given if url.startswith("rediss") else None
-    if not url.startswith("rediss://") or "ssl_cert_reqs" in url:
+    from kombu.utils.url import parse_ssl_cert_reqs
+
+    url = each_url(url or settings.broker_url or settings.redis_url)[0]
+    server = read_sentinel(url).primary if is_sentinel(url) else url
+    if not server.startswith("rediss://"):
         return None
-    return {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    given = {"ssl_cert_reqs": "required"} | tls_options(server)
+    return given | {"ssl_cert_reqs": parse_ssl_cert_reqs(given["ssl_cert_reqs"])}

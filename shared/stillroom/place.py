@@ -6,6 +6,8 @@ import re
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from stillroom.address import is_sentinel, read_sentinel
+
 PORT = 6379
 TCP = ("redis", "rediss")
 SOCKET_FILE = ("unix", "redis+socket", "socket")
@@ -13,7 +15,9 @@ _BETWEEN_URLS = re.compile(r";(?=[a-z][a-z0-9+.-]*://)")
 
 
 class Place(NamedTuple):
-    """A database of a server: a host in small letters with its port, or the path of a socket file with 0."""
+    """A database of a server: a host in small letters with its port; with 0 for it the path of a socket file, or
+    the primary's name and the Sentinels who know it.
+    """
 
     host: str
     port: int
@@ -40,6 +44,11 @@ def place_of(url: str | None) -> Place | None:
     if url is None or len(each_url(url)) > 1:
         return None
     try:
+        if is_sentinel(url):
+            sentinels, master, primary = read_sentinel(url)
+            known_to = sorted(f"{host.lower()}:{port}" for host, port in sentinels)
+            place = place_of(primary)
+            return place and Place(" ".join([master, *known_to]), 0, place.database)
         parts = urlsplit(url)
         options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         if parts.scheme in SOCKET_FILE:

@@ -36,6 +36,7 @@ from stillroom.address import (
     OPTIONS,
     SCHEMES,
     SERVERS,
+    TLS_OPTIONS,
     check_url,
     is_sentinel,
     read_sentinel,
@@ -672,8 +673,11 @@ def _redact_one(url: str) -> str:
 def _for_broker(url: str, password: str | None) -> str:
     """Return a Redis URL as kombu reads it, the password filled in where it has none.
 
-    Of Sentinels kombu wants one URL each; the primary's name is among its options: see dispatch.py.
+    What it says of TLS is told apart from it: see `broker_tls` in dispatch.py. Of Sentinels kombu wants one URL
+    each; the primary's name is among its options.
     """
+    if len(several := each_url(url)) > 1:
+        return ";".join(_for_broker(one, password) for one in several)
     if is_sentinel(url):
         sentinels, _, primary = read_sentinel(url)
         direct = urlsplit(_for_broker(primary, password))
@@ -698,7 +702,8 @@ def _for_broker(url: str, password: str | None) -> str:
         return f"redis+socket://{location}{parts.path}?virtual_host={database}"
     # kombu fails at these options of redis-py, which prefers the database in the option to that in the path.
     path = f"/{query['db'][0]}" if "db" in query else parts.path
-    rest = [one for one in parts.query.split("&") if one.partition("=")[0] not in OPTIONS]
+    told = (*OPTIONS, *TLS_OPTIONS)
+    rest = [one for one in parts.query.split("&") if one.partition("=")[0] not in told]
     return urlunsplit(parts._replace(netloc=location, path=path, query="&".join(rest)))
 
 

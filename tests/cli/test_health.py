@@ -85,6 +85,21 @@ def test_watching_ends_with_ctrl_c(own_server: EmbeddedServer) -> None:
     assert 1.5 < times[1] - times[0] < 10
 
 
+def test_watching_in_a_pipe_tells_each_report(own_server: EmbeddedServer) -> None:
+    """Without a terminal a whole report is written every two seconds, until the reader has seen enough."""
+    with subprocess.Popen(
+        [STILLROOM, "health", "--watch"],
+        env=os.environ | {"REDIS_URL": own_server.url, "STILLROOM_HEALTH_TIMEOUT": "5"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        statuses = (line for line in process.stdout if " UTC, in " in line)
+        assert next(statuses) != next(statuses)
+        process.stdout.close()
+        assert process.wait(WITHIN) == 0
+
+
 def text_of(report: Any) -> str:
     printer = console()
     with printer.capture() as captured:

@@ -55,6 +55,16 @@ def test_a_database_of_the_primary_is_the_last_part_of_the_path(
     assert "db0:" not in keyspaces
 
 
+def test_queues_are_counted_where_sentinels_name_the_broker(
+    sentinels: Sentinels, make: Make
+) -> None:
+    """Health tells how many tasks wait, though the broker's URL has another user and order of Sentinels."""
+    other = sentinels.url_to([*reversed(sentinels.sentinels)]).replace("://", "://producer@")
+    room = make(sentinels.url, broker_url=other)
+    sentinels.client(sentinels.primary).lpush(room.keys.queue("refresh"), "{}", "{}")
+    assert [queue.depth for queue in room.health.check().tasks.queues] == [2, 0]
+
+
 @pytest.mark.parametrize("accident", ["killed", "frozen", "cut"])
 def test_a_running_process_goes_on_with_the_new_primary(
     sentinels: Sentinels, make: Make, accident: str

@@ -20,7 +20,7 @@ from stillroom import (
 )
 from stillroom.embedded import EmbeddedServer
 from stillroom.errors import FINAL
-from tests.support.faces import open_room
+from tests.support.faces import FACES, open_room
 
 PASSWORD = "canary-5e1f"
 PEPPER = "a-pepper-for-tests-long-enough-to-be-one"
@@ -191,6 +191,22 @@ def test_sessions_never_say_that_somebody_is_logged_out(
     for act in acts:
         with unavailable(refused[1], SessionStoreUnavailable):
             act()
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_user_who_needs_no_password_is_the_one_who_acts(door: Door, face: str) -> None:
+    """A user that stands alone in the URL is logged in, as in the broker's connections."""
+    with redis.Redis(port=door.port, password=PASSWORD) as admin:
+        rights: Any = {"keys": ["*"], "channels": ["*"], "commands": ["+@all"]}
+        admin.acl_setuser("app", enabled=True, nopass=True, **rights)
+        try:
+            settings = Settings(redis_url=f"redis://app@127.0.0.1:{door.port}")
+            with open_room(face, settings, NoDispatch()) as room:
+                room.connect()
+                assert room.cache.set("k", 1)
+                assert "app" in {client["user"] for client in admin.client_list()}
+        finally:
+            admin.acl_deluser("app")
 
 
 def test_limits_are_counted_here(room: Any, refused: Refused) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import redis
 from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.dispatch import reach
 from stillroom.embedded import EmbeddedServer, EmbeddedServerError, free_port
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.certificates import Authority
@@ -136,6 +138,40 @@ def test_a_certificate_of_another_name_is_refused(
         room.connect()
 
 
+def test_connections_share_what_they_trust_until_its_file_is_replaced(
+    server: TlsServer, stack: ExitStack, face: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One context of TLS, which takes 40 ms to make, serves all connections. Another file means another context."""
+    make, made = ssl.create_default_context, []
+    monkeypatch.setattr(ssl, "create_default_context", lambda: made.append(1) or make())
+    trusted = Authority(tmp_path / "own", "trusted")
+    right = server.authority.certificate.read_bytes()
+    trusted.certificate.write_bytes(right)
+    room = opened(stack, face, server.tls_url(trusted), breaker_failures=50)
+    with redis.Redis.from_url(server.url) as admin:
+        for _ in range(3):
+            assert room.cache.set("k", 1)
+            admin.client_kill_filter(_type="normal", skipme=True)
+        assert len(made) == 1
+        trusted.certificate.write_bytes(Authority(tmp_path, "another").certificate.read_bytes())
+        assert room.cache.get("k") is None
+        trusted.certificate.write_bytes(right)
+        assert room.cache.get("k") == 1
+        assert len(made) == 3
+
+
+@pytest.mark.parametrize("option", ["ssl_ciphers=none", "ssl_ca_certs=/is/missing"])
+def test_an_option_that_can_not_be_followed_is_said(
+    server: TlsServer, stack: ExitStack, face: str, option: str
+) -> None:
+    """Ciphers that nobody knows, or a file that is missing, are a fault of TLS. Calls go on without Redis."""
+    url = f"{server.tls_url()}{option}"
+    room = opened(stack, face, url, connect_delay=60, connect_attempts=1)
+    with pytest.raises(RedisUnavailable, match=r"\(tls\).*REDIS_URL.*ssl_ca_certs"):
+        room.connect()
+    assert room.cache.get_or_set("k", lambda: 2) == 2
+
+
 def test_a_server_may_want_a_certificate_of_its_clients(
     make_server: Callable[..., TlsServer], stack: ExitStack, face: str
 ) -> None:
@@ -146,6 +182,15 @@ def test_a_server_may_want_a_certificate_of_its_clients(
     without = opened(stack, face, asking.tls_url(asking.authority))
     assert without.cache.get("k") is None
     assert without.cache.get_or_set("k", lambda: 2) == 2
+
+
+def test_orders_are_sent_by_the_options_of_the_url(
+    make_server: Callable[..., TlsServer],
+) -> None:
+    """Whoever lets the name in a certificate be another one is taken at their word by the broker's client too."""
+    elsewhere = make_server()
+    url = f"{elsewhere.tls_url(elsewhere.authority)}&ssl_check_hostname=no&ssl_min_version=771"
+    reach(Settings(redis_url=url))
 
 
 def test_orders_and_workers_speak_tls(

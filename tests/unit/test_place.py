@@ -23,6 +23,7 @@ SAME = [
     ("redis://[::1]:6379", "redis://[::1]"),
     ("unix:///run/redis.sock", "redis+socket:///run/redis.sock?virtual_host=0"),
     ("redis://", "redis://localhost"),
+    ("redis+sentinel://web@a,b:26379/main", "rediss+sentinel://producer:pw@B,a/main/0"),
 ]
 OTHER = [
     ("redis://redis/0", "redis://redis/1"),
@@ -34,6 +35,11 @@ OTHER = [
     ("redis://redis", None),
     ("redis://redis", "redis://redis:port"),
     ("redis://redis", "redis://redis/three"),
+    ("redis+sentinel://a,b/main", "redis+sentinel://a,b/main/1"),
+    ("redis+sentinel://a,b/main", "redis+sentinel://a,b/other"),
+    ("redis+sentinel://a,b/main", "redis+sentinel://a,c/main"),
+    ("redis+sentinel://a/main", "redis+sentinel://a"),
+    ("redis+sentinel://a/main", "redis://a:26379"),
 ]
 
 

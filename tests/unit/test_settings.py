@@ -79,6 +79,16 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ),
         (
             "REDIS_URL",
+            "rediss://x?ssl_min_version=TLSv1_2",
+            "ssl_min_version='TLSv1_2': 771 for TLS 1.2, or 772 for TLS 1.3",
+        ),
+        (
+            "REDIS_URL",
+            "rediss+sentinel://x/main?ssl_include_verify_flags=STRICT",
+            "ssl_include_verify_flags: 'STRICT' is no flag of Python's ssl",
+        ),
+        (
+            "REDIS_URL",
             "redis://:hun#canary@x",
             "REDIS_URL='redis://:***@x': it can't be read; # ? / [ ] in a password",
         ),
@@ -265,7 +275,7 @@ class TestSecrets:
             ("redis://h/2?db=3&client_name=app", "redis://:p%2Fw@h/3"),
             ("redis://h/2?username=app&password=a%2Fb", "redis://app:a%2Fb@h/2"),
             ("redis://u:x@h/2?socket_keepalive=1", "redis://u:x@h/2"),
-            ("rediss://h?db=1&ssl_cert_reqs=none", "rediss://:p%2Fw@h/1?ssl_cert_reqs=none"),
+            ("rediss://h?db=1&ssl_cert_reqs=none", "rediss://:p%2Fw@h/1"),
         ],
     )
     def test_options_of_a_url_hold_for_the_broker(self, url: str, broker: str) -> None:
@@ -357,7 +367,40 @@ class TestSecrets:
 
         assert broker_tls(Settings(redis_url="redis://x")) is None
         assert broker_tls(Settings(redis_url="rediss://x")) == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
-        assert broker_tls(Settings(redis_url="rediss://x?ssl_cert_reqs=none")) is None
+        unchecked = broker_tls(Settings(redis_url="rediss://x?ssl_cert_reqs=none"))
+        assert unchecked == {"ssl_cert_reqs": ssl.CERT_NONE}
+
+    @pytest.mark.parametrize("url", ["rediss://x", "rediss+sentinel://x/main"])
+    def test_the_broker_reads_options_of_tls_as_the_cache_does(self, url: str) -> None:
+        """Numbers, flags and a "no" in a URL are that to kombu too, and not text."""
+        import ssl
+
+        from stillroom.dispatch import broker_tls
+
+        options = (
+            "ssl_check_hostname=no&ssl_min_version=772&ssl_exclude_verify_flags=VERIFY_X509_STRICT"
+        )
+        settings = Settings(redis_url=f"{url}?{options}")
+        assert broker_tls(settings) == {
+            "ssl_cert_reqs": ssl.CERT_REQUIRED,
+            "ssl_check_hostname": False,
+            "ssl_min_version": ssl.TLSVersion.TLSv1_3,
+            "ssl_exclude_verify_flags": [ssl.VerifyFlags.VERIFY_X509_STRICT],
+        }
+        assert "ssl_" not in settings.broker
+
+    @pytest.mark.parametrize("url", ["rediss://x", "rediss+sentinel://x/main"])
+    def test_nobody_is_asked_for_the_password_of_a_key(self, url: str) -> None:
+        """A key whose password is not in the URL is opened without one: OpenSSL would ask on the terminal."""
+        from stillroom.dispatch import broker_tls
+
+        settings = Settings(redis_url=f"{url}?ssl_certfile=/a.crt&ssl_keyfile=/a.key")
+        assert (broker_tls(settings) or {})["ssl_password"] == ""
+
+    def test_each_of_several_brokers_has_the_password(self) -> None:
+        """A broker's setting may name several servers; the password is for each whose URL has none."""
+        settings = Settings(broker_url="redis://a;redis://:b@b/1", redis_password="pw")
+        assert settings.broker == "redis://:pw@a;redis://:b@b/1"
 
 
 def test_peppers_come_from_a_variable_or_a_file_and_are_never_shown(

@@ -91,6 +91,8 @@ def _run() -> int:
             _tell(type(error).__name__, str(error))
         return 2
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # to Click and Rich that is a failure
+            raise end.__context__ from None
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
 

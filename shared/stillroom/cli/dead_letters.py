@@ -77,26 +77,30 @@ def retry(ids: IdsOrNone = None, everything: Everything = False, as_json: AsJson
     """
     if everything == bool(ids):
         raise typer.BadParameter("say which: ID, or --all and nothing else")
+    sent: list[str] = []
     refused: dict[str, str] = {}
-    with open_room() as room:
-        teach_messages(room)
-        if everything:
-            there = room.state.run(room.dead_letters.list(LETTERS_LIMIT))
-            ids = [letter.id for letter in there]
-        for one in ids or []:
-            try:
-                room.state.run(room.dead_letters.retry(one))
-            except (DeadLetterRefused, NoDeadLetter) as error:
-                if not everything:
-                    raise
-                refused[one] = str(error)
-                typer.echo(shown(str(error)), err=True)
-            else:
-                if not as_json:
-                    typer.echo(f"{shown(one)} is sent again")
+    try:
+        with open_room() as room:
+            teach_messages(room)
+            if everything:
+                there = room.state.run(room.dead_letters.list(LETTERS_LIMIT))
+                ids = [letter.id for letter in there]
+            for one in ids or []:
+                try:
+                    room.state.run(room.dead_letters.retry(one))
+                    sent.append(one)
+                except (DeadLetterRefused, NoDeadLetter) as error:
+                    if not everything:
+                        raise
+                    refused[one] = str(error)
+    finally:  # not before all is sent: whoever reads this may go away, and the command ends with it
+        for one in () if as_json else sent:
+            typer.echo(f"{shown(one)} is sent again")
     if as_json:
-        told = {"retried": [one for one in ids or [] if one not in refused]}
+        told = {"retried": sent}
         print_json(told | {"refused": refused} if everything else told)
+    for why in refused.values():
+        typer.echo(shown(why), err=True)
     if refused:
         raise typer.Exit(1)
 

@@ -48,13 +48,14 @@ def health(as_json: AsJson = False, watch: Watch = False, strict: Strict = False
 
 def _watched(room: Stillroom, report: Report, as_json: bool) -> Report:
     """Watch, and return the last report once the person has seen enough."""
+    printer = console()
     try:
-        if as_json:
+        if as_json or not printer.is_terminal:  # in a pipe the last report would be the only one
             while True:
-                typer.echo(_json(report))
+                typer.echo(_json(report)) if as_json else printer.print(shown(report))
                 time.sleep(EVERY_S)
                 report = room.health.check()
-        with Live(shown(report), console=console(), auto_refresh=False) as live:
+        with Live(shown(report), console=printer, auto_refresh=False) as live:
             while True:
                 live.update(shown(report), refresh=True)
                 time.sleep(EVERY_S)

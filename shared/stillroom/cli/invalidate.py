@@ -55,12 +55,10 @@ def invalidate(
     console = Console(
         highlight=False, stderr=as_json
     )  # with --json what is said meanwhile is no output
-    held, is_freed = None, None
+    is_freed = None
     with Stillroom() as room:
         room.connect()
-        if keys:
-            held = room.cache.invalidate(*keys)
-            console.print(f"{held:,} of {len(keys):,} keys held a value")
+        held = room.cache.invalidate(*keys) if keys else None
         room.cache.invalidate_by_tag(*tags or [], soft=soft)
         for pattern in patterns or []:
             room.cache.invalidate_by_pattern(pattern)
@@ -69,6 +67,9 @@ def invalidate(
         works = [(SOFT if soft else TAG) + sanitized(tag) for tag in tags or []]
         if patterns or everything:
             works.append(SWEEP)
+        # Not before all is invalidated: whoever reads this may go away, and the command ends with it.
+        if keys:
+            console.print(f"{held:,} of {len(keys):,} keys held a value")
         if works:
             console.print("invalidated: no reader sees the old values any more")
         if works and wait:

@@ -104,7 +104,8 @@ def _applied(rule: Rule, measures: Measures) -> Iterator[Advice]:
 WHY: dict[str, str] = {
     "refused": "Is the server running, and is its address in REDIS_URL right?",
     "name": "The host in REDIS_URL has no address: correct it, or look at the name server.",
-    "closed": "It, or a proxy before it, closes connections: compare clients with maxclients, and look at its log.",
+    "closed": "It, or a proxy before it, closes connections: compare clients with maxclients, look at its log, "
+    "and see whether that port is for TLS (rediss://).",
     "proxy": "A proxy before it has lost the server: look at the proxy's log.",
     "protocol": "What answers there is no Redis: correct the host and the port.",
     "nocluster": "It is in no Redis Cluster: leave STILLROOM_CLUSTER and STILLROOM_STATE_CLUSTER out.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ import redis.asyncio
 import redis
 from stillroom.wire.idle import IdleTimeout, Lateness
 from stillroom.wire.names import NAMES
+from stillroom.wire.trust import Trust
 
 LEAST_S = 0.001
 
@@ -62,7 +64,12 @@ class TcpConnection(redis.Connection):
 
 
 class TlsConnection(redis.SSLConnection, TcpConnection):
-    """Connect under TLS. See TcpConnection."""
+    """Connect under TLS, with a context that whoever makes it sets. See TcpConnection."""
+
+    ssl_context: Trust
+
+    def _wrap_socket_with_ssl(self, sock: socket.socket) -> ssl.SSLSocket:
+        return self.ssl_context.get().wrap_socket(sock, server_hostname=self._host)
 
 
 class AsyncTcpConnection(redis.asyncio.Connection):

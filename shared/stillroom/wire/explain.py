@@ -47,7 +47,8 @@ TRIED = {
 REMEDIES = {
     "name": "Correct the host, or the name server",
     "refused": "Start Redis there, or correct host and port",
-    "timeout": "See whether it runs, and whether a firewall is in between",
+    "timeout": "See whether it runs, whether a firewall is in between, and whether that port is for TLS (rediss://)",
+    "closed": "See what its log says, and whether that port is for TLS (rediss://)",
     "tls": "See to its certificate, and to ssl_ca_certs and the other options in the URL",
     "auth": "Correct {password}",
     "select": "Name a database that there is, or allow the user SELECT",

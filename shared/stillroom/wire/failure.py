@@ -71,7 +71,8 @@ def _cause(error: BaseException) -> OSError | None:
 
 
 def _of_tls(error: ssl.SSLError) -> str:
-    return getattr(error, "verify_message", "") or error.reason or str(error)
+    words = getattr(error, "verify_message", "") or getattr(error, "reason", "")
+    return words or str(error.args[-1])
 
 
 def _without_address(error: BaseException, cause: OSError | None) -> str:

@@ -21,6 +21,7 @@ from stillroom.wire.connect import DEADLINED, FOR_ASYNCIO
 from stillroom.wire.explain import explained, source_of
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.sentinel import Watch
+from stillroom.wire.trust import Trust, tls_options
 
 # Never a number: hiredis packs one through repr(), which may run a signal handler, and does not look at the
 # result. A handler that raises just then ends the process (hiredis 3.5, src/pack.c).
@@ -117,8 +118,9 @@ class Server:
         reset_after_fork(self)
         # redis-py as a connection factory, without its patience: the wire keeps the deadlines. RESP2, because
         # pushes on RESP3 switch off redis-py's check for unread replies, and two handshake replies are enough.
+        primary = read_sentinel(url).primary if is_sentinel(url) else url
         pool = redis.ConnectionPool.from_url(
-            read_sentinel(url).primary if is_sentinel(url) else url,
+            primary,
             protocol=2,
             socket_timeout=settings.connect_timeout,
             socket_connect_timeout=settings.connect_timeout,
@@ -128,6 +130,8 @@ class Server:
         self._options: dict[str, Any] = dict(pool.connection_kwargs)
         self.handshake = _handshake({"password": settings.password, **self._options})
         self._connection_class = pool.connection_class
+        is_tls = self._connection_class is redis.SSLConnection
+        self._trust = Trust(tls_options(primary)) if is_tls else None
         self.watch = self._watch_of(url) if is_sentinel(url) else None
         self.due = 0.0  # time.monotonic(): a look rides along with the next batch after it
         self._is_clock_known = False
@@ -154,7 +158,9 @@ class Server:
         kind = FOR_ASYNCIO[self._connection_class]
         retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
         options = {**self._options, "socket_connect_timeout": None, "socket_timeout": None, **where}
-        return kind(retry=retry, redis_connect_func=_connected, **options)
+        connection = kind(retry=retry, redis_connect_func=_connected, **options)
+        connection.ssl_context = self._trust
+        return connection
 
     def _connection_to(self, where: Mapping[str, Any], deadline: float) -> Any:
         seconds = max(0.001, deadline - time.monotonic())
@@ -163,6 +169,7 @@ class Server:
         kind = DEADLINED.get(self._connection_class, self._connection_class)
         connection = kind(retry=Retry(NoBackoff(), 0), redis_connect_func=_connected, **options)
         connection.deadline = deadline
+        connection.ssl_context = self._trust
         return connection
 
     def _watch_of(self, url: str) -> Watch:
@@ -327,9 +334,11 @@ def _handshake(options: Mapping[str, Any]) -> list[tuple[str, Command]]:
     Who it is, which database it wants, what time it is there, which run of the server answers, and its role.
     """
     parts: list[tuple[str, Command]] = []
-    if password := options.get("password"):
-        username = options.get("username")
-        parts.append(("auth", ("AUTH", username, password) if username else ("AUTH", password)))
+    username, password = options.get("username"), options.get("password") or ""
+    if username:  # one that needs no password takes any
+        parts.append(("auth", ("AUTH", username, password)))
+    elif password:
+        parts.append(("auth", ("AUTH", password)))
     if database := options.get("db"):
         parts.append(("select", ("SELECT", str(database))))
     return [*parts, ("time", ("TIME",)), ("info", ("INFO", "server")), ("role", ROLE)]

@@ -1,0 +1,76 @@
+"""Which certificates the connections to one server trust and show: one context of TLS for all of them.
+
+redis-py makes a context for each connection, and reads all authorities of the system for it. That is 40 ms of CPU,
+and an event loop stands still meanwhile. Ten connections that are made at once would be late, and an outage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import ssl
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from redis.asyncio.connection import RedisSSLContext
+from redis.connection import parse_url
+
+from stillroom.wire.forks import reset_after_fork
+
+_DEFAULTS = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
+_FILES = ("ca_certs", "certfile", "keyfile")
+
+
+def tls_options(url: str) -> dict[str, Any]:
+    """Return the options of TLS in the URL of a server, as redis-py reads them.
+
+    A key without its password is an error: OpenSSL would ask for one on the terminal, and wait.
+    """
+    options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+    found = {name: value for name, value in options.items() if name.startswith("ssl_")}
+    return {"ssl_password": ""} | found if "ssl_certfile" in found else found
+
+
+class Trust(RedisSSLContext):
+    """Make the context from redis-py's options of TLS, and again when one of its files was replaced."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        told = {**_DEFAULTS, **options}
+        given = {name.removeprefix("ssl_"): value for name, value in told.items()}
+        super().__init__(**given)
+        of_system = ssl.get_default_verify_paths().cafile
+        self._files = [path for path in (*map(given.get, _FILES), of_system) if path]
+        self._made_of: list[tuple[int, ...] | None] = []
+        self.reset()
+        reset_after_fork(self)
+        with contextlib.suppress(OSError):  # whoever connects is told
+            self.get()
+
+    def reset(self) -> None:
+        """Make a lock that no other thread holds."""
+        self._lock = threading.RLock()
+
+    def get(self) -> ssl.SSLContext:
+        """Return the context. Raises ssl.SSLError where a file of it can't be used."""
+        with self._lock:
+            found = [*map(_version_of, self._files)]
+            if found != self._made_of:
+                self.context = None
+            try:
+                context: ssl.SSLContext = super().get()
+            except ssl.SSLError:
+                raise
+            except OSError as error:  # it is about a file, and not about the server
+                raise ssl.SSLError(error.errno, error.strerror) from None
+            self._made_of = found
+            return context
+
+
+def _version_of(path: str) -> tuple[int, ...] | None:
+    """Return what is another value once the file was replaced; None where there is none."""
+    try:
+        known = os.stat(path)
+    except OSError:
+        return None
+    return known.st_mtime_ns, known.st_size, known.st_dev, known.st_ino
