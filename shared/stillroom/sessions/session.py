@@ -31,6 +31,9 @@ META_LIMIT = 4096  # bytes of JSON
 DATA_LIMIT = "STILLROOM_SESSION_DATA_LIMIT"
 TAGS_LIMIT = 16
 _STARS = b"*" * 10  # how pydantic writes a secret
+_OF_SECRETS = (
+    "a secret is written as stars, and would be lost; give what get_secret_value() returns"
+)
 _SURE_BYTES = 400  # shorter JSON is neither too deep nor has a number too long to be read
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _MARKS = Marks(text_keys=True)
@@ -218,8 +221,9 @@ class SessionEvent:
 
 def encoded(data: Any, limit: int, keys_limit: int) -> dict[bytes, bytes]:
     """Return each top-level key and its JSON. Raises SessionDataRefused, SessionUnreadable or ValueTooLarge."""
-    is_mapping = isinstance(data, MAPPINGS)
-    items = dict(data) if is_mapping else _items(data)
+    if not isinstance(data, MAPPINGS):
+        return _encoded_record(data, limit, keys_limit)
+    items = dict(data)
     names = [*map(_known_key, items)]
     texts = [*map(encoded_value, items, items.values())]
     written = b"".join(names + texts)
@@ -229,25 +233,25 @@ def encoded(data: Any, limit: int, keys_limit: int) -> dict[bytes, bytes]:
             if len(text) > _SURE_BYTES:
                 decoded(b'{"":%b}' % text, None)  # as it will be read: in the object, one deeper
     if _STARS in written and has_secret(data):
-        raise SessionDataRefused(
-            "a secret is written as stars, and would be lost; give what get_secret_value() returns"
-        )
+        raise SessionDataRefused(_OF_SECRETS)
     if len(names) > keys_limit:
         raise SessionDataRefused(f"{len(names)} keys, the limit is {keys_limit}")
     if size > limit:
         raise ValueTooLarge(size, limit, DATA_LIMIT)
-    fields = dict(zip(names, texts, strict=True))
-    if not is_mapping:
-        _check_way_back(data, joined(fields))
-    return fields
+    return dict(zip(names, texts, strict=True))
 
 
-def _check_way_back(data: object, text: bytes) -> None:
-    """Raises SessionUnreadable or SessionDataRefused for a model of which a reader would get none or another."""
+def _encoded_record(data: Any, limit: int, keys_limit: int) -> dict[bytes, bytes]:
+    """Return the same of a model or a dataclass. Also refuses one of which a reader would get none, or another."""
+    fields = encoded(_items(data), limit, keys_limit)
+    text = joined(fields)
+    if _STARS in text and has_secret(data):
+        raise SessionDataRefused(_OF_SECRETS)
     back = decoded(text, TypeAdapter(data.__class__))
     lost = None if is_same(data, back, True) else lost_in(data, back)
     if lost:
         raise SessionDataRefused(f"{data.__class__.__name__}: {lost}")
+    return fields
 
 
 def encoded_value(key: str, value: object) -> bytes:
