@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from stillroom import AUTH, Limit
 from stillroom.cli import app
+from stillroom.cli.application import apps_of
 from stillroom.health import WorkerStats
 from stillroom.web.django.limits import limited
 from tests.support.crowd import PATIENT
@@ -359,3 +360,13 @@ def test_a_command_imports_what_a_worker_does(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "auth" in done.stdout
     assert not loaders or "1: load_book" in done.stdout
+
+
+def test_a_command_needs_no_django_that_its_modules_do_not_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """DJANGO_SETTINGS_MODULE stops no command where there is no module to import, or no Django."""
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "of.another.project")
+    assert apps_of([]) == []
+    monkeypatch.setitem(sys.modules, "django", None)
+    assert apps_of(["json:dumps"]) == [("json:dumps", json.dumps)]

@@ -206,6 +206,25 @@ def test_all_is_done_though_nobody_reads_on(
     assert room.state.run(room.dead_letters.list(10)) == []
 
 
+def test_a_refused_letter_is_named_though_nobody_reads_on(
+    server: EmbeddedServer, make_room: Any, client: Any
+) -> None:
+    """What `dead-letters retry --all` can't send is said on stderr, also where nobody reads what it sent."""
+    room = make_room()
+    for body in (ORDER, {}):
+        room.state.run(room.dead_letters.add(KIND, json.dumps(body), "because"))
+    reader, writer = os.pipe()
+    os.close(reader)
+    with tempfile.TemporaryFile() as said:
+        command = [STILLROOM, "dead-letters", "retry", "--all"]
+        environment = os.environ | {"REDIS_URL": server.url}
+        child = nursery.start(command, environment, stdout=writer, stderr=said)
+        os.close(writer)
+        assert child.wait(60) == 0
+        said.seek(0)
+        assert b"no task can be made of this letter" in said.read()
+
+
 def test_a_closed_output_is_no_traceback(run: Run) -> None:
     """A command whose output is closed does its work, and says nothing."""
     done = run("limits", "unset", "api", into=">&-")

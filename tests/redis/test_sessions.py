@@ -441,6 +441,41 @@ def test_a_model_that_comes_back_is_kept(room: Any, data: Any) -> None:
     assert room.sessions.get(made, type(data)).data == data
 
 
+def test_mutate_may_replace_a_model_that_is_not_written(room: Any) -> None:
+    """Only what `change` returns has to come back as it is. What it was given is not written."""
+    made = room.sessions.create("u1", {"shown": 1, "hidden": 7})
+
+    def more(read: Hidden) -> dict[str, int]:
+        return {"shown": 2, "hidden": read.hidden}
+
+    assert room.sessions.mutate(made, more, Hidden).data == Hidden(shown=2, hidden=7)
+
+
+def test_a_session_that_has_grown_too_large_may_shrink(room: Any, make_room: Any) -> None:
+    """mutate reads a session that is larger than the limit is now, and stores it once it is smaller."""
+    made = room.sessions.create("u1", {"a": "a" * 2_000, "b": 1})
+    smaller = make_room(session_data_limit=1_000)
+    assert smaller.sessions.mutate(made, lambda data: {"b": data["b"]}).data == {"b": 1}
+
+
+def test_a_dataclass_is_looked_at_once(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The schema of a dataclass is made with the first write. It takes longer than the write."""
+    schemas: list[Any] = []
+
+    @dataclass
+    class Counted:
+        total: int = 0
+
+        @classmethod
+        def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+            schemas.append(source)
+            return handler(source)
+
+    made = room.sessions.create("u1", Counted())
+    room.sessions.update(made, Counted(1))
+    assert len(schemas) == 1
+
+
 @pytest.mark.parametrize("data", [{"key": b"\xff", "name": "a"}, {"key": b"a", "name": "\ud800"}])
 def test_what_utf8_can_not_write_is_read_with_a_type_as_well(room: Any, data: Any) -> None:
     """Bytes that are no text, and half of a surrogate pair that a client sent, are read with a type, too."""

@@ -716,8 +716,22 @@ def test_a_place_of_a_flask_view_is_free_when_its_body_is_made(room: Stillroom) 
         assert places(room) == 1
 
 
-def test_a_place_is_free_before_the_last_piece_and_background_tasks(settings: Settings) -> None:
-    """In an ASGI app a place is given back before the last piece is sent, and so before background tasks."""
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [
+            {"type": "http.response.body", "body": b"x", "more_body": True},
+            {"type": "http.response.body", "body": b"y"},
+        ],
+        [{"type": "http.response.pathsend", "path": "/x"}],
+    ],
+    ids=["pieces", "a file"],
+)
+def test_a_place_is_free_before_the_last_piece_and_background_tasks(
+    settings: Settings, sent: list[dict[str, Any]]
+) -> None:
+    """In an ASGI app a place is given back before the last piece is sent, or a file by its path, and so before
+    background tasks."""
     seen: list[int | None] = []
 
     async def main() -> None:
@@ -728,8 +742,8 @@ def test_a_place_is_free_before_the_last_piece_and_background_tasks(settings: Se
 
             async def app(scope: Any, receive: Any, send: Any) -> None:
                 await send({"type": "http.response.start", "status": 200, "headers": []})
-                await send({"type": "http.response.body", "body": b"x", "more_body": True})
-                await send({"type": "http.response.body", "body": b"y"})
+                for message in sent:
+                    await send(message)
                 seen.append(await left())
 
             async def send(message: Any) -> None:
@@ -740,7 +754,7 @@ def test_a_place_is_free_before_the_last_piece_and_background_tasks(settings: Se
             await Asgi(app, room, routes=Routes([], default=[PLACE]))(asked, None, send)  # type: ignore[arg-type]
 
     asyncio.run(main())
-    assert seen == [0, 0, 1, 1]
+    assert seen == [0] * len(sent) + [1, 1]
 
 
 # Own words

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,10 @@ def elsewhere(found: Stillroom | AsyncStillroom, settings: Settings) -> str:
 
 def apps_of(specs: Sequence[str]) -> list[tuple[str, Any]]:
     """Return what `shop.web` (all there is in it) or `shop.web:app` (that one) names. Raises SettingsError."""
-    found: list[tuple[str, Any]] = []
+    if not specs:
+        return []
     _prepare_imports()
+    found: list[tuple[str, Any]] = []
     for spec in specs:
         path, _, attribute = spec.partition(":")
         try:
@@ -79,7 +82,7 @@ def _prepare_imports() -> None:
     """
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    if name := os.environ.get("DJANGO_SETTINGS_MODULE"):
+    if (name := os.environ.get("DJANGO_SETTINGS_MODULE")) and find_spec("django"):
         try:
             importlib.import_module("django").setup()
         except KeyboardInterrupt:

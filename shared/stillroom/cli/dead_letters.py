@@ -93,14 +93,15 @@ def retry(ids: IdsOrNone = None, everything: Everything = False, as_json: AsJson
                     if not everything:
                         raise
                     refused[one] = str(error)
-    finally:  # not before all is sent: whoever reads this may go away, and the command ends with it
+    finally:
+        # Not before all is sent: whoever reads stdout may go away, and the command ends with it.
+        for why in refused.values():
+            typer.echo(shown(why), err=True)
         for one in () if as_json else sent:
             typer.echo(f"{shown(one)} is sent again")
     if as_json:
         told = {"retried": sent}
         print_json(told | {"refused": refused} if everything else told)
-    for why in refused.values():
-        typer.echo(shown(why), err=True)
     if refused:
         raise typer.Exit(1)
 

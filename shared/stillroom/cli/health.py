@@ -50,9 +50,13 @@ def _watched(room: Stillroom, report: Report, as_json: bool) -> Report:
     """Watch, and return the last report once the person has seen enough."""
     printer = console()
     try:
-        if as_json or not printer.is_terminal:  # in a pipe the last report would be the only one
+        # In a pipe Live would write the last report alone.
+        if as_json or not printer.is_terminal:
             while True:
-                typer.echo(_json(report)) if as_json else printer.print(shown(report))
+                if as_json:
+                    typer.echo(_json(report))
+                else:
+                    printer.print(shown(report))
                 time.sleep(EVERY_S)
                 report = room.health.check()
         with Live(shown(report), console=printer, auto_refresh=False) as live:

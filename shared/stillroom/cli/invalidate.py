@@ -52,9 +52,8 @@ def invalidate(
         raise typer.BadParameter("say what: KEY, --tag, --pattern or --all")
     if soft and not tags:
         raise typer.BadParameter("--soft goes with --tag")
-    console = Console(
-        highlight=False, stderr=as_json
-    )  # with --json what is said meanwhile is no output
+    # With --json what is said meanwhile is no output.
+    console = Console(highlight=False, stderr=as_json)
     is_freed = None
     with Stillroom() as room:
         room.connect()

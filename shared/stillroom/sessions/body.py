@@ -63,6 +63,7 @@ from stillroom.sessions.session import (
     encoded_tags,
     encoded_user,
     head,
+    names_in,
     texts_of,
 )
 from stillroom.sessions.token import (
@@ -419,7 +420,7 @@ class SessionsBody(Many):
         current = 0
         for _ in range(TRIES):
             found = yield from self._must_get(session, type)
-            before = encoded(found.data, *self._limits)
+            before = names_in(found.data)
             changed = yield Call(change, (found.data,))
             after = encoded(found.data if changed is None else changed, *self._limits)
             gone = [key for key in before if key not in after]

@@ -344,7 +344,7 @@ class _Response:
     def _is_last(self, message: Message) -> bool:
         """Return whether the client has the whole response with this message."""
         if message["type"] != "http.response.body":
-            return False
+            return bool(message["type"] == "http.response.pathsend")  # a file, whole
         left = length_of(self._headers) if self._left is None else self._left
         self._left = left - len(message.get("body", b""))
         return self._left <= 0 or not message.get("more_body", False)
