@@ -29,6 +29,7 @@ TLS_OPTIONS = (
     *("ssl_include_verify_flags", "ssl_exclude_verify_flags"),
 )
 CERT_REQS = ("none", "optional", "required")
+BROKERS_CERT_REQS = (*CERT_REQS, "CERT_NONE", "CERT_OPTIONAL", "CERT_REQUIRED")
 MIN_VERSIONS = ("771", "772")
 SENTINEL_PORT = 26379
 ODD_PASSWORD = "its password holds a # ? or /, which are written as %23 %3F %2F in a URL"
@@ -113,7 +114,10 @@ def _check_server(url: str, scheme: str, *, of_broker: bool) -> None:
         raise ValueError("an option is written name=value, and & in a password as %26")
     if scheme != "unix":
         _database(parts.path.strip("/"))
-    for option, values in parse_qs(parts.query).items():
+    options = parse_qs(parts.query)
+    if "ssl_keyfile" in options and "ssl_certfile" not in options:
+        raise ValueError("ssl_keyfile is the key of a certificate: name that with ssl_certfile")
+    for option, values in options.items():
         if any(word in option for word in OPTIONS_REFUSED):
             raise ValueError(f"the option {option!r} does not belong in a URL: it has its setting")
         if not of_broker:
@@ -135,6 +139,8 @@ def _check_option(option: str, value: str, *, is_tls: bool) -> None:
 
 
 def _check_tls(option: str, value: str) -> None:
+    if option == "ssl_cert_reqs" and value not in BROKERS_CERT_REQS:
+        raise ValueError(f"ssl_cert_reqs={value!r}: none, optional or required")
     if option == "ssl_min_version" and value not in MIN_VERSIONS:
         raise ValueError(f"ssl_min_version={value!r}: 771 for TLS 1.2, or 772 for TLS 1.3")
     if option.endswith("_verify_flags"):

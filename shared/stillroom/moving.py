@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stillroom.abuse.body import LONGEST_BY_HAND_S
@@ -34,7 +34,7 @@ from stillroom.errors import BanRefused, SettingsError, StillroomError
 from stillroom.groups import groups
 from stillroom.keys import Keys, glob_literal
 from stillroom.operation import Kept, Operation
-from stillroom.scripts import agree, session_shut
+from stillroom.scripts import agree, session_arrive, session_shut
 from stillroom.wire import Command
 
 log = logging.getLogger("stillroom")
@@ -54,6 +54,7 @@ TIMES = {b"_c", b"_l", b"_x", b"_a", b"_until", b"_held"}  # of a record: see lu
 TIMED_SETS = re.compile(rb"x$|x:|d:")  # whose scores are times; those of the others are stamps
 FOREVER = 9_007_199_254_740_991
 NOWHERE = b"!"  # no key of a shard has this name
+Words = tuple[bytes, ...]
 RUN = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 
 
@@ -158,7 +159,8 @@ class Moving:
             side.ask_for_good(_shutting(side, shards, why))
 
     def _move(self, shard: int) -> int:
-        self._must_arrive(shard)
+        if _states(self._there, [shard]) != [ARRIVING]:
+            raise _moved_already(shard)
         self._shut(self._here, [shard], LEFT)
         self._clear(shard)
         copied = self._copy(shard) if _has_keys(self._here, shard) else 0
@@ -168,23 +170,19 @@ class Moving:
         _open(self._there, [shard])
         return copied
 
-    def _write(self, shard: int, commands: Sequence[Command]) -> None:
-        self._must_arrive(shard)
-        self._there.ask(commands)
-
-    def _must_arrive(self, shard: int) -> None:
-        """Raise StillroomError where another move has opened the shard while this one stood still."""
-        if _states(self._there, [shard]) != [ARRIVING]:
-            raise StillroomError(
-                f"shard {shard} of the sessions is moved already: another move has gone on with it"
-            )
+    def _write(self, shard: int, commands: Iterable[Words]) -> None:
+        """Write keys there. Raises StillroomError where the shard is open."""
+        revocations = self._there.keys.revocations(shard)
+        written = [session_arrive([revocations, key], name, *rest) for name, key, *rest in commands]
+        if 0 in self._there.ask(written):
+            raise _moved_already(shard)
 
     def _clear(self, shard: int) -> None:
         """Delete what an earlier move, or a process that was too early, has left there."""
         there, revocations = self._there, self._there.keys.revocations(shard)
         if _has_keys(there, shard):
             for keys in groups(_keys_of(there, shard), REMOVED):
-                self._write(shard, [(b"UNLINK", *keys)])
+                self._write(shard, [(b"UNLINK", key) for key in keys])
         for pairs in _members(there, revocations):
             self._write(shard, [(b"ZREM", revocations, *[member for member, _ in pairs])])
 
@@ -229,6 +227,13 @@ class Moving:
             self._write(shard, [(b"ZADD", self._there.keys.revocations(shard), *words)])
 
 
+def _moved_already(shard: int) -> StillroomError:
+    """Return the error of a move that another one has overtaken while it stood still."""
+    return StillroomError(
+        f"shard {shard} of the sessions is moved already: another move has gone on with it"
+    )
+
+
 def _reading_set(key: bytes, start: int) -> Command:
     return (b"ZRANGE", key, b"%d" % start, b"%d" % (start + PAGE - 1), b"WITHSCORES")
 
@@ -266,18 +271,18 @@ class Timed(NamedTuple):
         return b"%d" % max(2, int(text) + self.ahead_us) if is_time else text
 
 
-def _writing(key: bytes, kind: bytes, value: Any, ms: int) -> list[Command]:
+def _writing(key: bytes, kind: bytes, value: Any, ms: int) -> list[Words]:
     """Return the commands that write a key, or another page of it. A key that has expired meanwhile needs none."""
     if not value and value != b"":
         return []
     if kind == STRING:
-        write: Command = (b"SET", key, value)
-    elif kind == HASH:
-        write = (b"HSET", key, *value)
+        writes: list[Words] = [(b"SET", key, value)]
+    elif kind == HASH:  # a script takes no more words than some thousands
+        writes = [(b"HSET", key, *fields) for fields in groups(value, 2 * PAGE)]
     else:
         scored = zip(value[1::2], value[::2], strict=True)
-        write = (b"ZADD", key, *[word for pair in scored for word in pair])
-    return [write, (b"PEXPIRE", key, b"%d" % (ms if ms > 0 else LONGEST_MS))]
+        writes = [(b"ZADD", key, *[word for pair in scored for word in pair])]
+    return [*writes, (b"PEXPIRE", key, b"%d" % (ms if ms > 0 else LONGEST_MS))]
 
 
 def shut_shards(side: Side) -> tuple[int, int]:

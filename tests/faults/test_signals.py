@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ import pytest
 
 from stillroom import AUTH, NoDispatch, SessionStoreUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from stillroom.locks.renewer import Renewer
 from tests.support.crowd import PATIENT
 from tests.support.lag import Stopwatch
 
@@ -147,6 +150,41 @@ def test_a_handler_may_use_the_room_while_redis_is_away(
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.timeout(60)
+def test_a_handler_may_take_a_lock_while_its_thread_takes_one() -> None:
+    """A handler may take a lock at any step of a thread that takes one: nobody waits for himself."""
+    renewer = Renewer()
+    sooner = itertools.count(10_000, -1)  # than all before, so that the renewer's thread is told
+    steps = 0
+
+    def take() -> None:
+        renewer.drop(renewer.add(next(sooner), lambda: True))
+
+    def interrupted_at(step: int) -> None:
+        nonlocal steps
+        steps = 0
+
+        def handler(_frame: object, event: str, _: object) -> Any:
+            nonlocal steps
+            steps += event == "line"
+            if event == "line" and steps == step:
+                take()
+            return handler
+
+        before = sys.gettrace()
+        sys.settrace(handler)
+        try:
+            take()
+        finally:
+            sys.settrace(before)
+
+    take()  # starts the thread
+    for step in itertools.count(1):
+        interrupted_at(step)
+        if steps < step:
+            return
 
 
 def _interrupt(app: Stillroom, every: float) -> None:

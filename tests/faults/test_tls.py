@@ -15,6 +15,7 @@ import redis
 from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.dispatch import reach
 from stillroom.embedded import EmbeddedServer, EmbeddedServerError, free_port
+from stillroom.wire import Server
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.certificates import Authority
 from tests.support.faces import FACES, open_room
@@ -158,6 +159,15 @@ def test_connections_share_what_they_trust_until_its_file_is_replaced(
         trusted.certificate.write_bytes(right)
         assert room.cache.get("k") == 1
         assert len(made) == 3
+
+
+def test_the_nodes_of_a_cluster_share_what_they_trust(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event loop that gets to know the nodes of a cluster makes one context of TLS for all of them."""
+    make, made = ssl.create_default_context, []
+    monkeypatch.setattr(ssl, "create_default_context", lambda: made.append(1) or make())
+    urls = [f"rediss://10.0.0.{n}:6379?ssl_ciphers=HIGH" for n in range(3)]
+    nodes = [Server(Settings(), url, "Redis", is_node=True) for url in urls]
+    assert len(made) == 1 < len(nodes)
 
 
 @pytest.mark.parametrize("option", ["ssl_ciphers=none", "ssl_ca_certs=/is/missing"])

@@ -70,6 +70,16 @@ def test_a_small_step_back_keeps_the_minute_it_has(
     assert db.xlen(room.keys.health) == 4
 
 
+def test_snapshots_of_a_minute_that_came_twice_expire(
+    clocked: ClockedServer, db: Any, room: Stillroom
+) -> None:
+    """After the clock stood ahead for some seconds the snapshots that are left still expire."""
+    for seconds in (0, 3_600, 0):
+        clocked.set_clock(seconds)
+        room.health.snapshot()
+    assert db.ttl(room.keys.health) > 0
+
+
 def test_workers_whose_clocks_differ_draw_one_history(
     clocked: ClockedServer, room: Stillroom, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from stillroom.embedded import EmbeddedServer
 from stillroom.errors import SessionStoreUnavailable
 from stillroom.moving import LEFT, SHARDS, Moving, Side, shut_shards
 from stillroom.scripts import session_shut
-from stillroom.wire import Command, slot_of
+from stillroom.wire import Command, slot_of, words_of
 from tests.support.celery_process import until
 from tests.support.cluster import RedisCluster, begin_move, migrate
 from tests.support.crowd import PATIENT
@@ -303,7 +303,7 @@ def test_a_move_that_broke_off_is_repeated(old: Stillroom, new: Stillroom) -> No
     assert moving(old, new).begin() == 0
 
 
-@pytest.mark.parametrize("at", ["a shard", "the middle of one"])
+@pytest.mark.parametrize("at", ["a shard", "the middle of one", "a write"])
 def test_a_move_that_stood_still_changes_nothing_behind_the_next_one(
     old: Stillroom, new: Stillroom, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -318,17 +318,28 @@ def test_a_move_that_stood_still_changes_nothing_behind_the_next_one(
         monkeypatch.undo()
         move(old, new)
         assert new.sessions.destroy(gone.token)
+        new.sessions.update(living[0].token, {"n": "newer"})
 
     if at == "a shard":
         next(shards)
         the_next_one()
+    elif at == "a write":
+        ask = Side.ask
+
+        def ask_late(self: Side, commands: Sequence[Command]) -> Any:
+            if self.keys is new.keys and any(b"user:1" in words_of(one) for one in commands):
+                the_next_one()
+            return ask(self, commands)
+
+        monkeypatch.setattr(Side, "ask", ask_late)
     else:
         right = Moving._clear
         monkeypatch.setattr(Moving, "_clear", lambda self, n: (the_next_one(), right(self, n)))
     with pytest.raises(StillroomError, match="another move has gone on with it"):
         list(shards)
     assert new.sessions.get(gone.token) is None
-    assert all(new.sessions.get(session.token) for session in living)
+    found = [new.sessions.get(session.token) for session in living]
+    assert [one and one.data["n"] for one in found] == ["newer", *range(2, 8)]
 
 
 @pytest.mark.parametrize("is_whole", [True, False], ids=["moved", "on its way"])

@@ -78,6 +78,16 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
             "ssl_cert_reqs='maybe': none, optional or required",
         ),
         (
+            "STILLROOM_BROKER_URL",
+            "rediss://x?ssl_cert_reqs=maybe",
+            "ssl_cert_reqs='maybe': none, optional or required",
+        ),
+        (
+            "REDIS_URL",
+            "rediss://x?ssl_keyfile=/key.pem",
+            "ssl_keyfile is the key of a certificate: name that with ssl_certfile",
+        ),
+        (
             "REDIS_URL",
             "rediss://x?ssl_min_version=TLSv1_2",
             "ssl_min_version='TLSv1_2': 771 for TLS 1.2, or 772 for TLS 1.3",

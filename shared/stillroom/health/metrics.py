@@ -211,7 +211,7 @@ NAMED: Sequence[Named] = [
     Named("limit_requests_total", "Checks of a limit, by outcome.", LIMIT, "outcome", _OUTCOMES),
     Named("rule_patterns_total", "Patterns of abuse it has found.", RULE, "", {"patterns": ""}),
     Named("rule_bans_total", "Bans by a rule.", RULE, "", {"bans": ""}),
-    Named("rule_shadow_total", "Bans not made in shadow.", RULE, "", {"shadow": ""}),
+    Named("rule_shadow_total", "Bans a rule in shadow did not make.", RULE, "", {"shadow": ""}),
 ]
 NAMES_MOST = 100  # of a kind; the least counted are added up as `others`
 

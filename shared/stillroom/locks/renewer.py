@@ -5,9 +5,11 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from stillroom.wire import reset_after_fork
 
@@ -37,7 +39,8 @@ class Renewer:
         self._due: list[tuple[float, int, Renewal]] = []
         self._dropped = 0
         self._lock = threading.RLock()
-        self._sooner: threading.Event  # set when something is due before the thread's next look
+        # What is put here ends the thread's sleep: something is due before its next look.
+        self._sooner: queue.SimpleQueue[None]
         self._thread: threading.Thread | None = None
 
     def add(self, every: float, renew: Callable[[], bool]) -> Renewal:
@@ -48,16 +51,17 @@ class Renewer:
                 self._start()
             self._push(renewal)
             if self._due[0][2] is renewal:
-                self._sooner.set()
+                self._sooner.put(None)
         return renewal
 
     def _start(self) -> None:
         """Start the thread, and keep it only once it runs: else no later lock would be renewed.
 
-        It waits for an event of its own, and not for a condition: in a room that is older than gevent's patches the
-        greenlets of a process hold one lock together, and one that waited would take it from the others.
+        It waits at a queue of its own, and not for a condition: in a room that is older than gevent's patches the
+        greenlets of a process hold one lock together, and one that waited would take it from the others. Nor for an
+        event, whose lock would lock out a signal handler that takes a lock of ours in the middle of `set`.
         """
-        self._sooner = threading.Event()
+        self._sooner = queue.SimpleQueue()
         thread = threading.Thread(target=self._work, name="stillroom locks", daemon=True)
         thread.start()
         self._thread = thread
@@ -94,9 +98,9 @@ class Renewer:
                 if not self._due and now >= idle_until:
                     self._thread = None
                     return None
-                self._sooner.clear()
                 until = self._due[0][0] if self._due else idle_until
-            self._sooner.wait(until - now)
+            with suppress(queue.Empty):
+                self._sooner.get(timeout=until - now)
 
 
 def _goes_on(renew: Callable[[], bool]) -> bool:

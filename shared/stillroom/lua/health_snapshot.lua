@@ -23,11 +23,12 @@ end
 -- was deleted from it (Valkey, Redis 7.2), so the others are written to a new stream: else nothing would be kept until
 -- the clock has caught up.
 local function drop_future(stream, slot_ms)
-  local past = redis.call('XRANGE', stream, '-', '(' .. plain(now_ms + slot_ms))
+  local past = redis.call('XRANGE', stream, '-', plain(now_ms + slot_ms - 1))
   redis.call('UNLINK', stream)
   for _, entry in ipairs(past) do
     redis.call('XADD', stream, entry[1], unpack(entry[2]))
   end
+  redis.call('EXPIRE', stream, keep)
 end
 
 -- The id is the slot of time, so a second beat, or a clock that stepped back within it, adds nothing.

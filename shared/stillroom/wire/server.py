@@ -21,7 +21,7 @@ from stillroom.wire.connect import DEADLINED, FOR_ASYNCIO
 from stillroom.wire.explain import explained, source_of
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.sentinel import Watch
-from stillroom.wire.trust import Trust, tls_options
+from stillroom.wire.trust import trust_in
 
 # Never a number: hiredis packs one through repr(), which may run a signal handler, and does not look at the
 # result. A handler that raises just then ends the process (hiredis 3.5, src/pack.c).
@@ -131,7 +131,7 @@ class Server:
         self.handshake = _handshake({"password": settings.password, **self._options})
         self._connection_class = pool.connection_class
         is_tls = self._connection_class is redis.SSLConnection
-        self._trust = Trust(tls_options(primary)) if is_tls else None
+        self._trust = trust_in(primary) if is_tls else None
         self.watch = self._watch_of(url) if is_sentinel(url) else None
         self.due = 0.0  # time.monotonic(): a look rides along with the next batch after it
         self._is_clock_known = False

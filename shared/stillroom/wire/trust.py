@@ -1,4 +1,4 @@
-"""Which certificates the connections to one server trust and show: one context of TLS for all of them.
+"""Which certificates connections trust and show: one context of TLS for all whose URLs say the same of it.
 
 redis-py makes a context for each connection, and reads all authorities of the system for it. That is 40 ms of CPU,
 and an event loop stands still meanwhile. Ten connections that are made at once would be late, and an outage.
@@ -12,6 +12,8 @@ import ssl
 import threading
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 from redis.asyncio.connection import RedisSSLContext
 from redis.connection import parse_url
@@ -30,6 +32,15 @@ def tls_options(url: str) -> dict[str, Any]:
     options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
     found = {name: value for name, value in options.items() if name.startswith("ssl_")}
     return {"ssl_password": ""} | found if "ssl_certfile" in found else found
+
+
+def trust_in(url: str) -> Trust:
+    """Return what a server trusts by its URL. The nodes of a cluster, whose URLs are alike, share it."""
+    options = urlsplit(url).query
+    trust = _known.get(options)
+    if trust is None:
+        trust = _known[options] = Trust(tls_options(url))
+    return trust
 
 
 class Trust(RedisSSLContext):
@@ -65,6 +76,10 @@ class Trust(RedisSSLContext):
                 raise ssl.SSLError(error.errno, error.strerror) from None
             self._made_of = found
             return context
+
+
+# By the options in a URL. What no server uses any more is not kept.
+_known: WeakValueDictionary[str, Trust] = WeakValueDictionary()
 
 
 def _version_of(path: str) -> tuple[int, ...] | None:
