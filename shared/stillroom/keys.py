@@ -502,10 +502,13 @@ def sanitized(text: str) -> bytes:
 
 
 def refuse_crowd(tags: Sequence[object]) -> None:
-    """Raise InvalidArgument for more tags than an entry may have: a script writes an index for each."""
-    if len(tags) > TAGS_LIMIT:
+    """Raise InvalidArgument for more tags than an entry may have: a script writes an index for each.
+
+    A tag that is given often is one.
+    """
+    if len(tags) > TAGS_LIMIT and (count := len(set(map(repr, tags)))) > TAGS_LIMIT:
         raise InvalidArgument(
-            f"tags: {len(tags):,} were given, and an entry has {TAGS_LIMIT:,} at most; give one tag to what is "
+            f"tags: {count:,} were given, and an entry has {TAGS_LIMIT:,} at most; give one tag to what is "
             "invalidated together"
         )
 

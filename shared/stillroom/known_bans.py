@@ -112,9 +112,8 @@ class KnownBans:
                 self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600
             )
             try:
-                os.write(
-                    file, b"%d %b\n" % (until_ms, key)
-                )  # one write: lines of two processes do not mix
+                # One write: lines of two processes do not mix.
+                os.write(file, b"%d %b\n" % (until_ms, key))
                 is_long = os.fstat(file).st_size > FILE_LIMIT
             finally:
                 os.close(file)

@@ -86,9 +86,8 @@ class Repair:
         Raises RedisRefused if one is still an error.
         """
         if any(isinstance(reply, Exception) for reply in second[: len(self._loads)]):
-            raise refusal(
-                second
-            )  # this user may not load scripts: say that, not that one is missing
+            # This user may not load scripts: say that, not that one is missing.
+            raise refusal(second)
         for place, reply in zip(self._places, second[len(self._loads) :], strict=True):
             self._replies[place] = reply
         if any(isinstance(reply, Exception) for reply in self._replies):

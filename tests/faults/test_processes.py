@@ -296,7 +296,7 @@ PATCHED_LATE = textwrap.dedent("""
     from stillroom.dispatch import RefreshOrder
     from stillroom.own_celery import OwnCelery
 
-    room = Stillroom(Settings())
+    room = Stillroom(Settings(connect_timeout=10.0, command_timeout=10.0, call_timeout=30.0))
     from gevent import monkey; monkey.patch_all()
     import gevent
 
@@ -322,4 +322,4 @@ def test_rooms_that_are_older_than_gevents_patches_hold_no_worker(
     """A room that was made before gevent's patches, as with `gunicorn -k gevent --preload`, works in greenlets."""
     environment = {**os.environ, "REDIS_URL": own_server.url}
     words = [sys.executable, "-W", "ignore", "-c", PATCHED_LATE, what]
-    subprocess.run(words, env=environment, check=True, timeout=20)
+    subprocess.run(words, env=environment, check=True, timeout=60)

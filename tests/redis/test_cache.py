@@ -228,11 +228,12 @@ def test_a_tag_that_is_given_often_is_one(room: Any) -> None:
     """A tag that many parts of a value give is one tag of its entry."""
     often = [f"t{n % 3}" for n in range(1_500)]
     assert room.cache.set("k", 1, tags=often)
+    assert room.cache.get_or_set("named", lambda: 1, tags=often) == 1
     assert room.cache.get_or_set("loaded", lambda: 1, tags=[lambda value: often]) == 1
-    for key in ("k", "loaded"):
+    for key in ("k", "named", "loaded"):
         assert room.cache.get_entry(key).tags == ("t0", "t1", "t2")
     room.cache.invalidate_by_tag("t2")
-    assert room.cache.get_many(["k", "loaded"]) == {}
+    assert room.cache.get_many(["k", "named", "loaded"]) == {}
 
 
 def test_a_soft_tag_leaves_the_value_stale(room: Any) -> None:

@@ -858,9 +858,8 @@ class Core:
 
         With `is_near` the names of changed keys are read too while the clock moves.
         """
-        if (
-            self._invalidator.waiting
-        ):  # no read is trusted before Redis has this process's invalidations
+        # No read is trusted before Redis has this process's invalidations.
+        if self._invalidator.waiting:
             yield from self._invalidator.deliver()
         now = time.monotonic()
         batch: list[Command] = [(b"MGET", *keys, self.keys.clock)]
@@ -1032,9 +1031,8 @@ class Core:
             entry, _ = yield from self._judge(raw, name, clock, known)
         except GeneratorExit:
             raise
-        except (
-            BaseException
-        ):  # timed out or cancelled in the middle: the lease may be ours all the same
+        except BaseException:
+            # Timed out or cancelled in the middle: the lease may be ours all the same.
             yield from self._leases.release([(name, lease)])
             raise
         if entry is None or (value := self._decode(entry, recipe.type)) is MISS:

@@ -102,9 +102,8 @@ class Ordering:
             began_us = began_us or now_us  # work that becomes due from now on is for the next run
             try:
                 counts[(yield from self._try(taken))] += 1
-            except (
-                RedisUnavailable
-            ) as error:  # perhaps of one shard: the others' orders do not wait for it
+            except RedisUnavailable as error:
+                # Perhaps of one shard: the others' orders do not wait for it.
                 away.append(error)
         if away:
             raise away[0]
@@ -128,9 +127,8 @@ class Ordering:
             self._stats.say("orders wait until the cache's Redis is back", error.reason, error)
             yield from self._put_off(taken, 0)
             raise
-        except (
-            LoadShed
-        ) as shed:  # other loads of this loader are under way: this one waits, and has not failed
+        except LoadShed as shed:
+            # Other loads of this loader are under way: this one waits, and has not failed.
             return (yield from self._put_off(taken, int(shed.retry_after * 1_000)))
         except Exception as error:
             return (yield from self._failed(taken, error))
