@@ -362,9 +362,8 @@ class AsyncDriver:
                         is_others_time = kind is not Backoff and isinstance(step, _OTHERS_TIME)
                     # Later than the wire waits: this loop was busy. What follows is not to pay for that. If it
                     # stood still for as long as a lease may last, the marks that judge what was read may be gone.
-                    if ((now := time.monotonic()) > deadline or is_others_time) and (
-                        is_others_time or now < deadline + self._longest_lease
-                    ):
+                    now = time.monotonic()
+                    if is_others_time or deadline < now < deadline + self._longest_lease:
                         deadline = now + self._call_timeout
                 except BaseException as error:
                     step = operation.throw(error)

@@ -15,7 +15,9 @@ from typing import Any
 import celery
 import click
 from celery import _state
-from celery.app import amqp, events, task, utils  # noqa: F401  # else the first message does
+
+# Celery imports the others with its first message. A child that is forked just then could never import them.
+from celery.app import amqp, events, task, utils  # noqa: F401
 from celery.backends import base  # noqa: F401
 from celery.loaders.app import AppLoader
 from celery.local import maybe_evaluate

@@ -308,8 +308,11 @@ PATCHED_LATE = textwrap.dedent("""
                 time.sleep(0.01)
             time.sleep(0.1)
         case "lock":
-            with room.lock("x", lease=1.5):
-                time.sleep(2)
+            with room.lock("x", lease=1.5) as held:
+                first = held._until
+                while held._until == first:  # until it is renewed
+                    time.sleep(0.01)
+                assert held.is_held
     room.close()
 """)
 

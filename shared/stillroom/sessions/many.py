@@ -1,4 +1,4 @@
-"""What is done with many sessions: of a user, with a tag, of all, and those that have expired."""
+"""List, count, end and sweep many sessions: of a user, with a tag, all, and those that have expired."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which session it is that a call names, and who is told of what becomes of it. See token.py for the names."""
+"""Find the session that a call names, and tell who listens what becomes of it. See token.py for the names."""
 
 from __future__ import annotations
 
