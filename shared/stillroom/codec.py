@@ -188,15 +188,15 @@ class Codec:
             try:
                 text = make()
                 back = value if is_trusted else self.decode(codec, text, type)
+                if is_trusted or is_same(value, back):
+                    return Encoded(codec, text, back)
+                lost = lost_in(value, back)
+                if lost is None and (self._is_open(type) or is_same(value, back, True)):
+                    return Encoded(codec, text, back)
+                other = f"another value, or of another type ({_named(back)})"
+                why = lost or f"what comes back is {other}"
             except (PydanticSerializationError, Undecodable, ValueError, RecursionError) as error:
                 why = _without_values(error)
-                continue
-            if is_trusted or is_same(value, back):
-                return Encoded(codec, text, back)
-            lost = lost_in(value, back)
-            if lost is None and (self._is_open(type) or is_same(value, back, True)):
-                return Encoded(codec, text, back)
-            why = lost or f"what comes back is another value, or of another type ({_named(back)})"
         raise Unencodable(f"{_named(value)}: {why}")
 
     def _forms(self, value: Any, type: Any) -> Iterator[tuple[bytes, Callable[[], bytes]]]:
