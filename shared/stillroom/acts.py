@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from ipaddress import ip_network
 from typing import NamedTuple
 
@@ -303,9 +304,8 @@ def _letters(room: Stillroom, _: Form) -> Done:
 
 def teach_messages(room: Stillroom) -> None:
     """Let a room send Celery's messages again: straight away, for somebody waits to hear whether it could be."""
-    room.dead_letters.senders[KIND] = sender(
-        lambda task, queue, args, kwargs: publish(room.settings, task, queue, args, kwargs)
-    )
+    queues = [room.keys.queue(kind) for kind in ("refresh", "maintenance")]
+    room.dead_letters.senders[KIND] = sender(partial(publish, room.settings), queues)
 
 
 def _retry(room: Stillroom, form: Form) -> Done:

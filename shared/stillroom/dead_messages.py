@@ -8,7 +8,7 @@ but its arguments: no callbacks, no ETA, no route.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from stillroom.dead_letters import DeadLetter
@@ -19,12 +19,18 @@ KIND = "message"
 Publish = Callable[[str, str, list[Any], dict[str, Any]], object]  # task, queue, args, kwargs
 
 
-def sender(publish: Publish) -> Callable[[DeadLetter], Operation[None]]:
-    """Return a function whose operation sends a dead message again. `publish` raises what the broker raises."""
+def sender(publish: Publish, queues: Collection[str]) -> Callable[[DeadLetter], Operation[None]]:
+    """Return a function whose operation sends a dead message again, to one of these queues.
+
+    `publish` raises what the broker raises.
+    """
 
     def send(letter: DeadLetter) -> Operation[None]:
         match _body_of(letter):
             case {"task": str(task), "queue": str(queue), "args": [*args], "kwargs": dict(kwargs)}:
+                if queue not in queues:
+                    reason = f"{queue!r} is no queue of this namespace; drop it"
+                    raise DeadLetterRefused(letter.id, reason)
                 yield Call(publish, (task, queue, args, kwargs))
             case _:
                 raise DeadLetterRefused(letter.id, "no task can be made of this letter; drop it")

@@ -346,10 +346,11 @@ class AsyncDriver:
 
     async def run(self, operation: Operation[T]) -> T:
         """See Driver.run."""
-        deadline = time.monotonic() + self._call_timeout
         send = operation.send
         try:
             step = send(None)
+            # Not before: until its first step a call waits for nobody, however busy this loop is.
+            deadline = time.monotonic() + self._call_timeout
             while True:
                 try:
                     kind = type(step)
@@ -360,15 +361,15 @@ class AsyncDriver:
                     else:
                         answer = await self._take(step, deadline)
                         is_others_time = kind is not Backoff and isinstance(step, _OTHERS_TIME)
+                except BaseException as error:
+                    step = operation.throw(error)
+                else:
+                    step = send(answer)
                     # Later than the wire waits: this loop was busy. What follows is not to pay for that. If it
                     # stood still for as long as a lease may last, the marks that judge what was read may be gone.
                     now = time.monotonic()
                     if is_others_time or deadline < now < deadline + self._longest_lease:
                         deadline = now + self._call_timeout
-                except BaseException as error:
-                    step = operation.throw(error)
-                else:
-                    step = send(answer)
         except StopIteration as stop:
             result: T = stop.value
             return result

@@ -102,7 +102,7 @@ def test_what_can_not_be_sent_again_stays_a_letter(run: Any, room: Any, client: 
         )
     )
     assert "no task can be made of this letter" in run("retry", raw, raises=ValueError)
-    assert "is no queue of this namespace" in run("retry", foreign, raises=DispatchFailed)
+    assert "is no queue of this namespace" in run("retry", foreign, raises=ValueError)
     assert "were not kept" in run("retry", cut, raises=ValueError)
     assert "there is no dead letter" in run("show", "1-1", raises=LookupError)
     assert "there is no dead letter" in run("retry", "nonsense", raises=LookupError)
@@ -137,11 +137,22 @@ def test_a_body_that_is_no_json_to_show_is_text(run: Any, room: Any, body: str) 
 
 def test_retry_all_sends_what_it_can(run: Any, room: Any, client: Any, letter: str) -> None:
     """Retry with --all sends each letter. Those that can't be sent stay, with their reasons, and exit code 1."""
-    bad = room.state.run(room.dead_letters.add(KIND, "{}", "why"))
-    more = room.state.run(room.dead_letters.add(KIND, json.dumps(ORDER), "why"))
+    bad, foreign, newer, broken, more = (
+        room.state.run(room.dead_letters.add(kind, body, "why"))
+        for kind, body in (
+            (KIND, "{}"),
+            (KIND, json.dumps(ORDER | {"queue": "theirs"})),
+            ("order", to_body(b'invalidate_all {"soft": true}')),
+            ("order", to_body(b"load {")),
+            (KIND, json.dumps(ORDER)),
+        )
+    )
     said = json.loads(CliRunner().invoke(app, ["dead-letters", "retry", "--all", "--json"]).stdout)
     assert said["retried"] == [letter, more]
     assert "no task can be made" in said["refused"][bad]
+    assert "no queue of this namespace" in said["refused"][foreign]
+    for letter in (newer, broken):
+        assert "can make no order of it" in said["refused"][letter]
     assert client.llen("stillroom.maintenance") == 2
     assert CliRunner().invoke(app, ["dead-letters", "retry", "--all"]).exit_code == 1
     assert CliRunner().invoke(app, ["dead-letters", "retry"]).exit_code == 2

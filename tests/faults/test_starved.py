@@ -29,6 +29,7 @@ from stillroom.dispatch import RECLAIM_TASK, CeleryDispatch, RefreshOrder
 from stillroom.embedded import EmbeddedServer
 from stillroom.health.system import SystemWatch
 from stillroom.keys import Keys
+from stillroom.operation import Operation
 from stillroom.web.wsgi_health import HealthWSGI
 from stillroom.wire.idle import IdleTimeout, Lateness
 from tests.support.celery_process import until
@@ -147,6 +148,25 @@ def test_a_loop_that_was_held_up_reads_what_has_arrived(server: EmbeddedServer) 
             assert len(room.wire.breaker._failures) == failures
 
     asyncio.run(hold_up())
+
+
+def test_a_call_does_not_pay_for_what_its_loop_does_between_its_steps(
+    server: EmbeddedServer,
+) -> None:
+    """A call whose loop stands still before its first batch, or between two of them, still has time for each."""
+
+    def stopped() -> Operation[Any]:
+        for _ in range(2):
+            time.sleep(0.4)  # as a collection of garbage takes in a large process
+            (pong,) = yield [(b"PING",)]
+        return pong
+
+    async def call() -> Any:
+        async with AsyncStillroom(Settings(redis_url=server.url), dispatch=NoDispatch()) as room:
+            assert await until_stored(room)
+            return await room.state.run(stopped())
+
+    assert asyncio.run(call()) == b"PONG"
 
 
 def test_a_loop_that_stood_still_serves_nothing_whose_marks_are_gone(

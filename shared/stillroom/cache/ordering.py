@@ -18,6 +18,7 @@ from stillroom.dispatch import RECLAIM_TASK, Dispatch
 from stillroom.errors import (
     MISCONFIGURED,
     OF_THE_COMMAND,
+    DeadLetterRefused,
     DispatchFailed,
     LoadShed,
     RedisUnavailable,
@@ -190,4 +191,9 @@ class Ordering:
 
     def _send_again(self, letter: DeadLetter) -> Operation[None]:
         """Write the order of a dead letter down anew, with the state's driver."""
-        yield from self._written((from_body(letter.body),))
+        try:
+            order = from_body(letter.body)
+        except ValueError:
+            reason = "this release can make no order of it; a newer one may, or drop it"
+            raise DeadLetterRefused(letter.id, reason) from None
+        yield from self._written((order,))

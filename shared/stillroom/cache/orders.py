@@ -106,7 +106,6 @@ def from_body(body: str) -> Order:
     """Return the order in a dead letter. Raises ValueError."""
     try:
         letter = json.loads(body)
-        kind, fields = str(letter["order"]), letter["fields"]
+        return from_member(f"{letter['order']} {json.dumps(letter['fields'])}".encode())
     except (KeyError, TypeError, RecursionError):
         raise ValueError("this dead letter holds no order") from None
-    return from_member(f"{kind} {json.dumps(fields)}".encode())
