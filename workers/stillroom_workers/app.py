@@ -40,7 +40,8 @@ class StillroomCelery(OwnCelery):
         self.settings = settings
         self.neighbour = Neighbour(self)
         self.letters = Letters(self)
-        self.threads = settings.worker_threads  # of this worker: it may be told another number
+        self.threads = settings.worker_threads  # at most, of this worker: it may be told others
+        self.failed = 0  # tasks of this worker, in whatever process they ran
         self.asked_to_reclaim = threading.Event()  # by a task that found no place
 
     @cached_property
