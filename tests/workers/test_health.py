@@ -90,6 +90,25 @@ def test_what_a_worker_counts_reaches_the_report(
     assert 100_000 <= counts[b"refresh_lag_ms"] < 200_000
 
 
+def test_what_a_process_of_the_pool_counts_outlives_it(
+    start_worker: StartCelery, room: Stillroom, db: Any
+) -> None:
+    """Each refresh is counted, however soon the process of the pool that carried it out ends."""
+    options = ("-P", "prefork", "-c", "1", "--max-tasks-per-child", "2")
+    start_worker(*options, STILLROOM_LOADERS="tests.support.shop_app")
+
+    @room.cache.cached("product:{id}", ttl=60, swr=600, name="product")
+    def product(id: int) -> Any:
+        return {"id": id, "version": -1}
+
+    for n in range(2):
+        product(n)
+        age(db, b"stillroom:{0}:e:product:%d" % n, 61)
+        product(n)
+        until(lambda n=n: product(n)["version"] >= 0, "the refresh", 30)
+    until(lambda: db.hget(room.keys.counts, "refreshes_done") == b"2", "their counts", 30)
+
+
 def test_a_worker_tells_what_failed_in_its_processes(
     start_worker: StartCelery, room: Stillroom, db: Any
 ) -> None:
