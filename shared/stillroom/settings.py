@@ -12,7 +12,7 @@ import difflib
 import errno
 import os
 import re
-import select
+import stat
 from collections.abc import Container, Iterable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
@@ -44,6 +44,7 @@ from stillroom.address import (
 from stillroom.edges import EDGES, networks_of
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.place import each_url, is_same_place
+from stillroom.readable import watch
 from stillroom.subject import unwrapped_network
 
 PREFIX = "STILLROOM_"
@@ -636,9 +637,8 @@ def _secret(name: str, environment: Mapping[str, str]) -> str | None:
 def _secret_in(path: str) -> str:
     """Read a file, or a pipe as a shell's `<(pass redis)`. One that nobody writes to would hold up the start."""
     with open(path, "rb", opener=_open_at_once) as file:
-        ready = select.poll()
-        ready.register(file, select.POLLIN)
-        if not ready.poll(PIPE_WITHIN_MS):
+        is_plain = stat.S_ISREG(os.fstat(file.fileno()).st_mode)  # for which epoll cannot wait
+        if not is_plain and not watch(file)(PIPE_WITHIN_MS):
             raise OSError(errno.ETIMEDOUT, "nobody writes to this pipe")
         os.set_blocking(file.fileno(), True)
         secret = file.read(SECRET_LIMIT + 1)

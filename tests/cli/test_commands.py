@@ -175,9 +175,13 @@ def free_port() -> int:
         return port
 
 
-def test_up_runs_everything_until_ctrl_c(nothing_left: None) -> None:
-    """`stillroom up` runs worker, beat and Flower with one log, and Ctrl-C ends all with exit code 0."""
+def test_up_runs_everything_until_ctrl_c(nothing_left: None, tmp_path: Path) -> None:
+    """`stillroom up` runs worker, beat and Flower with one log, and Ctrl-C ends all with exit code 0.
+
+    A file celery.py in the folder where it is started is not taken for Celery.
+    """
     port = free_port()
+    (tmp_path / "celery.py").write_text("1 / 0")
     with subprocess.Popen(
         [STILLROOM, "up", "--flower-port", str(port)],
         stdout=subprocess.PIPE,
@@ -185,6 +189,7 @@ def test_up_runs_everything_until_ctrl_c(nothing_left: None) -> None:
         text=True,
         process_group=0,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        cwd=tmp_path,
     ) as process:
         guard = threading.Timer(60, process.kill)
         guard.start()
@@ -239,6 +244,16 @@ def test_a_mistake_is_a_sentence_and_exit_code_2(nothing_left: None, command: li
     assert done.returncode == 2
     assert "STILLROOM_TLL is not a setting; did you mean STILLROOM_TTL?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_worker_begins_beside_files_with_the_names_of_libraries(tmp_path: Path) -> None:
+    """A celery.py or queue.py in the folder where `stillroom worker` is started is not taken for the library."""
+    for name in ("celery", "queue"):
+        (tmp_path / f"{name}.py").write_text("1 / 0")
+    done = nursery.run_text(
+        [STILLROOM, "worker"], os.environ | {"STILLROOM_WORKER_THREADS": "many"}, tmp_path
+    )
+    assert "the worker can't start: STILLROOM_WORKER_THREADS" in done.stderr
 
 
 def test_docs_prints_the_pages(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import select
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -544,3 +546,17 @@ def test_greenlets_share_the_wire(own_server: EmbeddedServer) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert 1 <= int(done.stdout.split()[1]) <= 64
+
+
+def test_a_python_without_poll_has_connections(
+    make: Any, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A room works where `select` has no `poll`, as eventlet leaves it, and sees that a connection has ended."""
+    left = SimpleNamespace(select=select.select, POLLIN=select.POLLIN)
+    monkeypatch.setattr("stillroom.readable.select", left)
+    room = make(own_server.url, **PATIENT)
+    room.cache.set("k", 1)
+    assert room.cache.get("k") == 1
+    with redis.Redis.from_url(own_server.url) as client:
+        client.client_kill_filter(_type="normal", skipme=True)
+    assert room.cache.get("k") == 1

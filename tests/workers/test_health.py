@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from stillroom import Settings, Stillroom
+from stillroom.dispatch import publish
 from stillroom.embedded import EmbeddedServer
 from stillroom.health.body import SCHEDULED
 from stillroom.keys import Keys
@@ -87,6 +88,35 @@ def test_what_a_worker_counts_reaches_the_report(
     counts = {name: int(n) for name, n in db.hgetall(room.keys.counts).items()}
     assert counts[b"refreshes_done"] == counts[b"refresh_lag_300"] == 1
     assert 100_000 <= counts[b"refresh_lag_ms"] < 200_000
+
+
+def test_what_a_process_of_the_pool_counts_outlives_it(
+    start_worker: StartCelery, room: Stillroom, db: Any
+) -> None:
+    """Each refresh is counted, however soon the process of the pool that carried it out ends."""
+    options = ("-P", "prefork", "-c", "1", "--max-tasks-per-child", "2")
+    start_worker(*options, STILLROOM_LOADERS="tests.support.shop_app")
+
+    @room.cache.cached("product:{id}", ttl=60, swr=600, name="product")
+    def product(id: int) -> Any:
+        return {"id": id, "version": -1}
+
+    for n in range(2):
+        product(n)
+        age(db, b"stillroom:{0}:e:product:%d" % n, 61)
+        product(n)
+        until(lambda n=n: product(n)["version"] >= 0, "the refresh", 30)
+    until(lambda: db.hget(room.keys.counts, "refreshes_done") == b"2", "their counts", 30)
+
+
+def test_a_worker_tells_what_failed_in_its_processes(
+    start_worker: StartCelery, room: Stillroom, db: Any
+) -> None:
+    """A worker with `-P prefork` counts the tasks that failed in the processes of its pool."""
+    start_worker("-P", "prefork", "-c", "1")
+    order = {"no_such_field": 1}
+    publish(room.settings, "stillroom.invalidate_keys", "stillroom.maintenance", [], order)
+    until(lambda: [one.failed for one in room.health.check().tasks.crew] == [1], "its figure", 30)
 
 
 def test_health_looks_at_each_scheduled_task() -> None:

@@ -161,12 +161,16 @@ def test_an_async_loader_is_awaited(
     assert len(loops) == 1
 
 
-@pytest.mark.parametrize("pool", ["threads", "processes"])
+@pytest.mark.parametrize(
+    "pool",
+    [("threads",), ("processes",), ("gevent", "--autoscale", "4,1")],
+    ids=["threads", "processes", "greenlets"],
+)
 def test_slow_loads_of_one_message_run_beside_one_another(
-    start_worker: StartWorker, app_room: Stillroom, db: Any, pool: str
+    start_worker: StartWorker, app_room: Stillroom, db: Any, pool: tuple[str, ...]
 ) -> None:
-    """The orders of one message are shared by a worker's threads or processes, and each is loaded once."""
-    start_worker("-P", pool)
+    """The orders of one message are shared by all that a worker may have, and each is loaded once."""
+    start_worker("-P", *pool)
 
     @app_room.cache.cached("slow:{id}", ttl=60, name="slow")
     def slow(id: int) -> int:

@@ -40,7 +40,8 @@ class StillroomCelery(OwnCelery):
         self.settings = settings
         self.neighbour = Neighbour(self)
         self.letters = Letters(self)
-        self.threads = settings.worker_threads  # of this worker: it may be told another number
+        self.threads = settings.worker_threads  # at most, of this worker: it may be told others
+        self.failed = 0  # tasks of this worker, in whatever process they ran
         self.asked_to_reclaim = threading.Event()  # by a task that found no place
 
     @cached_property
@@ -90,9 +91,15 @@ class StillroomCelery(OwnCelery):
         return str(self.amqp.router.route({}, task)["queue"].name)
 
     def send_task(self, *args: Any, **options: Any) -> Any:
-        """Send a task with the time it is sent, which Celery's messages lack: beat's ticks come this way too."""
+        """Send a task with the time it is sent, which Celery's messages lack: beat's ticks come this way too.
+
+        They are the sign of life of beat, whatever scheduler it has: the broker took what was due.
+        """
         headers = {**sent_now(), **(options.get("headers") or {})}
-        return super().send_task(*args, **options | {"headers": headers})
+        sent = super().send_task(*args, **options | {"headers": headers})
+        if headers.get("celery_beat_task"):
+            self.signs.of_beat()
+        return sent
 
 
 def make_app(settings: Settings | None = None) -> StillroomCelery:

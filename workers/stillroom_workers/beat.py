@@ -1,4 +1,4 @@
-"""Beat for a container, or in a thread of a worker: it keeps no file, and gives a sign of life."""
+"""Beat for a container, or in a thread of a worker: it keeps no file."""
 
 from __future__ import annotations
 
@@ -36,23 +36,12 @@ class Scheduler(_StockScheduler):  # type: ignore[misc]
     lock or to find corrupt.
     """
 
-    _is_heard = False  # whether the broker took what was sent last
     _offset = -math.inf  # from the monotonic clock to the machine's at the last tick, seconds
 
-    def apply_async(self, *args: Any, **options: Any) -> Any:
-        """Send a task. Stock logs what goes wrong with it, and goes on."""
-        self._is_heard = False
-        sent = super().apply_async(*args, **options)
-        self._is_heard = True
-        return sent
-
     def tick(self, *args: Any, **kwargs: Any) -> Any:
-        """Send what is due; returns the seconds until the next is. Its sign of life: the broker took it."""
+        """Send what is due; returns the seconds until the next is."""
         self._follow_clock()
-        seconds = super().tick(*args, **kwargs)
-        if self._is_heard:
-            self.app.signs.of_beat()
-        return seconds
+        return super().tick(*args, **kwargs)
 
     def _follow_clock(self) -> None:
         """Set the schedule back with the machine's clock. Stock sends nothing until the clock has caught up."""

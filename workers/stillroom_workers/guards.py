@@ -525,7 +525,10 @@ class Control(_StockControl):  # type: ignore[misc]
 
 
 class Request(_StockRequest):  # type: ignore[misc]
-    """A request whose events are small: whoever watches the workers keeps thousands of them."""
+    """A request whose events are small: whoever watches the workers keeps thousands of them.
+
+    It counts the failures, because a process of the prefork pool tells its own of them only to this one.
+    """
 
     # By time.monotonic(), in the worker: the machine's clock may be set while the task runs.
     began = inf
@@ -539,6 +542,7 @@ class Request(_StockRequest):  # type: ignore[misc]
         return super().info(safe=True)
 
     def send_event(self, type: str, **fields: Any) -> None:
+        self.app.failed += type == "task-failed"
         super().send_event(
             type, **{name: _shortened(name, value) for name, value in fields.items()}
         )

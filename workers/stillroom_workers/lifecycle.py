@@ -205,9 +205,12 @@ def _give_up(why: str) -> None:
 def attend(app: Any, settings: Settings) -> None:
     """Tie the room to the worker's life. Receivers are kept by the app, as long as it lives."""
 
-    def stop(**_: Any) -> None:
+    def leave(**_: Any) -> None:
         if "room" in vars(app):
             app.room.close()
+
+    def stop(**_: Any) -> None:
+        leave()
         signs.end()
 
     def beat(**_: Any) -> None:
@@ -221,7 +224,8 @@ def attend(app: Any, settings: Settings) -> None:
     signs = app.signs = SignsOfLife(settings, app)
     scheduled = {tick.task for tick in SCHEDULE}
     working = Working(app)
-    app.receivers = [*app.receivers, stop, beat, done]
+    app.receivers = [*app.receivers, leave, stop, beat, done]
+    signals.worker_process_shutdown.connect(leave, weak=False)  # in a process of the pool
     signals.worker_shutdown.connect(stop, weak=False)
     signals.worker_ready.connect(beat, weak=False)
     signals.heartbeat_sent.connect(beat, weak=False)

@@ -64,7 +64,6 @@ class Worker(_StockWorker):  # type: ignore[misc]
         scales = self.pool_cls.uses_semaphore or hasattr(self.pool_cls, "grow")
         if self.options.get("autoscale") and not scales:
             raise SettingsError("--autoscale is for processes: add --pool prefork, or leave it out")
-        self.app.threads = self.concurrency
         with self.app.neighbour.at_home():  # a loaders module may look at its project's tasks
             begin(self.app)
             self.app.neighbour.look()
@@ -73,6 +72,7 @@ class Worker(_StockWorker):  # type: ignore[misc]
     def on_start(self) -> None:
         """Let the project move in: the pool has been made, and runs nothing yet."""
         super().on_start()
+        self.app.threads = self.max_concurrency or self.concurrency  # the first is --autoscale's
         self.app.neighbour.move_in()
 
 

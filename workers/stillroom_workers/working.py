@@ -21,12 +21,10 @@ class Working:
     def __init__(self, app: Any) -> None:
         self._app = app
         self._began = time.monotonic()
-        self._failed = 0
         self._pool: Any = None
         self._ended: deque[tuple[float, int]] = deque(maxlen=SAMPLES_MOST)  # (when, how many)
-        app.receivers = [*getattr(app, "receivers", ()), self._meet, self._count_failure]
+        app.receivers = [*getattr(app, "receivers", ()), self._meet]
         signals.worker_ready.connect(self._meet, weak=False)
-        signals.task_failure.connect(self._count_failure, weak=False)
 
     def about(self) -> WorkerStats:
         """Return the figures of this worker as they are now."""
@@ -35,11 +33,11 @@ class Working:
         queues = getattr(self._app.amqp.queues, "consume_from", {})
         return WorkerStats(
             queues=tuple(sorted(queues)),
-            threads=getattr(self._pool, "limit", None),
+            threads=getattr(self._pool, "num_processes", None),
             busy=busy,
             up_s=round(now - self._began, 1),
             done=done,
-            failed=self._failed,
+            failed=self._app.failed,
             per_min=self._per_minute(now, done),
         )
 
@@ -54,7 +52,3 @@ class Working:
     def _meet(self, sender: Any, **_: Any) -> None:
         if sender.app is self._app:
             self._pool = sender.pool
-
-    def _count_failure(self, sender: Any, **_: Any) -> None:
-        if sender.app is self._app:
-            self._failed += 1

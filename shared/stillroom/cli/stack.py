@@ -15,6 +15,8 @@ from stillroom.cli.supervisor import Service
 from stillroom.embedded import EmbeddedServer
 
 WORKERS = "stillroom_workers"  # named here, imported only by the processes it runs in
+# -P: a celery.py or a queue.py in the folder of the project is not taken for Celery, or for Python's own.
+MODULE = (sys.executable, "-P", "-m")
 
 
 @contextmanager
@@ -41,4 +43,4 @@ def services(environment: Mapping[str, str], *, flower_port: int | None) -> list
 
 
 def _celery(name: str, environment: Mapping[str, str], *arguments: str) -> Service:
-    return Service(name, [sys.executable, "-m", "celery", "-A", WORKERS, *arguments], environment)
+    return Service(name, [*MODULE, "celery", "-A", WORKERS, *arguments], environment)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stillroom.cli.stack import WORKERS
+from stillroom.cli.stack import MODULE, WORKERS
 
 
 def worker(
@@ -22,7 +22,7 @@ def worker(
     For places where one process is enough; a second one does no harm. SIGTERM or Ctrl-C lets running tasks end.
     """
     options = ["--loglevel", log_level, *(["--concurrency", str(threads)] if threads else [])]
-    command = [sys.executable, "-m", WORKERS, *options]
+    command = [*MODULE, WORKERS, *options]
     sys.stdout.flush()
     os.execv(
         sys.executable, command

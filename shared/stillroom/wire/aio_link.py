@@ -7,7 +7,6 @@ later. There is one timer, which is set again when it is due and not at each exc
 from __future__ import annotations
 
 import asyncio
-import select
 import time
 from collections.abc import Callable, Generator
 from contextvars import Context
@@ -15,6 +14,7 @@ from typing import Any
 
 import hiredis
 
+from stillroom.readable import watch
 from stillroom.wire.idle import OWN_LIMIT_S, IdleTimeout, LateBy, Lateness
 from stillroom.wire.outcome import greeted
 from stillroom.wire.server import NOT_YET, TOO_MANY, ReplyError, Server, pack
@@ -97,11 +97,11 @@ class AsyncLink(asyncio.BufferedProtocol):
         "_has_ended",
         "_is_plain",
         "_loop",
-        "_poll",
         "_reader",
         "_replies",
         "_timer",
         "_transport",
+        "_wait",
         "_wakes_at",
         "_writer",
         "generation",
@@ -127,8 +127,7 @@ class AsyncLink(asyncio.BufferedProtocol):
         self._due: float | None = None
         self._granted = 0.0  # seconds that the loop's lateness has added to it
         self._has_ended = stream._eof or self._transport.is_closing()
-        self._poll = select.poll()
-        self._poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        self._wait = watch(self._transport.get_extra_info("socket"))
         self.generation = generation
         self.is_dropped = False
         self.used = False
@@ -260,11 +259,11 @@ class AsyncLink(asyncio.BufferedProtocol):
 
     def is_quiet(self) -> bool:
         """Return whether the idle connection is open and silent. Costs a system call."""
-        return not (self._poll.poll(0) or self._has_ended or self._replies) and self._is_open()
+        return not (self._wait(0) or self._has_ended or self._replies) and self._is_open()
 
     async def is_alive(self) -> bool:
         """Return the same, once the event loop has seen what it had no time for when it came."""
-        if self._poll.poll(0):
+        if self._wait(0):
             # It looks at its sockets in the first round, and reads in the second.
             await asyncio.sleep(0)
             await asyncio.sleep(0)

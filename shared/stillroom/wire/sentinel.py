@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import select
 import socket
 import threading
 import time
@@ -24,6 +23,7 @@ import hiredis
 
 from stillroom.address import Host, SentinelAddress
 from stillroom.errors import FINAL, RedisUnavailable
+from stillroom.readable import watch
 from stillroom.settings import Settings
 from stillroom.wire.failure import unavailable
 from stillroom.wire.forks import reset_after_fork
@@ -394,11 +394,7 @@ class Bell:
     def wait(self, ears: Sequence[Line], seconds: float) -> None:
         """Wait until the bell rings, a Sentinel tells something, or the time is up."""
         heard = {ear.socket.fileno(): ear for ear in ears if ear.socket is not None}
-        # Not select(), which knows only the first 1,024 descriptors of a process.
-        poll = select.poll()
-        for descriptor in (self.near.fileno(), *heard):
-            poll.register(descriptor, select.POLLIN)
-        for descriptor, _ in poll.poll(seconds * 1000):
+        for descriptor, _ in watch(self.near.fileno(), *heard)(seconds * 1000):
             if descriptor == self.near.fileno():
                 with contextlib.suppress(BlockingIOError):
                     self.near.recv(READ_SIZE)

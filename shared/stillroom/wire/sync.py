@@ -5,7 +5,6 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # no stubs: signal's functions stand for it
 import _socket
 import queue
-import select
 import signal
 import socket
 import ssl
@@ -19,6 +18,7 @@ from typing import Any
 import hiredis
 
 from stillroom.errors import RedisRefused, RedisUnavailable
+from stillroom.readable import watch
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.failure import is_turned_away, unavailable
 from stillroom.wire.forks import reset_after_fork
@@ -64,11 +64,11 @@ class Link:
         "_connection",
         "_is_plain",
         "_patience",
-        "_poll",
         "_reader",
         "_server",
         "_socket",
         "_timeout",
+        "_wait",
         "generation",
         "used",
     )
@@ -98,8 +98,7 @@ class Link:
             self._socket.settimeout(None)
             timeval = struct.pack("@ll", 0, int(_SLICE_S * 1_000_000))
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-        self._poll = select.poll()
-        self._poll.register(self._socket, select.POLLIN)
+        self._wait = watch(self._socket)
         asked = time.monotonic_ns()
         packed = pack([command for _, command in server.handshake])
         replies = self.exchange(packed, len(server.handshake), deadline, time.monotonic())
@@ -129,10 +128,10 @@ class Link:
         replies: list[Any] = []
         while True:
             # A plain socket blocks for five milliseconds by the kernel's own timeout, which costs no system call
-            # and is enough for nearly every reply; then `poll` waits for the rest. The kernel's timeout alone would
+            # and is enough for nearly every reply; then `_wait` takes over. The kernel's timeout alone would
             # not do: it begins again with each receive that a signal interrupts (PEP 475 repeats it), so a signal
             # every 50 ms would hold a call of 100 ms for ever. Where a flood of signals could do that to five
-            # milliseconds, `poll` is first.
+            # milliseconds, that is first.
             if (
                 not is_plain
                 or left < _SLICE_S
@@ -159,14 +158,14 @@ class Link:
             left = deadline - time.monotonic()
 
     def _await_data(self, left: float) -> None:
-        """Wait until a plain socket has data; have a receive of TLS or gevent wait so long, in its own way."""
+        """Wait until a plain socket has data; have a receive of TLS or greenlets wait so long, in its own way."""
         if not self._is_plain:
             self._wait_at_most(left)
-        elif left <= 0 or not self._poll.poll(left * 1000):
+        elif left <= 0 or not self._wait(left * 1000):
             raise TimeoutError
 
     def _wait_at_most(self, left: float) -> None:
-        """Set how long each call of a socket of TLS or gevent waits."""
+        """Set how long each call of a socket of TLS or greenlets waits."""
         if left <= 0:
             raise TimeoutError
         seconds = min(left, self._patience)
@@ -188,7 +187,7 @@ class Link:
 
     def is_alive(self) -> bool:
         """Return whether the idle connection is open and silent. Costs a system call."""
-        if not self._poll.poll(0):
+        if not self._wait(0):
             return True
         # Something came: under TLS perhaps nothing that concerns us.
         self._socket.settimeout(0)
@@ -208,7 +207,7 @@ class Link:
 
 
 def _is_plain(sock: Any) -> bool:
-    """Return whether receive is the system's own call, which it is not with TLS and gevent."""
+    """Return whether receive is the system's own call, which it is not with TLS, gevent and eventlet."""
     return type(sock).recv_into is _socket.socket.recv_into
 
 
@@ -227,7 +226,7 @@ def _wait_out(until: float) -> None:
 
 
 class Wire:
-    """Batches to one server. Thread-safe, fork-safe; under gevent greenlets are its threads."""
+    """Batches to one server. Thread-safe, fork-safe; under gevent and eventlet greenlets are its threads."""
 
     def __init__(self, server: Server) -> None:
         self.server = server

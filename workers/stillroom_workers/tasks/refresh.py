@@ -52,7 +52,7 @@ class Refreshing:
         """Note that the worker is ready: now it is known whether it has threads. A child of prefork has none."""
         pool = sender.pool
         if sender.app is self._app and (isinstance(pool, TaskPool) or pool.is_green):
-            self._hands = Crew(pool.limit)
+            self._hands = Crew(self._app.threads)
 
     def one(self, order: RefreshOrder) -> Report:
         """Returns its report: outcome and loader. Events tell it to Flower, where no key is to be seen."""

@@ -18,6 +18,9 @@ class WorkerApp(Protocol):
     def letters(self) -> Any: ...
 
     @property
+    def threads(self) -> int: ...
+
+    @property
     def places_to_reclaim(self) -> Semaphore: ...
 
     @property
