@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# With another one, .ci/run makes its virtual environments sooner.
+INSTALLER ?= $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # Tests start Python hundreds of times: what it compiles is kept, in the virtual environment. So pip compiles nothing
 # of the thousands of files that are never imported.
 export PYTHONPYCACHEPREFIX = $(abspath $(VENV))/.pycache
@@ -64,17 +66,17 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[example,flower]'
+	$(INSTALLER) -e '.[example,flower]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[dev]'
+	$(INSTALLER) -e '.[dev]'
 	touch $@ $(VENV)/.run
 
 $(VENV)/.load: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[load]'
+	$(INSTALLER) -e '.[load]'
 	touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[bench]'
+	$(INSTALLER) -e '.[bench]'
 	touch $@

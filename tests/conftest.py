@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
+from zlib import crc32
 
 import hypothesis
 import pytest
@@ -63,38 +65,39 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def is_left_out(item: pytest.Item, only: str | None, is_full: bool) -> bool:
-    """Return whether a test is of the other server or face, or shows on redis-server what it shows on the embedded.
+    """Return whether a test is of the other server, or shows there what it shows elsewhere.
 
-    What depends on the server is the same for both faces, so the async one is tested on the embedded server alone.
+    Each face is tested on one kind of server and each kind with one face: the async one on the embedded server, the
+    other one on redis-server where it is installed. What is about neither face runs on one of both, in turn.
     """
     if item.get_closest_marker("full") is not None and not is_full:
         return True
     callspec = getattr(item, "callspec", None)
     given = callspec.params if callspec else {}
-    kind = next((given[name] for name in OF_A_KIND if name in given), None)
+    kind = next((given[name] for name in OF_A_KIND if given.get(name) in SERVERS), None)
     if kind is None or only is not None:
         return kind not in (None, only)
-    is_alike = (
-        face_of(item) == "async"
-        or item.get_closest_marker("any_server") is not None
-        or item.nodeid.startswith(STEPPED)
-    )
-    return bool(kind == "redis" and is_alike and not is_full)
+    if is_full:
+        return False
+    is_alike = item.get_closest_marker("any_server") or item.nodeid.startswith(STEPPED)
+    if is_alike or shutil.which("redis-server") is None:
+        return bool(kind != "valkey")
+    in_turn = SERVERS[crc32(re.sub(r"\b(valkey|redis)\b", "", item.name).encode()) % 2]
+    return bool(kind != {"async": "valkey", "sync": "redis"}.get(face_of(item), in_turn))
 
 
 # The fixtures that start a server, or several, of each kind.
 OF_A_KIND = ("shared_server", "shared_cluster", "formed", "places", "company", "shared_clocked")
 
-# These are about the order of commands, and what processes do when servers fail. All others show that scripts mean
-# the same on both servers; what was acknowledged is seen to outlive a failover of each kind.
+# These are about the order of commands, and what processes do when servers fail, which no kind of server changes.
 STEPPED = ("tests/races/", "tests/properties/", "tests/failover/")
 
 
-def face_of(item: pytest.Item) -> str | None:
-    """Return the face that a test runs with, if it is one of both."""
+def face_of(item: pytest.Item) -> str:
+    """Return the face that a test runs with, or "" where it is about no face or about both."""
     callspec = getattr(item, "callspec", None)
     given = callspec.params if callspec else {}
-    return next((face for face in FACES if face in (given.get("room"), given.get("face"))), None)
+    return next((face for face in FACES if face in (given.get("room"), given.get("face"))), "")
 
 
 # Files that take half a minute and more, the longest first: one that began last would be waited for alone. The two
@@ -132,7 +135,7 @@ def place_in_line(item: pytest.Item) -> int:
 
 # What some tests need beside Python: a program, and what is not tested without it.
 NEEDED = {
-    "redis-server": "half of the tests: they run on the embedded server alone",
+    "redis-server": "what it may do differently: all tests run on the embedded server",
     "docker": "the image and the Swarm",
     "chromium": "pages as a browser shows them",
     "apache2": "a shared cache in front of the pages",

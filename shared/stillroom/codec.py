@@ -188,16 +188,16 @@ class Codec:
             try:
                 text = make()
                 back = value if is_trusted else self.decode(codec, text, type)
+                if is_trusted or is_same(value, back):
+                    return Encoded(codec, text, back)
+                lost = lost_in(value, back)
+                is_open = self._is_open(type) and not _is_another_of(type, value, back)
+                if lost is None and (is_open or is_same(value, back, True)):
+                    return Encoded(codec, text, back)
+                other = f"another value, or of another type ({_named(back)})"
+                why = lost or f"what comes back is {other}"
             except (PydanticSerializationError, Undecodable, ValueError, RecursionError) as error:
                 why = _without_values(error)
-                continue
-            if is_trusted or is_same(value, back):
-                return Encoded(codec, text, back)
-            lost = lost_in(value, back)
-            is_open = self._is_open(type) and not _is_another_of(type, value, back)
-            if lost is None and (is_open or is_same(value, back, True)):
-                return Encoded(codec, text, back)
-            why = lost or f"what comes back is another value, or of another type ({_named(back)})"
         raise Unencodable(f"{_named(value)}: {why}")
 
     def _forms(self, value: Any, type: Any) -> Iterator[tuple[bytes, Callable[[], bytes]]]:

@@ -12,7 +12,7 @@ from tests.explorer.world import World
 
 RUNS = {
     True: 750,
-    False: 100,
+    False: 50,
 }  # of each kind; in full they are ten thousand together with the state's
 FINDS_WITHIN = 2_500
 

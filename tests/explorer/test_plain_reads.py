@@ -14,7 +14,7 @@ from tests.explorer.mutants import replaced
 from tests.explorer.sessions import SETTINGS, maker
 from tests.explorer.world import World
 
-RUNS = {True: 750, False: 120}
+RUNS = {True: 750, False: 60}
 FINDS_WITHIN = 1_000
 
 

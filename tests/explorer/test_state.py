@@ -17,7 +17,7 @@ from tests.explorer.world import World
 
 RUNS = {
     True: 875,
-    False: 120,
+    False: 60,
 }  # of each kind; in full they are ten thousand together with the cache's
 FINDS_WITHIN = 2_500
 

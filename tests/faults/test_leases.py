@@ -258,7 +258,7 @@ def test_a_request_whose_time_is_up_still_stores_and_frees(
 
 
 def test_cancelled_calls_leave_no_lease(server: EmbeddedServer, client: Any) -> None:
-    """600 loads, many cancelled at every instant, alone and in batches, leave no lease."""
+    """Loads that are cancelled at every instant, alone and in batches, leave no lease."""
 
     async def scenario() -> int:
         cancelled = 0
@@ -273,7 +273,7 @@ def test_cancelled_calls_leave_no_lease(server: EmbeddedServer, client: Any) -> 
                 await asyncio.sleep(0)
                 return dict.fromkeys(keys, 1)
 
-            for n in range(300):
+            for n in range(90):  # each of thirty instants, three times
                 calls = [
                     asyncio.ensure_future(room.cache.get_or_set(f"k:{n}", load)),
                     asyncio.ensure_future(
@@ -286,7 +286,7 @@ def test_cancelled_calls_leave_no_lease(server: EmbeddedServer, client: Any) -> 
                 await asyncio.gather(*calls, return_exceptions=True)
         return cancelled
 
-    assert asyncio.run(scenario()) > 100
+    assert asyncio.run(scenario()) > 30
     assert leases(client) == []
 
 

@@ -56,11 +56,12 @@ def test_marks_have_a_bound_without_a_beat(kind: str) -> None:
             assert sizes[-1] <= sizes[0] + 10
 
 
+@pytest.mark.any_server
 def test_types_that_are_made_for_each_request_are_let_go(room: Any) -> None:
     """Types made for each request are let go: a class in a function, a Literal of a visitor's text, a
     made model.
     """
-    for n in range(3 * TYPES_LIMIT):
+    for n in range(TYPES_LIMIT + 100):
         kinds: list[Any] = [Literal[f"{n}"], create_model(f"M{n}", id=(int, 1))]
         for kind in kinds:
             value = f"{n}" if kind is kinds[0] else kind(id=n)
@@ -282,7 +283,8 @@ def test_a_refresh_that_is_under_way_is_stopped_by_no_read_and_no_touch(
 # Nothing alive is deleted, nothing dead stays
 
 
-@pytest.mark.parametrize("tags", [3, 300])
+@pytest.mark.any_server
+@pytest.mark.parametrize("tags", [3, 130])
 @pytest.mark.parametrize("again", ["set", "get_or_set", "incr"])
 def test_a_sweep_deletes_nothing_that_came_while_it_looked(
     make_room: Any, tags: int, again: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -40,11 +41,16 @@ def nested(depth: int, inside: str = "") -> Any:
     return json.loads("[" * depth + inside + "]" * depth)
 
 
+@dataclass
+class Kept:
+    k: Any
+
+
 HARD: dict[str, Any] = {
     **{f"{depth} lists": nested(depth) for depth in (150, 198, 199, 200, 201, 202, 250)},
     **{f"{depth} lists and a text": nested(depth, f'"{"x" * 500}"') for depth in (100, 200, 201)},
     **{f"a number of {digits} digits": 10 ** (digits - 1) for digits in (4_000, 4_300)},
-    "objects": json.loads('{"a":' * 200 + "1" + "}" * 200),
+    **{f"{depth} objects": json.loads('{"a":' * depth + "1" + "}" * depth) for depth in (198, 200)},
     "specials": [float("inf"), -0.0, "\0\u2028\ufffd", {"": None}, 2**63, -(10**300)],
 }
 WRITES: dict[str, Callable[[Any, Any], Any]] = {
@@ -56,6 +62,7 @@ WRITES: dict[str, Callable[[Any, Any], Any]] = {
         sessions, lambda one: sessions.mutate(one, lambda data: data | {"k": value})
     ),
     "meta": lambda sessions, value: sessions.create("u1", meta={"k": value}),
+    "a dataclass": lambda sessions, value: sessions.create("u1", Kept(value)),
 }
 
 

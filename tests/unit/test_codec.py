@@ -399,6 +399,16 @@ def test_what_would_come_back_as_something_else_is_refused(value: Any, type: Any
     assert "seven" not in str(refused.value)
 
 
+def test_what_is_too_deep_to_be_compared_is_refused() -> None:
+    """A value that JSON holds, but that goes too deep to compare what comes back, is refused as any other."""
+
+    def called_from(frames: int) -> None:
+        called_from(frames - 1) if frames else codec.encoded(deep(190), Any)
+
+    with pytest.raises(Unencodable, match="recursion"):
+        called_from(400)
+
+
 @pytest.mark.parametrize(
     ("value", "type", "said"),
     [

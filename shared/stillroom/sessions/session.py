@@ -250,7 +250,10 @@ def _encoded_record(data: Any, limit: int, keys_limit: int) -> dict[bytes, bytes
     if _STARS in text and has_secret(data):
         raise SessionDataRefused(_OF_SECRETS)
     back = decoded(text, _adapter_of(data.__class__))
-    lost = None if is_same(data, back, True) else lost_in(data, back)
+    try:
+        lost = None if is_same(data, back, True) else lost_in(data, back)
+    except RecursionError:
+        lost = "it is nested too deep"
     if lost:
         raise SessionDataRefused(f"{data.__class__.__name__}: {lost}")
     return fields
