@@ -16,7 +16,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeVar, get_origin
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 import pydantic_core
 from pydantic import (
@@ -191,7 +191,8 @@ class Codec:
                 if is_trusted or is_same(value, back):
                     return Encoded(codec, text, back)
                 lost = lost_in(value, back)
-                if lost is None and (self._is_open(type) or is_same(value, back, True)):
+                is_open = self._is_open(type) and not _is_another_of(type, value, back)
+                if lost is None and (is_open or is_same(value, back, True)):
                     return Encoded(codec, text, back)
                 other = f"another value, or of another type ({_named(back)})"
                 why = lost or f"what comes back is {other}"
@@ -274,6 +275,12 @@ def _is_type(given: Any) -> bool:
         return True
     is_name = hasattr(given, "__supertype__") or hasattr(given, "__value__")  # NewType, type X = …
     return is_name or getattr(given, "__module__", "") in ("typing", "typing_extensions")
+
+
+def _is_another_of(union: Any, value: Any, back: Any) -> bool:
+    """Return whether a value of one class that a union names has come back as another: `list | tuple`."""
+    kinds = [get_origin(one) or one for one in get_args(union)]
+    return type(value) in kinds and type(back) is not type(value)
 
 
 def _mentions(kind: str, schema: Any) -> bool:

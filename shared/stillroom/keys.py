@@ -518,6 +518,11 @@ def original(name: bytes) -> bytes:
     return name if b"%" not in name else _ESCAPED.sub(lambda m: bytes([int(m[1], 16)]), name)
 
 
+def written(name: bytes) -> str:
+    """Return a sanitized key or tag as the text that its user wrote."""
+    return original(name).decode(errors="replace")
+
+
 def pattern(glob: str) -> bytes:
     """Return a glob over keys as their users write them. Raises InvalidKey."""
     sanitized(glob)  # the same limits

@@ -440,7 +440,10 @@ class Stillroom(_Room):
 
 
 class AsyncStillroom(_Room):
-    """The services of one app, for asyncio: the same names, awaited. See Stillroom."""
+    """The services of one app, for asyncio: what they do is awaited. Otherwise as Stillroom.
+
+    They are `cache`, `sessions`, `limits`, `abuse`, `health` and `tasks`. `upkeep` is what workers do.
+    """
 
     cache: AsyncCache
     sessions: AsyncSessions

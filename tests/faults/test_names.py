@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings
+from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from tests.support.celery_process import until
 from tests.support.faces import FACES, open_room
@@ -122,6 +122,20 @@ def test_a_name_that_is_unknown_is_told_as_that(room: Any, name_server: NameServ
     name_server.address = None
     with pytest.raises(RedisUnavailable, match=r"\(name\).*REDIS_URL.*no address"):
         room.connect()
+
+
+def test_a_url_that_nobody_has_set_is_told(
+    name_server: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where REDIS_URL is not set, the error says so, and which address is used in its place."""
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.setattr("tests.faults.test_names.HOST", "redis")
+    name_server.address = None
+    with (
+        Stillroom(dispatch=NoDispatch()) as room,
+        pytest.raises(RedisUnavailable, match="REDIS_URL is not set, so it is redis://redis:6379"),
+    ):
+        room.cache.invalidate("k")
 
 
 @pytest.mark.parametrize("failure", [MemoryError(), ValueError("embedded null character")])

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 from stillroom import Freshness, InvalidArgument, InvalidKey, ValueTooLarge
 from stillroom.cache.leases import FAILURES_KEPT_MS
 from stillroom.codec import Unencodable
+from stillroom.keys import sanitized
 from stillroom.operation import Pause
 from tests.support.entries import age
 from tests.support.monitor import sent
@@ -83,6 +84,19 @@ def test_an_entry_tells_its_freshness_and_tags(room: Any) -> None:
     entry = room.cache.get_entry("k", list[int])
     assert (entry.value, entry.freshness, entry.tags) == ([1], Freshness.FRESH, ("a", "b c"))
     assert entry.loader is None
+
+
+@pytest.mark.parametrize("tag", ["50%", "50%25", "a\nb", "\x00"])
+def test_tags_are_told_as_they_were_given(room: Any, tag: str) -> None:
+    """The tags that get_entry returns are those that were given, so they can be invalidated and given again."""
+    room.cache.set("first", 1, tags=[tag])
+    room.cache.incr("first")
+    room.cache.touch("first", ttl=60)
+    room.cache.set("again", 1, tags=room.cache.get_entry("first").tags)
+    for key in ("first", "again"):
+        assert room.cache.get_entry(key).tags == (tag,)
+    room.cache.invalidate_by_tag(*room.cache.get_entry("again").tags)
+    assert room.cache.get_many(["first", "again"]) == {}
 
 
 def test_the_value_is_readable_in_redis(room: Any, client: Any) -> None:
@@ -439,6 +453,15 @@ def test_arguments_and_values_keep_their_types(room: Any, dispatch: Any, client:
     load(thing)
     assert dispatch.run_all(room) == ["refreshed"]
     assert seen == [thing, thing]
+
+
+def test_a_report_names_the_key_that_get_takes(room: Any, dispatch: Any, client: Any) -> None:
+    """The report of a refresh names its key as the cached function does, whatever escapes Redis stores."""
+    sale = room.cache.cached("sale:{name}", ttl=60, swr=60, name="sale")(lambda name: 1)
+    sale("50%")
+    age(client, room.keys.entry(sanitized(sale.key("50%"))), 61)
+    sale("50%")
+    assert room.cache.refresh(dispatch.orders[0])["key"] == sale.key("50%")
 
 
 def test_the_loaders_error_reaches_its_caller_and_leaves_no_lease(room: Any, client: Any) -> None:

@@ -67,6 +67,16 @@ def test_an_invalidation_is_named(room: Any) -> None:
     assert outcome(room)[:2] == ("miss", "epoch")
 
 
+def test_what_an_invalidation_named_is_said_as_it_was_written(room: Any) -> None:
+    """A tag and a pattern stand in an explanation as they were given, whatever escapes are in them."""
+    room.cache.set("50%25", 1, tags=["a%25"])
+    room.cache.invalidate_by_tag("a%25")
+    assert outcome(room, "50%25") == ("miss", "tag", "a%25")
+    room.cache.set("50%25", 1)
+    room.cache.invalidate_by_pattern("50%25*")
+    assert outcome(room, "50%25") == ("miss", "pattern", "50%25*")
+
+
 def test_what_was_lost_or_changed_is_said(room: Any, client: Any) -> None:
     """explain names a lost clock, and bytes that are no entry."""
     room.cache.set("k", 1, ttl=60)

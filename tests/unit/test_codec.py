@@ -347,6 +347,7 @@ REFUSED: list[tuple[Any, Any]] = [
     ),
     *((str(uuid4()), UUID | str), (Color.RED, Color | str), ((1, 2), list[int] | tuple[int, int])),
     *(({1}, list[int] | set[int]), ("2026-01-01", dt.date | str), (Score(1, cached=2), None)),
+    *(((1, 2), list | tuple), ({1}, list | set | None), ((1,), list[Any] | tuple[Any, ...])),
     *(
         ({1: "a", "1": "b"}, Any),
         ({1: "a", "1": "b"}, dict[int | str, str]),

@@ -88,11 +88,12 @@ def test_a_signature_says_what_a_method_returns(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", [Stillroom, AsyncStillroom])
 def test_the_services_are_known_to_the_class(kind: Any) -> None:
-    """The services are attributes of the class, where help(), editors and documentation tools look."""
+    """The services are attributes of the class, where editors and docs tools look, and help() names them."""
     hints = typing.get_type_hints(kind)
     room = kind(dispatch=NoDispatch())
     for service in SERVICES:
         assert type(getattr(room, service)) is hints[service]
+        assert f"`{service}`" in pydoc.getdoc(kind)
 
 
 def test_a_method_is_the_faces(sync_room: Stillroom) -> None:

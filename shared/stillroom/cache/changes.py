@@ -18,7 +18,7 @@ from stillroom.cache.marks import read_clock
 from stillroom.codec import MISS
 from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, RedisUnavailable
-from stillroom.keys import original, sanitized
+from stillroom.keys import sanitized, written
 from stillroom.operation import IN_TIME, Backoff, Operation, Timed
 from stillroom.scripts import add, replace
 from stillroom.wire import Command
@@ -101,7 +101,7 @@ class Changes(Core):
                 return None
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise TypeError(f"{key!r} holds a {type(number).__name__}, which can't be added to")
-            tags = [original(tag).decode() for tag in seen.entry.tags]
+            tags = [*map(written, seen.entry.tags)]
             try:
                 total = number + by
             except OverflowError:  # an int of hundreds of digits and a float

@@ -67,7 +67,7 @@ from stillroom.errors import (
     is_in_doubt,
 )
 from stillroom.fingerprint import fingerprint
-from stillroom.keys import Keys, original, refuse_crowd, sanitized
+from stillroom.keys import Keys, refuse_crowd, sanitized, written
 from stillroom.misuse import refuse_awaited, refuse_unfit
 from stillroom.operation import IN_TIME, Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
@@ -314,7 +314,7 @@ class Core:
             value,
             freshness,
             entry.fresh_until / 1000,
-            tuple(tag.decode(errors="replace") for tag in entry.tags),
+            tuple(map(written, entry.tags)),
             entry.source.partition(b" ")[0].decode(errors="replace") or None,
         )
 
@@ -1358,7 +1358,7 @@ class Core:
             return None
 
     def _report(self, order: RefreshOrder, outcome: str) -> dict[str, Any]:
-        return {"outcome": outcome, "loader": order.loader, "key": order.key}
+        return {"outcome": outcome, "loader": order.loader, "key": written(order.key.encode())}
 
     def _undelivered(self, leases: Sequence[tuple[bytes, bytes]]) -> None:
         self._run_aside(self.undelivered(leases))
@@ -1441,7 +1441,7 @@ class Core:
         try:
             encoded = self._codec.encoded(value, type)
         except (Unencodable, ValueTooLarge) as error:
-            key = original(name[:KEY_SHOWN]).decode(errors="replace")
+            key = written(name[:KEY_SHOWN])
             error.args = (f"{key!r}: {error}",)  # of many values at once it was this one
             raise
         return self._packed(name, encoded, tags, source, self._keeper.jittered(life))

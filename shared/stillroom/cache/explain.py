@@ -13,7 +13,7 @@ from stillroom.cache.glob import compile_glob
 from stillroom.cache.loaders import Loader
 from stillroom.cache.marks import TRIMMED, question, read_clock, seqs_of
 from stillroom.codec import Undecodable
-from stillroom.keys import original, sanitized
+from stillroom.keys import original, sanitized, written
 from stillroom.operation import Operation
 
 
@@ -60,7 +60,7 @@ class _Why(NamedTuple):
     outcome: str
     cause: str
     why: str
-    by: bytes = b""
+    by: str = ""
     seq: int = 0
 
 
@@ -134,18 +134,23 @@ class Explainer(Core):
         if at.get(TRIMMED, 0) > entry.stamp:
             said = "It is older than any entry can be: the marks of its time are gone."
             return _Why("miss", "trimmed", said)
-        hard = _newest((tag, at.get(b"t:" + tag, 0)) for tag in entry.tags)
+        hard = _newest((written(tag), at.get(b"t:" + tag, 0)) for tag in entry.tags)
         if hard[1] > entry.stamp:
-            return _Why("miss", "tag", f"Its tag {_text(hard[0])} was invalidated.", *hard)
-        written = original(entry.key)
+            return _Why("miss", "tag", f"Its tag {hard[0]} was invalidated.", *hard)
         matching = zip(globs[::2], seqs_of(globs[1::2]), strict=True)
-        glob = _newest((g, s) for g, s in matching if s > entry.stamp and compile_glob(g)(written))
+        glob = _newest(
+            (g.decode(errors="replace"), s)
+            for g, s in matching
+            if s > entry.stamp and compile_glob(g)(original(entry.key))
+        )
         if glob[1]:
-            said = f"The pattern {_text(glob[0])} was invalidated, which matches it."
+            said = f"The pattern {glob[0]} was invalidated, which matches it."
             return _Why("miss", "pattern", said, *glob)
-        soft = _newest((tag, at.get(b"s:" + tag, 0)) for tag in entry.tags)
+        soft = _newest((written(tag), at.get(b"s:" + tag, 0)) for tag in entry.tags)
         if soft[1] > entry.stamp:
-            said = f"Its tag {_text(soft[0])} was invalidated softly: it is served while it is loaded again."
+            said = (
+                f"Its tag {soft[0]} was invalidated softly: it is served while it is loaded again."
+            )
             return _Why("stale", "soft", said, *soft)
         if now_ms < entry.fresh_until:
             return _Why("hit", "fresh", "It is fresh.")
@@ -195,7 +200,7 @@ class Explainer(Core):
             outcome=why.outcome,
             cause=why.cause,
             why=why.why,
-            by=_text(why.by) or None,
+            by=why.by or None,
             invalidated_at=why.seq / 1e6 if why.seq else None,
             size=None if raw is None else len(raw),
             loading=_loading(found.lease),
@@ -210,7 +215,7 @@ class Explainer(Core):
             age = max(0.0, (found.now_ms - entry.fresh_until + life.ttl) / 1000)
         return {
             "loader": _made_by(entry) or (loader.name if loader else None),
-            "tags": tuple(map(_text, entry.tags)),
+            "tags": tuple(map(written, entry.tags)),
             "fresh_until": entry.fresh_until / 1000,
             "args": _args(entry.source),
             "ends_at": (found.now_ms + found.left_ms) / 1000 if found.left_ms > 0 else None,
@@ -243,11 +248,11 @@ def _read(raw: bytes | None, name: bytes) -> Entry | None:
 
 def _made_by(entry: Entry) -> str:
     """Return the name of the loader that an entry was loaded by; empty if it does not say."""
-    return _text(entry.source.partition(b" ")[0])
+    return written(entry.source.partition(b" ")[0])
 
 
-def _newest(marked: Iterable[tuple[bytes, int]]) -> tuple[bytes, int]:
-    return max(marked, key=lambda one: one[1], default=(b"", 0))
+def _newest(marked: Iterable[tuple[str, int]]) -> tuple[str, int]:
+    return max(marked, key=lambda one: one[1], default=("", 0))
 
 
 _LEASES: Mapping[bytes, str] = {
@@ -268,7 +273,3 @@ def _args(source: bytes) -> Mapping[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return args if isinstance(args, dict) else None
-
-
-def _text(name: bytes) -> str:
-    return original(name).decode(errors="replace")

@@ -21,7 +21,7 @@ from stillroom.cache.loaders import Recipe
 from stillroom.cache.near import Called, Store, remembered_by
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
-from stillroom.keys import original
+from stillroom.keys import written
 from stillroom.operation import Operation
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -101,7 +101,7 @@ class TracedStore(Store):
         value = super().of_call(loader, args)
         if trace is not None and copy is not None and value is not MISS:
             name = copy.entry.key
-            trace.note(name, Read(_text(name), "near", "copy", loader=loader.name))
+            trace.note(name, Read(written(name), "near", "copy", loader=loader.name))
         return value
 
 
@@ -180,7 +180,7 @@ class TracedBody(CacheBody):
             found = yield from looking
         except RedisUnavailable as error:
             if trace is not None:
-                trace.note(name, Read(_text(name), "away", error.reason))
+                trace.note(name, Read(written(name), "away", error.reason))
             raise
         if trace is not None and trace.mark(name) == before:  # else it was noted further in
             yield from self._note(name, found)
@@ -192,7 +192,7 @@ class TracedBody(CacheBody):
         before = trace.mark(name) if trace is not None else None
         found = yield from looking
         if trace is not None and trace.mark(name) == before and found[0] is not None:
-            trace.note(name, Read(_text(name), "near", cause, loader=_loader(found[0])))
+            trace.note(name, Read(written(name), "near", cause, loader=_loader(found[0])))
         return found
 
     def _note(self, name: bytes, found: Look) -> Operation[None]:
@@ -201,7 +201,7 @@ class TracedBody(CacheBody):
         if trace is None:
             return
         outcome, cause = _OUTCOMES[freshness], _CAUSES[freshness]
-        read = Read(_text(name), outcome, cause, loader=_loader(entry))
+        read = Read(written(name), outcome, cause, loader=_loader(entry))
         if outcome != "hit" and not trace.is_full:
             read = yield from self._why_not_a_hit(read)
         trace.note(name, read)
@@ -232,7 +232,3 @@ _CAUSES = {Freshness.FRESH: "fresh", Freshness.STALE: "expired", Freshness.DEAD:
 def _loader(entry: Entry | None) -> str | None:
     source = entry.source if entry is not None else b""
     return source.partition(b" ")[0].decode(errors="replace") or None
-
-
-def _text(name: bytes) -> str:
-    return original(name).decode(errors="replace")

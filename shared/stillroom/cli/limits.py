@@ -134,9 +134,10 @@ def _named(name: str | None, by: str, rate: str | None, specs: list[str]) -> lis
     found = {limit.name: limit for limit in there if name in (None, limit.name)}
     if not found:
         hint = did_you_mean(name, {limit.name for limit in there})
+        what = f"limit {name}" if name else "limit"
         where = ", ".join(specs) or "STILLROOM_LOADERS"
         raise SettingsError(
-            f"no limit {name or ''} by {by} is in {where}{hint}; --app says where the limits are, --rate 5/300s "
+            f"no {what} by {by} is in {where}{hint}; --app says where the limits are, --rate 5/300s "
             "what one admits"
         )
     return list(found.values())

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from stillroom import pepper
 from stillroom.errors import InvalidArgument, SessionEnded
-from stillroom.keys import Keys, original
+from stillroom.keys import Keys, written
 from stillroom.misuse import refuse_awaited
 from stillroom.sessions.asking import Asking, steady_us
 from stillroom.sessions.ends import NO_COOKIE, End
@@ -87,7 +87,7 @@ class Named(Asking):
         if kind not in ("replayed", "new_device"):
             self.stats.counts[f"sessions_{kind}"] += len(ended) // 2
         for name, user in zip(ended[::2], ended[1::2], strict=True):
-            user_id = original(user).decode(errors="replace") or None
+            user_id = written(user) or None
             self._tell(SessionEvent(kind, make_handle(shard, name), user_id))
 
     def _tell(self, event: SessionEvent) -> None:
