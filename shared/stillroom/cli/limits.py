@@ -135,8 +135,9 @@ def _named(name: str | None, by: str, rate: str | None, specs: list[str]) -> lis
     if not found:
         hint = did_you_mean(name, {limit.name for limit in there})
         where = ", ".join(specs) or "STILLROOM_LOADERS"
+        limit = f"limit {name}" if name else "limit"
         raise SettingsError(
-            f"no limit {name or ''} by {by} is in {where}{hint}; --app says where the limits are, --rate 5/300s "
+            f"no {limit} by {by} is in {where}{hint}; --app says where the limits are, --rate 5/300s "
             "what one admits"
         )
     return list(found.values())
