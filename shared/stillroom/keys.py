@@ -302,9 +302,6 @@ class Keys:
     def user_sessions(self, shard: int, user: bytes) -> bytes:
         return self.shard(shard) + b"u:" + user
 
-    def tag_sessions(self, shard: int, tag: bytes) -> bytes:
-        return self.shard(shard) + b"g:" + tag
-
     def due_sessions(self, shard: int) -> bytes:
         return self.shard(shard) + b"x"
 

@@ -43,7 +43,7 @@ def product(number: int) -> int:
 app = Flask(__name__)
 app.add_url_rule("/login", "login", lambda: "")
 api = [Limit("api", 5, 60)], [Limit("api", 6, 60)]
-routes = Routes([Route("/login", [AUTH]), Route("/lgoin", api[0]), Route("/x", api[1])])
+routes = Routes([Route("/login", [AUTH]), Route("/lgoin", api[0]), Route("/x", api[1]), Route("/x", api[0])])
 """
 DJANGO = """
 from django.core.handlers.wsgi import WSGIHandler
@@ -183,6 +183,7 @@ def test_what_breaks_a_promise_is_named(check: Callable[..., list[str]]) -> None
         ("warn loader product", "swr (1 s) is shorter than its lease"),
         ("warn routes", "/login has auth on GET", "methods=['POST']"),
         ("warn routes", "/lgoin fits no endpoint", "did you mean /login?"),
+        ("warn routes", "/x is never reached: /x comes first"),
         ("warn routes", "api is 5/60 s here and 6/60 s there"),
     ):
         assert said(lines, *words), lines

@@ -604,7 +604,7 @@ def test_a_touch_writes_no_index(room: Any, client: Any) -> None:
     indexes = [
         room.keys.due_sessions(shard),
         room.keys.user_sessions(shard, b"u1"),
-        room.keys.tag_sessions(shard, b"t"),
+        room.keys.shard(shard) + b"g:t",
     ]
     before = [client.zrange(key, 0, -1, withscores=True) for key in indexes]
     assert room.sessions.touch(made)

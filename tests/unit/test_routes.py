@@ -53,6 +53,36 @@ def test_a_request_has_the_limits_of_its_template(method: str, path: str, templa
     assert TABLE.find(method, path).template == template
 
 
+@pytest.mark.parametrize(
+    ("in_front", "behind", "is_hidden"),
+    [
+        ("/{page}", "POST /login", True),
+        ("GET /{page}", "POST /login", False),
+        ("GET /{page}", "/login", False),
+        ("/{path:path}", "/{page}", True),
+        ("/{path:path}", "/", True),
+        ("/{a}/{b}", "/{path:path}", False),
+        ("/{a}/{path:path}", "/{path:path}", False),
+        ("/a/{path:path}", "/a/{path:path}/b", True),
+        ("/{page}", "/{page}.{kind}", True),
+        ("/{page}.{kind}", "/{page}", False),
+        ("/login", "/{page}", False),
+        ("/login/", "/login", True),
+        ("/Login", "/login", False),
+    ],
+)
+def test_a_route_behind_one_that_takes_all_its_requests_is_never_reached(
+    in_front: str, behind: str, is_hidden: bool
+) -> None:
+    """A route is unreached if one in front, with other limits, takes all its paths and methods."""
+    routes = []
+    for text, limit in ((in_front, API), (behind, AUTH), (behind, AUTH)):
+        *methods, template = text.split()
+        routes.append(Route(template, [limit], methods=methods))
+    found = [(route.named, other.named) for route, other in Routes(routes).unreached()]
+    assert found == ([(behind, in_front)] * 2 if is_hidden else [])
+
+
 def test_what_no_route_names_has_the_default() -> None:
     """Paths without a route share one default bucket. A route may have no limits, and has its own cost."""
     assert TABLE.find("GET", "/else").limits == (DEFAULT,)

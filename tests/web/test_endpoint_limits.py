@@ -24,6 +24,7 @@ from stillroom import (
     SettingsError,
     Stillroom,
 )
+from stillroom.sessions.token import make_token
 from stillroom.web import Header, Refusal
 from tests.support.celery_process import until
 from tests.support.monitor import ON_ITS_WAY, sent
@@ -134,6 +135,26 @@ def test_a_header_or_a_function_says_whom_to_count(port: int, path: str, header:
     for nobody in ({}, {header: ""}, {header: "  "}):
         address = by(f"203.0.113.{100 + len(str(nobody))}")
         assert statuses(port, path, 3, headers=nobody | address) == [200, 200, 429]
+
+
+# Abuse
+
+
+def test_what_is_not_found_and_whose_session_is_unknown_is_told_to_abuse(
+    framework: str, settings: Settings, room: Stillroom, client: Any
+) -> None:
+    """A missing page and an unknown session are reported to abuse, once each, where limits are on endpoints."""
+    with serving(framework, settings) as port:
+        ask(port, "/missing", headers=by("203.0.113.7"))
+        ask(port, "/missing.png", headers=by("203.0.113.7") | {"Sec-Fetch-Site": "cross-site"})
+        for _ in range(2):  # by itself, and in one batch with the limits
+            Browser(port, make_token(3, b"x" * 32)).get("/touch", headers=by("203.0.113.8"))
+    told = [fields for _, fields in client.xrange(room.keys.abuse)]
+    assert sorted((e[b"kind"], e[b"ip"], e.get(b"route")) for e in told) == [
+        (b"not_found", b"203.0.113.7", b"/missing"),
+        (b"session_unknown", b"203.0.113.8", None),
+        (b"session_unknown", b"203.0.113.8", None),
+    ]
 
 
 # Which endpoints

@@ -1207,11 +1207,12 @@ def test_it_is_told_at_start(settings: Settings, caplog: Any) -> None:
 
 
 def test_the_first_request_tells_it_too(settings: Settings, caplog: Any) -> None:
-    """The first request logs routes that fit nothing, because Flask's routes are known by then."""
-    app = Flask("late")
+    """The first request logs routes that fit nothing, because Flask's routes are known by then, and hidden ones."""
+    app, table = Flask("late"), Routes([Route("/lgoin", [AUTH]), Route("/lgoin", methods=["POST"])])
     with Stillroom(settings, dispatch=NoDispatch()) as room:
-        app.wsgi_app = Wsgi(app.wsgi_app, room, routes=Routes([Route("/lgoin", [AUTH])]))  # type: ignore[method-assign]
+        app.wsgi_app = Wsgi(app.wsgi_app, room, routes=table)  # type: ignore[method-assign]
         app.add_url_rule("/login", "login", lambda: "in")
         with serving_wsgi(app) as port:
             assert read(ask(port, "/login").one("ratelimit")).keys() == {"default"}
     assert "did you mean /login?" in caplog.text
+    assert "the route POST /lgoin is never reached: /lgoin comes first" in caplog.text

@@ -84,6 +84,9 @@ def unknown_names(
 
 
 def _table(about: str, table: Routes) -> Iterator[Line]:
+    for route, other in table.unreached():
+        said = f"{route.named} is never reached: {other.named} comes first. Put it in front."
+        yield Line("warn", about, said)
     for route in table.routes:
         if _counts_looking(route):
             said = f"{route.template} {LOOKING} methods=['POST'], or count='failures'."

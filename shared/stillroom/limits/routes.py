@@ -61,6 +61,11 @@ class Route:
     def __hash__(self) -> int:
         return hash(self.template)
 
+    @property
+    def named(self) -> str:
+        """Return its methods and template, as a person reads them."""
+        return " ".join([*self.methods, self.template])
+
     def takes(self, method: str) -> bool:
         """Return whether the route limits this method. `method`: in capitals, GET for HEAD."""
         return not self.methods or method in self.methods
@@ -92,6 +97,13 @@ class Routes:
         if len(path) + len(whole) > KEPT_LENGTH:
             return self._look_up(wanted, path, whole)
         return self._remembered(wanted, path, whole)
+
+    def unreached(self) -> Iterator[tuple[Route, Route]]:
+        """Yield each route whose limits no request has, with the one in front of it that takes all of its."""
+        for place, route in enumerate(self.routes):
+            in_front = (one for one in self.routes[:place] if _hides(one, route))
+            if (other := next(in_front, None)) is not None:
+                yield route, other
 
     def _look_up(self, method: str, path: str, whole: str) -> Route:
         candidates = [one for one in self.routes if one.takes(method)]
@@ -180,6 +192,14 @@ def _readings(path: str) -> Iterator[str]:
         cut = _ENDS.split(bare, maxsplit=1)[0].strip(_UNSEEN)
         yield resolved(cut)
         yield resolved(_PARAMETERS.sub("", cut))
+
+
+def _hides(one: Route, other: Route) -> bool:
+    """Return whether the first of two routes takes all requests of the second one, and limits them otherwise."""
+    if (one.limits, one.cost, one.count) == (other.limits, other.cost, other.count):
+        return False
+    takes_all = not one.methods or (bool(other.methods) and {*other.methods} <= {*one.methods})
+    return takes_all and one.form.covers(other.form)
 
 
 def _climbs(path: str) -> bool:

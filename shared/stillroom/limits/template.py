@@ -21,6 +21,8 @@ Part = tuple[str, ...]
 REST = None  # any number of parts, none too
 Parts = tuple[Part | None, ...]
 Chunk = list[Part]
+ANY = "\x01"  # stands for whatever a field takes: no template has it
+DEEPEST = 32  # parts, more than a template has
 
 
 class Template:
@@ -46,6 +48,10 @@ class Template:
         """Return whether a decoded path fits this template if capitals and small letters are one."""
         return _fit(self._folded, _folded_parts(path))
 
+    def covers(self, other: Template) -> bool:
+        """Return whether every path that fits the other template fits this one, too."""
+        return all(_fit(self._chunks, _sample(other.parts, rest)) for rest in (0, DEEPEST))
+
 
 def could_meet(one: Parts, other: Parts) -> bool:
     """Return whether there may be a path that fits both. Where that is hard to tell, the answer is yes."""
@@ -57,6 +63,12 @@ def could_meet(one: Parts, other: Parts) -> bool:
     if second is REST:
         return could_meet(other, one)
     return _parts_could_meet(first, second) and could_meet(one[1:], other[1:])
+
+
+def _sample(parts: Parts, rest: int) -> list[str]:
+    """Return a path that fits these parts, as parts. `rest`: how many stand for each REST."""
+    filled = [[ANY] * rest if part is REST else [ANY.join(part)] for part in parts]
+    return [text for texts in filled for text in texts]
 
 
 def _fit(chunks: Sequence[Chunk], path: Sequence[str]) -> bool:

@@ -353,7 +353,7 @@ class _Response:
         raw, status = list(message.get("headers", ())), message["status"]
         self._headers = headers = _decoded(raw)
         gate, visit, session = self._middleware._gate, self._visit, self._session
-        gate.tell(self._route, visit, session, status)
+        gate.tell(self._route, visit, status, session.unknown_token)
         if PREFLIGHT in self._scope:
             gate.learn_preflight(self._scope[PREFLIGHT], visit.client, headers)
         end = gate.ended(visit, session, headers)

@@ -39,8 +39,16 @@ class Charger:
                 return False
         return True
 
-    def end(self, visit: Visit, status: int, headers: Iterable[tuple[str, str]]) -> None:
-        """Give back what, by this answer, does not count; and learn what the next request will look at."""
+    def end(
+        self,
+        visit: Visit,
+        status: int,
+        headers: Iterable[tuple[str, str]],
+        unknown: str | None,
+    ) -> None:
+        """Give back what, by this answer, does not count; tell abuse of it, and learn what the next request will
+        look at. `unknown`: see Gate.tell."""
+        self.gate.tell(None, visit, status, unknown)
         if visit.is_holding:
             self._driver.run(visit.ending(self.gate.body, _nothing(), status, headers))
         self.gate.learn(visit)

@@ -168,7 +168,8 @@ class StillroomLimits:
         if around is visit:  # the middleware around the app ends and tells it
             self._charger.gate.learn(visit)
             return response
-        self._charger.end(visit, response.status_code, response.headers)
+        unknown = visit.session.unknown_token if visit.session is not None else None
+        self._charger.end(visit, response.status_code, response.headers, unknown)
         if response.is_sequence:  # its client may send the next request when it has this body
             self._charger.let_go(visit)
         elif HELD in asked.environ:

@@ -229,15 +229,19 @@ class Gate:
         yield from visit.ending(self.body, _none(), status, [])
         yield from visit.over(self.body)
 
-    def tell(self, route: Route | None, visit: Visit, session: RequestSession, status: int) -> None:
-        """Report the events that abuse begins with. They ride with this process' next counts, so nothing waits."""
-        is_missing = route is not None and status == NOT_FOUND and not visit.is_missing
-        if is_missing and visit.is_meant():
-            visit.is_missing = True  # a middleware further out tells nobody again
-            self._hold("not_found", ip=visit.client, route=visit.asked.path)
-        if session.is_unknown:
+    def tell(self, route: Route | None, visit: Visit, status: int, unknown: str | None) -> None:
+        """Report the events that abuse begins with. They ride with this process' next counts, so nothing waits.
+
+        `unknown`: the token that came and opened nothing.
+        """
+        if status == NOT_FOUND and (route is not None or self.routes is None):
+            is_told = visit.is_missing or visit.exempt
+            if not is_told and visit.is_meant():
+                visit.is_missing = True  # a middleware further out tells nobody again
+                self._hold("not_found", ip=visit.client, route=visit.asked.path)
+        if unknown is not None:
             template = route.template if route else None
-            self._hold("session_unknown", ip=visit.client, route=template, token=session.token)
+            self._hold("session_unknown", ip=visit.client, route=template, token=unknown)
 
     def client_of(self, asked: Asked) -> str:
         if self._trusts_any:

@@ -76,19 +76,21 @@ class Roots:
 
 
 class Misfits:
-    """Tells of the routes of a table that no route of the app can ever fit."""
+    """Tells of the routes of a table that no request comes to: none of the app fits, or one in front takes all."""
 
     def __init__(self, routes: Routes) -> None:
-        self._routes = routes.routes
+        self._routes = routes
 
     def tell(self, app: object, root: str = "") -> None:
-        """Log routes without an endpoint. Called once, with the first request: then the app has all its routes."""
+        """Log routes that have no use. Called once, with the first request: then the app has all its routes."""
+        for route, other in self._routes.unreached():
+            log.warning("the route %s is never reached: %s comes first", route.named, other.named)
         try:
             known = known_routes(app) or []
         except Exception as error:  # it is only a help
             log.debug("the routes of the app can't be seen: %r", error)
             return
-        for name, hint in _misfits(self._routes, known, root):
+        for name, hint in _misfits(self._routes.routes, known, root):
             log.warning(
                 "the route %s fits no endpoint of this app, so its limits hold for nothing in it%s",
                 *(name, hint),
@@ -123,7 +125,7 @@ def _misfits(
     for route in routes if known else ():
         if not any(_could_fit(route, one, root) for one in known):
             hint = did_you_mean(route.template, [one.text for one in known])
-            yield " ".join([*route.methods, route.template]), hint
+            yield route.named, hint
 
 
 def known_routes(app: object) -> list[Known] | None:

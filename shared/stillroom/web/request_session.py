@@ -347,6 +347,11 @@ class RequestSession(MutableMapping[str, Any]):
         return self._token is not None and self._is_asked and self._found is None
 
     @property
+    def unknown_token(self) -> str | None:
+        """Return the token that came, if it opened nothing."""
+        return self._token if self.is_unknown else None
+
+    @property
     def is_lost(self) -> bool:
         """Return whether a list or dict was changed after the session was written. Nobody will see that change."""
         return self._is_written and bool(self._altered())

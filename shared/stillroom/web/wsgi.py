@@ -282,7 +282,7 @@ class _Response:
         status, headers, *exc_info = self._held
         code = int(status[:3])
         gate, visit, session = self._gate, self._visit, self._session
-        gate.tell(self._route, visit, session, code)
+        gate.tell(self._route, visit, code, session.unknown_token)
         if PREFLIGHT in self._environ:
             gate.learn_preflight(self._environ[PREFLIGHT], visit.client, headers)
         end = gate.ended(visit, session, headers)

@@ -145,7 +145,8 @@ class LimitsMiddleware(InRequest):
         if _around(request).get(VISIT) is visit:  # the middleware around the app ends and tells it
             self._charger.gate.learn(visit)
             return response
-        self._charger.end(visit, response.status_code, response.items())
+        unknown = store.unknown_token if isinstance(store, SessionStore) else None
+        self._charger.end(visit, response.status_code, response.items(), unknown)
         if not response.streaming:  # its client may send the next request when it has this body
             self._charger.let_go(visit)
         elif visit.is_holding:

@@ -32,6 +32,7 @@ from stillroom.sessions import (
     decoded_value,
     encoded_value,
 )
+from stillroom.sessions.token import is_token
 from stillroom.web.agent import device_of
 from stillroom.web.django import room
 from stillroom.web.fields import field_of, text_of, to_data, to_fields
@@ -90,6 +91,11 @@ class SessionStore(SessionBase):
         if self._cycles and not self.is_empty():  # of one that was flushed nothing is left to save
             self.save()
         return self._session_key
+
+    @property
+    def unknown_token(self) -> str | None:
+        """Return the key that came, if it looked like one of ours and opened nothing."""
+        return self._dead if is_token(self._dead) else None
 
     @property
     def found(self) -> Session[Any] | None:
