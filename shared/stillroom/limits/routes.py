@@ -101,9 +101,11 @@ class Routes:
     def unreached(self) -> Iterator[tuple[Route, Route]]:
         """Yield each route whose limits no request has, with the one in front of it that takes all of its."""
         for place, route in enumerate(self.routes):
-            in_front = (one for one in self.routes[:place] if _hides(one, route))
-            if (other := next(in_front, None)) is not None:
-                yield route, other
+            extremes = route.form.extremes()
+            for other in self.routes[:place]:
+                if other.form.takes(extremes) and _hides(other, route):
+                    yield route, other
+                    break
 
     def _look_up(self, method: str, path: str, whole: str) -> Route:
         candidates = [one for one in self.routes if one.takes(method)]
@@ -195,11 +197,10 @@ def _readings(path: str) -> Iterator[str]:
 
 
 def _hides(one: Route, other: Route) -> bool:
-    """Return whether the first of two routes takes all requests of the second one, and limits them otherwise."""
+    """Return whether the first of two routes takes all methods of the second one, and limits them otherwise."""
     if (one.limits, one.cost, one.count) == (other.limits, other.cost, other.count):
         return False
-    takes_all = not one.methods or (bool(other.methods) and {*other.methods} <= {*one.methods})
-    return takes_all and one.form.covers(other.form)
+    return not one.methods or (bool(other.methods) and {*other.methods} <= {*one.methods})
 
 
 def _climbs(path: str) -> bool:

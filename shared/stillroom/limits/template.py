@@ -48,9 +48,13 @@ class Template:
         """Return whether a decoded path fits this template if capitals and small letters are one."""
         return _fit(self._folded, _folded_parts(path))
 
-    def covers(self, other: Template) -> bool:
-        """Return whether every path that fits the other template fits this one, too."""
-        return all(_fit(self._chunks, _sample(other.parts, rest)) for rest in (0, DEEPEST))
+    def extremes(self) -> list[list[str]]:
+        """Return the shortest and the longest path that fit, as parts: what takes both takes whatever fits."""
+        return [_sample(self.parts, rest) for rest in (0, DEEPEST)]
+
+    def takes(self, paths: Sequence[Sequence[str]]) -> bool:
+        """Return whether all these paths, as parts, fit."""
+        return all(_fit(self._chunks, path) for path in paths)
 
 
 def could_meet(one: Parts, other: Parts) -> bool:
