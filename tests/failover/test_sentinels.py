@@ -134,6 +134,30 @@ def test_sentinels_that_agree_on_nothing_name_no_primary(sentinels: Sentinels, m
         nobody.connect()
 
 
+@pytest.mark.parametrize(
+    ("rights", "login", "says"),
+    [
+        (["resetpass", ">secret"], {}, "NOAUTH"),
+        (["resetpass", ">secret"], {"sentinel_password": "another"}, "WRONGPASS"),
+        (["-sentinel"], {}, "NOPERM"),
+    ],
+)
+def test_sentinels_that_refuse_a_login_name_its_setting(
+    sentinels: Sentinels, make: Make, rights: list[str], login: dict[str, str], says: str
+) -> None:
+    """Where the Sentinels want a login, the error quotes them and names the setting that holds it."""
+    asked = [sentinels.client(one) for one in sentinels.sentinels]
+    try:
+        for one in asked:
+            one.execute_command("ACL", "SETUSER", "default", *rights)
+        room = make(sentinels.url, connect_attempts=1, **login)
+        with pytest.raises(RedisUnavailable, match=rf"auth.*{says}.*STILLROOM_SENTINEL_PASSWORD"):
+            room.connect()
+    finally:
+        for one in asked:
+            one.execute_command("ACL", "SETUSER", "default", "nopass", "+sentinel")
+
+
 def test_sentinels_that_are_silent_stop_nobody_whose_replicas_follow(
     sentinels: Sentinels, make: Make
 ) -> None:

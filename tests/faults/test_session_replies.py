@@ -305,6 +305,38 @@ def test_a_login_without_a_right_begins_no_session_that_nobody_can_end(
         assert own_room.sessions.destroy_for_user("ann") == 1
 
 
+@pytest.mark.parametrize("right", ["zadd", "zrem", "pttl", "pexpire", "hset"])
+def test_a_rotation_without_a_right_leaves_the_session_its_name(
+    own_room: Stillroom, own_server: EmbeddedServer, right: str
+) -> None:
+    """A right that lacks in the middle of a rotation fails it, and the old name goes on, past any grace."""
+    session = own_room.sessions.create("ann", data={"cart": 1})
+    with redis.Redis.from_url(own_server.url) as client:
+        client.execute_command("ACL", "SETUSER", "default", f"-{right}")
+        with pytest.raises(SessionStoreUnavailable, match=f"noperm.*'{right}'"):
+            own_room.sessions.rotate(session)
+        client.execute_command("ACL", "SETUSER", "default", f"+{right}")
+        assert not client.hexists(record_of(own_room, session.handle), "_to")
+    assert own_room.sessions.get(session).data == {"cart": 1}
+    assert own_room.sessions.destroy_for_user("ann") == 1
+
+
+@pytest.mark.parametrize("right", ["zadd", "pttl", "pexpire", "hset"])
+def test_a_login_without_a_right_leaves_the_session_before_it(
+    own_room: Stillroom, own_server: EmbeddedServer, right: str
+) -> None:
+    """A login that lacks a right keeps the one that it replaces."""
+    before = own_room.sessions.create(None, data={"cart": 1})
+    with redis.Redis.from_url(own_server.url) as client:
+        client.execute_command("ACL", "SETUSER", "default", f"-{right}")
+        for _ in range(3):  # the new one lies in another shard, nearly always
+            with pytest.raises(SessionStoreUnavailable, match=f"noperm.*'{right}'"):
+                own_room.sessions.create("ann", replaces=before)
+        client.execute_command("ACL", "SETUSER", "default", f"+{right}")
+        assert client.pttl(record_of(own_room, before.handle)) > 600_000
+    assert own_room.sessions.get(before).data == {"cart": 1}
+
+
 def test_ends_that_wait_for_their_shard_keep_no_others_waiting(
     own_room: Stillroom, own_server: EmbeddedServer
 ) -> None:

@@ -192,6 +192,8 @@ def test_a_server_may_want_a_certificate_of_its_clients(
     without = opened(stack, face, asking.tls_url(asking.authority))
     assert without.cache.get("k") is None
     assert without.cache.get_or_set("k", lambda: 2) == 2
+    with pytest.raises(RedisUnavailable, match=r"REDIS_URL.*(ssl_certfile|CERTIFICATE_REQUIRED)"):
+        without.cache.invalidate("k")
 
 
 def test_orders_are_sent_by_the_options_of_the_url(

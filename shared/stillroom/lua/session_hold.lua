@@ -16,10 +16,12 @@ if not session then
   note_end(ARGV[1], old)
   return {'', late and plain(late)}
 end
-redis.call('PEXPIRE', session.key, plain(life_of(now + HELD_US, now)))
-redis.call('HSET', session.key, '_held', plain(session.limit), '_x', '0')
+-- A user of Redis who lacks a right is refused before the session is held: a login that fails knows of no hold to end.
+redis.call('PEXPIRE', session.key, plain(life_of(session.deadline, now))) -- takes no memory: see session_sweep
 redis.call('ZADD', ARGV[1] .. 'x', plain(now + HELD_US), member_of(session.h, session.user, session.tags))
 keep_for(ARGV[1] .. 'x', life_of(session.limit, now))
+redis.call('HSET', session.key, '_held', plain(session.limit), '_x', '0')
+redis.call('PEXPIRE', session.key, plain(life_of(now + HELD_US, now)))
 if ARGV[3] == '2' then -- others that read it meanwhile must not take the cookie away, nor begin a session in its place
   mark_late(ARGV[1], KEYS[1], session)
 end

@@ -38,15 +38,25 @@ if not is_current then
 end
 
 local former, old = session.h, session.key
-redis.call('RENAME', old, fresh)
-session.h, session.key = h, fresh
-see(session, now)
-local life = life_of(session.limit, now)
-index_session(prefix, session, life, former)
 local grace = tonumber(ARGV[2])
-redis.call('HSET', old, '_to', h, '_until', plain(now + grace), '_grace', ARGV[2], '_u', session.user)
-redis.call('PEXPIRE', old, plain(math.max(math.ceil(grace / 1000), life)))
-write_aliases(prefix, {unpack(KEYS, names + 2)}, session, now)
+redis.call('RENAME', old, fresh)
+
+local function lead_to_the_new_name()
+  session.h, session.key = h, fresh
+  see(session, now)
+  local life = life_of(session.limit, now)
+  index_session(prefix, session, life, former)
+  redis.call('HSET', old, '_to', h, '_until', plain(now + grace), '_grace', ARGV[2], '_u', session.user)
+  redis.call('PEXPIRE', old, plain(math.max(math.ceil(grace / 1000), life)))
+  write_aliases(prefix, {unpack(KEYS, names + 2)}, session, now)
+end
+
+-- A user of Redis who lacks a right ends this half-way. Its browser has the old name, and must not lose its session.
+local is_done, failure = pcall(lead_to_the_new_name)
+if not is_done then
+  redis.call('RENAME', fresh, old)
+  error(failure)
+end
 if ARGV[4] == '1' then
   redis.call('HSET', fresh, '_a', plain(now))
 end

@@ -20,6 +20,7 @@ class Source(NamedTuple):
     default: str
     has_password: bool  # in the URL itself
     is_sentinel: bool
+    is_tls: bool
 
 
 TRIED = {
@@ -62,6 +63,11 @@ REMEDIES = {
     "sentinel": "See which of them run",
     "nomaster": "Correct the name",
 }
+# A server that refuses a certificate says so once TLS is agreed on, and closes: what it said may be lost.
+CLOSED_BY_TLS = (
+    "See what its log says, whether that port is for TLS, and whether it wants a certificate of its clients: "
+    "ssl_certfile and ssl_keyfile in the URL name it"
+)
 # Advice where the server is in a cluster, by the setting that leads there.
 ON_ONE_SERVER = (
     "Sessions, limits and orders need one server: let REDIS_URL lead to one that is in no cluster (Sentinels may "
@@ -85,6 +91,7 @@ def source_of(settings: Settings, setting: str, url: str) -> Source:
         default=str(Settings.model_fields[setting].default),
         has_password=":" in url.partition("://")[2].rpartition("@")[0] or "password=" in url,
         is_sentinel="+sentinel://" in url,
+        is_tls=url.startswith("rediss"),
     )
 
 
@@ -95,6 +102,8 @@ def explained(failure: RedisUnavailable, source: Source) -> RedisUnavailable:
         return failure
     words = f" ({failure.detail})" if failure.detail else ""
     remedy = REMEDIES.get(failure.reason, "").format(password=_password(source))
+    if failure.reason == "closed" and source.is_tls:
+        remedy = CLOSED_BY_TLS
     if failure.reason in CLUSTERED:
         remedy = IN_CLUSTER.get(source.setting, "")
     if not source.is_set:
@@ -104,9 +113,12 @@ def explained(failure: RedisUnavailable, source: Source) -> RedisUnavailable:
 
 
 def _password(source: Source) -> str:
-    if source.has_password:
-        return f"user and password in {source.setting}"
     own = "REDIS_PASSWORD, or the file that REDIS_PASSWORD_FILE names"
+    if source.has_password:
+        own = f"user and password in {source.setting}"
     if source.is_sentinel:
-        return f"{own}; or, if it is the Sentinels that ask, STILLROOM_SENTINEL_PASSWORD"
+        own += (
+            "; or, if it is the Sentinels that ask, STILLROOM_SENTINEL_USER and "
+            "STILLROOM_SENTINEL_PASSWORD"
+        )
     return own

@@ -37,6 +37,10 @@ MARGIN_S = 0.05  # clocks of several machines run at slightly different speeds
 # `down-after-milliseconds` is very short there is nothing better to count on.
 APPOINTED_S = 0.3
 REPLACED = {"s_down", "o_down", "failover_in_progress"}
+WITHOUT_LOGIN = (
+    "NOAUTH",
+    "NOPERM",
+)  # how a Sentinel refuses who has no login there, or one with too few rights
 READ_SIZE = 16 * 1024
 
 Connect = Callable[[str, int, float], Any]  # host, port, deadline → a redis-py connection
@@ -322,7 +326,8 @@ class Watch:
         address, about = self._lines[host].ask(self._question, self._patience)
         for reply in (address, about):
             if isinstance(reply, ReplyError) and not _is_unknown(str(reply)):
-                raise RedisUnavailable("sentinel", f"a Sentinel says: {reply}")
+                reason = "auth" if str(reply).startswith(WITHOUT_LOGIN) else "sentinel"
+                raise RedisUnavailable(reason, f"a Sentinel says: {reply}")
         if address is None or isinstance(about, ReplyError):
             raise RedisUnavailable("nomaster", "")
         return _read(address, about, asked_at, self._margin)
