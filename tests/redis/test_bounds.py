@@ -16,6 +16,7 @@ from PIL import Image
 from pydantic import create_model
 
 from stillroom import AsyncStillroom, Freshness, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.cache.bites import KEYS_AT_ONCE, SCRIPTS_AT_ONCE
 from stillroom.cache.body import CacheBody
 from stillroom.cache.images import Images
 from stillroom.cache.outbox import Outbox
@@ -27,6 +28,7 @@ from tests.support.clocked import ClockedServer
 from tests.support.crowd import PATIENT
 from tests.support.proxy import Proxy
 from tests.support.stepper import Stepper
+from tests.support.trips import Trips
 
 NEVER = 1 << 62  # seconds
 
@@ -278,6 +280,26 @@ def test_a_refresh_that_is_under_way_is_stopped_by_no_read_and_no_touch(
     assert dispatch.run_all(worker) == ["refreshed"]
     entry = room.cache.get_entry("k")
     assert (entry.value, entry.freshness) == ("new", Freshness.FRESH)
+
+
+def test_more_than_fits_into_one_batch_goes_in_several(
+    room: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each batch of a large bulk call has a deadline of its own, so that all of it is done in time."""
+    cache, trips = room.cache, Trips(room, monkeypatch)
+    few = {f"k{n}": n for n in range(2 * SCRIPTS_AT_ONCE + 1)}
+    many = {f"m{n}": n for n in range(2 * KEYS_AT_ONCE + 1)}
+    cache.set_many({"first": 1})
+    cache.invalidate_many(["first"])
+    assert cache.get_or_set_many(many, lambda keys: {key: many[key] for key in keys}) == many
+    for act, given, expected in (
+        (cache.set_many, few, dict.fromkeys(few, True)),
+        (cache.get_many, many, many),
+        (cache.invalidate_many, many, dict.fromkeys(many, True)),
+    ):
+        trips.taken()
+        assert act(given) == expected
+        assert trips.taken() >= 3
 
 
 # Nothing alive is deleted, nothing dead stays

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from stillroom import LoadFailed, ValueTooLarge
-from stillroom.cache.bites import KEYS_AT_ONCE, SCRIPTS_AT_ONCE
 from tests.support.entries import age
-from tests.support.trips import Trips
 
 
 def squares(keys: list[str]) -> dict[str, int]:
@@ -69,26 +67,6 @@ def test_each_key_fails_for_itself(room: Any, client: Any) -> None:
     finally:
         client.config_set("maxmemory", 0)
     assert room.cache.set_many({"a": 1, "b": 2}) == {"a": True, "b": True}
-
-
-def test_more_than_fits_into_one_batch_goes_in_several(
-    room: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each batch of a large bulk call has a deadline of its own, so that all of it is done in time."""
-    cache, trips = room.cache, Trips(room, monkeypatch)
-    few = {f"k{n}": n for n in range(2 * SCRIPTS_AT_ONCE + 1)}
-    many = {f"m{n}": n for n in range(2 * KEYS_AT_ONCE + 1)}
-    cache.set_many({"first": 1})
-    cache.invalidate_many(["first"])
-    assert cache.get_or_set_many(many, lambda keys: {key: many[key] for key in keys}) == many
-    for act, given, expected in (
-        (cache.set_many, few, dict.fromkeys(few, True)),
-        (cache.get_many, many, many),
-        (cache.invalidate_many, many, dict.fromkeys(many, True)),
-    ):
-        trips.taken()
-        assert act(given) == expected
-        assert trips.taken() >= 3
 
 
 def test_invalidate_many_says_which_were_there(room: Any, client: Any) -> None:
