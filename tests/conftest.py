@@ -25,6 +25,7 @@ from tests.support.faces import FACES, open_room
 
 pytest_plugins = ["stillroom.testing"]  # what apps get, for tests/redis/test_testing.py
 SERVERS = ["valkey", "redis"]
+HAS_REDIS = shutil.which("redis-server") is not None
 
 # How fast a busy machine makes examples, or runs one, is not what a property is about.
 hypothesis.settings.register_profile(
@@ -80,7 +81,7 @@ def is_left_out(item: pytest.Item, only: str | None, is_full: bool) -> bool:
     if is_full:
         return False
     is_alike = item.get_closest_marker("any_server") or item.nodeid.startswith(STEPPED)
-    if is_alike or shutil.which("redis-server") is None:
+    if is_alike or not HAS_REDIS:
         return bool(kind != "valkey")
     in_turn = SERVERS[crc32(re.sub(r"\b(valkey|redis)\b", "", item.name).encode()) % 2]
     return bool(kind != {"async": "valkey", "sync": "redis"}.get(face_of(item), in_turn))
