@@ -333,6 +333,7 @@ def test_two_threads_do_not_wait_for_each_others_late_copies(
     proxy.keep(put.text.sha)
     waiting = threading.Thread(target=lambda: app.cache.set("k", 1))
     waiting.start()
+    assert until(lambda: proxy.has_kept, 5)
     with Stopwatch() as watch:
         assert app.cache.set("other", 1)
     assert watch.seconds < COMMAND_S / 2
