@@ -37,10 +37,8 @@ MARGIN_S = 0.05  # clocks of several machines run at slightly different speeds
 # `down-after-milliseconds` is very short there is nothing better to count on.
 APPOINTED_S = 0.3
 REPLACED = {"s_down", "o_down", "failover_in_progress"}
-WITHOUT_LOGIN = (
-    "NOAUTH",
-    "NOPERM",
-)  # how a Sentinel refuses who has no login there, or one with too few rights
+# How a Sentinel refuses who has no login there, or one with too few rights.
+WITHOUT_LOGIN = ("NOAUTH", "NOPERM")
 READ_SIZE = 16 * 1024
 
 Connect = Callable[[str, int, float], Any]  # host, port, deadline → a redis-py connection
