@@ -119,7 +119,7 @@ def test_a_handler_may_use_the_room_it_interrupts(own_server: EmbeddedServer, ev
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("every", [0.0007, 0.003])
 def test_a_handler_may_use_the_room_while_redis_is_away(
-    own_server: EmbeddedServer, every: float
+    own_server: EmbeddedServer, every: float, is_full: bool
 ) -> None:
     """A handler that counts and loads interrupts the same in its own thread: nobody waits, and nothing is torn."""
     own_server.kill()
@@ -143,9 +143,9 @@ def test_a_handler_may_use_the_room_while_redis_is_away(
         before = signal.signal(signal.SIGALRM, handler)
         try:
             signal.setitimer(signal.ITIMER_REAL, every)
-            for number in range(4_000):
+            for number in range(10_000):
                 work(number)
-                if rounds > 300:
+                if rounds > (1_000 if is_full else 300):
                     break
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -210,7 +210,7 @@ def _interrupt(app: Stillroom, every: float) -> None:
             app.cache.set("k", turn, tags=["t"]) if turn % 20 == 0 else None
             if (found := app.cache.get("k")) is not None and not isinstance(found, int):
                 wrong.append(found)
-            if rounds > 60:
+            if rounds > 150:
                 break
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -226,11 +226,13 @@ def test_a_revocation_against_a_rotation(make_room: Callable[..., Stillroom]) ->
         assert isinstance(fresh, SessionEnded) or one.get(fresh) is None
 
 
-def test_a_sweep_against_touches(make_room: Callable[..., Stillroom], client: Any) -> None:
+def test_a_sweep_against_touches(
+    make_room: Callable[..., Stillroom], client: Any, is_full: bool
+) -> None:
     """A session touched in time lives whole while two workers sweep."""
     rooms = [make_room() for _ in range(4)]
     sessions = rooms[0].sessions
-    for _ in range(4):
+    for _ in range(10 if is_full else 4):
         made = [sessions.create("u1", {"a": 1}, tags=["t"]) for _ in range(60)]
         for session in made:
             age(client, rooms[0], session.handle, 86_390)
