@@ -77,6 +77,18 @@ class Process:
         times = [one.cpu_times() for one in family]
         return 1e6 * float(sum(one.user + one.system for one in times))
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Have it and its children do nothing meanwhile."""
+        family = [self._process, *self._process.children(recursive=True)]
+        for one in family:
+            one.suspend()
+        try:
+            yield
+        finally:
+            for one in family:
+                one.resume()
+
     def wait_for(self, ready: Callable[[], Any]) -> None:
         """Until it is ready. Raises RuntimeError with its log if that takes too long."""
         if not until(lambda: ready() or self._process.poll() is not None, START_WITHIN):

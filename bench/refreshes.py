@@ -89,9 +89,10 @@ def rate(here: Stage, loader_ms: int, count: int, single: list[float]) -> Rate:
 
 
 def _carried_out(here: Stage, room: Stillroom, process: Process, load: Any, count: int) -> Rate:
+    with process.stopped():
+        for n in range(count):
+            load(n)
     cpu, began = process.cpu_us, time.perf_counter()
-    for n in range(count):
-        load(n)
     left, done_at = count, time.perf_counter()
     while left and time.perf_counter() - done_at < IDLE_S:
         time.sleep(0.02)

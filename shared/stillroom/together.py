@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from stillroom.errors import RedisRefused
-from stillroom.operation import BATCHES, STATE, Failed, On, Once, Operation
+from stillroom.operation import BATCHES, STATE, Failed, Freeing, On, Once, Operation
 from stillroom.wire import Command, refusal
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ def together(*operations: Operation[Any]) -> Operation[list[Any]]:
     time.
     """
     try:
-        sides = [_Side(operation) for operation in operations]
+        sides = [Side(operation) for operation in operations]
         yield from _run_all(sides)
         return [side.outcome for side in sides]
     finally:
@@ -37,9 +37,9 @@ def beside(operation: Operation[T], *riders: Operation[Any]) -> Operation[T]:
     Answered by the result of the first. Why another one fails is nobody's business here.
     """
     try:
-        first = _Side(operation)
+        first = Side(operation)
         if not first.is_done:
-            yield from _run_all([first, *map(_Side, riders)])
+            yield from _run_all([first, *map(Side, riders)])
         if type(first.outcome) is Failed:
             raise first.outcome.error
         return first.outcome  # type: ignore[no-any-return]
@@ -57,9 +57,9 @@ def beside_elsewhere(
     They are not made where the first has nothing to say. Answered by the result of the first.
     """
     try:
-        first = _Side(operation)
+        first = Side(operation)
         if not first.is_done:
-            yield On([(STATE, _rest(first)), *elsewhere()])
+            yield On([(STATE, rest(first)), *elsewhere()])
         if type(first.outcome) is Failed:
             raise first.outcome.error
         return first.outcome  # type: ignore[no-any-return]
@@ -67,7 +67,7 @@ def beside_elsewhere(
         operation.close()
 
 
-def _rest(side: _Side) -> Operation[None]:
+def rest(side: Side) -> Operation[None]:
     """Run a side to its end. It alone is told of a cancellation."""
     while not side.is_done:
         try:
@@ -78,7 +78,7 @@ def _rest(side: _Side) -> Operation[None]:
             side.fail(error)
 
 
-def _run_all(sides: Sequence[_Side]) -> Operation[None]:
+def _run_all(sides: Sequence[Side]) -> Operation[None]:
     """Run sides to their ends. A cancellation, or an interruption, is told to each: it undoes what it has begun."""
     try:
         while waiting := list(filterfalse(_is_done, sides)):
@@ -95,11 +95,11 @@ def _run_all(sides: Sequence[_Side]) -> Operation[None]:
             side.fail(error)
         # One after the other: another interruption is told to one of them, and the others undo theirs all the same.
         for side in waiting:
-            yield from _rest(side)
+            yield from rest(side)
         raise
 
 
-class _Side:
+class Side:
     """One of several operations that run together. It has begun: it has its first step, or is done."""
 
     step: Any = None
@@ -136,35 +136,58 @@ class _Side:
         else:
             self.resume(answer)
 
-    def take(self, replies: list[Any]) -> None:
-        """Go on with this side's replies from a batch that had an error in the part of any side."""
-        if any(isinstance(reply, Exception) for reply in replies):
-            self.fail(refusal(replies))
+    def take(self, answer: list[Any] | Failed) -> None:
+        """Go on with this side's part of what a joined batch was answered with."""
+        if type(answer) is Failed:
+            self.fail(answer.error)
         else:
-            self.resume(replies)
+            self.resume(answer)
 
 
 _is_done, _step_of = attrgetter("is_done"), attrgetter("step")
 
 
-def _joined(sides: Sequence[_Side], steps: Sequence[list[Command]]) -> Operation[None]:
+def _joined(sides: Sequence[Side], steps: Sequence[list[Command]]) -> Operation[None]:
     """Send these batches of these sides as one, and give each side its replies."""
-    is_plain = {list}.issuperset(map(type, steps))
-    batch: list[Command] = list(chain.from_iterable(steps)) if is_plain else Once.joined(steps)
     try:
-        replies = yield batch
-    except RedisRefused as refused:
-        if len(refused.replies) != len(batch):  # not the batch: what it needed could not be loaded
-            for side in sides:
-                side.fail(refused)
-            return
-        rest = iter(refused.replies)
-        for side, step in zip(sides, steps, strict=True):
-            side.take(list(islice(rest, len(step))))
+        replies = yield _batch(steps)
     except Exception as error:
-        for side in sides:
-            side.fail(error)
+        for side, answer in zip(sides, _parts_of(error, steps), strict=True):
+            side.take(answer)
     else:
-        rest = iter(replies)
+        parts = iter(replies)
         for side, step in zip(sides, steps, strict=True):
-            side.resume(list(islice(rest, len(step))))
+            side.resume(list(islice(parts, len(step))))
+
+
+def answers(steps: Sequence[list[Command]]) -> Operation[list[list[Any] | Failed]]:
+    """Send batches as one. Answered by the replies to each, or why it has none: see Side.take."""
+    try:
+        parts = iter((yield _batch(steps)))
+    except Exception as error:
+        return _parts_of(error, steps)
+    return [list(islice(parts, len(step))) for step in steps]
+
+
+def _batch(steps: Sequence[list[Command]]) -> list[Command]:
+    """Put batches together. Freeing ones make one of their kind; what has a Once in it is sent once."""
+    kinds = set(map(type, steps))
+    if kinds == {list}:
+        return list(chain.from_iterable(steps))
+    return Freeing(chain.from_iterable(steps)) if kinds == {Freeing} else Once.joined(steps)
+
+
+def _parts_of(error: Exception, steps: Sequence[list[Command]]) -> list[list[Any] | Failed]:
+    """Return each side's part of a batch that ended in an error. A side whose part has none of it goes on."""
+    replies = error.replies if isinstance(error, RedisRefused) else ()
+    if len(replies) != sum(
+        map(len, steps)
+    ):  # nothing was done, or what the batch needed could not be loaded
+        return [Failed(error)] * len(steps)
+    parts = iter(replies)
+    return [_part(list(islice(parts, len(step)))) for step in steps]
+
+
+def _part(replies: list[Any]) -> list[Any] | Failed:
+    has_error = any(isinstance(reply, Exception) for reply in replies)
+    return Failed(refusal(replies)) if has_error else replies

@@ -43,6 +43,7 @@ class Upkeep(_Parts):
     """The work behind the services, for threads. A task of the workers is a name for one of these methods."""
 
     refresh = CACHE.blocking(CacheBody.refresh)
+    refresh_piece = CACHE.blocking(CacheBody.refresh_piece)
     load = CACHE.blocking(CacheBody.load)
     explain = CACHE.blocking(CacheBody.explain)
     reclaim = HOUSEKEEPING.blocking(Housekeeping.reclaim)
@@ -73,6 +74,7 @@ class AsyncUpkeep(_Parts):
     """The work behind the services, for asyncio. The same names, awaited."""
 
     refresh = CACHE.awaiting(CacheBody.refresh)
+    refresh_piece = CACHE.awaiting(CacheBody.refresh_piece)
     load = CACHE.awaiting(CacheBody.load)
     explain = CACHE.awaiting(CacheBody.explain)
     reclaim = HOUSEKEEPING.awaiting(Housekeeping.reclaim)

@@ -7,6 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_slow_items_are_worked_on_beside_one_another(at_once: None) -> None:
         if item:
             met.append(barrier.wait(PATIENCE_S))
 
-    Crew[int](3).each(work, range(4))
+    Crew[int](3).each(work, deque(range(4)))
     assert len(met) == 3
 
 
@@ -54,7 +55,7 @@ def test_items_behind_slow_ones_do_not_wait(slow: set[int]) -> None:
         others.release(25)
 
     began = time.monotonic()
-    Crew[int](5).each(work, range(25))
+    Crew[int](5).each(work, deque(range(25)))
     assert time.monotonic() - began < PATIENCE_S
 
 
@@ -81,7 +82,7 @@ def test_no_thread_is_called_to_help_while_all_slots_are_taken() -> None:
 def test_quick_items_stay_in_one_thread(never: None) -> None:
     """Quick items stay in one thread, because help costs more than a quick load."""
     threads: set[int] = set()
-    Crew[int](8).each(lambda _: threads.add(threading.get_ident()), range(50))
+    Crew[int](8).each(lambda _: threads.add(threading.get_ident()), deque(range(50)))
     assert threads == {threading.get_ident()}
 
 
@@ -104,8 +105,9 @@ def test_each_item_is_worked_on_once_and_never_more_than_size_at_a_time(
             seen[item] += 1
 
     with ThreadPoolExecutor(12) as tasks:
-        done = [tasks.submit(many.each, work, [f"{n}:{m}" for m in range(9)]) for n in range(6)]
-        done += [tasks.submit(many.one, work, f"one:{n}") for n in range(6)]
+        messages = [deque(f"{n}:{m}" for m in range(9)) for n in range(6)]
+        done = [tasks.submit(many.each, work, message) for message in messages]
+        done += [tasks.submit(many.one, partial(work, f"one:{n}")) for n in range(6)]
         for task in done:
             task.result(PATIENCE_S)
     assert set(seen.values()) == {1}
@@ -121,8 +123,41 @@ def test_a_message_is_done_when_all_of_it_is(at_once: None) -> None:
         time.sleep(0.01 * item)
         done.append(item)
 
-    Crew[int](4).each(work, range(4))
+    Crew[int](4).each(work, deque(range(4)))
     assert sorted(done) == [0, 1, 2, 3]
+
+
+class Leaving(deque[str]):
+    """Items of which a helper sees none as soon as the thread of the message has seen that none are left."""
+
+    def __init__(self, items: list[str]) -> None:
+        super().__init__(items)
+        self.owner, self.is_left = threading.get_ident(), threading.Event()
+
+    def __len__(self) -> int:
+        left = super().__len__()
+        if threading.get_ident() != self.owner:
+            return 0 if self.is_left.is_set() else left
+        if not left:
+            self.is_left.set()
+        return left
+
+
+def test_what_a_helper_leaves_is_done_by_the_thread_of_the_message(at_once: None) -> None:
+    """What the work on an item adds is done, also where the helper who did it has no slot to go on with."""
+    items, done, taken = Leaving(["one", "another"]), list[str](), threading.Event()
+
+    def work(item: str) -> None:
+        if threading.get_ident() == items.owner:
+            assert taken.wait(PATIENCE_S)
+        else:
+            taken.set()
+            assert items.is_left.wait(PATIENCE_S)
+            items.append("added")
+        done.append(item)
+
+    Crew[str](2).each(work, items)
+    assert sorted(done) == ["added", "another", "one"]
 
 
 def test_an_error_of_a_single_item_is_its_callers() -> None:
@@ -130,33 +165,38 @@ def test_an_error_of_a_single_item_is_its_callers() -> None:
     one = Crew[int](1)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
-            one.one(lambda item: 1 // item, 0)
+            one.one(lambda: 1 // 0)
 
 
 def test_a_process_alone_passes_on_what_takes_long(at_once: None) -> None:
-    """A process with one thread passes slow loads on to other processes."""
+    """A process with one thread passes slow loads on to other processes, if they can be passed on."""
     worked: list[int] = []
     passed: list[int] = []
-    Alone[int](passed.append).each(worked.append, range(4))
-    assert (worked, passed) == ([], [0, 1, 2, 3])
+
+    def pass_on(item: int) -> bool:
+        passed.append(item)
+        return item != 2
+
+    Alone[int](pass_on).each(worked.append, deque(range(4)))
+    assert (worked, passed) == ([2], [0, 1, 2, 3])
 
 
 def test_a_process_alone_does_what_is_quick(never: None) -> None:
     """A process with one thread runs quick loads itself, because a task costs more."""
     worked: list[int] = []
-    Alone[int](_refuse(AssertionError)).each(worked.append, range(4))
+    Alone[int](_refuse(AssertionError)).each(worked.append, deque(range(4)))
     assert worked == [0, 1, 2, 3]
 
 
 def test_what_can_not_be_passed_on_is_done_here(at_once: None) -> None:
     """When the broker is away the loads that cannot be passed on are run here."""
     worked: list[int] = []
-    Alone[int](_refuse(ConnectionError)).each(worked.append, range(4))
+    Alone[int](_refuse(ConnectionError)).each(worked.append, deque(range(4)))
     assert worked == [0, 1, 2, 3]
 
 
-def _refuse(error: type[BaseException]) -> Callable[[int], object]:
-    def refuse(_: int) -> object:
+def _refuse(error: type[BaseException]) -> Callable[[int], bool]:
+    def refuse(_: int) -> bool:
         raise error
 
     return refuse
@@ -173,5 +213,5 @@ def test_without_a_free_thread_the_items_are_worked_on_all_the_same(
     done: list[int] = []
     with monkeypatch.context() as full:
         full.setattr(threading.Thread, "start", refuse)
-        Crew[int](3).each(done.append, range(5))
+        Crew[int](3).each(done.append, deque(range(5)))
     assert sorted(done) == [0, 1, 2, 3, 4]

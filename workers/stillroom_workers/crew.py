@@ -11,51 +11,64 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Generic, Protocol, TypeVar
 
 log = logging.getLogger("stillroom.workers")
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 R = TypeVar("R")
 
 ALONE_S = 0.01  # a message whose loads have taken longer than this is shared
 
 
+class Items(Protocol[T_co]):
+    """What waits of a message, such as a deque. Work on one item may add others."""
+
+    def __len__(self) -> int:
+        """Return how many wait."""
+
+    def popleft(self) -> T_co:
+        """Take the next one. Raises IndexError where none waits."""
+
+
 class Hands(Protocol[T]):
     """Works on the items of a message."""
 
-    def one(self, work: Callable[[T], R], item: T) -> R:
-        """Do the work for the only item, in this thread."""
+    def one(self, work: Callable[[], R]) -> R:
+        """Do a message that is one piece of work, in this thread."""
 
-    def each(self, work: Callable[[T], object], items: Iterable[T]) -> None:
+    def each(self, work: Callable[[T], object], items: Items[T]) -> None:
         """Do the work for each item, or have it done. `work` raises nothing."""
 
 
 class Alone(Generic[T]):
-    """A process with one thread. What would take long it passes on, so that other processes take part."""
+    """A process with one thread. What would take long it passes on, so that other processes take part.
 
-    def __init__(self, pass_on: Callable[[T], object]) -> None:
+    `pass_on` returns whether an item could be passed on.
+    """
+
+    def __init__(self, pass_on: Callable[[T], bool]) -> None:
         self._pass_on = pass_on
 
-    def one(self, work: Callable[[T], R], item: T) -> R:
-        return work(item)
+    def one(self, work: Callable[[], R]) -> R:
+        return work()
 
-    def each(self, work: Callable[[T], object], items: Iterable[T]) -> None:
+    def each(self, work: Callable[[T], object], items: Items[T]) -> None:
         began = time.monotonic()
-        for item in items:
+        while items:
+            item = items.popleft()
             if time.monotonic() - began < ALONE_S or not self._passed_on(item):
                 work(item)
 
     def _passed_on(self, item: T) -> bool:
         try:
-            self._pass_on(item)
+            return self._pass_on(item)
         except Exception as error:  # the broker is away: then it is done here
             log.warning("an order could not be passed on (%s)", type(error).__name__)
             return False
-        return True
 
 
 class Crew(Generic[T]):
@@ -66,23 +79,24 @@ class Crew(Generic[T]):
         self._slots = threading.BoundedSemaphore(size)
         self._helpers = ThreadPoolExecutor(size, thread_name_prefix="stillroom helper")
 
-    def one(self, work: Callable[[T], R], item: T) -> R:
+    def one(self, work: Callable[[], R]) -> R:
         with self._slots:
-            return work(item)
+            return work()
 
-    def each(self, work: Callable[[T], object], items: Iterable[T]) -> None:
+    def each(self, work: Callable[[T], object], items: Items[T]) -> None:
         """Returns when all of them are done. Items behind one that takes long do not wait for it."""
-        waiting, finished = deque(items), threading.Event()
-        called: list[Future[None]] = []
-        looking = list(
-            self._called(len(waiting) > 1, self._look_out, work, waiting, finished, called)
-        )
-        while waiting:
-            with self._slots:
-                _do_next(work, waiting)
+        finished, called = threading.Event(), list[Future[None]]()
+        looking = list(self._called(len(items) > 1, self._look_out, work, items, finished, called))
+        self._work_off(work, items)
         finished.set()
         wait(looking)
         wait(called)
+        self._work_off(work, items)  # a helper that found no slot has left what it added
+
+    def _work_off(self, work: Callable[[T], object], items: Items[T]) -> None:
+        while items:
+            with self._slots:
+                _do_next(work, items)
 
     def _called(self, wanted: int, function: Any, *args: Any) -> Iterator[Future[None]]:
         """Call other threads to help. Where none can be started, those that work go on without."""
@@ -95,34 +109,34 @@ class Crew(Generic[T]):
     def _look_out(
         self,
         work: Callable[[T], object],
-        waiting: deque[T],
+        items: Items[T],
         finished: threading.Event,
         called: list[Future[None]],
     ) -> None:
         """Call for help, and help, until the message is finished: its own thread may be kept by one item."""
-        while not finished.wait(ALONE_S) and waiting:
+        while not finished.wait(ALONE_S) and items:
             if self._is_slot_free():  # otherwise each look would call threads that can do nothing
-                wanted = min(len(waiting), self._size - 1) - 1
-                called += self._called(wanted, self._help, work, waiting)
-                self._help(work, waiting)
+                wanted = min(len(items), self._size - 1) - 1
+                called += self._called(wanted, self._help, work, items)
+                self._help(work, items)
 
     def _is_slot_free(self) -> bool:
         if is_free := self._slots.acquire(blocking=False):
             self._slots.release()
         return is_free
 
-    def _help(self, work: Callable[[T], object], waiting: deque[T]) -> None:
+    def _help(self, work: Callable[[T], object], items: Items[T]) -> None:
         """Take items as long as there are any and a slot is free."""
-        while waiting and self._slots.acquire(blocking=False):
+        while items and self._slots.acquire(blocking=False):
             try:
-                _do_next(work, waiting)
+                _do_next(work, items)
             finally:
                 self._slots.release()
 
 
-def _do_next(work: Callable[[T], object], waiting: deque[T]) -> None:
+def _do_next(work: Callable[[T], object], items: Items[T]) -> None:
     try:
-        item = waiting.popleft()
+        item = items.popleft()
     except IndexError:  # another thread was faster
         return
     work(item)

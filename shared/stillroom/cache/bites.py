@@ -90,7 +90,12 @@ def _small_enough(commands: Sequence[Any]) -> Sequence[Any]:
     """Return the first of these commands that fit one batch in bytes."""
     size = 0
     for number, command in enumerate(commands):
-        size += sum(map(len, command))
+        size += bytes_of(command)
         if number and size > BYTES_AT_ONCE:
             return commands[:number]
     return commands
+
+
+def bytes_of(command: Any) -> int:
+    """Return how many bytes a command sends, nearly."""
+    return sum(map(len, command))

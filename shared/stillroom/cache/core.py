@@ -53,6 +53,7 @@ from stillroom.cache.memo import Memo, Remembered
 from stillroom.cache.near import Near, Proof, Store, near_prefix
 from stillroom.cache.orders import NotDone
 from stillroom.cache.probe import LAG_SUM, lag_bucket
+from stillroom.cache.refreshes import Piece
 from stillroom.cache.terms import Terms
 from stillroom.codec import MISS, Codec, Encoded, Undecodable, Unencodable
 from stillroom.dispatch import Dispatch, RefreshOrder
@@ -568,6 +569,13 @@ class Core:
         if not lost:
             self._count_refresh(entry, recipe)
         return self._report(order, lost or "refreshed")
+
+    def refresh_piece(self, piece: Piece) -> Operation[None]:
+        """Do one piece of a message's refreshes: see Refreshes, which is told how its orders have ended.
+
+        Raises nothing but what interrupts it.
+        """
+        yield from piece.run(self.refresh)
 
     def _claim(self, order: RefreshOrder, recipe: Recipe) -> Operation[tuple[Any, ...] | None]:
         """Claim a refresh. Return its lease, the clock, the entry and how fresh it is, and whether there is only

@@ -19,6 +19,7 @@ from stillroom.cache.calls import Asked
 from stillroom.cache.core import Means, Place
 from stillroom.cache.invalidation import names_given
 from stillroom.cache.loaders import Loader, LoaderCall, Loaders, Recipe, recipe_of
+from stillroom.cache.refreshes import Piece
 from stillroom.cache.terms import Terms
 from stillroom.cache.traced import body_of, store_of
 from stillroom.dispatch import Dispatch, RefreshOrder
@@ -152,6 +153,10 @@ class ShardedBody:
     invalidate_by_tag = all_shards(CacheBody.invalidate_by_tag)
     invalidate_by_pattern = all_shards(CacheBody.invalidate_by_pattern)
     clear = all_shards(CacheBody.clear)
+
+    def refresh_piece(self, piece: Piece) -> Operation[None]:
+        """Do a piece of work on its shard."""
+        yield from self.on([(piece.shard, self.shards[piece.shard].refresh_piece(piece))])
 
     def set_many(self, values: Mapping[str, Any], **options: Any) -> Operation[dict[str, bool]]:
         """Pack all values before anything is sent, and store each in its shard."""

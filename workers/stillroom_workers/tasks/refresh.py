@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from celery import signals
@@ -12,12 +15,15 @@ from celery.concurrency.thread import TaskPool
 
 from stillroom import LoadShed, RedisUnavailable, UnknownLoader
 from stillroom.cache.loaders import BadArguments
+from stillroom.cache.refreshes import Piece, Refreshes
+from stillroom.cache.sharded import shard_of
 from stillroom.dispatch import (
     REFRESH_MANY_TASK,
     REFRESH_TASK,
     RefreshOrder,
     RefreshOrders,
 )
+from stillroom.operation import Failed
 from stillroom_workers.contained import loading
 from stillroom_workers.crew import Alone, Crew, Hands
 from stillroom_workers.tasks.checked import Report, refuse, register_task
@@ -46,7 +52,7 @@ class Refreshing:
 
     def __init__(self, app: WorkerApp) -> None:
         self._app = app
-        self._hands: Hands[RefreshOrder] = Alone(self._pass_on)
+        self._hands: Hands[Piece] = Alone(self._pass_on)
 
     def meet(self, sender: Any, **_: Any) -> None:
         """Note that the worker is ready: now it is known whether it has threads. A child of prefork has none."""
@@ -57,25 +63,34 @@ class Refreshing:
     def one(self, order: RefreshOrder) -> Report:
         """Returns its report: outcome and loader. Events tell it to Flower, where no key is to be seen."""
         patience = time.monotonic() + AWAY_S
-        outcome = self._hands.one(lambda one: self._refresh(one, patience), order)
+        outcome = self._hands.one(partial(self._refresh, order, patience))
         return {"outcome": outcome, "loader": order.loader}
 
     def many(self, message: RefreshOrders) -> Report:
         """Returns how many orders had which outcome. One that was passed on is another task's."""
         outcomes: list[str] = []
         patience = time.monotonic() + AWAY_S
+        shards = self._app.room.settings.shards
+        refreshes = Refreshes(message.orders, lambda order: shard_of(order.key.encode(), shards))
 
-        def work(order: RefreshOrder) -> None:
-            outcomes.append(self._outcome(order, patience))
+        def work(piece: Piece) -> None:
+            if piece.orders and self._app.room.upkeep.refreshes_are_paused():
+                outcomes.extend(["paused"] * len(piece.orders))
+                return
+            # What a loader raises that is no Exception is the failure of its order, told below like others.
+            with suppress(RuntimeError), loading():
+                self._app.room.upkeep.refresh_piece(piece)
+            for order, ended in refreshes.ended():
+                outcomes.append(self._outcome(order, ended, patience))
 
-        self._hands.each(work, message.orders)
+        self._hands.each(work, refreshes)
         passed_on = len(message.orders) - len(outcomes)
         counts = Counter(outcomes) + Counter({"passed on": passed_on})
         return {"outcomes": dict(counts)}
 
-    def _outcome(self, order: RefreshOrder, patience: float) -> str:
+    def _outcome(self, order: RefreshOrder, ended: dict[str, Any] | Failed, patience: float) -> str:
         try:
-            return self._refresh(order, patience)
+            return self._refresh(order, patience, partial(_told, ended))
         except (BadArguments, UnknownLoader) as error:
             refuse(self._app, REFRESH_TASK, (), order.model_dump(), str(error))
             return "refused"
@@ -83,25 +98,42 @@ class Refreshing:
             log.error("refresh of %.100r by %r failed: %r", order.key, order.loader, error)
             return "failed"
 
-    def _refresh(self, order: RefreshOrder, patience: float) -> str:
-        """Return the outcome.
+    def _refresh(
+        self,
+        order: RefreshOrder,
+        patience: float,
+        first: Callable[[], dict[str, Any]] | None = None,
+    ) -> str:
+        """Return the outcome. `first`: what the first try has given, if it was made among others.
 
         While the breaker is open the order waits: refusing each at once would only empty the queue. While refreshes
         are paused it is let go, and where its load is shed: a stale read asks again.
         """
         upkeep = self._app.room.upkeep
-        if upkeep.refreshes_are_paused():
+        if first is None and upkeep.refreshes_are_paused():
             return "paused"
+        act = first or partial(upkeep.refresh, order)
         while True:
             try:
                 with loading():
-                    return str(upkeep.refresh(order)["outcome"])
+                    return str(act()["outcome"])
             except LoadShed:
                 return "shed"
             except RedisUnavailable as error:
                 if error.reason != "breaker" or time.monotonic() > patience:
                     raise
             time.sleep(LOOK_AGAIN_S)
+            act = partial(upkeep.refresh, order)
 
-    def _pass_on(self, order: RefreshOrder) -> None:
-        self._app.send_task(REFRESH_TASK, kwargs=order.model_dump(), retry=False)
+    def _pass_on(self, piece: Piece) -> bool:
+        """Send a task for each order, where none of them is claimed yet."""
+        for order in piece.orders:
+            self._app.send_task(REFRESH_TASK, kwargs=order.model_dump(), retry=False)
+        return bool(piece.orders)
+
+
+def _told(ended: dict[str, Any] | Failed) -> dict[str, Any]:
+    """Return the report of a refresh, or raise what it failed with."""
+    if isinstance(ended, Failed):
+        raise ended.error
+    return ended
