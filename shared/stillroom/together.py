@@ -180,9 +180,8 @@ def _batch(steps: Sequence[list[Command]]) -> list[Command]:
 def _parts_of(error: Exception, steps: Sequence[list[Command]]) -> list[list[Any] | Failed]:
     """Return each side's part of a batch that ended in an error. A side whose part has none of it goes on."""
     replies = error.replies if isinstance(error, RedisRefused) else ()
-    if len(replies) != sum(
-        map(len, steps)
-    ):  # nothing was done, or what the batch needed could not be loaded
+    if len(replies) != sum(map(len, steps)):
+        # Nothing was done, or what the batch needed could not be loaded.
         return [Failed(error)] * len(steps)
     parts = iter(replies)
     return [_part(list(islice(parts, len(step)))) for step in steps]
