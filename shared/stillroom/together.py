@@ -162,6 +162,8 @@ def _joined(sides: Sequence[Side], steps: Sequence[list[Command]]) -> Operation[
 
 def answers(steps: Sequence[list[Command]]) -> Operation[list[list[Any] | Failed]]:
     """Send batches as one. Answered by the replies to each, or why it has none: see Side.take."""
+    if not steps:
+        return []
     try:
         parts = iter((yield _batch(steps)))
     except Exception as error:

@@ -252,7 +252,21 @@ def test_what_can_not_be_claimed_is_not_loaded(ordered: Ordered, quick: None) ->
     assert ordered.loads == [0]
 
 
-ENDS = ["refreshed", "fails", "twice", "invalidated", "fresh", "gone"]
+def test_orders_of_a_loader_that_is_not_known_ask_redis_nothing(
+    ordered: Ordered, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several orders that no worker could carry out are refused without a round trip, not even an empty one."""
+    unknown = [order.model_copy(update={"loader": "nope"}) for order in ordered.orders(6)]
+    refreshes = Refreshes(unknown)
+    trips = Trips(ordered.room, monkeypatch)
+    ordered.work_off(refreshes)
+    assert trips.taken() == 0
+    ended = outcomes(refreshes)
+    assert len(ended) == 6
+    assert all("UnknownLoader" in how for how in ended.values())
+
+
+ENDS = ["refreshed", "fails", "twice", "invalidated", "fresh", "gone", "unknown"]
 
 
 @settings(
@@ -268,7 +282,8 @@ def test_each_order_ends_as_if_it_were_alone(
     ordered.fails, ordered.generation = {}, "old"
     message: list[RefreshOrder] = []
     for n, (order, end) in enumerate(zip(ordered.orders(len(ends)), ends, strict=True)):
-        message += [order, order] if end == "twice" else [order]
+        unknown = order.model_copy(update={"loader": "nope"})
+        message += {"twice": [order, order], "unknown": [unknown]}.get(end, [order])
         if end == "fails":
             ordered.fails[n] = ValueError(n)
         elif end == "invalidated":
@@ -292,6 +307,7 @@ def test_each_order_ends_as_if_it_were_alone(
         "invalidated": ["superseded"],
         "fresh": ["not needed"],
         "gone": ["not needed"],
+        "unknown": ["failed"],
     }
     assert {key: sorted(hows) for key, hows in told.items()} == {
         f"value:{n}": alone[end] for n, end in enumerate(ends)

@@ -81,7 +81,7 @@ class Refreshes:
     def _claim(self, some: Sequence[_Refresh], refresh: Refresh) -> Operation[None]:
         for one in some:
             one.side = Side(refresh(one.order))
-        asking = [one for one in some if type(one.side.step) in BATCHES and not one.side.is_done]
+        asking = [one for one in some if type(one.side.step) in BATCHES]
         for one, answer in zip(asking, (yield from self._answers(asking)), strict=True):
             one.answer = answer
         for one in some:
