@@ -97,12 +97,20 @@ def ordered(make_room: Any, client: Any, dispatch: Recording) -> Ordered:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Treat every load as quick."""
     monkeypatch.setattr(module, "QUICK_S", 3_600.0)
+    monkeypatch.setattr(module, "PIECE_S", 3_600.0)
+
+
+@pytest.fixture
+def stepwise(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each load be a piece for itself."""
+    monkeypatch.setattr(module, "PIECE_S", 0.0)
 
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Treat every load as slow."""
     monkeypatch.setattr(module, "QUICK_S", 0.0)
+    monkeypatch.setattr(module, "PIECE_S", 0.0)
 
 
 def outcomes(refreshes: Refreshes) -> dict[str, Any]:
@@ -125,6 +133,28 @@ def test_quick_refreshes_share_their_round_trips(
     assert sorted(ordered.loads) == list(range(25))
     assert ordered.kept(25) == ["new"] * 25
     assert ordered.leases() == []
+
+
+@pytest.mark.parametrize(("piece_s", "pieces"), [(3_600.0, [1] * 4), (0.0, [1, 6, 18, 6])])
+def test_a_piece_goes_on_with_what_is_claimed(
+    ordered: Ordered,
+    quick: None,
+    monkeypatch: pytest.MonkeyPatch,
+    piece_s: float,
+    pieces: list[int],
+) -> None:
+    """A piece ends with its time. Within that it loads and stores what was claimed, and claims nothing more."""
+    monkeypatch.setattr(module, "PIECE_S", piece_s)
+    refreshes = Refreshes(ordered.orders(25))
+    taken: list[int] = []
+    while refreshes:
+        piece = refreshes.popleft()
+        if piece.orders:
+            taken.append(0)
+        taken[-1] += 1
+        ordered.room.upkeep.refresh_piece(piece)
+    assert taken == pieces
+    assert set(outcomes(refreshes).values()) == {"refreshed"}
 
 
 def test_slow_refreshes_are_claimed_when_they_are_loaded(
@@ -156,7 +186,7 @@ def test_no_order_waits_for_the_load_of_another_one(ordered: Ordered, quick: Non
 
 
 def test_what_is_loaded_is_stored_before_the_next_slow_load(
-    ordered: Ordered, quick: None, monkeypatch: pytest.MonkeyPatch
+    ordered: Ordered, stepwise: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A value that was loaded a while ago is stored first, though others are claimed."""
     refreshes = Refreshes(ordered.orders(6))
@@ -199,7 +229,7 @@ def test_an_interruption_reaches_its_thread_and_leaves_no_lease(
 
 @pytest.mark.parametrize("piece", ["alone", "claim", "store"])
 def test_an_interrupted_batch_gives_back_what_it_claimed(
-    ordered: Ordered, quick: None, monkeypatch: pytest.MonkeyPatch, piece: str
+    ordered: Ordered, stepwise: None, monkeypatch: pytest.MonkeyPatch, piece: str
 ) -> None:
     """A signal while a batch is on its way ends no other work, and no lease is left for others to wait for."""
     refreshes = Refreshes(ordered.orders(5))
@@ -226,7 +256,7 @@ def test_an_interrupted_batch_gives_back_what_it_claimed(
 
 
 def test_large_values_are_stored_in_batches_that_are_not_larger(
-    ordered: Ordered, quick: None, monkeypatch: pytest.MonkeyPatch
+    ordered: Ordered, stepwise: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values share a round trip up to half a megabyte: one batch of sixteen large ones might be given up."""
     refreshes = Refreshes(ordered.orders(5))
@@ -272,9 +302,13 @@ ENDS = ["refreshed", "fails", "twice", "invalidated", "fresh", "gone", "unknown"
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(ends=st.lists(st.sampled_from(ENDS), min_size=1, max_size=12), is_quick=st.booleans())
+@given(
+    ends=st.lists(st.sampled_from(ENDS), min_size=1, max_size=12),
+    is_quick=st.booleans(),
+    is_one_piece=st.booleans(),
+)
 def test_each_order_ends_as_if_it_were_alone(
-    ordered: Ordered, ends: list[str], is_quick: bool
+    ordered: Ordered, ends: list[str], is_quick: bool, is_one_piece: bool
 ) -> None:
     """Whatever has happened to the other orders of its message, an order has the outcome that is its own."""
     ordered.client.flushall()
@@ -295,6 +329,7 @@ def test_each_order_ends_as_if_it_were_alone(
     told: dict[str, list[str]] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "QUICK_S", 3_600.0 if is_quick else 0.0)
+        patch.setattr(module, "PIECE_S", 3_600.0 if is_one_piece else 0.0)
         refreshes = Refreshes(message)
         ordered.work_off(refreshes)
     for order, ended in refreshes.ended():

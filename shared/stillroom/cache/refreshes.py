@@ -18,10 +18,12 @@ from stillroom.dispatch import RefreshOrder
 from stillroom.operation import BATCHES, Failed, Freeing, Operation
 from stillroom.together import Side, answers, rest
 
-QUICK_S = 0.01  # loads that take longer than this, together, share nothing
+QUICK_S = 0.05  # loads that take longer than this, together, share nothing
+PIECE_S = 0.05  # how long a piece goes on with what is claimed
 MOST = 16  # in one round trip; the first of a message is alone, then four times as many as before
 
 Refresh: TypeAlias = Callable[[RefreshOrder], Operation[dict[str, Any]]]
+_Do: TypeAlias = "Callable[[list[_Refresh], Refresh], Operation[None]]"
 
 
 class Piece(NamedTuple):
@@ -55,20 +57,36 @@ class Refreshes:
 
     def popleft(self) -> Piece:
         """Take the next piece. Raises IndexError where there is none."""
+        if begun := self._begun():
+            do, some = begun
+            return Piece(some[0].shard, partial(self._while_quick, do, some))
         now = time.monotonic()
-        is_late = now - self._loaded_at > QUICK_S
-        if (is_late or not self._claimed) and (some := _taken(self._loaded, MOST)):
-            return Piece(some[0].shard, partial(self._store, some))
-        if some := _taken(self._claimed, 1):
-            return Piece(some[0].shard, partial(self._load, some[0]))
         is_quick = now - self._claimed_at < QUICK_S
         self._size, self._claimed_at = min(4 * self._size, MOST) if is_quick else 1, now
         if not (some := _taken(self._ordered, self._size)):
             raise IndexError("nothing is left")
-        run = partial(self._claim, some) if len(some) > 1 else partial(self._alone, some[0])
-        return Piece(some[0].shard, run, [one.order for one in some])
+        do = self._claim if len(some) > 1 else self._alone
+        orders = [one.order for one in some]
+        return Piece(some[0].shard, partial(self._while_quick, do, some), orders)
 
-    def _alone(self, one: _Refresh, refresh: Refresh) -> Operation[None]:
+    def _begun(self, shard: int | None = None) -> tuple[_Do, list[_Refresh]] | None:
+        """Take what comes next of those that are claimed, on any shard by default."""
+        is_late = time.monotonic() - self._loaded_at > QUICK_S
+        if (is_late or not self._claimed) and (some := _taken(self._loaded, MOST, shard)):
+            return self._store, some
+        some = _taken(self._claimed, 1, shard)
+        return (self._load, some) if some else None
+
+    def _while_quick(self, do: _Do, some: list[_Refresh], refresh: Refresh) -> Operation[None]:
+        """Do this, and then what else is claimed: to begin a piece costs as much as a quick load."""
+        began, shard = time.monotonic(), some[0].shard
+        yield from do(some, refresh)
+        while time.monotonic() - began < PIECE_S and (begun := self._begun(shard)):
+            do, some = begun
+            yield from do(some, refresh)
+
+    def _alone(self, some: Sequence[_Refresh], refresh: Refresh) -> Operation[None]:
+        [one] = some
         one.side = Side(refresh(one.order))
         yield from self._run(one)
 
@@ -87,7 +105,8 @@ class Refreshes:
         for one in some:
             self._go_on(one)
 
-    def _load(self, one: _Refresh, _: Refresh) -> Operation[None]:
+    def _load(self, some: Sequence[_Refresh], _: Refresh) -> Operation[None]:
+        [one] = some
         answer, one.answer = one.answer, None
         if answer is not None:
             one.side.take(answer)
@@ -158,16 +177,20 @@ def _shard(one: _Refresh) -> int:
     return one.shard
 
 
-def _taken(waiting: deque[_Refresh], most: int) -> list[_Refresh]:
-    """Take the next ones of one shard, so many or fewer, as one batch may be so large."""
+def _taken(waiting: deque[_Refresh], most: int, shard: int | None = None) -> list[_Refresh]:
+    """Take the next ones, so many or fewer, as one batch may be so large. All are of this shard, or the first's."""
     taken: list[_Refresh] = []
-    while len(taken) < most and sum(one.size for one in taken) < BYTES_AT_ONCE:
+    size = 0
+    while len(taken) < most and size < BYTES_AT_ONCE:
         try:
             one = waiting.popleft()
         except IndexError:
             break
-        if taken and one.shard != taken[0].shard:
+        if shard is None:
+            shard = one.shard
+        if one.shard != shard:
             waiting.appendleft(one)
             break
         taken.append(one)
+        size += one.size
     return taken

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import signals
 from celery.concurrency.thread import TaskPool
@@ -89,8 +89,10 @@ class Refreshing:
         return {"outcomes": dict(counts)}
 
     def _outcome(self, order: RefreshOrder, ended: dict[str, Any] | Failed, patience: float) -> str:
+        if not isinstance(ended, Failed):
+            return str(ended["outcome"])
         try:
-            return self._refresh(order, patience, partial(_told, ended))
+            return self._refresh(order, patience, partial(_raise, ended.error))
         except (BadArguments, UnknownLoader) as error:
             refuse(self._app, REFRESH_TASK, (), order.model_dump(), str(error))
             return "refused"
@@ -104,7 +106,7 @@ class Refreshing:
         patience: float,
         first: Callable[[], dict[str, Any]] | None = None,
     ) -> str:
-        """Return the outcome. `first`: what the first try has given, if it was made among others.
+        """Return the outcome. `first`: raises what the first try has ended in, if it was made among others.
 
         While the breaker is open the order waits: refusing each at once would only empty the queue. While refreshes
         are paused it is let go, and where its load is shed: a stale read asks again.
@@ -132,8 +134,5 @@ class Refreshing:
         return bool(piece.orders)
 
 
-def _told(ended: dict[str, Any] | Failed) -> dict[str, Any]:
-    """Return the report of a refresh, or raise what it failed with."""
-    if isinstance(ended, Failed):
-        raise ended.error
-    return ended
+def _raise(error: BaseException) -> NoReturn:
+    raise error
