@@ -590,6 +590,20 @@ def test_every_connection_of_the_app_is_guarded(url: str) -> None:
         assert bool(connection.ssl) == url.startswith("rediss")
 
 
+def test_a_channel_makes_one_client(broker: Broker) -> None:
+    """Acks and events share a client, for making one takes longer than they do; other pools have another one."""
+    with guards.Connection(f"redis://127.0.0.1:{broker.port}/0") as connection:
+        channel = connection.channel()
+        with channel.conn_or_acquire() as one, channel.conn_or_acquire() as other:
+            assert one is other
+            assert one is not channel.client, "which waits in BRPOP"
+        channel._disconnect_pools()  # as in a forked child
+        with channel.conn_or_acquire() as new:
+            assert new is not one
+            assert new.connection_pool is channel.pool
+            assert new.ping()
+
+
 def test_broker_transport_would_drop_tls() -> None:
     """Naming the transport in the configuration instead would turn `rediss://` into plain text."""
     stock = StockConnection("rediss://h:1/0", transport="kombu.transport.redis:Transport")

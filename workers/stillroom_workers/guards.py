@@ -119,6 +119,7 @@ class Channel(_StockChannel):  # type: ignore[misc]
     )
     # When the broker last answered anybody in this process: time.monotonic().
     answered = 0.0
+    _client: Any = None  # safe for threads: what it says goes by a connection of its pool
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         """Return the connection's parameters. Raise a connection error once this channel's own connection is gone.
@@ -141,6 +142,15 @@ class Channel(_StockChannel):  # type: ignore[misc]
             )
         params = super()._connparams(asynchronous=asynchronous)
         return params | {"connection_class": _that_knows_its_peer(params["connection_class"])}
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        """Return a client. Stock makes one for each ack and each event, which takes longer than what it is for."""
+        if asynchronous:
+            return super()._create_client(asynchronous=True)
+        pool = self.pool
+        if self._client is None or self._client.connection_pool is not pool:
+            self._client = super()._create_client()
+        return self._client
 
     @cached_property
     def client(self) -> Any:
