@@ -80,6 +80,7 @@ class Codec:
         self._exact_adapters: dict[Any, TypeAdapter[Any]] = {}
         self._open: dict[Any, bool] = {Any: True}
         self._iterated: dict[Any, bool] = {}
+        self._trusted: dict[Any, bool] = {Any: True}
         self._readers: dict[Any, Callable[[bytes], Any]] = {}
         self._fingerprints: dict[Any, bytes] = {}
 
@@ -180,14 +181,15 @@ class Codec:
 
     def _on_its_way_back(self, value: Any, type: Any) -> Encoded:
         """Return the first form of the value that gives it back; for an open type, the first that loses nothing."""
-        is_trusted = type is Any and is_plain(value)
-        if not is_trusted and self._is_used_up(value, type):
+        is_as_in_json = self._is_open(type) and is_plain(value)
+        is_trusted = is_as_in_json and _made(self._trusted, type, self._keeps_plain)
+        if not is_as_in_json and self._is_used_up(value, type):
             raise Unencodable(f"{_named(value)}: an iterator can be read once only; make it a list")
         why = "it has no JSON"
         for codec, make in self._forms(value, type):
             try:
                 text = make()
-                back = value if is_trusted else self.decode(codec, text, type)
+                back = value if is_trusted and type is Any else self.decode(codec, text, type)
                 if is_trusted or is_same(value, back):
                     return Encoded(codec, text, back)
                 lost = lost_in(value, back)
@@ -223,6 +225,10 @@ class Codec:
     def _exact(self, type: Any) -> TypeAdapter[Any]:
         adapter: TypeAdapter[Any] = _made(self._exact_adapters, type, _exact_adapter)
         return adapter
+
+    def _keeps_plain(self, type: Any) -> bool:
+        """Return whether what JSON gives back by itself is the same through this type: dict[str, Any], list."""
+        return _is_anything(self.adapter(type).core_schema)
 
     def _is_open(self, type: Any) -> bool:
         return bool(
@@ -288,6 +294,23 @@ def _mentions(kind: str, schema: Any) -> bool:
     if isinstance(schema, dict):
         return schema.get("type") == kind or any(_mentions(kind, one) for one in schema.values())
     return isinstance(schema, list | tuple) and any(_mentions(kind, one) for one in schema)
+
+
+def _is_anything(schema: Any) -> bool:
+    """Return whether a type is Any, or lists and dicts with text keys of it, of any length."""
+    match schema:
+        case {"type": "any", **more}:
+            return not more
+        case {"type": "list", "items_schema": items, **more}:
+            return not more and _is_anything(items)
+        case {
+            "type": "dict",
+            "keys_schema": {"type": "any" | "str", **of_keys},
+            "values_schema": values,
+            **more,
+        }:
+            return not of_keys and not more and _is_anything(values)
+    return False
 
 
 def _with_infinities(value: Any) -> bytes:

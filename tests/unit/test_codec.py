@@ -480,7 +480,9 @@ def test_json_is_kept_as_it_is(value: Any) -> None:
 
 @given(
     ANYTHING,
-    st.sampled_from([Any, dict[str, Any], list[Any], object, int | str, Price, str, bytes]),
+    st.sampled_from(
+        [Any, dict[str, Any], list[Any], list[dict[str, Any]], object, int | str, Price, str, bytes]
+    ),
 )
 def test_a_hit_is_what_the_miss_got(value: Any, type: Any) -> None:
     """A hit equals what its miss returned, or nothing is stored."""
