@@ -208,11 +208,10 @@ class Explainer(Core):
         )
 
     def _facts(self, entry: Entry, found: _Found, loader: Loader | None) -> Mapping[str, Any]:
-        ttl = loader.keeping.ttl if loader else None
         age = None
-        if loader is not None and not callable(ttl):
-            life = loader.keeping.keeper.life(ttl, loader.keeping.swr)
-            age = max(0.0, (found.now_ms - entry.fresh_until + life.ttl) / 1000)
+        if loader is not None and loader.keeping.ttl_of is None:
+            ttl_ms = loader.keeping.life.ttl
+            age = max(0.0, (found.now_ms - entry.fresh_until + ttl_ms) / 1000)
         return {
             "loader": _made_by(entry) or (loader.name if loader else None),
             "tags": tuple(map(written, entry.tags)),

@@ -41,27 +41,29 @@ class Life(NamedTuple):
 
 
 class Keeping(NamedTuple):
-    """Decide how long the values of one kind are kept."""
+    """Decide how long the values of one kind are kept. `life`: that of a value without a ttl of its own."""
 
     keeper: Keeper
-    ttl: Duration | TtlOf | None = None
+    life: Life
     swr: Duration | None = None
+    ttl_of: TtlOf | None = None
     keep: Callable[[Any], object] | None = None
-    negative_ttl: Duration | None = None
+    negative: Life | None = None
 
     def life_of(self, value: Any) -> Life | None:
         """Return how long this value is to be kept, with some chance in it; None: not at all."""
         if not self._is_wanted(value):
-            if self.negative_ttl is None:
-                return None
-            return self.keeper.jittered(self.keeper.life(self.negative_ttl, 0))
-        ttl = self.ttl(value) if callable(self.ttl) else self.ttl
-        return self.keeper.jittered(self.keeper.life(ttl, self.swr))
+            life = self.negative
+        elif self.ttl_of is None:
+            life = self.life
+        else:
+            life = self.keeper.life(self.ttl_of(value), self.swr)
+        return None if life is None else self.keeper.jittered(life)
 
     def _is_wanted(self, value: Any) -> bool:
         if self.keep is not None:
             return bool(self.keep(value))
-        return value is not None or self.negative_ttl is None
+        return value is not None or self.negative is None
 
 
 class Keeper:
@@ -87,19 +89,21 @@ class Keeper:
         negative_ttl: Duration | None = None,
     ) -> Keeping:
         """Return how values are kept. What can be checked without one is checked now. Raises InvalidArgument."""
-        self.life(None if callable(ttl) else ttl, swr)
+        ttl_of = ttl if callable(ttl) else None
+        life = self.life(None if callable(ttl) else ttl, swr)
+        negative = None
         if negative_ttl is not None:
             seconds_of("negative_ttl", negative_ttl)
-            self.life(negative_ttl, 0)
-        if callable(ttl):
-            refuse_awaited("ttl", ttl)
+            negative = self.life(negative_ttl, 0)
+        if ttl_of is not None:
+            refuse_awaited("ttl", ttl_of)
         if keep is not None:
             if not callable(keep):
                 raise InvalidArgument(
                     f"keep={keep!r:.100}: a function of the value that says whether to keep it"
                 )
             refuse_awaited("keep", keep)
-        return Keeping(self, ttl, swr, keep, negative_ttl)
+        return Keeping(self, life, swr, ttl_of, keep, negative)
 
     def jittered(self, life: Life) -> Life:
         """Return a life that ends a little earlier: what is stored together must not be loaded again together."""

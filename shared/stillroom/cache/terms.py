@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 from collections.abc import Callable
 
 from stillroom.agreed import Agreed, Rule
@@ -68,7 +68,7 @@ class Terms:
     def new_epoch(self) -> str:
         """Return how an epoch's name starts, should one have to begin: see lua/lib/clock.lua."""
         heritable = "+" if self._is_heritable else ""
-        return f"{secrets.token_hex(4)}#{self._settings.shards}{heritable}"
+        return f"{os.urandom(4).hex()}#{self._settings.shards}{heritable}"
 
     @property
     def _is_heritable(self) -> bool:

@@ -109,9 +109,7 @@ def _loaders(room: Stillroom) -> Iterator[Line]:
         return
     loaders = [room.cache.loaders[name] for name in room.cache.loaders.names()]
     for loader in loaders:
-        if callable(loader.keeping.ttl):
-            continue
-        life = loader.keeping.keeper.life(loader.keeping.ttl, loader.keeping.swr)
+        life = loader.keeping.life
         if 0 < life.swr < loader.lease:
             said = (
                 f"its swr ({life.swr / 1000:g} s) is shorter than its lease ({loader.lease / 1000:g} s): "
@@ -159,7 +157,7 @@ def _online(room: Stillroom, app: InApp) -> Iterator[Line]:
     else:
         yield from unknown_names(app, rules, changes, names)
     loaders = [room.cache.loaders[name] for name in room.cache.loaders.names()]
-    has_swr = any(loader.keeping.keeper.life(None, loader.keeping.swr).swr for loader in loaders)
+    has_swr = any(loader.keeping.life.swr for loader in loaders)
     if has_swr and report.tasks is not None and report.tasks.workers == 0:
         said = (
             "values have an swr and no worker was seen: stale ones are served to its end, then readers wait. "
