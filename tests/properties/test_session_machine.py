@@ -295,14 +295,14 @@ class SessionMachine(RuleBasedStateMachine):
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
 def test_sessions_are_what_the_model_says(
-    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, is_full: bool
 ) -> None:
     """Sessions agree with the model in any order of operations and time, for every token after each step."""
     monkeypatch.setattr(many, "BITE", BITE)
     run_state_machine_as_test(
         functools.partial(SessionMachine, server),  # type: ignore[arg-type]  # a factory is as good
         settings=settings(
-            max_examples=80,
+            max_examples=80 if is_full else 40,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,

@@ -22,6 +22,7 @@ from tests.support.growing import ENDED, Logins, Quotas
 from tests.support.history import stale_reads
 
 QUOTA = {True: 400, False: 150}  # in full, and in short
+PAUSE_S = {True: 0.001, False: 0.01}  # of each thread between two calls
 SLOTS_MOVED = {
     True: 1_000,
     False: 18,
@@ -75,8 +76,10 @@ def test_three_nodes_become_six_under_load(
 ) -> None:
     """While slots of cache and state move to three new nodes all three histories hold."""
     places = settings.model_dump(exclude_defaults=True) | {"away_ttl": 0}
-    cache = History(settings.redis_url, **places)
-    logins, quotas = Logins([settings] * 2), Quotas([settings] * 2, QUOTA[full])
+    pause_s = PAUSE_S[full]
+    cache = History(settings.redis_url, pause_s=pause_s, **places)
+    logins = Logins([settings] * 2, pause_s=pause_s)
+    quotas = Quotas([settings] * 2, QUOTA[full], pause_s=pause_s)
     with cache, logins, quotas:
         cache.await_writes(10, 30)
         moved = grow(cluster, SLOTS_MOVED[full])

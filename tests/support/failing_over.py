@@ -45,8 +45,10 @@ class Database:
 class History(Threads):
     """Readers and a writer that go on through everything that happens within the `with` block."""
 
-    def __init__(self, url: str, **changes: Any) -> None:
+    def __init__(self, url: str, *, pause_s: float = PAUSE_S, **changes: Any) -> None:
+        """`pause_s`: of each thread between two calls."""
         super().__init__()
+        self._pause_s = pause_s
         self._settings = Settings(**{"redis_url": url, "ttl": TTL, "swr": SWR} | changes)
         self.keys = [f"{kind}:{n}" for kind in KINDS for n in range(EACH)]
         self.reads: list[Read] = []
@@ -88,7 +90,7 @@ class History(Threads):
             for name, value in how(room, key).items():
                 if value is not None:
                     self.reads.append(Read(name, began, value["version"]))
-            time.sleep(PAUSE_S)
+            time.sleep(self._pause_s)
 
     def _loader(self) -> Callable[[str], dict[str, Any]]:
         def load(key: str) -> dict[str, Any]:
@@ -117,7 +119,7 @@ class History(Threads):
 
     def _write(self, room: Stillroom) -> None:
         weights = [0.05 if key.startswith("clear") else 1.0 for key in self.keys]
-        while not self._stop.wait(PAUSE_S):
+        while not self._stop.wait(self._pause_s):
             key = random.choices(self.keys, weights)[0]
             version = self._database.next(key)
             with room.request() as request:

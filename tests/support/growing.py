@@ -31,8 +31,12 @@ USERS = 8
 class Load(Threads):
     """Threads that act on rooms of their own for as long as the `with` block runs."""
 
-    def __init__(self, settings: Sequence[Settings], threads: int) -> None:
+    def __init__(
+        self, settings: Sequence[Settings], threads: int = 3, pause_s: float = PAUSE_S
+    ) -> None:
+        """`threads`: in each room. `pause_s`: of each of them between two calls."""
         super().__init__()
+        self._pause_s = pause_s
         self._settings = settings
         self._threads = threads
         self.refused = 0  # calls for which Redis was away
@@ -54,7 +58,7 @@ class Load(Threads):
         raise NotImplementedError
 
     def _run(self, room: Stillroom) -> None:
-        while not self._stop.wait(PAUSE_S):
+        while not self._stop.wait(self._pause_s):
             try:
                 self.act(room)
             except RedisUnavailable:
@@ -74,8 +78,8 @@ class One:
 class Logins(Load):
     """Sessions are begun, read, changed, rotated, and ended in each way there is."""
 
-    def __init__(self, settings: Sequence[Settings], threads: int = 3) -> None:
-        super().__init__(settings, threads)
+    def __init__(self, settings: Sequence[Settings], **how: Any) -> None:
+        super().__init__(settings, **how)
         self.reads: list[Read] = []
         self.floors: list[Floor] = []
         self.lost: list[Read] = []
@@ -172,8 +176,8 @@ class Logins(Load):
 class Quotas(Load):
     """Many clients spend quotas of address and user. `admitted` counts by client what they were given."""
 
-    def __init__(self, settings: Sequence[Settings], quota: int, threads: int = 3) -> None:
-        super().__init__(settings, threads)
+    def __init__(self, settings: Sequence[Settings], quota: int, **how: Any) -> None:
+        super().__init__(settings, **how)
         self.quota = quota
         self.limits = [
             Limit("by-ip", 10 * quota, 3_600, away="strict"),
