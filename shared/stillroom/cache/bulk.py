@@ -368,8 +368,8 @@ class Bulk(Core):
         """Return the values that others stored between our look and our leases."""
         values: dict[str, Any] = {}
         for key, (_, clock, first, _, other) in won.items():
-            raw, _ = self._own(first, other, missing[key], recipe.release)
-            entry, _ = yield from self._judge(raw, missing[key], clock, known)
+            own = self._own(first, other, missing[key], recipe.release)
+            entry, _ = yield from self._judge_own(own, clock, known)
             if entry is not None and (value := self._decode(entry, recipe.type)) is not MISS:
                 values[key] = value
         return values

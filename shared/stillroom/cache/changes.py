@@ -149,13 +149,12 @@ class Changes(Core):
         known = self._judges.synced
         keys = self.keys.entry(name), self.keys.other(name)
         first, other, clock = yield from self._read(keys, known)
-        raw, is_beside = self._own(first, other, name, b"")
-        entry, _ = yield from self._judge(raw, name, clock, known, is_beside)
-        if entry is None and not is_beside:
-            raw = other
+        own = self._own(first, other, name, b"")
+        entry, _ = yield from self._judge_own(own, clock, known)
+        if entry is None and (own is None or not own.is_beside):
             entry, _ = yield from self._judge(other, name, clock, known, True)
-        if entry is None:
-            raw = first  # how it begins decides whether it may be replaced
+        # Where none lives, how the first one begins decides whether it may be replaced.
+        raw = other if entry is not None and entry.is_beside else first
         if raw is None:
             return Seen(b"", b"", None)
         fields = raw.split(b"\t", 4)

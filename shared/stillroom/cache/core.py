@@ -588,15 +588,15 @@ class Core:
             if claimed is None:
                 return None
             held, clock, first, other = claimed
-            raw, _ = self._own(first, other, name, recipe.release)
-            entry, freshness = yield from self._judge(raw, name, clock, known)
+            own = self._own(first, other, name, recipe.release)
+            entry, freshness = yield from self._judge_own(own, clock, known)
         except GeneratorExit:
             raise
         except BaseException as error:  # if its reply is lost, the lease may be ours all the same
             if held or is_in_doubt(error):
                 yield from self._leases.release([(name, held or refresh_lease(order.token))])
             raise
-        return held, clock, entry, freshness, raw is None and first is not None
+        return held, clock, entry, freshness, own is None and first is not None
 
     def _count_refresh(self, entry: Entry, recipe: Recipe) -> None:
         """Count a refresh, and how long the entry had been stale. After a soft invalidation there is no lag."""
@@ -815,25 +815,26 @@ class Core:
         known = self._judges.synced
         keys = self.keys.entry(name), self.keys.other(name)
         first, other, clock = yield from self._read(keys, known)
-        raw, is_beside = self._own(first, other, name, release)
-        if raw is not first:
+        own = self._own(first, other, name, release)
+        is_beside = own is not None and own.is_beside
+        if is_beside or (own is None and first is not None):
             self._apart_until = time.monotonic() + APART_S
-        entry, freshness = yield from self._judge(raw, name, clock, known, is_beside)
-        if entry is None and raw is first and not release:
+        entry, freshness = yield from self._judge_own(own, clock, known)
+        if entry is None and own is not None and not is_beside and not release:
             return (yield from self._judge(other, name, clock, known, True))
         return entry, freshness
 
     def _own(
         self, first: bytes | None, other: bytes | None, name: bytes, release: bytes
-    ) -> tuple[bytes | None, bool]:
-        """Return (this release's entry in a key's two places, whether it is in the second place)."""
+    ) -> Entry | None:
+        """Return this release's entry in a key's two places."""
         entry = self._parsed(first, name) if first is not None else None
         if entry is not None and (not release or entry.release in (release, b"")):
-            return first, False
+            return entry
         beside = self._parsed(other, name) if other is not None else None
         if beside is not None and (not release or beside.release == release):
-            return other, True
-        return None, False
+            return beside._replace(is_beside=True)
+        return None
 
     def _look_beside(
         self, name: bytes, type: Any
@@ -915,12 +916,20 @@ class Core:
         is_beside: bool = False,
     ) -> Operation[tuple[Entry | None, Freshness]]:
         """Judge after asking for marks. `known` is how far this process knew before it read the entries."""
-        entry, freshness = self._judge_at_once(raw, name, clock)
+        entry = self._parsed(raw, name) if raw is not None else None
+        if entry is not None and is_beside:
+            entry = entry._replace(is_beside=True)
+        return self._judge_own(entry, clock, known)
+
+    def _judge_own(
+        self, entry: Entry | None, clock: bytes | None, known: int
+    ) -> Operation[tuple[Entry | None, Freshness]]:
+        freshness = Freshness.DEAD if entry is None else self._judges.at_once(entry, clock)
         if entry is not None and freshness is None:
             (freshness,) = yield from self._judges.settle([entry], clock, known)
-        if entry is None or freshness is None or freshness is Freshness.DEAD:
+        if freshness is None or freshness is Freshness.DEAD:
             return None, Freshness.DEAD
-        return (entry._replace(is_beside=True) if is_beside else entry), freshness
+        return entry, freshness
 
     def _parsed(self, raw: bytes, name: bytes) -> Entry | None:
         try:
@@ -1014,8 +1023,8 @@ class Core:
         written = self.keys.entry(name), self.keys.other(name), self.keys.clock
         told = self.keys.lease(name), self.keys.failure(name)
         ((first, other, clock, holder, failure),) = yield [(b"MGET", *written, *told)]
-        raw, _ = self._own(first, other, name, recipe.release)
-        entry, _ = yield from self._judge(raw, name, clock, known)
+        own = self._own(first, other, name, recipe.release)
+        entry, _ = yield from self._judge_own(own, clock, known)
         value = MISS if entry is None else self._decode(entry, recipe.type)
         if value is not MISS:
             return Attempt(value=value)
@@ -1035,8 +1044,8 @@ class Core:
             _, clock, first, foreign, other = reply
             if foreign:
                 self._count_unreadable("key", name, ValueError("not a string"))
-            raw, _ = self._own(first, other, name, recipe.release)
-            entry, _ = yield from self._judge(raw, name, clock, known)
+            own = self._own(first, other, name, recipe.release)
+            entry, _ = yield from self._judge_own(own, clock, known)
         except GeneratorExit:
             raise
         except BaseException:
