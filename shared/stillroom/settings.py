@@ -232,11 +232,11 @@ class Settings(BaseModel):
 
     # Inside a request: never sleeps.
     connect_timeout: Seconds = 0.1
-    """Seconds to open a connection."""
+    """Seconds to open a connection; 1 in a worker, where nobody has said how many."""
     command_timeout: Seconds = 0.1
-    """Seconds for one batch of commands, from its sending to its last reply."""
+    """Seconds for one batch of commands, from its sending to its last reply; 2 in a worker."""
     call_timeout: Seconds = 0.15
-    """Seconds for all batches of one call together. A loader's own time is not counted."""
+    """Seconds for all batches of one call together; 5 in a worker. A loader's own time is not counted."""
     request_timeout: Seconds = 0.25
     """Seconds for all calls inside `with room.request()` together. Then they fall back at once."""
     pool_size: int = Field(64, ge=1, le=10_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,11 @@ import pytest
 from celery import Celery
 from celery.worker.state import task_ready
 
-from stillroom import Settings, Stillroom
+from stillroom import RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers.app import make_app
 from stillroom_workers.guards import Channel, Request
+from stillroom_workers.lifecycle import open_room
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.crowd import PATIENT
 from tests.support.entries import age
@@ -171,6 +173,28 @@ def test_a_room_of_other_settings_is_told(
     assert bool(caplog.messages) is bool(said)
 
 
+def test_a_worker_outwaits_a_server_that_stands_still_for_half_a_second(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's calls take up to some seconds, for nobody waits for them, unless a setting says how much."""
+    settings = Settings(redis_url=own_server.url)
+    with open_room(settings) as worker, Stillroom(settings) as app:
+        for room in (worker, app):
+            assert room.cache.set("k", 1)
+        own_server.freeze()
+        thaw = threading.Timer(0.5, own_server.thaw)
+        thaw.start()
+        with pytest.raises(RedisUnavailable):
+            app.cache.invalidate("other")
+        worker.cache.invalidate("k")
+        thaw.join()
+        assert worker.cache.get("k") is None
+    monkeypatch.setenv("STILLROOM_COMMAND_TIMEOUT", "0.3")
+    with open_room(Settings(redis_url=own_server.url, call_timeout=0.7)) as worker:
+        told = worker.settings
+        assert (told.command_timeout, told.call_timeout, told.connect_timeout) == (0.3, 0.7, 1.0)
+
+
 def test_threads_are_not_scaled(start: StartCelery) -> None:
     """`--autoscale` is refused where it cannot work: Celery ends such a worker with the first task it grows for."""
     worker = start("worker", "--autoscale", "4,1")
@@ -267,7 +291,7 @@ def test_a_worker_whose_threads_are_all_stuck_shows_no_life(
 STUCK = """
 import threading
 import redis
-from stillroom import Settings, Stillroom
+from stillroom import RedisUnavailable, Settings, Stillroom
 
 room = Stillroom()
 

@@ -47,15 +47,18 @@ LIBRARIES = (
     sysconfig.get_path("platlib"),
 )
 ELSEWHERE = "STILLROOM_LOADERS=%s: a room in it has another %s than this worker, which does none of its work"
+# Seconds. Nobody waits for a worker: on a busy machine late is better than given up and done again.
+UNHURRIED = {"connect_timeout": 1.0, "command_timeout": 2.0, "call_timeout": 5.0}
 BROKERS_WE_KNOW = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
 def open_room(settings: Settings) -> Stillroom:
     """Return a room with the loaders, and the listeners to sessions, of the modules that STILLROOM_LOADERS names.
 
-    It asks nobody for work.
+    It asks nobody for work, and takes more time for a call than a request has, unless the settings say how much.
     """
-    room = Stillroom(settings, dispatch=NoDispatch())
+    unhurried = {name: s for name, s in UNHURRIED.items() if name not in settings.model_fields_set}
+    room = Stillroom(settings.model_copy(update=unhurried), dispatch=NoDispatch())
     for spec in settings.loaders:
         for found in find_rooms(spec):
             if other := found.settings.differs_in(settings):
