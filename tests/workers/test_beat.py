@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from celery.beat import ScheduleEntry
+from celery.schedules import schedule
 
 import redis
 from stillroom import NoDispatch, Settings, Stillroom
@@ -144,11 +145,12 @@ def test_a_clock_that_is_set_stops_no_tick(
 
 
 def test_the_projects_ticks_are_not_ours_to_send(own_server: EmbeddedServer, db: Any) -> None:
-    """A scheduler that keeps one schedule for all apps gives our beat the project's ticks: it sends its own only."""
+    """A scheduler with one schedule for all apps gives our beat the project's ticks too: it sends its own only."""
     app = make_app(Settings(redis_url=own_server.url))
     scheduler = Scheduler(app)
     for name in ("proj.mail", "stillroom.reclaim"):
-        scheduler.apply_async(ScheduleEntry(name=name, task=name, schedule=1.0, app=app))
+        tick = ScheduleEntry(name=name, task=name, schedule=schedule(timedelta(1)), app=app)
+        scheduler.apply_async(tick)
     scheduler.close()
     scheduler.connection.release()
     sent = [loads(one)["headers"]["task"] for one in db.lrange("stillroom.maintenance", 0, -1)]

@@ -134,7 +134,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_routes": {"stillroom.refresh*": {"queue": refresh_queue}},
         "beat_schedule": beat_schedule(maintenance_queue),
         "beat_scheduler": "stillroom_workers.beat:Scheduler",
-        "redbeat_key_prefix": f"{keys.redbeat}:",  # what its schedule does not name it deletes, by default for all apps
+        # Which deletes what its app's schedule does not name: by default another app's.
+        "redbeat_key_prefix": f"{keys.redbeat}:",
         "beat_max_loop_interval": 5.0,  # seconds: its sign of life may be no older than a health check allows
         # JSON and nothing else: whoever can write to the broker must not be able to run code here.
         "task_serializer": "json",

@@ -41,7 +41,7 @@ class Hands(Protocol[T]):
         """Do a message that is one piece of work, in this thread."""
 
     def each(self, work: Callable[[T], object], items: Items[T]) -> None:
-        """Do the work for each item, or have it done. Raises what `work` does, in whatever thread: an error of ours."""
+        """Do the work for each item, or have it done. Raises what `work` raises, in whatever thread."""
 
 
 class Alone(Generic[T]):

@@ -527,7 +527,9 @@ class Control(_StockControl):  # type: ignore[misc]
                 queue = (arguments or {}).get("queue")
                 known = [one.name for one in self.state.app.conf.task_queues]
                 if method == "add_consumer" and queue not in known:
-                    raise ValueError(f"{shown(queue, 60)!r} is none of the queues {', '.join(known)}")
+                    raise ValueError(
+                        f"{shown(queue, 60)!r} is none of the queues {', '.join(known)}"
+                    )
                 return super().handle(method, arguments)
 
             def reply(
