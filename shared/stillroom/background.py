@@ -34,7 +34,12 @@ def in_background_loop(awaitable: Awaitable[Any]) -> Any:
         if inspect.iscoroutine(awaitable):
             awaitable.close()
         raise
-    outcome = asyncio.run_coroutine_threadsafe(_finish(awaitable), loop).result()
+    running = asyncio.run_coroutine_threadsafe(_finish(awaitable), loop)
+    try:
+        outcome = running.result()
+    except BaseException:  # a signal, or a timeout of gevent's: nobody waits for it by now
+        running.cancel()
+        raise
     if isinstance(outcome, _Exit):
         raise outcome.error
     return outcome

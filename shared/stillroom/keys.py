@@ -132,6 +132,7 @@ Celery's own keys belong to kombu. Other apps may use the same Redis, so each ha
 | ns:unacked_index          | zset | the same → when it was taken, s               | as the hash       |
 | ns:unacked_mutex          | string | who gives back what a killed worker held    | 5 min             |
 | ns:binding_deadlines      | zset | exchanges of short-lived queues → until, ms   | swept             |
+| ns:redbeat:*              | any  | redbeat's schedule, if beat runs with that    | redbeat's         |
 | _kombu.binding*.ns.*      | set  | which queues an exchange has                  | none; one for each|
 | <worker>.ns.pidbox        | list | replies to `celery inspect`                   | 10 s              |
 | ns.celeryev.<id>          | list | events for one listener                       | 60 s              |
@@ -211,6 +212,7 @@ class Keys:
         self.unacked_index = f"{namespace}:unacked_index"
         self.unacked_mutex = f"{namespace}:unacked_mutex"
         self.binding_deadlines = f"{namespace}:binding_deadlines"
+        self.redbeat = f"{namespace}:redbeat"
         self.control = namespace  # kombu adds `.pidbox`
         self.events = f"{namespace}.celeryev"
         self.orders = f"{house}orders".encode()

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from stillroom import AUTH, NoDispatch, SessionStoreUnavailable, Settings, Stillroom
+from stillroom import AUTH, AsyncStillroom, NoDispatch, SessionStoreUnavailable, Settings, Stillroom
+from stillroom.cache.orders import Load
 from stillroom.embedded import EmbeddedServer
 from stillroom.locks.renewer import Renewer
 from tests.support.crowd import PATIENT
 from tests.support.lag import Stopwatch
 
 CALL = 0.25  # the most one call may take, seconds
+PATIENCE_S = 10
 PEPPER = "a-pepper-of-thirty-two-bytes-...."
 
 
@@ -217,3 +221,32 @@ def _interrupt(app: Stillroom, every: float) -> None:
         signal.signal(signal.SIGALRM, before)
     assert wrong == []
     assert rounds > 20
+
+
+def test_a_load_that_nobody_waits_for_is_cancelled(app: Stillroom) -> None:
+    """Where a signal's handler raises while a thread waits for an async loader, as a time limit of Celery's does in
+    prefork, that loader does not go on.
+    """
+    source = AsyncStillroom(app.settings, dispatch=NoDispatch())
+    cancelled = threading.Event()
+
+    @source.cache.cached("slow:{id}", name="slow", ttl=60)
+    async def slow(id: int) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        try:
+            await asyncio.sleep(PATIENCE_S)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    def end(*_: Any) -> NoReturn:
+        raise InterruptedError
+
+    app.cache.loaders.adopt(source.cache.loaders)
+    before = signal.signal(signal.SIGUSR1, end)
+    try:
+        with pytest.raises(InterruptedError):
+            app.cache.load(Load(loader="slow", args={"id": 1}))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert cancelled.wait(PATIENCE_S)

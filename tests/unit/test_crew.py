@@ -41,6 +41,20 @@ def test_slow_items_are_worked_on_beside_one_another(at_once: None) -> None:
     assert len(met) == 3
 
 
+def test_an_error_of_a_helper_is_told(at_once: None) -> None:
+    """What is raised where a helper works is raised to whoever has the message, when the others have ended."""
+    caller, raised = threading.get_ident(), threading.Event()
+
+    def work(item: int) -> None:
+        if threading.get_ident() != caller:
+            raised.set()
+            raise LookupError(f"item {item}")
+        assert raised.wait(PATIENCE_S)
+
+    with pytest.raises(LookupError):
+        Crew[int](3).each(work, deque(range(4)))
+
+
 @pytest.mark.parametrize("slow", [{0}, {0, 1, 2}], ids=["one", "several"])
 def test_items_behind_slow_ones_do_not_wait(slow: set[int]) -> None:
     """Where the first items of a message take long, the others are worked on by free threads meanwhile."""

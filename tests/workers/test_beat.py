@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from json import loads
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.beat import ScheduleEntry
+from celery.schedules import schedule
 
 import redis
 from stillroom import NoDispatch, Settings, Stillroom
@@ -139,3 +142,24 @@ def test_a_clock_that_is_set_stops_no_tick(
     assert ticks_within(61) == sorted(tick.name for tick in SCHEDULE)
     scheduler.close()
     scheduler.connection.release()
+
+
+def test_the_projects_ticks_are_not_ours_to_send(own_server: EmbeddedServer, db: Any) -> None:
+    """A scheduler with one schedule for all apps gives our beat the project's ticks too: it sends its own only."""
+    app = make_app(Settings(redis_url=own_server.url))
+    scheduler = Scheduler(app)
+    for name in ("proj.mail", "stillroom.reclaim"):
+        tick = ScheduleEntry(name=name, task=name, schedule=schedule(timedelta(1)), app=app)
+        scheduler.apply_async(tick)
+    scheduler.close()
+    scheduler.connection.release()
+    sent = [loads(one)["headers"]["task"] for one in db.lrange("stillroom.maintenance", 0, -1)]
+    assert sent == ["stillroom.reclaim"]
+
+
+def test_a_schedule_in_redis_is_of_one_namespace() -> None:
+    """redbeat deletes what its schedule no longer names, so each app's lies under a name of its own."""
+    first, second = [
+        make_app(Settings(namespace=name)).conf.redbeat_key_prefix for name in ("shop", "blog")
+    ]
+    assert (first, second) == ("shop:redbeat:", "blog:redbeat:")

@@ -184,6 +184,22 @@ def test_remote_control_reaches_its_own_workers_only(
     assert "DuplicateNodename" not in ours.log + theirs.log
 
 
+def test_a_worker_told_to_take_from_a_queue_of_nobody_refuses(
+    start_worker: StartCelery, own_server: EmbeddedServer
+) -> None:
+    """`celery control add_consumer` with a misspelt queue is answered by an error, and the worker works on."""
+    start_worker()
+    with make_app(Settings(redis_url=own_server.url)) as app:
+
+        def add(queue: str) -> Any:
+            ((answer,),) = (one.values() for one in app.control.add_consumer(queue, reply=True))
+            return answer
+
+        assert "'stillroom.refersh' is none of the queues" in add("stillroom.refersh")["error"]
+        assert "ok" in add("stillroom.refresh")
+        assert len(app.control.inspect(timeout=5).ping()) == 1
+
+
 def test_an_order_to_a_queues_exchange_is_carried_out_once(
     start_worker: StartCelery, their_app: Celery, db: Any
 ) -> None:

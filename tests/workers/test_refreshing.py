@@ -6,16 +6,17 @@ import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from celery.exceptions import Reject, WorkerShutdown
 
 from stillroom import LoadShed, RedisUnavailable, Settings, Stillroom
+from stillroom.cache.refreshes import Refreshes
 from stillroom.dispatch import RefreshOrder, RefreshOrders
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers.app import make_app
-from stillroom_workers.crew import Crew
+from stillroom_workers.crew import Alone, Crew, Hands
 from stillroom_workers.tasks import refresh
 from tests.support.entries import Recording, age
 
@@ -125,6 +126,24 @@ def test_a_loader_that_ends_its_thread_is_a_failed_load(
     with ThreadPoolExecutor(1) as tasks:
         done = tasks.submit(refreshing.many, RefreshOrders(orders=ordered))
         assert done.result() == {"outcomes": {"failed": 1, "refreshed": 1}}
+
+
+@pytest.mark.parametrize("hands", [Alone(lambda _: False), Crew(2)], ids=["alone", "crew"])
+def test_an_error_of_our_own_is_the_tasks(
+    refreshing: refresh.Refreshing,
+    ordered: list[RefreshOrder],
+    hands: Hands[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An order that is lost by a mistake in Stillroom makes its task fail: nobody else was given it."""
+
+    def mistaken(*_: Any) -> NoReturn:
+        raise RuntimeError("ours")
+
+    refreshing._hands = hands
+    monkeypatch.setattr(Refreshes, "_go_on", mistaken)
+    with pytest.raises(RuntimeError, match="ours"):
+        refreshing.many(RefreshOrders(orders=ordered))
 
 
 def test_a_load_that_is_shed_has_not_failed(

@@ -90,14 +90,18 @@ class StillroomCelery(OwnCelery):
         """Return the queue that a task of ours goes to."""
         return str(self.amqp.router.route({}, task)["queue"].name)
 
-    def send_task(self, *args: Any, **options: Any) -> Any:
+    def send_task(self, name: str, *args: Any, **options: Any) -> Any:
         """Send a task with the time it is sent, which Celery's messages lack: beat's ticks come this way too.
 
-        They are the sign of life of beat, whatever scheduler it has: the broker took what was due.
+        They are the sign of life of beat, whatever scheduler it has: the broker took what was due. One of a task
+        that is not ours is the project's: django-celery-beat has one table for both, and both beats read all of it.
         """
         headers = {**sent_now(), **(options.get("headers") or {})}
-        sent = super().send_task(*args, **options | {"headers": headers})
-        if headers.get("celery_beat_task"):
+        is_tick = headers.get("celery_beat_task")
+        if is_tick and name not in self.tasks:
+            return None
+        sent = super().send_task(name, *args, **options | {"headers": headers})
+        if is_tick:
             self.signs.of_beat()
         return sent
 
@@ -130,6 +134,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_routes": {"stillroom.refresh*": {"queue": refresh_queue}},
         "beat_schedule": beat_schedule(maintenance_queue),
         "beat_scheduler": "stillroom_workers.beat:Scheduler",
+        # Which deletes what its app's schedule does not name: by default another app's.
+        "redbeat_key_prefix": f"{keys.redbeat}:",
         "beat_max_loop_interval": 5.0,  # seconds: its sign of life may be no older than a health check allows
         # JSON and nothing else: whoever can write to the broker must not be able to run code here.
         "task_serializer": "json",

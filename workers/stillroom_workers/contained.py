@@ -25,9 +25,13 @@ _OF_THE_WORKER: tuple[type[BaseException], ...] = (WorkerShutdown, WorkerTermina
 _OF_A_TASK: type[BaseException] = TaskPredicate
 
 
+class WouldEnd(RuntimeError):
+    """Stands for what would have ended more than its task."""
+
+
 @contextmanager
 def contained() -> Iterator[None]:
-    """Raise RuntimeError for what is raised inside and is no Exception, unless this process is told to end."""
+    """Raise WouldEnd for what is raised inside and is no Exception, unless this process is told to end."""
     try:
         yield
     except Exception:
@@ -40,7 +44,7 @@ def contained() -> Iterator[None]:
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Raise RuntimeError also for what is Celery's and comes from a task of the project that the loader calls."""
+    """Raise WouldEnd also for what is Celery's and comes from a task of the project that the loader calls."""
     with contained():
         try:
             yield
@@ -54,5 +58,5 @@ def _ends_the_process(error: BaseException) -> bool:
     return of_a_signal and threading.current_thread() is threading.main_thread()
 
 
-def _failure(error: BaseException) -> RuntimeError:
-    return RuntimeError(f"{type(error).__name__} was raised: {message_of(error)}")
+def _failure(error: BaseException) -> WouldEnd:
+    return WouldEnd(f"{type(error).__name__} was raised: {message_of(error)}")

@@ -41,7 +41,7 @@ class Hands(Protocol[T]):
         """Do a message that is one piece of work, in this thread."""
 
     def each(self, work: Callable[[T], object], items: Items[T]) -> None:
-        """Do the work for each item, or have it done. `work` raises nothing."""
+        """Do the work for each item, or have it done. Raises what `work` raises, in whatever thread."""
 
 
 class Alone(Generic[T]):
@@ -92,6 +92,8 @@ class Crew(Generic[T]):
         wait(looking)
         wait(called)
         self._work_off(work, items)  # a helper that found no slot has left what it added
+        for one in (*looking, *called):
+            one.result()
 
     def _work_off(self, work: Callable[[T], object], items: Items[T]) -> None:
         while items:

@@ -15,7 +15,6 @@ from click.core import ParameterSource
 from stillroom import SettingsError
 from stillroom.dispatch import REFRESH_MANY_TASK, REFRESH_TASK
 from stillroom.errors import did_you_mean
-from stillroom.shown import shown
 from stillroom_workers import guards
 from stillroom_workers.lifecycle import begin, ending_the_process, ending_without_a_right
 
@@ -97,12 +96,6 @@ class Consumer(guards.Consumer):
         return (
             f"{task}: {', '.join(known) if len(known) <= NAMES_SHOWN else f'{len(known)} loaders'}"
         )
-
-    def add_task_queue(self, queue: str, *args: Any, **options: Any) -> None:
-        """Take from another queue, as a remote command asks. Only from ours: any list of Redis looks like one."""
-        if queue not in {ours.name for ours in self.app.conf.task_queues}:
-            raise ValueError(f"{shown(queue, 60)!r} is no queue of Stillroom")
-        super().add_task_queue(queue, *args, **options)
 
 
 def _pool(pool: Any = None, pool_cls: Any = None, **_: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from stillroom.dispatch import (
     RefreshOrders,
 )
 from stillroom.operation import Failed
-from stillroom_workers.contained import loading
+from stillroom_workers.contained import WouldEnd, loading
 from stillroom_workers.crew import Alone, Crew, Hands
 from stillroom_workers.tasks.checked import Report, refuse, register_task
 from stillroom_workers.tasks.room import WorkerApp
@@ -78,7 +78,7 @@ class Refreshing:
                 outcomes.extend(["paused"] * len(piece.orders))
                 return
             # What a loader raises that is no Exception is the failure of its order, told below like others.
-            with suppress(RuntimeError), loading():
+            with suppress(WouldEnd), loading():
                 self._app.room.upkeep.refresh_piece(piece)
             for order, ended in refreshes.ended():
                 outcomes.append(self._outcome(order, ended, patience))
