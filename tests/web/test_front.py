@@ -8,7 +8,7 @@ import json
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -24,6 +24,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Host, Mount, WebSocketRoute
 from starlette.routing import Route as StarletteRoute
+from starlette.testclient import TestClient
 from starlette.websockets import WebSocket
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import EnvironBuilder
@@ -892,6 +893,21 @@ def test_a_websocket_has_the_limits_of_the_table(settings: Settings) -> None:
     """A websocket has the limits that the table gives to GET."""
     with serving_websockets(settings, routes=Routes([Route("/ws", [TWO])], default=[])) as port:
         assert [ask(port, "/ws", headers=HANDSHAKE).status for _ in range(3)] == [101, 101, 429]
+
+
+def test_an_open_websocket_is_no_failure(settings: Settings) -> None:
+    """What an accepted handshake does not count is given back at once, and not when its websocket is closed."""
+
+    @limited(TWO, count="failures")
+    class Chat(WebSocketEndpoint):
+        pass  # it accepts, and stays open
+
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    app = Starlette(routes=[WebSocketRoute("/chat", Chat)], lifespan=room.lifespan)
+    app.add_middleware(Asgi, room=room)
+    with TestClient(app) as client, ExitStack() as tabs:
+        for _ in range(3):
+            tabs.enter_context(client.websocket_connect("/chat"))
 
 
 @pytest.mark.parametrize("path", ["/ws", "/own", "/class", "/app/ws"])
