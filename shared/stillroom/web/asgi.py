@@ -164,7 +164,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         status: int,
         headers: list[Header],
     ) -> Operation[Ending]:
-        """End a handshake as a request ends: what does not count is given back now, however long the socket lasts."""
+        """End a handshake as a request ends: what does not count is given back now, however long it stays open."""
         self._gate.tell(route, visit, status, session.unknown_token)
         return self._gate.ending(visit, session, status, headers)
 
