@@ -57,6 +57,20 @@ def test_an_authority_that_is_not_trusted_is_said(
     assert "canary" not in str(caught.value)
 
 
+def test_sentinels_that_close_are_told_from_sentinels_that_do_not_run(
+    sentinels: Sentinels, make: Callable[..., Any]
+) -> None:
+    """A client without a certificate, or without TLS, is closed: the error names the option that is missing."""
+    by_tls, _, options = sentinels.url.partition("?")
+    patient = {"connect_attempts": 1, "connect_timeout": 2, "command_timeout": 2}
+    for url, missing in (
+        (f"{by_tls}?{options.partition('&ssl_certfile')[0]}", "ssl_certfile"),
+        (by_tls.replace("rediss+", "redis+"), r"rediss\+sentinel://"),
+    ):
+        with pytest.raises(RedisUnavailable, match=missing):
+            make(url, **patient).connect()
+
+
 @pytest.mark.long
 def test_a_worker_comes_by_tls(sentinels: Sentinels, tmp_path: Path) -> None:
     """kombu is told the same of Sentinels, servers, authority and certificate."""

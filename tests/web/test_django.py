@@ -501,6 +501,23 @@ def test_who_asks_for_the_key_after_a_login_gets_the_new_one(room: Stillroom, be
     assert room.sessions.count("7") == 0
 
 
+@pytest.mark.parametrize("remember", [False, True])
+def test_a_remember_box_leaves_the_key_that_was_noted(room: Stillroom, remember: bool) -> None:
+    """A login form says after the login how long the cookie stays; who noted the key at the login can end it."""
+    noted: list[str] = []
+
+    def view(request: HttpRequest) -> HttpResponse:
+        log_in(request.session)
+        noted.append(request.session.session_key)
+        request.session.set_expiry(request.session.get_session_cookie_age() if remember else 0)
+        return HttpResponse()
+
+    response = SessionMiddleware(view)(RequestFactory().get("/"))
+    assert noted == [response.cookies[COOKIE].value]
+    assert bool(response.cookies[COOKIE]["max-age"]) is remember
+    assert SessionStore().exists(noted[0])
+
+
 def test_a_session_that_is_flushed_has_no_key(room: Stillroom) -> None:
     """Who asks for the key after a login that was taken back in the same request gets none, and begins nothing."""
     noted: list[Any] = []

@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.core.checks import run_checks
 from django.core.management import CommandError, call_command
+from django.db import models
 from django.test import override_settings
+from django.test.utils import isolate_apps
 
 from stillroom import Stillroom
 from stillroom.embedded import EmbeddedServer
+from stillroom.sessions.token import SECRET_BYTES, make_token
 from stillroom.web.django import room as room_of_django
 from stillroom.web.django.checks import DJANGOS_MIDDLEWARE, ENGINE, MIDDLEWARE, NEEDS_SESSION
 from tests.support.crowd import PATIENT
@@ -87,6 +91,23 @@ def test_a_check_says_what_is_misconfigured(
     assert all(
         message.hint or message.id in ("stillroom.W040", "stillroom.W041") for message in found
     )
+
+
+@isolate_apps("tests.support.djangoshop")
+def test_a_column_that_is_too_short_for_a_key_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that keeps 40 characters of a session's key, as django-allauth's does, has a message."""
+
+    class Device(models.Model):
+        session_key = models.CharField(max_length=40)
+
+        class Meta:
+            app_label = "djangoshop"
+
+    monkeypatch.setattr(apps, "get_models", lambda: [Device])
+    with override_settings(**GOOD):
+        (found,) = run_checks(tags=["stillroom"])
+    assert found.id == "stillroom.W012"
+    assert f"a session's key has {len(make_token(0, bytes(SECRET_BYTES)))}" in found.msg
 
 
 def test_production_s_checks_are_for_deployment_only() -> None:

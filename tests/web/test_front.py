@@ -8,7 +8,7 @@ import json
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -24,10 +24,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Host, Mount, WebSocketRoute
 from starlette.routing import Route as StarletteRoute
+from starlette.testclient import TestClient
 from starlette.websockets import WebSocket
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import EnvironBuilder
 
+import redis
 import tests.web.test_django  # noqa: F401 - configures Django
 from stillroom import (
     AUTH,
@@ -41,6 +43,7 @@ from stillroom import (
     SettingsError,
     Stillroom,
 )
+from stillroom.sessions.token import make_token
 from stillroom.web import HealthASGI, HealthWSGI, Refusal
 from stillroom.web.asgi import StillroomMiddleware as Asgi
 from stillroom.web.carriers import layers
@@ -51,7 +54,8 @@ from stillroom.web.flask import StillroomLimits, StillroomSessions
 from stillroom.web.flask import limited as on_flask
 from stillroom.web.gate import Asked
 from stillroom.web.known_routes import Misfits
-from stillroom.web.starlette import limited
+from stillroom.web.session_cookie import SessionCookie
+from stillroom.web.starlette import limited, load_session
 from stillroom.web.wsgi import StillroomMiddleware as Wsgi
 from tests.support.crowd import PATIENT
 from tests.support.web import ask, serving_asgi, serving_wsgi
@@ -892,6 +896,43 @@ def test_a_websocket_has_the_limits_of_the_table(settings: Settings) -> None:
     """A websocket has the limits that the table gives to GET."""
     with serving_websockets(settings, routes=Routes([Route("/ws", [TWO])], default=[])) as port:
         assert [ask(port, "/ws", headers=HANDSHAKE).status for _ in range(3)] == [101, 101, 429]
+
+
+def test_an_open_websocket_is_no_failure(settings: Settings) -> None:
+    """What an accepted handshake does not count is given back at once, and not when its websocket is closed."""
+
+    @limited(TWO, count="failures")
+    class Chat(WebSocketEndpoint):
+        pass  # it accepts, and stays open
+
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    app = Starlette(routes=[WebSocketRoute("/chat", Chat)], lifespan=room.lifespan)
+    app.add_middleware(Asgi, room=room)
+    with TestClient(app) as client, ExitStack() as tabs:
+        for _ in range(3):
+            tabs.enter_context(client.websocket_connect("/chat"))
+
+
+def test_a_websocket_s_unknown_session_is_told_to_abuse(
+    settings: Settings, room: Stillroom
+) -> None:
+    """A cookie that opens nothing is told to the abuse rules when it comes with a websocket, too."""
+
+    @limited(TWO)
+    async def chat(websocket: WebSocket) -> None:
+        await load_session(websocket)
+        await websocket.accept()
+
+    inner = AsyncStillroom(settings, dispatch=NoDispatch())
+    app = Starlette(routes=[WebSocketRoute("/chat", chat)], lifespan=inner.lifespan)
+    app.add_middleware(Asgi, room=inner, cookie=SessionCookie("sid", secure=False))
+    with TestClient(app, cookies={"sid": make_token(3, b"x" * 32)}) as client:
+        for _ in range(2):  # what the first one told rides with the second one
+            with client.websocket_connect("/chat"):
+                pass
+    with redis.Redis.from_url(settings.redis_url) as looking:
+        told = [fields[b"kind"] for _, fields in looking.xrange(room.keys.abuse)]
+    assert b"session_unknown" in told
 
 
 @pytest.mark.parametrize("path", ["/ws", "/own", "/class", "/app/ws"])

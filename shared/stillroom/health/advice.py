@@ -109,7 +109,8 @@ WHY: dict[str, str] = {
     "proxy": "A proxy before it has lost the server: look at the proxy's log.",
     "protocol": "What answers there is no Redis: correct the host and the port.",
     "nocluster": "It is in no Redis Cluster: leave STILLROOM_CLUSTER and STILLROOM_STATE_CLUSTER out.",
-    "tls": "TLS fails: look at the server's certificate, and at ssl_ca_certs in the URL.",
+    "tls": "TLS fails: look at the server's certificate, at ssl_ca_certs in the URL, and, if the server asks for a "
+    "certificate of its clients, at ssl_certfile and ssl_keyfile there.",
     "readonly": "It is a replica: let the setting lead to the primary, or see that one is promoted.",
     "cluster": "It is a node of a Redis Cluster. REDIS_URL leads to one server, or to a node with "
     "STILLROOM_STATE_CLUSTER=1; for the cache there are STILLROOM_CACHE_URL and STILLROOM_CLUSTER=1.",
@@ -121,7 +122,8 @@ WHY: dict[str, str] = {
     "STILLROOM_CLUSTER=1.",
     "noscript": "It does not keep scripts: let the setting lead to one server, past any proxy.",
     "unsupported": "It, or a proxy before it, does not know a command: let the setting lead to a Redis or Valkey.",
-    "sentinel": "Most Sentinels that the URL names must run, reach each other, and name the same primary.",
+    "sentinel": "Most Sentinels that the URL names must run, reach each other, and name the same primary. If they "
+    "close connections, see whether their ports are for TLS (rediss+sentinel://) and want ssl_certfile in the URL.",
     "nomaster": "The Sentinels know no primary of the name in the URL: correct it.",
     "unblocked": "It has just become a replica: see that the setting leads to the primary.",
     "clusterdown": "Some slots of its cluster have no node, and then it serves none: bring that node back.",
@@ -129,7 +131,8 @@ WHY: dict[str, str] = {
     "misconf": "It can't write its file: look at the server's disk (space, rights) and its log.",
     "noreplicas": "It wants replicas (min-replicas-to-write), and too few follow it: start them.",
     "timeout": "It is frozen, overloaded or cut off: look at its CPU, at SLOWLOG, and at the network between.",
-    "auth": "The password or user is wrong: compare REDIS_PASSWORD with the server's ACL.",
+    "auth": "The password or user is wrong: compare REDIS_PASSWORD with the server's ACL, and, if it is Sentinels "
+    "that ask, STILLROOM_SENTINEL_USER and STILLROOM_SENTINEL_PASSWORD with theirs.",
     "noauth": "The server wants a password: set REDIS_PASSWORD.",
     "wrongpass": "The password or user is wrong: compare REDIS_PASSWORD with the server's ACL.",
     "select": "The database in the URL does not exist there, or this user may not SELECT it.",

@@ -58,6 +58,7 @@ class Pepper:
 
 
 NAME_LENGTH = 43
+TOKEN_LENGTH = 3 + NAME_LENGTH  # with the shard and a dot
 
 
 class Place(NamedTuple):

@@ -13,11 +13,19 @@ from typing import Any, TypeAlias
 from stillroom.limits import Route
 from stillroom.limits.routes import below
 from stillroom.misuse import explained
-from stillroom.operation import Driver
+from stillroom.operation import Driver, Operation
 from stillroom.room import AsyncStillroom
 from stillroom.shown import repr_of, shown
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
-from stillroom.web.ending import Header, answer_to, lacking, length_of, names_of, report_loss
+from stillroom.web.ending import (
+    Ending,
+    Header,
+    answer_to,
+    lacking,
+    length_of,
+    names_of,
+    report_loss,
+)
 from stillroom.web.explain import ExplainASGI
 from stillroom.web.fetched import is_meant_in_scope
 from stillroom.web.gate import PREFLIGHT, Asked, Middleware
@@ -138,20 +146,27 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         visit, is_inner = self._enter(seen, given, "GET")
         with self._room.request() as budget:
             if route is None or await self._admits(route, visit, seen, send):
-                said: list[str] = []
-
-                async def watching(message: Message) -> None:
-                    said.append(message["type"]) if not said else None
-                    await send(message)
-
-                handshake = Handshake(session, self._room, budget, seen, watching)
+                ending = partial(self._ending, route, visit, session)
+                handshake = Handshake(session, self._room, budget, seen, send, ending)
                 try:
                     await handshake.of(self.app, seen, receive)
                 finally:
                     if visit.is_holding and not is_inner:
-                        status = SWITCHING if said == ["websocket.accept"] else FORBIDDEN
+                        status = SWITCHING if handshake.is_accepted else FORBIDDEN
                         await to_its_end(self._room.state.run(self._gate.closing(visit, status)))
         report_loss(session)
+
+    def _ending(
+        self,
+        route: Route | None,
+        visit: Visit,
+        session: AsyncWebSession,
+        status: int,
+        headers: list[Header],
+    ) -> Operation[Ending]:
+        """End a handshake as a request ends: what does not count is given back now, however long it stays open."""
+        self._gate.tell(route, visit, status, session.unknown_token)
+        return self._gate.ending(visit, session, status, headers)
 
     def _is_foreign(self, scope: Scope) -> bool:
         """Return whether another site's page made this request, or opens this websocket."""

@@ -222,7 +222,8 @@ class Gate:
         return visit.ending(self.body, act, status, headers)
 
     def closing(self, visit: Visit, status: int) -> Operation[None]:
-        """End a websocket whose handshake was answered with this status.
+        """End a websocket whose handshake was answered with this status: also one that was closed in place of an
+        answer, or charged later.
 
         Hits that do not count are given back, and so is what was in flight.
         """

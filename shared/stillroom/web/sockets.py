@@ -6,8 +6,9 @@ import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
+from stillroom.operation import Operation
 from stillroom.room import AsyncStillroom
-from stillroom.web.ending import Header, answer_to, ending
+from stillroom.web.ending import Ending, Header, answer_to
 from stillroom.web.problem import Answer
 from stillroom.web.request_session import AsyncWebSession
 from stillroom.wire import Budget
@@ -27,14 +28,24 @@ class Handshake:
     one, else the connection is closed (1013, 1008).
     """
 
+    is_accepted = False
+
     def __init__(
-        self, session: AsyncWebSession, room: AsyncStillroom, budget: Budget, scope: Any, send: Send
+        self,
+        session: AsyncWebSession,
+        room: AsyncStillroom,
+        budget: Budget,
+        scope: Any,
+        send: Send,
+        ending: Callable[[int, list[Header]], Operation[Ending]],
     ) -> None:
+        """`ending` writes the session for an answer with this status and headers, and ends the request."""
         self._session = session
         self._room = room
         self._budget = budget
         self._answers = can_answer(scope)
         self._really_send = send
+        self._ending = ending
         self._has_begun = False
         self._is_refused = False
 
@@ -61,11 +72,11 @@ class Handshake:
         headers = [
             (n.decode("latin-1"), v.decode("latin-1")) for n, v in message.get("headers", ())
         ]
-        end = await self._room.state.run(ending(self._session, status, headers, "GET"))
+        end = await self._room.state.run(self._ending(status, headers))
         if end.instead is not None:
             await self._refuse(end.instead)
             return
-        self._has_begun = True
+        self._has_begun, self.is_accepted = True, status == SWITCHING
         self._budget.left = math.inf
         kept = [header for header in headers if header[0].lower() not in end.without]
         await self._really_send({**message, "headers": _encoded([*kept, *end.headers])})

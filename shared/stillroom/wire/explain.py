@@ -50,7 +50,8 @@ REMEDIES = {
     "refused": "Start Redis there, or correct host and port",
     "timeout": "See whether it runs, whether a firewall is in between, and whether that port is for TLS (rediss://)",
     "closed": "See what its log says, and whether that port is for TLS (rediss://)",
-    "tls": "See to its certificate, and to ssl_ca_certs and the other options in the URL",
+    "tls": "See to its certificate, and in the URL to ssl_ca_certs, to ssl_certfile if it wants a certificate of "
+    "its clients, and to the other options",
     "auth": "Correct {password}",
     "select": "Name a database that there is, or allow the user SELECT",
     "time": "Give the user that command",
@@ -66,6 +67,11 @@ REMEDIES = {
 # A server that refuses a certificate says so once TLS is agreed on, and closes: what it said may be lost.
 CLOSED_BY_TLS = (
     "See what its log says, whether that port is for TLS, and whether it wants a certificate of its clients: "
+    "ssl_certfile and ssl_keyfile in the URL name it"
+)
+SENTINELS_CLOSE = "See which of them run, and whether those ports are for TLS (rediss+sentinel://)"
+SENTINELS_CLOSE_BY_TLS = (
+    "See which of them run, whether those ports are for TLS, and whether they want a certificate of their clients: "
     "ssl_certfile and ssl_keyfile in the URL name it"
 )
 # Advice where the server is in a cluster, by the setting that leads there.
@@ -104,6 +110,8 @@ def explained(failure: RedisUnavailable, source: Source) -> RedisUnavailable:
     remedy = REMEDIES.get(failure.reason, "").format(password=_password(source))
     if failure.reason == "closed" and source.is_tls:
         remedy = CLOSED_BY_TLS
+    if failure.reason == "sentinel" and "closed" in failure.detail:
+        remedy = SENTINELS_CLOSE_BY_TLS if source.is_tls else SENTINELS_CLOSE
     if failure.reason in CLUSTERED:
         remedy = IN_CLUSTER.get(source.setting, "")
     if not source.is_set:

@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as Caution
 
 from stillroom.errors import SettingsError
 from stillroom.room import Stillroom
+from stillroom.sessions.token import TOKEN_LENGTH
 from stillroom.web.django import room
 from stillroom.web.session_cookie import SessionCookie
 
@@ -33,7 +35,7 @@ def check_settings(**_: Any) -> list[CheckMessage]:
     except (SettingsError, ImportError) as error:
         hint = 'STILLROOM is the path of a room ("shop.cache:room"), a dict of its settings, or not set.'
         return [Error(f"There is no room: {error}", hint=hint, id="stillroom.E001")]
-    return [*_sessions(found), *_middleware(), *_caches(found)]
+    return [*_sessions(found), *_columns(), *_middleware(), *_caches(found)]
 
 
 def check_deployment(**_: Any) -> list[CheckMessage]:
@@ -66,6 +68,25 @@ def _sessions(found: Stillroom) -> Iterator[CheckMessage]:
             hint="Set STILLROOM_SESSION_ABSOLUTE to as much, or SESSION_COOKIE_AGE to less.",
             id="stillroom.W011",
         )
+
+
+def _columns() -> Iterator[CheckMessage]:
+    """Yield a message for each model that keeps keys of sessions in too short a column, such as django-allauth's.
+
+    Django's own keys have 32 characters. The tables of Django's own sessions are not written here.
+    """
+    from django.contrib.sessions.base_session import AbstractBaseSession
+
+    for model in apps.get_models() if _uses_sessions() else ():
+        fields = {field.name: field for field in model._meta.fields}
+        length = getattr(fields.get("session_key"), "max_length", None) or TOKEN_LENGTH
+        if length < TOKEN_LENGTH and not issubclass(model, AbstractBaseSession):
+            yield Caution(
+                f"{model._meta.label}.session_key has room for {length} characters, and a session's key has "
+                f"{TOKEN_LENGTH}: PostgreSQL and MySQL refuse it.",
+                hint=f"Widen that column, by a migration of your own: max_length={TOKEN_LENGTH}.",
+                id="stillroom.W012",
+            )
 
 
 def _middleware() -> Iterator[CheckMessage]:

@@ -75,6 +75,7 @@ class SessionStore(SessionBase):
     _cycles = False  # a new key is due, when it is saved
     _confirms = False  # … because the user has just proved their identity
     _logs_in = False  # this request has logged a user in
+    _is_new = False  # this request has begun it, so that its cookie is still to go out
     _reading: asyncio.Lock | None = None  # held by the task that reads
 
     # Told by the middleware about the request
@@ -251,7 +252,7 @@ class SessionStore(SessionBase):
         keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
         if self._logs_in_by(data):
             self._log_in_anew(data, named)
-        elif self._has_other_user(data) or (EXPIRY in keys and not self._is_put_off(data)):
+        elif self._has_other_user(data) or (EXPIRY in keys and not self._lives_as_long(data)):
             self._begin_anew(data, named)
         else:
             if keys:
@@ -328,6 +329,7 @@ class SessionStore(SessionBase):
         self._found, self._session_key, self._version = made, made.token, 1
         self._before, self._dead = _encoded(data), None
         self._cycles = self._confirms = self._logs_in = False
+        self._is_new = True
 
     def _options(self, data: Mapping[Any, Any]) -> dict[str, Any]:
         """Return the options of a session with this data."""
@@ -357,6 +359,18 @@ class SessionStore(SessionBase):
     def _has_other_user(self, data: Mapping[Any, Any]) -> bool:
         known = None if self._found is None else self._found.user_id
         return known != _user_of(data)
+
+    def _lives_as_long(self, data: Mapping[Any, Any]) -> bool:
+        """Return whether Redis keeps the session for as long as set_expiry says, so that its key may stay.
+
+        One that this request has begun may still get another kind of cookie: somebody may have noted its key.
+        """
+        found = self._found
+        if self._is_new and found is not None:
+            kept = found.expires_at - found.last_seen
+            if abs(self._idle(data) - kept) < 1:
+                return True
+        return self._is_put_off(data)
 
     def _is_put_off(self, data: Mapping[Any, Any]) -> bool:
         """Return whether set_expiry has moved the session's moment, and Redis keeps the session for that long."""
