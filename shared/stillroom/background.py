@@ -8,7 +8,7 @@ import contextvars
 import inspect
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,15 +34,27 @@ def in_background_loop(awaitable: Awaitable[Any]) -> Any:
         if inspect.iscoroutine(awaitable):
             awaitable.close()
         raise
-    running = asyncio.run_coroutine_threadsafe(_finish(awaitable), loop)
+    work, running = _finish(awaitable), None
     try:
+        running = asyncio.run_coroutine_threadsafe(work, loop)
         outcome = running.result()
-    except BaseException:  # a signal, or a timeout of gevent's: nobody waits for it by now
-        running.cancel()
+    except BaseException:
+        # A signal, or a timeout of gevent's, may also come while the work is handed over.
+        if running is None or not running.done():
+            loop.call_soon_threadsafe(_give_up, work)
         raise
     if isinstance(outcome, _Exit):
         raise outcome.error
     return outcome
+
+
+def _give_up(work: Coroutine[Any, Any, Any]) -> None:
+    """Cancel, in its loop, what nobody waits for."""
+    for task in asyncio.all_tasks():
+        if task.get_coro() is work:
+            task.cancel()
+            return
+    work.close()
 
 
 async def aside(work: Callable[..., T], *args: Any) -> T:
