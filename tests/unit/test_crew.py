@@ -55,6 +55,25 @@ def test_an_error_of_a_helper_is_told(at_once: None) -> None:
         Crew[int](3).each(work, deque(range(4)))
 
 
+def test_helpers_have_ended_when_an_error_is_told(at_once: None) -> None:
+    """Where the message's own thread raises, the message is at an end only when no helper works on it."""
+    caller, done = threading.get_ident(), list[int]()
+    taken, go_on = threading.Event(), threading.Event()
+
+    def work(item: int) -> None:
+        if threading.get_ident() == caller:
+            assert taken.wait(PATIENCE_S)
+            threading.Timer(0.05, go_on.set).start()
+            raise LookupError(f"item {item}")
+        taken.set()
+        assert go_on.wait(PATIENCE_S)
+        done.append(item)
+
+    with pytest.raises(LookupError):
+        Crew[int](2).each(work, deque(range(2)))
+    assert len(done) == 1
+
+
 @pytest.mark.parametrize("slow", [{0}, {0, 1, 2}], ids=["one", "several"])
 def test_items_behind_slow_ones_do_not_wait(slow: set[int]) -> None:
     """Where the first items of a message take long, the others are worked on by free threads meanwhile."""

@@ -291,7 +291,7 @@ def test_a_worker_whose_threads_are_all_stuck_shows_no_life(
 STUCK = """
 import threading
 import redis
-from stillroom import RedisUnavailable, Settings, Stillroom
+from stillroom import Settings, Stillroom
 
 room = Stillroom()
 

@@ -84,13 +84,15 @@ class Crew(Generic[T]):
             return work()
 
     def each(self, work: Callable[[T], object], items: Items[T]) -> None:
-        """Returns when all of them are done. Items behind one that takes long do not wait for it."""
+        """Returns, or raises, when no thread works on them. Items behind one that takes long do not wait for it."""
         finished, called = threading.Event(), list[Future[None]]()
         looking = list(self._called(len(items) > 1, self._look_out, work, items, finished, called))
-        self._work_off(work, items)
-        finished.set()
-        wait(looking)
-        wait(called)
+        try:
+            self._work_off(work, items)
+        finally:
+            finished.set()
+            wait(looking)
+            wait(called)
         self._work_off(work, items)  # a helper that found no slot has left what it added
         for one in (*looking, *called):
             one.result()

@@ -147,10 +147,10 @@ class Channel(_StockChannel):  # type: ignore[misc]
         """Return a client. Stock makes one for each ack and each event, which takes longer than what it is for."""
         if asynchronous:
             return super()._create_client(asynchronous=True)
-        pool = self.pool
-        if self._client is None or self._client.connection_pool is not pool:
-            self._client = super()._create_client()
-        return self._client
+        client = self._client
+        if client is None or client.connection_pool is not self.pool:
+            client = self._client = super()._create_client()
+        return client
 
     @cached_property
     def client(self) -> Any:
