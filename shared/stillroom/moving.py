@@ -35,7 +35,7 @@ from stillroom.groups import groups
 from stillroom.keys import Keys, glob_literal
 from stillroom.operation import Kept, Operation
 from stillroom.scripts import agree, session_arrive, session_shut
-from stillroom.wire import Command
+from stillroom.wire import Command, micros
 
 log = logging.getLogger("stillroom")
 
@@ -322,8 +322,8 @@ def move_bans(
 
 
 def _now(run: Callable[[Operation[Any]], Any]) -> float:
-    ((seconds, us),) = run(_asking([(b"TIME",)]))
-    return int(seconds) + int(us) / 1e6
+    (time,) = run(_asking([(b"TIME",)]))
+    return micros(time) / 1e6
 
 
 def _asking(commands: Sequence[Command]) -> Operation[list[Any]]:
@@ -338,8 +338,8 @@ def _keeping(commands: list[Command], replicas: int) -> Operation[int]:
 
 def _clock_us(side: Side, shard: int) -> int:
     """Return the time of the server that has this shard: of a cluster's node, which the command before it names."""
-    _, (seconds, us) = side.ask([(b"EXISTS", side.keys.revocations(shard)), (b"TIME",)])
-    return int(seconds) * 1_000_000 + int(us)
+    _, time = side.ask([(b"EXISTS", side.keys.revocations(shard)), (b"TIME",)])
+    return micros(time)
 
 
 def _try_to_scan(side: Side) -> None:

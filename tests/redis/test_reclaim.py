@@ -385,22 +385,34 @@ class TestRuns:
         assert entries(client, rooms[0]) == 270
         assert client.zrange(rooms[0].keys.todo, 0, -1) == [b"sweep"]  # the pattern's last one
 
-    def test_bites_shrink_when_redis_is_slow_and_grow_when_it_is_not(self) -> None:
-        """Bites shrink when Redis is slow and grow when it is fast.
-
-        An error that a smaller bite cannot mend is raised.
-        """
+    def test_bites_are_as_large_as_redis_can_do_in_a_moment(self) -> None:
+        """A bite shrinks when it held Redis for long, and grows when it did not, however long the way there is."""
         run = Run(20, None)
-        assert run.took(0.0001) == 0.0001 * Run.PAUSED
+
+        def took(us: int, way: float = 0.0) -> float:
+            assert run.hold([[b"7", b"999000"], b"x", [b"7", b"%d" % (999_000 + us)]]) == [b"x"]
+            return run.took(us / 1e6 + way)
+
+        assert took(100) == 0.0001 * Run.PAUSED
         assert run.bite == 25
-        run.took(0.5)
-        assert run.bite == 12
+        took(100, way=0.3)
+        assert run.bite == 31
+        took(500)
+        assert run.bite == 15
         for _ in range(9):
-            run.took(0.5)
+            took(500)
         assert run.bite == Run.SMALLEST
         for _ in range(99):
-            run.took(0.0001)
+            took(100, way=0.3)
         assert run.bite == Run.LARGEST
+
+    def test_what_holds_redis_in_parts_adds_up(self) -> None:
+        """A bite of several batches holds Redis for as long as all of them; a clock put back counts for nothing."""
+        run = Run(20, None)
+        for began, ended in ((b"0", b"200"), (b"500", b"100"), (b"0", b"200")):
+            run.hold([[b"7", began], [b"7", ended]])
+        run.took(0.01)
+        assert run.bite == 10
 
     def test_progress_can_be_seen_by_others(self, room: Any, client: Any) -> None:
         """The progress of work can be read while it waits and while it is done, and not afterwards."""

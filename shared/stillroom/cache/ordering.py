@@ -31,6 +31,7 @@ from stillroom.scripts import finish_order, take_order, write_orders
 from stillroom.settings import Settings
 from stillroom.shown import message_of
 from stillroom.stats import Stats
+from stillroom.wire import micros
 
 ORDERS_LIMIT = 10_000
 TRIES_LIMIT = 8
@@ -184,9 +185,8 @@ class Ordering:
         yield Once([self._dead_letters.burying(KIND, body, reason, taken.tries, *place)])
 
     def _count(self) -> Operation[tuple[int, int]]:
-        left, (now_s, now_us) = yield [(b"ZCARD", self._keys[0]), (b"TIME",)]
-        now = b"%d" % (int(now_s) * 1_000_000 + int(now_us))
-        (due,) = yield [(b"ZCOUNT", self._keys[0], b"-inf", now)]
+        left, now = yield [(b"ZCARD", self._keys[0]), (b"TIME",)]
+        (due,) = yield [(b"ZCOUNT", self._keys[0], b"-inf", b"%d" % micros(now))]
         return left, due
 
     def _send_again(self, letter: DeadLetter) -> Operation[None]:

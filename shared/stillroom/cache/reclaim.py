@@ -35,7 +35,7 @@ from stillroom.scripts import (
     trim_marks,
 )
 from stillroom.shown import repr_of
-from stillroom.wire import Command
+from stillroom.wire import Command, micros
 
 # Three times the length of a run: then the work of a worker that died is due again.
 HELD_MS = 60_000
@@ -49,6 +49,7 @@ HOTTEST = 200  # refreshed in one pass over an index; the next pass finds the ne
 TRIM_BITE = 2_000  # marks dropped by one script call: 2 ms of the server
 BYTES = "latin-1"  # any bytes as text: a cursor may name an entry
 SCRIPT_KEYS = 1_000  # Lua's stack takes no more at once
+TIME = (b"TIME",)
 LOOKS = 3  # at a bite in which something dead could not be deleted
 
 
@@ -84,18 +85,19 @@ class Work(NamedTuple):
 class Run:
     """One run's limits: until when, and how many entries it takes at once, fewer when Redis gets slow.
 
-    Bites are what other clients wait behind. So they are measured by the clock, and after each one Redis is left to
-    the others.
+    Bites are what other clients wait behind. So they are measured by the server's clock, which leaves out the way
+    there, and after each one Redis is left to the others.
     """
 
     SMALLEST, FIRST, LARGEST = 10, 20, 100
-    GOOD_S, SLOW_S = 0.0002, 0.0004
-    PAUSED = 0.25  # of a bite's time; other clients wait for the length of a bite, not for the number of bites
+    GOOD_S, SLOW_S = 0.000_15, 0.000_3
+    PAUSED = 0.1  # of a bite's time; other clients wait for the length of a bite, not for the number of bites
 
     def __init__(self, budget: float, report: Report | None) -> None:
         self.deadline = time.monotonic() + budget
         self.report = report
         self.bite = self.FIRST
+        self.held = 0.0  # seconds for which the bite under way has held Redis so far
         self.saved = 0.0
 
     @property
@@ -104,12 +106,19 @@ class Run:
         return self.deadline - time.monotonic()
 
     def took(self, seconds: float) -> float:
-        """Learn what the last bite took. → the pause after it, in seconds."""
-        if seconds > self.SLOW_S:
+        """Learn what the last bite took, with the way there. → the pause after it, in seconds."""
+        held, self.held = self.held, 0.0
+        if held > self.SLOW_S:
             self.bite = max(self.SMALLEST, self.bite // 2)
-        elif seconds < self.GOOD_S:
+        elif held < self.GOOD_S:
             self.bite = min(self.LARGEST, self.bite + self.bite // 4)
         return min(seconds * self.PAUSED, 0.05)
+
+    def hold(self, replies: list[Any]) -> list[Any]:
+        """Take the answers to TIME off both ends, and add for how long Redis was held in between."""
+        began, *others, ended = replies
+        self.held += max(0, micros(ended) - micros(began)) / 1_000_000
+        return others
 
     def failed(self, error: RedisUnavailable) -> float:
         """Return the pause after a bite that was not answered in time. Raises what a smaller bite will not mend."""
@@ -206,7 +215,7 @@ class Reclaim:
         known, _, cursor = (at or b"").partition(b" ")
         cursor = cursor if run_id and known == run_id.encode() else b"0"
         while run.left > 0:
-            cursor, keys = yield from self._scan(cursor, self._keys.index_prefix, run.bite)
+            cursor, keys = yield from self._scan(cursor, self._keys.index_prefix, run)
             yield from self._trim_some(keys, run, counts)
             yield [(b"SET", self._keys.trimmed, run_id.encode() + b" " + cursor, b"EX", KEPT_S)]
             if cursor == b"0":
@@ -289,14 +298,14 @@ class Reclaim:
         self,
         work: Work,
         run: Run,
-        bite: Callable[[bytes, int], Operation[tuple[bytes, int]]],
+        bite: Callable[[bytes, Run], Operation[tuple[bytes, int]]],
     ) -> Operation[None]:
-        """Bite from the cursor on to the end or until the time is up; return (next cursor, how many)."""
+        """Bite from the cursor on to the end or until the time is up."""
         state = work.progress
         while not state.done and run.left > 0:
             began = time.monotonic()
             try:
-                cursor, seen = yield from bite(state.cursor.encode(BYTES), run.bite)
+                cursor, seen = yield from bite(state.cursor.encode(BYTES), run)
             except RedisUnavailable as error:
                 pause = run.failed(error)
             else:
@@ -315,7 +324,7 @@ class Reclaim:
                 run.report(work.progress)
 
     def _scan_index(
-        self, tag: bytes, cursor: bytes, size: int
+        self, tag: bytes, cursor: bytes, run: Run
     ) -> Operation[tuple[bytes, list[bytes]]]:
         """Yield the names in the index of a tag that are there from the first scan to the last.
 
@@ -323,7 +332,7 @@ class Reclaim:
         """
         try:
             ((cursor, rows),) = yield [
-                (b"ZSCAN", self._keys.index(tag), cursor, b"COUNT", b"%d" % size)
+                (b"ZSCAN", self._keys.index(tag), cursor, b"COUNT", b"%d" % run.bite)
             ]
         except RedisRefused as refused:
             if refused.reason != "wrongtype":
@@ -331,12 +340,11 @@ class Reclaim:
             return b"0", []
         return cursor, rows[::2]
 
-    def _scan(
-        self, cursor: bytes, prefix: bytes, size: int
-    ) -> Operation[tuple[bytes, list[bytes]]]:
+    def _scan(self, cursor: bytes, prefix: bytes, run: Run) -> Operation[tuple[bytes, list[bytes]]]:
         """Scan the keys with this prefix."""
         pattern = glob_literal(prefix) + b"*"
-        ((cursor, keys),) = yield [(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"%d" % size)]
+        scan = (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"%d" % run.bite)
+        ((cursor, keys),) = yield [scan]
         return cursor, keys
 
     def _count_index(self, tag: bytes) -> Operation[int | None]:
@@ -362,12 +370,11 @@ class Reclaim:
         yield from self._walk(work, run, partial(self._bite_tagged, tag, epoch, mark, state))
 
     def _bite_tagged(
-        self, tag: bytes, epoch: bytes, mark: int, state: Progress, cursor: bytes, size: int
+        self, tag: bytes, epoch: bytes, mark: int, state: Progress, cursor: bytes, run: Run
     ) -> Operation[tuple[bytes, int]]:
         index, prefix = self._keys.index(tag), self._keys.entry_prefix
-        ((cursor, seen, deleted),) = yield [
-            reclaim_tag([index], tag, prefix, cursor, size, epoch, mark)
-        ]
+        script = reclaim_tag([index], tag, prefix, cursor, run.bite, epoch, mark)
+        ((cursor, seen, deleted),) = yield from self._holding(run, [script])
         state.deleted += deleted
         return cursor, seen
 
@@ -380,11 +387,11 @@ class Reclaim:
             work.progress.again = True  # entries passed by before it are dead now
 
     def _bite_dead(
-        self, marks: list[Marks], state: Progress, cursor: bytes, size: int
+        self, marks: list[Marks], state: Progress, cursor: bytes, run: Run
     ) -> Operation[tuple[bytes, int]]:
-        cursor, keys = yield from self._scan(cursor, self._keys.entry_prefix, size)
+        cursor, keys = yield from self._scan(cursor, self._keys.entry_prefix, run)
         for _ in range(LOOKS):
-            if not (yield from self._delete_dead(marks, state, keys)):
+            if not (yield from self._delete_dead(marks, state, keys, run)):
                 break
         else:
             state.is_broken = True
@@ -393,14 +400,14 @@ class Reclaim:
         return cursor, len(keys)
 
     def _delete_dead(
-        self, marks: list[Marks], state: Progress, keys: list[bytes]
+        self, marks: list[Marks], state: Progress, keys: list[bytes], run: Run
     ) -> Operation[bool]:
         """Delete the dead entries: those of another epoch, and those that a pattern or a tag ended.
 
         Return whether to look once more: an entry was written over a dead one between the look and the deletion,
         and may be as dead (`touch` keeps the stamp).
         """
-        heads, clock, globs = yield from self._heads(keys)
+        heads, clock, globs = yield from self._heads(keys, run)
         try:
             epoch, seq = read_clock(clock or b"")
         except ValueError:
@@ -418,25 +425,26 @@ class Reclaim:
         left = len(dead)
         for start in range(0, len(dead), SCRIPT_KEYS):
             some = list(dead.items())[start : start + SCRIPT_KEYS]
-            (deleted,) = yield [forget([key for key, _ in some], *(begins for _, begins in some))]
+            script = forget([key for key, _ in some], *(begins for _, begins in some))
+            (deleted,) = yield from self._holding(run, [script])
             state.deleted += deleted
             left -= deleted
         return left > 0
 
     def _heads(
-        self, keys: Sequence[bytes]
+        self, keys: Sequence[bytes], run: Run
     ) -> Operation[tuple[dict[bytes, tuple[bytes, Entry]], bytes | None, list[bytes]]]:
         """Return (by key: how the entry begins, its header), the clock after that, and the globs."""
         last: list[Command] = [
             (b"GET", self._keys.clock),
             (b"ZRANGE", self._keys.globs, b"0", b"-1", b"WITHSCORES"),
         ]
-        *raws, clock, globs = yield from self._tolerant([*map(_head, keys), *last])
+        *raws, clock, globs = yield from self._tolerant([*map(_head, keys), *last], run)
         texts = [raw or b"" for raw in raws]
         cut = [n for n, t in enumerate(texts) if len(t) == HEAD_BYTES and b"\n" not in t]
         if cut:  # their headers go on. The clock is read after them, or they could be newer than it
             longer = [_head(keys[n], HEAD_LIMIT) for n in cut]
-            *raws, clock, globs = yield from self._tolerant([*longer, *last])
+            *raws, clock, globs = yield from self._tolerant([*longer, *last], run)
             for n, raw in zip(cut, raws, strict=True):
                 texts[n] = raw or b""
         heads = {}
@@ -447,14 +455,23 @@ class Reclaim:
                 heads[key] = begins, entry._replace(is_beside=name.endswith(OTHER))
         return heads, clock, globs or []
 
-    def _tolerant(self, batch: Sequence[Command]) -> Operation[list[Any]]:
+    def _holding(self, run: Run, batch: Sequence[Command]) -> Operation[list[Any]]:
+        """Return the replies, and let the run learn for how long the batch held Redis."""
+        replies: list[Any] = yield [TIME, *batch, TIME]
+        return run.hold(replies)
+
+    def _tolerant(self, batch: Sequence[Command], run: Run | None = None) -> Operation[list[Any]]:
         """Return the replies, with None for a key of a type that we do not write."""
+        if not batch:
+            return []
         try:
-            replies: list[Any] = (yield batch) if batch else []
+            replies: list[Any] = yield batch if run is None else [TIME, *batch, TIME]
         except RedisRefused as refused:
-            if not refused.replies:
-                raise
             replies = refused.replies
+            if not replies or (run is not None and isinstance(replies[0], Exception)):
+                raise
+        if run is not None:
+            replies = run.hold(replies)
         return [None if isinstance(reply, Exception) else reply for reply in replies]
 
     # Soft invalidation
@@ -484,12 +501,13 @@ class Reclaim:
         state.done = found_all and not progressed
 
     def _bite_stale(
-        self, hottest: Hottest, tag: bytes, cursor: bytes, size: int
+        self, hottest: Hottest, tag: bytes, cursor: bytes, run: Run
     ) -> Operation[tuple[bytes, int]]:
-        cursor, names = yield from self._scan_index(tag, cursor, size)
+        cursor, names = yield from self._scan_index(tag, cursor, run)
         keys = [self._keys.entry(name) for name in names]
-        heads, _, _ = yield from self._heads(keys)
-        degrees = yield from self._tolerant([(b"OBJECT", hottest.measure, key) for key in heads])
+        heads, _, _ = yield from self._heads(keys, run)
+        asked = [(b"OBJECT", hottest.measure, key) for key in heads]
+        degrees = yield from self._tolerant(asked, run)
         for (_, entry), degree in zip(heads.values(), degrees, strict=True):
             hottest.offer(entry, degree or 0)
         return cursor, len(names)
@@ -524,7 +542,7 @@ class Reclaim:
     ) -> Operation[None]:
         began = time.monotonic()
         trims = [trim_index([key], SCRIPT_KEYS) for key in keys]
-        replies = yield from self._tolerant(trims)
+        replies = yield from self._tolerant(trims, run)
         counts["indexes"] += len(keys)
         counts["members"] += sum(reply or 0 for reply in replies)
         yield Pause(run.took(time.monotonic() - began))

@@ -23,7 +23,7 @@ from stillroom.wire.cluster import (
 )
 from stillroom.wire.forks import no_fork, reset_after_fork
 from stillroom.wire.outcome import AWAY, NodeAway, refusal
-from stillroom.wire.server import IN_TIME, Clock, Command, Server, pack, words_of
+from stillroom.wire.server import IN_TIME, Clock, Command, Server, micros, pack, words_of
 from stillroom.wire.spread import (
     AsyncSpreadWire,
     AtSlot,
@@ -57,6 +57,7 @@ __all__ = [
     "leases_of_loads",
     "load_begun",
     "loading_since",
+    "micros",
     "no_fork",
     "pack",
     "refusal",

@@ -347,6 +347,12 @@ def _handshake(options: Mapping[str, Any]) -> list[tuple[str, Command]]:
 _BYTES = {bytes}
 
 
+def micros(time: Sequence[bytes]) -> int:
+    """Return a reply to TIME as a number of µs."""
+    seconds, us = time
+    return int(seconds) * 1_000_000 + int(us)
+
+
 def pack(commands: Sequence[Command]) -> bytes:
     """Return the bytes of a batch."""
     if len(commands) == 1:

@@ -4,10 +4,11 @@
 -- Behind the stamp follow fresh-until, checksum, codec, source and key, and then the tags.
 local HEADER = '^1\t(%w+)\t(%d+)\t[^\t\n]*\t[^\t\n]*\t[^\t\n]*\t[^\t\n]*\t[^\t\n]*()'
 local BEGINS = 512 -- bytes: more are fetched of a header that is longer
+local LAST = '511' -- text: to make it of a number costs as much as half a command
 
 -- Returns epoch, stamp, and the tags with a tab in front of each and a newline behind the last; nil for no entry.
 local function read_header(key)
-  local text = redis.pcall('GETRANGE', key, 0, BEGINS - 1)
+  local text = redis.pcall('GETRANGE', key, '0', LAST)
   if type(text) ~= 'string' then
     return nil -- a value that is no string is no entry
   end
