@@ -37,6 +37,7 @@ def test_a_room_goes_on_by_tls(sentinels: Sentinels, make: Callable[..., Any]) -
     room.connect()
     assert room.cache.set("k", 1)
     session = room.sessions.create("u1")
+    sentinels.await_copies()
     with sentinels.accident("killed"):
         sentinels.promote_another()
         until(lambda: room.cache.set("k", 2), "a write", 10)
