@@ -390,7 +390,7 @@ class TestRuns:
         run = Run(20, None)
 
         def took(us: int, way: float = 0.0) -> float:
-            assert run.hold([[b"7", b"999000"], b"x", [b"7", b"%d" % (999_000 + us)]]) == [b"x"]
+            assert run.measure([[b"7", b"999000"], b"x", [b"7", b"%d" % (999_000 + us)]]) == [b"x"]
             return run.took(us / 1e6 + way)
 
         assert took(100) == 0.0001 * Run.PAUSED
@@ -410,9 +410,20 @@ class TestRuns:
         """A bite of several batches holds Redis for as long as all of them; a clock put back counts for nothing."""
         run = Run(20, None)
         for began, ended in ((b"0", b"200"), (b"500", b"100"), (b"0", b"200")):
-            run.hold([[b"7", began], [b"7", ended]])
+            run.measure([[b"7", began], [b"7", ended]])
         run.took(0.01)
         assert run.bite == 10
+
+    def test_a_bite_that_failed_is_not_held_against_the_next_one(self) -> None:
+        """What was measured of a bite that was not answered in time does not make the next one smaller."""
+        run = Run(20, None)
+        run.bite = Run.LARGEST
+        run.measure([[b"7", b"0"], [b"7", b"500"]])
+        run.failed(RedisUnavailable("timeout"))
+        assert run.bite == Run.LARGEST // 4
+        run.measure([[b"7", b"0"], [b"7", b"200"]])
+        run.took(0.01)
+        assert run.bite == Run.LARGEST // 4
 
     def test_progress_can_be_seen_by_others(self, room: Any, client: Any) -> None:
         """The progress of work can be read while it waits and while it is done, and not afterwards."""

@@ -114,7 +114,7 @@ class Run:
             self.bite = min(self.LARGEST, self.bite + self.bite // 4)
         return min(seconds * self.PAUSED, 0.05)
 
-    def hold(self, replies: list[Any]) -> list[Any]:
+    def measure(self, replies: list[Any]) -> list[Any]:
         """Take the answers to TIME off both ends, and add for how long Redis was held in between."""
         began, *others, ended = replies
         self.held += max(0, micros(ended) - micros(began)) / 1_000_000
@@ -124,7 +124,7 @@ class Run:
         """Return the pause after a bite that was not answered in time. Raises what a smaller bite will not mend."""
         if error.reason != "timeout" or self.bite == self.SMALLEST:
             raise error
-        self.bite = max(self.SMALLEST, self.bite // 4)
+        self.bite, self.held = max(self.SMALLEST, self.bite // 4), 0.0
         return 0.5
 
 
@@ -458,7 +458,7 @@ class Reclaim:
     def _holding(self, run: Run, batch: Sequence[Command]) -> Operation[list[Any]]:
         """Return the replies, and let the run learn for how long the batch held Redis."""
         replies: list[Any] = yield [TIME, *batch, TIME]
-        return run.hold(replies)
+        return run.measure(replies)
 
     def _tolerant(self, batch: Sequence[Command], run: Run | None = None) -> Operation[list[Any]]:
         """Return the replies, with None for a key of a type that we do not write."""
@@ -471,7 +471,7 @@ class Reclaim:
             if not replies or (run is not None and isinstance(replies[0], Exception)):
                 raise
         if run is not None:
-            replies = run.hold(replies)
+            replies = run.measure(replies)
         return [None if isinstance(reply, Exception) else reply for reply in replies]
 
     # Soft invalidation
