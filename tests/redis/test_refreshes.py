@@ -135,6 +135,28 @@ def test_quick_refreshes_share_their_round_trips(
     assert ordered.leases() == []
 
 
+def test_what_was_passed_on_is_not_done_here(ordered: Ordered, quick: None) -> None:
+    """Where the broker goes away in the midst of a piece, only the rest of it is done here."""
+    refreshes = Refreshes(ordered.orders(5))
+    ordered.room.upkeep.refresh_piece(refreshes.popleft())
+    sent: list[RefreshOrder] = []
+
+    def send(order: RefreshOrder) -> None:
+        if len(sent) == 2:
+            raise ConnectionError
+        sent.append(order)
+
+    piece = refreshes.popleft()
+    with pytest.raises(ConnectionError):
+        piece.pass_on(send)
+    ordered.room.upkeep.refresh_piece(piece)
+    ordered.work_off(refreshes)
+    passed_on, done = {order.key for order in sent}, outcomes(refreshes).keys()
+    assert len(passed_on) == 2
+    assert sorted([*passed_on, *done]) == [f"value:{n}" for n in range(5)]
+    assert len(ordered.loads) == 3
+
+
 @pytest.mark.parametrize(("piece_s", "pieces"), [(3_600.0, [1] * 4), (0.0, [1, 6, 18, 6])])
 def test_a_piece_goes_on_with_what_is_claimed(
     ordered: Ordered,
@@ -149,7 +171,7 @@ def test_a_piece_goes_on_with_what_is_claimed(
     taken: list[int] = []
     while refreshes:
         piece = refreshes.popleft()
-        if piece.orders:
+        if piece.waiting:
             taken.append(0)
         taken[-1] += 1
         ordered.room.upkeep.refresh_piece(piece)
@@ -360,7 +382,7 @@ def test_the_orders_of_several_shards_are_done_on_theirs(
     while refreshes:
         piece = refreshes.popleft()
         seen.add(piece.shard)
-        assert {shard_of(order.key.encode(), 3) for order in piece.orders} <= {piece.shard}
+        assert {shard_of(one.order.key.encode(), 3) for one in piece.waiting} <= {piece.shard}
         shards.room.upkeep.refresh_piece(piece)
     assert seen == {0, 1, 2}
     assert set(outcomes(refreshes).values()) == {"refreshed"}

@@ -27,11 +27,19 @@ _Do: TypeAlias = "Callable[[list[_Refresh], Refresh], Operation[None]]"
 
 
 class Piece(NamedTuple):
-    """Some of a message's work, on one shard. `orders`: those that are to be claimed, and not begun."""
+    """Some of a message's work, on one shard. `waiting`: what is to be claimed, and not begun."""
 
     shard: int
     run: Callable[[Refresh], Operation[None]]
-    orders: Sequence[RefreshOrder] = ()
+    waiting: list[_Refresh]
+
+    def pass_on(self, send: Callable[[RefreshOrder], object]) -> bool:
+        """Have what waits sent instead; return whether anything did. Where `send` raises, the rest still waits."""
+        there_was = bool(self.waiting)
+        while self.waiting:
+            send(self.waiting[0].order)
+            del self.waiting[0]
+        return there_was
 
 
 class Refreshes:
@@ -59,15 +67,14 @@ class Refreshes:
         """Take the next piece. Raises IndexError where there is none."""
         if begun := self._begun():
             do, some = begun
-            return Piece(some[0].shard, partial(self._while_quick, do, some))
+            return Piece(some[0].shard, partial(self._while_quick, do, some), [])
         now = time.monotonic()
         is_quick = now - self._claimed_at < QUICK_S
         self._size, self._claimed_at = min(4 * self._size, MOST) if is_quick else 1, now
         if not (some := _taken(self._ordered, self._size)):
             raise IndexError("nothing is left")
         do = self._claim if len(some) > 1 else self._alone
-        orders = [one.order for one in some]
-        return Piece(some[0].shard, partial(self._while_quick, do, some), orders)
+        return Piece(some[0].shard, partial(self._while_quick, do, some), some)
 
     def _begun(self, shard: int | None = None) -> tuple[_Do, list[_Refresh]] | None:
         """Take what comes next of those that are claimed, on any shard by default."""

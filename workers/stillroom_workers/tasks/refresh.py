@@ -74,8 +74,8 @@ class Refreshing:
         refreshes = Refreshes(message.orders, lambda order: shard_of(order.key.encode(), shards))
 
         def work(piece: Piece) -> None:
-            if piece.orders and self._app.room.upkeep.refreshes_are_paused():
-                outcomes.extend(["paused"] * len(piece.orders))
+            if piece.waiting and self._app.room.upkeep.refreshes_are_paused():
+                outcomes.extend(["paused"] * len(piece.waiting))
                 return
             # What a loader raises that is no Exception is the failure of its order, told below like others.
             with suppress(WouldEnd), loading():
@@ -129,9 +129,9 @@ class Refreshing:
 
     def _pass_on(self, piece: Piece) -> bool:
         """Send a task for each order, where none of them is claimed yet."""
-        for order in piece.orders:
-            self._app.send_task(REFRESH_TASK, kwargs=order.model_dump(), retry=False)
-        return bool(piece.orders)
+        return piece.pass_on(
+            lambda order: self._app.send_task(REFRESH_TASK, kwargs=order.model_dump(), retry=False)
+        )
 
 
 def _raise(error: BaseException) -> NoReturn:
