@@ -406,6 +406,29 @@ class TestRuns:
             took(100, way=0.3)
         assert run.bite == Run.LARGEST
 
+    @pytest.mark.parametrize("kind", ["tag", "sweep", "soft", "indexes"])
+    def test_each_kind_of_bite_is_measured(
+        self, kind: str, room: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A bite of any kind knows for how long it held Redis: less than it took, and not nothing."""
+        fill(room, 30)
+        if kind == "tag":
+            room.cache.invalidate_by_tag("t")
+        elif kind == "sweep":
+            room.cache.invalidate_by_pattern("*")
+        elif kind == "soft":
+            room.cache.invalidate_by_tag("t", soft=True)
+        bites: list[tuple[float, float]] = []
+
+        def took(run: Run, seconds: float) -> float:
+            bites.append((run.held, seconds))
+            return as_it_is(run, seconds)
+
+        as_it_is = Run.took
+        monkeypatch.setattr(Run, "took", took)
+        (room.cache.trim_indexes if kind == "indexes" else room.cache.reclaim)()
+        assert 0 < sum(held for held, _ in bites) < sum(seconds for _, seconds in bites)
+
     def test_what_holds_redis_in_parts_adds_up(self) -> None:
         """A bite of several batches holds Redis for as long as all of them; a clock put back counts for nothing."""
         run = Run(20, None)

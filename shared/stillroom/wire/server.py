@@ -344,13 +344,13 @@ def _handshake(options: Mapping[str, Any]) -> list[tuple[str, Command]]:
     return [*parts, ("time", ("TIME",)), ("info", ("INFO", "server")), ("role", ROLE)]
 
 
-_BYTES = {bytes}
-
-
 def micros(time: Sequence[bytes]) -> int:
     """Return a reply to TIME as a number of µs."""
     seconds, us = time
     return int(seconds) * 1_000_000 + int(us)
+
+
+_BYTES = {bytes}
 
 
 def pack(commands: Sequence[Command]) -> bytes:

@@ -4,7 +4,7 @@
 -- Behind the stamp follow fresh-until, checksum, codec, source and key, and then the tags.
 local HEADER = '^1\t(%w+)\t(%d+)\t[^\t\n]*\t[^\t\n]*\t[^\t\n]*\t[^\t\n]*\t[^\t\n]*()'
 local BEGINS = 512 -- bytes: more are fetched of a header that is longer
-local LAST = '511' -- text: to make it of a number costs as much as half a command
+local LAST = tostring(BEGINS - 1) -- once, because to make text of a number costs as much as half a command
 
 -- Returns epoch, stamp, and the tags with a tab in front of each and a newline behind the last; nil for no entry.
 local function read_header(key)
