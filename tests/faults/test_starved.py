@@ -185,7 +185,7 @@ def test_a_loop_that_stood_still_serves_nothing_whose_marks_are_gone(
             other.cache.invalidate_by_tag("another")
             assert await room.cache.get("k", int) == 7
             other.cache.invalidate_by_pattern("k*")
-            room._cache_body._judges._moving_until = 0.0  # marks are asked for behind the read
+            room._cache_body._judges._riding = 0  # marks are asked for behind the read
             read = asyncio.create_task(room.cache.get("k", int))
             await asyncio.sleep(0)  # it has asked
             until(lambda: other.cache.reclaim()["patterns_dropped"] == 1, "the pattern is dropped")

@@ -44,7 +44,7 @@ def quiet(room: Stillroom) -> Stillroom:
 
 def ride(room: Stillroom, riding: bool) -> None:
     """Set whether marks are sent with reads, as they are while the clock moves."""
-    room._cache_body._judges._moving_until = NEVER if riding else 0
+    room._cache_body._judges._riding = NEVER if riding else 0
 
 
 def begin_get(room: Stillroom, key: str) -> Stepper:
@@ -74,7 +74,7 @@ def make_it_forget(forgetful: Stillroom, writer: Stillroom) -> None:
         2
     ):  # one that is far behind begins anew, and knows the newest after the next look
         forgetful.cache.get("new")
-    assert forgetful._cache_body._judges._marks.floor > 0
+    assert forgetful._cache_body._judges.marks.floor > 0
 
 
 # Marks that arrive late

@@ -188,12 +188,12 @@ def _the_marks_are_begun_anew_before_the_copy_was_judged(stage: Stage) -> Any:
     with stage.room.request():
         stage.prove().run()
         marks = stage.body._judges.marks
-        stage.body._judges._marks = type(marks)()  # as one does that is too far behind
+        stage.body._judges.marks = type(marks)()  # as one does that is too far behind
         return stage.price(7)
 
 
 def _all_marks_arrive_behind_newer_ones(stage: Stage) -> Any:
-    stage.body._judges._marks = Marks()  # both threads begin anew
+    stage.body._judges.marks = Marks()  # both threads begin anew
     late = stage.begin_anew()
     stage.other.cache.invalidate_by_tag("prices")
     with stage.room.request():
@@ -203,7 +203,7 @@ def _all_marks_arrive_behind_newer_ones(stage: Stage) -> Any:
 
 
 def _a_look_from_before_a_new_epoch_arrives_last(stage: Stage) -> Any:
-    stage.body._judges._marks = Marks()
+    stage.body._judges.marks = Marks()
     late = stage.begin_anew(stage.look())
     stage.other.cache.clear()
     with stage.room.request():

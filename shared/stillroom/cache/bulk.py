@@ -229,7 +229,7 @@ class Bulk(Core):
     def _look_in_bite(
         self, places: Sequence[bytes], names: Sequence[bytes]
     ) -> Operation[list[Found | None]]:
-        known = self._judges.synced
+        known = self._judges.marks.synced
         *raws, clock = yield from self._read(places, known)
         parse = self._parsed
         parsed = [raw and parse(raw, name) for raw, name in zip(raws, names, strict=True)]
@@ -263,7 +263,7 @@ class Bulk(Core):
         """Return the stale keys that this caller may refresh, because no worker can and nobody else does."""
         mine = {key: one for key, one in stale.items() if self._may_ask(one.name, one.entry)}
         leases = yield from self.lease_refreshes(list(mine.values()))
-        clock = self._judges.clock
+        clock = self._judges.marks.clock
         turns = {key: Turn(lease, clock) for key, lease in zip(mine, leases, strict=True) if lease}
         if clock:
             return turns
@@ -339,7 +339,7 @@ class Bulk(Core):
         """
         if not missing:
             return {}, {}
-        known = self._judges.synced
+        known = self._judges.marks.synced
         leases = {key: load_lease(recipe.lease) for key in missing}
         try:
             yield from self._before_writing()

@@ -146,7 +146,7 @@ class Changes(Core):
         return False
 
     def _see(self, name: bytes) -> Operation[Seen]:
-        known = self._judges.synced
+        known = self._judges.marks.synced
         keys = self.keys.entry(name), self.keys.other(name)
         first, other, clock = yield from self._read(keys, known)
         own = self._own(first, other, name, b"")

@@ -214,6 +214,7 @@ class Core:
             *(settings, self.keys, self.terms, self._memo, self.away),
             *(self.dispatch, self.stats, place.run_aside),
         )
+        self._outbox = self._invalidator.outbox
         self._codec = Codec(settings)
         self._keeper = Keeper(settings)
         self._texts = Texts(Secrets(settings))
@@ -581,7 +582,7 @@ class Core:
         """Claim a refresh. Return its lease, the clock, the entry and how fresh it is, and whether there is only
         another release's; None if the lease is another's.
         """
-        name, known, held = order.key.encode(), self._judges.synced, b""
+        name, known, held = order.key.encode(), self._judges.marks.synced, b""
         given = order.token, recipe.lease, self.terms.new_epoch()
         try:
             (claimed,) = yield Once([claim_refresh(self._lease_keys(name), *given)])
@@ -677,7 +678,7 @@ class Core:
         """Exchange with Redis what a write needs: what this process knows, and whether and into which
         epoch it may write.
         """
-        if self._invalidator.waiting:
+        if self._outbox.waiting:
             yield from self._invalidator.deliver()
         if self._leases.owed:
             yield from self._leases.free_owed()
@@ -744,7 +745,7 @@ class Core:
         except RedisRefused as error:  # by a replica, say: an unregistered copy must not be kept
             self.stats.say("no copies are kept", error.reason, error)
             return (yield from self._look_once(name, release))
-        asked, known = near.asking(), self._judges.synced
+        asked, known = near.asking(), self._judges.marks.synced
         places = self.keys.entry(name), self.keys.near
         raw, registry, clock = yield from self._read(places, known, is_near=True)
         entry, freshness = yield from self._judge(raw, name, clock, known)
@@ -763,7 +764,7 @@ class Core:
         """Have all that this process keeps proved by one look at the clock. Redis away: nothing is proved."""
         if not len(self.near.store):
             return
-        asked, known = self.near.asking(), self._judges.synced
+        asked, known = self.near.asking(), self._judges.marks.synced
         try:
             registry, clock = yield from self._read((self.keys.near,), known, is_near=True)
             yield from self.near.learn(asked, registry, clock, known)
@@ -788,7 +789,7 @@ class Core:
 
         With a `release` another release's value does not count, and the key's other place is read.
         """
-        known = self._judges.synced
+        known = self._judges.marks.synced
         if self._apart_until and time.monotonic() < self._apart_until:
             return (yield from self._look_at_both(name, release))
         raw, clock = yield from self._read((self.keys.entry(name),), known)
@@ -812,7 +813,7 @@ class Core:
         self, name: bytes, release: bytes
     ) -> Operation[tuple[Entry | None, Freshness]]:
         """Look at both places of a key in one round trip, while two releases of the app are at work."""
-        known = self._judges.synced
+        known = self._judges.marks.synced
         keys = self.keys.entry(name), self.keys.other(name)
         first, other, clock = yield from self._read(keys, known)
         own = self._own(first, other, name, release)
@@ -841,7 +842,7 @@ class Core:
     ) -> Operation[tuple[Entry | None, Freshness, Any]]:
         """Return entry, freshness and value for a reader whom the other release's entry does not fit."""
         self._apart_until = time.monotonic() + APART_S
-        known = self._judges.synced
+        known = self._judges.marks.synced
         raw, clock = yield from self._read((self.keys.other(name),), known)
         entry, freshness = yield from self._judge(raw, name, clock, known, True)
         value = MISS if entry is None else self._decode(entry, type)
@@ -865,18 +866,16 @@ class Core:
     def _read(self, keys: Sequence[bytes], known: int, *, is_near: bool = False) -> Operation[Any]:
         """Read these keys and the clock in one MGET, with all riders.
 
-        With `is_near` the names of changed keys are read too while the clock moves.
+        With `is_near` the names of changed keys are read too where the clock has moved.
         """
         # No read is trusted before Redis has this process's invalidations.
-        if self._invalidator.waiting:
+        if self._outbox.waiting:
             yield from self._invalidator.deliver()
         now = time.monotonic()
         batch: list[Command] = [(b"MGET", *keys, self.keys.clock)]
-        if riding := known and self._judges.is_moving(now):
-            batch.append(self._judges.marks_since(known))
-            if is_near:
-                named_since = self.near.synced
-                batch += self.near.names_since(named_since)
+        named = self.near.synced if is_near else None
+        if riding := self._judges.rides() and known:
+            batch += self._news_since(known, named)
         if now > self.stats.due:
             self.clock.ask_time()
             if counted := self.stats.flush(self.now_ms(), self.keys):
@@ -889,11 +888,29 @@ class Core:
                 raise
             replies = refused.replies
         found = replies[0]
-        if riding and not isinstance(replies[1], Exception):
-            self._judges.learn(known, replies[1], (), found[-1])
-            if is_near and not any(isinstance(reply, Exception) for reply in replies[2:4]):
-                self.near.learn_names(named_since, found[-1], *replies[2:4])
+        if riding:
+            self._learn_news(known, named, found[-1], replies[1:4])
+        elif named is not None and known and found[-1] != self._judges.marks.clock:
+            self._learn_news(known, named, found[-1], (yield self._news_since(known, named)))
         return found
+
+    def _news_since(self, known: int, named: int | None) -> list[Command]:
+        """Return the commands that bring the marks since `known`, and the names of changed keys since `named`."""
+        marks = self._judges.marks_since(known)
+        return [marks] if named is None else [marks, *self.near.names_since(named)]
+
+    def _learn_news(
+        self, known: int, named: int | None, clock: bytes | None, replies: Sequence[Any]
+    ) -> None:
+        """Take in what `_news_since` was answered with, as far as it was: the rest is asked for again."""
+        if clock == self._judges.marks.clock and (named is None or named >= known):
+            return
+        marks, names = replies[0], replies[1:]
+        if isinstance(marks, Exception):
+            return
+        self._judges.learn(known, marks, (), clock)
+        if named is not None and not any(isinstance(reply, Exception) for reply in names):
+            self.near.learn_names(named, clock, *names)
 
     def _judge_at_once(
         self, raw: bytes | None, name: bytes, clock: bytes | None
@@ -1019,7 +1036,7 @@ class Core:
         """Return what became of the load that this caller waits for."""
         if self._leases.owed:
             yield from self._leases.free_owed()
-        known = self._judges.synced
+        known = self._judges.marks.synced
         written = self.keys.entry(name), self.keys.other(name), self.keys.clock
         told = self.keys.lease(name), self.keys.failure(name)
         ((first, other, clock, holder, failure),) = yield [(b"MGET", *written, *told)]
@@ -1033,7 +1050,7 @@ class Core:
 
     def _try_lease(self, name: bytes, lease: bytes, recipe: Recipe) -> Operation[Attempt]:
         """Try to take the lease. There may be a value by now, stored by another load since we looked."""
-        known = self._judges.synced
+        known = self._judges.marks.synced
         try:
             yield from self._before_writing()
             (reply,) = yield Timed([self._lease_load(name, lease, recipe.lease)])
@@ -1308,7 +1325,7 @@ class Core:
         (held,) = yield from self.lease_refreshes([Stale(name, entry, b"")])
         if held is None:
             return value
-        clock = self._judges.clock
+        clock = self._judges.marks.clock
         if not clock:  # this process begins anew: the next reader's turn
             yield from self._leases.release([(name, held)])
             return value

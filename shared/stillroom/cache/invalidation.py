@@ -47,7 +47,7 @@ class Invalidator:
         run_aside: Callable[[Operation[Any]], Any],
     ) -> None:
         self._settings = settings
-        self._outbox = Outbox(settings.outbox_limit)
+        self.outbox = Outbox(settings.outbox_limit)
         self._keys = keys
         self._terms = terms
         self._memo = memo
@@ -56,11 +56,6 @@ class Invalidator:
         self._stats = stats
         self._run_aside = run_aside
         self._at_exit = AtExit(self.deliver_last)
-
-    @property
-    def waiting(self) -> int:
-        """Return how many invalidated names Redis has yet to be told of."""
-        return self._outbox.waiting
 
     def tell(self, names: list[bytes], defer: bool) -> Operation[list[Any]]:
         """Tell Redis of these names (see outbox.py); if that is impossible and may wait, keep them. → replies.
@@ -94,10 +89,10 @@ class Invalidator:
         """Tell Redis what was deferred. → how many names. Redis away: RedisUnavailable; what is left waits on."""
         count = 0
         yield from self._terms.agree()
-        while names := self._outbox.first(KEYS_AT_ONCE):
+        while names := self.outbox.first(KEYS_AT_ONCE):
             told = list(self._commands(names))
             yield from kept(told, self._settings.replicas_of_cache, self._stats, INVALIDATION)
-            self._outbox.delivered(names)
+            self.outbox.delivered(names)
             count += len(names)
         if count:
             log.warning("%d deferred invalidations are delivered", count)
@@ -107,7 +102,7 @@ class Invalidator:
     def deliver_aside(self) -> None:
         """Deliver where no operation is running: Redis is back, so nothing that was kept meanwhile is needed."""
         self._away.clear()
-        if self.waiting:
+        if self.outbox.waiting:
             try:
                 self._run_aside(self.deliver())
             except RedisUnavailable:  # the next read tries again
@@ -117,7 +112,7 @@ class Invalidator:
         """Deliver at the end of the room or the process, and complain of what is lost."""
         self._at_exit.disarm()
         self.deliver_aside()
-        if left := self.waiting:
+        if left := self.outbox.waiting:
             log.error("%d deferred invalidations are lost: Redis was away to the end", left)
 
     def wake(self) -> None:
@@ -151,7 +146,7 @@ class Invalidator:
 
     def _defer(self, names: Sequence[bytes], error: RedisUnavailable) -> None:
         self._at_exit.arm()
-        self._outbox.put(names)
+        self.outbox.put(names)
         self._stats.remind()
         self._memo.changed()  # again: until it was put there, a read could be answered without it
         self._stats.counts["deferred"] += len(names)
@@ -216,7 +211,7 @@ class Invalidations:
     @property
     def deferred(self) -> int:
         """Return how many deferred invalidations wait in this process."""
-        return self._invalidator.waiting
+        return self._invalidator.outbox.waiting
 
     def deliver_aside(self) -> None:
         """Deliver what was deferred where no operation is running: in the prober's thread, when Redis is back."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 
 from stillroom.cache.entry import Entry, Freshness
@@ -20,7 +19,9 @@ from stillroom.keys import Keys
 from stillroom.operation import Operation
 from stillroom.wire import Clock, Command, reset_after_fork
 
-MOVING_S = 1.0  # after the clock moved, the marks ride along with each read for this long
+# Marks ride along with a read where the clock moves more often than once in so many reads. They cost a reader and
+# Redis about an eighth of the round trip that they save.
+READS_A_MOVE = 8
 # As many marks as a process asks for at once: 43 kB and 2 ms of its CPU, however fast others invalidate. Twenty
 # thousand kept Redis busy for 10 ms, once for each process of a deploy. One that is further behind begins anew with
 # the newest. About older entries it asks by tag, once for each tag that it meets.
@@ -49,9 +50,12 @@ class Judge:
         self._limit = limit
         self._most = min(MARKS_AT_ONCE, limit)
         self._verifying = verifying
-        self._marks = Marks()
+        # What this process knows of invalidations. Read `marks.synced` before asking for the clock.
+        self.marks = Marks()
         self._run: bytes | None = None  # the server's, on which the epoch was verified
-        self._moving_until = 0.0  # time.monotonic()
+        # How many reads there were since the clock was last seen to move, not exactly, for it takes no lock; and up
+        # to which of them marks ride along.
+        self._reads, self._riding = READS_A_MOVE + 1, 0
         self.reset()
         reset_after_fork(self)
 
@@ -61,21 +65,6 @@ class Judge:
         A signal handler may read the cache while its own thread holds the lock.
         """
         self._lock = threading.RLock()
-
-    @property
-    def synced(self) -> int:
-        """Return the clock's number up to which this process has the marks. Read it before asking for the clock."""
-        return self._marks.synced
-
-    @property
-    def marks(self) -> Marks:
-        """Return the marks: what this process knows of invalidations."""
-        return self._marks
-
-    @property
-    def clock(self) -> bytes:
-        """Return the clock up to which the marks are complete."""
-        return self._marks.clock
 
     @property
     def run(self) -> bytes | None:
@@ -89,11 +78,17 @@ class Judge:
 
     def verify(self) -> Operation[None]:
         """Have the epoch verified, and learn its marks."""
-        yield from self._verified(self._marks)
+        yield from self._verified(self.marks)
 
-    def is_moving(self, now: float) -> bool:
-        """Return whether invalidations are so frequent that a read should ask for the marks in the same batch."""
-        return now < self._moving_until
+    def rides(self) -> bool:
+        """Count a read. → whether the clock moves so often that it should ask for the marks in the same batch."""
+        self._reads += 1
+        return self._reads <= self._riding
+
+    def _moved(self) -> None:
+        """Note that the clock has moved since it was last seen."""
+        self._riding = READS_A_MOVE if self._reads <= READS_A_MOVE else 0
+        self._reads = 0
 
     def marks_since(self, synced: int) -> Command:
         """Return the command that brings the newer marks, the newest first."""
@@ -106,7 +101,7 @@ class Judge:
         None if that takes another question to Redis: the clock has moved, the entry is very old, or another run of
         the server has answered.
         """
-        marks = self._marks
+        marks = self.marks
         if marks.clock != clock or self._run != self._clock.run:
             return None
         return _graded(entry, marks.verdict(entry), self._now_ms())
@@ -116,7 +111,7 @@ class Judge:
     ) -> Operation[list[Freshness]]:
         """Judge entries that were read together, and ask Redis what is not known: two round trips at the most.
 
-        `known` is `synced` as it was before entries and clock were read.
+        `known` is `marks.synced` as it was before entries and clock were read.
         """
         marks = yield from self.caught_up(clock, known)
         verdicts = [marks.verdict(entry) for entry in entries]
@@ -130,8 +125,8 @@ class Judge:
             with self._lock:
                 if not marks.answer(tags, scores, synced):
                     marks = Marks()
-                elif marks is self._marks:
-                    self._marks = marks.pruned(self._limit)
+                elif marks is self.marks:
+                    self.marks = marks.pruned(self._limit)
             verdicts = [marks.verdict(entry) for entry in entries]
         now = self._now_ms()
         graded = zip(entries, verdicts, strict=True)
@@ -139,7 +134,7 @@ class Judge:
 
     def caught_up(self, clock: bytes | None, known: int) -> Operation[Marks]:
         """Return the marks up to a clock that was read, those of no epoch where they are lost. See settle."""
-        marks = self._marks
+        marks = self.marks
         if marks.clock == clock and self._run == self._clock.run:
             return marks
         return (yield from self._catch_up(clock, known))
@@ -150,7 +145,7 @@ class Judge:
             epoch, seq = read_clock(clock)
         except ValueError:  # no clock, or not one of ours: nothing that was stored can be trusted
             return Marks()
-        marks = self._marks
+        marks = self.marks
         if self._run != self._clock.run or (marks.epoch == epoch and seq < known):
             return (yield from self._verified(marks))
         if marks.epoch != epoch:
@@ -158,7 +153,6 @@ class Judge:
         since = marks.synced
         if seq <= since:
             return marks  # another thread has caught up, or further, in the meantime
-        self._moving_until = time.monotonic() + MOVING_S
         (rows,) = yield [self.marks_since(since)]
         if not self._are_cut(rows):
             return self.learn(since, rows, (), clock) or Marks()
@@ -219,14 +213,17 @@ class Judge:
         except ValueError:
             return None
         with self._lock:
-            marks = self._marks if since else Marks(epoch)
+            before = self.marks.clock
+            marks = self.marks if since else Marks(epoch)
             if marks.epoch != epoch or marks.synced < since or (since and self._are_cut(rows)):
                 return None
             grown = extended(marks, rows, globs, clock, self._most, newest_glob)
-            if grown.epoch == self._marks.epoch and grown.synced < self._marks.synced:
-                return self._marks  # all marks that were asked for earlier arrive behind newer ones
-            self._marks = grown.pruned(self._limit)
-            return self._marks
+            if grown.epoch == self.marks.epoch and grown.synced < self.marks.synced:
+                return self.marks  # all marks that were asked for earlier arrive behind newer ones
+            if grown.clock != before:
+                self._moved()
+            self.marks = grown.pruned(self._limit)
+            return self.marks
 
 
 def _graded(entry: Entry, verdict: Verdict, now_ms: int) -> Freshness | None:

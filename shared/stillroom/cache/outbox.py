@@ -25,7 +25,7 @@ class Outbox:
 
     @property
     def waiting(self) -> int:
-        """Return how many names wait."""
+        """Return how many names wait: Redis has yet to be told of them."""
         return len(self._numbers)
 
     def put(self, names: Iterable[bytes]) -> None:
