@@ -16,7 +16,7 @@ from celery import Celery
 from celery.events import EventReceiver
 
 import redis
-from stillroom import Settings, otel
+from stillroom import Settings, Stillroom, otel
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers.app import make_app
 from stillroom_workers.events import flaw_in_events
@@ -145,6 +145,31 @@ def test_who_watches_is_told_of_plain_events_alone(own_server: EmbeddedServer) -
                 next(listens)
             listens.close()
     assert [event["uuid"] for event in heard] == [BEGUN["uuid"]]
+
+
+def test_who_watches_is_told_how_far_an_invalidation_has_got(
+    worker: CeleryProcess, own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The progress that our workers tell of reaches Flower, and is not dropped as a stranger's event."""
+    heard: list[dict[str, Any]] = []
+    with (
+        Celery(
+            broker=own_server.url, set_as_current=False, amqp="stillroom_workers.guards:AMQP"
+        ) as app,
+        Stillroom(own_server.url) as room,
+    ):
+        app.conf.update(event_exchange="stillroom.celeryev", control_exchange="stillroom")
+        room.cache.set("product:7", 1, tags=["products"])
+        with app.connection_for_read() as connection:
+            receiver = EventReceiver(connection, handlers={"task-progress": heard.append}, app=app)
+            listens = receiver.consume(limit=None, timeout=10)
+            next(listens)  # now it listens
+            room.cache.invalidate_by_tag("products")
+            while not heard:
+                next(listens)
+            listens.close()
+    assert (heard[0]["seen"], heard[0]["deleted"]) == (1, 1)
+    assert "An event of" not in caplog.text
 
 
 def _envelope(body: Any) -> bytes:

@@ -69,8 +69,9 @@ EVENTS = frozenset(
     [f"worker-{what}" for what in ("online", "heartbeat", "offline")]
     + [f"task-{what}" for what in ("sent", "received", "started", "succeeded", "failed")]
     + [f"task-{what}" for what in ("rejected", "revoked", "retried", "cancelled")]
+    + ["task-progress"]  # our own: see tell() in tasks/invalidation.py
 )
-# Each field of Celery's own events, and whether a value is one that it may have.
+# Each field of a worker's events, and whether a value is one that it may have.
 EVENT_FIELDS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("type", "hostname", "uuid"), is_name),
     **dict.fromkeys(("name", "root_id", "parent_id"), _is_name_or_none),
@@ -80,6 +81,8 @@ EVENT_FIELDS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("args", "kwargs", "result", "exception", "traceback"), _is_text_or_none),
     **dict.fromkeys(("eta", "expires", "queue", "exchange", "routing_key"), _is_name_or_none),
     **dict.fromkeys(("terminated", "signum", "expired", "requeue"), _is_plain_or_none),
+    **dict.fromkeys(("seen", "deleted", "refreshed"), _is_number),
+    "total": _is_plain_or_none,
     "clock": _is_clock,
     "loadavg": _is_load,
 }
