@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 import pydantic_core
 from pydantic import (
+    BaseModel,
     ConfigDict,
     PydanticSchemaGenerationError,
     PydanticUserError,
@@ -38,6 +39,8 @@ PACKED = {JSON: b"z", EXACT: b"y"}
 UNPACKED = {packed: plain for plain, packed in PACKED.items()}
 MISS: Any = object()  # no value: None is one
 T = TypeVar("T")
+# What validators of an app raise over a value that an older release has written. Pydantic passes it on.
+MISREAD = (ArithmeticError, AttributeError, LookupError, TypeError)
 TYPES_LIMIT = 500  # an app has so many; types made in each request must not pile up
 
 _PLAIN_JSON = (b"j", b"j:")
@@ -154,6 +157,11 @@ class Codec:
                 sorted({detail["type"] for detail in error.errors(include_input=False)})
             )
             raise Undecodable(f"{error.title}: {kinds}") from None
+        except StillroomError:  # it is no type
+            raise
+        except MISREAD as error:
+            said = f"{type!r:.100}: a validator raised {error.__class__.__name__}"
+            raise Undecodable(said) from None
 
     def _decode_other(self, codec: bytes, payload: bytes, type: Any) -> Any:
         if codec in UNPACKED:
@@ -249,9 +257,26 @@ def _adapter(type: Any) -> TypeAdapter[Any]:
     if not _is_type(type):
         raise InvalidArgument(f"{type!r:.100} is no type; a default is given as default=…")
     try:
-        return TypeAdapter(type, config=ConfigDict(ser_json_inf_nan="constants"))
+        adapter = TypeAdapter(type, config=ConfigDict(ser_json_inf_nan="constants"))
     except PydanticUserError:  # a model, a dataclass: it has a configuration of its own
-        return _plain_adapter(type)
+        adapter = _plain_adapter(type)
+    if _names_any_model(adapter):
+        raise InvalidArgument(
+            f"{type!r:.100}: BaseModel has no fields, so no value can be read as one; name the model"
+        )
+    return adapter
+
+
+def _names_any_model(adapter: TypeAdapter[Any]) -> bool:
+    """Return whether a type is BaseModel, or contains it. Pydantic makes none of it, and raises AttributeError."""
+    return adapter.pydantic_complete and _is_any_model(adapter.core_schema)
+
+
+def _is_any_model(schema: Any) -> bool:
+    if isinstance(schema, dict):
+        is_model = schema.get("type") == "model" and schema.get("cls") is BaseModel
+        return is_model or any(map(_is_any_model, schema.values()))
+    return isinstance(schema, list | tuple) and any(map(_is_any_model, schema))
 
 
 def _plain_adapter(type: Any) -> TypeAdapter[Any]:

@@ -11,7 +11,14 @@ from itertools import takewhile
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, Field, SecretBytes, SecretStr, field_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SecretBytes,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import TypedDict
 
 from stillroom import (
@@ -299,6 +306,21 @@ def test_data_may_have_a_type(room: Any, client: Any) -> None:
     client.hset(record_of(room, made.handle), "items", b"\x80\x04K\x01.")  # a pickle
     with pytest.raises(SessionUnreadable):
         room.sessions.get(made)
+
+
+def test_data_at_which_a_validator_stumbles_are_unreadable(room: Any) -> None:
+    """A validator's KeyError at data of an older release raises SessionUnreadable, which a request takes for an end."""
+
+    class Hasty(BaseModel):
+        @model_validator(mode="before")
+        @classmethod
+        def reads(cls, data: Any) -> Any:
+            return {"total": data["canary"]}
+
+    made = room.sessions.create("u1", {"items": []})
+    with pytest.raises(SessionUnreadable, match="a validator raised KeyError") as caught:
+        room.sessions.get(made, Hasty)
+    assert "canary" not in str(caught.value)
 
 
 def test_no_session_and_no_error_shows_its_token(room: Any, client: Any, caplog: Any) -> None:

@@ -27,6 +27,7 @@ from pydantic import (
     SecretBytes,
     SecretStr,
     SerializeAsAny,
+    model_validator,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 from werkzeug.utils import cached_property as werkzeug_cached_property
@@ -540,6 +541,29 @@ def test_a_class_without_json_is_refused_in_our_words() -> None:
     """A class without a JSON form is refused in Stillroom's words, not in pydantic's."""
     with pytest.raises(InvalidArgument, match="has no schema; a value is a model, a dataclass"):
         codec.adapter(type("Plain", (), {}))
+
+
+@pytest.mark.parametrize("kind", [BaseModel, list[BaseModel], BaseModel | None])
+def test_a_model_without_fields_is_no_type_of_a_value(kind: Any) -> None:
+    """BaseModel itself is refused where it is written, because pydantic can't make a value of it."""
+    with pytest.raises(InvalidArgument, match="BaseModel has no fields, .*; name the model"):
+        codec.adapter(kind)
+
+
+class Hasty(BaseModel):
+    cents: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def reads(cls, data: Any) -> Any:
+        return {"cents": 100 // data["euros"]}
+
+
+@pytest.mark.parametrize("older", [b"{}", b'{"euros": 0}', b'{"euros": "1"}', b"[]"])
+def test_a_value_at_which_a_validator_stumbles_is_undecodable(older: bytes) -> None:
+    """A validator's KeyError or TypeError at an older release's value makes it undecodable, and reaches no reader."""
+    with pytest.raises(Undecodable, match="Hasty.* a validator raised (Key|Type|ZeroDivision)Error"):
+        codec.decode(b"j", older, Hasty)
 
 
 def test_bytes_are_read_as_bytes_only() -> None:

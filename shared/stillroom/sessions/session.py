@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import PydanticUserError, SecretStr, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
+from stillroom.codec import MISREAD
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
     InvalidArgument,
@@ -369,6 +370,8 @@ def decoded(text: bytes, adapter: TypeAdapter[Any] | None) -> Any:
         raise SessionUnreadable(f"{error.title}: {', '.join(wrong)}") from None
     except ValueError:
         raise SessionUnreadable("a value is not JSON") from None
+    except MISREAD as error:
+        raise SessionUnreadable(f"a validator raised {error.__class__.__name__}") from None
 
 
 def _decoded_marked(text: bytes, adapter: TypeAdapter[Any] | None) -> Any:
