@@ -84,7 +84,7 @@ class ImageRefused(StillroomError, ValueError):
 
 
 class ImagesUnavailable(StillroomError):
-    """Images can't be read here: no root is set, or Pillow is not installed.
+    """Images can't be read here: no root is set, there is no such folder, or Pillow is not installed.
 
     Answer: 500; set `STILLROOM_IMAGE_ROOT`, install `stillroom[images]`.
     """
@@ -318,7 +318,9 @@ class SessionNotFresh(StillroomError):
         since = "never in this session" if age is None else f"{age:,.0f} s ago"
         if age is not None and age < 0:
             since = "before the server's clock was set back"
-        super().__init__(f"the user proved who he is {since}; this asks for the last {within:g} s")
+        super().__init__(
+            f"the user proved who he is {since}; this asks for the last {within:,.15g} s"
+        )
         self.within = within
         self.age = age
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stillroom import ImageRefused
+from stillroom import ImageRefused, ImagesUnavailable
 from stillroom.cache import images
 from stillroom.cache.images import (
     ImageInfo,
@@ -177,7 +177,9 @@ def test_names_have_one_spelling_and_a_length() -> None:
     assert normalised("./a//b/./c.png") == "a/b/c.png"
     with pytest.raises(ImageRefused, match="512 bytes, not 600"):
         normalised("ä" * 300)
-    with pytest.raises(ImageRefused, match="no more %"):
+    with pytest.raises(ImageRefused, match="512 bytes, not 5,000"):
+        normalised("a" * 5_000)
+    with pytest.raises(ImageRefused, match="up to 900 bytes; each % counts as three"):
         normalised("%" * 350)  # each takes three bytes in a key
     with pytest.raises(ImageRefused, match="is a str"):
         normalised(b"a.png")  # type: ignore[arg-type]
@@ -210,6 +212,16 @@ def test_a_missing_file_is_none(root: Path) -> None:
     assert read_image(root, "a.png/b.png", BYTE_LIMIT) is None
     assert fingerprint(root, "b.png") is None
     assert fingerprint(root, "a.png/b.png") is None
+
+
+def test_a_file_is_not_missing_where_the_folder_of_images_is(root: Path) -> None:
+    """Without the images' root nothing says that a file is missing: a disk that is not mounted is no deletion."""
+    save(root / "a.png")
+    for gone in (root / "unmounted", root / "a.png"):
+        with pytest.raises(
+            ImagesUnavailable, match=r"STILLROOM_IMAGE_ROOT is .*: there is no such folder"
+        ):
+            fingerprint(gone, "b.png")
 
 
 def test_limits_are_told_with_what_was_found(root: Path) -> None:

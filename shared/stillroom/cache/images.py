@@ -87,7 +87,7 @@ class Images:
         Cost: one stat, and one MGET; where the file is new or has changed, one caller in all processes reads it.
         A missing file costs the stat alone. Raises ImageRefused for what is no image, too large, or no plain file
         under the root (answered from the cache too, while the file does not change), ImagesUnavailable without
-        `image_root` or Pillow. Redis away: the file is read.
+        `image_root`, that folder or Pillow. Redis away: the file is read.
         """
         name, root = normalised(filename), self._image_root()
         for _ in range(TRIES):
@@ -154,11 +154,15 @@ def normalised(filename: str) -> str:
         length = len(name.encode())
     except UnicodeEncodeError:
         raise ImageRefused(filename, "name", "a file's name has a UTF-8 form") from None
-    if length + 2 * name.count("%") > ESCAPED_LIMIT:
-        raise ImageRefused(filename, "name", "a file's name has no more % than that")
     if length > NAME_LIMIT:
         raise ImageRefused(
             filename, "name", f"a file's name has up to {NAME_LIMIT} bytes, not {length:,}"
+        )
+    if length + 2 * name.count("%") > ESCAPED_LIMIT:
+        raise ImageRefused(
+            filename,
+            "name",
+            f"a file's name has up to {ESCAPED_LIMIT} bytes; each % counts as three",
         )
     return name
 
@@ -168,6 +172,10 @@ def fingerprint(root: Path, name: str) -> str | None:
     try:
         found = os.stat(root / name, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
+        if not root.is_dir():
+            raise ImagesUnavailable(
+                f"STILLROOM_IMAGE_ROOT is {root}: there is no such folder"
+            ) from None
         return None
     except OSError as error:
         raise ImageRefused(name, "denied", error.strerror or "it can't be looked at") from None
