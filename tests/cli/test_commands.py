@@ -272,6 +272,21 @@ def test_docs_prints_the_pages(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
+        (["pause", "refresh", "--for", "25h"], "'25h': a pause lasts 24h at most"),
+        (["up", "--flower-port", "99999"], "be less than or equal to"),
+    ],
+)
+def test_a_number_that_is_too_large_is_refused_as_it_was_given(
+    command: list[str], said: str
+) -> None:
+    """A number that no port and no pause can be is refused under the name and in the words of the command line."""
+    done = CliRunner().invoke(app, command)
+    assert (done.exit_code, said in " ".join(done.output.split())) == (2, True), done.output
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
         (["sessions", "end", "u1"], "1 sessions ended"),
         (["bans", "lift", "203.0.113.7"], "is lifted"),
         (["limits", "reset", "203.0.113.7", "auth"], "is forgotten"),

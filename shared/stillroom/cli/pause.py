@@ -8,6 +8,7 @@ import typer
 
 from stillroom.cli.tables import AsJson, open_room, operator, print_json
 from stillroom.limits.changes import read_time
+from stillroom.pauses import LONGEST_S
 from stillroom.shown import shown
 
 What = Annotated[str, typer.Argument(help="refresh")]
@@ -23,6 +24,8 @@ def pause(
     Stale values are served until their swr ends; what is missing is still loaded, by readers. It ends by itself.
     """
     seconds = read_time(for_)
+    if seconds > LONGEST_S:
+        raise typer.BadParameter(f"{for_!r}: a pause lasts 24h at most", param_hint="--for")
     with open_room() as room:
         room.upkeep.pause(what, seconds, by=operator())
     said = f"{shown(what)} is paused for {for_}"

@@ -12,7 +12,9 @@ from stillroom.settings import Settings, redact
 
 
 def up(
-    flower_port: Annotated[int, typer.Option(help="Where Flower listens; 0: no Flower.")] = 5555,
+    flower_port: Annotated[
+        int, typer.Option(help="Where Flower listens; 0: no Flower.", min=0, max=65_535)
+    ] = 5555,
 ) -> None:
     """Run a worker, beat and Flower, on an embedded server if REDIS_URL is not set. Ctrl-C stops all of them."""
     with redis_url() as (url, embedded):
