@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -9,6 +10,10 @@ from stillroom.errors import InvalidArgument
 
 Duration: TypeAlias = float | timedelta
 LONGEST_S = 1e15  # that a duration can be: Python makes no float of a number of thousands of digits
+_SPELLED = re.compile(
+    r"\s*(\d{1,9}(?:\.\d{1,3})?)\s*(s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?|)\s*", re.I
+)
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 LAST_MOMENT = 253_402_300_799  # seconds since 1970: the end of the year 9999, where calendars end
 
 
@@ -18,7 +23,8 @@ def seconds_of(name: str, given: Any, *, least: float = 0.001, most: float = flo
     Raises InvalidArgument for text, a bool, NaN, and what is out of range.
     """
     if isinstance(given, bool) or not isinstance(given, float | int | timedelta):
-        raise InvalidArgument(f"{name}={given!r}: a number of seconds, or a timedelta")
+        hint = f"; did you mean {meant}?" if (meant := meant_seconds(given)) else ""
+        raise InvalidArgument(f"{name}={given!r}: a number of seconds, or a timedelta{hint}")
     seconds = given.total_seconds() if isinstance(given, timedelta) else given
     if not least <= seconds <= min(most, LONGEST_S):
         upper = "" if most == float("inf") else f" to {_plain(most)}"
@@ -26,6 +32,19 @@ def seconds_of(name: str, given: Any, *, least: float = 0.001, most: float = flo
             f"{name}={given!r}: a number of seconds from {_plain(least)}{upper}, or a timedelta"
         )
     return float(seconds)
+
+
+def meant_seconds(given: object) -> str:
+    """Return the number of seconds that a text such as 5m or "5 minutes" means; empty if it means none.
+
+    >>> meant_seconds("5m"), meant_seconds("1.5 hours"), meant_seconds("300"), meant_seconds("5 months")
+    ('300', '5400', '300', '')
+    """
+    match = _SPELLED.fullmatch(given) if isinstance(given, str) else None
+    if match is None:
+        return ""
+    number, unit = match.groups()
+    return f"{float(number) * _UNITS[unit[:1].lower()]:.15g}"
 
 
 def _plain(seconds: float) -> str:

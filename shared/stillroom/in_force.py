@@ -47,7 +47,7 @@ def said(field: str, value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(said(field, one) for one in value)
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.15g}"
     text = str(value)
     return redact(text) if field.endswith(URLS) else text
 

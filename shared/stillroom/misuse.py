@@ -13,7 +13,7 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 TOO_MANY = "too many positional arguments"  # inspect's words
-SLIP = 0.6  # how like a name a slip of it is: `expire` is no slip of `ignore`
+SLIP = 0.65  # how like a name a slip of it is: `expire` is no slip of `ignore`, nor `wait` of `warm_with`
 
 
 def explained(given: C) -> C:

@@ -34,7 +34,7 @@ from stillroom.cache.around import checked
 from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.durations import Duration
-from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable, UnknownSetting, did_you_mean
+from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable, UnknownSetting
 from stillroom.events import Event, Observer, Watch, hook_to, watch_drivers
 from stillroom.face import Service
 from stillroom.health import AsyncHealth, Health, HealthBody
@@ -55,7 +55,7 @@ from stillroom.pauses import Pauses
 from stillroom.probes import health_on, state_keys, wires_of_cache
 from stillroom.rehearsal import of_cache, of_state, rehearsal
 from stillroom.sessions import AsyncSessions, SessionEvent, Sessions, SessionsBody
-from stillroom.settings import Settings
+from stillroom.settings import Settings, meant_setting
 from stillroom.stats import Stats
 from stillroom.upkeep import MOVED, AsyncUpkeep, Upkeep
 from stillroom.wire import (
@@ -585,8 +585,7 @@ def _settings_of(given: object, values: Mapping[str, Any]) -> Settings:
     """Return the settings that a room was given: none, a Redis URL, a Settings object, or values by name."""
     known = [*Settings.model_fields, "dispatch"]
     if unknown := [name for name in values if name not in known]:
-        near = did_you_mean(unknown[0].lower().removeprefix("stillroom_"), known)
-        raise UnknownSetting(f"{unknown[0]} is not a setting{near}")
+        raise UnknownSetting(f"{unknown[0]} is not a setting{meant_setting(unknown[0], known)}")
     if isinstance(given, str):
         if "redis_url" in values:
             raise InvalidArgument(

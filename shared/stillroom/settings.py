@@ -41,6 +41,7 @@ from stillroom.address import (
     is_sentinel,
     read_sentinel,
 )
+from stillroom.durations import meant_seconds
 from stillroom.edges import EDGES, networks_of
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.place import each_url, is_same_place
@@ -129,7 +130,8 @@ def _in_small_letters(value: object) -> object:
 def _seconds(value: object) -> object:
     """Return a timedelta as seconds. Refuse True, which would be read as one, and text such as 5m."""
     if isinstance(value, bool) or (isinstance(value, str) and not _is_number(value)):
-        raise ValueError("a number of seconds, or a timedelta")
+        hint = f"; did you mean {meant}?" if (meant := meant_seconds(value)) else ""
+        raise ValueError(f"a number of seconds, or a timedelta{hint}")
     total_seconds = getattr(value, "total_seconds", None)
     return total_seconds() if total_seconds else value
 
@@ -432,11 +434,11 @@ class Settings(BaseModel):
     def _agree(self) -> Settings:
         if self.ttl + self.swr > self.life_limit:
             raise ValueError(
-                f"ttl + swr is {self.ttl + self.swr:g} s; life_limit allows {self.life_limit:g} s"
+                f"ttl + swr is {self.ttl + self.swr:,.15g} s; life_limit allows {self.life_limit:,.15g} s"
             )
         if (longest := max(self.lease, self.refresh_lease)) > self.lease_limit:
             raise ValueError(
-                f"lease or refresh_lease is {longest:g} s; lease_limit allows {self.lease_limit:g} s"
+                f"lease or refresh_lease is {longest:,.15g} s; lease_limit allows {self.lease_limit:,.15g} s"
             )
         return self
 
@@ -707,6 +709,21 @@ def _for_broker(url: str, password: str | None) -> str:
     return urlunsplit(parts._replace(netloc=location, path=path, query="&".join(rest)))
 
 
+# What redis-py, Django, Flask and other caches call it → the setting.
+ELSEWHERE = {
+    **dict.fromkeys(
+        ("host", "port", "db", "username", "url", "uri", "location", "server"), "redis_url"
+    ),
+    **dict.fromkeys(("prefix", "key_prefix", "keyprefix"), "namespace"),
+    **dict.fromkeys(("timeout", "default_timeout", "default_ttl", "expire", "expires"), "ttl"),
+    **dict.fromkeys(("secret", "secret_key", "salt"), "session_peppers"),
+    "socket_timeout": "command_timeout",
+    "socket_connect_timeout": "connect_timeout",
+    "max_connections": "pool_size",
+    "sentinels": "redis_url",
+}
+
+
 def environment_names() -> dict[str, str]:
     """Return the name of each setting in the environment."""
     fields = Settings.model_fields
@@ -722,10 +739,20 @@ def _refuse_unknown(environment: Mapping[str, str]) -> None:
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
-    """Say what was probably meant: compared without the prefix, which some names lack, as REDIS_URL does."""
+    return f"{name} is not a setting{meant_setting(name, known)}"
+
+
+def meant_setting(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean …?`, or nothing. `known`: the names as they are written where this one was.
+
+    They are compared without the prefix, which some names lack, as REDIS_URL does. A name of another library's is
+    no slip of the pen: `host` is like `otel`, and means the URL.
+    """
     whole = {one.upper().removeprefix(PREFIX): one for one in known}
-    near = difflib.get_close_matches(name.upper().removeprefix(PREFIX), whole, n=1, cutoff=0.5)
-    return f"{name} is not a setting" + (f"; did you mean {whole[near[0]]}?" if near else "")
+    given = name.upper().removeprefix(PREFIX)
+    meant = ELSEWHERE.get(given.lower(), "").upper()
+    near = [meant] if meant in whole else difflib.get_close_matches(given, whole, n=1)
+    return f"; did you mean {whole[near[0]]}?" if near else ""
 
 
 def _explain(error: ValidationError) -> str:
@@ -744,6 +771,8 @@ def _explain_one(detail: Any, fields: Mapping[str, str], names: Mapping[str, str
     name = fields.get(where, where)
     if detail["type"] == "literal_error":
         message += did_you_mean(detail["input"], get_args(Settings.model_fields[name].annotation))
+    if detail["type"].startswith("bool_"):
+        message = "0 or 1"
     if detail["type"] == "too_short" and name in SECRETS:
         message = "at least {min_length} characters, not {actual_length}".format(**detail["ctx"])
     return f"{names.get(name, where)}={_given(name, detail['input'])}: {message}"

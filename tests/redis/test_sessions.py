@@ -309,7 +309,7 @@ def test_data_may_have_a_type(room: Any, client: Any) -> None:
 
 
 def test_data_at_which_a_validator_stumbles_are_unreadable(room: Any) -> None:
-    """A validator's KeyError at data of an older release raises SessionUnreadable, which a request takes for an end."""
+    """A validator's KeyError at older data raises SessionUnreadable, which a request takes for an end."""
 
     class Hasty(BaseModel):
         @model_validator(mode="before")

@@ -546,7 +546,7 @@ def test_a_class_without_json_is_refused_in_our_words() -> None:
 @pytest.mark.parametrize("kind", [BaseModel, list[BaseModel], BaseModel | None])
 def test_a_model_without_fields_is_no_type_of_a_value(kind: Any) -> None:
     """BaseModel itself is refused where it is written, because pydantic can't make a value of it."""
-    with pytest.raises(InvalidArgument, match="BaseModel has no fields, .*; name the model"):
+    with pytest.raises(InvalidArgument, match=r"BaseModel has no fields, .*; name the model"):
         codec.adapter(kind)
 
 
@@ -561,8 +561,10 @@ class Hasty(BaseModel):
 
 @pytest.mark.parametrize("older", [b"{}", b'{"euros": 0}', b'{"euros": "1"}', b"[]"])
 def test_a_value_at_which_a_validator_stumbles_is_undecodable(older: bytes) -> None:
-    """A validator's KeyError or TypeError at an older release's value makes it undecodable, and reaches no reader."""
-    with pytest.raises(Undecodable, match="Hasty.* a validator raised (Key|Type|ZeroDivision)Error"):
+    """A validator's KeyError or TypeError at an older release's value makes it undecodable: a miss."""
+    with pytest.raises(
+        Undecodable, match=r"Hasty.* a validator raised (Key|Type|ZeroDivision)Error"
+    ):
         codec.decode(b"j", older, Hasty)
 
 

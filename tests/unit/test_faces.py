@@ -20,6 +20,7 @@ from flask import Flask
 from stillroom import (
     API,
     AsyncStillroom,
+    BanRefused,
     InlineDispatch,
     InvalidArgument,
     InvalidKey,
@@ -34,6 +35,7 @@ from stillroom import (
 )
 from stillroom.cache import AsyncCache, Cache, CacheBody, Images, ShardedBody
 from stillroom.embedded import EmbeddedServer
+from stillroom.in_force import said
 from stillroom.integrations.sqlalchemy import AfterCommit
 from stillroom.testing import Clock
 from stillroom.testing.override import overridden
@@ -201,6 +203,14 @@ WRONG: dict[str, tuple[Callable[[Stillroom], Any], str]] = {
         lambda room: room.cache.cached("rates", expire=60),  # type: ignore[call-arg]
         "'expire'; it takes key, ttl, swr",
     ),
+    "what is like nothing that there is": (
+        lambda room: room.cache.cached("rates", wait=60),  # type: ignore[call-arg]
+        "'wait'; it takes key, ttl, swr",
+    ),
+    "a kind of limit": (
+        lambda _: Limit("mine", 5, 60, kind="strict"),  # type: ignore[call-arg]
+        "'kind'; it takes name, quota, window",
+    ),
     "a place for what has a name": (
         lambda room: room.cache.set("rates", 1, 60),  # type: ignore[call-arg]
         "too many positional arguments; by name only: ttl, swr, tags, type$",
@@ -320,6 +330,41 @@ def test_a_time_is_a_number_of_seconds_or_a_timedelta(sync_room: Stillroom, give
             call()
 
 
+def test_a_text_that_is_a_time_is_answered_with_its_seconds(sync_room: Stillroom) -> None:
+    """A time as a person writes it is refused with the number of seconds that it means."""
+    for given, meant in {
+        "5 minutes": 300,
+        "1.5h": 5_400,
+        "90s": 90,
+        "2 days": 172_800,
+        "300": 300,
+    }.items():
+        with pytest.raises(InvalidArgument, match=rf"or a timedelta; did you mean {meant}\?$"):
+            sync_room.cache.set("k", 1, ttl=given)  # type: ignore[arg-type]
+    for given in ("5ms", "5 months", "-5m", "m", ""):
+        with pytest.raises(InvalidArgument, match=r"or a timedelta$"):
+            sync_room.cache.set("k", 1, ttl=given)  # type: ignore[arg-type]
+
+
+def test_large_times_are_written_out(sync_room: Stillroom) -> None:
+    """A time that is too long is told in digits that a person reads, and not as 1e+06."""
+    with pytest.raises(
+        InvalidArgument, match=r"ttl . swr is 1,000,000 s; life_limit allows 604,800 s"
+    ):
+        sync_room.cache.set("k", 1, ttl=1_000_000)
+    with pytest.raises(InvalidArgument, match="lease=1,000,000 s; lease_limit allows 300 s"):
+        sync_room.cache.cached("k", lease=1_000_000, name="x")(test_option)
+    with pytest.raises(BanRefused, match="10,000,000 seconds; a ban is for"):
+        sync_room.abuse.ban("203.0.113.9", 10_000_000)
+    assert said("life_limit", 2_592_000.0) == "2592000"
+
+
+def test_a_time_has_the_name_under_which_it_was_given(sync_room: Stillroom) -> None:
+    """A wrong `fresh` is refused by that name, whether the session is there or not."""
+    with pytest.raises(InvalidArgument, match=r"^fresh='10m'"):
+        sync_room.sessions.get("no token", fresh="10m")  # type: ignore[call-overload]
+
+
 def test_option() -> None:
     """This function without parameters is cached by the tests; a test may be one, too."""
 
@@ -342,6 +387,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "the name of a variable": (lambda: Stillroom(STILLROOM_TTL=5), "did you mean ttl"),
     "no URL": (lambda: Stillroom("localhost:6379"), "a Redis URL starts with one of redis://"),
+    "another library's host": (lambda: Stillroom(host="h"), "did you mean redis_url"),
+    "another library's prefix": (lambda: AsyncStillroom(prefix="p"), "did you mean namespace"),
     "a misspelt setting": (lambda: AsyncStillroom(tll=3), "did you mean ttl"),
 }
 

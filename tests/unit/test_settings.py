@@ -42,7 +42,16 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("STILLROOM_REDIS_URL", "redis://x", "is not a setting; did you mean REDIS_URL?"),
         ("STILLROOM_REDIS_PASSWORD", "x", "is not a setting; did you mean REDIS_PASSWORD?"),
         ("STILLROOM_PEPPERS", "x", "is not a setting; did you mean STILLROOM_SESSION_PEPPERS?"),
-        ("STILLROOM_TTL", "5m", "STILLROOM_TTL='5m': a number of seconds, or a timedelta"),
+        (
+            "STILLROOM_TTL",
+            "5m",
+            "STILLROOM_TTL='5m': a number of seconds, or a timedelta; did you mean 300?",
+        ),
+        ("STILLROOM_TTL", "soon", "STILLROOM_TTL='soon': a number of seconds, or a timedelta"),
+        ("STILLROOM_SWR", "1000000", "ttl + swr is 1,000,300 s; life_limit allows 604,800 s"),
+        ("STILLROOM_OTEL", "on please", "STILLROOM_OTEL='on please': 0 or 1"),
+        ("STILLROOM_HOST", "x", "STILLROOM_HOST is not a setting; did you mean REDIS_URL?"),
+        ("STILLROOM_KEY_PREFIX", "x", "is not a setting; did you mean STILLROOM_NAMESPACE?"),
         ("STILLROOM_TTL", "-1", "STILLROOM_TTL='-1': Input should be greater than 0"),
         (
             "STILLROOM_POOL_SIZE",

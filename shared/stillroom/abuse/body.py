@@ -194,7 +194,7 @@ class AbuseBody:
         _check_text("reason", reason)
         seconds = seconds_of("seconds", seconds, least=-LONGEST_BY_HAND_S)
         if not 1 <= seconds <= LONGEST_BY_HAND_S:
-            raise BanRefused(subject, f"{seconds:g} seconds; a ban is for 1 second to 30 days")
+            raise BanRefused(subject, f"{seconds:,.15g} seconds; a ban is for 1 second to 30 days")
         ms, why = round(seconds * 1000), cleaned(reason)
         keys = [self._keys.ban(name), self._keys.bans, self._keys.ban_widths]
         (times,) = yield Once([ban(keys, name, ms, why, width_of(name), WIDTHS_LIMIT)])

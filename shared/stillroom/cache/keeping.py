@@ -77,8 +77,8 @@ class Keeper:
         fresh = seconds_of("ttl", self._settings.ttl if ttl is None else ttl)
         stale = seconds_of("swr", self._settings.swr if swr is None else swr, least=0)
         if fresh + stale > self._settings.life_limit:
-            limit = f"life_limit allows {self._settings.life_limit:g} s"
-            raise InvalidArgument(f"ttl + swr is {fresh + stale:g} s; {limit}")
+            limit = f"life_limit allows {self._settings.life_limit:,.15g} s"
+            raise InvalidArgument(f"ttl + swr is {fresh + stale:,.15g} s; {limit}")
         return Life(int(fresh * 1000), int(stale * 1000))
 
     def keeping(
@@ -116,6 +116,6 @@ class Keeper:
         """Return how long a load may take, ms; None is the setting's. Raises InvalidArgument."""
         seconds = seconds_of("lease", self._settings.lease if lease is None else lease)
         if seconds > self._settings.lease_limit:
-            limit = f"lease_limit allows {self._settings.lease_limit:g} s"
-            raise InvalidArgument(f"lease={seconds:g} s; {limit}")
+            limit = f"lease_limit allows {self._settings.lease_limit:,.15g} s"
+            raise InvalidArgument(f"lease={seconds:,.15g} s; {limit}")
         return int(seconds * 1000)

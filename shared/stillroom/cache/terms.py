@@ -33,8 +33,8 @@ class Terms:
         self._begin_anew = begin_anew
         agreed.require(SHARDS, settings.shards)
         agreed.require(REPLICAS, settings.replicas_of_cache, Rule.SMALLEST)
-        agreed.require(LEASE_LIMIT, f"{settings.lease_limit:g}", Rule.LARGEST)
-        agreed.require(LIFE_LIMIT, f"{settings.life_limit:g}", Rule.LARGEST)
+        agreed.require(LEASE_LIMIT, f"{settings.lease_limit:.15g}", Rule.LARGEST)
+        agreed.require(LIFE_LIMIT, f"{settings.life_limit:.15g}", Rule.LARGEST)
 
     def agree(self) -> Operation[None]:
         """Find out whether the other processes have the same settings, where that is not known yet.

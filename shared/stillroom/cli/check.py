@@ -84,7 +84,7 @@ def _settings(settings: Settings) -> Iterator[Line]:
         yield Line("warn", "settings", said)
     if settings.refresh_lease > settings.swr > 0:
         said = (
-            f"refresh_lease ({settings.refresh_lease:g} s) is longer than swr ({settings.swr:g} s): "
+            f"refresh_lease ({settings.refresh_lease:,.15g} s) is longer than swr ({settings.swr:,.15g} s): "
             "where a worker dies, a value is gone before another one is asked."
         )
         yield Line("warn", "settings", said)
@@ -112,7 +112,7 @@ def _loaders(room: Stillroom) -> Iterator[Line]:
         life = loader.keeping.life
         if 0 < life.swr < loader.lease:
             said = (
-                f"its swr ({life.swr / 1000:g} s) is shorter than its lease ({loader.lease / 1000:g} s): "
+                f"its swr ({life.swr / 1000:,.15g} s) is shorter than its lease ({loader.lease / 1000:,.15g} s): "
                 "a slow refresh comes after the value is gone."
             )
             yield Line("warn", f"loader {loader.name}", said)

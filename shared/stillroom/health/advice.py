@@ -103,7 +103,8 @@ def _applied(rule: Rule, measures: Measures) -> Iterator[Advice]:
 # The wire's word for why → what to do about it.
 WHY: dict[str, str] = {
     "refused": "Is the server running, and is its address in REDIS_URL right?",
-    "name": "The host in REDIS_URL has no address: correct it, or look at the name server.",
+    "name": "The host in REDIS_URL has no address: set or correct it (unset it is redis://redis:6379), or look at "
+    "the name server.",
     "closed": "It, or a proxy before it, closes connections: compare clients with maxclients, look at its log, "
     "and see whether that port is for TLS (rediss://).",
     "proxy": "A proxy before it has lost the server: look at the proxy's log.",

@@ -355,6 +355,7 @@ class SessionsBody(Many):
         Redis away: SessionStoreUnavailable, which is not a logout.
         """
         token = session if isinstance(session, str) else token_of(session)
+        within = None if fresh is None else seconds_of("fresh", fresh, least=0)
         place = self._place(token)
         if place is None:
             return None
@@ -363,8 +364,8 @@ class SessionsBody(Many):
             self._refused(place, reply)
             return None
         found = self._read(place.shard, reply, token, type, reply[4])
-        if fresh is not None and not found.is_fresh(fresh):
-            raise not_fresh(found, fresh)
+        if within is not None and not found.is_fresh(within):
+            raise not_fresh(found, within)
         return found
 
     def update(

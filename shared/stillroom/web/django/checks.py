@@ -63,8 +63,8 @@ def _sessions(found: Stillroom) -> Iterator[CheckMessage]:
         )
     if _uses_sessions() and found.settings.session_absolute < settings.SESSION_COOKIE_AGE:
         yield Caution(
-            f"SESSION_COOKIE_AGE is {settings.SESSION_COOKIE_AGE} s; a session ends after "
-            f"{found.settings.session_absolute:g} s in any case.",
+            f"SESSION_COOKIE_AGE is {settings.SESSION_COOKIE_AGE:,} s; a session ends after "
+            f"{found.settings.session_absolute:,.15g} s in any case.",
             hint="Set STILLROOM_SESSION_ABSOLUTE to as much, or SESSION_COOKIE_AGE to less.",
             id="stillroom.W011",
         )
@@ -124,7 +124,7 @@ def _caches(found: Stillroom) -> Iterator[CheckMessage]:
             continue
         if isinstance(timeout, int | float) and timeout > longest:
             yield Caution(
-                f"CACHES[{alias!r}]: its TIMEOUT of {timeout:g} s is cut to {longest:g} s.",
+                f"CACHES[{alias!r}]: its TIMEOUT of {timeout:,.15g} s is cut to {longest:,.15g} s.",
                 hint="STILLROOM_LIFE_LIMIT says how long a value can live.",
                 id="stillroom.W030",
             )

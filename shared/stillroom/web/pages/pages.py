@@ -208,7 +208,7 @@ class Pages(Generic[R]):
         known = self._marked.get(name)
         if known is None or known.origin != origin or known.times == times:
             return name
-        parts: list[str] = [f"{kind}{seconds:g}" for kind, seconds in times.items()]
+        parts: list[str] = [f"{kind}{seconds:.15g}" for kind, seconds in times.items()]
         return ".".join([name, *(parts or ["default"])])
 
     def _load_of(self, name: str, origin: str, times: Mapping[str, float]) -> Callable[..., Any]:
