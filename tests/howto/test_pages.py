@@ -205,12 +205,22 @@ def test_limits(tmp_path: Path, environment: dict[str, str]) -> None:
             assert seen == [200] * quota + [429], (path, key)
 
 
-def test_status(tmp_path: Path, environment: dict[str, str]) -> None:
+DJANGO_SETTINGS = 'SECRET_KEY = ROOT_URLCONF = "djangoshop.settings"; urlpatterns = []'
+
+
+@pytest.mark.parametrize(
+    "server",
+    [(*GUNICORN, "shop:app"), (*UVICORN, "fastshop:app"), (*GUNICORN, "djangoshop.wsgi")],
+    ids=["flask", "fastapi", "django"],
+)
+def test_status(tmp_path: Path, environment: dict[str, str], server: tuple[str, ...]) -> None:
     """The page on status shows the public a status, and a token opens details, metrics and the page."""
     write_files("howto/status.md", tmp_path)
+    (tmp_path / "djangoshop" / "settings.py").write_text(DJANGO_SETTINGS)
     token = {"Authorization": "Bearer of-sixteen-or-more-characters"}
     named = environment | {"STILLROOM_HEALTH_TOKEN": "of-sixteen-or-more-characters"}
-    with serving_process([*GUNICORN, "shop:app"], tmp_path, named) as port:
+    named["DJANGO_SETTINGS_MODULE"] = "djangoshop.settings"
+    with serving_process([*server], tmp_path, named) as port:
         assert first_page(port, "/health/live")
         paths = ("/health/ready", "/health", "/metrics", "/status")
         assert [Browser(port).get(path).status for path in paths[:2]] == [200, 200]
