@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
+from fastapi.testclient import TestClient
 from flask import Blueprint, Flask
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -155,6 +156,38 @@ def test_blueprints_within_blueprints_and_defaults_are_read(settings: Settings) 
         on_flask.StillroomLimits(app, room, default=[OUTER])
     assert charges(app)
     assert default_of(app) == (OUTER,)
+
+
+def test_a_view_that_is_in_an_app_of_starlette_without_its_limits_is_lost(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A @limited above @app.get is named with the first request, because it limits nothing."""
+
+    async def view() -> dict[str, str]:
+        return {}
+
+    app = FastAPI()
+    app.get("/twice")(on_starlette.limited(AUTH)(view))
+    app.get("/again")(on_starlette.limited(API)(on_starlette.limited(OUTER)(view)))
+    inner = APIRouter()
+    on_starlette.limited(AUTH)(inner.get("/lost")(lost := lambda: {"a": 1}))
+    app.include_router(inner)
+    known = known_routes(app) or []
+    assert [one.text for one in known if one.endpoint.is_lost] == ["/lost"]
+    app.add_middleware(StillroomMiddleware, room=AsyncStillroom(settings, dispatch=NoDispatch()))
+    assert TestClient(app).get("/lost").status_code == 200
+    (told,) = [one.getMessage() for one in caplog.records if "limits nothing" in one.getMessage()]
+    assert lost.__qualname__ in told
+
+
+def test_a_dependency_of_fastapi_is_no_decorator() -> None:
+    """FastAPI's `limited` as a decorator is an error at once, wherever it stands, and says what it is."""
+    app = FastAPI()
+    for view in (lambda: "", app.get("/x")(lambda: "")):
+        with pytest.raises(
+            TypeError, match=r"Depends\(limited\(…\)\).* takes 0 positional arguments"
+        ):
+            on_fastapi.limited(AUTH)(view)  # type: ignore[call-arg]
 
 
 def test_a_set_of_views_carries_the_limits_of_its_actions() -> None:

@@ -60,6 +60,11 @@ def examined(app: InApp) -> Iterator[Line]:
                 said = f"{route} fits no endpoint of the app: its limits hold for nothing{hint}."
                 yield Line("warn", f"routes {name}", said)
     for name, one, routes in app.apps:
+        lost = [
+            *lost_views(one),
+            *[known.endpoint.name for known in routes if known.endpoint.is_lost],
+        ]
+        yield from [Line("warn", f"views {name}", f"{view} {LOST}.") for view in lost]
         yield from _views(f"views {name}", one, [known for known in routes if known.carries])
     yield from _at_odds(app.limits())
     said = ", ".join(f"{name} ({len(table.routes)})" for name, table in app.tables.items())
@@ -102,8 +107,6 @@ def _views(about: str, app: Any, limited: Sequence[Known]) -> Iterator[Line]:
     if limited and not charges(app):
         said = f"{limited[0].text} carries limits, and nothing in the app charges them: {CHARGERS}."
         yield Line("fail", about, said)
-    for view in lost_views(app):
-        yield Line("warn", about, f"{view} {LOST}.")
     for known in limited:
         if any(looking(one, AUTH.name) for one in known.carries):
             said = f"{known.text} {LOOKING} count='failures', or put it on the view of POST alone."

@@ -16,7 +16,7 @@ from stillroom.web.limited import EXEMPT, Limited, carried, kind_of
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 FLASK_EXTENSION = "stillroom.limits"  # in app.extensions
-WITHIN = "__stillroom_within__"  # on a view of Flask: a limited one is around it
+WITHIN = "__stillroom_within__"  # on a view: a limited one is around it
 LOST = (
     "has a @limited that the app does not know, so it limits nothing: put it below @app.route, which takes what it "
     "finds there"
@@ -59,6 +59,7 @@ class Endpoint(NamedTuple):
 
     name: str = ""
     carries: tuple[Carried, ...] = ()
+    is_lost: bool = False  # the limits around it are not in the app: see LOST
 
 
 def layers(app: object) -> Iterator[Any]:
@@ -235,7 +236,8 @@ def of_starlette(route: Any, outer: Sequence[Limited]) -> Endpoint:
     carriers = [*_dependencies(getattr(route, "dependant", None), 0), view]
     name = f"{getattr(view, '__module__', '')}.{getattr(view, '__qualname__', type(view).__name__)}"
     found = _endpoint(name, view, carriers, kind, methods)
-    return found._replace(carries=(*[Carried(one, methods) for one in outer], *found.carries))
+    carries = (*[Carried(one, methods) for one in outer], *found.carries)
+    return found._replace(carries=carries, is_lost=getattr(view, WITHIN, False))
 
 
 def _dependencies(dependant: Any, depth: int) -> Iterator[Any]:
@@ -245,6 +247,13 @@ def _dependencies(dependant: Any, depth: int) -> Iterator[Any]:
 
 
 # Shared by the frameworks
+
+
+def note_within(view: Any, around: Any) -> None:
+    """Note that a limited view is around this one, which an app must not know without it."""
+    around.__dict__.pop(WITHIN, None)  # functools.wraps has copied the note of an earlier one
+    with suppress(AttributeError):  # of a bound method
+        setattr(view, WITHIN, True)
 
 
 def _endpoint(

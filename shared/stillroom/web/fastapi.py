@@ -8,7 +8,7 @@ Put it on a path operation, a router, an included router or the app; on websocke
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import HTTPConnection
 
@@ -21,6 +21,13 @@ from stillroom.web.starlette_limits import LimitExceeded, check, exempt
 __all__ = ["LimitExceeded", "exempt", "limited", "load_session"]
 
 
+class Charging(Protocol):
+    """Is called by FastAPI, which gives a dependency its parameters by name."""
+
+    def __call__(self, *, connection: HTTPConnection) -> Awaitable[None]:
+        """Charge this request."""
+
+
 @explained
 def limited(
     *limits: Limitation,
@@ -28,7 +35,7 @@ def limited(
     cost: int | Callable[[Any], int | Awaitable[int]] = 1,
     count: Counted = "all",
     exempt_when: When = None,
-) -> Callable[[HTTPConnection], Awaitable[None]]:
+) -> Charging:
     """Return a dependency that charges limits: `Depends(limited(API, by="user"))`.
 
     The options are those of stillroom.web.starlette.limited. A request over a limit is answered with 429, or 503,
@@ -37,8 +44,10 @@ def limited(
     """
     declaration = declared(limits, by, cost, count, exempt_when)
 
-    async def check_limits(connection: HTTPConnection) -> None:
+    # By name, as FastAPI gives it: so `@limited(AUTH)` above an endpoint is an error, and no limit that is lost.
+    async def check_limits(*, connection: HTTPConnection) -> None:
         await check(connection, declaration)
 
+    check_limits.__qualname__ = "Depends(limited(…))"  # for the message of that error
     setattr(check_limits, MARK, (declaration,))
     return check_limits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import logging
@@ -19,7 +18,7 @@ from stillroom.limits.limit import check_limits
 from stillroom.limits.routes import Counted
 from stillroom.misuse import explained
 from stillroom.room import Stillroom
-from stillroom.web.carriers import FLASK_EXTENSION, LOST, WITHIN, lost_views
+from stillroom.web.carriers import FLASK_EXTENSION, LOST, lost_views, note_within
 from stillroom.web.cors import EXPOSE, exposing, is_preflight
 from stillroom.web.ending import lacking, names_of
 from stillroom.web.endpoints import Charger, until_sent
@@ -435,8 +434,7 @@ def _limited(view: Any, declaration: Limited) -> Any:
 
         made = charged
     setattr(made, MARK, (declaration, *carried(view)))
-    with contextlib.suppress(AttributeError):  # of a bound method
-        setattr(view, WITHIN, True)
+    note_within(view, made)
     return made
 
 

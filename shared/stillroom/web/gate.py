@@ -18,6 +18,7 @@ from stillroom.place import place_of
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.together import beside, beside_elsewhere
 from stillroom.web import origin
+from stillroom.web.carriers import CHARGES
 from stillroom.web.cors import Learned, Unanswered, is_preflight
 from stillroom.web.ending import Ending, Header, ended, ending
 from stillroom.web.known_routes import Misfits, Roots
@@ -320,7 +321,8 @@ class Middleware(Generic[A, R]):
         self.app = app
         checked_flag("sessions", sessions)
         self._gate = Gate(room, routes, subject, exempt_when, render, has_sessions=sessions)
-        self._misfits = Misfits(self._gate.routes) if self._gate.routes else None
+        tells = self._gate.routes is not None or getattr(self, CHARGES, False)
+        self._misfits = Misfits(self._gate.routes) if tells else None
         self._roots = Roots(app)
         self._learned = Learned()
         self._origin = origin.same_origin(same_origin)

@@ -17,6 +17,7 @@ from stillroom.limits.routes import Route, Routes, below
 from stillroom.limits.template import REST, Parts, Template, could_meet
 from stillroom.web.carriers import (
     DEEP,
+    LOST,
     Carried,
     Endpoint,
     around,
@@ -76,13 +77,17 @@ class Roots:
 
 
 class Misfits:
-    """Tells of the routes of a table that no request comes to: none of the app fits, or one in front takes all."""
+    """Tells of limits that hold for nothing.
 
-    def __init__(self, routes: Routes) -> None:
-        self._routes = routes
+    No request comes to a route of the table: none of the app fits, or one in front takes all. Or a view is in the
+    app without the limits that were put around it.
+    """
+
+    def __init__(self, routes: Routes | None) -> None:
+        self._routes = Routes([]) if routes is None else routes
 
     def tell(self, app: object, root: str = "") -> None:
-        """Log routes that have no use. Called once, with the first request: then the app has all its routes."""
+        """Log what has no use. Called once, with the first request: then the app has all its routes."""
         for route, other in self._routes.unreached():
             log.warning("the route %s is never reached: %s comes first", route.named, other.named)
         try:
@@ -95,6 +100,9 @@ class Misfits:
                 "the route %s fits no endpoint of this app, so its limits hold for nothing in it%s",
                 *(name, hint),
             )
+        for one in known:
+            if one.endpoint.is_lost:
+                log.warning("the view %s %s", one.endpoint.name, LOST)
 
 
 def misfits(routes: Routes, app: object) -> list[tuple[str, str]]:

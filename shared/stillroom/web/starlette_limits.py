@@ -21,6 +21,7 @@ from stillroom.limits import Decision
 from stillroom.limits.routes import Counted
 from stillroom.misuse import explained
 from stillroom.web.asgi import LIMITER, VISIT, StillroomMiddleware
+from stillroom.web.carriers import note_within
 from stillroom.web.cors import Unanswered, is_preflight
 from stillroom.web.limited import (
     EXEMPT,
@@ -257,6 +258,7 @@ def _limited_function(endpoint: Any, declaration: Limited) -> Any:
         return await run_in_threadpool(endpoint, *args, **kwargs)
 
     setattr(charged, MARK, (declaration, *carried(endpoint)))
+    note_within(endpoint, charged)
     charged.__signature__ = _with_connection(endpoint)  # type: ignore[attr-defined]
     return charged
 
