@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import importlib
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from sqlalchemy.orm import Session
 
-from stillroom import InvalidArgument, InvalidKey, NoDispatch, Settings, Stillroom, UnknownLoader
+from stillroom import (
+    InvalidArgument,
+    InvalidKey,
+    NoDispatch,
+    RedisUnavailable,
+    Settings,
+    Stillroom,
+    UnknownLoader,
+)
 from stillroom.cache.loaders import BadArguments, result_of
+from stillroom.integrations.sqlalchemy import AfterCommit
 
 
 class Parcel(BaseModel):
@@ -58,6 +70,40 @@ def test_a_key_belongs_to_one_loader(room: Stillroom) -> None:
     room.cache.cached("a:{id}", name="one")(lambda id: id)  # noqa: A006
     with pytest.raises(ValueError, match=r"two: the loader 'one' has the key 'a:\{id\}'"):
         room.cache.cached("a:{id}", name="two")(lambda id: id)  # noqa: A006
+
+
+def test_a_key_has_one_loader_whatever_its_parameters_are_called(room: Stillroom) -> None:
+    """Two loaders whose keys differ only in the names of parameters are refused: a slug "7" would be the id 7."""
+    room.cache.cached("a:{id}", name="one")(lambda id: id)  # noqa: A006
+    said = r"the loader 'one' has the key 'a:\{id\}', which is the same for the same arguments"
+    with pytest.raises(ValueError, match=said):
+        room.cache.cached("a:{slug}", name="two")(lambda slug: slug)
+    room.cache.cached("a:{id}:{slug}", name="more")(lambda id, slug: id)  # noqa: A006
+    room.cache.cached("b:{id}", name="other")(lambda id: id)  # noqa: A006
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "call"),
+    [
+        ("a:{id}", lambda room: room.cache.invalidate("b:7", "a:{id}")),
+        ("tag:{id}", lambda room: room.cache.invalidate_by_tag("tags", "tag:{id}", defer=True)),
+        ("a:{id}", lambda room: room.cache.invalidate_by_pattern("a:{id}")),
+        ("a:{id}", lambda room: room.tasks.invalidate_keys("a:{id}")),
+        ("tag:{id}", lambda room: room.tasks.invalidate_tags("tag:{id}")),
+        ("a:{id}", lambda room: room.tasks.invalidate_pattern("a:{id}")),
+        ("tag:{id}", lambda room: AfterCommit(room).invalidate_by_tag(Session(), "tag:{id}")),
+        ("a:{id}", lambda room: AfterCommit(room).invalidate(Session(), "a:{id}")),
+    ],
+)
+def test_a_template_is_no_key_and_no_tag(
+    room: Stillroom, forgotten: str, call: Callable[[Stillroom], object]
+) -> None:
+    """An invalidation of a loader's template, whose f was forgotten, is refused: it would reach no entry."""
+    room.cache.cached("a:{id}", tags=["tag:{id}", "tags"], name="one")(lambda id: id)  # noqa: A006
+    with pytest.raises(InvalidKey, match=re.escape(f"did you mean f{forgotten!r}?")):
+        call(room)
+    with pytest.raises(RedisUnavailable):  # it goes on to Redis, which is not there
+        room.cache.invalidate_by_tag("tags", "tag:{ID}", "tag:7")
 
 
 @pytest.mark.parametrize("name", ["with space", "tab\t", "x" * 201, "ü"])

@@ -11,6 +11,7 @@ from typing import Any
 from stillroom.at_exit import AtExit
 from stillroom.cache.away import Away
 from stillroom.cache.bites import KEYS_AT_ONCE, Bites
+from stillroom.cache.loaders import Loaders
 from stillroom.cache.memo import Memo
 from stillroom.cache.outbox import EVERYTHING, Outbox
 from stillroom.cache.terms import Terms
@@ -157,6 +158,7 @@ class Invalidations:
     """The operations that invalidate. A driver runs them."""
 
     _invalidator: Invalidator
+    loaders: Loaders
 
     def invalidate(self, *keys: str, defer: bool = False) -> Operation[int]:
         """Forget these keys, and any load of them that is under way. Return how many held a value.
@@ -169,6 +171,7 @@ class Invalidations:
         logged and they will until it dies. The last `outbox_limit` names are kept; one more is a `clear()`.
         """
         names = names_given("invalidate", keys)
+        self.loaders.refuse_unfilled(*keys)
         if not names:
             return 0
         replies = yield from self._invalidator.tell([b"k:" + name for name in names], defer)
@@ -183,6 +186,7 @@ class Invalidations:
         Redis away: RedisUnavailable; nothing is promised then. `defer`: see `invalidate`.
         """
         names = names_given("invalidate_by_tag", tags)
+        self.loaders.refuse_unfilled(*tags)
         if not names:
             return
         kind = b"s:" if soft else b"t:"
@@ -196,7 +200,9 @@ class Invalidations:
         returns. Until a worker has swept, each read of an older entry tries each pattern: a tag is cheaper.
         Redis away: RedisUnavailable; nothing is promised then. `defer`: see `invalidate`.
         """
-        yield from self._invalidator.tell([b"p:" + pattern(glob)], defer)
+        written = pattern(glob)
+        self.loaders.refuse_unfilled(glob)
+        yield from self._invalidator.tell([b"p:" + written], defer)
         self._invalidator.wake()
 
     def clear(self, *, defer: bool = False) -> Operation[None]:

@@ -37,7 +37,13 @@ from stillroom.cache.sharing import is_frozen
 from stillroom.cache.template import Template, fitting, prefix_of
 from stillroom.cache.warm import check, warm_of
 from stillroom.durations import Duration
-from stillroom.errors import InvalidArgument, StillroomError, UnknownLoader, did_you_mean
+from stillroom.errors import (
+    InvalidArgument,
+    InvalidKey,
+    StillroomError,
+    UnknownLoader,
+    did_you_mean,
+)
 from stillroom.misuse import misuse, name_of, refuse_awaited, refuse_unfit
 from stillroom.operation import Call
 from stillroom.sameness import is_plain, is_same
@@ -182,6 +188,15 @@ class Loader:
     def template(self) -> str:
         """Return the template of its key."""
         return self._template.text
+
+    def has_keys_of(self, other: Loader) -> bool:
+        """Return whether equal arguments make equal keys of both."""
+        return self._template.shape == other._template.shape
+
+    def unfilled_texts(self) -> list[str]:
+        """Return the templates of its key and its tags that have parameters."""
+        own = [self._template, *[tag for tag in self._tags if isinstance(tag, Template)]]
+        return [template.text for template in own if template.names]
 
     @property
     def tag_templates(self) -> list[str]:
@@ -391,6 +406,7 @@ class Loaders:
 
     def __init__(self) -> None:
         self._by_name: dict[str, Loader] = {}
+        self._unfilled: frozenset[str] = frozenset()
         self.around: list[Around] = []
 
     def register(self, loader: Loader) -> None:
@@ -401,13 +417,27 @@ class Loaders:
                 f"a loader named {loader.name!r} exists already; give this one name=…"
             )
         for other in others:
-            if other.template == loader.template:
+            if other.has_keys_of(loader):
                 raise InvalidArgument(
-                    f"{loader.name}: the loader {other.name!r} has the key {loader.template!r}"
+                    f"{loader.name}: the loader {other.name!r} has the key {other.template!r}, which is the same "
+                    "for the same arguments; begin this one with another text"
                 )
         if loader.around is None:
             loader.around = self.around
         self._by_name = {other.name: other for other in [*others, loader]}
+        self._unfilled = frozenset(
+            text for one in self._by_name.values() for text in one.unfilled_texts()
+        )
+
+    def refuse_unfilled(self, *names: str) -> None:
+        """Raise InvalidKey for a loader's template in the place of a key or a tag: its `f` was forgotten.
+
+        No entry is reached by it, so an edit would go unseen until the values end.
+        """
+        for name in self._unfilled.intersection(names):
+            raise InvalidKey(
+                name, f"it is a template, and its braces are not filled; did you mean f{name!r}?"
+            )
 
     def adopt(self, others: Loaders) -> None:
         """Take over another room's loaders."""

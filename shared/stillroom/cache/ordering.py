@@ -77,6 +77,10 @@ class Ordering:
         self._keep_ms = int((settings.life_limit + settings.lease_limit) * 1000)
         dead_letters.senders[KIND] = self._send_again
 
+    def refuse_unfilled(self, *names: str) -> None:
+        """Raise InvalidKey for a loader's template in the place of a key or a tag. See Loaders."""
+        self._cache.loaders.refuse_unfilled(*names)
+
     def order(self, *orders: Order) -> Operation[None]:
         """Write down what a worker is to do: it will be done, whatever becomes of workers and broker.
 

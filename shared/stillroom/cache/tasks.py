@@ -31,17 +31,20 @@ class TasksBody:
     def invalidate_keys(self, *keys: str) -> Operation[None]:
         """Have these keys forgotten. See Cache.invalidate. Cost: one script."""
         names_given("invalidate_keys", keys)
+        self._orders.refuse_unfilled(*keys)
         yield from self._order(InvalidateKeys(keys=some) for some in groups(keys, KEYS_IN_ONE))
 
     def invalidate_tags(self, *tags: str, soft: bool = False) -> Operation[None]:
         """Have the entries with one of these tags killed, or with `soft` refreshed. See Cache.invalidate_by_tag."""
         names_given("invalidate_tags", tags)
+        self._orders.refuse_unfilled(*tags)
         some = groups(tags, TAGS_IN_ONE)
         yield from self._order(InvalidateTags(tags=bite, soft=soft) for bite in some)
 
     def invalidate_pattern(self, glob: str) -> Operation[None]:
         """Have the entries killed whose key the glob matches. See Cache.invalidate_by_pattern."""
         pattern(glob)
+        self._orders.refuse_unfilled(glob)
         yield from self._order([InvalidatePattern(pattern=glob)])
 
     def load(self, function: Any, *args: Any, **kwargs: Any) -> Operation[None]:

@@ -53,6 +53,8 @@ class Template:
         self.text = text
         pieces = list(_parsed(text, parameters))
         self.names = [piece.name for piece in pieces if piece.name]
+        # Templates of one shape make the same texts of the same arguments, whatever their parameters are called.
+        self.shape = [(piece.literal, bool(piece.name)) for piece in pieces]
         self.head = pieces[0].literal if pieces else ""  # the beginning of all its texts
         self._parts = [
             (p.literal, p.name, p.name and text_of(p.name), p.end if escapes else "")

@@ -134,15 +134,18 @@ class AfterCommit:
 
     def invalidate(self, session: AnySession, *keys: str) -> None:
         """Invalidate these keys after the commit of the session's transaction. Raises InvalidKey."""
+        self._blocking.loaders.refuse_unfilled(*keys)
         self._pending_of(session).add_keys(keys)
 
     @explained
     def invalidate_by_tag(self, session: AnySession, *tags: str, soft: bool = False) -> None:
         """Invalidate these tags after the commit. `soft`: see Cache.invalidate_by_tag. Raises InvalidKey."""
+        self._blocking.loaders.refuse_unfilled(*tags)
         self._pending_of(session).add_tags(tags, soft=soft)
 
     def invalidate_by_pattern(self, session: AnySession, glob: str) -> None:
         """Invalidate the keys that this glob matches after the commit. Raises InvalidKey."""
+        self._blocking.loaders.refuse_unfilled(glob)
         self._pending_of(session).add_glob(glob)
 
     def _pending_of(self, session: AnySession) -> Pending:
@@ -191,7 +194,9 @@ class AfterCommit:
             return
         frame = self._changes_of(state.session).frame(_innermost(state.session))
         if given is not None:
-            frame.add_tags([given] if isinstance(given, str) else given)
+            said = [given] if isinstance(given, str) else list(given)
+            self._blocking.loaders.refuse_unfilled(*said)
+            frame.add_tags(said)
         elif tags is not None:
             frame.add_tags(tags.constant)
             if tags.needs_row:

@@ -57,16 +57,19 @@ def invalidates(*tags: TagSpec) -> Callable[[M], M]:
 
 def invalidate(*keys: str, using: str | None = None) -> None:
     """Invalidate these keys after the commit. `using` is the database's alias. Raises InvalidKey."""
+    room().cache.loaders.refuse_unfilled(*keys)
     _after_commit(using, lambda pending: pending.add_keys(keys))
 
 
 def invalidate_by_tag(*tags: str, soft: bool = False, using: str | None = None) -> None:
     """Invalidate these tags after the commit. `soft`: see Cache.invalidate_by_tag. Raises InvalidKey."""
+    room().cache.loaders.refuse_unfilled(*tags)
     _after_commit(using, lambda pending: pending.add_tags(tags, soft=soft))
 
 
 def invalidate_by_pattern(glob: str, *, using: str | None = None) -> None:
     """Invalidate the keys that this glob matches after the commit. Raises InvalidKey."""
+    room().cache.loaders.refuse_unfilled(glob)
     _after_commit(using, lambda pending: pending.add_glob(glob))
 
 
@@ -86,6 +89,7 @@ class InvalidatingQuerySet(models.QuerySet):
 
     def tagged(self, *tags: str) -> Any:
         """Say which tags an `update` invalidates: `Product.objects.tagged("product:7").filter(…).update(…)`."""
+        room().cache.loaders.refuse_unfilled(*tags)
         clone = self._chain()
         clone._said = tags
         return clone
