@@ -478,25 +478,24 @@ def banned_in(key: bytes) -> str:
     return match[1].decode(errors="replace") if match else ""
 
 
-def sanitized(text: str) -> bytes:
+def sanitized(text: str, what: str = "a key or a tag") -> bytes:
     """Return a user's key or tag as it stands in Redis: UTF-8, control characters and `%` as `%XX`.
 
-    Raises InvalidKey for what is not text, is empty, has a lone surrogate or passes 1,024 bytes.
+    `what`: its name in an error. Raises InvalidKey for what is not text, is empty, has a lone surrogate or passes
+    1,024 bytes.
     """
     try:
         # Most keys are plain, and that is cheaper to see than where one is not.
         is_plain = text.isprintable() and "%" not in text
         name = (text if is_plain else _UNSAFE.sub(_percent, text)).encode()
     except (AttributeError, TypeError):
-        raise InvalidKey(text, f"a key or a tag is a str, not {type(text).__name__}") from None
+        raise InvalidKey(text, f"{what} is a str, not {type(text).__name__}") from None
     except UnicodeEncodeError:
         raise InvalidKey(
-            text, "a key or a tag can't hold a lone surrogate: it has no UTF-8 form"
+            text, f"{what} can't hold a lone surrogate: it has no UTF-8 form"
         ) from None
     if not 0 < len(name) <= KEY_LIMIT:
-        raise InvalidKey(
-            text, f"a key or a tag has 1 to {KEY_LIMIT:,} bytes; this one has {len(name):,}"
-        )
+        raise InvalidKey(text, f"{what} has 1 to {KEY_LIMIT:,} bytes; this one has {len(name):,}")
     return name
 
 

@@ -24,6 +24,7 @@ from stillroom import (
     InlineDispatch,
     InvalidArgument,
     InvalidKey,
+    InvalidLimit,
     Limit,
     NoDispatch,
     Route,
@@ -211,6 +212,42 @@ WRONG: dict[str, tuple[Callable[[Stillroom], Any], str]] = {
         lambda _: Limit("mine", 5, 60, kind="strict"),  # type: ignore[call-arg]
         "'kind'; it takes name, quota, window",
     ),
+    "a window as a timedelta": (
+        lambda _: Limit("mine", 5, timedelta(minutes=5)),  # type: ignore[arg-type]
+        r"window is a whole number, .* seconds; did you mean 300\?",
+    ),
+    "a window as a text": (
+        lambda _: Limit("mine", 5, "5 minutes"),  # type: ignore[arg-type]
+        r"did you mean 300\?",
+    ),
+    "a text for soft": (
+        lambda room: room.cache.invalidate_by_tag("shop", soft="no"),  # type: ignore[arg-type]
+        "^soft='no': True or False$",
+    ),
+    "a text for defer": (
+        lambda room: room.cache.clear(defer="no"),  # type: ignore[arg-type]
+        "^defer='no': True or False$",
+    ),
+    "a text for memo": (
+        lambda room: room.cache.cached("rates", memo="no")(test_option),  # type: ignore[call-overload]
+        "^memo='no': True or False$",
+    ),
+    "a text for sessions": (
+        lambda room: Pages(room).page(ttl=60, sessions="no"),  # type: ignore[arg-type]
+        "^sessions='no': True or False$",
+    ),
+    "a page that varies by a cookie": (
+        lambda room: Pages(room).page(ttl=60, vary=["Cookie"]),
+        "vary='Cookie': the name of a header other than Cookie",
+    ),
+    "pages of no room": (lambda _: Pages(API), r"a Stillroom or AsyncStillroom, not"),  # type: ignore[type-var]
+    "pages of no app": (lambda room: Pages(room).install(API), "not Limit"),
+    "an app of another framework": (lambda room: room.init_app(API), "a Flask app, not Limit"),
+    "a user without a name": (
+        lambda room: room.sessions.create(""),
+        "^'': a user has 1 to 1,024 bytes",
+    ),
+    "a lock without a name": (lambda room: room.lock(""), "^'': a lock's name has 1 to 1,024"),
     "a place for what has a name": (
         lambda room: room.cache.set("rates", 1, 60),  # type: ignore[call-arg]
         "too many positional arguments; by name only: ttl, swr, tags, type$",
@@ -222,7 +259,7 @@ WRONG: dict[str, tuple[Callable[[Stillroom], Any], str]] = {
 def test_a_hint_can_be_followed(sync_room: Stillroom, what: str) -> None:
     """What is said of a wrong call leads to a right one: it names only what can be given so."""
     call, said = WRONG[what]
-    with pytest.raises(InvalidArgument, match=said):
+    with pytest.raises((InvalidArgument, InvalidKey, InvalidLimit), match=said):
         call(sync_room)
 
 

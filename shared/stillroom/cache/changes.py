@@ -86,8 +86,8 @@ class Changes(Core):
         """Add to the number under `key`, and return the sum; None where there is none. Its end and tags stay.
 
         None of several at once is lost; one whose time is up before its turn has come raises RedisUnavailable.
-        Raises InvalidArgument for a `by` that is no number, or that gives a sum no float can be, TypeError for a
-        value that is none.
+        Raises InvalidArgument for a `by` that is no number, or that gives a sum no float can be, and for a value
+        that is none.
         Redis away: RedisUnavailable; whether it was added is unknown then.
         """
         name = sanitized(key)
@@ -100,7 +100,9 @@ class Changes(Core):
             if seen.entry is None or number is MISS:
                 return None
             if isinstance(number, bool) or not isinstance(number, int | float):
-                raise TypeError(f"{key!r} holds a {type(number).__name__}, which can't be added to")
+                raise InvalidArgument(
+                    f"{key!r} holds a {type(number).__name__}, which can't be added to"
+                )
             tags = [*map(written, seen.entry.tags)]
             try:
                 total = number + by

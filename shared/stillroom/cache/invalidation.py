@@ -18,6 +18,7 @@ from stillroom.cache.terms import Terms
 from stillroom.dispatch import RECLAIM_TASK, Dispatch
 from stillroom.errors import FINAL, InvalidKey, RedisUnavailable
 from stillroom.keys import Keys, pattern, sanitized
+from stillroom.misuse import refuse_other
 from stillroom.operation import Operation
 from stillroom.replicas import kept
 from stillroom.scripts import clear, drop, mark
@@ -170,6 +171,7 @@ class Invalidations:
         Until then other processes may serve the old value; if Redis is still away when this one ends, an error is
         logged and they will until it dies. The last `outbox_limit` names are kept; one more is a `clear()`.
         """
+        _check_flags(defer=defer)
         names = names_given("invalidate", keys)
         self.loaders.refuse_unfilled(*keys)
         if not names:
@@ -185,6 +187,7 @@ class Invalidations:
         True for every reader when it returns. `soft=True`: they are served stale and refreshed instead.
         Redis away: RedisUnavailable; nothing is promised then. `defer`: see `invalidate`.
         """
+        _check_flags(soft=soft, defer=defer)
         names = names_given("invalidate_by_tag", tags)
         self.loaders.refuse_unfilled(*tags)
         if not names:
@@ -200,6 +203,7 @@ class Invalidations:
         returns. Until a worker has swept, each read of an older entry tries each pattern: a tag is cheaper.
         Redis away: RedisUnavailable; nothing is promised then. `defer`: see `invalidate`.
         """
+        _check_flags(defer=defer)
         written = pattern(glob)
         self.loaders.refuse_unfilled(glob)
         yield from self._invalidator.tell([b"p:" + written], defer)
@@ -211,6 +215,7 @@ class Invalidations:
         True for every reader when it returns. Redis away: RedisUnavailable; nothing is promised then.
         `defer`: see `invalidate`.
         """
+        _check_flags(defer=defer)
         yield from self._invalidator.tell([EVERYTHING], defer)
         self._invalidator.wake()
 
@@ -226,6 +231,12 @@ class Invalidations:
     def deliver_last(self) -> None:
         """Deliver it at the end of the room. What can't be delivered now never will be."""
         self._invalidator.deliver_last()
+
+
+def _check_flags(**flags: object) -> None:
+    """Raise InvalidArgument for what is neither True nor False: the text "no" would be taken for yes."""
+    for name, given in flags.items():
+        refuse_other(name, given, bool, "True or False")
 
 
 def names_given(operation: str, given: Sequence[Any]) -> list[bytes]:

@@ -16,6 +16,7 @@ from stillroom.errors import InvalidArgument
 from stillroom.face import Service, awaiting, blocking
 from stillroom.groups import groups
 from stillroom.keys import pattern
+from stillroom.misuse import refuse_other
 from stillroom.operation import Operation
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ class TasksBody:
     def invalidate_tags(self, *tags: str, soft: bool = False) -> Operation[None]:
         """Have the entries with one of these tags killed, or with `soft` refreshed. See Cache.invalidate_by_tag."""
         names_given("invalidate_tags", tags)
+        refuse_other("soft", soft, bool, "True or False")
         self._orders.refuse_unfilled(*tags)
         some = groups(tags, TAGS_IN_ONE)
         yield from self._order(InvalidateTags(tags=bite, soft=soft) for bite in some)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from stillroom.cache.arguments import text_in_tag
 from stillroom.cache.loaders import several
 from stillroom.cache.template import Template
-from stillroom.errors import InvalidKey, did_you_mean
+from stillroom.errors import InvalidArgument, InvalidKey, did_you_mean
 from stillroom.keys import sanitized
 
 log = logging.getLogger("stillroom.integrations")
@@ -24,7 +24,7 @@ class ModelTags:
 
     def __init__(self, model: str, specs: Sequence[TagSpec], fields: Iterable[str]) -> None:
         if not specs:
-            raise ValueError(f"{model}: give at least one tag")
+            raise InvalidArgument(f"{model}: give at least one tag")
         known = list(fields)
         self.model = model
         self.constant: list[str] = []

@@ -39,7 +39,8 @@ class Pending:
         self._keys |= dict.fromkeys(_checked(keys))
 
     def add_tags(self, tags: Iterable[str], *, soft: bool = False) -> None:
-        """Raises InvalidKey."""
+        """Raises InvalidKey, and InvalidArgument for what is neither True nor False."""
+        refuse_other("soft", soft, bool, "True or False")
         (self._soft if soft else self._tags).update(dict.fromkeys(_checked(tags)))
 
     def add_glob(self, glob: str) -> None:

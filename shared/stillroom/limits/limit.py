@@ -6,8 +6,10 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal, get_args
 
+from stillroom.durations import meant_seconds
 from stillroom.errors import InvalidLimit
 from stillroom.misuse import explained
 
@@ -99,7 +101,16 @@ def check_cost(cost: int) -> None:
 
 def _check_number(given: object, name: str, least: int, most: int, unit: str) -> None:
     if not isinstance(given, int) or isinstance(given, bool) or not least <= given <= most:
-        raise InvalidLimit(given, f"{name} is a whole number, {least} to {most:,} {unit}")
+        meant = _meant(given) if unit == "seconds" else ""
+        raise InvalidLimit(given, f"{name} is a whole number, {least} to {most:,} {unit}{meant}")
+
+
+def _meant(window: object) -> str:
+    """Return the number of seconds that was meant by a timedelta, or by a text such as 5m."""
+    seconds = meant_seconds(window)
+    if isinstance(window, timedelta) and not window.microseconds:
+        seconds = f"{window.total_seconds():.0f}"
+    return f"; did you mean {seconds}?" if seconds else ""
 
 
 def _one_of(given: object, allowed: tuple[str, ...]) -> str:

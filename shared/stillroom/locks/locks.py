@@ -24,7 +24,7 @@ class Terms:
     def __init__(
         self, name: str, slots: int, lease: Duration, wait: Duration, longest: Duration
     ) -> None:
-        sanitized(name)
+        sanitized(name, "a lock's name")
         if not is_whole(slots, most=SLOTS_LIMIT):
             raise InvalidArgument(f"slots={slots!r}: a whole number from 1 to {SLOTS_LIMIT:,}")
         self.name = name

@@ -31,6 +31,7 @@ from stillroom.errors import (
     is_in_doubt,
 )
 from stillroom.keys import Keys
+from stillroom.misuse import refuse_other
 from stillroom.operation import Call, Once, Operation
 from stillroom.scripts import (
     session_get,
@@ -298,6 +299,7 @@ class SessionsBody(Many):
         numbers = b"%d" % times[0], b"%d" % times[1], most, evicts
         keys, prefix = self._keys.record(*place)
         about = (prefix, user, labels, *numbers, note)
+        refuse_other("fresh", fresh, bool, "True or False")
         proved = b"" if fresh else b"0"
         more = (proved, b"%d" % cookie, *self._device_of(user and device), *_flat(fields))
         begins = Beginning(self, place, keys, old, ending, about, more)

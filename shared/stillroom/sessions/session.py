@@ -345,7 +345,7 @@ def encoded_user(given: object) -> bytes:
     if not isinstance(given, str):
         hint = "; did you mean str(user.id)?" if given is not None else ""
         raise InvalidKey(given, f"a user is a str, not {type(given).__name__}{hint}")
-    return sanitized(given)
+    return sanitized(given, "a user")
 
 
 def encoded_tags(tags: Sequence[str]) -> list[bytes]:

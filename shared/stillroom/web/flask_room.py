@@ -16,13 +16,14 @@ from typing import Any
 from flask import Flask, current_app, has_app_context
 from werkzeug.local import LocalProxy
 
-from stillroom.errors import SettingsError
+from stillroom.errors import InvalidArgument, SettingsError
 from stillroom.limits import Routes
 from stillroom.misuse import explained
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.flask import StillroomSessions
 from stillroom.web.flask_limits import answer_shed_loads
 from stillroom.web.gate import SubjectOf
+from stillroom.web.placing import checked_flag
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.within import budgeted
 from stillroom.web.wsgi import StillroomMiddleware
@@ -46,7 +47,9 @@ def init_app(
 ) -> None:
     """See Stillroom.init_app."""
     if not isinstance(app, Flask):
-        raise TypeError(f"init_app(app): a Flask app, not {type(app).__name__}")
+        raise InvalidArgument(f"init_app(app): a Flask app, not {type(app).__name__}")
+    for name, flag in (("sessions", sessions), ("health", health)):
+        checked_flag(name, flag)
     if not isinstance(room, Stillroom):
         raise SettingsError("Flask needs a Stillroom: an AsyncStillroom is awaited")
     if app.extensions.get(EXTENSION) not in (None, room):

@@ -25,7 +25,7 @@ from stillroom.cache.arguments import text_in_tag
 from stillroom.cache.loaders import several
 from stillroom.cache.template import Template
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import InvalidKey, SettingsError, did_you_mean
+from stillroom.errors import InvalidArgument, InvalidKey, SettingsError, did_you_mean
 from stillroom.integrations.model_tags import names_in
 from stillroom.keys import sanitized
 from stillroom.misuse import explained
@@ -134,7 +134,7 @@ class Pages(Generic[R]):
         self, room: R, *, cdn: str | Sequence[str] = (), harmless_cookies: Sequence[str] = ANALYTICS
     ) -> None:
         if not isinstance(room, Stillroom | AsyncStillroom):
-            raise TypeError(f"Pages(room): a Stillroom or AsyncStillroom, not {room!r}")
+            raise InvalidArgument(f"Pages(room): a Stillroom or AsyncStillroom, not {room!r}")
         self.room: R = room
         self.cdn = [cdn] if isinstance(cdn, str) else list(cdn)
         for kind in self.cdn:
@@ -216,7 +216,9 @@ class Pages(Generic[R]):
         if (known := self._marked.get(name)) is not None and known.origin == origin:
             return known.load
         if f"page.{name}" in self.room.cache.loaders:
-            raise ValueError(f"this room has a page named {name!r} already; give this one name=…")
+            raise InvalidArgument(
+                f"this room has a page named {name!r} already; give this one name=…"
+            )
 
         def render(site: str, target: str, vary: str) -> StoredPage:
             page: StoredPage = self._rendering()(self._marked[name], Identity(site, target, vary))
@@ -246,7 +248,7 @@ class Pages(Generic[R]):
 
             install_flask(self, app)
         else:
-            raise TypeError(
+            raise InvalidArgument(
                 f"Pages.install(app): FastAPI, Starlette or Flask, not {type(app).__name__}"
             )
 

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidArgument
+from stillroom.misuse import refuse_other
 
 # Query parameters that tell who sent the visitor, and change nothing on a page.
 CAMPAIGNS = ("utm_*", "fbclid", "gclid", "msclkid", "mc_cid", "mc_eid")
@@ -62,9 +63,10 @@ class Policy:
     def __post_init__(self) -> None:
         for name in ("query", "ignore", "vary", "statuses"):
             object.__setattr__(self, name, _listed(name, getattr(self, name)))
+        refuse_other("sessions", self.sessions, bool, "True or False")
         for header in self.vary:
             if not _HEADER.fullmatch(header) or header.lower() in ("cookie", "authorization"):
-                raise ValueError(f"vary={header!r}: the name of a header other than Cookie")
+                raise InvalidArgument(f"vary={header!r}: the name of a header other than Cookie")
         for name in ("max_age", "s_maxage", "stale_while_revalidate", "stale_if_error"):
             given = getattr(self, name)
             if given is not None:
