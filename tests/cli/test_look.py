@@ -183,6 +183,31 @@ def _counting(shop: Any, minute: int, name: str, count: int) -> Any:
     yield [(b"HINCRBY", shop.room.keys.stats(minute), name, str(count))]
 
 
+def test_a_path_without_limits_is_not_taken_for_an_app_without_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path that no route takes by this method is told so, with the methods that one takes."""
+    (tmp_path / "form_only.py").write_text(FORM_ONLY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for words, told in {
+        ("/login",): "no route of form_only:app takes GET /login; one takes POST",
+        ("/nothing",): "no route of form_only:app takes GET /nothing",
+        ("login",): "'login': a path begins with /; did you mean /login?",
+    }.items():
+        done = CliRunner().invoke(app, ["routes", *words, "--app", "form_only:app"])
+        assert str(done.exception) == told
+
+
+FORM_ONLY = """
+from fastapi import Depends, FastAPI
+from stillroom import AUTH
+from stillroom.web.fastapi import limited
+app = FastAPI()
+@app.post("/login", dependencies=[Depends(limited(AUTH))])
+def login(): ...
+"""
+
+
 def test_the_routes_are_listed(run: Callable[..., str], shop: Any) -> None:
     """The route table is listed with the default, or one path with its limits."""
     shown = run("routes")

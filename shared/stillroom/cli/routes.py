@@ -16,7 +16,7 @@ from stillroom.limits import Limit, Routes
 from stillroom.limits.changes import write_rate
 from stillroom.limits.routes import Counted
 from stillroom.settings import Settings
-from stillroom.web.carriers import Carried, default_of
+from stillroom.web.carriers import METHODS, Carried, default_of
 from stillroom.web.known_routes import Known, fits
 
 COLUMNS = ("in", "view", "methods", "path", "limits", "cost", "counts")
@@ -43,11 +43,12 @@ def routes(
     specs = app or list(Settings().loaders)
     if not specs:
         raise SettingsError("say where the app is: --app shop.web:app, or STILLROOM_LOADERS")
-    rows = list(_rows(in_app(apps_of(specs)), path, method.upper()))
+    if path is not None and not path.startswith("/"):
+        raise SettingsError(f"{path!r}: a path begins with /; did you mean /{path}?")
+    found = in_app(apps_of(specs))
+    rows = list(_rows(found, path, method.upper()))
     if not rows:
-        raise SettingsError(
-            f"there is no Routes in {', '.join(specs)}, nor an app with one or with limits on views"
-        )
+        raise SettingsError(_why_none(found, ", ".join(specs), path, method.upper()))
     if as_json:
         print_json(rows)
         return
@@ -60,6 +61,14 @@ def routes(
         words = (row["table"], row["view"] or "", methods, row["path"], named, row["cost"], counts)
         printed.add_row(*map(str, words))
     print_table(printed)
+
+
+def _why_none(app: InApp, where: str, path: str | None, method: str) -> str:
+    """Return why there is nothing to show: no limits at all, or none of a request that has this path."""
+    if path is None or not any(_rows(app, None, method)):
+        return f"there is no Routes in {where}, nor an app with one or with limits on views"
+    others = ", ".join(one for one in METHODS if one != method and any(_rows(app, path, one)))
+    return f"no route of {where} takes {method} {path}{f'; one takes {others}' if others else ''}"
 
 
 def _rows(app: InApp, path: str | None, method: str) -> Iterator[dict[str, Any]]:
