@@ -265,6 +265,9 @@ def findings() -> str:
         "`room.health.check()`, `/health`, `/status` and `stillroom health` tell these. *v* is the value that "
         "was measured.\n\n"
         + _table(("Finding", "Warns, fails at", "What", "Good", "Do", "Source"), rows)
+        + "\nOthers have no threshold. What to do stands in the report.\n\n"
+        + _table(("Finding", "What"), [(f"`{code}`", what) for code, what in advice.OTHERS.items()])
+        + "\n`STILLROOM_HEALTH_ACCEPT` takes these codes.\n"
     )
 
 
@@ -276,7 +279,11 @@ class Measured:
 
 
 def _threshold(rule: advice.Rule) -> str:
-    return ", ".join("–" if level is None else f"{level:g}" for level in (rule.warn, rule.fail))
+    def said(level: float | None) -> str:
+        """Return a level as a person reads it: a billionth stands for whatever is more than nothing."""
+        return "–" if level is None else "any" if 0 < level < 1e-6 else f"{level:g}"
+
+    return ", ".join(map(said, (rule.warn, rule.fail)))
 
 
 def key_dictionary() -> str:

@@ -103,10 +103,13 @@ from stillroom.web.asgi import StillroomMiddleware
 from stillroom.web.starlette import limited
 room = AsyncStillroom()
 async def view(request): ...
+async def lost(request): ...
+limited(AUTH)(lost)
 def guard():
     global app
     app = StillroomMiddleware(inner, room)
 inner = Starlette(routes=[
+    Route("/lost", lost),
     Route("/login", limited(AUTH)(view), methods=["GET", "POST"]),
     Route("/right", limited(AUTH, count="failures")(view)),
     Route("/post", limited(AUTH)(view), methods=["POST"]),
@@ -198,7 +201,7 @@ def test_the_limits_of_views_are_looked_at_too(
     assert said(lines, "warn views", "/login has auth on GET", "count='failures'"), lines
     assert said(lines, "warn views", "api is 5/60 s here and 6/60 s there")
     assert said(lines, "pass views", "6 carry limits")
-    assert said(lines, "lost has a @limited that the app does not know") == (framework == "flask")
+    assert said(lines, "lost has a @limited that the app does not know") == (framework != "fastapi")
     for right in ("/right", "/post", "/when"):
         assert not said(lines, f" {right} ")
     check(VIEWS[framework] + "guard()\n", "--offline", "--strict", code=1)
@@ -274,6 +277,24 @@ def test_settings_that_cannot_be_fail(
     check(GOOD, "--offline", code=1)
     monkeypatch.setenv("STILLROOM_TTLL", "5")
     assert said(check(GOOD, "--offline", code=1), "fail settings", "did you mean STILLROOM_TTL")
+
+
+def test_settings_that_name_what_there_is_not_are_told(
+    check: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, server: Any, tmp_path: Path
+) -> None:
+    """A folder of images that is not there, and a finding that does not exist, are named by check and doctor."""
+    monkeypatch.setenv("STILLROOM_IMAGE_ROOT", str(tmp_path / "imges"))
+    monkeypatch.setenv("STILLROOM_HEALTH_ACCEPT", "server_olld paused")
+    doctors = CliRunner().invoke(app, ["doctor", "--json"]).output
+    for lines in (
+        check(GOOD, "--offline"),
+        [" ".join(line.values()) for line in json.loads(doctors)],
+    ):
+        assert said(
+            lines, "warn settings STILLROOM_IMAGE_ROOT is", "imges: there is no such folder"
+        )
+        assert said(lines, "warn settings", "server_olld is no finding; did you mean server_old?")
+        assert not said(lines, "paused is no finding")
 
 
 def test_away_is_a_failure(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from stillroom.cache.probe import LAG_LONGER, LAG_SUM, CacheProbe, lag_bucket
+from stillroom.health import advice
 from stillroom.health.advice import RULES, advise, status_of
 from stillroom.health.metrics import exposition
 from stillroom.health.redis_info import parse_info
@@ -407,3 +410,11 @@ def test_a_snapshot_survives_the_stream() -> None:
     assert unpacked([(b"1-0", [b"snapshot", text])]) == [snapshot]
     newer = text[:-1] + b',"of_the_future":{"a":1}}'
     assert unpacked([(b"1-0", [b"snapshot", newer]), (b"2-0", [b"x"])]) == [snapshot]
+
+
+def test_every_finding_has_a_code_that_can_be_accepted() -> None:
+    """STILLROOM_HEALTH_ACCEPT knows the code of each finding that is made anywhere."""
+    source = Path(inspect.getfile(advice)).read_text(encoding="utf-8")
+    made = {"rights", "refused", *re.findall(r'code="([^"]+)"', source)}
+    assert made == set(advice.OTHERS)
+    assert advice.codes() == made | {rule.code for rule in RULES}

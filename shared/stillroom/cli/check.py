@@ -12,7 +12,7 @@ import typer
 from stillroom.abuse.rules import read_rules
 from stillroom.cli.application import apps_of, elsewhere, rooms_of
 from stillroom.cli.check_limits import InApp, examined, in_app, unknown_names
-from stillroom.cli.doctor import Line, print_lines, rights
+from stillroom.cli.doctor import Line, print_lines, rights, unusable
 from stillroom.cli.tables import AsJson, print_json
 from stillroom.cli.version import versions
 from stillroom.dispatch import NoDispatch
@@ -73,6 +73,7 @@ def _settings(settings: Settings) -> Iterator[Line]:
         severity: Status = "fail" if settings.production else "warn"
         why = "sessions, and limits by user, end with the process that made them"
         yield Line(severity, "settings", f"STILLROOM_SESSION_PEPPERS is not set: {why}.")
+    yield from unusable(settings)
     if settings.webhook_secret is not None and settings.webhook_url is None:
         said = "STILLROOM_WEBHOOK_SECRET is set and STILLROOM_WEBHOOK_URL is not: nobody is told."
         yield Line("warn", "settings", said)

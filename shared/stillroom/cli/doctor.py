@@ -13,9 +13,9 @@ from rich.text import Text
 from stillroom.cli.health import COLOURS, console, number, size
 from stillroom.cli.tables import AsJson, print_json
 from stillroom.dispatch import NoDispatch, reach
-from stillroom.errors import DispatchFailed, RedisUnavailable, StillroomError
+from stillroom.errors import DispatchFailed, RedisUnavailable, StillroomError, did_you_mean
 from stillroom.health import Advice, Report
-from stillroom.health.advice import NO, WHY
+from stillroom.health.advice import NO, WHY, codes
 from stillroom.health.report import Persistence, Replication, Server, Status, each_server, worst
 from stillroom.limits import Limit
 from stillroom.moving import SHARDS, Side, shut_shards
@@ -102,9 +102,22 @@ def _settings(settings: Settings) -> Iterator[Line]:
         severity: Status = "fail" if settings.production else "warn"
         todo = "Sessions end with the process that made them: set STILLROOM_SESSION_PEPPERS."
         yield Line(severity, "settings", f"no pepper is set. {todo}")
+    yield from unusable(settings)
     if settings.health_token is None:
         todo = "Set STILLROOM_HEALTH_TOKEN to see /health's details from elsewhere."
         yield Line("pass", "settings", f"details of health are for health_networks only. {todo}")
+
+
+def unusable(settings: Settings) -> Iterator[Line]:
+    """Yield the settings that are allowed, and name what there is not."""
+    root = settings.image_root
+    if root is not None and not root.is_dir():
+        said = f"STILLROOM_IMAGE_ROOT is {root}: there is no such folder."
+        yield Line("warn", "settings", said)
+    for code in settings.health_accept:
+        if code not in (known := codes()):
+            hint = did_you_mean(code, known)
+            yield Line("warn", "settings", f"STILLROOM_HEALTH_ACCEPT: {code} is no finding{hint}.")
 
 
 def _of_server(server: Server) -> Iterator[tuple[str, str]]:

@@ -66,6 +66,11 @@ def advise(measures: Measures) -> list[Advice]:
     return sorted(found, key=lambda advice: advice.severity != "fail")
 
 
+def codes() -> frozenset[str]:
+    """Return the code of each finding that there may be."""
+    return frozenset([*OTHERS, *[rule.code for rule in RULES]])
+
+
 def misconfigured(reason: str) -> Advice:
     """Return the finding that the configuration keeps this process's limits from Redis. `reason`: the wire's."""
     return Advice(
@@ -99,6 +104,21 @@ def _applied(rule: Rule, measures: Measures) -> Iterator[Advice]:
 
 
 # Findings that are no numbers
+
+# code → what it says.
+OTHERS: dict[str, str] = {
+    "away": "A server does not serve this process.",
+    "clocks": "The clocks of a cluster's nodes are a second or more apart.",
+    "degraded": "Redis can't decide on this process's limits as it is configured.",
+    "not-kept": "Values of a loader could not be kept, because they would come back different.",
+    "paused": "An operator has paused the refreshes.",
+    "policy": "The server's maxmemory-policy does not fit what is kept there.",
+    "refused": "A server refused a part of the check.",
+    "rights": "The user at Redis may not do all of the check.",
+    "server_old": "The server's version gets no repairs, or lacks some.",
+    "slots": "Slots of a cluster have no node.",
+    "standing": "A scheduled task does not end well, though beat goes on.",
+}
 
 # The wire's word for why → what to do about it.
 WHY: dict[str, str] = {
