@@ -166,7 +166,7 @@ def tasks() -> str:
     rows = [
         (
             f"`{name}`",
-            f"`{celery.conf.task_routes.get(name, {}).get('queue', celery.conf.task_default_queue)}`",
+            f"`{celery.queue_of(name)}`",
             _fields(name),
             _when(name),
         )

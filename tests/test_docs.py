@@ -159,12 +159,13 @@ def test_each_metric_is_in_the_reference(reference: Path, room: Stillroom) -> No
 
 
 def test_each_task_is_in_the_reference(reference: Path) -> None:
-    """Other Celery clients find every task by its name, with its arguments."""
+    """Other Celery clients find every task by its name, with the queue that it goes to and its arguments."""
     from stillroom_workers.app import make_app
 
-    page = (reference / "tasks.md").read_text()
-    for name in (name for name in make_app(Settings()).tasks if name.startswith("stillroom.")):
-        assert f"| `{name}` |" in page
+    page, app = (reference / "tasks.md").read_text(), make_app(Settings())
+    for name in (name for name in app.tasks if name.startswith("stillroom.")):
+        assert f"| `{name}` | `{app.queue_of(name)}` |" in page
+    assert "| `stillroom.refresh` | `stillroom.refresh` |" in page
     assert (
         "| `stillroom.invalidate_tags` | `stillroom.maintenance` | `tags`: array of string" in page
     )
