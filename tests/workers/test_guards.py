@@ -481,7 +481,7 @@ def test_what_was_kept_runs_when_it_is_put_back(broker: Broker, worker: StartWor
     ((about, raw),) = broker.kept()
     assert about["queue"] == "celery"
     assert about["bytes"] == len(raw)
-    assert "no such task here" in about["reason"]
+    assert "no such task here; did you mean mark?" in about["reason"]
     broker.push(raw.replace(b"mark.later", b"mark"))  # as if the task had been deployed
     until(lambda: broker.redis.exists("ran:early"), "it runs")
 

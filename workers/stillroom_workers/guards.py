@@ -40,6 +40,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
 import redis
+from stillroom.errors import did_you_mean
 from stillroom.shown import shown
 from stillroom_workers import rabbit
 from stillroom_workers.events import flaw_in_events
@@ -490,7 +491,9 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Names a task this worker doesn't have: a typo, or a producer newer than the worker."""
-        self._bury(message, "no such task here")
+        known = [name for name in self.app.tasks if not name.startswith("celery.")]
+        name = str(message.headers.get("task", ""))[:100]
+        self._bury(message, f"no such task here{did_you_mean(name, known)}")
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Handle a message with an ETA that is no date, or a content type that isn't accepted."""
