@@ -18,6 +18,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from stillroom import Freshness, InvalidArgument, InvalidKey, ValueTooLarge
+from stillroom.cache import invalidation
 from stillroom.cache.judge import READS_A_MOVE
 from stillroom.cache.leases import FAILURES_KEPT_MS
 from stillroom.codec import Unencodable
@@ -296,6 +297,30 @@ def test_a_pattern_matches_keys_as_they_were_written(room: Any, glob: str, key: 
     room.cache.set(key, 1)
     room.cache.invalidate_by_pattern(glob)
     assert room.cache.get(key) is None
+
+
+@pytest.mark.parametrize(
+    ("glob", "sign"),
+    [
+        ("^a:.*$", "^"),
+        (r"a:\d", r"\d"),
+        ("a:.+", ".+"),
+        ("a:1|2", "|"),
+        ("a:*$", "$"),
+        ("a.*", None),
+        ("[^a]:?", None),
+    ],
+)
+def test_a_regular_expression_is_told_to_be_a_glob(
+    room: Any, caplog: pytest.LogCaptureFixture, glob: str, sign: str | None
+) -> None:
+    """A pattern that looks like a regular expression is taken for the glob that it is, and the log says so once."""
+    invalidation._warn_of_regex.cache_clear()
+    room.cache.invalidate_by_pattern(glob)
+    room.cache.invalidate_by_pattern(glob)
+    told = [one.getMessage() for one in caplog.records if "is a glob" in one.getMessage()]
+    assert len(told) == (sign is not None)
+    assert sign is None or f"in which {sign} stands for itself" in told[0]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
+import re
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -29,6 +31,8 @@ from stillroom.wire import Command
 log = logging.getLogger("stillroom")
 
 INVALIDATION = "an invalidation"
+# What hardly any key has and many a regular expression: ^ in front, $ at the end, \d, \w, \s, .+, a|b.
+_REGEX = re.compile(r"^\^|\$$|\\[dws]|\.\+|\|")
 
 
 class Invalidator:
@@ -206,6 +210,7 @@ class Invalidations:
         _check_flags(defer=defer)
         written = pattern(glob)
         self.loaders.refuse_unfilled(glob)
+        _warn_of_regex(glob)
         yield from self._invalidator.tell([b"p:" + written], defer)
         self._invalidator.wake()
 
@@ -231,6 +236,16 @@ class Invalidations:
     def deliver_last(self) -> None:
         """Deliver it at the end of the room. What can't be delivered now never will be."""
         self._invalidator.deliver_last()
+
+
+@functools.lru_cache(maxsize=100)  # once for each, of all shards
+def _warn_of_regex(glob: str) -> None:
+    """Warn of a regular expression in the place of a glob: as such it matches next to nothing, in silence."""
+    if found := _REGEX.search(glob):
+        log.warning(
+            "the pattern %r is a glob, in which %s stands for itself; * is any text, ? a character, [a-z] a range",
+            *(glob, found[0]),
+        )
 
 
 def _check_flags(**flags: object) -> None:
