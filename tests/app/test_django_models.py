@@ -13,7 +13,7 @@ from django.db import DatabaseError, connection, transaction
 from django.db.models import F
 from django.test import TestCase, override_settings
 
-from stillroom import InvalidKey, Stillroom
+from stillroom import InvalidArgument, InvalidKey, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.unsettled import is_unsettled
 from stillroom.web.django import after_commit
@@ -383,6 +383,8 @@ def test_a_mistake_is_told_where_the_model_is_marked(tag: str, said: str) -> Non
     """A relation, or a misspelt column, is refused where the model is marked, with the probable name."""
     with pytest.raises(InvalidKey, match=said):
         after_commit.invalidates(tag)(Product)
+    with pytest.raises(InvalidArgument, match=r"write @invalidates\(.*\) above Product"):
+        after_commit.invalidates(Product)  # type: ignore[arg-type]
 
 
 def test_a_failed_statement_rolls_back(tags: Tags) -> None:

@@ -548,6 +548,10 @@ MISTAKES: dict[str, tuple[tuple[Any, ...], str]] = {
         "it is no column of Product; its columns: brand_id, id, price",
     ),
     "nothing": ((), "at least one tag"),
+    "no parentheses": (
+        (Product,),
+        r"write @invalidates\(\"product:{id}\"\) above Product, with its tags",
+    ),
 }
 
 

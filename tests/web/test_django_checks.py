@@ -58,7 +58,14 @@ WRONG: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"STILLROOM": {"redis_url": "redis://x", "session_peppers": "p" * 40}},
         {"W041"},
     ),
-    "a cookie in plain text": ({"SESSION_COOKIE_SECURE": False}, {"W050"}),
+    "a cookie in plain text": (
+        {"SESSION_COOKIE_SECURE": False, "SESSION_COOKIE_NAME": "sessionid"},
+        {"W050"},
+    ),
+    "a cookie that browsers refuse in plain text": (
+        {"SESSION_COOKIE_SECURE": False},
+        {"W050", "E052"},
+    ),
     "a cookie that browsers refuse for its domain": (
         {"SESSION_COOKIE_DOMAIN": ".shop.example"},
         {"E052"},
@@ -112,8 +119,12 @@ def test_a_column_that_is_too_short_for_a_key_is_told(monkeypatch: pytest.Monkey
 
 def test_production_s_checks_are_for_deployment_only() -> None:
     """A developer's machine may have no pepper and a plain cookie; only the deployment checks refuse them."""
-    with override_settings(**GOOD | {"STILLROOM": None, "SESSION_COOKIE_SECURE": False}):
+    plain = {"STILLROOM": None, "SESSION_COOKIE_SECURE": False, "SESSION_COOKIE_NAME": "sessionid"}
+    with override_settings(**GOOD | plain):
         assert run_checks(tags=["stillroom"]) == []
+    with override_settings(**GOOD | plain | {"SESSION_COOKIE_NAME": "__Host-sessionid"}):
+        (found,) = run_checks(tags=["stillroom"])
+        assert found.id == "stillroom.E052", "nobody stays logged in there either"
 
 
 # Commands

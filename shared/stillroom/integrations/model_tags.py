@@ -19,6 +19,15 @@ TagSpec: TypeAlias = "str | Callable[[Any], Iterable[str]]"
 ATTRIBUTE = "__stillroom_tags__"
 
 
+def refuse_bare(tags: Sequence[object]) -> None:
+    """Refuse `@invalidates` without its parentheses, which would put a function in the place of the model."""
+    for model in tags:
+        if isinstance(model, type):
+            raise InvalidArgument(
+                f'write @invalidates("{model.__name__.lower()}:{{id}}") above {model.__name__}, with its tags'
+            )
+
+
 class ModelTags:
     """Texts (`products`), templates of the row's fields (`product:{id}`), and functions of the row."""
 

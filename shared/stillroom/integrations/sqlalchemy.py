@@ -41,6 +41,7 @@ from stillroom.integrations.model_tags import (
     Before,
     ModelTags,
     TagSpec,
+    refuse_bare,
     tags_of_model,
 )
 from stillroom.integrations.pending import Pending, blocking_cache, deliver, deliver_async
@@ -79,6 +80,8 @@ def invalidates(*tags: TagSpec) -> Callable[[M], M]:
     is, so a product that moves to another brand invalidates both brands. Raises InvalidKey for a name that is no
     column. A class derived from the model has the same tags unless it says its own.
     """
+
+    refuse_bare(tags)
 
     def mark(model: M) -> M:
         found = ModelTags(model.__name__, tags, _attributes_of(model))

@@ -26,6 +26,7 @@ from stillroom.integrations.model_tags import (
     Before,
     ModelTags,
     TagSpec,
+    refuse_bare,
     tags_of_model,
 )
 from stillroom.integrations.pending import Pending, deliver
@@ -45,6 +46,8 @@ def invalidates(*tags: TagSpec) -> Callable[[M], M]:
     than its key, a save asks the database for the row first. Raises InvalidKey for a name that is no column.
     A model derived from this one has the same tags unless it says its own.
     """
+
+    refuse_bare(tags)
 
     def mark(model: M) -> M:
         columns = [field.attname for field in model._meta.concrete_fields]

@@ -35,7 +35,7 @@ def check_settings(**_: Any) -> list[CheckMessage]:
     except (SettingsError, ImportError) as error:
         hint = 'STILLROOM is the path of a room ("shop.cache:room"), a dict of its settings, or not set.'
         return [Error(f"There is no room: {error}", hint=hint, id="stillroom.E001")]
-    return [*_sessions(found), *_columns(), *_middleware(), *_caches(found)]
+    return [*_sessions(found), *_columns(), *_middleware(), *_refused_cookie(), *_caches(found)]
 
 
 def check_deployment(**_: Any) -> list[CheckMessage]:
@@ -154,17 +154,21 @@ def _cookie() -> Iterator[CheckMessage]:
             hint="SESSION_COOKIE_SECURE = True",
             id="stillroom.W050",
         )
-    elif refusal := _refusal():
-        yield Error(
-            f"Nobody stays logged in: {refusal}.",
-            hint="The names are those of SESSION_COOKIE_NAME, _DOMAIN, _PATH and _HTTPONLY.",
-            id="stillroom.E052",
-        )
     elif not name.startswith("__Host-") and settings.SESSION_COOKIE_DOMAIN is None:
         yield Caution(
             f"SESSION_COOKIE_NAME is {name!r}: a sibling domain, or plain http, can plant such a cookie.",
             hint='SESSION_COOKIE_NAME = "__Host-sessionid"',
             id="stillroom.W051",
+        )
+
+
+def _refused_cookie() -> Iterator[CheckMessage]:
+    """Complain of a cookie that no browser keeps, on a developer's machine either."""
+    if _uses_sessions() and (refusal := _refusal()):
+        yield Error(
+            f"Nobody stays logged in: {refusal}.",
+            hint="The names are those of SESSION_COOKIE_NAME, _DOMAIN, _PATH, _SECURE and _HTTPONLY.",
+            id="stillroom.E052",
         )
 
 
@@ -175,6 +179,7 @@ def _refusal() -> str:
             settings.SESSION_COOKIE_NAME,
             domain=settings.SESSION_COOKIE_DOMAIN or None,
             path=settings.SESSION_COOKIE_PATH,
+            secure=bool(settings.SESSION_COOKIE_SECURE),
             http_only=bool(settings.SESSION_COOKIE_HTTPONLY),
         )
     except SettingsError as error:
