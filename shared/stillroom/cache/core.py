@@ -456,6 +456,7 @@ class Core:
 
         `ttl`: how long it is fresh; `swr`: how long after that it is served stale; seconds or a timedelta, by
         default the settings'. `tags`: 1,000 at most. `type`: what it is encoded as, by default whatever it is.
+        A reader who names no type gets what JSON has: a list for a tuple, text for a date.
         Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument.
         Redis away, full or read-only: False; a write that arrives after this returned is refused by the script.
         """
