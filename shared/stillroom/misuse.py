@@ -12,7 +12,8 @@ from stillroom.errors import InvalidArgument, did_you_mean
 C = TypeVar("C", bound=Callable[..., Any])
 
 BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-TOO_MANY = "too many positional arguments"  # inspect's words
+# inspect's words
+TOO_MANY, MISSING = "too many positional arguments", "missing a required"
 SLIP = 0.65  # how like a name a slip of it is: `expire` is no slip of `ignore`, nor `wait` of `warm_with`
 
 
@@ -56,6 +57,8 @@ def misuse(
             return InvalidArgument(_unknown(name, unknown[0], by_name, known))
         only = [p.name for p in known if p.kind is p.KEYWORD_ONLY]
         hint = f"; by name only: {', '.join(only)}" if only and str(unfit) == TOO_MANY else ""
+        if str(unfit).startswith(MISSING):
+            hint = f"; it takes {_taken(known)}"
         return InvalidArgument(f"{name}(): {unfit}{hint}")
     return None
 
@@ -137,6 +140,11 @@ def _name_of(function: Callable[..., Any], args: Sequence[Any]) -> str:
 def _unknown(
     function: str, given: str, by_name: Iterable[str], known: Iterable[inspect.Parameter]
 ) -> str:
-    takes = [str(p.replace(annotation=p.empty, default=p.empty)) for p in known if p.name != "self"]
-    hint = did_you_mean(given, by_name, cutoff=SLIP) or f"; it takes {', '.join(takes)}"
+    hint = did_you_mean(given, by_name, cutoff=SLIP) or f"; it takes {_taken(known)}"
     return f"{function}() got an unexpected keyword argument {given!r}{hint}"
+
+
+def _taken(known: Iterable[inspect.Parameter]) -> str:
+    return ", ".join(
+        str(p.replace(annotation=p.empty, default=p.empty)) for p in known if p.name != "self"
+    )

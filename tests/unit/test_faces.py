@@ -248,6 +248,10 @@ WRONG: dict[str, tuple[Callable[[Stillroom], Any], str]] = {
         "^'': a user has 1 to 1,024 bytes",
     ),
     "a lock without a name": (lambda room: room.lock(""), "^'': a lock's name has 1 to 1,024"),
+    "a limit as another library writes it": (
+        lambda _: Limit("mine", "5/minute"),  # type: ignore[call-arg]
+        "'window'; it takes name, quota, window, by,",
+    ),
     "a place for what has a name": (
         lambda room: room.cache.set("rates", 1, 60),  # type: ignore[call-arg]
         "too many positional arguments; by name only: ttl, swr, tags, type$",

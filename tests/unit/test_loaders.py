@@ -106,6 +106,19 @@ def test_a_template_is_no_key_and_no_tag(
         room.cache.invalidate_by_tag("tags", "tag:{ID}", "tag:7")
 
 
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [(["x" * 2_000], "1 to 1,024 bytes"), ([f"t{n}" for n in range(1_001)], "1,001 were given")],
+)
+def test_a_tag_that_no_entry_can_have_is_refused_where_it_is_written(
+    room: Stillroom, tags: list[str], said: str
+) -> None:
+    """Constant tags that are too long, or too many, are refused at the loader: its values could never be kept."""
+    with pytest.raises((InvalidKey, InvalidArgument), match=said):
+        room.cache.cached("k", tags=tags, name="x")(lambda: 1)
+    room.cache.cached("k", tags=["{{a}}", "x" * 1_000], name="x")(lambda: 1)
+
+
 @pytest.mark.parametrize("name", ["with space", "tab\t", "x" * 201, "ü"])
 def test_a_loaders_name_is_checked_when_it_is_given(room: Stillroom, name: str) -> None:
     """A loader's name is checked when it is given, because it travels in entries and messages."""

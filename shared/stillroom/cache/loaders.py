@@ -44,6 +44,7 @@ from stillroom.errors import (
     UnknownLoader,
     did_you_mean,
 )
+from stillroom.keys import refuse_crowd, sanitized
 from stillroom.misuse import misuse, name_of, refuse_awaited, refuse_other, refuse_unfit
 from stillroom.operation import Call
 from stillroom.sameness import is_plain, is_same
@@ -156,6 +157,7 @@ class Loader:
             tag if callable(tag) else Template(tag, self._names, self._text_in_tag, escapes=False)
             for tag in given
         ]
+        _check_constant([tag for tag in self._tags if isinstance(tag, Template) and not tag.names])
         parameters = self._signature.parameters
         self._places = [
             n for n in self._names if parameters[n].kind is not inspect.Parameter.KEYWORD_ONLY
@@ -175,6 +177,11 @@ class Loader:
         self.around: list[Around] | None = None  # of the registry it was registered in first
         self.warm = warm_of(warm_every, warm_with)
         if self.warm is not None:
+            needed = [n for n in self._names if n not in self._defaults]
+            if needed and warm_with is None:
+                raise InvalidArgument(
+                    f"{self.name}: warm_every needs warm_with: for which {', '.join(needed)}, as a list or a function"
+                )
             check(self, self.warm.given)
 
     @functools.cached_property
@@ -605,6 +612,14 @@ def _checked_name(name: Any) -> str:
             f"{name!r}: a loader's name has 1 to 200 letters, digits or any of _ . : -"
         )
     return name
+
+
+def _check_constant(tags: Sequence[Template]) -> None:
+    """Refuse tags that no entry can have. Those with parameters are known only when they are filled."""
+    texts = [tag.fill({}) for tag in tags]
+    for text in texts:
+        sanitized(text)
+    refuse_crowd(texts)
 
 
 def _checked_places(at_once: Any) -> int:
