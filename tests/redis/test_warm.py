@@ -232,7 +232,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a number": ({"warm_every": 60, "warm_with": 5}, ValueError, r"for one call write \[5\]"),
     "of another type": ({"warm_every": 60, "warm_with": [1, "x"]}, ValueError, "'x': product: id"),
     "without JSON": ({"warm_every": 60, "warm_with": [(1, object())]}, ValueError, "warm_with"),
-    "none at all": ({"warm_every": 60}, TypeError, "warm_every needs warm_with: for which id, as"),
+    "none at all": (
+        {"warm_every": 60},
+        TypeError,
+        "warm_every needs warm_with, a list .*: for which id$",
+    ),
 }
 
 

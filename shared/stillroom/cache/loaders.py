@@ -180,7 +180,7 @@ class Loader:
             needed = [n for n in self._names if n not in self._defaults]
             if needed and warm_with is None:
                 raise InvalidArgument(
-                    f"{self.name}: warm_every needs warm_with: for which {', '.join(needed)}, as a list or a function"
+                    f"{self.name}: warm_every needs warm_with, a list or a function: for which {', '.join(needed)}"
                 )
             check(self, self.warm.given)
 
