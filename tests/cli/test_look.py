@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stillroom.cli import app, application
+from tests.support.entries import age
 
 SHOP = """
 from stillroom import AUTH, Limit, Route, Routes, Stillroom
@@ -74,7 +75,7 @@ def run(shop: Any) -> Callable[..., str]:
     return run
 
 
-def test_a_key_is_shown_and_explained(run: Callable[..., str], shop: Any) -> None:
+def test_a_key_is_shown_and_explained(run: Callable[..., str], shop: Any, client: Any) -> None:
     """A key is shown with freshness, tags, loader, age and size, and its value only with the option."""
     assert "never" in run("show", "product:7", "--json", code=1)
     assert "miss: Nothing is stored under this key." in run("explain", "product:7")
@@ -87,6 +88,9 @@ def test_a_key_is_shown_and_explained(run: Callable[..., str], shop: Any) -> Non
     told = json.loads(run("show", "product:7", "--json"))
     assert (told["outcome"], told["cause"], told["loader"]) == ("hit", "fresh", "product")
     assert "value" not in told
+    age(client, shop.room.keys.entry(b"product:7"), 601)
+    assert " stale: Its ttl is over" in run("show", "product:7")
+    assert "a stale" not in run("show", "product:7")
     shop.room.cache.invalidate_by_tag("products")
     said = run("explain", "product:7")
     assert said.startswith("miss: Its tag products was invalidated. It was at ")

@@ -132,7 +132,8 @@ def _fields(found: Explanation, with_value: bool) -> dict[str, Any]:
 
 def _facts(found: Explanation, with_value: bool) -> Iterator[tuple[str, str]]:
     yield "key", found.key
-    yield "a read is", f"a {found.outcome}: {found.why}"
+    article = "" if found.outcome == "stale" else "a "
+    yield "a read is", f"{article}{found.outcome}: {found.why}"
     if found.invalidated_at:
         yield "invalidated", f"{when(found.invalidated_at)} UTC"
     yield "loader", found.loader or "none is known"
