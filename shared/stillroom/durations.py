@@ -35,11 +35,13 @@ def seconds_of(name: str, given: Any, *, least: float = 0.001, most: float = flo
 
 
 def meant_seconds(given: object) -> str:
-    """Return the number of seconds that a text such as 5m or "5 minutes" means; empty if it means none.
+    """Return the whole seconds of a timedelta, or those that a text such as 5m or "5 minutes" means; empty if none.
 
     >>> meant_seconds("5m"), meant_seconds("1.5 hours"), meant_seconds("300"), meant_seconds("5 months")
     ('300', '5400', '300', '')
     """
+    if isinstance(given, timedelta) and not given.microseconds:
+        return f"{given.total_seconds():.0f}"
     match = _SPELLED.fullmatch(given) if isinstance(given, str) else None
     if match is None:
         return ""

@@ -6,7 +6,6 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Literal, get_args
 
 from stillroom.durations import meant_seconds
@@ -101,16 +100,9 @@ def check_cost(cost: int) -> None:
 
 def _check_number(given: object, name: str, least: int, most: int, unit: str) -> None:
     if not isinstance(given, int) or isinstance(given, bool) or not least <= given <= most:
-        meant = _meant(given) if unit == "seconds" else ""
-        raise InvalidLimit(given, f"{name} is a whole number, {least} to {most:,} {unit}{meant}")
-
-
-def _meant(window: object) -> str:
-    """Return the number of seconds that was meant by a timedelta, or by a text such as 5m."""
-    seconds = meant_seconds(window)
-    if isinstance(window, timedelta) and not window.microseconds:
-        seconds = f"{window.total_seconds():.0f}"
-    return f"; did you mean {seconds}?" if seconds else ""
+        meant = meant_seconds(given) if unit == "seconds" else ""
+        hint = f"; did you mean {meant}?" if meant else ""
+        raise InvalidLimit(given, f"{name} is a whole number, {least} to {most:,} {unit}{hint}")
 
 
 def _one_of(given: object, allowed: tuple[str, ...]) -> str:
