@@ -102,6 +102,8 @@ def test_a_template_is_no_key_and_no_tag(
     room.cache.cached("a:{id}", tags=["tag:{id}", "tags"], name="one")(lambda id: id)  # noqa: A006
     with pytest.raises(InvalidKey, match=re.escape(f"did you mean f{forgotten!r}?")):
         call(room)
+    with pytest.raises(InvalidKey, match="a str, not list"):  # what is no text is told as such
+        AfterCommit(room).invalidate(Session(), ["a:{id}"])  # type: ignore[arg-type]
     with pytest.raises(RedisUnavailable):  # it goes on to Redis, which is not there
         room.cache.invalidate_by_tag("tags", "tag:{ID}", "tag:7")
 

@@ -442,10 +442,12 @@ class Loaders:
 
         No entry is reached by it, so an edit would go unseen until the values end.
         """
-        for name in self._unfilled.intersection(names):
-            raise InvalidKey(
-                name, f"it is a template, and its braces are not filled; did you mean f{name!r}?"
-            )
+        for name in names:
+            if isinstance(name, str) and name in self._unfilled:
+                raise InvalidKey(
+                    name,
+                    f"it is a template, and its braces are not filled; did you mean f{name!r}?",
+                )
 
     def adopt(self, others: Loaders) -> None:
         """Take over another room's loaders."""
