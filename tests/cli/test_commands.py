@@ -13,7 +13,9 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -267,6 +269,27 @@ def test_docs_prints_the_pages(tmp_path: Path) -> None:
     wrong = said("howto/tag")
     assert wrong.returncode == 2
     assert "did you mean howto/tags?" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("found", "port", "said"),
+    [
+        (None, "5555", "Flower is not installed: pip install 'stillroom[flower]'"),
+        (None, "0", None),
+        (True, "5555", "Flower is http://127.0.0.1:5555"),
+    ],
+)
+def test_up_says_where_flower_is_or_how_to_get_it(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, found: Any, port: str, said: str | None
+) -> None:
+    """`stillroom up` names Flower's address, or what to install, and nothing where nobody wants it."""
+    monkeypatch.setenv("REDIS_URL", server.url)
+    command = import_module("stillroom.cli.up")
+    monkeypatch.setattr("stillroom.cli.stack.importlib.util.find_spec", lambda name: found)
+    monkeypatch.setattr(command, "Supervisor", lambda wanted: SimpleNamespace(run=int))
+    done = CliRunner().invoke(app, ["up", "--flower-port", port])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert said in done.output if said else "Flower" not in done.output
 
 
 @pytest.mark.parametrize(

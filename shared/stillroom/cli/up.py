@@ -27,4 +27,6 @@ def up(
         wanted = services({"REDIS_URL": url}, flower_port=flower_port or None)
         if any(service.name == "flower" for service in wanted):
             typer.echo(f"Flower is http://127.0.0.1:{flower_port}")
+        elif flower_port:
+            typer.echo("Flower is not installed: pip install 'stillroom[flower]'")
         raise typer.Exit(Supervisor(wanted).run())
