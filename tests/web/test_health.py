@@ -144,6 +144,16 @@ def test_a_token_closes_what_is_open_to_this_machine(serve: Serve, server: Embed
     assert asking("/metrics").status == 200
 
 
+def test_where_no_token_is_set_none_is_asked_for(serve: Serve, server: EmbeddedServer) -> None:
+    """Without a token an outsider is told which setting opens the page; a browser asks for no password."""
+    settings = settings_for(server, health_networks="10.0.0.0/8", health_token=None)
+    asking = serve(settings)
+    for path in ("/status", "/metrics"):
+        answer = asking(path)
+        assert (answer.status, answer.body) == (403, b"for operators: set STILLROOM_HEALTH_TOKEN\n")
+        assert "www-authenticate" not in answer.headers
+
+
 def test_a_trusted_proxy_is_no_operator(serve: Serve, server: EmbeddedServer) -> None:
     """A trusted proxy is no operator, though it stands in an operator's network and adds no header."""
     asking = serve(settings_for(server, trusted_proxies="127.0.0.1/32 unix"))

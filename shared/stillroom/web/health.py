@@ -75,6 +75,7 @@ FORWARDED = (
     "x-nf-",
     "x-vercel-",
 )
+TOKEN_TODO = "set STILLROOM_HEALTH_TOKEN"
 METHODS = ("GET", "HEAD")
 
 LIVE, READY, HEALTH, METRICS, STATUS = "live", "ready", "health", "metrics", "status"
@@ -161,6 +162,8 @@ class Endpoints:
             return _health(200, rfc.public_json("pass"))
         is_open = route not in GUARDED or (route == METRICS and self._settings.metrics_open)
         if not is_open and not self.is_operator(request):
+            if self._token is None:  # no login could succeed, so none is asked for
+                return _text(403, f"for operators: {TOKEN_TODO}")
             return _text(401, "for operators", ("WWW-Authenticate", GUARDED[route]))
         return None
 
@@ -201,7 +204,7 @@ class Endpoints:
         if request.method not in (*METHODS, "POST"):
             return _text(405, "GET, HEAD or POST", ("Allow", ", ".join((*METHODS, "POST"))))
         if self._token is None:
-            return _text(404, "for operators: set STILLROOM_HEALTH_TOKEN")
+            return _text(404, f"for operators: {TOKEN_TODO}")
         if not self._has_token(request):
             return _text(401, "for operators", ("WWW-Authenticate", GUARDED[OPERATE]))
         return None
