@@ -44,6 +44,11 @@ MISREAD = (ArithmeticError, AttributeError, LookupError, TypeError)
 TYPES_LIMIT = 500  # an app has so many; types made in each request must not pile up
 
 _PLAIN_JSON = (b"j", b"j:")
+# Pydantic's warning of a value that is not of the type declared: that type, and the field of a model.
+_UNFIT = re.compile(
+    r"Expected `([^`]+)` - serialized value may not be as expected \[(?:field_name='(\w+)')?"
+)
+UNFIT_TOLD = 3
 _INPUT = re.compile(r",? ?input_value=.*?(?=, input_type=|])")
 
 
@@ -348,4 +353,8 @@ def _named(value: Any) -> str:
 
 def _without_values(error: Exception) -> str:
     """Return an error's sentence for the log without the contents of a value."""
-    return _INPUT.sub("", " ".join(str(error).split()))
+    text = " ".join(str(error).split())
+    if unfit := _UNFIT.findall(text):
+        told = dict.fromkeys(f"{field or 'it'} is declared as {kind}" for kind, field in unfit)
+        return ", ".join([*told][:UNFIT_TOLD])
+    return _INPUT.sub("", text)

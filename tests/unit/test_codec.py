@@ -438,6 +438,23 @@ def test_a_refusal_says_what_would_be_lost(value: Any, type: Any, said: str) -> 
         codec.encoded(value, type)
 
 
+@pytest.mark.parametrize(
+    ("value", "type", "said"),
+    [
+        ((1, 2), list[int], "tuple: it is declared as list[int]"),
+        ({"label": None}, Parcel, "dict: it is declared as Parcel"),
+        (Item.model_construct(id="canary"), Item, "Item: id is declared as int"),
+        ("canary", int | list[int], "str: it is declared as int, it is declared as list[int]"),
+    ],
+    ids=lambda one: f"{one!r:.30}",
+)
+def test_a_value_of_another_type_is_refused_in_our_words(value: Any, type: Any, said: str) -> None:
+    """A value that is not of its type is refused with what was declared and where, and without its contents."""
+    with pytest.raises(Unencodable) as caught:
+        codec.encoded(value, type)
+    assert str(caught.value) == said
+
+
 def test_whoever_loaded_a_value_gets_what_a_reader_gets() -> None:
     """The fields of a model that count as given are the same for its loader's caller and for a hit."""
     stored = codec.encoded(Price(), Price)
