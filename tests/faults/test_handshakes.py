@@ -209,6 +209,24 @@ def test_a_user_who_needs_no_password_is_the_one_who_acts(door: Door, face: str)
             admin.acl_deluser("app")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "No password is given: set REDIS_PASSWORD, or the file"),
+        ({"redis_password": "canary"}, r"\. Correct REDIS_PASSWORD, or the file"),
+        ({"login": ":canary@"}, r"\. Correct user and password in REDIS_URL"),
+    ],
+)
+def test_a_login_is_to_be_set_or_corrected(door: Door, given: dict[str, str], said: str) -> None:
+    """Whoever has given no password is told to set one, and whoever has a wrong one to correct it."""
+    url = f"redis://{given.get('login', '')}127.0.0.1:{door.port}"
+    settings = Settings(redis_url=url, redis_password=given.get("redis_password"))
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        with pytest.raises(RedisUnavailable, match=said) as caught:
+            room.connect()
+    assert "canary" not in str(caught.value)
+
+
 def test_limits_are_counted_here(room: Any, refused: Refused) -> None:
     """When connections are refused the process limits from the first check on, and each decision says why."""
     decisions = [room.limits.check("192.0.2.1", [AUTH]) for _ in range(6)]

@@ -19,6 +19,7 @@ class Source(NamedTuple):
     is_set: bool
     default: str
     has_password: bool  # in the URL itself
+    gives_one: bool  # there, or by REDIS_PASSWORD
     is_sentinel: bool
     is_tls: bool
 
@@ -52,7 +53,7 @@ REMEDIES = {
     "closed": "See what its log says, and whether that port is for TLS (rediss://)",
     "tls": "See to its certificate, and in the URL to ssl_ca_certs, to ssl_certfile if it wants a certificate of "
     "its clients, and to the other options",
-    "auth": "Correct {password}",
+    "auth": "{correct} {password}",
     "select": "Name a database that there is, or allow the user SELECT",
     "time": "Give the user that command",
     "readonly": "Let the setting lead to the primary",
@@ -91,11 +92,13 @@ CLUSTERED = ("cluster", "crossslot", "moved", "ask")
 
 def source_of(settings: Settings, setting: str, url: str) -> Source:
     """Return where this URL comes from. `setting`: the field that holds it, `redis_url` or `cache_url`."""
+    has_password = ":" in url.partition("://")[2].rpartition("@")[0] or "password=" in url
     return Source(
         setting="REDIS_URL" if setting == "redis_url" else f"STILLROOM_{setting.upper()}",
         is_set=setting in settings.model_fields_set,
         default=str(Settings.model_fields[setting].default),
-        has_password=":" in url.partition("://")[2].rpartition("@")[0] or "password=" in url,
+        has_password=has_password,
+        gives_one=has_password or settings.redis_password is not None,
         is_sentinel="+sentinel://" in url,
         is_tls=url.startswith("rediss"),
     )
@@ -107,7 +110,8 @@ def explained(failure: RedisUnavailable, source: Source) -> RedisUnavailable:
     if tried is None or type(failure) is not RedisUnavailable:
         return failure
     words = f" ({failure.detail})" if failure.detail else ""
-    remedy = REMEDIES.get(failure.reason, "").format(password=_password(source))
+    correct = "Correct" if source.gives_one else "No password is given: set"
+    remedy = REMEDIES.get(failure.reason, "").format(correct=correct, password=_password(source))
     if failure.reason == "closed" and source.is_tls:
         remedy = CLOSED_BY_TLS
     if failure.reason == "sentinel" and "closed" in failure.detail:
