@@ -18,13 +18,16 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.middleware.csrf import get_token
 from django.template import Context, Template, TemplateSyntaxError
+from django.template.response import SimpleTemplateResponse
 from django.test import AsyncClient, Client, override_settings
 from django.urls import path
 from django.utils import translation
 from django.utils.decorators import method_decorator
 from django.views import View
 
+import redis
 from stillroom import InvalidArgument, InvalidKey, SettingsError, Stillroom
+from stillroom.cache.failures import Failures
 from stillroom.embedded import EmbeddedServer
 from stillroom.testing import Clock
 from stillroom.web.django import room as room_of_django
@@ -32,12 +35,14 @@ from stillroom.web.django.pages import cache_page, tag_page
 from stillroom.web.django.views import fresh
 from tests.support.crowd import PATIENT
 from tests.support.django_project import configure
-from tests.support.web import Reply, ask, serving_wsgi
+from tests.support.held import Held
+from tests.support.web import WITHIN, Reply, ask, serving_wsgi
 
 configure()
 
 PRODUCT = "/products/7"
 calls: list[str] = []
+held = Held()
 price = 1
 
 
@@ -88,6 +93,72 @@ def kept(request: HttpRequest, how: str) -> Any:
     return HttpResponse("x")
 
 
+@cache_page(60)
+def held_up(request: HttpRequest, status: int) -> HttpResponse:
+    """Stand still for the first visitor, whose response nobody may be given."""
+    calls.append("held up")
+    if len(calls) == 1:
+        held.load()
+    return HttpResponse("x", status=status, headers={"Cache-Control": "private"})
+
+
+class RestRequest:
+    """A request as REST framework hands it to a method of a class: around Django's, with its view."""
+
+    def __init__(self, request: HttpRequest, view: Any) -> None:
+        self._request = request
+        self.parser_context = {"view": view}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._request, name)
+
+
+class RestResponse(SimpleTemplateResponse):
+    """A response as REST framework's: it can't be rendered before its view has chosen how."""
+
+    renderer: Any = None
+
+    def __init__(self, data: Any) -> None:
+        super().__init__(None)
+        self.data = data
+
+    @property
+    def rendered_content(self) -> str:
+        assert self.renderer, ".accepted_renderer not set on Response"
+        self["Content-Type"] = "application/json"
+        text: str = self.renderer(self.data)
+        return text
+
+
+class RestView(View):
+    """A class of views in the manner of REST framework, of which methods are cached."""
+
+    def dispatch(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        self.headers = {"Vary": "Accept", "Allow": "GET"}
+        own = RestRequest(request, self)
+        response = getattr(self, request.method.lower())(own, *args, **kwargs)
+        return self.finalize_response(own, response, *args, **kwargs)
+
+    def finalize_response(self, request: Any, response: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(response, RestResponse):
+            response.renderer = json.dumps
+        for name, value in self.headers.items():
+            response[name] = value
+        return response
+
+    @method_decorator(cache_page(60, tags=["product:{id}"], vary=["Accept"]))
+    def get(self, request: Any, id: int) -> Any:
+        calls.append("rest")
+        return RestResponse({"id": id, "price": price})
+
+
+class RestListView(RestView):
+    @method_decorator(cache_page(60))
+    def get(self, request: Any) -> Any:
+        calls.append("list")
+        return RestResponse([price])
+
+
 @cache_page(60, tags=["products"])
 async def slow(request: HttpRequest) -> HttpResponse:
     calls.append("slow")
@@ -123,6 +194,9 @@ urlpatterns = [
     path("about", about),
     path("about/<look>", about),
     path("kept/<how>", kept),
+    path("held/<int:status>", held_up),
+    path("rest", RestListView.as_view()),
+    path("rest/<int:id>", RestView.as_view()),
     path("slow", slow),
 ]
 
@@ -130,9 +204,9 @@ urlpatterns = [
 @pytest.fixture(autouse=True)
 def room(server: EmbeddedServer) -> Iterator[Stillroom]:
     """Return the room that Django uses, and views that nobody has called."""
-    global price
+    global price, held
     calls.clear()
-    price = 1
+    price, held = 1, Held()
     given = PATIENT | {"redis_url": server.url, "namespace": "pages", "request_timeout": 30}
     with override_settings(STILLROOM=given, ROOT_URLCONF=__name__):
         room = room_of_django()
@@ -232,6 +306,60 @@ def test_a_response_that_is_one_visitor_s_is_not_kept(port: int, how: str) -> No
     replies = [ask(port, f"/kept/{how}", headers=origin) for _ in range(2)]
     assert calls == [how, how]
     assert all(reply.body for reply in replies)
+
+
+@pytest.mark.parametrize("same_process", [True, False])
+@pytest.mark.parametrize(("status", "called"), [(200, 2), (404, 2), (503, 1)])
+def test_whoever_waits_for_a_page_that_is_not_kept_has_an_answer(
+    port: int,
+    room: Stillroom,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    called: int,
+    same_process: bool,
+) -> None:
+    """A request that has waited for another's page in vain is answered by the view, or with the same error."""
+    if not same_process:  # which remembers nothing of that load
+        monkeypatch.setattr(Failures, "keep", lambda *_: None)
+        called = 2
+    watching = threading.Event()
+    url, lease = str(room.settings.redis_url), room.operations.cache.keys.lease(b"page")
+    with ThreadPoolExecutor(2) as threads, redis.Redis.from_url(url) as client:
+        first = threads.submit(ask, port, f"/held/{status}")
+        held.wait_until_called()
+        threads.submit(held.let_go_when_waited_for, client, lease, watching)
+        assert watching.wait(WITHIN)
+        assert ask(port, f"/held/{status}").status == status
+        assert first.result(WITHIN).status == status
+    assert len(calls) == called
+
+
+def test_a_page_that_is_not_kept_is_told_and_left_alone(
+    port: int, room: Stillroom, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Why a page is not kept is logged, and for a while no request takes its lease."""
+    assert [ask(port, "/kept/private").status for _ in range(3)] == [200] * 3
+    assert "kept: it says Cache-Control: private" in caplog.text
+    assert room.stats.counts["load_errors"] == 1
+
+
+def test_a_method_of_a_rest_view_is_cached(port: int, room: Stillroom) -> None:
+    """A method of REST framework's class of views is cached where its page names what it varies by."""
+    global price
+    first, second = ask(port, "/rest/7"), ask(port, "/rest/7")
+    assert first.text == second.text == '{"id": 7, "price": 1}'
+    assert first.one("vary") == second.one("vary") == "Accept"
+    assert second.one("cache-status") == "stillroom; hit"
+    price = 2
+    room.cache.invalidate_by_tag("product:7")
+    assert ask(port, "/rest/7").text == '{"id": 7, "price": 2}'
+    assert calls == ["rest"] * 2
+
+
+def test_a_method_of_a_rest_view_that_varies_is_not_kept(port: int) -> None:
+    """A method of REST framework's class is answered, and not kept, where its page names no Accept."""
+    assert [ask(port, "/rest").text for _ in range(2)] == ["[1]"] * 2
+    assert calls == ["list"] * 2
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

@@ -28,6 +28,7 @@ from starlette.routing import Host, Route
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+import redis
 from stillroom import (
     AsyncStillroom,
     InlineDispatch,
@@ -49,7 +50,8 @@ from stillroom.web.pages import Pages
 from stillroom.web.wsgi import StillroomMiddleware as WsgiMiddleware
 from tests.support.bookshop import Shop, serving
 from tests.support.entries import Recording
-from tests.support.web import Reply, ask
+from tests.support.held import Held
+from tests.support.web import WITHIN, Reply, ask
 
 PRODUCT = "/products/7"
 
@@ -172,6 +174,26 @@ def test_many_at_once_render_it_once(port: int, shop: Shop) -> None:
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(visit, range(8))) == [1] * 8
     assert shop.calls == ["product"]
+
+
+@pytest.mark.parametrize(("how", "status"), [("private", 200), ("error", 503)])
+def test_whoever_waits_for_another_process_in_vain_has_the_view_s_answer(
+    face: str, settings: Settings, room: Stillroom, how: str, status: int
+) -> None:
+    """A request that has waited for another process' rendering, whose page is not kept, is answered by the view."""
+    held, watching = Held(), threading.Event()
+    asked: Any = {"path": f"/kept/{how}", "headers": {"Host": "shop.example"}}
+    with serving(face, settings) as (first, shop), serving(face, settings) as (second, other):
+        shop.called = lambda _: held.load()
+        with ThreadPoolExecutor(2) as threads, redis.Redis.from_url(settings.redis_url) as client:
+            rendering = threads.submit(ask, first, **asked)
+            held.wait_until_called()
+            lease = room.operations.cache.keys.lease(b"page")
+            threads.submit(held.let_go_when_waited_for, client, lease, watching)
+            assert watching.wait(WITHIN)
+            assert ask(second, **asked).status == status
+            assert rendering.result(WITHIN).status == status
+        assert other.calls == [how]
 
 
 def test_an_error_of_the_view_is_the_app_s(port: int, shop: Shop, room: Stillroom) -> None:

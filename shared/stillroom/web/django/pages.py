@@ -21,12 +21,13 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.utils import timezone, translation
 
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import SettingsError, did_you_mean
+from stillroom.errors import LoadFailed, SettingsError, did_you_mean
 from stillroom.misuse import explained
 from stillroom.web.django import room
 from stillroom.web.django.requests import is_async_view
 from stillroom.web.pages.answer import CDN_HEADERS, answer_from, bypassed, fits_origin
 from stillroom.web.pages.pages import PageTags, Rendering, tag_page
+from stillroom.web.pages.passes import Passes
 from stillroom.web.pages.policy import ANALYTICS, CAMPAIGNS, Identity, Policy, Visit, identify
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
 from stillroom.web.problem import Answer
@@ -76,11 +77,12 @@ def cache_page(
             known = f"{', '.join(CDN_HEADERS)}{did_you_mean(kind, CDN_HEADERS)}"
             raise SettingsError(f"cdn={kind!r}: one of {known}")
     times = seconds_of("timeout", timeout), seconds_of("swr", swr, least=0)
+    passes = Passes()  # Django's method_decorator decorates a method anew at each call
 
     def decorate(view: V) -> V:
         name = f"{key_prefix}{view.__module__}.{view.__qualname__}"
         tagged = PageTags(tags, view, policy.query)
-        cached = CachedView(name, policy, tagged, times, kinds, harmless)
+        cached = CachedView(name, policy, tagged, times, kinds, harmless, passes)
         if is_async_view(view):
 
             async def awaited(*args: Any, **kwargs: Any) -> Any:
@@ -114,6 +116,7 @@ class CachedView:
         times: tuple[float, float],
         cdn: Sequence[str],
         harmless: Sequence[str],
+        passes: Passes,
     ) -> None:
         self._name = name
         self._policy = policy
@@ -121,6 +124,7 @@ class CachedView:
         self._times = times
         self._cdn = cdn
         self._harmless = harmless
+        self._passes = passes
 
     def answer(
         self, request: HttpRequest, parameters: dict[str, Any], view: Callable[[], HttpResponseBase]
@@ -135,11 +139,17 @@ class CachedView:
             if known is None or not fits_origin(known, self._policy, visit.headers):
                 return self._marked(view(), is_private=False)
             return self._page(known, visit)
+        key = self._key(identity)
+        if key in self._passes:
+            return self._marked(view(), is_private=False)
         rendered: list[HttpResponseBase] = []
+        calls_view = False  # and no other request of this page does
 
         def load() -> StoredPage:
+            nonlocal calls_view
+            calls_view = True
             with Rendering() as added:
-                response = _rendered(view())
+                response = _rendered(request, view())
                 rendered.append(response)
                 _refuse_what_is_private(request, self._policy)
                 tags = [*self._tags.of({**request.GET.dict(), **parameters}), *added]
@@ -148,11 +158,14 @@ class CachedView:
         ttl, swr = self._times
         options: Any = {"ttl": ttl, "swr": swr, "tags": [_tags_of], "type": StoredPage}
         try:
-            page: StoredPage = room().cache.get_or_set(self._key(identity), load, **options)
-        except RenderFailed:
-            return rendered[-1]
-        except NotKept:
-            return self._marked(rendered[-1], is_private=False)
+            page: StoredPage = room().cache.get_or_set(key, load, **options)
+        except RenderFailed as failed:
+            return rendered[-1] if rendered else _response(failed.response)
+        except (NotKept, LoadFailed) as reason:
+            if calls_view and isinstance(reason, LoadFailed):  # of a loader that the view calls
+                raise
+            self._passes.add(key, self._name, reason, room().stats)
+            return self._marked(rendered[-1] if rendered else view(), is_private=False)
         if not fits_origin(page, self._policy, visit.headers):
             return self._marked(view(), is_private=False)
         return self._page(page, visit, "fwd=miss; stored" if rendered else "hit")
@@ -184,12 +197,24 @@ def _visit(request: HttpRequest) -> Visit:
     return Visit(request.method or "GET", site, path.removeprefix(root), query, headers)
 
 
-def _rendered(response: Any) -> HttpResponseBase:
-    """Render a TemplateResponse now, so that its rendered content is kept."""
+def _rendered(request: Any, response: Any) -> HttpResponseBase:
+    """Render a TemplateResponse now, so that its rendered content is kept.
+
+    In a method of a class of REST framework a response has no renderer yet: that class chooses it now, and says by
+    which headers the response varies.
+    """
+    if (view := _rest_view(request)) is not None:
+        response = view.finalize_response(request, response, *view.args, **view.kwargs)
     if hasattr(response, "render") and callable(response.render):
         response = response.render()
     found: HttpResponseBase = response
     return found
+
+
+def _rest_view(request: Any) -> Any:
+    """Return the object of REST framework's that answers this request of its own kind, or None."""
+    view = (getattr(request, "parser_context", None) or {}).get("view")
+    return view if hasattr(view, "finalize_response") else None
 
 
 def _refuse_what_is_private(request: HttpRequest, policy: Policy) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from starlette.routing import BaseRoute, Match, Mount, Route
 
-from stillroom.errors import SettingsError
+from stillroom.errors import LoadFailed, SettingsError
 from stillroom.limits.routes import below
 from stillroom.room import AsyncStillroom
 from stillroom.web.asgi import LIMITED, App, Message, Receive, Scope, Send, StillroomMiddleware
@@ -155,7 +155,9 @@ class PageMiddleware:
         except RenderFailed as failed:
             await _send(send, self._pages.failure(failed, visit))
             return
-        except NotKept as reason:
+        except (NotKept, LoadFailed) as reason:
+            if rendered and isinstance(reason, LoadFailed):  # of a loader that the view calls
+                raise
             self._pages.remember_pass(asked, reason)
             await self.app(scope, receive, _bypassing(send, asked))
             return

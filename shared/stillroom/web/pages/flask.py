@@ -12,7 +12,7 @@ from flask import Flask
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import MapAdapter, RequestRedirect
 
-from stillroom.errors import SettingsError
+from stillroom.errors import LoadFailed, SettingsError
 from stillroom.room import Stillroom
 from stillroom.web.carriers import layers
 from stillroom.web.pages.answer import bypassed, fits_origin
@@ -58,7 +58,9 @@ class PageMiddleware:
                 page = asked.marked.load(*asked.identity)
         except RenderFailed as failed:
             return _started(start_response, self._pages.failure(failed, visit))
-        except NotKept as reason:
+        except (NotKept, LoadFailed) as reason:
+            if rendered and isinstance(reason, LoadFailed):  # of a loader that the view calls
+                raise
             self._pages.remember_pass(asked, reason)
             return self.app(environ, _bypassing(start_response, asked))
         if not fits_origin(page, asked.marked.policy, visit.headers):

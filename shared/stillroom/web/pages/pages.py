@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
@@ -25,12 +24,13 @@ from stillroom.cache.arguments import text_in_tag
 from stillroom.cache.loaders import several
 from stillroom.cache.template import Template
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import InvalidArgument, InvalidKey, SettingsError, did_you_mean
+from stillroom.errors import InvalidArgument, InvalidKey, LoadFailed, SettingsError, did_you_mean
 from stillroom.integrations.model_tags import names_in
 from stillroom.keys import sanitized
 from stillroom.misuse import explained
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.pages.answer import CDN_HEADERS, answer_from
+from stillroom.web.pages.passes import Passes
 from stillroom.web.pages.policy import ANALYTICS, CAMPAIGNS, Identity, Policy, Visit, identify
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage
 from stillroom.web.problem import Answer
@@ -41,8 +41,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R", Stillroom, AsyncStillroom)
 
 ATTRIBUTE = "__stillroom_page__"
-PASS_S = 10.0  # a page that can't be kept is rendered without asking for so long
-PASSES = 10_000  # such pages that a process remembers
 
 # The tags that the view adds while it is rendered, and whether it was rendered for this request.
 _tags: ContextVar[list[str] | None] = ContextVar("stillroom_page_tags", default=None)
@@ -85,10 +83,13 @@ class PageTags:
         self._hints = _hints(endpoint)
         self._templates: list[Template] = []
         known = [*parameters, *query]
+        takes_any = "request" in parameters or any(
+            one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()
+        )
         for tag in several("tags", tags):
             names = names_in(tag)
             for name in names:
-                if name not in known and "request" not in parameters:
+                if name not in known and not takes_any:
                     reason = f"{{{name}}} is no parameter of {endpoint.__name__}"
                     raise InvalidKey(tag, reason + did_you_mean(name, known))
             self._templates.append(Template(tag, names, lambda _: text_in_tag, escapes=False))
@@ -143,7 +144,7 @@ class Pages(Generic[R]):
                 raise SettingsError(f"cdn={kind!r}: one of {known}")
         self._harmless = list(harmless_cookies)
         self._marked: dict[str, Marked] = {}
-        self._passes: dict[tuple[str, Identity], float] = {}
+        self._passes = Passes()
         self.render: Callable[[Marked, Identity], Any] | None = None  # set by install
 
     @explained
@@ -260,10 +261,8 @@ class Pages(Generic[R]):
         if marked is None:
             return None
         identity = identify(visit, marked.policy, self._harmless)
-        if isinstance(identity, Identity):
-            until = self._passes.get((marked.name, identity))
-            if until is not None and time.monotonic() < until:
-                return Found(marked, "not kept")
+        if isinstance(identity, Identity) and (marked.name, identity) in self._passes:
+            return Found(marked, "not kept")
         return Found(marked, identity)
 
     def answer(self, found: Found, visit: Visit, page: StoredPage, *, is_new: bool) -> Answer:
@@ -276,15 +275,10 @@ class Pages(Generic[R]):
         said = [*app.headers, ("cache-status", "stillroom; fwd=miss")]
         return Answer(app.status, said, b"" if visit.method == "HEAD" else app.body)
 
-    def remember_pass(self, found: Found, reason: NotKept) -> None:
+    def remember_pass(self, found: Found, reason: NotKept | LoadFailed) -> None:
         """Remember that this page can't be kept: for a while nobody tries, or waits for one who does."""
-        self.room.stats.say(
-            "a page is not cached", found.marked.name, f"{found.marked.name}: {reason}"
-        )
-        if len(self._passes) >= PASSES:
-            self._passes.clear()
-        assert isinstance(found.identity, Identity)
-        self._passes[found.marked.name, found.identity] = time.monotonic() + PASS_S
+        page = found.marked.name, found.identity
+        self._passes.add(page, found.marked.name, reason, self.room.stats)
 
     def _rendering(self) -> Callable[[Marked, Identity], Any]:
         if (rendered := _rendered.get()) is not None:
