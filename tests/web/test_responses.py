@@ -657,6 +657,39 @@ def test_an_error_that_the_app_makes_of_that_is_a_503(face: str, away: Settings,
         assert start["status"] == 503
 
 
+@pytest.mark.parametrize("kind", ["wsgi", "http", "websocket"])
+def test_a_session_of_another_adapter_that_is_away_is_a_503(away: Settings, kind: str) -> None:
+    """An app whose session is another adapter's, as Django's is in Channels, is answered with 503 without Redis."""
+    token, other = make_token(1, b"x" * 32), Stillroom(away, dispatch=NoDispatch())
+
+    def wsgi(environ: Any, start_response: Any) -> list[bytes]:
+        other.sessions.get(token)
+        return []
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.to_thread(other.sessions.get, token)
+
+    async def statuses() -> list[int]:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": kind, "method": "GET", "path": "/", "headers": []}
+        answering = {"extensions": {"websocket.http.response": {}}}
+        room = AsyncStillroom(away, dispatch=NoDispatch())
+        await Asgi(asgi, room, sessions=False)(scope | answering, None, send)  # type: ignore[arg-type]
+        return [one["status"] for one in sent if one["type"].endswith("response.start")]
+
+    if kind == "wsgi":
+        room, started = Stillroom(away, dispatch=NoDispatch()), []
+        environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/"}
+        Wsgi(wsgi, room, sessions=False)(environ, lambda *given: started.append(given))
+        assert started[0][0] == "503 Service Unavailable"
+    else:
+        assert asyncio.run(statuses()) == [503]
+
+
 def test_an_error_after_a_failure_that_was_handled_is_the_app_s_own(
     face: str, room: Stillroom
 ) -> None:

@@ -147,7 +147,8 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         with self._room.request() as budget:
             if route is None or await self._admits(route, visit, seen, send):
                 ending = partial(self._ending, route, visit, session)
-                handshake = Handshake(session, self._room, budget, seen, send, ending)
+                keeps = self._has_sessions
+                handshake = Handshake(session, self._room, budget, seen, send, ending, keeps)
                 try:
                     await handshake.of(self.app, seen, receive)
                 finally:
@@ -340,7 +341,8 @@ class _Response:
             is_told = self._is_replaced and error is self._session.failure
             if self._has_begun and not is_told:
                 raise
-            answer = answer_to(error, self._session, self._scope["method"])
+            keeps, method = self._middleware._has_sessions, self._scope["method"]
+            answer = answer_to(error, self._session, method, keeps_sessions=keeps)
             if answer is None:
                 raise
             if not is_told:

@@ -52,11 +52,14 @@ def ending(
     return with_cookie(session, cookie, headers)
 
 
-def answer_to(error: Exception, session: RequestSession, method: str) -> Answer | None:
+def answer_to(
+    error: Exception, session: RequestSession, method: str, *, keeps_sessions: bool
+) -> Answer | None:
     """Return the answer to a request whose app raised this error. None: it is the app's own.
 
     The app may have made another error of the one that its session raised, and tasks raise theirs in groups. An
-    error after one that the app has handled is not made of it.
+    error after one that the app has handled is not made of it. Where the middleware does not keep the sessions,
+    another adapter does, such as Django's in Channels: that one's failure is known by its class.
     """
     failure = session.failure
     is_theirs = isinstance(failure, SessionStoreUnavailable | SessionNotFresh)
@@ -67,6 +70,10 @@ def answer_to(error: Exception, session: RequestSession, method: str) -> Answer 
         )
         return failed(failure, method)
     raised = _leaves(error)
+    away = [one for one in raised if isinstance(one, SessionStoreUnavailable)]
+    if len(away) == len(raised) and not keeps_sessions:
+        log.warning("a request was not answered for want of a session: %s", away[0])
+        return failed(away[0], method)
     loads = [one for one in raised if isinstance(one, LoadShed)]
     return shed(loads[0], method) if len(loads) == len(raised) else None
 

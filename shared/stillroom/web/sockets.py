@@ -38,14 +38,19 @@ class Handshake:
         scope: Any,
         send: Send,
         ending: Callable[[int, list[Header]], Operation[Ending]],
+        keeps_sessions: bool,
     ) -> None:
-        """`ending` writes the session for an answer with this status and headers, and ends the request."""
+        """`ending` writes the session for an answer with this status and headers, and ends the request.
+
+        `keeps_sessions`: whether the middleware does, and not another adapter further in.
+        """
         self._session = session
         self._room = room
         self._budget = budget
         self._answers = can_answer(scope)
         self._really_send = send
         self._ending = ending
+        self._keeps_sessions = keeps_sessions
         self._has_begun = False
         self._is_refused = False
 
@@ -54,7 +59,10 @@ class Handshake:
         try:
             await app(scope, receive, self._send)
         except Exception as error:
-            answer = None if self._has_begun else answer_to(error, self._session, "GET")
+            if self._has_begun:
+                raise
+            keeps = self._keeps_sessions
+            answer = answer_to(error, self._session, "GET", keeps_sessions=keeps)
             if answer is None:
                 raise
             await self._refuse(answer)

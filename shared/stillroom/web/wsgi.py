@@ -301,7 +301,9 @@ class _Response:
 
     def _explain(self, error: Exception) -> bytes:
         """Return the body of a 503, or a 401, for an app's 500. Raises what is the app's own error."""
-        answer = None if self._write else answer_to(error, self._session, self._method)
+        keeps = self._middleware._has_sessions
+        session, method = self._session, self._method
+        answer = None if self._write else answer_to(error, session, method, keeps_sessions=keeps)
         if answer is None:
             raise error
         self._answer(answer, self._middleware.cors_of(self._environ))
