@@ -48,8 +48,10 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture
-def async_room(settings: Settings) -> AsyncStillroom:
-    return AsyncStillroom(settings, dispatch=NoDispatch())
+def async_room(settings: Settings) -> Iterator[AsyncStillroom]:
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    yield room
+    asyncio.run(room.close())  # also what was opened for threads, where no app's lifespan has
 
 
 def wrapped(app: Any, room: AsyncStillroom, **options: Any) -> Any:
@@ -164,6 +166,42 @@ def test_a_session_in_the_scope_is_read_by_whatever_a_dict_can_do(
     with TestClient(wrapped(app, async_room)) as client:
         client.get("/begin")
         assert client.get("/look").json() == given
+
+
+ACTS: dict[str, Callable[[Any], Any]] = {
+    "login": lambda session: session.login("ann"),
+    "logout": lambda session: session.logout(),
+    "renew": lambda session: session.renew(),
+    "confirm": lambda session: session.confirm(),
+    "mutate": lambda session: session.mutate(lambda data: data.clear()),
+    "user_id": lambda session: session.user_id,
+    "found": lambda session: session.found,
+    "is_fresh": lambda session: session.is_fresh(60),
+}
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_a_session_in_the_scope_is_read_by_what_is_the_session_s_own(
+    name: str, async_room: AsyncStillroom
+) -> None:
+    """`login`, `renew` and the rest of the session work at `scope["session"]` without a load, too."""
+
+    async def begin(request: Request) -> PlainTextResponse:
+        request.session["a"] = 1
+        return PlainTextResponse()
+
+    async def act(request: Request) -> JSONResponse:
+        session = request.scope["session"]
+        ACTS[name](session)
+        return JSONResponse(dict(session))
+
+    app = Starlette(routes=[Path_("/begin", begin), Path_("/act", act)])
+    with TestClient(wrapped(app, async_room)) as client:
+        client.get("/begin")
+        before = dict(client.cookies)
+        assert client.get("/act").json() == ({} if name in ("logout", "mutate") else {"a": 1})
+        is_new = name in ("login", "logout", "renew", "confirm")
+        assert (dict(client.cookies) != before) == is_new
 
 
 def test_request_session_says_503_while_redis_is_away() -> None:

@@ -10,6 +10,13 @@ from stillroom.operation import Driver
 from stillroom.web.request_session import AsyncWebSession
 
 PATHS = 1_024  # that are remembered
+# The session's own attributes that look at its data.
+LOOKING = frozenset(
+    {
+        *("user_id", "found", "login", "logout", "renew", "confirm"),
+        *("is_fresh", "require_fresh", "mutate"),
+    }
+)
 
 
 class Ahead:
@@ -129,4 +136,8 @@ class ScopeSession(dict[str, Any]):
 
     def __getattr__(self, name: str) -> Any:
         """Return `login`, `user_id` and the other attributes of the session itself."""
+        if (
+            name in LOOKING
+        ):  # nobody has to load it: only newer releases of Starlette call `mark_accessed`
+            self._filled()
         return getattr(self._session, name)
