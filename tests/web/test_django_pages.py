@@ -41,6 +41,7 @@ from tests.support.web import WITHIN, Reply, ask, serving_wsgi
 configure()
 
 PRODUCT = "/products/7"
+BROKEN = -1  # a price at which the view answers with 503
 calls: list[str] = []
 held = Held()
 price = 1
@@ -50,7 +51,8 @@ price = 1
 def product(request: HttpRequest, id: int) -> HttpResponse:
     calls.append("product")
     tag_page(f"price:{price}")
-    return JsonResponse({"id": id, "price": price, "sort": request.GET.get("sort")})
+    status = 503 if price == BROKEN else 200
+    return JsonResponse({"id": id, "price": price, "sort": request.GET.get("sort")}, status=status)
 
 
 @cache_page(60, vary=["Accept-Language"], max_age=30)
@@ -389,6 +391,18 @@ def test_a_stale_page_is_served_while_one_reader_renders_it(port: int, room: Sti
         assert set(threads.map(visit, range(4))) <= {1, 2}
     assert priced(ask(port, PRODUCT)) == 2
     assert calls == ["product", "product"]
+
+
+def test_a_stale_page_in_place_of_an_error_is_a_hit(port: int, room: Stillroom) -> None:
+    """A stale page that is served because its view fails now is said to be a hit, and not a new page."""
+    global price
+    ask(port, PRODUCT)
+    price = BROKEN
+    Clock(room).advance(61)
+    replies = [ask(port, PRODUCT) for _ in range(2)]
+    assert [priced(reply) for reply in replies] == [1, 1]
+    assert [reply.one("cache-status") for reply in replies] == ["stillroom; hit"] * 2
+    assert calls == ["product"] * 2
 
 
 def test_an_async_view_is_cached_too(room: Stillroom) -> None:

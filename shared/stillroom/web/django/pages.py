@@ -143,22 +143,24 @@ class CachedView:
         if key in self._passes:
             return self._marked(view(), is_private=False)
         rendered: list[HttpResponseBase] = []
-        calls_view = False  # and no other request of this page does
+        calls_view = is_new = False  # the view is called for this request, and its page may be kept
 
         def load() -> StoredPage:
-            nonlocal calls_view
+            nonlocal calls_view, is_new
             calls_view = True
             with Rendering() as added:
                 response = _rendered(request, view())
                 rendered.append(response)
                 _refuse_what_is_private(request, self._policy)
                 tags = [*self._tags.of({**request.GET.dict(), **parameters}), *added]
-                return _kept(self._policy, request, response, tags)
+                page = _kept(self._policy, request, response, tags)
+            is_new = True
+            return page
 
         ttl, swr = self._times
         options: Any = {"ttl": ttl, "swr": swr, "tags": [_tags_of], "type": StoredPage}
         try:
-            page: StoredPage = room().cache.get_or_set(key, load, **options)
+            found: StoredPage = room().cache.get_or_set(key, load, **options)
         except RenderFailed as failed:
             return rendered[-1] if rendered else _response(failed.response)
         except (NotKept, LoadFailed) as reason:
@@ -166,9 +168,9 @@ class CachedView:
                 raise
             self._passes.add(key, self._name, reason, room().stats)
             return self._marked(rendered[-1] if rendered else view(), is_private=False)
-        if not fits_origin(page, self._policy, visit.headers):
+        if not fits_origin(found, self._policy, visit.headers):
             return self._marked(view(), is_private=False)
-        return self._page(page, visit, "fwd=miss; stored" if rendered else "hit")
+        return self._page(found, visit, "fwd=miss; stored" if is_new else "hit")
 
     def _page(self, page: StoredPage, visit: Visit, status: str = "hit") -> HttpResponse:
         asked = visit.headers
