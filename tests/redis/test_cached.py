@@ -218,6 +218,7 @@ def test_a_cached_function_looks_like_the_function() -> None:
     assert number.__name__ == "number"  # type: ignore[attr-defined]
     assert inspect.getdoc(number) == "Return a number."
     assert str(inspect.signature(number)) == "(id: 'int') -> 'int'"
+    assert number.__globals__ is globals()  # where older FastAPI looks for what annotations mean
     assert inspect.iscoroutinefunction(async_number)
     assert inspect.iscoroutinefunction(async_number.invalidate)
     assert asyncio.iscoroutinefunction(async_number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import inspect
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,7 @@ from stillroom.sessions.token import make_token
 from stillroom.web import Header, Refusal
 from tests.support.celery_process import until
 from tests.support.monitor import ON_ITS_WAY, sent
-from tests.support.web import Browser, ask
+from tests.support.web import Browser, Reply, ask
 from tests.web.limited_apps import FRAMEWORKS, GATE, ORIGIN, PLACE, serving
 from tests.web.test_limits import read
 
@@ -504,6 +505,19 @@ def in_fastapi(settings: Settings, key: Any) -> Any:
         return "done"
 
     return TestClient(app)
+
+
+def test_annotations_of_a_limited_endpoint_are_those_of_its_module() -> None:
+    """A limited endpoint's annotations that are texts are read in its own module, and others are left."""
+    from stillroom.web.starlette import limited
+
+    def endpoint(header: Header, hidden: NowhereImported) -> Reply:  # type: ignore[name-defined]  # noqa: F821
+        return Reply(200, [], b"")
+
+    made = inspect.signature(limited(Limit("texts", 1, 60))(endpoint))
+    assert made.parameters["header"].annotation is Header
+    assert made.parameters["hidden"].annotation == "NowhereImported"
+    assert made.return_annotation is Reply
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -31,6 +31,8 @@ class _Cached(Generic[P, T_co]):
         vars(self).update({name: one for name, one in own.items() if name not in hidden})
         functools.update_wrapper(self, function, updated=())  # type: ignore[arg-type]  # an instance is fine
         self.__name__ = getattr(self, "__name__", loader.name)
+        # Before 0.124 FastAPI looks here for what the annotations of a dependency mean.
+        self.__globals__ = getattr(inspect.unwrap(function), "__globals__", {})
         self.loader = loader
         self._body = body
         self._copies = body.copies

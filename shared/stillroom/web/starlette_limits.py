@@ -264,14 +264,36 @@ def _limited_function(endpoint: Any, declaration: Limited) -> Any:
 
 
 def _with_connection(endpoint: Any) -> inspect.Signature:
-    """Return the endpoint's signature with a request, because FastAPI passes only what a signature names."""
+    """Return the endpoint's signature with a request, because FastAPI passes only what a signature names.
+
+    Annotations that are texts mean what they mean in the endpoint's module: before 0.124 FastAPI would look for
+    their names in this one.
+    """
     signature = inspect.signature(endpoint)
-    known = [one for one in signature.parameters.values() if one.name != CONNECTION]
+    names = getattr(inspect.unwrap(endpoint), "__globals__", {})
+    known = [
+        one.replace(annotation=_meant(one.annotation, names))
+        for one in signature.parameters.values()
+        if one.name != CONNECTION
+    ]
     last = [one for one in known if one.kind is inspect.Parameter.VAR_KEYWORD]
     wanted = inspect.Parameter(
         CONNECTION, inspect.Parameter.KEYWORD_ONLY, annotation=HTTPConnection
     )
-    return signature.replace(parameters=[*[one for one in known if one not in last], wanted, *last])
+    return signature.replace(
+        parameters=[*[one for one in known if one not in last], wanted, *last],
+        return_annotation=_meant(signature.return_annotation, names),
+    )
+
+
+def _meant(annotation: Any, names: dict[str, Any]) -> Any:
+    """Return what an annotation means, or the annotation where its names are known to type checkers alone."""
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, dict(names))
+    except Exception:
+        return annotation
 
 
 def _limited_class(endpoint: type, declaration: Limited) -> type:
