@@ -507,6 +507,17 @@ def in_fastapi(settings: Settings, key: Any) -> Any:
     return TestClient(app)
 
 
+def test_limits_around_an_app_take_it_by_its_name() -> None:
+    """A `Middleware(limited(…))` is given its app by position, or by name, as in older Starlettes."""
+    from stillroom.web.starlette import limited
+
+    def inner(scope: Any, receive: Any, send: Any) -> Any:
+        raise AssertionError("nobody asks")
+
+    put_on: Any = limited(Limit("around", 1, 60))
+    assert put_on(inner).app is put_on(app=inner).app is inner
+
+
 def test_annotations_of_a_limited_endpoint_are_those_of_its_module() -> None:
     """A limited endpoint's annotations that are texts are read in its own module, and others are left."""
     from stillroom.web.starlette import limited

@@ -304,6 +304,22 @@ def test_the_test_client_stays_logged_in_over_http(
     assert "plain http" not in caplog.text
 
 
+def test_the_test_client_of_older_starlettes_stays_logged_in_too(
+    async_room: AsyncStillroom,
+) -> None:
+    """The test client is known where it names itself by a list, as in older releases of Starlette."""
+
+    async def listed(scope: Any, receive: Any, send: Any) -> None:
+        if "client" in scope:
+            scope = {**scope, "client": [*scope["client"]]}
+        await app(scope, receive, send)
+
+    app = shop(async_room)
+    with TestClient(listed) as client:
+        client.post("/login/ann")
+        assert client.get("/me").json() == {"user": "ann"}
+
+
 def test_a_secure_cookie_over_http_is_told_once(
     async_room: AsyncStillroom, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -419,7 +419,8 @@ async def _send_answer(send: Send, answer: Answer, more: list[Header]) -> None:
 
 def _is_test(scope: Scope) -> bool:
     """Return whether this is Starlette's own test client on plain http, which keeps cookies as a browser does."""
-    return scope.get("client") == TEST_CLIENT and scope.get("scheme") in ("http", "ws")
+    client = tuple(scope.get("client") or ())  # a list in older releases
+    return client == TEST_CLIENT and scope.get("scheme") in ("http", "ws")
 
 
 def _peer(scope: Scope) -> str | None:

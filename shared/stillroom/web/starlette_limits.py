@@ -83,18 +83,18 @@ def limited(
     """
     declaration = declared(limits, by, cost, count, exempt_when)
 
-    def put_on(endpoint: E) -> E:
-        if isinstance(endpoint, type):
-            made: Any = _limited_class(endpoint, declaration)
-        elif _is_app(endpoint):
-            made = LimitedApp(endpoint, declaration)
-        elif callable(endpoint):
-            made = _limited_function(endpoint, declaration)
+    def put_on(
+        app: E,
+    ) -> E:  # an endpoint, too; by this name older Starlettes give a middleware its app
+        if isinstance(app, type):
+            made: Any = _limited_class(app, declaration)
+        elif _is_app(app):
+            made = LimitedApp(app, declaration)
+        elif callable(app):
+            made = _limited_function(app, declaration)
         else:
-            meant = "; did you mean @limited(AUTH)?" if isinstance(endpoint, HTTPConnection) else ""
-            raise InvalidLimit(
-                endpoint, f"limits are put on a function, a class or an ASGI app{meant}"
-            )
+            meant = "; did you mean @limited(AUTH)?" if isinstance(app, HTTPConnection) else ""
+            raise InvalidLimit(app, f"limits are put on a function, a class or an ASGI app{meant}")
         found: E = made
         return found
 

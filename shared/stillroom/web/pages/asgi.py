@@ -14,6 +14,8 @@ from stillroom.errors import LoadFailed, SettingsError
 from stillroom.limits.routes import below
 from stillroom.room import AsyncStillroom
 from stillroom.web.asgi import LIMITED, App, Message, Receive, Scope, Send, StillroomMiddleware
+from stillroom.web.carriers import layers
+from stillroom.web.ending import Header
 from stillroom.web.pages.answer import bypassed, fits_origin
 from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering, own_mark
 from stillroom.web.pages.policy import Identity, Visit
@@ -61,6 +63,7 @@ class Renderer:
     def __init__(self, pages: Pages[Any], app: Any) -> None:
         self.pages = pages
         self.inner: App | None = None  # the app below the middleware; made with the first request
+        self.is_around_cors = False  # whether a CORS layer is below it, too
         self._app = app
         self._table: list[Endpoint] = []
         self._counted = -1
@@ -90,9 +93,24 @@ class Renderer:
         marked = own_mark(found[0], marked)
         response = Collected(self.pages.room.settings.decoded_limit)
         with Rendering() as added:
-            await self._below()(scope, _no_body(), response.send)
+            try:
+                await self._below()(scope, _no_body(), response.send)
+            except Exception:  # older Starlettes raise what a stream raises in a group
+                if response.refused is None:
+                    raise
+                raise response.refused from None
         tags = [*marked.tags.of({**found[1], **_query(identity)}), *added]
-        return kept(marked.policy, response.status, response.headers, bytes(response.body), tags)
+        headers = [*response.headers, *self._varying(response.headers)]
+        return kept(marked.policy, response.status, headers, bytes(response.body), tags)
+
+    def _varying(self, headers: Iterable[Header]) -> list[Header]:
+        """Return Vary: Origin where older releases of Starlette's CORS layer do not say it.
+
+        They say nothing to a request without Origin, such as the clean one. So nobody else would know that a page
+        of another origin is not to be given that answer.
+        """
+        says_cors = any(name.lower() == "access-control-allow-origin" for name, _ in headers)
+        return [("vary", "Origin")] if self.is_around_cors and not says_cors else []
 
     def _below(self) -> App:
         if self.inner is None:  # in a worker nobody has asked the app for anything
@@ -138,6 +156,7 @@ class PageMiddleware:
         self._pages = renderer.pages
         # With sessions, because the app's middleware may be further out. A clean request has nobody's.
         renderer.inner = StillroomMiddleware(app, self._pages.room)
+        renderer.is_around_cors = any(type(one).__name__ == "CORSMiddleware" for one in layers(app))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self._find(scope)
@@ -187,6 +206,7 @@ class Collected:
         self.status = 0
         self.headers: list[tuple[str, str]] = []
         self.body = bytearray()
+        self.refused: NotKept | None = None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -196,7 +216,8 @@ class Collected:
         elif message["type"] == "http.response.body":
             self.body += message.get("body", b"")
             if len(self.body) > self._limit:
-                raise NotKept(f"it has more than {self._limit:,} bytes")
+                self.refused = NotKept(f"it has more than {self._limit:,} bytes")
+                raise self.refused
 
 
 def _no_body() -> Receive:
