@@ -44,7 +44,7 @@ from stillroom import (
     Stillroom,
 )
 from stillroom.sessions.token import make_token
-from stillroom.web import HealthASGI, HealthWSGI, Refusal
+from stillroom.web import HealthASGI, HealthWSGI, Refusal, starlette_limits
 from stillroom.web.asgi import StillroomMiddleware as Asgi
 from stillroom.web.carriers import layers
 from stillroom.web.cors import ASKS, LEARNED_S, OPEN, Learned, Unanswered
@@ -890,6 +890,17 @@ def test_a_websocket_has_its_endpoints_limits(settings: Settings, path: str) -> 
         assert [reply.status for reply in replies] == [101, 101, 429]
         assert replies[-1].one("retry-after")
         assert ask(port, "/ws", headers=HANDSHAKE).status == 101
+
+
+@pytest.mark.parametrize("path", ["/own", "/class"])
+def test_a_websocket_over_its_limit_is_closed_by_older_starlettes(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Where Starlette answers no handshakes, one that is over its limit is closed, which is 403 and not 500."""
+    monkeypatch.setattr(starlette_limits, "ANSWERS_HANDSHAKES", False)
+    with serving_websockets(settings) as port:
+        replies = [ask(port, path, headers=HANDSHAKE) for _ in range(3)]
+        assert [reply.status for reply in replies] == [101, 101, 403]
 
 
 def test_a_websocket_has_the_limits_of_the_table(settings: Settings) -> None:

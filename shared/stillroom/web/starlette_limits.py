@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from starlette import __version__ as starlette_version
 from starlette._utils import is_async_callable
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
@@ -41,6 +42,8 @@ from stillroom.web.visit import RENDERING, Visit
 E = TypeVar("E")
 
 CONNECTION = "stillroom_connection"  # by which FastAPI hands a decorated endpoint its request
+# Whether what a handler of errors returns answers a handshake, too. Before, the server made a 500 of it.
+ANSWERS_HANDSHAKES = tuple(map(int, starlette_version.split(".")[:2])) >= (0, 41)
 
 
 class LimitExceeded(HTTPException):
@@ -134,8 +137,10 @@ async def check(connection: HTTPConnection, declaration: Limited) -> None:
     if denial is None:
         return
     scope = connection.scope
-    if scope["type"] == "websocket" and (denial.banned or not can_answer(scope)):
-        raise WebSocketException(POLICY_VIOLATION, _said(denial))
+    if scope["type"] == "websocket":
+        may_answer = ANSWERS_HANDSHAKES and can_answer(scope)
+        if denial.banned or not may_answer:
+            raise WebSocketException(POLICY_VIOLATION, _said(denial))
     handlers = scope.get("starlette.exception_handlers")
     if handlers:  # an app that has its own handler goes on to have it
         handlers[0].setdefault(LimitExceeded, _answered)
