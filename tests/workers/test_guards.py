@@ -507,6 +507,7 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self._holes: list[threading.Event] = []
         self._sockets: list[socket.socket] = [self._listener]
+        self._awaited: list[tuple[bytes, str]] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -520,14 +521,27 @@ class Proxy:
                 for pair in ((inside, outside), (outside, inside)):
                     threading.Thread(target=self._pump, args=(*pair, hole), daemon=True).start()
 
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket, hole: threading.Event) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, hole: threading.Event) -> None:
         with suppress(OSError):
             while data := source.recv(65_536):
+                if self._awaited and self._awaited[0][0] in data:
+                    if self._awaited.pop(0)[1] == "close":
+                        source.shutdown(socket.SHUT_RDWR)
+                        break
+                    hole.set()
                 if not hole.is_set():
                     sink.sendall(data)
             if not hole.is_set():
                 sink.shutdown(socket.SHUT_RDWR)
+
+    def lose(self, command: bytes, how: str, times: int = 1) -> None:
+        """Lose the next commands of this name: how="close" closes their connections, "swallow" sends no more on."""
+        self._awaited += [(command, how)] * times
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether all that was to be lost is lost."""
+        return not self._awaited
 
     def cut(self) -> None:
         for hole in self._holes:
@@ -566,6 +580,45 @@ def test_options_find_a_half_open_connection(
         other.lpush("celery", mark(f"with one {number}"))
     until(lambda: broker.redis.exists("ran:with both 7"), "it is found and work goes on", 8)
     assert not broker.redis.keys("ran:with one *")
+
+
+@pytest.mark.parametrize("how", ["close", "swallow"])
+def test_a_message_that_redis_does_not_note_is_not_lost(
+    broker: Broker, proxy: Proxy, worker: StartWorker, how: str
+) -> None:
+    """A message that was taken is run, whether the connection is closed or no answer comes to who notes it."""
+    guarded = worker(
+        guarded=True,
+        BROKER=f"redis://127.0.0.1:{proxy.port}/0",
+        OPTIONS=json.dumps(OPTIONS | {"socket_timeout": 1}),
+    )
+    proxy.lose(b"ZADD", how)
+    broker.push(mark("unnoted"))
+    until(lambda: proxy.is_done, "the note is lost")
+    until(lambda: broker.redis.exists("ran:unnoted"), "it is run")
+    assert guarded.exit_code is None
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_acks_that_fail_hold_no_places(
+    broker: Broker, proxy: Proxy, worker: StartWorker, pool: str
+) -> None:
+    """A worker whose acks have failed, as many as it may have messages, takes other messages."""
+    guarded = worker(
+        guarded=True,
+        pool=pool,
+        BROKER=f"redis://127.0.0.1:{proxy.port}/0",
+        OPTIONS=json.dumps(OPTIONS | {"visibility_timeout": 3_600}),
+    )
+    proxy.lose(b"ZREM", "close", times=4)
+    for number in range(4):
+        broker.push(mark(f"unacked {number}"))
+        until(partial(broker.redis.exists, f"ran:unacked {number}"), "it is run")
+    until(lambda: proxy.is_done, "the acks are lost")
+    broker.push(*(mark(f"after {number}") for number in range(4)))
+    until(lambda: len(broker.redis.keys("ran:after *")) == 4, "others are run")
+    assert "Connection to broker lost" not in guarded.log, "which would have made new places"
+    assert guarded.stop() == 0
 
 
 # Wiring ───────────────────────────────────────────────────────────────────────────────────────────

@@ -23,7 +23,8 @@ from __future__ import annotations
 import logging
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property, partial
 from math import inf
 from time import monotonic, sleep
@@ -90,10 +91,13 @@ _PEER_CLASSES = (
     redis.exceptions.TryAgainError,
     redis.exceptions.OutOfMemoryError,  # inside of MULTI it is said of each command, an ack's too
 )
+# What is raised where Redis does not note who has a message. redis-py's TimeoutError is no ConnectionError.
+_UNNOTED = (redis.ConnectionError, redis.TimeoutError, OSError)
 # Between two connections to a server that says so: it answers at once, and for seconds.
 PEER_PAUSE_S = 1.0
 
 # Neither library has types of its own. As Any they look the same to mypy with and without stubs.
+_StockQoS: Any = transport.QoS
 _StockChannel: Any = transport.Channel
 _StockTransport: Any = transport.Transport
 _StockConnection: Any = connection.Connection
@@ -109,9 +113,37 @@ _StockRequest: Any = request.Request
 _logger = logging.getLogger(__name__)
 
 
+class Unacked(_StockQoS):  # type: ignore[misc]
+    """The messages that a channel has taken and not acknowledged: at most as many as its worker has threads."""
+
+    def ack(self, delivery_tag: Any) -> None:
+        """Acknowledge a message. It gives its place to another one also where Redis does not answer.
+
+        Stock keeps the place until the connection that takes messages is lost, which an ack does not use: after as
+        many acks that failed as there are threads, the worker took no message for ever, and looked alive. The
+        message comes back when its visibility timeout ends.
+        """
+        with self._giving_its_place(delivery_tag):
+            super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
+        """Reject a message, which gives its place to another one too."""
+        with self._giving_its_place(delivery_tag):
+            super().reject(delivery_tag, requeue=requeue)
+
+    @contextmanager
+    def _giving_its_place(self, delivery_tag: Any) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._quick_ack(delivery_tag)
+            raise
+
+
 class Channel(_StockChannel):  # type: ignore[misc]
     """kombu's Redis channel, whose connection may be gone and whose queues may hold anything."""
 
+    QoS: Any = Unacked
     undeliverable: Callable[[bytes, str, str], None] | None = None
     from_transport_options = (
         *_StockChannel.from_transport_options,
@@ -316,7 +348,7 @@ class Transport(_StockTransport):  # type: ignore[misc]
         message["properties"]["delivery_info"] = {"exchange": "", "routing_key": queue}
         try:
             super()._deliver(message, queue)
-        except redis.ConnectionError:
+        except _UNNOTED:
             self.unnoted.append((queue, message))
             raise
 
