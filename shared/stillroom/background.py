@@ -78,8 +78,14 @@ def _background_loop() -> asyncio.AbstractEventLoop:
             )
             try:
                 thread.start()
-            except BaseException:  # no thread is free now; there may be one for the next load
-                loop.close()
+            except BaseException:
+                # No thread is free now; there may be one for the next load. Or the handler of a signal raised while
+                # this thread waited for that one to start: then the next load has it.
+                with contextlib.suppress(RuntimeError):
+                    if not thread.is_alive():
+                        loop.close()
+                if not loop.is_closed():
+                    _background, _background_thread = loop, thread
                 raise
             _background, _background_thread = loop, thread
         return _background

@@ -14,7 +14,15 @@ from typing import Any, NoReturn
 
 import pytest
 
-from stillroom import AUTH, AsyncStillroom, NoDispatch, SessionStoreUnavailable, Settings, Stillroom
+from stillroom import (
+    AUTH,
+    AsyncStillroom,
+    NoDispatch,
+    SessionStoreUnavailable,
+    Settings,
+    Stillroom,
+    background,
+)
 from stillroom.cache.orders import Load
 from stillroom.embedded import EmbeddedServer
 from stillroom.locks.renewer import Renewer
@@ -254,3 +262,35 @@ def test_a_load_that_nobody_waits_for_is_cancelled(app: Stillroom) -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert cancelled.wait(PATIENCE_S)
+
+
+def test_an_interruption_while_the_loop_of_loaders_starts_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where a signal's handler raises while the thread for async loaders starts, its error is raised, and the next
+    load finds that thread.
+    """
+    started: list[threading.Thread] = []
+
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            started.append(self)
+            signal.raise_signal(signal.SIGUSR1)
+
+    async def own_thread() -> threading.Thread:
+        return threading.current_thread()
+
+    def end(*_: Any) -> NoReturn:
+        raise TooLong
+
+    background._forget_background_loop()
+    before = signal.signal(signal.SIGUSR1, end)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading, "Thread", Interrupted)
+            with pytest.raises(TooLong):
+                background.in_background_loop(own_thread())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert [background.in_background_loop(own_thread())] == started
