@@ -7,6 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -248,3 +249,47 @@ def test_without_a_free_thread_the_items_are_worked_on_all_the_same(
         full.setattr(threading.Thread, "start", refuse)
         Crew[int](3).each(done.append, deque(range(5)))
     assert sorted(done) == [0, 1, 2, 3, 4]
+
+
+def test_nobody_helps_unawaited_after_a_thread_could_not_be_started(
+    at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no thread could be started to help with a message, no other message's helper works on it later, when
+    nobody would wait for him.
+    """
+    together = Crew[str](2)
+    first_is_helped, first_ends = threading.Event(), threading.Event()
+    helper_went_on, second_ends = threading.Event(), threading.Event()
+    caller, done = threading.current_thread(), list[str]()
+
+    def work_on_first(item: str) -> None:
+        if threading.current_thread().name.startswith("stillroom helper"):
+            first_is_helped.set()
+            assert first_ends.wait(PATIENCE_S)
+        assert first_is_helped.wait(PATIENCE_S)
+
+    def work_on_second(item: str) -> None:
+        if item == "one":
+            with suppress(RuntimeError):  # it stands behind the call for help with this message
+                together._helpers.submit(helper_went_on.set)
+            first_ends.set()
+            assert helper_went_on.wait(PATIENCE_S)
+        elif threading.current_thread() is not caller:
+            helper_went_on.set()
+            assert second_ends.wait(PATIENCE_S)
+        done.append(item)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    first = threading.Thread(target=together.each, args=(work_on_first, deque(["one", "two"])))
+    first.start()
+    try:
+        assert first_is_helped.wait(PATIENCE_S)
+        with monkeypatch.context() as full:
+            full.setattr(threading.Thread, "start", refuse)
+            together.each(work_on_second, deque(["one", "two"]))
+        assert done == ["one", "two"]
+    finally:
+        second_ends.set()
+        first.join()

@@ -105,10 +105,15 @@ class Crew(Generic[T]):
     def _called(self, wanted: int, function: Any, *args: Any) -> Iterator[Future[None]]:
         """Call other threads to help. Where none can be started, those that work go on without."""
         for _ in range(wanted):
+            call: Future[None] = Future()
             try:
-                yield self._helpers.submit(function, *args)
+                self._helpers.submit(_answer, call, function, *args)
             except RuntimeError:
+                # The pool keeps what it was given. A helper who found it later would be waited for by nobody.
+                if not call.cancel():
+                    yield call
                 return
+            yield call
 
     def _look_out(
         self,
@@ -136,6 +141,18 @@ class Crew(Generic[T]):
                 _do_next(work, items)
             finally:
                 self._slots.release()
+
+
+def _answer(call: Future[None], function: Callable[..., None], *args: Any) -> None:
+    """Help, unless the call was taken back."""
+    if not call.set_running_or_notify_cancel():
+        return
+    try:
+        function(*args)
+    except BaseException as error:
+        call.set_exception(error)
+    else:
+        call.set_result(None)
 
 
 def _do_next(work: Callable[[T], object], items: Items[T]) -> None:
