@@ -12,10 +12,10 @@ from stillroom.web.request_session import AsyncWebSession
 PATHS = 1_024  # that are remembered
 # The session's own attributes that look at its data.
 LOOKING = frozenset(
-    {
+    [
         *("user_id", "found", "login", "logout", "renew", "confirm"),
         *("is_fresh", "require_fresh", "mutate"),
-    }
+    ]
 )
 
 
@@ -136,8 +136,7 @@ class ScopeSession(dict[str, Any]):
 
     def __getattr__(self, name: str) -> Any:
         """Return `login`, `user_id` and the other attributes of the session itself."""
-        if (
-            name in LOOKING
-        ):  # nobody has to load it: only newer releases of Starlette call `mark_accessed`
+        # Nobody has to load it, and only newer releases of Starlette call `mark_accessed`.
+        if name in LOOKING:
             self._filled()
         return getattr(self._session, name)

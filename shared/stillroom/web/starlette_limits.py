@@ -86,9 +86,8 @@ def limited(
     """
     declaration = declared(limits, by, cost, count, exempt_when)
 
-    def put_on(
-        app: E,
-    ) -> E:  # an endpoint, too; by this name older Starlettes give a middleware its app
+    # An endpoint, too; by this name older Starlettes give a middleware its app.
+    def put_on(app: E) -> E:
         if isinstance(app, type):
             made: Any = _limited_class(app, declaration)
         elif _is_app(app):
