@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -19,14 +17,12 @@ from pydantic import BaseModel, Field
 
 from stillroom import Freshness, InvalidArgument, InvalidKey, ValueTooLarge
 from stillroom.cache import invalidation
-from stillroom.cache.judge import READS_A_MOVE
 from stillroom.cache.leases import FAILURES_KEPT_MS
 from stillroom.codec import Unencodable
 from stillroom.keys import sanitized
 from stillroom.operation import Pause
 from tests.support.entries import age
 from tests.support.monitor import sent
-from tests.support.trips import Trips
 
 HANDSHAKE = {"HELLO", "CLIENT", "MONITOR"}  # of the client that looks on
 
@@ -1053,44 +1049,6 @@ def test_a_hit_is_one_round_trip(room: Any, client: Any) -> None:
         seen = list(takewhile(lambda c: c["command"] != "ECHO done", monitor.listen()))
     names = [c["command"].split()[0] for c in seen if c["client_type"] != "lua"]
     assert [name for name in names if name not in HANDSHAKE] == ["EVALSHA", "MGET", "ZRANGE"] * 3
-
-
-def read(room: Any) -> Any:
-    return room.cache.get("k")
-
-
-def read_near(room: Any) -> Any:
-    with room.request():
-        return room.cache.get("k", near=True)
-
-
-@pytest.mark.parametrize("by", [read, read_near])
-def test_marks_ride_along_only_where_invalidations_are_frequent(
-    room: Any, make_room: Any, monkeypatch: pytest.MonkeyPatch, by: Callable[[Any], Any]
-) -> None:
-    """After an invalidation the first of many reads asks for marks; where there are few reads, each brings them."""
-    other, trips = make_room(), Trips(room, monkeypatch)
-    other.cache.set("k", 1, tags=["t"])
-    asked: list[int] = []
-    judge = getattr(room, "inner", room)._cache_body._judges
-    marks_since = judge.marks_since
-    monkeypatch.setattr(judge, "marks_since", lambda n: asked.append(n) or marks_since(n))
-
-    def cost(reads: int) -> tuple[int, int]:
-        """Return the round trips, and the questions for marks, of so many reads after an invalidation."""
-        other.cache.invalidate_by_tag(f"x{next(numbers)}")
-        asked.clear()
-        trips.taken()
-        assert [by(room) for _ in range(reads)] == [1] * reads
-        return trips.taken() - reads, len(asked)
-
-    numbers = itertools.count()
-    for _ in range(20):
-        by(room)
-    assert [cost(READS_A_MOVE + 1) for _ in range(5)] == [(1, 1)] * 5
-    assert [cost(1) for _ in range(5)] == [(1, 1), (1, 1), (0, 1), (0, 1), (0, 1)]
-    assert cost(20) == (0, 1 + READS_A_MOVE)
-    assert cost(20) == (1, 1)
 
 
 def test_nothing_of_a_value_or_password_is_logged(room: Any, client: Any, caplog: Any) -> None:

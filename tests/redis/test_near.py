@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from stillroom import AsyncStillroom, InvalidArgument, Settings, Stillroom
 from stillroom.cache import CacheProbe, near
-from stillroom.cache.judge import MARKS_AT_ONCE
+from stillroom.cache.judge import MARKS_AT_ONCE, READS_A_MOVE
 from stillroom.dispatch import InlineDispatch
 from stillroom.health.report import CacheStats
 from stillroom.leash import until
@@ -760,3 +761,41 @@ def test_near_module_says_how_long_a_copy_may_be_kept() -> None:
     ).decode()
     assert "NAMES_MS = 600000" in text
     assert near.COPY_S * 2 < 600
+
+
+def read(room: Any) -> Any:
+    return room.cache.get("k")
+
+
+def read_near(room: Any) -> Any:
+    with room.request():
+        return room.cache.get("k", near=True)
+
+
+@pytest.mark.parametrize("by", [read, read_near])
+def test_marks_ride_along_only_where_invalidations_are_frequent(
+    room: Any, make_room: Any, trips: Trips, monkeypatch: Any, by: Callable[[Any], Any]
+) -> None:
+    """After an invalidation the first of many reads asks for marks; where there are few reads, each brings them."""
+    other = make_room()
+    other.cache.set("k", 1, tags=["t"])
+    asked: list[int] = []
+    judge = getattr(room, "inner", room)._cache_body._judges
+    marks_since = judge.marks_since
+    monkeypatch.setattr(judge, "marks_since", lambda n: asked.append(n) or marks_since(n))
+
+    def cost(reads: int) -> tuple[int, int]:
+        """Return the round trips, and the questions for marks, of so many reads after an invalidation."""
+        other.cache.invalidate_by_tag(f"x{next(numbers)}")
+        asked.clear()
+        trips.taken()
+        assert [by(room) for _ in range(reads)] == [1] * reads
+        return trips.taken() - reads, len(asked)
+
+    numbers = itertools.count()
+    for _ in range(20):
+        by(room)
+    assert [cost(READS_A_MOVE + 1) for _ in range(5)] == [(1, 1)] * 5
+    assert [cost(1) for _ in range(5)] == [(1, 1), (1, 1), (0, 1), (0, 1), (0, 1)]
+    assert cost(20) == (0, 1 + READS_A_MOVE)
+    assert cost(20) == (1, 1)

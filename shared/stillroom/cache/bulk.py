@@ -230,7 +230,7 @@ class Bulk(Core):
         self, places: Sequence[bytes], names: Sequence[bytes]
     ) -> Operation[list[Found | None]]:
         known = self._judges.marks.synced
-        *raws, clock = yield from self._read(places, known)
+        *raws, clock = yield from self._read((b"MGET", *places, self.keys.clock), known)
         parse = self._parsed
         parsed = [raw and parse(raw, name) for raw, name in zip(raws, names, strict=True)]
         entries = [entry for entry in parsed if entry]

@@ -150,7 +150,7 @@ class Changes(Core):
     def _see(self, name: bytes) -> Operation[Seen]:
         known = self._judges.marks.synced
         keys = self.keys.entry(name), self.keys.other(name)
-        first, other, clock = yield from self._read(keys, known)
+        first, other, clock = yield from self._read((b"MGET", *keys, self.keys.clock), known)
         own = self._own(first, other, name, b"")
         entry, _ = yield from self._judge_own(own, clock, known)
         if entry is None and (own is None or not own.is_beside):

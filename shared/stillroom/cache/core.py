@@ -84,7 +84,7 @@ from stillroom.settings import Settings
 from stillroom.shown import message_of, repr_of
 from stillroom.stats import Stats
 from stillroom.unsettled import is_unsettled
-from stillroom.wire import Clock, Command, leases_of_loads, time_left
+from stillroom.wire import Clock, Command, leases_of_loads, pack, time_left
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -223,6 +223,7 @@ class Core:
             *(means.copies, self.keys, self.clock, self._judges),
             *(self._memo, self.stats, self._decode, settings.lease_limit),
         )
+        self._proving = pack([(b"MGET", self.keys.near, self.keys.clock)])
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
         self._asked: dict[bytes, tuple[int, float]] = {}
         self._leases = Leases(settings, self.keys, self.stats, self._fall_back)
@@ -748,7 +749,9 @@ class Core:
             return (yield from self._look_once(name, release))
         asked, known = near.asking(), self._judges.marks.synced
         places = self.keys.entry(name), self.keys.near
-        raw, registry, clock = yield from self._read(places, known, is_near=True)
+        raw, registry, clock = yield from self._read(
+            (b"MGET", *places, self.keys.clock), known, is_near=True
+        )
         entry, freshness = yield from self._judge(raw, name, clock, known)
         is_anothers = entry is None and raw is not None and self._is_anothers(raw, name, release)
         if is_anothers or (entry and release and entry.release not in (release, b"")):
@@ -767,7 +770,7 @@ class Core:
             return
         asked, known = self.near.asking(), self._judges.marks.synced
         try:
-            registry, clock = yield from self._read((self.keys.near,), known, is_near=True)
+            registry, clock = yield from self._read(self._proving, known, is_near=True)
             yield from self.near.learn(asked, registry, clock, known)
         except RedisUnavailable as error:
             self._fall_back("prove", error)
@@ -793,7 +796,7 @@ class Core:
         known = self._judges.marks.synced
         if self._apart_until and time.monotonic() < self._apart_until:
             return (yield from self._look_at_both(name, release))
-        raw, clock = yield from self._read((self.keys.entry(name),), known)
+        raw, clock = yield from self._read((b"MGET", self.keys.entry(name), self.keys.clock), known)
         entry, freshness = self._judge_at_once(raw, name, clock)
         if freshness is None:
             entry, freshness = yield from self._judge(raw, name, clock, known)
@@ -816,7 +819,7 @@ class Core:
         """Look at both places of a key in one round trip, while two releases of the app are at work."""
         known = self._judges.marks.synced
         keys = self.keys.entry(name), self.keys.other(name)
-        first, other, clock = yield from self._read(keys, known)
+        first, other, clock = yield from self._read((b"MGET", *keys, self.keys.clock), known)
         own = self._own(first, other, name, release)
         is_beside = own is not None and own.is_beside
         if is_beside or (own is None and first is not None):
@@ -844,7 +847,7 @@ class Core:
         """Return entry, freshness and value for a reader whom the other release's entry does not fit."""
         self._apart_until = time.monotonic() + APART_S
         known = self._judges.marks.synced
-        raw, clock = yield from self._read((self.keys.other(name),), known)
+        raw, clock = yield from self._read((b"MGET", self.keys.other(name), self.keys.clock), known)
         entry, freshness = yield from self._judge(raw, name, clock, known, True)
         value = MISS if entry is None else self._decode(entry, type)
         return entry, freshness, value
@@ -864,8 +867,8 @@ class Core:
         kept = self.near.away(name, recipe.release, self.settings.near_away)
         return MISS if kept is None else self._decode(kept, recipe.type)
 
-    def _read(self, keys: Sequence[bytes], known: int, *, is_near: bool = False) -> Operation[Any]:
-        """Read these keys and the clock in one MGET, with all riders.
+    def _read(self, asked: Command, known: int, *, is_near: bool = False) -> Operation[Any]:
+        """Send an MGET whose last key is the clock, with all riders. → what was found.
 
         With `is_near` the names of changed keys are read too where the clock has moved.
         """
@@ -873,7 +876,7 @@ class Core:
         if self._outbox.waiting:
             yield from self._invalidator.deliver()
         now = time.monotonic()
-        batch: list[Command] = [(b"MGET", *keys, self.keys.clock)]
+        batch: list[Command] = [asked]
         named = self.near.synced if is_near else None
         if riding := self._judges.rides() and known:
             batch += self._news_since(known, named)

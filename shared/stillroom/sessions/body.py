@@ -299,7 +299,8 @@ class SessionsBody(Many):
         numbers = b"%d" % times[0], b"%d" % times[1], most, evicts
         keys, prefix = self._keys.record(*place)
         about = (prefix, user, labels, *numbers, note)
-        refuse_other("fresh", fresh, bool, "True or False")
+        if type(fresh) is not bool:
+            refuse_other("fresh", fresh, bool, "True or False")
         proved = b"" if fresh else b"0"
         more = (proved, b"%d" % cookie, *self._device_of(user and device), *_flat(fields))
         begins = Beginning(self, place, keys, old, ending, about, more)
