@@ -291,17 +291,18 @@ class SessionsBody(Many):
         # An anonymous session stays in its shard: then one script does all of it.
         shard = shard_of(user, self._shards) if user else (None if old is None else old.shard)
         token, place = self._new_place(shard)
-        ends_with = cookie & BRINGS_ANOTHER
-        ending = None if old is None else self._destroying(old, ends_with, asked_us)
-        if ending is not None and cookie == UNLESS_LATE:
-            ending = Gone(*ending)
+        ending = None
+        if old is not None:
+            ending = self._destroying(old, cookie & BRINGS_ANOTHER, asked_us)
+            if cookie == UNLESS_LATE:
+                ending = Gone(*ending)
         most, evicts = b"%d" % (max_per_user or 0), b"1" if on_cap == "evict_oldest" else b"0"
         numbers = b"%d" % times[0], b"%d" % times[1], most, evicts
         keys, prefix = self._keys.record(*place)
         about = (prefix, user, labels, *numbers, note)
-        if type(fresh) is not bool:
+        proved = b"" if fresh is True else b"0"
+        if fresh is not True:
             refuse_other("fresh", fresh, bool, "True or False")
-        proved = b"" if fresh else b"0"
         more = (proved, b"%d" % cookie, *self._device_of(user and device), *_flat(fields))
         begins = Beginning(self, place, keys, old, ending, about, more)
         reply = yield from begins.run()
