@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from stillroom.errors import Misplaced
+
 T = TypeVar("T")
 
 _background: asyncio.AbstractEventLoop | None = None
@@ -25,7 +27,7 @@ def in_background_loop(awaitable: Awaitable[Any]) -> Any:
     if threading.current_thread() is _background_thread:
         if inspect.iscoroutine(awaitable):
             awaitable.close()
-        raise RuntimeError(
+        raise Misplaced(
             "an async loader called a blocking room that has async loaders: use AsyncStillroom in it"
         )
     try:

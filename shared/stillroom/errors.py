@@ -38,6 +38,15 @@ class InvalidArgument(StillroomError, TypeError, ValueError):
     """
 
 
+class Misplaced(StillroomError, RuntimeError):
+    """A call can't work where it stands.
+
+    That is a lock's object in a second `with` block, or a blocking room's async loader in the loop that awaits it.
+
+    Answer: a mistake in the code; the message says what to call instead.
+    """
+
+
 class UnknownSetting(SettingsError, InvalidArgument):
     """A room was given a keyword that is no setting. The message names the setting that was probably meant."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom import AsyncStillroom, Misplaced, NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.cache.orders import Load
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import sanitized
@@ -425,5 +425,5 @@ def test_an_async_loader_that_calls_back_is_told_so(server: EmbeddedServer) -> N
         async def outer() -> int:
             return room.cache.get_or_set("inner", inner)
 
-        with pytest.raises(RuntimeError, match="use AsyncStillroom in it"):
+        with pytest.raises(Misplaced, match="use AsyncStillroom in it"):
             room.cache.get_or_set("outer", outer)

@@ -19,6 +19,7 @@ from stillroom import (
     InvalidKey,
     LockLost,
     LockTaken,
+    Misplaced,
     NoDispatch,
     RedisUnavailable,
     Settings,
@@ -508,5 +509,5 @@ def test_other_mistakes(make_room: Any) -> None:
         with pytest.raises(InvalidArgument, match=r"slots=.*from 1 to 10,000"):
             room.semaphore("k", slots)  # type: ignore[arg-type]
     lock = room.lock("k")
-    with lock, pytest.raises(RuntimeError, match="in use by this object"), lock:
+    with lock, pytest.raises(Misplaced, match="in use by this object"), lock:
         pass

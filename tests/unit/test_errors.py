@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import pickle
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 
+import stillroom
 from stillroom import InvalidKey, LoadShed, RedisUnavailable, StillroomError, public
 
 assert public  # it knows all the modules that have errors of their own
@@ -55,3 +58,31 @@ def test_an_error_of_another_process_arrives(error: StillroomError) -> None:
 
 def fail(error: StillroomError) -> None:
     raise error
+
+
+BARE = {"RuntimeError", "Exception"}
+A_LOADERS = "_called"  # it says so of a loader that raised what generators use
+
+
+def raised_bare(tree: ast.AST) -> Iterator[str]:
+    """Yield each function that raises an error which is no StillroomError, and the error's name."""
+    for function in ast.walk(tree):
+        if (
+            isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+            and function.name != A_LOADERS
+        ):
+            raised = [one.exc for one in ast.walk(function) if isinstance(one, ast.Raise)]
+            for call in raised:
+                if isinstance(call, ast.Call) and getattr(call.func, "id", "") in BARE:
+                    yield f"{function.name}: {ast.unparse(call.func)}"
+
+
+def test_what_is_raised_on_purpose_is_of_one_family() -> None:
+    """No module raises a RuntimeError of Python's own, which `except StillroomError` would miss."""
+    files = sorted(Path(stillroom.__file__).parent.rglob("*.py"))
+    found = {
+        file.name: bare
+        for file in files
+        if (bare := list(raised_bare(ast.parse(file.read_text(encoding="utf-8")))))
+    }
+    assert found == {}

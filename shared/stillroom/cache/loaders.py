@@ -289,20 +289,20 @@ class Loader:
     def source(self, values: Mapping[str, Any]) -> bytes:
         """Return `<name> <arguments as JSON>`: how an entry says what made it.
 
-        Raises ValueError for arguments that another process could not have as they are.
+        Raises InvalidArgument for arguments that another process could not have as they are.
         """
         return self.name.encode() + b" " + self._as_json(values)
 
     def ordered(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call as an order carries them, once they are what its worker will accept.
 
-        Raises TypeError as the call itself would, ValueError as `source` does, BadArguments, Unkeyable.
+        Raises TypeError as the call itself would, InvalidArgument as `source` does, BadArguments, Unkeyable.
         """
         values = self.values(args, kwargs)
         fields: dict[str, Any] = json.loads(self._as_json(values))
         key, loads = self.key(values), self.key(self.validated(fields))
         if loads != key:  # an int in a list[float]
-            raise ValueError(
+            raise InvalidArgument(
                 f"{self.name}: this call reads {key!r}, and a worker would load {loads!r}: give what the "
                 "signature declares, such as 1.0 in a list[float]"
             )
@@ -314,7 +314,7 @@ class Loader:
         try:
             text = self._arguments.dump_json(sent, **options)
         except pydantic_core.PydanticSerializationError as error:
-            raise ValueError(f"{self.name}: its arguments have no JSON: {error}") from None
+            raise InvalidArgument(f"{self.name}: its arguments have no JSON: {error}") from None
         if self._are_as_declared(sent):
             return text
         lost = self._lost_in(text, sent)
@@ -323,7 +323,7 @@ class Loader:
             text = pydantic_core.to_json(written, inf_nan_mode="strings")
             lost = self._lost_in(text, sent)
         if lost:
-            raise ValueError(lost)
+            raise InvalidArgument(lost)
         return text
 
     def _are_as_declared(self, sent: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import InvalidArgument, RedisUnavailable
+from stillroom.errors import InvalidArgument, Misplaced, RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.locks.body import LocksBody
 from stillroom.locks.held import AsyncHeld, Held
@@ -113,6 +113,6 @@ class AsyncLock:
 
 def _refuse_second(held: Held | AsyncHeld | None) -> None:
     if held is not None:
-        raise RuntimeError(
+        raise Misplaced(
             f"the lock {held.name!r} is in use by this object: call room.lock(…) for each use"
         )
