@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from stillroom.wire.breaker import Breaker
 from tests.explorer.explorer import worlds
 from tests.explorer.world import World
 
@@ -18,8 +19,12 @@ def shared_world() -> Iterator[World]:
 
 
 @pytest.fixture
-def world(shared_world: World) -> Iterator[World]:
-    """A world; what the services log of its accidents is not shown."""
+def world(shared_world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A world; what the services log of its accidents is not shown.
+
+    Nobody reminds a process of what waits for Redis: that is a thread, which knows nothing of this world's time.
+    """
+    monkeypatch.setattr(Breaker, "remind", lambda _: None)
     logging.disable(logging.CRITICAL)
     yield shared_world
     logging.disable(logging.NOTSET)

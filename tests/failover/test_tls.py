@@ -40,7 +40,7 @@ def test_a_room_goes_on_by_tls(sentinels: Sentinels, make: Callable[..., Any]) -
     sentinels.await_copies()
     with sentinels.accident("killed"):
         sentinels.promote_another()
-        until(lambda: room.cache.set("k", 2), "a write", 10)
+        until(lambda: room.cache.set("k", 2), "a write", 30)
         assert room.cache.get("k") == 2
         assert room.sessions.get(room.sessions.create("u2")).user_id == "u2"
     assert room.sessions.get(session) is not None
