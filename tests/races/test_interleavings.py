@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from stillroom import Freshness, Stillroom
+from stillroom.cache.judge import READS_A_MOVE
 from tests.support.clocked import misjudge
 from tests.support.entries import age
 from tests.support.stepper import Stepper
@@ -96,6 +97,18 @@ def test_marks_that_arrive_late_take_back_no_newer_ones(
     assert reader.cache.get("k") is None
     assert late.value() == 1
     assert reader.cache.get("k") is None
+
+
+def test_reads_that_meet_one_invalidation_count_it_once(
+    reader: Stillroom, writer: Stillroom
+) -> None:
+    """Two reads that ask for the same marks are no sign that invalidations are frequent."""
+    writer.cache.set("k", 1, tags=["t"])
+    assert [reader.cache.get("k") for _ in range(2 * READS_A_MOVE)] == [1] * 2 * READS_A_MOVE
+    writer.cache.invalidate_by_tag("x")
+    reads = [run_to(begin_get(reader, "k"), b"ZRANGE") for _ in range(2)]
+    assert [read.value() for read in reads] == [1, 1]
+    assert not reader._cache_body._judges.rides()
 
 
 @pytest.mark.parametrize("how", ["tag", "pattern"])

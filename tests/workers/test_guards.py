@@ -582,16 +582,18 @@ def test_options_find_a_half_open_connection(
     assert not broker.redis.keys("ran:with one *")
 
 
+def behind(proxy: Proxy, worker: StartWorker, pool: str = "threads", **options: int) -> Process:
+    """Start a guarded worker whose broker is behind the proxy."""
+    url = f"redis://127.0.0.1:{proxy.port}/0"
+    return worker(guarded=True, pool=pool, BROKER=url, OPTIONS=json.dumps(OPTIONS | options))
+
+
 @pytest.mark.parametrize("how", ["close", "swallow"])
 def test_a_message_that_redis_does_not_note_is_not_lost(
     broker: Broker, proxy: Proxy, worker: StartWorker, how: str
 ) -> None:
     """A message that was taken is run, whether the connection is closed or no answer comes to who notes it."""
-    guarded = worker(
-        guarded=True,
-        BROKER=f"redis://127.0.0.1:{proxy.port}/0",
-        OPTIONS=json.dumps(OPTIONS | {"socket_timeout": 1}),
-    )
+    guarded = behind(proxy, worker, socket_timeout=1)
     proxy.lose(b"ZADD", how)
     broker.push(mark("unnoted"))
     until(lambda: proxy.is_done, "the note is lost")
@@ -604,12 +606,7 @@ def test_acks_that_fail_hold_no_places(
     broker: Broker, proxy: Proxy, worker: StartWorker, pool: str
 ) -> None:
     """A worker whose acks have failed, as many as it may have messages, takes other messages."""
-    guarded = worker(
-        guarded=True,
-        pool=pool,
-        BROKER=f"redis://127.0.0.1:{proxy.port}/0",
-        OPTIONS=json.dumps(OPTIONS | {"visibility_timeout": 3_600}),
-    )
+    guarded = behind(proxy, worker, pool, visibility_timeout=3_600)
     proxy.lose(b"ZREM", "close", times=4)
     for number in range(4):
         broker.push(mark(f"unacked {number}"))
