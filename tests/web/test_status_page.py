@@ -478,7 +478,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     """Serve a day of a real server's stream over HTTP and open it in a real browser."""
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed: apt-get install --no-install-recommends chromium")
-    with EmbeddedServer(options={"maxmemory": str(LIMIT)}) as server:
+    limits_memory = {"maxmemory": str(LIMIT), "maxmemory-policy": "allkeys-lru"}
+    with EmbeddedServer(options=limits_memory) as server:  # of which one finding tells
         settings = settings_for(server, flower_url="http://127.0.0.1:5555")
         with (
             Stillroom(settings, dispatch=NoDispatch()) as room,
@@ -654,6 +655,9 @@ def test_nothing_is_wider_than_the_screen(seen: Seen, width: tuple[int, int]) ->
     browser = seen.browser
     browser.resize(*width)
     browser.open(seen.url)
+    long_word = "p => p.append(' ', 'W'.repeat(80))"  # as the names of a setting or a loader are
+    told = browser.run(f"[...document.querySelectorAll('.findings p')].map({long_word}).length")
+    assert told > 0
     assert browser.run("document.documentElement.scrollWidth") <= width[0]
     outside = browser.run(
         "[...document.querySelectorAll('figure, .tile')].flatMap(card => {"
