@@ -29,6 +29,9 @@ SERVICES = {
     "Invalidations": "cache",
     "Images": "cache",
     "CacheBody": "cache",
+    "Calls": "cache",
+    "ShardedBody": "cache",
+    "TracedBody": "cache",
     "SessionsBody": "sessions",
     "Many": "sessions",
     "LimitsBody": "limits",
@@ -40,6 +43,8 @@ SERVICES = {
 # An operation whose generator has another name than the method that an app calls.
 NAMES = {
     "obtain": "cached",
+    "call": "cached",
+    "call_many": "gather",
     "_decided": "check",
     "_waiting": "wait",
     "_reserved": "reserve",
@@ -176,8 +181,10 @@ def named(operation: Any) -> tuple[str, str]:
 
 
 def _read(event: Event, result: Any) -> None:
-    """Return the outcome that the result of an operation shows."""
-    if event.service == "limits":
+    """Note the outcome that the result of an operation shows."""
+    if event.operation == "gather":  # each of its lookups has noted its own
+        event.outcome, event.name = "done", ""
+    elif event.service == "limits":
         decision = getattr(result, "decision", result)
         if hasattr(decision, "allowed"):
             event.outcome = _decided(decision)

@@ -85,6 +85,58 @@ def test_each_operation_is_one_event(room: Any) -> None:
     assert all(0 < one.seconds < 60 and abs(one.began - time.time()) < 60 for one in events)
 
 
+def use_the_cache(room: Any) -> None:
+    """Use the cache by key, by several keys and for all keys, and call a loader alone and for several values."""
+
+    @room.cache.cached("page:{number}", ttl=60)
+    def page(number: int) -> int:
+        return number
+
+    room.cache.clear()
+    for number in range(6):
+        page(number)
+        room.cache.set(f"k:{number}", number)
+        room.cache.get(f"k:{number}")
+    page.many([*range(6)])
+    room.cache.get_many([f"k:{number}" for number in range(6)])
+    room.cache.set_many({f"k:{number}": 1 for number in range(6)})
+    room.cache.invalidate("k:1", "k:2")
+    room.cache.invalidate_by_tag("t")
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_cache_in_shards_makes_the_same_events(face: str, places: dict[str, Any]) -> None:
+    """A call of the cache is one event, whichever of the shards does it and however many do."""
+    seen: dict[int, list[Event]] = {}
+    for shards in (1, 4):
+        given = Settings(**places | PATIENT | {"shards": shards, "namespace": f"s{shards}"})
+        with open_room(face, given, InlineDispatch()) as room:
+            inner(room).on_event(seen.setdefault(shards, []).append)
+            use_the_cache(room)
+    assert told(seen[4]) == told(seen[1])
+    assert [one.operation for one in seen[4]].count("get") == 6
+
+
+def test_a_lookup_of_several_calls_is_one_event(room: Any) -> None:
+    """A look for several calls at once is one event, and each load behind it is one with its call."""
+    events: list[Event] = []
+
+    @room.cache.cached("page:{number}", ttl=60)
+    def page(number: int) -> int:
+        return number
+
+    page(1)
+    inner(room).on_event(events.append)
+    assert page.many([1, 1]) == [1, 1]
+    assert page.many([1, 2]) == [1, 2]
+    assert told(events) == [
+        ("cache", "gather", "done", ""),
+        ("cache", "gather", "done", ""),
+        ("load", "page", "done", "page"),
+        ("cache", "cached", "miss", "page"),
+    ]
+
+
 def test_an_error_is_an_event_too(room: Any) -> None:
     """An error is an event with the same fields and the error's kind, and without its message."""
     events: list[Event] = []

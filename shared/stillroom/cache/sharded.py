@@ -8,6 +8,7 @@ an error of one is raised after all have been tried.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from zlib import crc32
@@ -76,6 +77,7 @@ def one_key(
 ) -> Callable[Concatenate[Any, P], Operation[T]]:
     """Let the shard of the key run the operation. `name_of`: the sanitized key, by the arguments."""
 
+    @functools.wraps(operation)  # events name an operation by where it is written
     def spread(self: ShardedBody, /, *args: P.args, **options: P.kwargs) -> Operation[T]:
         shard = shard_of(name_of(self, *args, **options), len(self.shards))
         (result,) = yield from self.on([(shard, operation(self.shards[shard], *args, **options))])
@@ -89,6 +91,7 @@ def each_key(
 ) -> Callable[Concatenate[Any, Iterable[str], P], Operation[dict[str, T]]]:
     """Let the shards that have some of the keys run it; what they give is put together in the order of the keys."""
 
+    @functools.wraps(operation)  # events name an operation by where it is written
     def spread(
         self: ShardedBody, /, keys: Iterable[str], *args: P.args, **options: P.kwargs
     ) -> Operation[dict[str, T]]:
@@ -107,6 +110,7 @@ def all_shards(
 ) -> Callable[Concatenate[Any, P], Operation[None]]:
     """Let every shard run the operation."""
 
+    @functools.wraps(operation)  # events name an operation by where it is written
     def spread(self: ShardedBody, /, *args: P.args, **options: P.kwargs) -> Operation[None]:
         yield from self.everywhere([operation(shard, *args, **options) for shard in self.shards])
 
