@@ -137,6 +137,30 @@ def test_a_lookup_of_several_calls_is_one_event(room: Any) -> None:
     ]
 
 
+def test_the_event_of_a_load_is_about_that_load(settings: Settings) -> None:
+    """A value that the process keeps does not change the event of the load that asks for it."""
+    events: list[Event] = []
+    with Stillroom(settings, dispatch=InlineDispatch()) as room:
+
+        @room.cache.cached("rate:{number}", ttl=60, near=30)
+        def rate(number: int) -> int:
+            return number
+
+        @room.cache.cached("page:{number}", ttl=60)
+        def page(number: int) -> list[int]:
+            return [rate(1), rate(1)]
+
+        rate(1)
+        rate(1)  # read, and kept
+        room.on_event(events.append)
+        page(1)
+        assert told(events) == [
+            ("cache", "cached", "hit", "rate"),  # Redis is asked whether the kept value is good
+            ("load", "page", "done", "page"),
+            ("cache", "cached", "miss", "page"),
+        ]
+
+
 def test_an_error_is_an_event_too(room: Any) -> None:
     """An error is an event with the same fields and the error's kind, and without its message."""
     events: list[Event] = []

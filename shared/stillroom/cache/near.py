@@ -147,12 +147,9 @@ class Store:
         entry = copy.near.usable(copy, loader.near, loader.release)
         if entry is None:
             return MISS
-        stats = self._stats
-        counts = stats.counts
+        counts = self._stats.counts
         counts[HITS] += 1
         counts[loader.counted_as[0]] += 1
-        if stats.watch is not None:
-            stats.watch.note("hit", loader.name)
         return self.value_of(copy, entry)
 
     def of_name(self, near: Near, name: bytes) -> Copy | None:
