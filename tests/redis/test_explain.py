@@ -124,6 +124,51 @@ def test_another_release_s_value_is_said(settings: Settings) -> None:
             assert old.upkeep.explain("page:7").cause == "fresh"
 
 
+def test_of_two_releases_each_is_told_of_its_own_value(settings: Settings, client: Any) -> None:
+    """Where two releases keep values under one key, explain tells the size and the end of this release's own."""
+    given = Settings(**{"redis_url": settings.redis_url} | PATIENT)
+    with (
+        open_room("sync", given, NoDispatch()) as old,
+        open_room("sync", given, NoDispatch()) as new,
+    ):
+
+        @old.cache.cached("page:{number}", version=1, ttl=60)
+        def short(number: int) -> str:
+            return "short"
+
+        @new.cache.cached("page:{number}", version=2, ttl=6_000)
+        def page(number: int) -> str:
+            return "long" * 100
+
+        assert (short(7), page(7)) == ("short", "long" * 100)
+        places = old.keys.entry(b"page:7"), old.keys.other(b"page:7")
+        for room, place in zip((old, new), places, strict=True):
+            found = room.upkeep.explain("page:7")
+            assert found.size == client.strlen(place)
+            left = client.pttl(place) / 1000
+            assert found.ends_at == pytest.approx(time.time() + left, abs=5)
+
+
+def test_who_knows_no_loader_is_told_of_the_value_that_lives(settings: Settings) -> None:
+    """Without the loaders, as on the command line, explain sees the living one of two releases' values, as get does."""
+    given = Settings(**{"redis_url": settings.redis_url} | PATIENT)
+    with (
+        open_room("sync", given, NoDispatch()) as old,
+        open_room("sync", given, NoDispatch()) as new,
+    ):
+        for room, version in (old, 1), (new, 2):
+
+            @room.cache.cached("page:{number}", version=version, tags=["pages"])
+            def page(number: int) -> int:
+                return number
+
+            page(7)
+            room.cache.invalidate_by_tag("pages")
+        page(7)
+        with open_room("sync", given, NoDispatch()) as other:
+            assert outcome(other, "page:7") == ("hit", "fresh", None)
+
+
 def test_what_is_under_way_is_said(room: Any, client: Any) -> None:
     """explain names a load under way, an ordered refresh, and a failed one in its backoff."""
     for lease, said in {

@@ -46,14 +46,26 @@ class Explanation:
 
 
 class _Found(NamedTuple):
-    """Hold what Redis has under a key, as it was read."""
+    """Hold what Redis has under a key, as it was read: in its first place, and in the other one."""
 
-    raw: bytes | None
-    other: bytes | None
+    raws: Sequence[bytes | None]
+    left_ms: Sequence[int]
     clock: bytes | None
     lease: bytes | None
-    left_ms: int
     now_ms: int
+
+    @property
+    def is_nothing(self) -> bool:
+        return all(raw is None for raw in self.raws)
+
+    def entries(self, name: bytes) -> list[Entry]:
+        """Return the entries that can be read."""
+        parsed = [_read(raw, name) for raw in self.raws]
+        return [
+            one._replace(is_beside=bool(place))
+            for place, one in enumerate(parsed)
+            if one is not None
+        ]
 
 
 class _Why(NamedTuple):
@@ -75,10 +87,10 @@ class Explainer(Core):
         """
         name = sanitized(key)
         found = yield from self._everything_under(name)
-        entries = [one for raw in (found.raw, found.other) if (one := _read(raw, name))]
+        entries = found.entries(name)
         loader = self._loader_of(key, entries)
         entry, why = yield from self._why(found, entries, loader)
-        if entry is None and found.raw is None and found.other is None and loader is not None:
+        if found.is_nothing and loader is not None:
             why = (yield from self._why_absent(name, key, loader, found.now_ms)) or why
         return self._explained(key, found, entry, why, loader, value)
 
@@ -90,8 +102,8 @@ class Explainer(Core):
             (b"PTTL", places[0]),
             (b"PTTL", places[1]),
         ]
-        (raw, other, clock, lease), *left = yield asked
-        return _Found(raw, other, clock, lease, max(left), self.now_ms())
+        (*raws, clock, lease), *left_ms = yield asked
+        return _Found(raws, left_ms, clock, lease, self.now_ms())
 
     def _why(
         self, found: _Found, entries: Sequence[Entry], loader: Loader | None
@@ -100,14 +112,17 @@ class Explainer(Core):
         release = loader.release if loader else b""
         own = [e for e in entries if not release or e.release in (release, b"")]
         if not entries:
-            if found.raw is None and found.other is None:
+            if found.is_nothing:
                 return None, _Why("miss", "never", "Nothing is stored under this key.")
             said = "What is stored under this key is no entry that can be read."
             return None, _Why("miss", "unreadable", said)
         if not own:
             said = "It was stored by another release of the app, whose values have another type."
             return entries[0], _Why("miss", "release", said)
-        return own[0], (yield from self._verdict(own[0], found))
+        first = yield from self._verdict(own[0], found)
+        if len(own) > 1 and not release and first.outcome == "miss":  # as _look_at_both does
+            return own[1], (yield from self._verdict(own[1], found))
+        return own[0], first
 
     def _verdict(self, entry: Entry, found: _Found) -> Operation[_Why]:
         try:
@@ -191,7 +206,7 @@ class Explainer(Core):
         loader: Loader | None,
         with_value: bool,
     ) -> Explanation:
-        raw = found.other if entry is not None and entry.is_beside else found.raw or found.other
+        raw = found.raws[entry.is_beside] if entry is not None else found.raws[0] or found.raws[1]
         said: Mapping[str, Any] = {} if entry is None else self._facts(entry, found, loader)
         if entry is not None and with_value:
             said = {**said, "value": self._shown_value(entry)}
@@ -208,7 +223,7 @@ class Explainer(Core):
         )
 
     def _facts(self, entry: Entry, found: _Found, loader: Loader | None) -> Mapping[str, Any]:
-        age = None
+        age, left_ms = None, found.left_ms[entry.is_beside]
         if loader is not None and loader.keeping.ttl_of is None:
             ttl_ms = loader.keeping.life.ttl
             age = max(0.0, (found.now_ms - entry.fresh_until + ttl_ms) / 1000)
@@ -217,7 +232,7 @@ class Explainer(Core):
             "tags": tuple(map(written, entry.tags)),
             "fresh_until": entry.fresh_until / 1000,
             "args": _args(entry.source),
-            "ends_at": (found.now_ms + found.left_ms) / 1000 if found.left_ms > 0 else None,
+            "ends_at": (found.now_ms + left_ms) / 1000 if left_ms > 0 else None,
             "age_s": age,
         }
 
