@@ -108,15 +108,10 @@ class KnownBans:
         if self._path is None:
             return
         try:
-            file = os.open(
-                self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600
-            )
-            try:
+            with open(self._path, "ab", buffering=0, opener=_open_own) as file:
                 # One write: lines of two processes do not mix.
-                os.write(file, b"%d %b\n" % (until_ms, key))
-                is_long = os.fstat(file).st_size > FILE_LIMIT
-            finally:
-                os.close(file)
+                file.write(b"%d %b\n" % (until_ms, key))
+                is_long = os.fstat(file.fileno()).st_size > FILE_LIMIT
             if is_long:
                 self._write_anew()
         except OSError as error:
@@ -134,7 +129,8 @@ class KnownBans:
             b"%d %b\n" % (until, key) for key, until in list(self.until.items()) if until > now_ms
         ]
         other = self._path.with_suffix(f".{os.getpid()}")
-        other.write_bytes(b"".join(lines))
+        with open(other, "wb", opener=_open_own) as file:
+            file.writelines(lines)
         other.replace(self._path)
 
     def _keep(self, key: bytes, until_ms: int) -> None:
@@ -148,9 +144,15 @@ class KnownBans:
                 self.until.pop(first, None)
 
 
+def _open_own(path: str, flags: int) -> int:
+    """Open a file that is this user's alone, and no link to another one."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
 def ban_file(given: Path | None, namespace: str, server: str) -> Path | None:
     """Return where the bans of one namespace on one server are kept: the file given, or one in a folder of this
-    user's own under the machine's temporary one. None where that folder is somebody else's."""
+    user's own under the machine's temporary one. None where that folder is somebody else's.
+    """
     if given is not None:
         return given
     folder = Path(tempfile.gettempdir()) / f"stillroom-{os.getuid()}"

@@ -150,7 +150,7 @@ def test_of_two_releases_each_is_told_of_its_own_value(settings: Settings, clien
 
 
 def test_who_knows_no_loader_is_told_of_the_value_that_lives(settings: Settings) -> None:
-    """Without the loaders, as on the command line, explain sees the living one of two releases' values, as get does."""
+    """Without the loaders, as on the command line, explain sees the living value of two releases, as get does."""
     given = Settings(**{"redis_url": settings.redis_url} | PATIENT)
     with (
         open_room("sync", given, NoDispatch()) as old,

@@ -65,6 +65,24 @@ def test_the_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [one.name for one in tmp_path.iterdir()] == ["bans"]
 
 
+def test_the_file_is_its_owner_s_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the user of the app can read the file, also once written anew, and no planted link is followed."""
+    monkeypatch.setattr(known_bans, "FILE_LIMIT", 100)
+    path, victim = tmp_path / "known.bans", tmp_path / "victim"
+    victim.write_text("precious")
+    bans = known(path)
+    bans.learn(KEY, NOW + 60_000)
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.with_suffix(f".{os.getpid()}").symlink_to(victim)
+    for n in range(3):
+        bans.learn(KEY, NOW + 70_000 + 10_000 * n)
+    assert victim.read_text() == "precious"
+    path.with_suffix(f".{os.getpid()}").unlink()
+    bans.learn(KEY, NOW + 200_000)
+    assert path.read_bytes().count(b"\n") == 1
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_what_a_process_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of a process is bounded, and the newest bans stay."""
     monkeypatch.setattr(known_bans, "KNOWN", 10)
