@@ -164,9 +164,7 @@ class CeleryDispatch:
         self.carry: Callable[[], Mapping[str, str]] = _no_headers  # further headers of a message
         self._at_exit = AtExit(self.close)
         self._down_until = 0.0
-        self._woken: dict[
-            str, float
-        ] = {}  # task → when (time.monotonic()) to wake its workers again
+        self._woken: dict[str, float] = {}  # task → time.monotonic() from which to wake it again
         self.reset()
         reset_after_fork(self)
 

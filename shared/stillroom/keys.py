@@ -153,18 +153,12 @@ from stillroom.subject import SITE_PREFIX, UNKNOWN, site_of
 WOULD_DENY = "limit_would_deny:"
 # In a cluster: the hash tag of what there is one of, and the tags of the shards of limits (see Keys.home).
 HOUSE = b"{one}"
-# In the stream, or in each of those of a cluster.
-EVENTS_KEPT, EVENTS_KEPT_IN_A_SHARD = (
-    100_000,
-    10_000,
-)
+EVENTS_KEPT, EVENTS_KEPT_IN_A_SHARD = 100_000, 10_000  # in the stream, or each of a cluster's
 HOMES = tuple([b"{r%02x}" % number for number in range(64)])
-SHARDED_BY = {
-    False: 32,
-    True: SITE_PREFIX,
-}  # widths of the networks that have one shard, for IPv4 and IPv6
+# Is it IPv6? → the width of the networks that have one shard.
+SHARDED_BY = {False: 32, True: SITE_PREFIX}
 IN_A_HOME = "{r[0-3][0-9a-f]}"  # a glob for the tags above
-OF_EACH_HOME = ("abuse", "bans")  # what each of these shards has one of
+OF_EACH_HOME = ("abuse",)  # what each of these shards has one of
 OF_THE_BROKER = ("unacked", "binding_deadlines")  # kombu's keys, which are on no cluster
 KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 TAGS_LIMIT = 1_000  # of one entry: writing their indexes takes the server 3 ms
@@ -355,10 +349,6 @@ class Keys:
     def no_widths(self, home: bytes) -> bytes:
         """Return a key of this shard that nobody writes, for a check that looks for no bans."""
         return b"%b:%b{rl:!none}" % (self._name, home)
-
-    def index_of_bans(self, home: bytes) -> bytes:
-        """Return the key of the bans that are in force in this shard."""
-        return b"%b:%b:bans" % (self._name, home) if home else self.bans
 
     def slots(self, name: bytes) -> list[bytes]:
         """Return the keys of a lock: slots, queue, waiters, fence."""

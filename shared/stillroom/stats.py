@@ -46,9 +46,8 @@ class Stats:
         self.breaker: Any = None  # of the server they are written to; the room knows it
         self.at_exit: Any = None  # tells what waits when this process ends; the room knows it, too
         self.due = 0.0  # time.monotonic(): flush at the next read after it
-        self.riders: list[
-            Callable[[], list[Command]]
-        ] = []  # further commands that are sent with a flush
+        # What makes further commands that are sent with a flush.
+        self.riders: list[Callable[[], list[Command]]] = []
         reset_after_fork(self)
 
     def reset(self) -> None:

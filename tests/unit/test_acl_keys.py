@@ -46,7 +46,7 @@ def keys_of(keys: Keys) -> Iterator[bytes]:
 def in_homes(keys: Keys) -> Iterator[bytes]:
     """Yield what each shard of the limits has of its own on a cluster."""
     for home in keys.homes:
-        yield from (keys.abuse_at(home), keys.index_of_bans(home), keys.widths(home))
+        yield from (keys.abuse_at(home), keys.widths(home))
         yield from (keys.reservation("x", home), keys.told("x", home))
         yield from (keys.ban_at(home, "192.0.2.1"), keys.lifted_at(home, "192.0.2.1"))
 
