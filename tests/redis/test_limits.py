@@ -20,7 +20,6 @@ from stillroom import (
 )
 from stillroom.limits.log import Charge
 from stillroom.operation import Driver
-from stillroom.scripts import limit_charge
 from tests.support.limits import (
     age,
     age_us,
@@ -390,18 +389,19 @@ def test_what_many_processes_admitted_stays_small_too(make_room: Any, client: An
     assert len(log) <= 3  # they took well under two slices of 2.5 s
 
 
-def test_what_is_told_of_late_shares_the_entry_of_its_slice(room: Any, client: Any) -> None:
+def test_what_is_told_of_late_shares_the_entry_of_its_slice(make_room: Any, client: Any) -> None:
     """A hit that is reported late shares the entry of its slice, with the later time, and none is lost."""
+    room = make_room()
     assert room.limits.check(IP, [WEEK])
     (key,), slice_us = logs(client), WEEK.window * 1_000_000 // 24
     seconds, us = client.time()
     now = seconds * 1_000_000 + us
     middle = now // slice_us * slice_us - slice_us // 2  # of a slice that is over
     write_log(client, key, [(middle, 1)])
-    for earlier in (3, 1, 2):
-        age = now - middle + earlier * 1_000_000
-        told = (5, age, WEEK.quota, WEEK.window * 1_000_000)
-        client.eval(limit_charge.plain.source, 1, key, *told)
+    for number, earlier in enumerate((3, 1, 2)):
+        age_us = now - middle + earlier * 1_000_000
+        charge = Charge(key, WEEK, 5, age_us, log=f"process {number}", total=5)
+        Driver(room.state_wire).run(room._limits_body._settling.charge([charge]))
     assert read_log(client, key) == [(middle, 16)]
 
 

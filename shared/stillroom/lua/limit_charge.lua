@@ -9,7 +9,7 @@
 -- flags: allow-oom
 
 local now, quota, window = now_us(), tonumber(ARGV[3]), tonumber(ARGV[4])
-local keep = tonumber(ARGV[6]) or window
+local keep = tonumber(ARGV[6])
 local life = life_of(keep)
 -- All that is kept, not only what counts here: another limit of this name may have the longer window.
 local log = read_hits(KEYS[1], redis.call('MGET', KEYS[1])[1], now, keep, life)
@@ -22,13 +22,9 @@ local function charge(hits, age)
   end
 end
 
-local hits = tonumber(ARGV[1])
-if ARGV[5] then
-  local told = tonumber(redis.call('GET', KEYS[2]) or '') or 0
-  hits = math.min(hits, tonumber(ARGV[5]) - told)
-  redis.call('SET', KEYS[2], plain(math.max(told, tonumber(ARGV[5]))), 'PX', plain(keep / 1000))
-end
-charge(hits, tonumber(ARGV[2]))
+local told, total = tonumber(redis.call('GET', KEYS[2]) or '') or 0, tonumber(ARGV[5])
+redis.call('SET', KEYS[2], plain(math.max(told, total)), 'PX', plain(keep / 1000))
+charge(math.min(tonumber(ARGV[1]), total - told), tonumber(ARGV[2]))
 for i = 3, #KEYS do
   local cost, age = tonumber(ARGV[1 + 2 * i]), tonumber(ARGV[2 + 2 * i])
   local known = redis.call('HMGET', KEYS[i], KEYS[1], '!' .. KEYS[1])

@@ -29,7 +29,7 @@ end
 -- Writes events at powers of two only, so that a flood of denials makes few events.
 local function count_denials(limit, more, fields)
   local key = string.match(limit.key, '^.*:') .. '!denied'
-  redis.call('UNLINK', key .. '!') -- no such key exists; as a first write that takes no memory: see write
+  redis.call('UNLINK', key .. '!') -- no such key exists; the first write takes no memory: see save
   local n = redis.call('INCRBY', key, plain(more))
   if n == more then
     redis.call('PEXPIRE', key, DENIED_MS)
