@@ -127,11 +127,6 @@ class Codec:
         found: bytes = _made(self._fingerprints, type, lambda t: fingerprint(t, self.checked(t)))
         return found
 
-    def encode(self, value: Any, type: Any = Any) -> tuple[bytes, bytes]:
-        """Return (codec, payload). See encoded."""
-        codec, payload, _ = self.encoded(value, type)
-        return codec, payload
-
     def encoded(self, value: Any, type: Any = Any) -> Encoded:
         """Return the value encoded. Raises ValueTooLarge, or Unencodable where a reader would get another value.
 

@@ -235,7 +235,7 @@ def codec_of(**changes: Any) -> Codec:
 def test_every_json_value_comes_back(value: Any, compress_above: int) -> None:
     """Every JSON value comes back as it was, plain and compressed."""
     codec = codec_of(compress_above=compress_above)
-    assert codec.decode(*codec.encode(value)) == value
+    assert codec.decode(*codec.encoded(value)[:2]) == value
 
 
 @settings(quickly, max_examples=300)
@@ -244,7 +244,7 @@ def test_every_model_comes_back_as_itself(book: Book, compress_above: int) -> No
     """Every model, written by its aliases, comes back as the model or as plain JSON."""
     codec = codec_of(compress_above=compress_above)
     for declared in (Any, Book):
-        encoded = codec.encode(book, declared)
+        encoded = codec.encoded(book, declared)[:2]
         assert codec.decode(*encoded, Book) == book
         assert codec.decode(*encoded)["bookTitle"] == book.title
 
@@ -272,7 +272,7 @@ def test_a_value_is_refused_or_comes_back(value: Any, type: Any) -> None:
     """Any value is refused with our error, or its bytes read as the declared type."""
     codec = codec_of()
     try:
-        encoded = codec.encode(value, type)
+        encoded = codec.encoded(value, type)[:2]
     except StillroomError:
         return
     codec.decode(*encoded, type)
@@ -285,7 +285,7 @@ def test_what_is_stored_can_be_read(size: int, compress_above: int) -> None:
     codec = codec_of(value_limit=100, decoded_limit=200, compress_above=compress_above)
     for value in ("x" * size, [n * 7919 % 1000 for n in range(size)]):
         try:
-            encoded = codec.encode(value)
+            encoded = codec.encoded(value)[:2]
         except ValueTooLarge:
             continue
         assert codec.decode(*encoded) == value
