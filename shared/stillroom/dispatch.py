@@ -71,7 +71,7 @@ class Dispatch(Protocol):
 
     @property
     def ready(self) -> bool:
-        """False while the broker is away: then nobody takes a lease for nothing."""
+        """Return whether the broker takes orders. While it is away nobody takes a lease for nothing."""
 
     @property
     def inline(self) -> bool:

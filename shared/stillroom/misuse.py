@@ -72,7 +72,10 @@ def refuse_other(what: str, given: object, kind: type | tuple[type, ...], meant:
 def refuse_awaited(what: str, *given: Any) -> None:
     """Refuse a coroutine function where a plain one is called: nobody would await it. Raises InvalidArgument."""
     for function in filter(callable, given):
-        _refuse_coroutine(what, function)
+        if is_awaited(function):
+            raise InvalidArgument(
+                f"{what}={name_of(function)}: a plain function; this one has to be awaited"
+            )
 
 
 def refuse_unfit(what: str, function: Any, *args: Any) -> None:
@@ -123,13 +126,6 @@ def _unfit(function: object, *args: object) -> str:
     except TypeError as error:
         return str(error)
     return ""
-
-
-def _refuse_coroutine(what: str, function: Any) -> None:
-    if is_awaited(function):
-        raise InvalidArgument(
-            f"{what}={name_of(function)}: a plain function; this one has to be awaited"
-        )
 
 
 def _name_of(function: Callable[..., Any], args: Sequence[Any]) -> str:

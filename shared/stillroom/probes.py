@@ -15,7 +15,7 @@ from stillroom.stats import Stats
 
 
 def wires_of_cache(settings: Settings, wires: Sequence[Any]) -> Sequence[Any]:
-    """Whom to ask besides the state's: nobody where one server plays both roles; each shard of a cluster."""
+    """Return whom to ask besides the state's server: a cluster's shards; nobody if one server has both roles."""
     if settings.cluster:
         return wires
     is_one = settings.cache_server == settings.redis_url and not settings.state_cluster

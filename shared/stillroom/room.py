@@ -236,7 +236,7 @@ class _Room:
         return Operations(*bodies, health, cache_in_threads, state, proofs, is_here)
 
     def _cluster(self) -> tuple[Settings, str, str, list[int]]:
-        """Make the wire to a cluster."""
+        """Return what the wire to the cache's cluster is made of."""
         slots = [slot_of(keys.clock) for keys in shard_keys(self.settings)]
         return self.settings, self.settings.cache_server, "the cache's Redis", slots
 

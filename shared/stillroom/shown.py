@@ -29,8 +29,9 @@ def shown(text: object, limit: int | None = None) -> str:
 
 
 def shown_lines(text: str) -> str:
-    """Several lines, a traceback, each of them shown, and all but the first indented: none looks like a new
-    entry."""
+    """Return several lines, as of a traceback, each of them shown. All but the first are indented, so that none
+    looks like a new entry.
+    """
     first, *rest = text.splitlines() or [""]
     return "\n".join([shown(first), *(f"  {shown(line)}" for line in rest)])
 

@@ -102,7 +102,7 @@ class Stats:
 
     @property
     def mistake(self) -> str | None:
-        """Why the configuration has kept a call of this process from Redis in the last minute, if it has."""
+        """Return why the configuration has kept a call of this process from Redis in the last minute, or None."""
         if self._mistake is None or time.monotonic() > self._mistake[0] + MISTAKE_TOLD_SECONDS:
             return None
         return self._mistake[1]

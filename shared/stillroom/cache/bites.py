@@ -54,14 +54,14 @@ class Bites(Generic[T]):
             yield Pause(0)
 
     def next(self) -> Sequence[T]:
-        """Return the next of the things."""
+        """Return the next bite."""
         self._bite = self._things[self._start : self._start + self._size]
         if isinstance(self._bite[0], tuple):  # commands
             self._bite = _small_enough(self._bite)
         return self._bite
 
     def done(self) -> None:
-        """Go on to those behind them, with more at a time if these went well."""
+        """Go on behind this bite, with more at a time."""
         self._start += len(self._bite)
         self._size, self._tried = min(self._most, self._size * 2), 0
 

@@ -94,7 +94,7 @@ class Bulk(Core):
         }
 
     def store_many(self, values: Mapping[str, Ready]) -> Operation[dict[str, bool]]:
-        """Store what pack_many gave; which of them were stored, by key."""
+        """Store what pack_many gave. Return which of them were stored, by key."""
         stored = yield from self._put_all("set_many", list(values.values()))
         return dict(zip(values, stored, strict=True))
 

@@ -137,7 +137,9 @@ class Images:
 
 
 def normalised(filename: str) -> str:
-    """`logos/acme.png` for any spelling of it. Raises ImageRefused for what does not name a file under a root."""
+    """Return the one spelling of a file's name, `logos/acme.png`. Raises ImageRefused for what names no file under
+    a root.
+    """
     if not isinstance(filename, str):
         raise ImageRefused(repr(filename), "name", "a file's name is a str")
     if any(ord(letter) < 32 or letter in "\\\x7f" for letter in filename):

@@ -13,7 +13,6 @@ from stillroom.settings import Settings
 
 TtlOf: TypeAlias = Callable[[Any], Duration | None]  # of a value; None: the setting's
 
-
 LONGEST_NEAR_S = 60.0
 
 

@@ -162,7 +162,7 @@ class Reclaim:
     def clear_up(
         self, *, budget: float, progress: Report | None = None
     ) -> Operation[dict[str, int]]:
-        """Do what is written down in `todo`; the counts of it, as `reclaim` returns them."""
+        """Do what is written down in `todo`. Return the counts that `reclaim` returns."""
         run = Run(budget, progress)
         counts = dict.fromkeys(("done", "seen", "deleted", "refreshed", "patterns_dropped"), 0)
         while run.left > 0 and (work := (yield from self._take())) is not None:
@@ -326,7 +326,7 @@ class Reclaim:
     def _scan_index(
         self, tag: bytes, cursor: bytes, run: Run
     ) -> Operation[tuple[bytes, list[bytes]]]:
-        """Yield the names in the index of a tag that are there from the first scan to the last.
+        """Return the next cursor, and names in the index of a tag. Those that stay there are all seen by the end.
 
         A key that is no sorted set counts as an empty index.
         """
@@ -341,7 +341,7 @@ class Reclaim:
         return cursor, rows[::2]
 
     def _scan(self, cursor: bytes, prefix: bytes, run: Run) -> Operation[tuple[bytes, list[bytes]]]:
-        """Scan the keys with this prefix."""
+        """Return the next cursor, and keys with this prefix."""
         pattern = glob_literal(prefix) + b"*"
         scan = (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"%d" % run.bite)
         ((cursor, keys),) = yield [scan]
