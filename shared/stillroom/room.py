@@ -113,6 +113,7 @@ class _Room:
     settings: Settings
     cache: Any
     upkeep: Any
+    operations: Any
     _wire_in_threads: Wire | SpreadWire | SpreadThreadsWire  # of the state
     _cache_body: CacheBody | ShardedBody
     _limits_body: LimitsBody
@@ -219,9 +220,15 @@ class _Room:
         names = ("cache", "sessions", "limits", "abuse", "tasks")
         services: list[Any] = [getattr(self, name) for name in names]
         faces = [*services, self.upkeep._cache, self.upkeep._housekeeping]
+        faces.append(self.operations.cache_in_threads)
         return [*(face._driver for face in faces), vars(self)["state"]]
 
-    def _operations(self, health: HealthBody, cache_in_threads: Cache, state: D) -> Operations[D]:
+    def _complete(self, health: HealthBody, cache_in_threads: Cache, state: Any) -> None:
+        """Connect the services with each other, and with OpenTelemetry if it is on."""
+        bodies = self._cache_body, self._sessions_body, self._limits_body, self._abuse_body
+        is_here = self._is_one_server and not self.settings.cluster and self.settings.shards == 1
+        proofs = self._cache_body.proofs
+        self.operations = Operations(*bodies, health, cache_in_threads, state, proofs, is_here)
         for name, moved in MOVED.items():  # a moved method can still be called here
             service: Any = getattr(self, name)
             service._moved, service._upkeep = moved, self.upkeep
@@ -230,10 +237,6 @@ class _Room:
             self.observe(otel.Telemetry())
             if isinstance(self.dispatch, CeleryDispatch):
                 self.dispatch.carry = otel.carried
-        bodies = self._cache_body, self._sessions_body, self._limits_body, self._abuse_body
-        is_here = self._is_one_server and not self.settings.cluster and self.settings.shards == 1
-        proofs = self._cache_body.proofs
-        return Operations(*bodies, health, cache_in_threads, state, proofs, is_here)
 
     def _cluster(self) -> tuple[Settings, str, str, list[int]]:
         """Return what the wire to the cache's cluster is made of."""
@@ -347,7 +350,7 @@ class Stillroom(_Room):
             self.upkeep.deliver_logouts,
             self.upkeep.deliver_charges,
         ]
-        self.operations = self._operations(health, self.cache, self.state)
+        self._complete(health, self.cache, self.state)
 
     @explained
     def init_app(self, app: Any, **options: Any) -> None:
@@ -509,8 +512,7 @@ class AsyncStillroom(_Room):
         self.upkeep = AsyncUpkeep(
             Service(parts.housekeeping, drivers[0]), *self._services(self.state)
         )
-        in_threads = Cache(parts.cache, parts.images, aside[0])
-        self.operations = self._operations(health, in_threads, self.state)
+        self._complete(health, Cache(parts.cache, parts.images, aside[0]), self.state)
 
     @explained
     def lock(

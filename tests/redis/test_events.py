@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from stillroom import (
+    AsyncStillroom,
     InlineDispatch,
     InvalidArgument,
     Limit,
@@ -28,6 +30,7 @@ from stillroom import (
 )
 from stillroom.dispatch import CeleryDispatch
 from stillroom.events import Event
+from stillroom.integrations.pending import blocking_cache
 from stillroom.otel import Telemetry, carried, task
 from tests.support.crowd import PATIENT
 from tests.support.faces import FACES, open_room
@@ -135,6 +138,16 @@ def test_a_lookup_of_several_calls_is_one_event(room: Any) -> None:
         ("load", "page", "done", "page"),
         ("cache", "cached", "miss", "page"),
     ]
+
+
+def test_what_a_thread_invalidates_for_an_async_room_is_an_event(settings: Settings) -> None:
+    """An async room's cache makes events in a thread too, where a commit invalidates."""
+    events: list[Event] = []
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    room.on_event(events.append)
+    blocking_cache(room).invalidate("k")
+    assert told(events) == [("cache", "invalidate", "done", "")]
+    asyncio.run(room.close())
 
 
 def test_the_event_of_a_load_is_about_that_load(settings: Settings) -> None:
