@@ -318,7 +318,7 @@ class Core:
             freshness,
             entry.fresh_until / 1000,
             tuple(map(written, entry.tags)),
-            entry.source.partition(b" ")[0].decode(errors="replace") or None,
+            entry.loader or None,
         )
 
     @overload

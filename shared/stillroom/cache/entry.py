@@ -45,6 +45,11 @@ class Entry(NamedTuple):
         """Return the fingerprint of the app's release whose value it is; nothing for everybody's."""
         return self.codec[2:]
 
+    @property
+    def loader(self) -> str:
+        """Return the name of the loader that has made the value; empty if the entry does not say."""
+        return self.source.partition(b" ")[0].decode(errors="replace")
+
 
 _entry = tuple.__new__
 

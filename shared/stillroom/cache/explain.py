@@ -192,7 +192,7 @@ class Explainer(Core):
     def _loader_of(self, key: str, entries: Sequence[Entry]) -> Loader | None:
         """Return the loader whose template fits this key: of several the one that an entry names, or the longest
         one."""
-        makers = set(map(_made_by, entries))
+        makers = {entry.loader for entry in entries}
         known = [self.loaders[name] for name in self.loaders.names()]
         fitting = [one for one in known if one.read_key(key) is not None]
         return max(fitting, key=lambda one: (one.name in makers, len(one.template)), default=None)
@@ -228,7 +228,7 @@ class Explainer(Core):
             ttl_ms = loader.keeping.life.ttl
             age = max(0.0, (found.now_ms - entry.fresh_until + ttl_ms) / 1000)
         return {
-            "loader": _made_by(entry) or (loader.name if loader else None),
+            "loader": entry.loader or (loader.name if loader else None),
             "tags": tuple(map(written, entry.tags)),
             "fresh_until": entry.fresh_until / 1000,
             "args": _args(entry.source),
@@ -258,11 +258,6 @@ def _read(raw: bytes | None, name: bytes) -> Entry | None:
         return None if raw is None else parse(raw, name)
     except Corrupt:
         return None
-
-
-def _made_by(entry: Entry) -> str:
-    """Return the name of the loader that an entry was loaded by; empty if it does not say."""
-    return written(entry.source.partition(b" ")[0])
 
 
 def _newest(marked: Iterable[tuple[str, int]]) -> tuple[str, int]:

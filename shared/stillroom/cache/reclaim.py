@@ -140,8 +140,7 @@ class Hottest:
         self._heap: list[tuple[int, bytes, Stale]] = []
 
     def offer(self, entry: Entry, degree: int) -> None:
-        loader = entry.source.partition(b" ")[0].decode(errors="replace")
-        if entry.stamp < self._seq and self._tag in entry.tags and loader in self._loaders:
+        if entry.stamp < self._seq and self._tag in entry.tags and entry.loader in self._loaders:
             heat = degree if self.measure == b"FREQ" else -degree
             push = heapq.heappush if len(self._heap) < HOTTEST else heapq.heappushpop
             push(self._heap, (heat, entry.key, Stale(entry.key, entry, entry.source)))

@@ -192,7 +192,7 @@ class TracedBody(CacheBody):
         before = trace.mark(name) if trace is not None else None
         found = yield from looking
         if trace is not None and trace.mark(name) == before and found[0] is not None:
-            trace.note(name, Read(written(name), "near", cause, loader=_loader(found[0])))
+            trace.note(name, Read(written(name), "near", cause, loader=found[0].loader or None))
         return found
 
     def _note(self, name: bytes, found: Look) -> Operation[None]:
@@ -201,7 +201,7 @@ class TracedBody(CacheBody):
         if trace is None:
             return
         outcome, cause = _OUTCOMES[freshness], _CAUSES[freshness]
-        read = Read(written(name), outcome, cause, loader=_loader(entry))
+        read = Read(written(name), outcome, cause, loader=(entry and entry.loader) or None)
         if outcome != "hit" and not trace.is_full:
             read = yield from self._why_not_a_hit(read)
         trace.note(name, read)
@@ -227,8 +227,3 @@ def store_of(settings: Settings, stats: Stats) -> Store:
 
 _OUTCOMES = {Freshness.FRESH: "hit", Freshness.STALE: "stale", Freshness.DEAD: "miss"}
 _CAUSES = {Freshness.FRESH: "fresh", Freshness.STALE: "expired", Freshness.DEAD: "unknown"}
-
-
-def _loader(entry: Entry | None) -> str | None:
-    source = entry.source if entry is not None else b""
-    return source.partition(b" ")[0].decode(errors="replace") or None
