@@ -19,6 +19,7 @@ from stillroom.address import is_sentinel, read_sentinel
 from stillroom.at_exit import AtExit
 from stillroom.errors import DispatchFailed
 from stillroom.keys import KEY_LIMIT, Keys
+from stillroom.oldest import oldest
 from stillroom.place import each_url
 from stillroom.settings import Settings
 from stillroom.wire import no_fork, reset_after_fork
@@ -271,7 +272,8 @@ class CeleryDispatch:
     ) -> _Errand | None:
         """Return the next errand. A postponed wake is one when its time has come."""
         while True:
-            task, due = min(self._owed.items(), key=lambda owed: owed[1], default=("", None))
+            owed = oldest(self._owed.items(), WAKES_LIMIT)  # other threads add to them
+            task, due = min(owed, key=lambda one: one[1], default=("", None))
             left = None if due is None else due - time.monotonic()
             if left is not None and left <= 0:
                 del self._owed[task]

@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 import json
 import os
+import queue
 import subprocess
 import sys
 import textwrap
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from stillroom import Settings
-from stillroom.dispatch import RECLAIM_TASK, CeleryDispatch, RefreshOrder
+from stillroom.dispatch import RECLAIM_TASK, CeleryDispatch, RefreshOrder, _Errand
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
 from tests.support.celery_process import until
@@ -99,6 +102,34 @@ def test_a_wake_between_orders_goes_out_too(held: Held, db: Any) -> None:
     held.send([order(2)], _never)
     held.go_on.set()
     until(lambda: (db.llen(QUEUE), db.llen(MAINTENANCE)) == (3, 1), "the messages")
+
+
+class Due(float):
+    """A time at which a wake is due. Whenever it is compared, another thread puts a wake off."""
+
+    dispatch: CeleryDispatch
+
+    def __lt__(self, other: float) -> bool:
+        thread = threading.Thread(target=self.dispatch.wake, args=("third",))
+        thread.start()
+        thread.join()
+        return float.__lt__(self, other)
+
+
+class Idle(CeleryDispatch):
+    """A dispatch whose thread is never started: the test does its work."""
+
+    def _start(self) -> None:
+        self._errands = queue.SimpleQueue()
+
+
+def test_a_wake_of_another_thread_ends_nothing() -> None:
+    """A wake that is put off while the thread looks for the next one does not end that thread."""
+    dispatch = Due.dispatch = Idle(Settings(), Keys("stillroom"))
+    dispatch.wake("third")
+    dispatch._owed |= {"first": Due(time.monotonic() - 1), "second": Due(time.monotonic())}
+    assert dispatch._next(queue.SimpleQueue(), deque()) == _Errand(wakes="first")
+    assert {*dispatch._owed} == {"second", "third"}
 
 
 def test_what_waits_is_delivered_at_the_end(held: Held, db: Any) -> None:
