@@ -30,7 +30,6 @@ from stillroom.background import in_background_loop
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.repair import Repair
 from stillroom.wire import (
-    IN_TIME,
     AsyncShardWire,
     AsyncSpreadWire,
     AsyncWire,
@@ -45,25 +44,6 @@ from stillroom.wire import (
     time_left,
     to_its_end,
 )
-
-__all__ = [
-    "IN_TIME",
-    "STATE",
-    "AsyncDriver",
-    "Backoff",
-    "Call",
-    "Driver",
-    "Failed",
-    "Freeing",
-    "Kept",
-    "On",
-    "Once",
-    "Operation",
-    "Pause",
-    "Timed",
-    "async_drivers_of",
-    "drivers_of",
-]
 
 T = TypeVar("T")
 Operation: TypeAlias = Generator[Any, Any, T]

@@ -19,9 +19,9 @@ from stillroom.codec import MISS
 from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.keys import sanitized, written
-from stillroom.operation import IN_TIME, Backoff, Operation, Timed
+from stillroom.operation import Backoff, Operation, Timed
 from stillroom.scripts import add, replace
-from stillroom.wire import Command
+from stillroom.wire import IN_TIME, Command
 
 TRIES = 100  # each lost one means that somebody else's change was made
 PAUSE_S = 0.001  # grows with each

@@ -70,7 +70,7 @@ from stillroom.errors import (
 from stillroom.fingerprint import fingerprint
 from stillroom.keys import Keys, refuse_crowd, sanitized, written
 from stillroom.misuse import refuse_awaited, refuse_unfit
-from stillroom.operation import IN_TIME, Call, Freeing, Once, Operation, Pause, Timed
+from stillroom.operation import Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
     claim_refresh,
     commit,
@@ -84,7 +84,7 @@ from stillroom.settings import Settings
 from stillroom.shown import message_of, repr_of
 from stillroom.stats import Stats
 from stillroom.unsettled import is_unsettled
-from stillroom.wire import Clock, Command, leases_of_loads, pack, time_left
+from stillroom.wire import IN_TIME, Clock, Command, leases_of_loads, pack, time_left
 
 T = TypeVar("T")
 D = TypeVar("D")

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 from stillroom.errors import LockTaken, RedisUnavailable
 from stillroom.keys import Keys, sanitized
 from stillroom.locks.renewer import Renewer
-from stillroom.operation import IN_TIME, Freeing, Once, Operation, Pause, Timed
+from stillroom.operation import Freeing, Once, Operation, Pause, Timed
 from stillroom.replicas import kept
 from stillroom.scripts import slot_renew, slot_take
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import Clock, Command
+from stillroom.wire import IN_TIME, Clock, Command
 
 TAKEN, LATE, CROWDED = 1, -1, -2  # the replies of lua/slot_take.lua
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.005, 0.1  # between two tries
