@@ -27,7 +27,7 @@ class InForce(NamedTuple):
 
 def in_force(settings: Settings) -> list[InForce]:
     """Return every setting, in the order in which settings.py explains them."""
-    given = {name.upper() for name in os.environ}
+    given = {name.upper() for name, value in os.environ.items() if value}
     return [
         InForce(name, said(field, getattr(settings, field)), _source(settings, field, name, given))
         for field, name in environment_names().items()

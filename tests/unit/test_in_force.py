@@ -45,6 +45,18 @@ def test_each_setting_is_there_once_and_says_where_it_comes_from(
     assert by_alias["REDIS_URL"].source == "code"
 
 
+def test_a_secret_of_a_file_is_of_that_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A secret is read from its file, and told to be, where its own variable is set to nothing."""
+    (tmp_path / "password").write_text(CANARY)
+    monkeypatch.setenv("REDIS_PASSWORD_FILE", str(tmp_path / "password"))
+    monkeypatch.setenv("REDIS_PASSWORD", "")
+    settings = Settings()
+    assert settings.password == CANARY
+    assert found(settings)["REDIS_PASSWORD"].source == "REDIS_PASSWORD_FILE"
+
+
 def canaries() -> dict[str, Any]:
     """Return a value with a canary for every setting that may hold a secret."""
     given: dict[str, Any] = {}
