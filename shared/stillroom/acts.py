@@ -99,7 +99,7 @@ def _look(room: Stillroom, form: Form) -> Done:
         "loader": found.loader,
         "tags": ", ".join(found.tags) or None,
         "bytes": None if found.size is None else f"{found.size:,}",
-        "age": None if found.age_s is None else f"{found.age_s:,.0f} s",
+        "age": None if found.age_s is None else f"up to {found.age_s:,.0f} s",
         "fresh until": found.fresh_until,
         "ends": found.ends_at,
         "invalidated": found.invalidated_at,

@@ -105,6 +105,21 @@ def test_of_what_is_gone_the_indexes_remember(room: Any, client: Any) -> None:
     assert room.upkeep.explain("product:8").cause == "never"
 
 
+def test_the_age_of_what_no_loader_stored_is_not_said(room: Any) -> None:
+    """explain tells an age only of what the loader stored: another value under its key has another ttl."""
+
+    @room.cache.cached("product:{number}", ttl=3_600)
+    def product(number: int) -> int:
+        return number
+
+    product(7)
+    stored = room.upkeep.explain("product:7")
+    room.cache.set("product:7", 1, ttl=10)
+    found = room.upkeep.explain("product:7")
+    assert 0 <= stored.age_s <= 3_600 * room.settings.jitter + 5
+    assert (found.loader, found.age_s) == ("product", None)
+
+
 def test_another_release_s_value_is_said(settings: Settings) -> None:
     """explain says that another release's value is not read by this one."""
     given = Settings(**{"redis_url": settings.redis_url} | PATIENT)

@@ -38,7 +38,9 @@ class Explanation:
     size: int | None = None  # bytes in Redis
     fresh_until: float | None = None
     ends_at: float | None = None
-    age_s: float | None = None  # where the loader is known here, and its ttl is a number
+    # At the most, for an entry may end earlier by chance (jitter). Known where it names its loader, which is known
+    # here, and whose ttl is a number.
+    age_s: float | None = None
     # The work under way: `load`, `refresh asked for`, `refresh`, `backoff`.
     loading: str | None = None
     args: Mapping[str, Any] | None = None  # the loader's arguments, as far as the entry names them
@@ -224,7 +226,7 @@ class Explainer(Core):
 
     def _facts(self, entry: Entry, found: _Found, loader: Loader | None) -> Mapping[str, Any]:
         age, left_ms = None, found.left_ms[entry.is_beside]
-        if loader is not None and loader.keeping.ttl_of is None:
+        if loader is not None and loader.name == entry.loader and loader.keeping.ttl_of is None:
             ttl_ms = loader.keeping.life.ttl
             age = max(0.0, (found.now_ms - entry.fresh_until + ttl_ms) / 1000)
         return {

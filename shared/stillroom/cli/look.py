@@ -30,7 +30,8 @@ COLUMNS = (
 def show(key: Key, value: Value = False, as_json: AsJson = False) -> None:
     """Show what is under a key: freshness, tags, loader, size, times. Exit code 1 if a reader would miss it.
 
-    The keys of the loaders in STILLROOM_LOADERS are known. For such a key it also says how old the value is.
+    The keys of the loaders in STILLROOM_LOADERS are known. For such a key it also says how old the value is
+    at the most.
     """
     with open_room_with_loaders() as room:
         found = room.upkeep.explain(key, value=value)
@@ -140,7 +141,7 @@ def _facts(found: Explanation, with_value: bool) -> Iterator[tuple[str, str]]:
     yield "tags", ", ".join(found.tags) or "none"
     yield "size", size(found.size) if found.size is not None else "nothing is stored"
     if found.age_s is not None:
-        yield "age", f"{found.age_s:,.0f} s"
+        yield "age", f"up to {found.age_s:,.0f} s"
     if found.fresh_until is not None:
         yield "fresh until", f"{when(found.fresh_until)} UTC"
     if found.ends_at is not None:
