@@ -459,4 +459,6 @@ def did_you_mean(given: object, known: Iterable[str], form: str = "%s", cutoff: 
 
 def _shortened(given: object, limit: int = 120) -> str:
     text = ascii(given)
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}…" + (f" ({len(given):,} characters)" if isinstance(given, str) else "")

@@ -77,6 +77,12 @@ def raised_bare(tree: ast.AST) -> Iterator[str]:
                     yield f"{function.name}: {ast.unparse(call.func)}"
 
 
+def test_a_long_text_is_told_with_its_own_length() -> None:
+    """An error that shows the beginning of a text tells how many characters the text itself has."""
+    assert "… (300 characters): no" in str(InvalidKey("ü" * 300, "no"))
+    assert str(InvalidKey([1] * 300, "no")).endswith("…: no")
+
+
 def test_what_is_raised_on_purpose_is_of_one_family() -> None:
     """No module raises a RuntimeError of Python's own, which `except StillroomError` would miss."""
     files = sorted(Path(stillroom.__file__).parent.rglob("*.py"))

@@ -33,12 +33,12 @@ from pathlib import PurePath
 from typing import Annotated, Any, Literal, NewType, TypeAlias, TypeVar, Union, get_args, get_origin
 from uuid import UUID
 
-from pydantic import AnyUrl, BaseModel, Secret, SecretBytes, SecretStr
+from pydantic import AnyUrl, BaseModel
 from typing_extensions import is_typeddict
 
 from stillroom import pepper
 from stillroom.errors import InvalidArgument
-from stillroom.sameness import attributes_of, has_attributes, is_row
+from stillroom.sameness import SECRETS, attributes_of, has_attributes, is_row
 from stillroom.settings import Settings
 
 Text: TypeAlias = Callable[[Any], str]
@@ -47,7 +47,6 @@ MARK = "\x1f"  # in front of a value of another type than declared; in Redis it 
 DEPTH_LIMIT = 50  # containers in containers
 SECRET_DIGITS = 32  # of an HMAC, hexadecimal
 
-SECRETS = (SecretStr, SecretBytes, Secret)
 ADDRESSES = (
     *(IPv4Interface, IPv6Interface, IPv4Network, IPv6Network, IPv4Address, IPv6Address),
     *(AnyUrl, PurePath),
