@@ -10,6 +10,7 @@ from typing import Any
 
 from stillroom.counted import OTHERS
 from stillroom.keys import Keys
+from stillroom.oldest import oldest
 from stillroom.shown import shown_lines
 from stillroom.wire import Command, reset_after_fork
 
@@ -93,7 +94,7 @@ class Stats:
 
     def _telling_errors(self, keys: Keys) -> list[Command]:
         errors, self.errors = self.errors, {}
-        told = [word for pair in errors.items() for word in pair]
+        told = [word for pair in oldest(errors.items(), NAMES_LIMIT + 1) for word in pair]
         return [(b"HSET", keys.errors, *told), (b"EXPIRE", keys.errors, str(ERRORS_KEPT_SECONDS))]
 
     def mistaken(self, reason: str) -> None:

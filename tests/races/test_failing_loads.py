@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -23,8 +27,11 @@ from stillroom import (
     NoDispatch,
     Settings,
     Stillroom,
+    stats,
 )
+from stillroom.cache import failures as failures_module
 from stillroom.cache.failures import Failures, as_json
+from stillroom.keys import Keys
 from tests.support import nursery
 from tests.support.crowd import PATIENT
 from tests.support.entries import age
@@ -306,6 +313,56 @@ def test_an_error_that_cannot_be_copied_is_raised_itself() -> None:
     assert failures.of(None, {b""}, "k") is None
     unreadable = failures.of(b"load.3 {", {b"load.3"}, "k")
     assert isinstance(unreadable, LoadFailed)
+
+
+@contextmanager
+def meanwhile(module: Any, act: Callable[[], object]) -> Iterator[None]:
+    """Act before each line of a module that runs inside this `with`, as another thread may."""
+
+    def at_each_line(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename == module.__file__:
+            act()
+            return at_each_line
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(at_each_line)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def test_failures_of_several_threads_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error is kept while other threads keep theirs, at any moment, also where old ones are let go."""
+    failures, error, others = Failures(), ConnectionError(), itertools.count()
+    monkeypatch.setattr(failures_module, "KEPT_LIMIT", 10)
+    for number in range(10):
+        failures.keep(b"old.%d" % number, error)
+
+    def fail() -> None:
+        failures._kept[b"other.%d" % next(others)] = time.monotonic() + 60, error
+
+    with meanwhile(failures_module, fail):
+        failures.keep(b"load.1", error)
+    assert next(others) > 10
+
+
+def test_errors_of_several_threads_are_told() -> None:
+    """Counts and errors are written down while another thread still adds to those that were taken."""
+    counted, others = stats.Stats(Keys("stillroom")), itertools.count()
+    counted.errors["loader"] = "{}"
+    counted.counts["loads"] += 1
+    errors, counts = counted.errors, counted.counts
+
+    def fail() -> None:
+        number = next(others)
+        errors[f"loader.{number}"] = "{}"
+        counts[f"loads.{number}"] += 1
+
+    with meanwhile(stats, fail):
+        told = [command[0] for command in counted.flush(0)]
+    assert told.count(b"HSET") == 1
 
 
 # A budget of loads

@@ -10,6 +10,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from stillroom.errors import LoadFailed, LoadShed
+from stillroom.oldest import oldest
 from stillroom.settings import redact
 from stillroom.shown import message_of
 
@@ -29,7 +30,8 @@ class Failures:
         """Remember an error for a moment."""
         now = time.monotonic()
         if len(self._kept) >= KEPT_LIMIT:
-            self._kept = {one: kept for one, kept in self._kept.items() if kept[0] > now}
+            found = oldest(self._kept.items(), KEPT_LIMIT)  # other threads add to them
+            self._kept = {one: kept for one, kept in found if kept[0] > now}
         if len(self._kept) < KEPT_LIMIT:
             self._kept[lease] = now + KEPT_S, error
 
