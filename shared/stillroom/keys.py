@@ -355,10 +355,10 @@ class Keys:
         prefix = b"%b%b}:" % (self._locks, name)
         return [prefix + part for part in (b"slots", b"queue", b"waiters", b"fence")]
 
-    def reservation(self, id: str, home: bytes = b"") -> bytes:
+    def reservation(self, id: str, home: bytes) -> bytes:
         return b"%b:%b{rl:!held}:%b" % (self._name, home, id.encode())
 
-    def told(self, log: str, home: bytes = b"") -> bytes:
+    def told(self, log: str, home: bytes) -> bytes:
         """Return the key for how much of a process' own admissions Redis was told. `log`: that process' log."""
         return b"%b:%b{rl:!told}:%b" % (self._name, home, log.encode())
 

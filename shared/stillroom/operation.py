@@ -470,21 +470,19 @@ def _paused(pause: Pause, deadline: float) -> float:
     return pause.seconds
 
 
-def drivers_of(wires: Sequence[BlockingWire], state: BlockingWire | None = None) -> list[Driver]:
+def drivers_of(wires: Sequence[BlockingWire], state: BlockingWire) -> list[Driver]:
     """Return a driver for each shard's wire, which knows the others and that of the state."""
     places: list[Driver] = []
     drivers = [Driver(wire, places) for wire in wires]
-    places += [*drivers, Driver(state, places)] if state is not None else drivers
+    places += [*drivers, Driver(state, places)]
     return drivers
 
 
-def async_drivers_of(
-    wires: Sequence[AwaitedWire], state: AwaitedWire | None = None
-) -> list[AsyncDriver]:
+def async_drivers_of(wires: Sequence[AwaitedWire], state: AwaitedWire) -> list[AsyncDriver]:
     """Return the drivers of `wires` for asyncio; each knows all of them, and that of the state. See drivers_of."""
     places: list[AsyncDriver] = []
     drivers = [AsyncDriver(wire, places) for wire in wires]
-    places += [*drivers, AsyncDriver(state, places)] if state is not None else drivers
+    places += [*drivers, AsyncDriver(state, places)]
     return drivers
 
 

@@ -38,6 +38,7 @@ from stillroom.health.report import (
 from stillroom.health.snapshot import packed, rates_between, snapshot_of, unpacked, with_rates
 from stillroom.health.system import SystemWatch
 from stillroom.keys import Keys
+from stillroom.stats import Stats
 
 UP = Connection(is_up=True, breaker="closed", latency_ms=0.5)
 BOTH, STATE, CACHE = ("cache", "state"), ("state",), ("cache",)
@@ -301,18 +302,24 @@ def test_the_usual_ratio_moves_slowly() -> None:
     assert usual(at(None), at(None)) is None
 
 
+def cache_probe() -> CacheProbe:
+    """Return the probe of a process that has counted nothing."""
+    keys = Keys("stillroom")
+    return CacheProbe(keys, Stats(keys))
+
+
 @given(st.floats(0, 1e6))
 def test_a_lag_has_a_bucket(seconds: float) -> None:
     """Every lag has a bucket, whose bound is above it."""
     name = lag_bucket(seconds)
-    counted = CacheProbe(Keys("stillroom")).count({name: 1, LAG_SUM: int(seconds * 1000)})
+    counted = cache_probe().count({name: 1, LAG_SUM: int(seconds * 1000)})
     assert counted["refresh_lag_s"] == pytest.approx(seconds, abs=0.001)
     assert counted["refresh_lag_p95_s"] >= min(seconds, 86_400)
 
 
 def test_a_lag_is_the_95th_of_a_hundred() -> None:
     """The lag is the 95th of a hundred, and unknown without a refresh."""
-    probe = CacheProbe(Keys("stillroom"))
+    probe = cache_probe()
     assert probe.count({"refresh_lag_1": 95, "refresh_lag_60": 5})["refresh_lag_p95_s"] == 1
     assert probe.count({"refresh_lag_1": 94, LAG_LONGER: 6})["refresh_lag_p95_s"] == 86_400
     assert "refresh_lag_s" not in probe.count({"hits": 1})

@@ -46,10 +46,10 @@ class CacheProbe:
 
     part = "cache"
 
-    def __init__(self, keys: Keys, stats: Stats | None = None) -> None:
+    def __init__(self, keys: Keys, stats: Stats) -> None:
         """`stats`: of the process that asks."""
         self._keys = keys
-        self._gauges = stats.gauges if stats is not None else {}
+        self._gauges = stats.gauges
 
     def commands(self, now_ms: int) -> Sequence[Command]:
         return [(b"HGETALL", self._keys.errors)]
