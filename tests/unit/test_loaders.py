@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,26 @@ def test_a_name_is_registered_once(room: Stillroom) -> None:
         room.cache.cached("b:{id}")(load)
     room.cache.cached("b:{id}", name="load-b")(load)
     assert room.cache.loaders.names() == ["load", "load-b"]
+
+
+def test_loaders_of_several_threads_are_all_registered(room: Stillroom) -> None:
+    """None is lost where modules with loaders are imported in several threads at once."""
+    before, threads = sys.getswitchinterval(), 4
+
+    def load(number: int) -> int:
+        return number
+
+    def module(thread: int) -> None:
+        for one in range(40):
+            room.cache.cached(f"{thread}:{one}:{{number}}", name=f"{thread}.{one}")(load)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(module, range(threads)))
+    finally:
+        sys.setswitchinterval(before)
+    assert len(room.cache.loaders.names()) == threads * 40
 
 
 def test_a_key_belongs_to_one_loader(room: Stillroom) -> None:

@@ -49,6 +49,7 @@ from stillroom.misuse import misuse, name_of, refuse_awaited, refuse_other, refu
 from stillroom.operation import Call
 from stillroom.sameness import is_plain, is_same
 from stillroom.whole import is_whole
+from stillroom.wire import no_fork
 
 TagSpec: TypeAlias = str | Callable[[Any], Iterable[str]]
 
@@ -419,23 +420,24 @@ class Loaders:
 
     def register(self, loader: Loader) -> None:
         """Add a loader. One that is defined again, as when a module is reloaded, takes the earlier one's place."""
-        others = [other for other in self._by_name.values() if not _is_again(loader, other)]
-        if any(other.name == loader.name for other in others):
-            raise InvalidArgument(
-                f"a loader named {loader.name!r} exists already; give this one name=…"
-            )
-        for other in others:
-            if other.has_keys_of(loader):
+        with no_fork():  # one after the other, for modules are imported in several threads
+            others = [other for other in self._by_name.values() if not _is_again(loader, other)]
+            if any(other.name == loader.name for other in others):
                 raise InvalidArgument(
-                    f"{loader.name}: the loader {other.name!r} has the key {other.template!r}, which is the same "
-                    "for the same arguments; begin this one with another text"
+                    f"a loader named {loader.name!r} exists already; give this one name=…"
                 )
-        if loader.around is None:
-            loader.around = self.around
-        self._by_name = {other.name: other for other in [*others, loader]}
-        self._unfilled = frozenset(
-            text for one in self._by_name.values() for text in one.unfilled_texts()
-        )
+            for other in others:
+                if other.has_keys_of(loader):
+                    raise InvalidArgument(
+                        f"{loader.name}: the loader {other.name!r} has the key {other.template!r}, which is the same "
+                        "for the same arguments; begin this one with another text"
+                    )
+            if loader.around is None:
+                loader.around = self.around
+            self._by_name = {other.name: other for other in [*others, loader]}
+            self._unfilled = frozenset(
+                text for one in self._by_name.values() for text in one.unfilled_texts()
+            )
 
     def refuse_unfilled(self, *names: str) -> None:
         """Raise InvalidKey for a loader's template in the place of a key or a tag: its `f` was forgotten.
