@@ -175,9 +175,7 @@ def fingerprint(root: Path, name: str) -> str | None:
         found = os.stat(root / name, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         if not root.is_dir():
-            raise ImagesUnavailable(
-                f"STILLROOM_IMAGE_ROOT is {root}: there is no such folder"
-            ) from None
+            raise _without_root(root, "there is no such folder") from None
         return None
     except OSError as error:
         raise ImageRefused(name, "denied", error.strerror or "it can't be looked at") from None
@@ -259,7 +257,10 @@ def _answer(root: Path, name: str, version: str, byte_limit: int) -> Answer:
 def _opened(root: Path, name: str) -> Iterator[IO[bytes] | None]:
     """Open the file through its folders, each opened in the one before, so that none can be swapped."""
     *folders, last = name.split("/")
-    descriptors = [os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+    try:
+        descriptors = [os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+    except OSError as error:
+        raise _without_root(root, error.strerror or "it can't be opened") from None
     try:
         for folder in folders:
             descriptors.append(os.open(folder, OPEN_FOLDER, dir_fd=descriptors[-1]))
@@ -280,6 +281,10 @@ def _opened(root: Path, name: str) -> Iterator[IO[bytes] | None]:
         raise ImageRefused(name, "special", "the file is no plain file")
     with os.fdopen(descriptor, "rb") as file:
         yield file
+
+
+def _without_root(root: Path, why: str) -> ImagesUnavailable:
+    return ImagesUnavailable(f"STILLROOM_IMAGE_ROOT is {root}: {why}")
 
 
 def _hashed(file: IO[bytes], byte_limit: int) -> str | None:
