@@ -215,6 +215,15 @@ def test_a_proxy_may_come_through_a_socket_file() -> None:
     assert clients().subject("", headers) == UNKNOWN
 
 
+@pytest.mark.parametrize("peer", ["localhost", "<local>", "unix", "0.0.0.0"])
+def test_a_server_may_have_a_word_for_a_socket_file(peer: str) -> None:
+    """Where waitress, Werkzeug, eventlet and uWSGI listen on a socket file, their word for the peer means one."""
+    headers = [(XFF, IP)]
+    assert clients(trusted_proxies="unix").subject(peer, headers) == IP
+    assert clients(trusted_proxies="10.0.0.0/8").subject(peer, headers) == UNKNOWN
+    assert clients(trusted_proxies="unix").subject("name.example", headers) == UNKNOWN
+
+
 @pytest.mark.parametrize("network", ["10.0.0.1/8", "10.0.0.0/33", "proxy", "10.0.0.0-10.0.0.9"])
 def test_a_network_is_checked(network: str) -> None:
     """A network setting that is none is refused with what is allowed."""

@@ -6,12 +6,15 @@ import contextlib
 import http.client
 import inspect
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from werkzeug.serving import make_server
 from werkzeug.test import EnvironBuilder
 
 import redis
@@ -27,10 +30,11 @@ from stillroom import (
 )
 from stillroom.sessions.token import make_token
 from stillroom.web import Header, Refusal
+from stillroom.web.wsgi import StillroomMiddleware as WsgiMiddleware
 from tests.support.celery_process import until
 from tests.support.monitor import ON_ITS_WAY, sent
-from tests.support.web import Browser, Reply, ask
-from tests.web.limited_apps import FRAMEWORKS, GATE, ORIGIN, PLACE, serving
+from tests.support.web import WITHIN, Browser, Reply, ask
+from tests.web.limited_apps import FRAMEWORKS, GATE, ONE, ORIGIN, PLACE, serving
 from tests.web.test_limits import read
 
 FROM_SPA = {"Origin": ORIGIN}
@@ -710,3 +714,36 @@ def test_a_function_that_says_what_counts_and_raises_keeps_no_place(room: Stillr
     with pytest.raises(RuntimeError, match="count"):
         list(StillroomMiddleware(app, room, routes=routes)(environ, lambda *_: len))
     assert room.limits.peek("127.0.0.1", [PLACE]).remaining == 1
+
+
+def test_clients_behind_a_socket_file_are_told_apart(settings: Settings, tmp_path: Path) -> None:
+    """Clients of a proxy at a socket file each have a quota of their own, also at Werkzeug's server, which says
+    `<local>` of every peer there.
+    """
+    file = str(tmp_path / "shop.sock")
+    with Stillroom(settings.model_copy(update={"trusted_proxies": ("unix",)})) as room:
+        middleware = WsgiMiddleware(_ok, room, routes=Routes([Route("/", [ONE])]))
+        with make_server(f"unix://{file}", 0, middleware, threaded=True) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            try:
+                lines = [_first_line(file, f"203.0.113.{n}") for n in (7, 7, 8)]
+            finally:
+                server.shutdown()
+                thread.join()
+    assert [line.split()[1] for line in lines] == ["200", "429", "200"]
+
+
+def _ok(_: Any, start_response: Any) -> Any:
+    start_response("200 OK", [])
+    return [b"ok"]
+
+
+def _first_line(file: str, client: str) -> str:
+    """Ask at a socket file as a proxy does that speaks for this client."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(WITHIN)
+        connection.connect(file)
+        asked = f"GET / HTTP/1.1\r\nHost: shop\r\nX-Forwarded-For: {client}\r\nConnection: close\r\n\r\n"
+        connection.sendall(asked.encode())
+        return connection.makefile().readline()

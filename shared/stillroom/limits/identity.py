@@ -18,6 +18,9 @@ HOPS = 64  # proxies in a row; nobody has so many
 CROWD = 1_000  # requests
 NEARLY_ALL = 0.9
 CHAINS = ("x-forwarded-for", "forwarded")
+# What servers write in the place of a peer's address where the connection came through a socket file: nothing
+# (gunicorn, granian), and in this order waitress, Werkzeug, eventlet, uWSGI. No client has such an address.
+SOCKET_FILES = frozenset(["", "localhost", "<local>", "unix", "0.0.0.0"])
 
 Header = tuple[str, str] | tuple[bytes, bytes]
 Headers = Iterable[Header] | Mapping[str, str]
@@ -35,10 +38,11 @@ class Clients:
 
     def subject(self, peer: str | None, headers: Headers = ()) -> str:
         """Return the subject of a request: an IPv4 address, an IPv6 network, or `unknown` for all others."""
+        peer = "" if peer is None or peer in SOCKET_FILES else peer
         if not self._is_believed(peer):
-            return subject_of(peer or "", self._prefix)
+            return subject_of(peer, self._prefix)
         values = list(self._values(headers))
-        found = self._walk(peer or "", values) if self._is_chain else _single(peer or "", values)
+        found = self._walk(peer, values) if self._is_chain else _single(peer, values)
         return UNKNOWN if found is None else subject_of(found, self._prefix)
 
     def _walk(self, peer: str, values: Sequence[str]) -> str | None:
@@ -66,7 +70,7 @@ class Clients:
             if _text(name).lower() == self._header:
                 yield _text(value)
 
-    def _is_believed(self, peer: str | None) -> bool:
+    def _is_believed(self, peer: str) -> bool:
         if not peer:
             return self._trusts_sockets
         address = peer_address(peer) if self._networks else None

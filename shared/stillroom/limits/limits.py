@@ -26,9 +26,10 @@ class _Face(Face):
     def client(self, peer: str | None, headers: Headers = ()) -> str:
         """Return the client of a request, as `check` takes it: an IPv4 address, an IPv6 network, or "unknown".
 
-        `peer`: whom the connection is from, with or without a port; None or "" for a socket file. `headers`: (name,
-        value) of the request, in their order, or a mapping of them; they are only believed from `trusted_proxies`.
-        Never awaited. Raises InvalidArgument.
+        `peer`: whom the connection is from, with or without a port. For a socket file it is None, "", or what a
+        server writes instead ("localhost", "<local>", "unix", "0.0.0.0"). `headers`: (name, value) of the request,
+        in their order, or a mapping of them; they are only believed from `trusted_proxies`. Never awaited. Raises
+        InvalidArgument.
         """
         if type(peer) is not str and peer is not None:
             refuse_other(
