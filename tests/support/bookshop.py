@@ -140,6 +140,7 @@ HEADERS: dict[str, dict[str, str]] = {
     "no-store": {"Cache-Control": "no-store"},
     "no-cache": {"Cache-Control": "no-cache"},
     "vary": {"Vary": "User-Agent"},
+    "nonce": {"Content-Security-Policy-Report-Only": "script-src 'self' 'nonce-n0'"},
     "moved": {"Location": "/about"},
     "own": {
         "ETag": '"own"',

@@ -24,6 +24,7 @@ from django.urls import path
 from django.utils import translation
 from django.utils.decorators import method_decorator
 from django.views import View
+from django.views.decorators.clickjacking import xframe_options_exempt
 
 import redis
 from stillroom import InvalidArgument, InvalidKey, SettingsError, Stillroom
@@ -93,6 +94,18 @@ def kept(request: HttpRequest, how: str) -> Any:
         case "origin":
             return HttpResponse("x", headers={"Vary": "Origin"})
     return HttpResponse("x")
+
+
+@cache_page(60)
+def secured(request: HttpRequest, how: str) -> Any:
+    calls.append(how)
+    if how == "framed":
+        return xframe_options_exempt(lambda _: HttpResponse("x"))(request)
+    if how == "nonce":
+        # As the middleware of Django 6, and django-csp's, note that a view used one.
+        setattr(request, "_csp_nonce", "n0")  # noqa: B010 - mypy knows no such attribute
+        return HttpResponse("x")
+    return HttpResponse("x", headers={"Content-Security-Policy": "script-src 'nonce-n0'"})
 
 
 @cache_page(60)
@@ -196,6 +209,7 @@ urlpatterns = [
     path("about", about),
     path("about/<look>", about),
     path("kept/<how>", kept),
+    path("secured/<how>", secured),
     path("held/<int:status>", held_up),
     path("rest", RestListView.as_view()),
     path("rest/<int:id>", RestView.as_view()),
@@ -308,6 +322,13 @@ def test_a_response_that_is_one_visitor_s_is_not_kept(port: int, how: str) -> No
     replies = [ask(port, f"/kept/{how}", headers=origin) for _ in range(2)]
     assert calls == [how, how]
     assert all(reply.body for reply in replies)
+
+
+@pytest.mark.parametrize("how", ["nonce", "policy", "framed"])
+def test_a_response_whose_headers_are_one_visit_s_is_not_kept(port: int, how: str) -> None:
+    """A page with a nonce, or with a mark by which a middleware chooses headers, is rendered for each visitor."""
+    assert [ask(port, f"/secured/{how}").status for _ in range(2)] == [200] * 2
+    assert calls == [how, how]
 
 
 @pytest.mark.parametrize("same_process", [True, False])

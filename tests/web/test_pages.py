@@ -309,7 +309,7 @@ def test_other_routes_are_left_alone(port: int, shop: Shop) -> None:
 # What may be kept
 
 
-@pytest.mark.parametrize("how", ["cookie", "private", "no-store", "no-cache", "vary"])
+@pytest.mark.parametrize("how", ["cookie", "private", "no-store", "no-cache", "vary", "nonce"])
 def test_a_response_that_is_not_for_all_is_not_kept(port: int, shop: Shop, how: str) -> None:
     """A response that is not for everybody is not kept, and for a while no request tries to share it."""
     replies = [ask(port, f"/kept/{how}") for _ in range(3)]

@@ -4,8 +4,8 @@
     def product(request, id): …
 
 A page is rendered from the real request. It is not kept if something shows that it was made for one visitor: a
-session that was changed, a CSRF token, Set-Cookie, Cache-Control: private, a Vary that `vary` does not name. Pages
-are told apart by address, the named query parameters and headers, language and time zone.
+session that was changed, a CSRF token, a nonce, Set-Cookie, Cache-Control: private, a Vary that `vary` does not
+name. Pages are told apart by address, the named query parameters and headers, language and time zone.
 """
 
 from __future__ import annotations
@@ -29,12 +29,25 @@ from stillroom.web.pages.answer import CDN_HEADERS, answer_from, bypassed, fits_
 from stillroom.web.pages.pages import PageTags, Rendering, tag_page
 from stillroom.web.pages.passes import Passes
 from stillroom.web.pages.policy import ANALYTICS, CAMPAIGNS, Identity, Policy, Visit, identify
-from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
+from stillroom.web.pages.stored import NONCE, NotKept, RenderFailed, StoredPage, kept
 from stillroom.web.problem import Answer
 
 __all__ = ["cache_page", "tag_page"]
 
 V = TypeVar("V", bound=Callable[..., Any])
+# By these attributes of a response decorators tell middlewares of Django and django-csp to leave a header out or to
+# send another one. A page is kept without them.
+FOR_MIDDLEWARE = (
+    *("xframe_options_exempt", "_csp_config", "_csp_ro_config"),
+    *(
+        "_csp_exempt",
+        "_csp_exempt_ro",
+        "_csp_update",
+        "_csp_update_ro",
+        "_csp_replace",
+        "_csp_replace_ro",
+    ),
+)
 
 
 @explained
@@ -227,6 +240,9 @@ def _refuse_what_is_private(request: HttpRequest, policy: Policy) -> None:
         raise NotKept("its view looked at the session, and sessions=True says it does not")
     if request.META.get("CSRF_COOKIE_NEEDS_UPDATE"):
         raise NotKept("it has a CSRF token, which belongs to one visitor")
+    # Of Django 6 and of django-csp. It is only true when it was used.
+    if getattr(request, "_csp_nonce", None):
+        raise NotKept(NONCE)
 
 
 def _kept(policy: Policy, request: HttpRequest, response: Any, tags: Sequence[str]) -> StoredPage:
@@ -236,6 +252,10 @@ def _kept(policy: Policy, request: HttpRequest, response: Any, tags: Sequence[st
         raise NotKept("it sets a cookie")
     if "Content-Encoding" in response:
         raise NotKept("it is compressed for whoever asked: compress further out")
+    if marks := [name for name in FOR_MIDDLEWARE if hasattr(response, name)]:
+        raise NotKept(
+            f"a decorator below cache_page marks it ({marks[0]}): put that above cache_page"
+        )
     if "origin" in response.get("Vary", "").lower() and "Origin" in request.headers:
         raise NotKept("it was made for the Origin that asked")
     return kept(policy, response.status_code, list(response.items()), response.content, tags)

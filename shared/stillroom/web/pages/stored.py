@@ -31,6 +31,9 @@ NOT_KEPT = {
 }
 OF_LIMITS = ("ratelimit", "x-ratelimit")
 PRIVATE = {"no-store", "private", "no-cache"}
+POLICIES = {"content-security-policy", "content-security-policy-report-only"}
+# CSP 3, section 7.1: a server generates a unique value each time it transmits a policy.
+NONCE = "it has a nonce of its Content-Security-Policy, which belongs to one response"
 # A clean request says neither, so what is kept is the answer to a request without them.
 ALWAYS_ALLOWED = {"accept-encoding", "cookie", "authorization", "origin"}
 
@@ -97,6 +100,8 @@ def _check(policy: Policy, status: int, headers: Sequence[Header]) -> None:
                 raise NotKept(f"it says Cache-Control: {', '.join(sorted(said))}")
             case "vary":
                 _check_vary(policy, value)
+            case kind if kind in POLICIES and "'nonce-" in value.lower():
+                raise NotKept(NONCE)
 
 
 def _check_vary(policy: Policy, value: str) -> None:
