@@ -6,19 +6,34 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
+import logging
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 from stillroom.errors import Misplaced
+
+log = logging.getLogger("stillroom")
 
 T = TypeVar("T")
 
 _background: asyncio.AbstractEventLoop | None = None
 _background_thread: threading.Thread | None = None
 _background_lock = threading.RLock()
+
+
+@lru_cache
+def tell_of_threads() -> None:
+    """Log once that this process is uWSGI's without threads: it lets Python run only while it answers a request."""
+    if getattr(sys.modules.get("uwsgi"), "has_threads", True):
+        return
+    log.warning(
+        "uWSGI runs a thread here only while it answers a request: refreshes, deferred invalidations and the end "
+        "of an outage are late. Set enable-threads = true"
+    )
 
 
 def in_background_loop(awaitable: Awaitable[Any]) -> Any:

@@ -17,7 +17,7 @@ from weakref import WeakSet
 from stillroom.abuse import Abuse, AbuseBody, AsyncAbuse
 from stillroom.agreed import Agreed
 from stillroom.at_exit import AtExit
-from stillroom.background import aside
+from stillroom.background import aside, tell_of_threads
 from stillroom.cache import (
     AsyncCache,
     AsyncTasks,
@@ -124,6 +124,7 @@ class _Room:
         living_rooms.add(self)
         self.settings = _settings_of(settings, values)
         _check_dispatch(dispatch)
+        tell_of_threads()
         self.keys = shard_keys(self.settings)[0]
         self.dispatch = dispatch or CeleryDispatch(self.settings, self.keys)
         # Two roles: what may be evicted, and what may not. One server plays both unless settings say otherwise.
