@@ -36,6 +36,7 @@ from stillroom import (
 from stillroom.web.asgi import StillroomMiddleware
 from stillroom.web.ending import _tell_of_http
 from stillroom.web.session_cookie import SessionCookie
+from stillroom.web.sockets import _tell_of_loss
 from stillroom.web.starlette import fresh_session, load_session
 from stillroom.wire import time_left
 from tests.support.monitor import ON_ITS_WAY, READS_SESSION, sent
@@ -537,6 +538,47 @@ def test_a_server_that_can_t_answer_a_handshake_closes_it(async_room: AsyncStill
     guard = StillroomMiddleware(app, async_room, same_origin=True)
     asyncio.run(guard(foreign, None, send))  # type: ignore[arg-type]
     assert [message["code"] for message in messages] == [1013, 1008]
+
+
+@pytest.mark.parametrize(
+    ("asgi", "times"),
+    [({"version": "3.0"}, 1), ({"version": "3.0", "spec_version": "2.3"}, 0), (None, 0)],
+)
+def test_a_websocket_s_cookie_that_a_server_leaves_out_is_told(
+    room: Stillroom,
+    async_room: AsyncStillroom,
+    caplog: pytest.LogCaptureFixture,
+    asgi: dict[str, str] | None,
+    times: int,
+) -> None:
+    """Where a server, as daphne, sends no headers with a websocket's acceptance, a lost cookie is logged once.
+
+    A websocket that only changes a session loses nothing.
+    """
+    _tell_of_loss.cache_clear()
+    token = room.sessions.create("ann").token
+
+    async def act(scope: Any, _: Any, send: Any) -> None:
+        session = scope["stillroom.session"]
+        await session.load()
+        session["n"] = 1
+        await send({"type": "websocket.accept"})
+
+    async def serve() -> None:
+        for headers in ([(b"cookie", f"{COOKIE}={token}".encode())], [], []):
+            scope = {"type": "websocket", "path": "/ws", "headers": headers, "scheme": "wss"}
+            scope |= {} if asgi is None else {"asgi": asgi}
+            await StillroomMiddleware(act, async_room)(scope, None, sent)  # type: ignore[arg-type]
+            said.append(caplog.text.count("is lost"))
+
+    async def sent(message: Any) -> None:
+        messages.append(message["type"])
+
+    said: list[int] = []
+    messages: list[str] = []
+    asyncio.run(serve())
+    assert messages == ["websocket.accept"] * 3
+    assert said == [0, times, times]
 
 
 # Another site's page

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from stillroom.operation import Operation
@@ -12,6 +14,8 @@ from stillroom.web.ending import Ending, Header, answer_to
 from stillroom.web.problem import Answer
 from stillroom.web.request_session import AsyncWebSession
 from stillroom.wire import Budget
+
+log = logging.getLogger("stillroom.web")
 
 POLICY_VIOLATION, TRY_AGAIN_LATER = 1008, 1013  # RFC 6455, and IANA's registry
 SWITCHING, FORBIDDEN = 101, 403  # the answers to a handshake, as HTTP statuses
@@ -48,6 +52,7 @@ class Handshake:
         self._room = room
         self._budget = budget
         self._answers = can_answer(scope)
+        self._sends_headers = sends_headers(scope)
         self._really_send = send
         self._ending = ending
         self._keeps_sessions = keeps_sessions
@@ -85,6 +90,9 @@ class Handshake:
             await self._refuse(end.instead)
             return
         self._has_begun, self.is_accepted = True, status == SWITCHING
+        brings_cookie = any(name == "Set-Cookie" for name, _ in end.headers)
+        if brings_cookie and self.is_accepted and not self._sends_headers:
+            _tell_of_loss(self._session.cookie.name)
         self._budget.left = math.inf
         kept = [header for header in headers if header[0].lower() not in end.without]
         await self._really_send({**message, "headers": _encoded([*kept, *end.headers])})
@@ -98,6 +106,25 @@ class Handshake:
 def can_answer(scope: Any) -> bool:
     """Return whether the server can answer a handshake as it answers a request; else it can only close it."""
     return "websocket.http.response" in (scope.get("extensions") or {})
+
+
+def sends_headers(scope: Any) -> bool:
+    """Return whether the server sends headers with a websocket's acceptance: since 2.1 of ASGI's specification.
+
+    A server that does not say which version it follows means 2.0. Test clients say nothing at all.
+    """
+    given = scope.get("asgi")
+    return given is None or str(given.get("spec_version", "2.0")) != "2.0"
+
+
+@lru_cache
+def _tell_of_loss(name: str) -> None:
+    """Log once that the cookie of a websocket's session does not come to the browser."""
+    log.warning(
+        "the cookie %s of a websocket is lost: this server sends no headers with its acceptance, so a session that "
+        "begins there, and a login or logout, does not come to the browser. Do that in a request",
+        name,
+    )
 
 
 async def refuse(send: Send, answer: Answer, can_answer: bool, code: int) -> None:
