@@ -54,6 +54,8 @@ CANT_PASS_WITH_OUR_MIDDLEWARE = {
         "a cookie goes out only where the browser has to keep another one"
     ),
 }
+# In full, since Django 6.
+COUNTS_QUERIES = "test_protected_view_logged_in_performance"  # one of them is the session's
 
 
 @pytest.fixture(scope="module")
@@ -120,4 +122,5 @@ def test_djangos_apps_work_with_our_sessions(suite: Path, is_full: bool) -> None
     assert ran is not None, done.stderr[-4_000:]
     assert int(ran[1]) >= LEAST[is_full]
     lost = re.findall(r"^(?:ERROR|FAIL): (\w+)", done.stderr, re.MULTILINE)
-    assert set(lost) == CANT_PASS_WITH_OUR_MIDDLEWARE.keys(), done.stderr[-6_000:]
+    more = {COUNTS_QUERIES} if is_full and django.VERSION >= (6, 0) else set()
+    assert set(lost) == CANT_PASS_WITH_OUR_MIDDLEWARE.keys() | more, done.stderr[-6_000:]
