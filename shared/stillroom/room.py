@@ -74,6 +74,7 @@ from stillroom.wire import (
     StateServer,
     Wire,
     reset_after_fork,
+    running_loop,
     slot_of,
 )
 
@@ -578,6 +579,8 @@ class AsyncStillroom(_Room):
             yield
 
     async def __aenter__(self) -> Self:
+        """Return the room. Raises Misplaced where the event loop is not asyncio's."""
+        running_loop()
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -1,14 +1,15 @@
-"""A room's threads need a server that lets them run."""
+"""A room needs a server that lets its threads run, and for an AsyncStillroom an event loop of asyncio."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from stillroom import NoDispatch, Stillroom
+from stillroom import API, AsyncStillroom, Misplaced, NoDispatch, Stillroom
 from stillroom.background import tell_of_threads
 
 
@@ -32,3 +33,21 @@ def test_uwsgi_without_threads_is_told(
     for _ in range(2):
         Stillroom(dispatch=NoDispatch()).close()
     assert caplog.text.count("enable-threads") == times
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda room: room.__aenter__(),
+        lambda room: room.cache.get("k", int),
+        lambda room: room.sessions.get("00." + "A" * 43),
+        lambda room: room.limits.check("192.0.2.1", [API]),
+    ],
+    ids=["with", "cache", "sessions", "limits"],
+)
+def test_an_async_room_outside_of_asyncio_says_so(
+    act: Callable[[AsyncStillroom], Coroutine[Any, Any, Any]],
+) -> None:
+    """What is awaited under Trio, as by `hypercorn -k trio`, is Misplaced, and so is the app's lifespan."""
+    with pytest.raises(Misplaced, match="asyncio"):
+        act(AsyncStillroom(dispatch=NoDispatch())).send(None)

@@ -4,7 +4,7 @@ redis-py makes each connection (URL, TLS, ACL user, password); the wire then own
 once, writes it in one send and reads the replies with hiredis. Nothing here sleeps inside a request.
 """
 
-from stillroom.wire.aio import AsyncWire, side_by_side, to_its_end
+from stillroom.wire.aio import AsyncWire, running_loop, side_by_side, to_its_end
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.budget import (
     Budget,
@@ -62,6 +62,7 @@ __all__ = [
     "pack",
     "refusal",
     "reset_after_fork",
+    "running_loop",
     "side_by_side",
     "slot_of",
     "time_left",

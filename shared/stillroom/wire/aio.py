@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Seque
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from stillroom.errors import RedisRefused, RedisUnavailable
+from stillroom.errors import Misplaced, RedisRefused, RedisUnavailable
 from stillroom.wire.aio_link import AsyncLink
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.failure import is_turned_away, unavailable
@@ -371,7 +371,7 @@ class AsyncWire:
             raise
 
     def _pool(self) -> _Pool:
-        loop = asyncio.get_running_loop()
+        loop = asyncio._get_running_loop() or running_loop()
         last, current = self._current
         if last() is loop and (pool := current()) is not None:
             return pool
@@ -392,6 +392,17 @@ class AsyncWire:
         self.for_threads.close()
         self._pool().discard_idle()
         await asyncio.sleep(0)  # the event loop closes an aborted socket in its next round
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Return asyncio's event loop. Raises Misplaced where none runs, as under Trio."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise Misplaced(
+            "an AsyncStillroom is awaited in an event loop of asyncio, and none runs here. Under Trio: have the "
+            "server use asyncio, as Hypercorn does without `-k trio`"
+        ) from None
 
 
 def _nobody() -> None:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.settings import Settings
-from stillroom.wire.aio import AsyncWire
+from stillroom.wire.aio import AsyncWire, running_loop
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.idle import IdleTimeout, Lateness
@@ -458,7 +458,7 @@ class AsyncShardWire(_Follower[AsyncWire]):
 
         Returns the deadline as the loop's own work has moved it.
         """
-        loop, asked = asyncio.get_running_loop(), self._cluster.asked
+        loop, asked = running_loop(), self._cluster.asked
         question = asked.get(loop)
         if question is None:
             patience = self._cluster.settings.call_timeout
