@@ -33,8 +33,10 @@ from django.urls import path
 from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.safestring import SafeString, mark_safe
+from django.utils.translation import gettext_lazy
 from django.views import View
 from django.views.decorators.cache import cache_page
+from django.views.decorators.clickjacking import xframe_options_exempt
 
 from stillroom import (
     DEFAULT,
@@ -863,6 +865,21 @@ def test_whole_pages_are_kept(browser: Browser, cache: BaseCache) -> None:
     assert len(calls) == 1
     assert (second.status, second.body) == (200, "\u00e9".encode("latin-1"))
     assert second.one("content-type") == first.one("content-type")
+
+
+def test_a_whole_page_keeps_what_decorators_tell_middlewares(cache: BaseCache) -> None:
+    """A kept response has its marks: what may frame it, and its own policy, as Django 6 and django-csp note it."""
+    response: Any = xframe_options_exempt(lambda _: HttpResponse("x"))(HttpRequest())
+    response._csp_config = {
+        "script-src": ["'self'", gettext_lazy("b")],
+        "img-src": {"a"},
+        "x": None,
+    }
+    cache.set("k", response)
+    found: Any = cache.get("k")
+    assert found.xframe_options_exempt is True
+    assert found._csp_config == {"script-src": ["'self'", "b"], "img-src": ["a"], "x": None}
+    assert not hasattr(found, "_csp_exempt")
 
 
 def test_the_async_methods_of_the_cache_do_the_same(cache: BaseCache, room: Stillroom) -> None:

@@ -25,6 +25,7 @@ from stillroom.errors import LoadFailed, SettingsError, did_you_mean
 from stillroom.misuse import explained
 from stillroom.web.django import room
 from stillroom.web.django.requests import is_async_view
+from stillroom.web.django.values import FOR_MIDDLEWARE
 from stillroom.web.pages.answer import CDN_HEADERS, answer_from, bypassed, fits_origin
 from stillroom.web.pages.pages import PageTags, Rendering, tag_page
 from stillroom.web.pages.passes import Passes
@@ -35,19 +36,6 @@ from stillroom.web.problem import Answer
 __all__ = ["cache_page", "tag_page"]
 
 V = TypeVar("V", bound=Callable[..., Any])
-# By these attributes of a response decorators tell middlewares of Django and django-csp to leave a header out or to
-# send another one. A page is kept without them.
-FOR_MIDDLEWARE = (
-    *("xframe_options_exempt", "_csp_config", "_csp_ro_config"),
-    *(
-        "_csp_exempt",
-        "_csp_exempt_ro",
-        "_csp_update",
-        "_csp_update_ro",
-        "_csp_replace",
-        "_csp_replace_ro",
-    ),
-)
 
 
 @explained

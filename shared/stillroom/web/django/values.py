@@ -6,6 +6,7 @@ It never uses pickle.
 from __future__ import annotations
 
 import base64
+import json
 from http.cookies import SimpleCookie
 from typing import Any
 
@@ -14,6 +15,20 @@ from django.template.response import SimpleTemplateResponse
 
 from stillroom.codec import Unencodable
 from stillroom.marked import EXACT, Marks, is_safe_text, kind
+
+# By these attributes of a response decorators tell middlewares of Django and django-csp to leave a header out or to
+# send another one.
+FOR_MIDDLEWARE = (
+    *("xframe_options_exempt", "_csp_config", "_csp_ro_config"),
+    *(
+        "_csp_exempt",
+        "_csp_exempt_ro",
+        "_csp_update",
+        "_csp_update_ro",
+        "_csp_replace",
+        "_csp_replace_ro",
+    ),
+)
 
 
 def pack(value: Any) -> Any:
@@ -48,7 +63,20 @@ def _response_parts(response: HttpResponse) -> Any:
         "headers": [list(item) for item in response.items()],
         "cookies": [morsel.OutputString() for morsel in response.cookies.values()],
         "content": base64.b64encode(response.content).decode(),
+        "marks": _marks_of(response),
     }
+
+
+def _marks_of(response: HttpResponse) -> dict[str, Any]:
+    """Return what decorators have noted for middlewares, as plain JSON: flags, and policies of texts."""
+    noted = {name: getattr(response, name) for name in FOR_MIDDLEWARE if hasattr(response, name)}
+    marks: dict[str, Any] = json.loads(json.dumps(noted, default=_plain))
+    return marks
+
+
+def _plain(value: Any) -> Any:
+    """Return the sources of a policy as a list, and one that is lazy as a text."""
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
 
 def _response(parts: Any) -> HttpResponse:
@@ -60,6 +88,8 @@ def _response(parts: Any) -> HttpResponse:
         made.headers[name] = value
     for text in parts["cookies"]:
         made.cookies.update(SimpleCookie(text))
+    for name, value in parts.get("marks", {}).items():  # older releases wrote none
+        setattr(made, name, value)
     return made
 
 
