@@ -119,6 +119,19 @@ def test_redis_away_is_a_503_and_no_logout(browser: Browser, room: Stillroom) ->
     away.close()
 
 
+def test_redis_away_is_told_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """A request that wants its session while Redis is away is one line in the log; an error has its traceback."""
+    away = Stillroom(Settings(redis_url="redis://127.0.0.1:1", session_peppers="p" * 40))
+    with serving_wsgi(make_app(away)) as port:
+        for _ in range(2):
+            assert Browser(port, "00." + "A" * 43).get("/cart").status == 503
+        assert Browser(port).get("/fail").status == 500
+    away.close()
+    said = [one for one in caplog.records if "for want of its session" in one.message]
+    assert [(one.levelname, one.exc_info) for one in said] == [("WARNING", None)] * 2
+    assert [one.message for one in caplog.records if one.exc_info] == ["Exception on /fail [GET]"]
+
+
 def with_pages(app: flask.Flask, *kinds: Any) -> None:
     """Give the app error pages whose layout shows who is logged in."""
 

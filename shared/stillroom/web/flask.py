@@ -6,8 +6,9 @@ StillroomLimits(app, room)
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -28,6 +29,8 @@ from stillroom.web.problem import Answer, failed
 from stillroom.web.request_session import Login, RequestSession, WebSession
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.wsgi import ALONG
+
+log = logging.getLogger("stillroom.web")
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -303,6 +306,22 @@ def _answer_failures(app: Flask) -> None:
 
     setattr(handled, ANSWERS, True)
     app.handle_exception = handled  # type: ignore[method-assign]
+    if (
+        getattr(app.log_exception, "__func__", None) is Flask.log_exception
+    ):  # the app has none of its own
+        app.log_exception = partial(_log_exception, app.log_exception)  # type: ignore[method-assign]
+
+
+def _log_exception(log_it: Callable[..., None], *given: Any) -> None:
+    """Log a session that can't be read in one line: that is no error of the app. `given`: Flask's arguments.
+
+    While Redis is away each request that looks at its session would log a traceback.
+    """
+    error = given[-1][1]
+    if isinstance(error, SessionStoreUnavailable):
+        log.warning("a request was not answered for want of its session: %s", error)
+    else:
+        log_it(*given)
 
 
 def _replace(response: Response, answer: Answer) -> None:
