@@ -19,15 +19,8 @@ from stillroom.marked import EXACT, Marks, is_safe_text, kind
 # By these attributes of a response decorators tell middlewares of Django and django-csp to leave a header out or to
 # send another one.
 FOR_MIDDLEWARE = (
-    *("xframe_options_exempt", "_csp_config", "_csp_ro_config"),
-    *(
-        "_csp_exempt",
-        "_csp_exempt_ro",
-        "_csp_update",
-        "_csp_update_ro",
-        "_csp_replace",
-        "_csp_replace_ro",
-    ),
+    *("xframe_options_exempt", "_csp_config", "_csp_ro_config", "_csp_exempt", "_csp_exempt_ro"),
+    *("_csp_update", "_csp_update_ro", "_csp_replace", "_csp_replace_ro"),
 )
 
 
