@@ -222,7 +222,7 @@ def test_a_file_is_not_missing_where_the_folder_of_images_is(root: Path) -> None
             ImagesUnavailable, match=r"STILLROOM_IMAGE_ROOT is .*: there is no such folder"
         ):
             fingerprint(gone, "b.png")
-        with pytest.raises(ImagesUnavailable, match="STILLROOM_IMAGE_ROOT is .*: N"):
+        with pytest.raises(ImagesUnavailable, match=r"STILLROOM_IMAGE_ROOT is .*: N"):
             read_image(gone, "b.png", 100)  # it was there a moment ago
 
 

@@ -429,8 +429,8 @@ class Loaders:
             for other in others:
                 if other.has_keys_of(loader):
                     raise InvalidArgument(
-                        f"{loader.name}: the loader {other.name!r} has the key {other.template!r}, which is the same "
-                        "for the same arguments; begin this one with another text"
+                        f"{loader.name}: the loader {other.name!r} has the key {other.template!r}, which is the "
+                        "same for the same arguments; begin this one with another text"
                     )
             if loader.around is None:
                 loader.around = self.around

@@ -306,9 +306,8 @@ def _answer_failures(app: Flask) -> None:
 
     setattr(handled, ANSWERS, True)
     app.handle_exception = handled  # type: ignore[method-assign]
-    if (
-        getattr(app.log_exception, "__func__", None) is Flask.log_exception
-    ):  # the app has none of its own
+    has_its_own = getattr(app.log_exception, "__func__", None) is not Flask.log_exception
+    if not has_its_own:
         app.log_exception = partial(_log_exception, app.log_exception)  # type: ignore[method-assign]
 
 
