@@ -302,6 +302,27 @@ def test_an_invalidation_that_follows_its_slot_waits_for_replicas_of_the_new_nod
     cluster.reshard(slot_of(clock), old)
 
 
+@pytest.mark.any_server
+def test_a_report_describes_the_node_that_a_slot_has_moved_to(
+    sharded: Stillroom, cluster: RedisCluster
+) -> None:
+    """Commands without a key are answered by the node that has the shard, and none by the one before."""
+    clock = Keys("stillroom").clock
+    old = cluster.owner(clock)
+    new = next(node for node in cluster.nodes[:NODES] if node is not old)
+    ask = cluster.client(old).execute_command
+    cluster.client(new).execute_command("SLOWLOG RESET")
+    for microseconds in (0, 10_000):  # all commands are slow for a moment
+        ask("CONFIG SET", "slowlog-log-slower-than", microseconds)
+    wire = sharded.wire.shards[0]
+    wire.execute([(b"GET", clock)], 10.0)
+    cluster.reshard(slot_of(clock), new)
+    length, _ = wire.execute([(b"SLOWLOG", b"LEN"), (b"GET", clock)], 10.0)
+    assert ask("SLOWLOG LEN") > 0
+    assert length == 0
+    cluster.reshard(slot_of(clock), old)
+
+
 def test_a_slot_on_its_way_is_redis_being_away(room: Any, cluster: RedisCluster) -> None:
     """While a slot moves reads fall back, invalidations raise, and deferred ones are delivered afterwards.
 

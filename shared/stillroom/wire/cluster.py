@@ -24,7 +24,7 @@ from stillroom.wire.breaker import Breaker
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.idle import IdleTimeout, Lateness
 from stillroom.wire.outcome import AWAY, NodeAway, refusal
-from stillroom.wire.server import Command, ReplyError, Server, words_of
+from stillroom.wire.server import Command, ReplyError, Server, name_of
 from stillroom.wire.sync import Wire
 
 SLOTS = 16_384
@@ -33,7 +33,13 @@ OF_SLOTS: list[Command] = [(b"CLUSTER", b"SLOTS")]
 # What a script is told of a key that has gone ahead to another node.
 NOT_LOCAL = "access a non local key"
 UNNAMED = b"?"  # `cluster-preferred-endpoint-type hostname`, and the node has no `cluster-announce-hostname`
-KEYLESS = (b"TIME", b"SCAN", b"INFO", b"SCRIPT", b"WAIT")
+# Commands that may be sent without a key: any node answers them, each for itself.
+KEYLESS = frozenset(
+    {
+        *(b"TIME", b"INFO", b"SLOWLOG", b"PING", b"CLUSTER", b"MEMORY"),
+        *(b"SCAN", b"SCRIPT", b"WAIT"),
+    }
+)
 OURS = ("pool", "budget")  # reasons that say nothing about a node
 
 Address = tuple[str, int]
@@ -167,7 +173,7 @@ class Moved:
         if not moved:
             is_of_the_slot = any(isinstance(reply, NodeAway) for reply in self._replies)
             raise refusal(self._replies) if is_of_the_slot else refused
-        keyless = [n for n, command in enumerate(batch) if words_of(command)[0] in KEYLESS]
+        keyless = [n for n, command in enumerate(batch) if name_of(command) in KEYLESS]
         self._places = sorted({*moved, *keyless})
         self.commands = [batch[place] for place in self._places]
         self.named = _named(self._replies[moved[0]])

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.failure import unavailable
-from stillroom.wire.server import Command, ReplyError, Server, words_of
+from stillroom.wire.server import Command, ReplyError, Server, name_of
 
 # Errors of a server that is the wrong one to ask. It has executed nothing that it refused with one of these.
 UNAPPLIED = {"readonly", "masterdown", "loading", "noreplicas", "noauth"}
@@ -124,8 +124,7 @@ def may_repeat(commands: Sequence[Command], replies: Sequence[Any], *, idempoten
 def _is_harmless(command: Command, reply: Any) -> bool:
     if isinstance(reply, ReplyError):
         return owner_of(str(reply)) not in UNKNOWN
-    word = words_of(command)[0]
-    return (word if isinstance(word, bytes) else word.encode()) in _HARMLESS
+    return name_of(command) in _HARMLESS
 
 
 def judged(error: BaseException, breaker: Breaker) -> BaseException:

@@ -386,3 +386,9 @@ def words_of(command: Command) -> Sequence[bytes | str]:
     reader.feed(command)
     words: list[bytes] = reader.gets()
     return words
+
+
+def name_of(command: Command) -> bytes:
+    """Return the name of a command, packed or not: its first word."""
+    name = words_of(command)[0]
+    return name if isinstance(name, bytes) else name.encode()

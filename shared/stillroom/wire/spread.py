@@ -20,6 +20,7 @@ from stillroom.settings import Settings
 from stillroom.wire.aio import AsyncWire, side_by_side
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.cluster import (
+    KEYLESS,
     SLOTS,
     Address,
     AsyncClusterWire,
@@ -35,12 +36,9 @@ from stillroom.wire.cluster import (
 )
 from stillroom.wire.explain import explained, source_of
 from stillroom.wire.outcome import NodeAway, refusal
-from stillroom.wire.server import Command, ReplyError, Server, words_of
+from stillroom.wire.server import Command, ReplyError, Server, name_of, words_of
 
 EVERYWHERE = frozenset({b"SCRIPT", b"WAIT"})
-KEYLESS = frozenset(
-    {b"TIME", b"INFO", b"SLOWLOG", b"PING", b"CLUSTER", b"MEMORY", b"SCAN", *EVERYWHERE}
-)
 KEY_IS_SECOND = frozenset({b"XGROUP", b"XINFO", b"OBJECT"})
 STREAMS = frozenset({b"XREADGROUP", b"XREAD"})
 
@@ -97,7 +95,7 @@ def placed(commands: Sequence[Command], home: int) -> list[int | None]:
     for command, slot in zip(commands, slots, strict=True):
         if slot is not None:
             following = slot
-        everywhere = slot is None and _bytes(words_of(command)[0]) in EVERYWHERE
+        everywhere = slot is None and name_of(command) in EVERYWHERE
         found.append(None if everywhere else following)
     return found
 
