@@ -6,6 +6,7 @@ import os
 import resource
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from unittest.mock import patch
 import pytest
 
 from stillroom import AUTH, NoDispatch, RedisUnavailable, Settings
+from stillroom.wire.sentinel import Bell, _watch
 from tests.failover.conftest import UNHURRIED
 from tests.support.celery_process import until
 from tests.support.faces import open_room
@@ -203,6 +205,14 @@ def test_a_process_with_many_connections_watches_its_sentinels(
     for _ in range(2):
         believed = watch.believed_until
         until(lambda believed=believed: watch.believed_until > believed, "the next answer", 10)
+
+
+def test_a_watch_that_is_gone_before_its_thread_begins_leaves_nothing() -> None:
+    """The thread of a watch that nobody uses any more by then ends, and closes what would have woken it."""
+    gone, bell = weakref.ref(Settings()), Bell()
+    _watch(gone, bell)  # type: ignore[arg-type]
+    assert bell.stopped.is_set()
+    assert bell.near.fileno() == -1
 
 
 def test_a_watch_whose_thread_has_ended_begins_another(sentinels: Sentinels, make: Make) -> None:

@@ -25,6 +25,7 @@ from stillroom.address import Host, SentinelAddress
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.readable import watch
 from stillroom.settings import Settings
+from stillroom.wire.connect import time_for
 from stillroom.wire.failure import unavailable
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.names import tell_loop
@@ -103,11 +104,11 @@ class Line:
 
     def _exchange(self, commands: Sequence[bytes], deadline: float) -> list[Any]:
         sock = self._connection._get_socket()
-        sock.settimeout(_left(deadline))
+        sock.settimeout(time_for(deadline))
         sock.sendall(b"".join(commands))
         replies: list[Any] = []
         while len(replies) < len(commands):
-            sock.settimeout(_left(deadline))
+            sock.settimeout(time_for(deadline))
             self._reader.feed(_received(sock))
             while (reply := self._reader.gets()) is not False:
                 replies.append(reply)
@@ -434,6 +435,7 @@ def view_of(told: Sequence[Told], sentinels: int) -> View:
 
 def _watch(watching: weakref.ref[Watch], bell: Bell) -> None:
     """Ask, wait and ask again, until the watch is stopped or gone."""
+    ears: list[Line] = []
     try:
         while (watch := watching()) is not None:
             if not watch.is_watched_by(bell):
@@ -498,10 +500,3 @@ def _received(sock: Any) -> bytes:
 def _is_of_tls(error: BaseException) -> bool:
     """Return whether TLS itself has to read or write first. Then nothing that concerns us has come yet."""
     return type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError")
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
