@@ -44,7 +44,7 @@ from stillroom.subject import (
     width_of,
 )
 from stillroom.whole import is_whole
-from stillroom.wire import Command, Server, StateServer, reset_after_fork
+from stillroom.wire import Command, Server, StateServer, micros, reset_after_fork
 
 ADDRESSES = (IPv4Address, IPv6Address, IPv4Network, IPv6Network)
 Address: TypeAlias = str | IPv4Address | IPv6Address | IPv4Network | IPv6Network
@@ -286,7 +286,7 @@ class AbuseBody:
             raise InvalidArgument(f"limit={limit!r}: 1 or more bans")
         query = (b"ZREVRANGE", self._keys.bans, b"0", b"%d" % (limit - 1), b"WITHSCORES")
         clock, found = yield [(b"TIME",), query]
-        now_ms = int(clock[0]) * 1_000 + int(clock[1]) // 1_000
+        now_ms = micros(clock) // 1_000
         pairs = zip(found[::2], map(float, found[1::2]), strict=True)
         listed = [
             (name.decode(errors="replace"), until / 1_000)

@@ -36,7 +36,7 @@ from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import abuse_count, abuse_judge, abuse_tidy
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import Command, Server, StateServer, refusal
+from stillroom.wire import Command, Server, StateServer, micros, refusal
 
 log = logging.getLogger("stillroom.abuse")
 
@@ -139,7 +139,7 @@ class Scan:
 
         found: list[tuple[Stream, Sequence[Raw]]] = []
         for stream, (reply, clock) in (yield from self._in_groups(reading)):
-            now_ms = _ms(clock)
+            now_ms = micros(clock) // 1_000
             if reply:
                 found.append((self._timed(stream, now_ms), reply[0][1]))
             elif len(self._streams) == 1:
@@ -159,7 +159,7 @@ class Scan:
         """In a cluster, read the clock that events are counted by. Ids of events are by their stream's node."""
         if self._keys.is_spread:
             _, clock = yield [(b"EXISTS", self._keys.bans), (b"TIME",)]
-            self._judges_ms = _ms(clock), time.monotonic()
+            self._judges_ms = micros(clock) // 1_000, time.monotonic()
 
     def _take_over(self, deadline: float) -> Operation[None]:
         """Take over a dead worker's unfinished events one by one, because one of them may have killed it.
@@ -199,7 +199,7 @@ class Scan:
     def _look_up(self, stream: Stream, name: bytes) -> Operation[tuple[Stream, Sequence[bytes]]]:
         """Return the fields of an entry, or none if the stream no longer has it."""
         found, clock = yield [(b"XRANGE", stream.key, name, name), (b"TIME",)]
-        return self._timed(stream, _ms(clock)), found[0][1] if found else []
+        return self._timed(stream, micros(clock) // 1_000), found[0][1] if found else []
 
     def _in_groups(
         self, commands: Callable[[Stream], list[Command]]
@@ -425,11 +425,6 @@ class Scan:
 
 def _acknowledging(stream: Stream, names: Iterable[bytes]) -> Command:
     return (b"XACK", stream.key, GROUP, *names)
-
-
-def _ms(clock: Sequence[bytes]) -> int:
-    """Return a reply to TIME in ms."""
-    return int(clock[0]) * 1_000 + int(clock[1]) // 1_000
 
 
 def _reason_in(replies: Sequence[Any]) -> str:

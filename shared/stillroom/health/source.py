@@ -16,7 +16,7 @@ from stillroom.operation import Once, Operation
 from stillroom.replicas import UNCONFIRMED
 from stillroom.stats import Stats
 from stillroom.whole import number_in
-from stillroom.wire import AWAY, AtSlot, Clock, Command, NodeAway
+from stillroom.wire import AWAY, AtSlot, Clock, Command, NodeAway, micros
 
 log = logging.getLogger("stillroom.health")
 
@@ -280,5 +280,5 @@ def _replication(source: Source, info: bytes | None, minute: Counts | None) -> R
 def _redis(
     info: bytes | None, slowlog: int | None, clock: Sequence[bytes] | None
 ) -> RedisInfo | None:
-    at = None if clock is None else int(clock[0]) + int(clock[1]) / 1e6
+    at = None if clock is None else micros(clock) / 1e6
     return None if info is None else parse_info(info, slowlog=slowlog, at=at)
