@@ -22,7 +22,6 @@ class BrokerHere:
     def __init__(self, settings: Settings) -> None:
         self._urls = settings.broker_url or settings.redis_url, settings.redis_url
         self._answer: bool | None = is_same_place(*self._urls)
-        self._lock = threading.RLock()  # a signal handler may call while this thread holds it
         self._thread: threading.Thread | None = None
 
     @property
@@ -33,15 +32,15 @@ class BrokerHere:
         return self._answer
 
     def _ask(self) -> None:
-        with self._lock:
-            if self._thread is not None and self._thread.is_alive():
-                return
-            thread = threading.Thread(target=self._resolve, name="stillroom resolver", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # no thread is free: the next check asks again
-                return
-            self._thread = thread
+        """Begin to ask, unless that is under way. Two checks at once may begin twice, which does no harm."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        thread = threading.Thread(target=self._resolve, name="stillroom resolver", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no thread is free: the next check asks again
+            return
+        self._thread = thread
 
     def _resolve(self) -> None:
         places = [place_of(url) for url in self._urls]
