@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, signals
 from celery.events import EventReceiver
 
 import redis
@@ -244,12 +244,12 @@ def test_each_run_of_a_message_ends_its_own_span(
 
     monkeypatch.setattr(otel, "task", span)
     with make_app(Settings(redis_url=own_server.url, otel=True)) as app:
-        begin, end = app.receivers[-2:]
+        task = app.tasks["stillroom.reclaim"]
 
         def run(_: int) -> None:
-            begin(task_id="one", task=app.tasks["stillroom.reclaim"])
+            signals.task_prerun.send(sender=task, task_id="one", task=task)
             both.wait()
-            end(task_id="one")
+            signals.task_postrun.send(sender=task, task_id="one")
 
         with ThreadPoolExecutor(2) as threads:
             list(threads.map(run, range(2)))

@@ -206,7 +206,7 @@ def _give_up(why: str) -> None:
 
 
 def attend(app: Any, settings: Settings) -> None:
-    """Tie the room to the worker's life. Receivers are kept by the app, as long as it lives."""
+    """Tie the room to the worker's life. Celery keeps these receivers to the end of the process."""
 
     def leave(**_: Any) -> None:
         if "room" in vars(app):
@@ -227,7 +227,6 @@ def attend(app: Any, settings: Settings) -> None:
     signs = app.signs = SignsOfLife(settings, app)
     scheduled = {tick.task for tick in SCHEDULE}
     working = Working(app)
-    app.receivers = [*app.receivers, leave, stop, beat, done]
     signals.worker_process_shutdown.connect(leave, weak=False)  # in a process of the pool
     signals.worker_shutdown.connect(stop, weak=False)
     signals.worker_ready.connect(beat, weak=False)

@@ -12,7 +12,7 @@ from stillroom_workers.hygiene import CARRIED
 
 
 def tell_of_tasks(app: Any) -> None:
-    """Open a span when a task begins, and close it when it has ended. Receivers are kept by the app."""
+    """Open a span when a task begins, and close it when it has ended."""
     if not app.settings.otel:
         return
     from stillroom import otel
@@ -31,6 +31,5 @@ def tell_of_tasks(app: Any) -> None:
 
     # A message that is delivered again may run beside its first run, under one id.
     running: dict[tuple[str, int], ExitStack] = {}
-    app.receivers = [*getattr(app, "receivers", ()), begin, end]
     signals.task_prerun.connect(begin, weak=False)
     signals.task_postrun.connect(end, weak=False)

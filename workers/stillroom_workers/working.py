@@ -23,7 +23,6 @@ class Working:
         self._began = time.monotonic()
         self._pool: Any = None
         self._ended: deque[tuple[float, int]] = deque(maxlen=SAMPLES_MOST)  # (when, how many)
-        app.receivers = [*getattr(app, "receivers", ()), self._meet]
         signals.worker_ready.connect(self._meet, weak=False)
 
     def about(self) -> WorkerStats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stillroom.health import SNAPSHOT_TASK, WEBHOOK_TASK
-from stillroom_workers.tasks.checked import NoArguments, Report, register_task
+from stillroom_workers.tasks.checked import NoArguments, register_task
 from stillroom_workers.tasks.room import WorkerApp
 
 
@@ -21,11 +21,8 @@ def register(app: WorkerApp) -> None:
         ask_to_tell(app)
         return snapshot.model_dump(include={"status", "findings", "error"})
 
-    def tell_webhook() -> Report:
-        return app.room.upkeep.tell_webhook()
-
     register_task(app, SNAPSHOT_TASK, NoArguments, lambda _: snapshot_health())
-    register_task(app, WEBHOOK_TASK, NoArguments, lambda _: tell_webhook())
+    register_task(app, WEBHOOK_TASK, NoArguments, lambda _: app.room.upkeep.tell_webhook())
 
 
 def ask_to_tell(app: WorkerApp) -> None:

@@ -62,16 +62,13 @@ def register(app: WorkerApp) -> None:
             keep(app, order)
             report |= {"deleted": 0, "left": 1}
 
-    def trim_indexes() -> Report:
-        return app.room.upkeep.trim_indexes()
-
     def task(name: str, model: Any, work: Any, **options: Any) -> None:
         register_task(app, name, model, work, ignore_result=False, **options)
 
     task("stillroom.invalidate_keys", InvalidateKeys, invalidate_keys, **IF_LOST)
     task("stillroom.invalidate_tags", InvalidateTags, invalidate_tags, **IF_LOST)
     task("stillroom.invalidate_pattern", InvalidatePattern, invalidate_pattern, **IF_LOST)
-    task("stillroom.trim_indexes", NoArguments, lambda _: trim_indexes())
+    task("stillroom.trim_indexes", NoArguments, lambda _: app.room.upkeep.trim_indexes())
     task(RECLAIM_TASK, NoArguments, lambda _: reclaim(app))
 
 

@@ -8,8 +8,4 @@ from stillroom_workers.tasks.room import WorkerApp
 
 def register(app: WorkerApp) -> None:
     """`stillroom.trim_marks`: no arguments. Returns how many marks were dropped, and how many are left."""
-
-    def trim_marks() -> dict[str, int]:
-        return app.room.upkeep.trim_marks()
-
-    register_task(app, "stillroom.trim_marks", NoArguments, lambda _: trim_marks())
+    register_task(app, "stillroom.trim_marks", NoArguments, lambda _: app.room.upkeep.trim_marks())
