@@ -74,22 +74,6 @@ def ready(hit: Hit) -> Callable[[], Prepared]:
     return lambda: nullcontext(hit)
 
 
-def ready_async(hit: AsyncHit) -> Callable[[], Prepared]:
-    """The same for one that is awaited."""
-    return lambda: _Entered(hit)
-
-
-class _Entered(AbstractAsyncContextManager[AsyncHit]):
-    def __init__(self, hit: AsyncHit) -> None:
-        self._hit = hit
-
-    async def __aenter__(self) -> AsyncHit:
-        return self._hit
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-
 # --- one turn -------------------------------------------------------------------------------------
 
 

@@ -113,11 +113,11 @@ def look(environ: Any, start_response: Any) -> list[bytes]:
     return plain(environ, start_response)
 
 
-def calling(app: Any, token: str, cookie: str = "__Host-sid", path: str = "/") -> Hit:
+def calling(app: Any, token: str, cookie: str = "__Host-sid") -> Hit:
     def request() -> object:
         environ = {
             "REQUEST_METHOD": "GET",
-            "PATH_INFO": path,
+            "PATH_INFO": "/",
             "SCRIPT_NAME": "",
             "QUERY_STRING": "",
             "SERVER_NAME": "localhost",

@@ -8,6 +8,8 @@ import json
 import os
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 from bench import chart, report
 from bench.__main__ import PARTS, RESULTS, arguments
 from bench.chart import Bar, Line
-from bench.harness import Contestant, Results, Spread, compete, counting, ready, ready_async
+from bench.harness import AsyncHit, Contestant, Results, Spread, compete, counting, ready
 from bench.page import traffic
 from bench.report import Promise, Section, Table
 from tests.support import nursery
@@ -35,15 +37,19 @@ def work(times: int) -> int:
 def results() -> Results:
     """Run a contest of functions that do nothing, a little, and ten times as much."""
 
-    async def awaited() -> int:
-        await asyncio.sleep(0)
-        return work(10)
+    @asynccontextmanager
+    async def awaited() -> AsyncIterator[AsyncHit]:
+        async def hit() -> int:
+            await asyncio.sleep(0)
+            return work(10)
+
+        yield hit
 
     contestants = [
         Contestant("floor", "floor", ready(lambda: None)),
         Contestant("bare", "bare", ready(lambda: work(1_000))),
         Contestant("ours", "ours", ready(lambda: work(100)), expected=4_950),
-        Contestant("awaited", "floor", ready_async(awaited), "async", expected=45),
+        Contestant("awaited", "floor", awaited, "async", expected=45),
         Contestant("absent", "peer", _absent),
     ]
     return compete(contestants, rounds=5, hits=20)

@@ -45,7 +45,7 @@ def keys(effort: Effort, section: Section) -> None:
             def plain() -> object:
                 return json.loads(client.get(f"plain:{random.randrange(100)}"))
 
-            times, _ = ratio(hit, plain, effort.rounds, effort.hits)
+            times = ratio(hit, plain, effort.rounds, effort.hits)
             curve.add(size, times=times, bytes_each=each)
     curve.give(section, ["hit × GET"])
 
@@ -74,7 +74,7 @@ def tags(effort: Effort, section: Section) -> None:
             us = server_us(client, write, ["evalsha"], count)
             indexes = sum(client.memory_usage(room.keys.index(n.encode())) for n in names)
             each = client.memory_usage(room.keys.entry(b"k:0")) + indexes / count
-            times, _ = ratio(
+            times = ratio(
                 lambda: room.cache.get("first"),
                 lambda: json.loads(client.get("plain")),
                 effort.rounds,
@@ -124,10 +124,8 @@ def _of_value(here: Any, value: object, rounds: int, hits: int) -> tuple[float, 
     client.set("plain", json.dumps(value))
     assert room.cache.set("k", value, tags=TAGS)
     assert room.cache.get("k") == value
-    hit, _ = ratio(
-        lambda: room.cache.get("k"), lambda: json.loads(client.get("plain")), rounds, hits
-    )
-    written, _ = ratio(
+    hit = ratio(lambda: room.cache.get("k"), lambda: json.loads(client.get("plain")), rounds, hits)
+    written = ratio(
         lambda: room.cache.set("k", value, tags=TAGS),
         lambda: client.set("plain", json.dumps(value)),
         rounds,

@@ -30,8 +30,8 @@ class Curve:
         """Add its table to the section, and a chart of these figures."""
         table = Table([self.axis, *self._figures])
         for x, values in self._points:
-            cells = [form.format(values[key]) for key, form in _forms(self._figures, values)]
-            table.add(number(x), *cells)
+            forms = zip(self._figures.values(), values.values(), strict=True)
+            table.add(number(x), *(form.format(value) for form, value in forms))
         section.tables.append(table)
         keys = list(self._points[0][1])
         names = dict(zip(self._figures, keys, strict=True))
@@ -40,19 +40,15 @@ class Curve:
         section.figures[self.name] = [{"x": x, **values} for x, values in self._points]
 
 
-def _forms(figures: dict[str, str], values: dict[str, float]) -> list[tuple[str, str]]:
-    return list(zip(values, figures.values(), strict=True))
-
-
-def ratio(act: Act, plain: Act, rounds: int, hits: int) -> tuple[float, float]:
-    """Return (the act's CPU as a multiple of the plain one's, its own µs): medians of rounds that take turns."""
+def ratio(act: Act, plain: Act, rounds: int, hits: int) -> float:
+    """Return the act's CPU as a multiple of the plain one's: the median of rounds that take turns."""
     act(), plain()
-    pairs = []
-    for number_ in range(rounds):
-        ways = (act, plain) if number_ % 2 else (plain, act)
+    ratios = []
+    for turn in range(rounds):
+        ways = (act, plain) if turn % 2 else (plain, act)
         taken = {way: cpu_us(way, hits) for way in ways}
-        pairs.append((taken[act] / taken[plain], taken[act]))
-    return median(one for one, _ in pairs), median(us for _, us in pairs)
+        ratios.append(taken[act] / taken[plain])
+    return median(ratios)
 
 
 def cpu_us(act: Act, hits: int) -> float:
@@ -63,7 +59,7 @@ def cpu_us(act: Act, hits: int) -> float:
     return (time.thread_time_ns() - began) / 1_000 / hits
 
 
-def server_us(client: Any, act: Act, commands: Sequence[str], calls: int = 50) -> float:
+def server_us(client: Any, act: Act, commands: Sequence[str], calls: int) -> float:
     """Return the µs of the server in these commands for one call."""
     client.config_resetstat()
     for _ in range(calls):

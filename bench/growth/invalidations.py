@@ -52,7 +52,7 @@ def rate(effort: Effort, section: Section) -> None:
 
         for per_s in rates:
             with invalidating(here, per_s) if per_s else nullcontext():
-                busy, _ = ratio(get, plain, effort.rounds, effort.hits)
+                busy = ratio(get, plain, effort.rounds, effort.hits)
                 calm, size = calmly(client, get, plain, reads)
                 seldom = bytes_each(client, get, SELDOM_S, times=times)
             curve.add(per_s, busy=busy, calm=calm, bytes_each=size, seldom=seldom)

@@ -39,7 +39,7 @@ def sessions(effort: Effort, section: Section) -> None:
                 made = room.sessions.create(f"user:{len(tokens) // 2}", DATA, tags=["mobile"])
                 tokens.append(made.token)
             each = (used_memory(client) - before) / (size - fewer)
-            times, _ = ratio(
+            times = ratio(
                 lambda: room.sessions.get(random.choice(tokens)),
                 lambda: client.hgetall("plain"),
                 effort.rounds,
@@ -114,8 +114,8 @@ def clients(effort: Effort, section: Section) -> None:
             def incr() -> object:
                 return client.incr("plain")
 
-            old, _ = ratio(known, incr, effort.rounds, effort.hits)
-            another, _ = ratio(new, incr, max(2, effort.rounds // 4), effort.hits)
+            old = ratio(known, incr, effort.rounds, effort.hits)
+            another = ratio(new, incr, max(2, effort.rounds // 4), effort.hits)
             curve.add(size, known=old, new=another, bytes_each=each)
     curve.give(section, ["a known one × INCR", "a new one × INCR"])
 

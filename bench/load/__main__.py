@@ -60,10 +60,7 @@ class Line(NamedTuple):
 
 def main() -> None:
     print(
-        f"{VISITORS} visitors, {VISITORS * EACH} requests a second at most, {SECONDS} s a run;",
-        end=" ",
-    )
-    print(
+        f"{VISITORS} visitors, {VISITORS * EACH} requests a second at most, {SECONDS} s a run; "
         f"a query takes {QUERY_MS} ms, a page is fresh for {FRESH_S} s; {os.cpu_count()} processors\n"
     )
     print(f"{'':36}" + "".join(f"{name:>10}" for name in ("req/s", *Line._fields[1:])))
