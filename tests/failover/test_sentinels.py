@@ -19,7 +19,7 @@ from stillroom.wire.sentinel import Bell, _watch
 from tests.failover.conftest import UNHURRIED
 from tests.support.celery_process import until
 from tests.support.faces import open_room
-from tests.support.sentinels import MASTER, Sentinels, beside
+from tests.support.sentinels import MASTER, Sentinels, beside_the_servers
 
 RECOVERS_S = 1.5  # after another server was made the primary
 Make = Callable[..., Any]
@@ -109,9 +109,8 @@ def test_an_invalidation_that_is_lost_with_the_primary_makes_a_cold_cache(
     sentinels: Sentinels, make: Make
 ) -> None:
     """The replica that takes over has never heard of it. What was cached before is served by nobody."""
-    old = sentinels.primary
     reader = make(sentinels.url)
-    with beside(old):
+    with beside_the_servers():
         writer = make(sentinels.url)
         assert writer.cache.set("k", "old", tags=["t"])
         assert reader.cache.get("k") == "old"

@@ -50,7 +50,7 @@ class Pair:
     def fail_over(self) -> None:
         """Let the address lead to the new primary; connections to the old one, a replica now, stay open."""
         self._clients[1].replicaof("NO", "ONE")
-        self.address.leads_to(self.new.port)
+        self.address.lead_new_ones_to(self.new.port)
         self._follows(0, self.new)
 
     def _follows(self, who: int, primary: EmbeddedServer) -> None:

@@ -18,7 +18,7 @@ from tests.conftest import SERVERS, binary_of
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
 from tests.support.healing import heal_once
-from tests.support.trio import MASTER, NAME, Trio, require_client
+from tests.support.trio import MASTER, NAME, Trio, has_redis_cli
 
 pytestmark = pytest.mark.any_server
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ HA_FILE = (ROOT / "stack.ha.yml").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module", params=SERVERS)
 def formed(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Trio]:
-    if not require_client():
+    if not has_redis_cli():
         pytest.skip("redis-cli is not installed")
     with Trio(tmp_path_factory.mktemp("trio"), binary_of(request)) as trio:
         yield trio

@@ -91,9 +91,9 @@ def aside(client: Any, room: Any) -> list[dict[str, str]]:
     ]
 
 
-def end_ban(client: Any, room: Any, subject: str = CLIENT) -> None:
-    """Let the ban expire."""
-    client.delete(room.keys.ban(subject))
+def end_ban(client: Any, room: Any) -> None:
+    """Let the client's ban expire."""
+    client.delete(room.keys.ban(CLIENT))
 
 
 def forget_what_was_said(client: Any) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -42,14 +40,13 @@ def write_files(page: str, folder: Path, **more: str) -> None:
         path.write_text(code, encoding="utf-8")
 
 
-def run_pytest(folder: Path, environment: Mapping[str, str] = {}) -> str:
+def run_pytest(folder: Path) -> str:
     """Run the tests in a folder as somebody else would; return what pytest said."""
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:valkey"]
     command += ["-p", "no:cacheprovider", "-p", "no:celery", "-p", "no:docker_tools", str(folder)]
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,

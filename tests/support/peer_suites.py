@@ -72,7 +72,6 @@ def replace_starlettes() -> None:
             )
             room = AsyncStillroom(Settings(session_absolute=absolute), dispatch=NoDispatch())
             super().__init__(app, room, cookie=cookie)
-            self._test_cookie = cookie
 
     theirs.SessionMiddleware = SessionMiddleware  # type: ignore[assignment,misc]
 

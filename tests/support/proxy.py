@@ -70,7 +70,7 @@ class Proxy:
         """Let the server act, and hold its answers back."""
         self._answering.clear()
 
-    def leads_to(self, port: int) -> None:
+    def lead_new_ones_to(self, port: int) -> None:
         """Lead new connections to another server; existing ones stay."""
         self._target = port
 

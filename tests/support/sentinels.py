@@ -1,7 +1,7 @@
 """A primary, its replicas and three Sentinels, all real, and the accidents they are there for.
 
 Everybody reaches a server by its public address, 127.0.0.2, which a test may cut off. Sentinels give this address
-to clients too. A client that sits beside the server may be let through to 127.0.0.1: see `beside`.
+to clients too. A client that sits beside the server may be let through to 127.0.0.1: see `beside_the_servers`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,6 @@ class Sentinels:
         self._binary = binary
         self._proxied = proxied
         self._down_after_ms = down_after_ms
-        self._sentinel_options = sentinel_options
         self._password = password
         self._authority = authority
         self._tls_ports: dict[EmbeddedServer, int] = {}
@@ -225,10 +224,10 @@ class Sentinels:
         self.await_that("another primary is named", holds)
         return found[0]
 
-    def await_replicas(self, count: int | None = None) -> None:
+    def await_replicas(self) -> None:
         """Wait until all others follow the primary, and the Sentinels know them."""
-        wanted = len(self.servers) - 1 if count is None else count
-        self.await_that("the others follow", lambda: self._followers() == wanted)
+        others = len(self.servers) - 1
+        self.await_that("the others follow", lambda: self._followers() == others)
 
     def await_copies(self) -> None:
         """Wait until all replicas have all that the primary has written."""
@@ -337,7 +336,7 @@ class Sentinels:
 
 
 @contextmanager
-def beside(*servers: EmbeddedServer) -> Iterator[None]:
+def beside_the_servers() -> Iterator[None]:
     """Let this process reach the servers without their proxies, on their side of a partition."""
     real = Names.addresses
 

@@ -29,7 +29,8 @@ COPIED = (*FILES, ROOT / "stack.ha.yml", ROOT / "tests/stack/stack.ha.test.yml")
 PYTHON, REDIS = "python:3.13-slim", "redis:7.2.14-alpine"
 STAND_INS = {PYTHON: "local/python:3.13-slim", REDIS: "local/redis:7"}
 HEALTHY_WITHIN = 180.0  # seconds, on a machine that runs other tests meanwhile
-REMOVED_WITHIN = 90.0  # seconds
+UPDATED_WITHIN = 150.0
+REMOVED_WITHIN = 90.0
 
 
 def until(condition: Callable[[], Any], what: str, within: float = 15.0) -> Any:
@@ -154,22 +155,22 @@ class Swarm:
         stack = f"com.docker.stack.namespace={STACK}"
         return docker("ps", "--quiet", "--filter", f"label={label if service else stack}").split()
 
-    def await_healthy(self, within: float = HEALTHY_WITHIN) -> None:
+    def await_healthy(self) -> None:
         """Wait until every service runs as many healthy containers as it should."""
 
         def all_there() -> bool:
             counts = [replicas.split("/") for replicas in self.services().values()]
             return bool(counts) and all(running == wanted for running, wanted in counts)
 
-        until(all_there, f"healthy: {self.services()}", within)
+        until(all_there, f"healthy: {self.services()}", HEALTHY_WITHIN)
 
-    def await_updates(self, within: float = 150.0) -> None:
+    def await_updates(self) -> None:
         """Wait until no update is under way; an update that was rolled back fails the test."""
 
         until(
             lambda: self.states() <= {"completed"} or any("roll" in s for s in self.states()),
             "updates",
-            within,
+            UPDATED_WITHIN,
         )
         assert self.states() <= {"completed"}
 
@@ -188,10 +189,10 @@ class Swarm:
         words = [f"{STACK}_{service}={count}" for service, count in replicas.items()]
         docker("service", "scale", "--detach", *words)
 
-    def redis(self, port: int = REDIS_PORT, role: str = "ops") -> Any:
+    def redis(self, port: int = REDIS_PORT) -> Any:
         """Return a client that looks, from outside."""
-        password = (self.secrets / f"{role}_password").read_text()
-        return redis.Redis(port=port, username=role, password=password, decode_responses=True)
+        password = (self.secrets / "ops_password").read_text()
+        return redis.Redis(port=port, username="ops", password=password, decode_responses=True)
 
     def stillroom(self, service: str, *words: str) -> str:
         """Run `stillroom …` in a container of the service, as an operator types it."""

@@ -184,6 +184,6 @@ class Trio:
         return True
 
 
-def require_client() -> str:
-    """The path of redis-cli, by which a server asks the Sentinels, or ""."""
-    return shutil.which("redis-cli") or ""
+def has_redis_cli() -> bool:
+    """Return whether there is a redis-cli, by which a server asks the Sentinels."""
+    return shutil.which("redis-cli") is not None
