@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from stillroom.errors import SettingsError
 from stillroom.limits.routes import Routes
@@ -21,6 +23,13 @@ from stillroom.web.known_routes import Known, inner_apps, known_routes
 log = logging.getLogger("stillroom.cli")
 
 DEEP = 20  # apps within apps
+
+App = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--app", help="Where the app or its Routes is: shop.web:app. Default: STILLROOM_LOADERS."
+    ),
+]
 
 
 @contextmanager

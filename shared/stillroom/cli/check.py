@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from stillroom.abuse.rules import read_rules
-from stillroom.cli.application import apps_of, elsewhere, rooms_of
+from stillroom.cli.application import App, apps_of, elsewhere, rooms_of
 from stillroom.cli.check_limits import InApp, examined, in_app, unknown_names
 from stillroom.cli.doctor import Line, print_lines, rights, unusable
+from stillroom.cli.health import Strict
 from stillroom.cli.tables import AsJson, print_json
 from stillroom.cli.version import versions
 from stillroom.dispatch import NoDispatch
@@ -22,14 +23,7 @@ from stillroom.health.report import ORDER, Status, worst
 from stillroom.room import Stillroom
 from stillroom.settings import Settings
 
-App = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--app", help="Where the app or its Routes is: shop.web:app. Default: STILLROOM_LOADERS."
-    ),
-]
 Offline = Annotated[bool, typer.Option("--offline", help="Without asking Redis.")]
-Strict = Annotated[bool, typer.Option(help="A warning is a failure too.")]
 
 
 def check(

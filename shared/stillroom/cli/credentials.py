@@ -85,9 +85,9 @@ def write_secrets(
         _forget(folder, name)
     for name in names():
         if not (folder / name).exists():
-            _write(folder / name, _new(name))
+            secret_files.write(folder / name, _new(name))
     for rules in (USERS, SENTINELS):
-        _write(folder / rules.name, acl_file(folder, rules, Settings()))
+        secret_files.write(folder / rules.name, acl_file(folder, rules, Settings()))
     made = sorted(path.name for path in folder.iterdir())
     said = shown(f"{folder}: {', '.join(made)}")
     print_json({"folder": str(folder), "files": made}) if as_json else typer.echo(said)
@@ -159,15 +159,15 @@ def _rotate(folder: Path, name: str) -> None:
         _add_pepper(path, old.split())
         return
     if name not in (TOKEN, FLOWER):  # these are shown by people, who learn the new one
-        _write(_previous(path), old)
-    _write(path, _new(name))
+        secret_files.write(_previous(path), old)
+    secret_files.write(path, _new(name))
 
 
 def _add_pepper(path: Path, ring: list[str]) -> None:
     """Add a pepper last in the ring: every process can read it before any process uses it first."""
     fresh = _new(path.name)
-    _write(_next(path), fresh)
-    _write(path, " ".join([*ring[: RING - 1], fresh]))
+    secret_files.write(_next(path), fresh)
+    secret_files.write(path, " ".join([*ring[: RING - 1], fresh]))
 
 
 def _promote(folder: Path, name: str) -> None:
@@ -176,13 +176,13 @@ def _promote(folder: Path, name: str) -> None:
     if not _next(path).exists():
         raise NothingToPromote(f"no new {name} waits: say --rotate {name} and deploy first")
     fresh, ring = secret_files.read(_next(path)), secret_files.read(path).split()
-    _write(path, " ".join([fresh, *(pepper for pepper in ring if pepper != fresh)]))
+    secret_files.write(path, " ".join([fresh, *(pepper for pepper in ring if pepper != fresh)]))
     _next(path).unlink()
 
 
 def _forget(folder: Path, name: str) -> None:
     if name == PEPPERS and (folder / name).exists():
-        _write(folder / name, secret_files.read(folder / name).split()[0])
+        secret_files.write(folder / name, secret_files.read(folder / name).split()[0])
         _next(folder / name).unlink(missing_ok=True)
     _previous(folder / name).unlink(missing_ok=True)
 
@@ -194,10 +194,6 @@ def _new(name: str) -> str:
     return (
         f'basic_auth = ["ops:{secrets.token_hex(16)}"]\ncookie_secret = "{secrets.token_hex(32)}"\n'
     )
-
-
-def _write(path: Path, text: str) -> None:
-    secret_files.write(path, text)
 
 
 def _password(role: str) -> str:

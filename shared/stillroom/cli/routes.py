@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stillroom.cli.application import apps_of
+from stillroom.cli.application import App, apps_of
 from stillroom.cli.check_limits import InApp, in_app
 from stillroom.cli.tables import AsJson, Table, print_json, print_table
 from stillroom.errors import SettingsError
@@ -23,12 +23,6 @@ COLUMNS = ("in", "view", "methods", "path", "limits", "cost", "counts")
 OTHERS = "all others"
 
 Path = Annotated[str | None, typer.Argument(help="Only what this path has: /login")]
-App = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--app", help="Where the app or its Routes is: shop.web:app. Default: STILLROOM_LOADERS."
-    ),
-]
 Method = Annotated[str, typer.Option(help="Of the request for the path.")]
 
 
