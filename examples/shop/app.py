@@ -30,9 +30,7 @@ ROUTES = Routes(
         Route("/static/{path:path}", [STATIC]),
     ]
 )
-COOKIE = SessionCookie(
-    "sid", secure=False
-)  # for http on this machine; behind https: SessionCookie()
+COOKIE = SessionCookie("sid", secure=False)  # http on this machine; behind https: SessionCookie()
 
 db.prepare()
 app = Flask(__name__)

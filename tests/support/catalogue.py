@@ -114,9 +114,8 @@ def _begin_when_told(engine: Any) -> None:
         connection.isolation_level = None
         with closing(connection.cursor()) as cursor:
             cursor.execute("PRAGMA foreign_keys=ON")
-            cursor.execute(
-                "PRAGMA journal_mode=WAL"
-            )  # a reader does not keep a writer from committing
+            # A reader does not keep a writer from committing.
+            cursor.execute("PRAGMA journal_mode=WAL")
 
     @event.listens_for(engine, "begin")
     def begun(connection: Any) -> None:

@@ -243,9 +243,8 @@ def _work_as_web(company: Company) -> None:
         _use_cache(room)
         room.cache.set("old", 1, ttl=60, tags=["t"])
         room.cache.invalidate_by_tag(*(f"other:{n}" for n in range(150)))
-        assert (
-            late.cache.get("old") == 1
-        )  # more was invalidated than this process remembers: it asks
+        # More was invalidated than this process remembers: it asks.
+        assert late.cache.get("old") == 1
         _order_work(company, room, load)
         _use_sessions(room, company.admin)
         _use_limits(room)

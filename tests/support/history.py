@@ -29,24 +29,12 @@ from stillroom.operation import Operation
 from tests.support.crowd import Crowd, ToRedis, patient_room
 
 # How the cache is told of a new version.
-KINDS = (
-    "key",
-    "tag",
-    "value",
-    "soft",
-    "set",
-    "many",
-    "pattern",
-    "clear",
-)
+KINDS = ("key", "tag", "value", "soft", "set", "many", "pattern", "clear")
 EACH = 2  # keys of each kind
 TTL, SWR = 0.05, 60.0  # seconds: many reads meet a stale entry, and refreshes go on all the time
 LEASE = 1.0  # seconds; as long after it was invalidated, a pattern that was swept is dropped
 # Seconds at most that a load takes before and after it reads the database.
-BEFORE, AFTER = (
-    0.002,
-    0.004,
-)
+BEFORE, AFTER = 0.002, 0.004
 READERS = 2  # threads in each process, and one more that refreshes
 DATABASE = "database:"
 

@@ -36,12 +36,7 @@ NOBODY = -1
 READERS = 3  # threads, tasks or greenlets in each process
 DATABASE = "database:"
 # Of the processes, in turn; `plain` keeps nothing.
-FACES = (
-    "threads",
-    "plain",
-    "asyncio",
-    "gevent",
-)
+FACES = ("threads", "plain", "asyncio", "gevent")
 
 
 class Read(NamedTuple):

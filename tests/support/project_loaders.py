@@ -6,9 +6,8 @@ import os
 
 from stillroom import AsyncStillroom, Stillroom
 
-HOW = os.environ[
-    "PROJECT_TASKS"
-]  # early, late (Django imports tasks when an app is ready), or orphaned
+# early, late (Django imports tasks when an app is ready), or orphaned
+HOW = os.environ["PROJECT_TASKS"]
 
 if HOW != "orphaned":
     import tests.support.project

@@ -310,9 +310,7 @@ def _that_knows_its_peer(stock: Any) -> Any:
             except redis.ResponseError as error:
                 self._judge(error)
                 raise
-            if isinstance(
-                reply, list
-            ):  # a transaction's: the errors of its commands are among the replies
+            if isinstance(reply, list):  # a transaction's: its commands' errors are in it
                 for one in reply:
                     if isinstance(one, redis.ResponseError):
                         self._judge(one)

@@ -22,8 +22,8 @@ from pydantic_core import from_json
 from stillroom.dispatch import MESSAGE_LIMIT
 from stillroom.shown import shown
 
-RAW_LIMIT = MESSAGE_LIMIT
 JSON = "application/json"
+RAW_LIMIT = MESSAGE_LIMIT  # bytes of a message …
 WAITING_RAW_LIMIT = 8 * 1024  # … of one that waits for its time, in the memory of a worker …
 WAITING_LIMIT = 1_000  # … and how many may: 8 MB with what Celery keeps of each
 AHEAD_S = 3_600.0  # the visibility timeout: a message that is held longer is delivered again anyway
@@ -33,18 +33,10 @@ RETRIES_LIMIT = 1_000
 CALLS = ("callbacks", "errbacks", "chain", "chord")
 # The headers that a request is made of. Any other one would become an attribute of the running task.
 HEADERS = frozenset(
-    (
-        "lang",
-        "task",
-        "id",
-        "root_id",
-        "parent_id",
-        "group",
-        "eta",
-        "expires",
-        "retries",
-        "ignore_result",
-    )
+    {
+        *("lang", "task", "id", "root_id", "parent_id", "group"),
+        *("eta", "expires", "retries", "ignore_result"),
+    }
 )
 CARRIED = ("traceparent", "tracestate")  # where the spans of the task belong
 PROTOCOL_1 = HEADERS | {"args", "kwargs", "utc"}

@@ -37,9 +37,8 @@ class Letters:
     def __init__(self, app: Any) -> None:
         self._app = app
         self._lock = threading.RLock()  # a signal handler may call while this thread holds it
-        self._kept: dict[
-            tuple[str, str], float
-        ] = {}  # task and reason → when it was kept, time.monotonic()
+        # Task and reason → when it was kept, time.monotonic().
+        self._kept: dict[tuple[str, str], float] = {}
 
     def bury(self, raw: bytes, queue: str, reason: str) -> None:
         """Keep a message that can't be run. `raw` is what lay in the queue. One ERROR line says so.

@@ -16,7 +16,7 @@ from celery import _state
 from celery.app.registry import TaskRegistry
 from celery.exceptions import NotRegistered
 
-# Neither library has types of its own. As Any they look the same to mypy with and without stubs.
+# The library has no types of its own. As Any they look the same to mypy with and without stubs.
 _StockRegistry: Any = TaskRegistry
 _NotRegistered: Any = NotRegistered
 _celery: Any = _state

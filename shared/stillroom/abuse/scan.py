@@ -61,9 +61,8 @@ MEMBERS_AT_ONCE = 4_000  # … and members that they may have: it takes a millis
 OF_EACH = 50  # events that are read at a time from each of a cluster's streams
 COUNTS = ("events", "patterns", "bans", "aside", "late")
 
-Raw = tuple[
-    bytes, Sequence[bytes]
-]  # an entry as the stream has it: id, and name, value, name, value …
+# An entry as the stream has it: id, and name, value, name, value …
+Raw = tuple[bytes, Sequence[bytes]]
 
 
 class Stream(NamedTuple):
@@ -103,10 +102,7 @@ class Scan:
         self._streams = [Stream(home, keys.abuse_at(home)) for home in keys.homes]
         self._now_ms = 0  # the server's clock, as it was when the newest events were read
         # In a cluster the clock of the node that counts, and when that was read.
-        self._judges_ms = (
-            0,
-            0.0,
-        )
+        self._judges_ms = (0, 0.0)
         self._trouble: RedisUnavailable | None = None  # why a stream of a cluster could not be read
 
     def run(self, limit: int, seconds: float) -> Operation[dict[str, Any]]:

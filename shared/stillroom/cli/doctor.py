@@ -109,7 +109,7 @@ def _settings(settings: Settings) -> Iterator[Line]:
 
 
 def unusable(settings: Settings) -> Iterator[Line]:
-    """Yield the settings that are allowed, and name what there is not."""
+    """Yield a warning for each setting that names what does not exist."""
     root = settings.image_root
     if root is not None and not root.is_dir():
         said = f"STILLROOM_IMAGE_ROOT is {root}: there is no such folder."
@@ -162,7 +162,7 @@ def _nodes(server: Server) -> Iterator[Line]:
 
 
 def _beyond_advice(server: Server) -> Iterator[Line]:
-    """Return the lines that only an operator asks for."""
+    """Yield the lines that only an operator asks for."""
     info = server.redis
     if info is None:
         return
@@ -174,7 +174,7 @@ def _beyond_advice(server: Server) -> Iterator[Line]:
 
 
 def _replication(known: Replication) -> str:
-    """Return the lines on the primary, its replicas and their lag."""
+    """Return a sentence on the primary, its replicas and their lag."""
     who = f"the primary is {known.primary}" if known.primary else "a primary"
     if known.followers is None:
         return f"{who}; it does not say who follows"
@@ -190,7 +190,7 @@ def _replication(known: Replication) -> str:
 
 
 def _sentinels(name: str, watch: Watch | None) -> Iterator[Line]:
-    """Return a line for each Sentinel."""
+    """Yield a line for each Sentinel."""
     for host, is_good, words in [] if watch is None else watch.said():
         yield Line("pass" if is_good else "warn", f"{name} Sentinel {host}", words)
 

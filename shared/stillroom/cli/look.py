@@ -66,8 +66,8 @@ def refresh(key: Key, as_json: AsJson = False) -> None:
     """
     with open_room_with_loaders() as room:
         loader = order_load(room, key)
-        when = after_a_pause(room)
-    said = f"a worker was asked to load {shown(key)} by {shown(loader)}{when}"
+        later = after_a_pause(room)
+    said = f"a worker was asked to load {shown(key)} by {shown(loader)}{later}"
     print_json({"key": key, "loader": loader}) if as_json else typer.echo(said)
 
 
@@ -99,7 +99,7 @@ def _known(room: Stillroom) -> dict[str, str]:
 
 
 def _each(figures: Figures, known: dict[str, str]) -> list[LoaderStats]:
-    """Yield the used loaders, then the others."""
+    """Return the used loaders, then the others."""
     used = list((figures.cache and figures.cache.loaders) or ())
     names = {one.name for one in used}
     return [*used, *(LoaderStats(name=name) for name in known if name not in names)]

@@ -121,8 +121,7 @@ class Supervisor:
         name, grace = child.service.name, child.service.stop_after
         if child.leashed.exit_code is None:
             self._say(f"stopping {name}")
-            # To the service alone: it knows better than we in which order its own children should
-            # end.
+            # To the service alone: it knows better than we in which order its own children should end.
             child.leashed.send(signal.SIGTERM)
             until(lambda: child.leashed.exit_code is not None or self._signals > 1, grace)
         if child.leashed.exit_code is None:
@@ -144,8 +143,7 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _count_signal(self, number: int, frame: FrameType | None) -> None:
-        # Only counts. `threading.Event.set` takes a lock that the interrupted main thread may be
-        # holding.
+        # Only counts. `threading.Event.set` takes a lock that the interrupted main thread may be holding.
         self._signals += 1
 
 
@@ -154,8 +152,7 @@ class _Child:
 
     def __init__(self, service: Service, log: _Log) -> None:
         self.service = service
-        # A Python program buffers its lines as soon as it writes into a pipe: they would come in
-        # lumps.
+        # A Python program buffers its lines as soon as it writes into a pipe: they would come in lumps.
         env = {**os.environ, "PYTHONUNBUFFERED": "1", **service.env}
         self.leashed = Leashed(service.command, stdout=subprocess.PIPE, env=env)
         self._reader = threading.Thread(

@@ -24,6 +24,5 @@ def worker(
     options = ["--loglevel", log_level, *(["--concurrency", str(threads)] if threads else [])]
     command = [*MODULE, WORKERS, *options]
     sys.stdout.flush()
-    os.execv(
-        sys.executable, command
-    )  # signals reach the worker itself, and no parent waits beside it
+    # Signals reach the worker itself, and no parent waits beside it.
+    os.execv(sys.executable, command)

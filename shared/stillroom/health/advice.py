@@ -47,9 +47,8 @@ class Rule(NamedTuple):
     good: str
     todo: str
     source: str  # where the thresholds come from
-    whose: Callable[[Measures], str] = lambda _: (
-        ""
-    )  # {whose} in `what`: which loaders, which limits
+    # {whose} in `what`: which loaders, which limits.
+    whose: Callable[[Measures], str] = lambda _: ""
 
     def judge(self, value: float) -> Severity | None:
         if self.fail is not None and value >= self.fail:
@@ -357,7 +356,10 @@ NO = {
 def _of_servers(
     part: str, measure: Callable[[RedisInfo], float | None], roles: Sequence[str] = ()
 ) -> Callable[[Measures], Iterator[Value]]:
-    """Yield the findings for each server, or for each that has one of these roles first."""
+    """Return a function that yields the value of each server.
+
+    `roles`: only of servers whose last role is one of these. Where one server has both, that is `state`.
+    """
 
     def values(measures: Measures) -> Iterator[Value]:
         for server in each_server(measures.servers):
@@ -370,7 +372,7 @@ def _of_servers(
 def _of_replication(
     part: str, measure: Callable[[Replication], float | None]
 ) -> Callable[[Measures], Iterator[Value]]:
-    """Yield the findings about each server's replicas."""
+    """Return a function that yields a value about each server's replicas."""
 
     def values(measures: Measures) -> Iterator[Value]:
         for server in each_server(measures.servers):
@@ -485,7 +487,7 @@ def _listed(named: Iterable[tuple[str, int]]) -> str:
 
 
 def _workers_missing(measures: Measures) -> float | None:
-    """Warn of missing workers only where work waits: a room without workers wants none."""
+    """Return how much work waits for a worker, where there is none. A room without workers wants none."""
     tasks = measures.tasks
     if tasks is None or tasks.workers is None:
         return None

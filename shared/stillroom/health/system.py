@@ -99,10 +99,11 @@ def find_psutil() -> Any:
 
 
 def _known(look: Callable[[], T]) -> T | None:
-    """Return the figure, or None where this system or user cannot see it."""
+    """Return the figure, or None where this system or user cannot see it.
+
+    psutil's own errors, OSError, AttributeError on another system: none of them is ours to mend.
+    """
     try:
         return look()
-    except (
-        Exception
-    ):  # psutil's own, OSError, AttributeError on another system: none of them is ours to mend
+    except Exception:
         return None

@@ -75,9 +75,8 @@ class Names:
     """The lookups of one process, one at a time for each name."""
 
     def __init__(self) -> None:
-        self._worked: dict[
-            str, Addresses
-        ] = {}  # the last answer of a name, the address that worked first
+        # The last answer of a name, the address that worked first.
+        self._worked: dict[str, Addresses] = {}
         self.reset()
         reset_after_fork(self)
 

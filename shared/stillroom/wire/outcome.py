@@ -40,9 +40,8 @@ _UNSUPPORTED = re.compile(
 # Where a script lacks a right: servers have a code for that only outside of scripts.
 _NO_RIGHT = re.compile(r"The user executing the script can't|ACL failure in script")
 _CODE = re.compile(r"[A-Z]{2,}$")
-_IN_SCRIPT = re.compile(
-    r"-(READONLY|MASTERDOWN|LOADING|NOREPLICAS) "
-)  # how Redis 6 tells what a script met
+# How Redis 6 tells what a script met.
+_IN_SCRIPT = re.compile(r"-(READONLY|MASTERDOWN|LOADING|NOREPLICAS) ")
 # May be sent to another server though this one has answered: reads; and counts, which a failover may double.
 _HARMLESS = {
     *(b"MGET", b"GET", b"HGETALL", b"HMGET", b"ZRANGE", b"ZSCORE", b"ZMSCORE", b"ZCARD", b"EXISTS"),

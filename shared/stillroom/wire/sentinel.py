@@ -314,9 +314,7 @@ class Watch:
         """Return the lines on which the Sentinels tell what happens. They are no reason to wait for anybody."""
         for host, ear in self._ears.items():
             if ear.socket is None and self.told.get(host) is not None:
-                with contextlib.suppress(
-                    Exception
-                ):  # then it is not heard, and is asked all the same
+                with contextlib.suppress(Exception):  # it is not heard, and is asked all the same
                     ear.ask([LISTEN], self._patience)
         return [ear for ear in self._ears.values() if ear.socket is not None]
 

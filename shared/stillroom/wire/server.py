@@ -51,10 +51,7 @@ _RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 _IS_IN_CLUSTER = re.compile(rb"^(?:redis|server)_mode:cluster", re.MULTILINE)
 _VERSION = re.compile(rb"^redis_version:((\d+)\.(\d+)[\w.]*)", re.MULTILINE)
 # The version that a server has at least; Valkey and others say which Redis they are like.
-OLDEST = (
-    6,
-    2,
-)
+OLDEST = (6, 2)
 _IS_REPLICA = re.compile(rb"^role:slave", re.MULTILINE)
 _FOLLOWER = re.compile(rb"^slave\d+:.*\bstate=online\b.*\blag=(\d+)", re.MULTILINE)
 

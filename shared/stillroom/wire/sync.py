@@ -75,9 +75,8 @@ class Link:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._reader: Any = hiredis.Reader(
-            notEnoughData=NOT_YET
-        )  # its stubs do not know that it reads buffers
+        # Any: its stubs do not know that it reads buffers.
+        self._reader: Any = hiredis.Reader(notEnoughData=NOT_YET)
         self._buffer = bytearray(_READ_SIZE)
         self._patience = server.settings.command_timeout
         self._connection: Any = None
