@@ -52,7 +52,8 @@ def test_an_address_object_is_reported_as_its_text(room: Any, client: Any, given
         (lambda room: room.abuse.ban("8.8.8.8", 60, None), "reason is text, not NoneType"),
         (lambda room: room.health.history(float("nan")), "hours=nan: a number"),
         (lambda room: room.health.history(float("inf")), "hours=inf: a number"),
-        (lambda room: room.health.figures(1.5), "minutes=1.5"),
+        (lambda room: room.health.figures(1.5), "minutes=1.5: a whole number from 1 to 119"),
+        (lambda room: room.health.figures("15"), "minutes='15'"),
     ],
 )
 def test_abuse_and_health_say_what_is_allowed(

@@ -286,14 +286,15 @@ class HealthBody:
     def past(self, hours: float = 24.0) -> Operation[Past]:
         """Return the snapshots of some hours and the newest 50 patterns of abuse, as /status shows them.
 
-        Does not raise. Redis away: nothing of it is known.
+        Raises InvalidArgument for a number of hours that is none. Redis away: nothing of it is known.
         """
+        streams = self._keys.health, self._keys.health_week
         try:
             history = yield from self.history(hours)
             newest = self._keys.abuse_log, b"+", b"-", b"COUNT", b"%d" % PATTERNS
             entries, *firsts = yield [
                 (b"XREVRANGE", *newest),
-                *((b"XRANGE", s, b"-", b"+", b"COUNT", b"1") for s in self._streams()),
+                *((b"XRANGE", s, b"-", b"+", b"COUNT", b"1") for s in streams),
             ]
         except RedisUnavailable as refused:
             log.debug("the past is not known: %s", refused.reason)
@@ -305,19 +306,18 @@ class HealthBody:
     def figures(self, minutes: int = 15) -> Operation[Figures]:
         """Return the counts of each loader, limit and rule in the last `minutes` whole minutes, 1 to 119.
 
-        Does not raise. Redis away: what can't be known is null.
+        Raises InvalidArgument for any other number. Redis away: what can't be known is null.
         """
         if not is_whole(minutes, most=FIGURES_MOST):
-            raise InvalidArgument(f"minutes={minutes}: counts are kept for {FIGURES_MOST} minutes")
+            raise InvalidArgument(
+                f"minutes={minutes!r}: a whole number from 1 to {FIGURES_MOST}; counts are kept no longer"
+            )
         parts: Mapping[str, type[Part]] = {"cache": CacheStats, "limits": Limits}
         counted = yield On(
             [(n, ask_counts(one, minutes, list(parts))) for n, one in enumerate(self._sources)]
         )
         found = {name: _part(name, model, counted) for name, model in parts.items()}
         return Figures(minutes=minutes, **found)
-
-    def _streams(self) -> list[bytes]:
-        return [self._keys.health, self._keys.health_week]
 
     # Signs of life
 

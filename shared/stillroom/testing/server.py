@@ -24,8 +24,8 @@ _CALL, _COMMAND = "_call_timeout", "_command_timeout"  # of a driver
 class TestServer(EmbeddedServer):
     """An EmbeddedServer whose `freeze()` brings back the deadlines that apps have: 0.15 s for a call.
 
-    Deadlines that the app's tests set themselves (`stillroom_options`) are kept. `thaw()`, `kill()` and `restart()`
-    make the rooms patient again.
+    Deadlines that the app's tests set themselves (`stillroom_options`) are kept. `thaw()` and `restart()` make the
+    rooms patient again.
     """
 
     __test__ = False  # pytest takes a class of this name for a test
