@@ -30,6 +30,7 @@ from stillroom.cache import shard_keys
 from stillroom.cache.sharded import shard_of
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
+from stillroom.testing import Clock
 from stillroom.wire import AsyncClusterWire, ClusterWire
 from stillroom.wire.cluster import slot_of
 from tests.support.cluster import NODES, RedisCluster, begin_move, give_away, migrate
@@ -518,6 +519,13 @@ def test_shards_work_on_one_server_too(
         room.cache.invalidate_by_tag("all")
         assert room.cache.get_many(NAMES) == {}
         assert room.cache.reclaim()["deleted"] == len(NAMES)
+
+
+@pytest.mark.any_server
+def test_a_test_s_clock_says_that_it_can_not(sharded: Stillroom) -> None:
+    """Time that a test moves by hand is one server's: entries of the other nodes would stay as young."""
+    with pytest.raises(InvalidArgument, match="the cache is on a cluster"):
+        Clock(sharded).advance(61)
 
 
 def test_one_key_is_not_taken_for_many(room: Any) -> None:

@@ -31,13 +31,18 @@ class Clock:
         self._room = room
 
     def advance(self, seconds: Duration) -> None:
-        """Move it forward by `seconds`, or a timedelta: at least 0.001 s. Raises InvalidArgument."""
+        """Move it forward by `seconds`, or a timedelta: at least 0.001 s.
+
+        Raises InvalidArgument for another number, and on a cluster.
+        """
         try:
             seconds = seconds_of("seconds", seconds)
         except InvalidArgument as error:
             raise InvalidArgument(f"{error}: a clock is moved forward") from None
-        if self._room.settings.state_cluster:
-            raise InvalidArgument("a clock moves one server's time, and the state is on a cluster")
+        settings = self._room.settings
+        if settings.cluster or settings.state_cluster:
+            one = "state" if settings.state_cluster else "cache"
+            raise InvalidArgument(f"a clock moves one server's time, and the {one} is on a cluster")
         for client in self._clients():
             for key in self._keys(client):
                 _shorten(client, key, seconds)
