@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import redis
 from stillroom import (
     AUTH,
     AsyncStillroom,
@@ -18,6 +19,7 @@ from stillroom import (
     Settings,
     Stillroom,
 )
+from stillroom.embedded import EmbeddedServer
 from stillroom.testing import Clock, TestServer, overridden
 from tests.support.guide import run_pytest
 from tests.support.lag import Stopwatch
@@ -56,6 +58,29 @@ def test_an_app_s_suite_runs_with_one_line_in_its_conftest(tmp_path: Path) -> No
     (tmp_path / "conftest.py").write_text(APP)
     (tmp_path / "test_app.py").write_text(TEST)
     assert "3 passed" in run_pytest(tmp_path)
+
+
+def test_servers_of_the_environment_are_not_those_of_a_test(
+    tmp_path: Path, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an app's own container its tests use their server, and write nothing into the app's."""
+    (tmp_path / "password").write_text("of another server")
+    for name, value in {
+        "STILLROOM_CACHE_URL": own_server.url,
+        "STILLROOM_BROKER_URL": own_server.url,
+        "STILLROOM_RESULT_BACKEND": own_server.url,
+        "STILLROOM_CLUSTER": "1",
+        "STILLROOM_STATE_CLUSTER": "1",
+        "STILLROOM_REPLICAS": "1",
+        "STILLROOM_CACHE_REPLICAS": "1",
+        "REDIS_PASSWORD_FILE": str(tmp_path / "password"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "conftest.py").write_text(APP)
+    (tmp_path / "test_app.py").write_text(TEST)
+    assert "3 passed" in run_pytest(tmp_path)
+    with redis.Redis.from_url(own_server.url) as client:
+        assert client.keys("*") == []
 
 
 def test_a_stale_value_is_refreshed_by_the_read_that_finds_it(

@@ -31,7 +31,7 @@ from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.settings import Settings
 from stillroom.testing.clock import Clock
 from stillroom.testing.override import overridden
-from stillroom.testing.server import PATIENT, TestServer
+from stillroom.testing.server import ALONE, PATIENT, TestServer
 
 __all__ = [
     "Clock",
@@ -75,13 +75,16 @@ def stillroom_options() -> dict[str, Any]:
 def stillroom_settings(
     stillroom_server: TestServer, stillroom_options: dict[str, Any]
 ) -> Iterator[Settings]:
-    """Yield the settings of this test: its own namespace, which is empty, and is emptied afterwards."""
+    """Yield the settings of this test: its own namespace, which is empty, and is emptied afterwards.
+
+    All its data are on the test's server, whatever servers the environment names.
+    """
     own = {
         "redis_url": stillroom_server.url,
         "namespace": f"test-{secrets.token_hex(4)}",
         "session_peppers": secrets.token_hex(32),
     }
-    settings = Settings(**PATIENT | own | stillroom_options)
+    settings = Settings(**PATIENT | ALONE | own | stillroom_options)
     yield settings
     _revive(stillroom_server)
     with redis.Redis.from_url(settings.redis_url) as client:

@@ -18,6 +18,17 @@ PATIENT: dict[str, Any] = {
     "request_timeout": 60.0,
     "pool_timeout": 10.0,
 }
+# The one server of the tests, whatever servers the environment names: a test writes into none of those.
+ALONE: dict[str, Any] = {
+    "redis_password": None,
+    "cache_url": None,
+    "cluster": False,
+    "state_cluster": False,
+    "replicas": 0,
+    "cache_replicas": None,
+    "broker_url": None,
+    "result_backend": None,
+}
 _CALL, _COMMAND = "_call_timeout", "_command_timeout"  # of a driver
 
 
