@@ -40,11 +40,12 @@ class Question(NamedTuple):
     answers: Mapping[str, str]  # count → the label's value
 
 
+_RESULTS = {"hits": "hit", "stale": "stale", "misses": "miss"}
 QUESTIONS: Mapping[str, Question] = {
     "stillroom_cache_requests_total": Question(
         "Lookups in the cache, by how they ended.",
         "result",
-        {"hits": "hit", "stale": "stale", "misses": "miss"},
+        _RESULTS,
     ),
     "stillroom_near_total": Question(
         "Values that processes keep: reads they answered, looks at the clock that proved them, and evictions.",
@@ -185,7 +186,7 @@ def _counted(totals: Mapping[str, int]) -> Iterator[Family]:
 class Named(NamedTuple):
     """A metric of things that are counted by name: loaders, limits, rules."""
 
-    name: str
+    name: str  # without `stillroom_`
     about: str
     kind: str  # of the things; also the label
     label: str  # another label of its samples; empty: none
@@ -193,9 +194,7 @@ class Named(NamedTuple):
     scale: float = 1.0
 
 
-_RESULTS = {"hits": "hit", "stale": "stale", "misses": "miss"}
 _OUTCOMES = {"checks": "all", "denials": "denied", "cached": "cached", "degraded": "degraded"}
-# Name without `stillroom_`, what it is, kind, label, what is counted → the label's value, scale.
 NAMED: Sequence[Named] = [
     Named("loader_requests_total", "Lookups, by how they ended.", LOADER, "result", _RESULTS),
     Named("loader_loads_total", "Loads that ended well.", LOADER, "", {"loads": ""}),
