@@ -5,7 +5,7 @@ from __future__ import annotations
 from stillroom.abuse import LOG_TASK
 from stillroom_workers.tasks.checked import NoArguments, Report, register_task
 from stillroom_workers.tasks.health import ask_to_tell
-from stillroom_workers.tasks.room import WorkerApp
+from stillroom_workers.tasks.worker_app import WorkerApp
 
 
 def register(app: WorkerApp) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from stillroom import OrderRefused, UnknownLoader
 from stillroom.cache.loaders import BadArguments
 from stillroom.shown import shown
-from stillroom_workers.tasks.room import WorkerApp
+from stillroom_workers.tasks.worker_app import WorkerApp
 
 log = logging.getLogger("stillroom.workers")
 

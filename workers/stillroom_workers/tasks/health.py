@@ -6,7 +6,7 @@ from typing import Any
 
 from stillroom.health import SNAPSHOT_TASK, WEBHOOK_TASK
 from stillroom_workers.tasks.checked import NoArguments, register_task
-from stillroom_workers.tasks.room import WorkerApp
+from stillroom_workers.tasks.worker_app import WorkerApp
 
 
 def register(app: WorkerApp) -> None:

@@ -18,7 +18,7 @@ from stillroom.cache.orders import InvalidateKeys, InvalidatePattern, Invalidate
 from stillroom.dispatch import RECLAIM_TASK
 from stillroom.errors import REFUSED_FOR_GOOD
 from stillroom_workers.tasks.checked import NoArguments, Report, register_task
-from stillroom_workers.tasks.room import WorkerApp
+from stillroom_workers.tasks.worker_app import WorkerApp
 
 log = logging.getLogger("stillroom.workers")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stillroom_workers.tasks.checked import NoArguments, register_task
-from stillroom_workers.tasks.room import WorkerApp
+from stillroom_workers.tasks.worker_app import WorkerApp
 
 
 def register(app: WorkerApp) -> None:

@@ -27,7 +27,7 @@ from stillroom.operation import Failed
 from stillroom_workers.contained import WouldEnd, loading
 from stillroom_workers.crew import Alone, Crew, Hands
 from stillroom_workers.tasks.checked import Report, refuse, register_task
-from stillroom_workers.tasks.room import WorkerApp
+from stillroom_workers.tasks.worker_app import WorkerApp
 
 log = logging.getLogger("stillroom.workers")
 

@@ -1,4 +1,4 @@
-"""Names what a task may use of its app: the room of its process, and the place for dead letters."""
+"""Names what a task may use of the workers' app: its room, the place for dead letters, and how to send a task."""
 
 from __future__ import annotations
 
