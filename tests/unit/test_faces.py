@@ -453,6 +453,8 @@ def test_what_a_room_can_not_be_made_of_is_refused(what: str) -> None:
         (lambda room: room.around_load(lambda loader: loader), "given nothing; missing"),
         (lambda room: room.around_load(connected), "this one has to be awaited"),
         (lambda room: room.health.register("sate", app), "cache or state; did you mean state"),
+        (lambda room: room.health.register("state", app, 1), "shard=1: from 0 to 0"),
+        (lambda room: room.health.register("cache", app, -1), "shard=-1: from 0 to 0"),
     ],
 )
 def test_what_could_never_be_called_is_refused(

@@ -114,13 +114,15 @@ class HealthBody:
         self.webhook = Webhook(settings, keys, sources[0].clock.now_ms)
 
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
-        """Let a service add to the report; `role` says on which server it lives. Raises InvalidArgument."""
+        """Let a service add to the report. `role` and `shard` say where its data are. Raises InvalidArgument."""
         sources = [source for source in self._sources if role in source.roles]
         if not sources:
             known = sorted({one for source in self._sources for one in source.roles})
             raise InvalidArgument(
                 f"role={role!r:.100}: {' or '.join(known)}{did_you_mean(role, known)}"
             )
+        if not is_whole(shard, least=0, most=len(sources) - 1):
+            raise InvalidArgument(f"shard={shard!r}: from 0 to {len(sources) - 1}, as settings say")
         sources[shard].probes.append(probe)
 
     # Now
