@@ -107,6 +107,7 @@ def test_without_a_token_there_is_no_such_page(settings: Settings) -> None:
         ({}, {"Sec-Fetch-Site": "same-site"}),
         ({}, {"Origin": "https://evil.example"}),
         ({}, {"Origin": "null"}),
+        ({}, {"Origin": "https://[bad"}),
     ],
 )
 def test_a_form_of_another_page_does_nothing(

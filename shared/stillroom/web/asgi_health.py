@@ -10,6 +10,7 @@ from typing import Any
 from stillroom.background import aside
 from stillroom.health import Report
 from stillroom.health.past import NOT_TOLD
+from stillroom.limits.routes import below
 from stillroom.misuse import explained
 from stillroom.room import AsyncStillroom
 from stillroom.web.health import (
@@ -104,10 +105,8 @@ def _request(scope: Message) -> Request:
     headers = {
         name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
     }
-    path: str = scope["path"]
     root: str = scope.get("root_path", "")
-    if root and path.startswith(root):  # servers differ in whether the path includes it
-        path = path[len(root) :]
+    path = below(root, scope["path"])  # servers differ in whether the path includes the root
     client = scope.get("client")
     query = scope.get("query_string", b"").decode("latin-1")
     return Request(scope["method"], path, root, client[0] if client else None, headers, query)

@@ -10,9 +10,10 @@ import hashlib
 import hmac
 import time
 from collections.abc import Mapping
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from stillroom.acts import ACTS, Button, Done, Form, Row
+from stillroom.web.origin import is_of
 from stillroom.web.status.html import Html, el
 from stillroom.web.status.numbers import clock_with_seconds, iso
 from stillroom.web.status.page import HEADERS as STATUS_HEADERS
@@ -54,7 +55,7 @@ def is_from_here(headers: Mapping[str, str]) -> bool:
     if site is not None:
         return site == "same-origin"
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("host")
+    return origin is None or is_of(origin, headers.get("host", ""))
 
 
 def form_of(body: bytes) -> dict[str, str]:

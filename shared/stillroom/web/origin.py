@@ -39,7 +39,7 @@ class SameOrigin:
             return False
         if site:
             return site not in OWN
-        return bool(origin) and not _is_of(origin, host)
+        return bool(origin) and not is_of(origin, host)
 
 
 def same_origin(given: bool | Iterable[str]) -> SameOrigin | None:
@@ -79,8 +79,8 @@ def _encoded(host: str) -> str:
     return encoded.decode()
 
 
-def _is_of(origin: str, host: str) -> bool:
-    """Return whether the page is of this host. Behind a proxy the visitor's scheme is unknown."""
+def is_of(origin: str, host: str) -> bool:
+    """Return whether a page of this origin is of this host. Behind a proxy the visitor's scheme is unknown."""
     try:
         page, own = urlsplit(origin), urlsplit(f"//{host}")
         port = page.port or _PORTS.get(page.scheme)
