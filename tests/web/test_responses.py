@@ -266,6 +266,23 @@ def test_a_stream_may_write_until_its_first_message(settings: Settings) -> None:
     assert len(errors) == 3
 
 
+def test_a_header_that_is_changed_keeps_its_letters(settings: Settings) -> None:
+    """What a response with a new session says of caches keeps the bytes that the app wrote."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        (await scope["stillroom.session"].load())["a"] = 1
+        said = [(b"cache-control", 'max-age=5, community="Café"'.encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": said})
+        await send({"type": "http.response.body"})
+
+    async def story(room: AsyncStillroom) -> None:
+        sent = await call_asgi(app, room)
+        said = dict(sent[0]["headers"])[b"cache-control"].decode()
+        assert said == 'private, max-age=5, community="Café"'
+
+    run_asgi(settings, story)
+
+
 def test_the_budget_of_a_request_ends_where_its_response_begins(own_server: EmbeddedServer) -> None:
     """A request's calls share its budget until the response begins; a stream may go on for longer."""
     spent: list[Any] = []

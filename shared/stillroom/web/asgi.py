@@ -6,8 +6,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 from stillroom.limits import Route
@@ -19,7 +19,6 @@ from stillroom.shown import repr_of, shown
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
 from stillroom.web.ending import (
     Ending,
-    Header,
     answer_to,
     lacking,
     length_of,
@@ -29,6 +28,7 @@ from stillroom.web.ending import (
 from stillroom.web.explain import ExplainASGI
 from stillroom.web.fetched import is_meant_in_scope
 from stillroom.web.gate import PREFLIGHT, Asked, Middleware
+from stillroom.web.headers import Header, decoded, encoded
 from stillroom.web.limited import Charge
 from stillroom.web.problem import Answer, foreign
 from stillroom.web.request_session import AsyncWebSession
@@ -219,7 +219,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         return visit, False
 
     def _asked(self, scope: Scope, method: str) -> Asked:
-        headers = _decoded(scope["headers"]) if self._gate.reads_headers else []
+        headers = decoded(scope["headers"]) if self._gate.reads_headers else []
         return Asked(method, scope["path"], _peer(scope), headers)
 
     async def _admits(self, route: Route, visit: Visit, scope: Scope, send: Send) -> bool:
@@ -242,7 +242,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
 
     def refusal(self, scope: Scope) -> Answer:
         """Return the answer to a refused request."""
-        return self._gate.refusal(scope[VISIT], _decoded(scope["headers"]))
+        return self._gate.refusal(scope[VISIT], decoded(scope["headers"]))
 
     async def cors_of(self, scope: Scope) -> list[Header]:
         """Return the headers of the app's CORS layer, further in, for the page that sent this request.
@@ -276,13 +276,13 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
 
         async def keep(message: Message) -> None:
             if message["type"] == "http.response.start":
-                found.extend(_decoded(message.get("headers", ())))
+                found.extend(decoded(message.get("headers", ())))
                 has_begun.set()
 
         visit = scope[VISIT]
         nobody = self._session(scope, {}, False)
         host = [pair for pair in scope["headers"] if pair[0] == b"host"]
-        headers = [*host, *_encoded(asking_for(method, origin))]
+        headers = [*host, *encoded(asking_for(method, origin))]
         # Without the query: no CORS layer reads it, and an app's own code might.
         asking = {
             **scope,
@@ -368,7 +368,7 @@ class _Response:
 
     async def _begin(self, message: Message) -> None:
         raw, status = list(message.get("headers", ())), message["status"]
-        self._headers = headers = _decoded(raw)
+        self._headers = headers = decoded(raw)
         gate, visit, session = self._middleware._gate, self._visit, self._session
         gate.tell(self._route, visit, status, session.unknown_token)
         if PREFLIGHT in self._scope:
@@ -388,7 +388,7 @@ class _Response:
             told.append((EXPOSE, exposed))
         if without:
             raw = [pair for pair in raw if pair[0].decode("latin-1").lower() not in without]
-        more = _encoded([*end.headers, *told])
+        more = encoded([*end.headers, *told])
         await self._really_send({**message, "headers": [*raw, *more]})
 
     async def _answer(self, answer: Answer, cors: list[Header]) -> None:
@@ -412,7 +412,7 @@ async def _refuse(scope: Scope, send: Send) -> None:
 
 
 async def _send_answer(send: Send, answer: Answer, more: list[Header]) -> None:
-    headers = _encoded([*answer.headers, *more])
+    headers = encoded([*answer.headers, *more])
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
 
@@ -439,17 +439,3 @@ def _first(scope: Scope, name: str) -> str | None:
 def _all(scope: Scope, name: bytes, between: bytes) -> bytes:
     """Return all headers of this name as one."""
     return between.join([value for given, value in scope["headers"] if given == name])
-
-
-def _decoded(headers: Iterable[tuple[bytes, bytes]]) -> list[Header]:
-    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
-
-
-def _encoded(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
-    names, values = zip(*headers, strict=True) if headers else ((), ())
-    return [*zip(map(_encoded_name, names), map(str.encode, values), strict=True)]
-
-
-@lru_cache(256)  # the names that we and the apps' CORS layers use
-def _encoded_name(name: str) -> bytes:
-    return name.lower().encode()

@@ -13,6 +13,7 @@ from stillroom.health.past import NOT_TOLD
 from stillroom.limits.routes import below
 from stillroom.misuse import explained
 from stillroom.room import AsyncStillroom
+from stillroom.web.headers import decoded, encoded
 from stillroom.web.health import (
     STALE_S,
     WAIT_S,
@@ -102,9 +103,7 @@ class Reports:
 
 
 def _request(scope: Message) -> Request:
-    headers = {
-        name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
-    }
+    headers = {name.lower(): value for name, value in decoded(scope["headers"])}
     root: str = scope.get("root_path", "")
     path = below(root, scope["path"])  # servers differ in whether the path includes the root
     client = scope.get("client")
@@ -127,9 +126,7 @@ async def _body(receive: Receive) -> bytes:
 
 
 async def _send(request: Request, response: Response, send: Send) -> None:
-    headers = [
-        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in sized(response)
-    ]
+    headers = encoded(sized(response))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     body = b"" if request.method == "HEAD" else response.body
     await send({"type": "http.response.body", "body": body})

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from stillroom.limits.fields import NAMES
+from stillroom.web.headers import Header
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -28,8 +29,6 @@ EXPOSE = "access-control-expose-headers"
 # The headers of an app's CORS layer about an origin. Its others are for preflights only.
 _KEPT = (ORIGIN, "access-control-allow-credentials", EXPOSE)
 _NEVER_IN_A_PREFLIGHT = ("cookie", "authorization", "transfer-encoding")
-
-Header = tuple[str, str]
 
 _NEVER: tuple[float, list[Header]] = (-math.inf, [])
 

@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 from stillroom.errors import LoadShed, SessionEnded, SessionNotFresh, SessionStoreUnavailable
 from stillroom.operation import Operation
+from stillroom.web.headers import Header
 from stillroom.web.problem import Answer, failed, shed
 from stillroom.web.request_session import RequestSession
 
 log = logging.getLogger("stillroom.web")
-
-Header = tuple[str, str]
 
 _name_of = itemgetter(0)
 # Headers that overrule Cache-Control in shared caches: RFC 9213 (…-Cache-Control), and its predecessors.

@@ -23,7 +23,8 @@ from stillroom.misuse import explained
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.settings import Settings
 from stillroom.web.carriers import is_django, layers
-from stillroom.web.ending import Header, private
+from stillroom.web.ending import private
+from stillroom.web.headers import Header, decoded, encoded
 from stillroom.web.placing import app_and_room
 from stillroom.web.visit import RENDERING
 
@@ -180,12 +181,9 @@ class ExplainASGI:
             async def sending(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     raw = list(message.get("headers", ()))
-                    added, without = told(
-                        [(k.decode("latin-1"), v.decode("latin-1")) for k, v in raw]
-                    )
+                    added, without = told(decoded(raw))
                     kept = [one for one in raw if one[0].decode("latin-1").lower() not in without]
-                    more = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in added]
-                    message = {**message, "headers": [*kept, *more]}
+                    message = {**message, "headers": [*kept, *encoded(added)]}
                 await send(message)
 
             await self.app(scope, receive, sending)

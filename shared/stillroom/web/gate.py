@@ -20,7 +20,8 @@ from stillroom.together import beside, beside_elsewhere
 from stillroom.web import origin
 from stillroom.web.carriers import CHARGES
 from stillroom.web.cors import Learned, Unanswered, is_preflight
-from stillroom.web.ending import Ending, Header, ended, ending
+from stillroom.web.ending import Ending, ended, ending
+from stillroom.web.headers import Header
 from stillroom.web.known_routes import Misfits, Roots
 from stillroom.web.limited import Charge, counted_by
 from stillroom.web.placing import (

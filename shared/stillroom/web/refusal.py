@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 from stillroom.errors import InvalidLimit
 from stillroom.limits.decision import Decision, headers_of
 from stillroom.limits.routes import check_plain
+from stillroom.web.headers import Header
 from stillroom.web.problem import Answer, answer
-
-Header = tuple[str, str]
 
 
 class Refusal(NamedTuple):

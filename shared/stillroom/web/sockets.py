@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 
 from stillroom.operation import Operation
 from stillroom.room import AsyncStillroom
-from stillroom.web.ending import Ending, Header, answer_to
+from stillroom.web.ending import Ending, answer_to
+from stillroom.web.headers import Header, decoded, encoded
 from stillroom.web.problem import Answer
 from stillroom.web.request_session import AsyncWebSession
 from stillroom.wire import Budget
@@ -82,9 +83,7 @@ class Handshake:
             await self._really_send(message)
             return
         status = BEGINS[message["type"]] or message["status"]
-        headers = [
-            (n.decode("latin-1"), v.decode("latin-1")) for n, v in message.get("headers", ())
-        ]
+        headers = decoded(message.get("headers", ()))
         end = await self._room.state.run(self._ending(status, headers))
         if end.instead is not None:
             await self._refuse(end.instead)
@@ -95,7 +94,7 @@ class Handshake:
             _tell_of_loss(self._session.cookie.name)
         self._budget.left = math.inf
         kept = [header for header in headers if header[0].lower() not in end.without]
-        await self._really_send({**message, "headers": _encoded([*kept, *end.headers])})
+        await self._really_send({**message, "headers": encoded([*kept, *end.headers])})
 
     async def _refuse(self, answer: Answer) -> None:
         self._has_begun = self._is_refused = True
@@ -130,12 +129,8 @@ def _tell_of_loss(name: str) -> None:
 async def refuse(send: Send, answer: Answer, can_answer: bool, code: int) -> None:
     """Refuse a handshake with this answer where the server can send one, else by closing it."""
     if can_answer:
-        start = {"status": answer.status, "headers": _encoded(answer.headers)}
+        start = {"status": answer.status, "headers": encoded(answer.headers)}
         await send({"type": "websocket.http.response.start", **start})
         await send({"type": "websocket.http.response.body", "body": answer.body})
     else:
         await send({"type": "websocket.close", "code": code, "reason": ""})
-
-
-def _encoded(headers: list[Header]) -> list[tuple[bytes, bytes]]:
-    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]

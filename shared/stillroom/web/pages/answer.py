@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
-from stillroom.web.ending import Header
+from stillroom.web.headers import Header
 from stillroom.web.pages.policy import Policy
 from stillroom.web.pages.stored import StoredPage
 from stillroom.web.problem import Answer

@@ -15,7 +15,7 @@ from stillroom.limits.routes import below
 from stillroom.room import AsyncStillroom
 from stillroom.web.asgi import LIMITED, App, Message, Receive, Scope, Send, StillroomMiddleware
 from stillroom.web.carriers import layers
-from stillroom.web.ending import Header
+from stillroom.web.headers import Header, decoded, encoded
 from stillroom.web.pages.answer import bypassed, fits_origin
 from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering, own_mark
 from stillroom.web.pages.policy import Identity, Visit
@@ -123,10 +123,8 @@ class Renderer:
         path, _, query = target.partition("?")
         port = site.port or (443 if site.scheme == "https" else 80)
         named = [pair.partition("=") for pair in identity.vary.split("&") if pair]
-        headers = [(b"host", site.netloc.encode("latin-1"))]
-        headers += [
-            (n.encode(), unquote(v.replace("+", " ")).encode("latin-1")) for n, _, v in named
-        ]
+        headers = [("host", site.netloc)]
+        headers += [(name, unquote(value.replace("+", " "))) for name, _, value in named]
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -137,7 +135,7 @@ class Renderer:
             "raw_path": (site.path + path).encode(),
             "query_string": query.encode(),
             "root_path": site.path,
-            "headers": headers,
+            "headers": encoded(headers),
             "client": None,
             "server": (site.hostname or "", port),
             "app": self._app,
@@ -211,8 +209,7 @@ class Collected:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            raw: Iterable[tuple[bytes, bytes]] = message.get("headers", ())
-            self.headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in raw]
+            self.headers = decoded(message.get("headers", ()))
         elif message["type"] == "http.response.body":
             self.body += message.get("body", b"")
             if len(self.body) > self._limit:
@@ -241,29 +238,25 @@ def _bypassing(send: Send, found: Found) -> Send:
 
     async def told(message: Message) -> None:
         if message["type"] == "http.response.start":
-            raw = [
-                (n.decode("latin-1"), v.decode("latin-1")) for n, v in message.get("headers", ())
-            ]
+            raw = decoded(message.get("headers", ()))
             headers = bypassed(raw, found.marked.policy, is_private=is_private)
-            encoded = [(n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in headers]
-            message = {**message, "headers": encoded}
+            message = {**message, "headers": encoded(headers)}
         await send(message)
 
     return told
 
 
 async def _send(send: Send, answer: Answer) -> None:
-    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    start = {"status": answer.status, "headers": encoded(answer.headers)}
+    await send({"type": "http.response.start", **start})
     await send({"type": "http.response.body", "body": answer.body})
 
 
 def _visit(scope: Scope) -> Visit:
     headers: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        text, key = value.decode("latin-1"), name.decode("latin-1").lower()
-        joint = "; " if key == "cookie" else ", "
-        headers[key] = f"{headers[key]}{joint}{text}" if key in headers else text
+    for name, value in decoded(scope["headers"]):
+        key, joint = name.lower(), "; " if name.lower() == "cookie" else ", "
+        headers[key] = f"{headers[key]}{joint}{value}" if key in headers else value
     root = scope.get("root_path", "")
     host = headers.get("host", "localhost")
     site = f"{scope['scheme']}://{host}{root}"

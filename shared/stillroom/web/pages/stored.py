@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from stillroom.errors import StillroomError
-from stillroom.web.ending import Header
+from stillroom.web.headers import Header
 from stillroom.web.pages.policy import Policy
 from stillroom.web.problem import Answer
 
