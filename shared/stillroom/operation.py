@@ -71,6 +71,16 @@ class Once(list[Command]):
         batch._steps = steps
         return batch
 
+    @classmethod
+    def apart(cls, commands: Sequence[Command]) -> Once:
+        """Put commands together that have nothing to do with each other, such as one for each shard.
+
+        A server that lacks the script of one of them is sent that one again, and none of the others: see repair.py.
+        """
+        batch = cls(commands)
+        batch._parts = [(1, True)] * len(commands)
+        return batch
+
     @property
     def parts(self) -> Sequence[tuple[int, bool]]:
         # Asked for where something went wrong, or the batch goes to several servers.

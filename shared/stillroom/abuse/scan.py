@@ -459,12 +459,6 @@ def _in_parts(commands: Sequence[Command], *, apart: bool = False) -> Operation[
     replies: list[Any] = []
     for start in range(0, len(commands), PART):
         part = commands[start : start + PART]
-        replies += yield _apart(part) if apart else list(part)
+        replies += yield Once.apart(part) if apart else list(part)
         yield Pause(0)
     return replies
-
-
-def _apart(commands: Sequence[Command]) -> Once:
-    batch = Once(commands)
-    batch.parts = [(1, True)] * len(commands)
-    return batch

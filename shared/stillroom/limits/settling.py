@@ -132,7 +132,7 @@ class Settling:
         failure: RedisUnavailable | None = None
         sent = _now_us()
         try:
-            replies = yield _apart(list(map(self._charging, charges)))
+            replies = yield Once.apart(list(map(self._charging, charges)))
         except RedisRefused as refused:
             failure = refused
             if len(refused.replies) == len(charges):
@@ -178,7 +178,7 @@ class Settling:
         Redis away: None, and it is settled later. A user who may not settle: False. `frees`: others may be waiting
         for it.
         """
-        send = Freeing if frees else _apart
+        send = Freeing if frees else Once.apart
         try:
             homes = reservation.by_home().values()
             settled = yield send([self._settlement(one, cost) for one in homes])
@@ -229,7 +229,9 @@ class Settling:
         """
         while bite := self._owed_refunds(home):
             try:
-                replies: Sequence[Any] = yield _apart([self._settlement(*one) for _, one in bite])
+                replies: Sequence[Any] = yield Once.apart(
+                    [self._settlement(*one) for _, one in bite]
+                )
             except RedisRefused as refused:
                 replies = refused.replies
                 if len(replies) != len(bite) or all(map(_is_unsettled, replies)):
@@ -295,13 +297,6 @@ def _is_unsettled(reply: Any) -> bool:
     if isinstance(reply, Exception):
         return str(reply).partition(" ")[0].lower() not in REFUSED_FOR_GOOD
     return reply is None
-
-
-def _apart(commands: Sequence[Command]) -> Once:
-    """Return a batch of commands that have nothing to do with each other: see operation.Repair."""
-    batch = Once(commands)
-    batch.parts = [(1, True)] * len(batch)
-    return batch
 
 
 def _now_us() -> int:

@@ -339,13 +339,3 @@ def _left_of(what: End | Undo, reply: Any, took_us: int) -> End | None:
     if isinstance(what, Undo) or isinstance(reply, Exception):
         return None
     return what.after(late_in(reply), took_us)
-
-
-def apart(commands: Sequence[Command]) -> Once:
-    """Return a batch that is sent once, with commands that each belong to another shard.
-
-    The nodes of a cluster lose their scripts one by one: see repair.py.
-    """
-    batch = Once(commands)
-    batch.parts = [(1, True)] * len(batch)
-    return batch

@@ -23,7 +23,7 @@ from stillroom.scripts import (
     session_revoke,
     session_sweep,
 )
-from stillroom.sessions.asking import LOGOUT, apart, is_shut, steady_us
+from stillroom.sessions.asking import LOGOUT, is_shut, steady_us
 from stillroom.sessions.ends import End
 from stillroom.sessions.named import Known, Named
 from stillroom.sessions.session import Device, encoded_tags, encoded_user, listed_device
@@ -120,7 +120,7 @@ class Many(Named):
             due, prefix = self._keys.due_sessions(shard), self._keys.shard(shard)
             return session_end_all([due], prefix, longest)
 
-        ended: int = sum((yield from self._everywhere(ending_all, apart)))
+        ended: int = sum((yield from self._everywhere(ending_all, Once.apart)))
         self.stats.counts["sessions_revoked"] += ended
         if ended:
             yield from self._have_swept()
@@ -229,7 +229,7 @@ class Many(Named):
             prefix = self._keys.shard(shard)
             return session_revoke([prefix + name, *names], prefix, name, BITE, age)
 
-        replies = yield from self._everywhere(revoking, apart, LOGOUT)
+        replies = yield from self._everywhere(revoking, Once.apart, LOGOUT)
         if keep is not None and keep.shard < len(replies) and replies[keep.shard][0] < 0:
             # It did nothing there: the name to keep was rotated. After this was asked for, perhaps: see End.
             again: End | None = self._destroying(keep)._replace(asked_us=asked)
