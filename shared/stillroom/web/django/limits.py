@@ -17,12 +17,7 @@ from typing import Any, TypeVar
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
-from django.http import (
-    HttpRequest,
-    HttpResponse,
-    HttpResponseBase,
-    StreamingHttpResponse,
-)
+from django.http import HttpRequest, HttpResponseBase, StreamingHttpResponse
 from django.urls import URLPattern, URLResolver
 from django.views import View
 
@@ -34,7 +29,12 @@ from stillroom.misuse import explained
 from stillroom.web.carriers import carried_in_django
 from stillroom.web.cors import exposing, is_preflight
 from stillroom.web.django import room
-from stillroom.web.django.requests import InRequest, is_async_view
+from stillroom.web.django.requests import (
+    InRequest,
+    is_async_view,
+    response_of,
+    session_cookie,
+)
 from stillroom.web.django.sessions import SessionStore
 from stillroom.web.ending import lacking, length_of
 from stillroom.web.endpoints import Charger, until_sent
@@ -51,10 +51,9 @@ from stillroom.web.limited import (
     declared_in_threads,
 )
 from stillroom.web.placing import checked_function
-from stillroom.web.problem import Answer, shed
+from stillroom.web.problem import shed
 from stillroom.web.refusal import Refusal
 from stillroom.web.request_session import RequestSession, WebSession
-from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.visit import RENDERING, Visit
 from stillroom.web.wsgi import VISIT
 
@@ -130,7 +129,7 @@ class LimitsMiddleware(InRequest):
     def process_exception(
         self, request: HttpRequest, exception: Exception
     ) -> HttpResponseBase | None:
-        return _response(shed(exception)) if isinstance(exception, LoadShed) else None
+        return response_of(shed(exception)) if isinstance(exception, LoadShed) else None
 
     def process_response(
         self, request: HttpRequest, response: HttpResponseBase
@@ -168,7 +167,7 @@ class LimitsMiddleware(InRequest):
         key = match._func_path if match else name
         if self._charger.admits(visit, declarations, _Here(request, visit), name, key):
             return None
-        return _response(self._charger.gate.refusal(visit, list(request.headers.items())))
+        return response_of(self._charger.gate.refusal(visit, list(request.headers.items())))
 
     def _let_go(self, request: HttpRequest) -> None:
         """Give back what a request without a response holds. The middleware around the app does so itself."""
@@ -178,10 +177,8 @@ class LimitsMiddleware(InRequest):
 
     def _let_session_ride(self, request: HttpRequest, visit: Visit) -> None:
         """Have the session read with the limits, where the view's last request looked at its own."""
-        store, cookie = (
-            getattr(request, "session", None),
-            _session_cookie(settings.SESSION_COOKIE_NAME),
-        )
+        store = getattr(request, "session", None)
+        cookie = session_cookie(settings.SESSION_COOKIE_NAME)
         if not isinstance(store, SessionStore) or store.along is not None or cookie is None:
             return
         token = cookie.read(request.META.get("HTTP_COOKIE", ""))
@@ -389,15 +386,6 @@ def _is_answered_by_django(request: HttpRequest, view: Any) -> bool:
     return is_preflight(request.method, request.headers.get)
 
 
-@functools.lru_cache
-def _session_cookie(name: str) -> SessionCookie | None:
-    """Return the cookie by which Django reads its session, or None for a name that no cookie of ours has."""
-    try:
-        return SessionCookie(name)
-    except SettingsError:
-        return None
-
-
 def _around(request: HttpRequest) -> Any:
     """Return the server's environ or scope."""
     return getattr(request, "environ", None) or getattr(request, "scope", {})
@@ -438,7 +426,3 @@ async def _until_sent_async(
             yield piece
     finally:
         await sync_to_async(let_go)()
-
-
-def _response(answer: Answer) -> HttpResponse:
-    return HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))

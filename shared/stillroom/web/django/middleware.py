@@ -3,20 +3,23 @@ where it would have been a 500: Redis away is no error of the app."""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 from django.conf import settings
 from django.contrib.sessions.middleware import SessionMiddleware as DjangoSessions
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
-from stillroom.errors import LoadShed, SessionStoreUnavailable, SettingsError
+from stillroom.errors import LoadShed, SessionStoreUnavailable
 from stillroom.sessions import steady_us
-from stillroom.web.django.requests import InRequest
+from stillroom.web.django.requests import (
+    InRequest,
+    change_headers,
+    response_of,
+    session_cookie,
+)
 from stillroom.web.django.sessions import SessionStore
 from stillroom.web.ending import private
-from stillroom.web.problem import Answer, failed, shed
-from stillroom.web.session_cookie import SessionCookie
+from stillroom.web.problem import failed, shed
 from stillroom.web.wsgi import ALONG
 
 
@@ -55,7 +58,7 @@ class SessionMiddleware(InRequest, DjangoSessions):
     ) -> HttpResponseBase | None:
         if isinstance(exception, SessionStoreUnavailable):
             return _unavailable(exception)
-        return _sent(shed(exception)) if isinstance(exception, LoadShed) else None
+        return response_of(shed(exception)) if isinstance(exception, LoadShed) else None
 
     def process_response(
         self, request: HttpRequest, response: HttpResponseBase
@@ -77,7 +80,7 @@ def _set_right(request: HttpRequest, session: SessionStore, response: HttpRespon
     """Leave the cookie in the response only where it changed, and keep shared caches from storing that response."""
     name = settings.SESSION_COOKIE_NAME
     if session.along is not None and session.accessed:
-        session.along.taken_by = _cookie(name)
+        session.along.taken_by = session_cookie(name)
     cookie = response.cookies.get(name)
     if cookie is None:
         return
@@ -90,25 +93,8 @@ def _set_right(request: HttpRequest, session: SessionStore, response: HttpRespon
     if lives and cookie["max-age"] and session.found is not None:
         cookie["max-age"] = int(session.found.ends_by - session.found.read_at)
         cookie["expires"] = ""
-    more, without = private(list(response.items()))
-    for header in without:
-        del response.headers[header]
-    for header, value in more:
-        response.headers[header] = value
-
-
-@lru_cache
-def _cookie(name: str) -> SessionCookie | None:
-    """Return the cookie, by which the session is read along with the limits."""
-    try:
-        return SessionCookie(name)
-    except SettingsError:
-        return None
+    change_headers(response, *private(list(response.items())))
 
 
 def _unavailable(error: SessionStoreUnavailable) -> HttpResponse:
-    return _sent(failed(error))
-
-
-def _sent(answer: Answer) -> HttpResponse:
-    return HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
+    return response_of(failed(error))

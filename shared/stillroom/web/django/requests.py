@@ -1,19 +1,24 @@
-"""The part that our Django middlewares have in common: the outermost of them begins a request of the room."""
+"""The parts that our Django middlewares have in common. The outermost of them begins a request of the room."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
 from django.conf import settings
-from django.http import HttpRequest, HttpResponseBase
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.utils.deprecation import MiddlewareMixin
 
+from stillroom.errors import SettingsError
 from stillroom.room import Stillroom
 from stillroom.web.django import room
 from stillroom.web.explain import NAME, explainer_of
+from stillroom.web.headers import Header
+from stillroom.web.problem import Answer
+from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.visit import RENDERING
 from stillroom.web.within import within
 from stillroom.wire import time_left
@@ -59,6 +64,33 @@ def is_async_view(view: Any) -> bool:
     return iscoroutinefunction(view) or (is_dispatch and getattr(owner, "view_is_async", False))
 
 
+def response_of(answer: Answer) -> HttpResponse:
+    """Return an answer of ours as Django's response."""
+    return HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
+
+
+def change_headers(
+    response: HttpResponseBase, added: Iterable[Header], without: Iterable[str]
+) -> None:
+    """Take headers from a response by their names, and set others."""
+    for name in without:
+        del response.headers[name]
+    for name, value in added:
+        response.headers[name] = value
+
+
+@lru_cache
+def session_cookie(name: str) -> SessionCookie | None:
+    """Return the cookie by which Django's session is read along with the limits.
+
+    None: Django's setting names it as no cookie of ours is named.
+    """
+    try:
+        return SessionCookie(name)
+    except SettingsError:
+        return None
+
+
 def _is_within(request: HttpRequest) -> bool:
     """Return whether a middleware of ours further out has begun this request, and it is not over."""
     budget = getattr(request, WITHIN, None)
@@ -81,11 +113,7 @@ def _told(own: Stillroom, request: HttpRequest) -> Iterator[Any]:
     with explainer.telling() as told:
 
         def tell(response: HttpResponseBase) -> HttpResponseBase:
-            added, without = told(list(response.items()))
-            for name in without:
-                del response.headers[name]
-            for name, value in added:
-                response.headers[name] = value
+            change_headers(response, *told(list(response.items())))
             return response
 
         yield tell

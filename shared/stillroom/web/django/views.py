@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponse
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import SessionNotFresh
 from stillroom.misuse import explained
-from stillroom.web.django.requests import is_async_view
+from stillroom.web.django.requests import is_async_view, response_of
 from stillroom.web.problem import failed
 
 View = TypeVar("View", bound=Callable[..., Any])
@@ -44,5 +44,4 @@ def fresh(seconds: Duration) -> Callable[[View], View]:
 def _refusal(request: HttpRequest, seconds: float) -> HttpResponse | None:
     if request.session.is_fresh(seconds):
         return None
-    answer = failed(SessionNotFresh(seconds, None))
-    return HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
+    return response_of(failed(SessionNotFresh(seconds, None)))
