@@ -41,7 +41,7 @@ from stillroom.web.sockets import (
     can_answer,
     refuse,
 )
-from stillroom.web.visit import Visit
+from stillroom.web.visit import LIMITED, VISIT, Visit
 from stillroom.wire import Budget, to_its_end
 
 log = logging.getLogger("stillroom.web")
@@ -49,8 +49,6 @@ log = logging.getLogger("stillroom.web")
 KEY = "stillroom.session"
 STARLETTES = "session"  # where request.session is looked for
 TEST_CLIENT = ("testclient", 50000)
-LIMITED = "stillroom.limited"  # no table counts this, because no client has asked
-VISIT = "stillroom.visit"  # the work of limits on this request
 LIMITER = "stillroom.limiter"  # the middleware that began the visit
 
 Scope: TypeAlias = MutableMapping[str, Any]

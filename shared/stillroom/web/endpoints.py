@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from stillroom.operation import Driver, Operation
-from stillroom.web.gate import Gate
+from stillroom.operation import Driver
+from stillroom.web.gate import Gate, nothing
 from stillroom.web.limited import Here, Limited, run
 from stillroom.web.visit import Visit, merged
 
@@ -50,7 +50,7 @@ class Charger:
         look at. `unknown`: see Gate.tell."""
         self.gate.tell(None, visit, status, unknown)
         if visit.is_holding:
-            self._driver.run(visit.ending(self.gate.body, _nothing(), status, headers))
+            self._driver.run(visit.ending(self.gate.body, nothing(), status, headers))
         self.gate.learn(visit)
 
     def let_go(self, visit: Visit) -> None:
@@ -74,8 +74,3 @@ def until_sent(
             yield piece
     finally:
         let_go()
-
-
-def _nothing() -> Operation[None]:
-    """Return an operation that sends nothing to Redis."""
-    yield from ()

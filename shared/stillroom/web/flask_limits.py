@@ -38,9 +38,8 @@ from stillroom.web.placing import checked_function, checked_room
 from stillroom.web.problem import Answer, shed
 from stillroom.web.refusal import Render
 from stillroom.web.request_session import RequestSession
-from stillroom.web.visit import RENDERING, Visit
+from stillroom.web.visit import RENDERING, VISIT, Visit
 from stillroom.web.within import budgeted
-from stillroom.web.wsgi import VISIT
 
 P = TypeVar("P")
 V = TypeVar("V")

@@ -162,7 +162,7 @@ class Gate:
         Its session is prefetched in the same batch, if the app is likely to look at it.
         """
         if self._exempt_when is not None and self._exempt_when(visit.asked):
-            return _none()
+            return nothing()
         plan = self._plans.get(route) or self._plan(route)
         if not plan.by_ip or self._subject:
             return self._asking_by_name(route, plan, visit)
@@ -229,7 +229,7 @@ class Gate:
 
         Hits that do not count are given back, and so is what was in flight.
         """
-        yield from visit.ending(self.body, _none(), status, [])
+        yield from visit.ending(self.body, nothing(), status, [])
         yield from visit.over(self.body)
 
     def tell(self, route: Route | None, visit: Visit, status: int, unknown: str | None) -> None:
@@ -271,7 +271,7 @@ class Gate:
         return self._look.get(key)
 
 
-def _none() -> Operation[None]:
+def nothing() -> Operation[None]:
     """Return an operation that says nothing to Redis."""
     yield from ()
 

@@ -21,7 +21,7 @@ from stillroom.errors import InvalidLimit, SettingsError
 from stillroom.limits import Decision
 from stillroom.limits.routes import Counted
 from stillroom.misuse import explained
-from stillroom.web.asgi import LIMITER, VISIT, StillroomMiddleware
+from stillroom.web.asgi import LIMITER, StillroomMiddleware
 from stillroom.web.carriers import note_within
 from stillroom.web.cors import Unanswered, is_preflight
 from stillroom.web.limited import (
@@ -37,7 +37,7 @@ from stillroom.web.limited import (
 )
 from stillroom.web.problem import Answer
 from stillroom.web.sockets import POLICY_VIOLATION, can_answer, refuse
-from stillroom.web.visit import RENDERING, Visit
+from stillroom.web.visit import RENDERING, VISIT, Visit
 
 E = TypeVar("E")
 

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from stillroom.web.request_session import RequestSession
 
 T = TypeVar("T")
-# Marks the scope or environ of a page that is rendered for a cache. No client has asked, so no client is charged.
-RENDERING = "stillroom.rendering"
+# In the scope or environ of a request:
+VISIT = "stillroom.visit"  # the Visit, once a middleware has begun it
+LIMITED = "stillroom.limited"  # no table counts this, because no client has asked
+RENDERING = "stillroom.rendering"  # a page is rendered for a cache: no endpoint charges it either
 FAILED = 400  # the least status that is a failure
 _is_in_flight = attrgetter("in_flight")
 

@@ -23,14 +23,12 @@ from stillroom.web.headers import Header
 from stillroom.web.problem import Answer, foreign
 from stillroom.web.request_session import WebSession
 from stillroom.web.session_cookie import SessionCookie
-from stillroom.web.visit import Visit
+from stillroom.web.visit import LIMITED, VISIT, Visit
 
 log = logging.getLogger("stillroom.web")
 
 KEY = "stillroom.session"
 ALONG = "stillroom.along"  # the session that is read with the limits, for a framework's own to take over
-LIMITED = "stillroom.limited"  # no table counts this, because no client has asked
-VISIT = "stillroom.visit"  # the work of limits on this request
 NOT_IN_A_PREFLIGHT = ("HTTP_COOKIE", "HTTP_AUTHORIZATION", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING")
 
 Environ: TypeAlias = dict[str, Any]
@@ -94,7 +92,7 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
     def _route(self, environ: Environ) -> Route | None:
         if self._gate.routes is None:
             return None
-        path = _text(environ.get("PATH_INFO", ""))
+        path = path_text(environ.get("PATH_INFO", ""))
         method, header = environ["REQUEST_METHOD"], partial(_header, environ)
         return self._gate.route(method, path, _path(environ), header, self._client, environ)
 
@@ -354,10 +352,10 @@ def _fetched(environ: Environ) -> list[str]:
 
 def _path(environ: Environ) -> str:
     """Return the whole path with the prefix that the app is mounted under."""
-    return _text(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
+    return path_text(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
 
 
-def _text(raw: str) -> str:
+def path_text(raw: str) -> str:
     """Decode a path, which PEP 3333 hands over as Latin-1 whatever it is written in."""
     return raw.encode("latin-1", "replace").decode(errors="replace")
 

@@ -54,8 +54,7 @@ from stillroom.web.placing import checked_function
 from stillroom.web.problem import shed
 from stillroom.web.refusal import Refusal
 from stillroom.web.request_session import RequestSession, WebSession
-from stillroom.web.visit import RENDERING, Visit
-from stillroom.web.wsgi import VISIT
+from stillroom.web.visit import RENDERING, VISIT, Visit
 
 V = TypeVar("V")
 EXPOSE = "Access-Control-Expose-Headers"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from starlette.routing import BaseRoute, Match, Mount, Route
 
 from stillroom.errors import LoadFailed, SettingsError
 from stillroom.limits.routes import below
 from stillroom.room import AsyncStillroom
-from stillroom.web.asgi import LIMITED, App, Message, Receive, Scope, Send, StillroomMiddleware
+from stillroom.web.asgi import App, Message, Receive, Scope, Send, StillroomMiddleware
 from stillroom.web.carriers import layers
 from stillroom.web.headers import Header, decoded, encoded
 from stillroom.web.pages.answer import bypassed, fits_origin
@@ -21,7 +22,7 @@ from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering, o
 from stillroom.web.pages.policy import Identity, Visit
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
 from stillroom.web.problem import Answer
-from stillroom.web.visit import RENDERING
+from stillroom.web.visit import LIMITED, RENDERING
 
 _state: ContextVar[Any] = ContextVar("stillroom_page_state", default=None)  # of the app's lifespan
 
@@ -222,8 +223,6 @@ def _no_body() -> Receive:
     messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
 
     async def receive() -> Message:
-        import asyncio
-
         for message in messages:
             return message
         await asyncio.get_running_loop().create_future()
@@ -271,8 +270,6 @@ def _route_path(scope: Scope) -> str:
 
 
 def _query(identity: Identity) -> Mapping[str, str]:
-    from urllib.parse import parse_qsl
-
     return dict(parse_qsl(identity.target.partition("?")[2], keep_blank_values=True))
 
 

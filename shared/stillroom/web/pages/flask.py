@@ -20,8 +20,8 @@ from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering, o
 from stillroom.web.pages.policy import Identity, Visit
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
 from stillroom.web.problem import Answer
-from stillroom.web.visit import RENDERING
-from stillroom.web.wsgi import LIMITED, App, Environ, StartResponse
+from stillroom.web.visit import LIMITED, RENDERING
+from stillroom.web.wsgi import App, Environ, StartResponse, path_text
 
 
 def install_flask(pages: Pages[Any], app: Flask) -> None:
@@ -154,9 +154,9 @@ def _visit(environ: Environ) -> Visit:
         if name.startswith("HTTP_")
     }
     host = headers.get("host") or f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
-    root = _text(environ.get("SCRIPT_NAME", ""))
+    root = path_text(environ.get("SCRIPT_NAME", ""))
     site = f"{environ['wsgi.url_scheme']}://{host}{root}"
-    path = _text(environ.get("PATH_INFO", ""))
+    path = path_text(environ.get("PATH_INFO", ""))
     return Visit(environ["REQUEST_METHOD"], site, path, environ.get("QUERY_STRING", ""), headers)
 
 
@@ -188,8 +188,3 @@ def _clean(identity: Identity) -> Environ:
         RENDERING: True,
         LIMITED: True,  # no client has asked, so this spends no client's limits
     }
-
-
-def _text(path: str) -> str:
-    """Decode a path, which PEP 3333 hands over as Latin-1 whatever it is written in."""
-    return path.encode("latin-1", "replace").decode(errors="replace")
