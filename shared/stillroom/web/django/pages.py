@@ -21,12 +21,12 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.utils import timezone, translation
 
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import LoadFailed, SettingsError, did_you_mean
+from stillroom.errors import LoadFailed
 from stillroom.misuse import explained
 from stillroom.web.django import room
 from stillroom.web.django.requests import is_async_view
 from stillroom.web.django.values import FOR_MIDDLEWARE
-from stillroom.web.pages.answer import CDN_HEADERS, answer_from, bypassed, fits_origin
+from stillroom.web.pages.answer import answer_from, bypassed, checked_cdn, fits_origin
 from stillroom.web.pages.pages import PageTags, Rendering, tag_page
 from stillroom.web.pages.passes import Passes
 from stillroom.web.pages.policy import ANALYTICS, CAMPAIGNS, Identity, Policy, Visit, identify
@@ -72,11 +72,7 @@ def cache_page(
         stale_while_revalidate=stale_while_revalidate,
         stale_if_error=stale_if_error,
     )
-    kinds, harmless = [cdn] if isinstance(cdn, str) else list(cdn), list(harmless_cookies)
-    for kind in kinds:
-        if kind not in CDN_HEADERS:
-            known = f"{', '.join(CDN_HEADERS)}{did_you_mean(kind, CDN_HEADERS)}"
-            raise SettingsError(f"cdn={kind!r}: one of {known}")
+    kinds, harmless = checked_cdn(cdn), list(harmless_cookies)
     times = seconds_of("timeout", timeout), seconds_of("swr", swr, least=0)
     passes = Passes()  # Django's method_decorator decorates a method anew at each call
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
+from stillroom.errors import SettingsError, did_you_mean
 from stillroom.web.headers import Header
 from stillroom.web.pages.policy import Policy
 from stillroom.web.pages.stored import StoredPage
@@ -100,6 +101,16 @@ def bypassed(headers: Sequence[Header], policy: Policy, *, is_private: bool) -> 
         rest.append(("cache-control", "private"))
     vary = merged_vary(said, policy.varies_by)
     return [*rest, *([("vary", vary)] if vary else []), ("cache-status", "stillroom; fwd=bypass")]
+
+
+def checked_cdn(cdn: str | Sequence[str]) -> list[str]:
+    """Return the headers that tell CDNs a page's tags. Raises SettingsError for one that no CDN reads."""
+    kinds = [cdn] if isinstance(cdn, str) else list(cdn)
+    for kind in kinds:
+        if kind not in CDN_HEADERS:
+            known = f"{', '.join(CDN_HEADERS)}{did_you_mean(kind, CDN_HEADERS)}"
+            raise SettingsError(f"cdn={kind!r}: one of {known}")
+    return kinds
 
 
 def cdn_headers(kinds: Sequence[str], tags: Sequence[str]) -> list[Header] | None:

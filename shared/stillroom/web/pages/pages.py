@@ -29,7 +29,7 @@ from stillroom.integrations.model_tags import names_in
 from stillroom.keys import sanitized
 from stillroom.misuse import explained
 from stillroom.room import AsyncStillroom, Stillroom
-from stillroom.web.pages.answer import CDN_HEADERS, answer_from
+from stillroom.web.pages.answer import answer_from, checked_cdn
 from stillroom.web.pages.passes import Passes
 from stillroom.web.pages.policy import ANALYTICS, CAMPAIGNS, Identity, Policy, Visit, identify
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage
@@ -137,11 +137,7 @@ class Pages(Generic[R]):
         if not isinstance(room, Stillroom | AsyncStillroom):
             raise InvalidArgument(f"Pages(room): a Stillroom or AsyncStillroom, not {room!r}")
         self.room: R = room
-        self.cdn = [cdn] if isinstance(cdn, str) else list(cdn)
-        for kind in self.cdn:
-            if kind not in CDN_HEADERS:
-                known = f"{', '.join(CDN_HEADERS)}{did_you_mean(kind, CDN_HEADERS)}"
-                raise SettingsError(f"cdn={kind!r}: one of {known}")
+        self.cdn = checked_cdn(cdn)
         self._harmless = list(harmless_cookies)
         self._marked: dict[str, Marked] = {}
         self._passes = Passes()
