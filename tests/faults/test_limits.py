@@ -114,6 +114,19 @@ def test_strict_limits_may_answer_503(make: Make, own_server: EmbeddedServer) ->
     assert room.limits.check(IP, [DEFAULT]).remaining == 99
 
 
+def test_strict_limits_answer_503_while_peppers_are_changed(
+    make: Make, own_server: EmbeddedServer
+) -> None:
+    """A strict limit by user answers 503 without Redis, also while each user has a log under two peppers."""
+    room = make(limits_strict_503=True, session_peppers=["n" * 32, "o" * 32])
+    own_server.kill()
+    strict = Limit("login", 5, 60, by="user", away="strict")
+    subject = {"ip": IP, "user": "ann"}
+    assert room.limits.check(subject, [strict]).status == 503
+    assert room.limits.peek(subject, [strict]).status == 503
+    assert not room.limits.reserve(subject, [strict])
+
+
 def test_all_or_none_holds_without_redis(make: Make, own_server: EmbeddedServer) -> None:
     """A limit that denies takes nothing of the other limits, without Redis too."""
     room = make()

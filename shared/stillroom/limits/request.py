@@ -19,9 +19,9 @@ from stillroom.errors import InvalidLimit
 from stillroom.exempt import Exempt
 from stillroom.keys import Keys, home_of
 from stillroom.limits.changes import Changes
-from stillroom.limits.decision import NEVER, PARTS
 from stillroom.limits.identity import CROWD, Crowd, Networks
 from stillroom.limits.limit import Limit, check_cost, check_limits
+from stillroom.limits.log import Said, fuller
 from stillroom.scripts import Script, limit_check
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -137,18 +137,13 @@ class Request(NamedTuple):
 
     def folded(self, said: Sequence[int]) -> Sequence[int]:
         """Return what is said of each limit: of several logs, what the fullest one says, and the longest wait."""
-        if not self.twins:
+        if not (said and self.twins):
             return said
-        rows = [list(said[start : start + PARTS]) for start in range(0, len(said), PARTS)]
+        parts = iter(said)
+        rows: list[Said] = list(zip(parts, parts, parts, parts, strict=True))
         for row, (number, _) in zip(rows[len(self.limits) :], self.twins, strict=True):
-            rows[number] = _fuller(rows[number], row)
+            rows[number] = fuller(rows[number], row)
         return [part for row in rows[: len(self.limits)] for part in row]
-
-
-def _fuller(one: list[int], other: list[int]) -> list[int]:
-    used, some, _, full = max(one, other)
-    wait = NEVER if NEVER in (one[2], other[2]) else max(one[2], other[2])
-    return [used, some, wait, full]
 
 
 class Widths(NamedTuple):
