@@ -14,6 +14,7 @@ from django.test import override_settings
 from django.urls import path
 from fastapi import FastAPI
 from flask import Flask
+from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -250,6 +251,14 @@ def test_who_has_no_token_is_told_nothing(kind: str, on: Settings) -> None:
             {"Authorization": f"Bearer {TOKEN}"},
         ):
             assert ask(port, "/page", headers=headers).all(NAME) == []
+
+
+def test_a_token_may_have_letters_of_any_kind(kind: str, on: Settings) -> None:
+    """A token with letters outside of ASCII opens it in UTF-8, as it opens /health."""
+    token = "ö" * 32
+    written = {NAME: token.encode().decode("latin-1")}  # what curl sends
+    with serving(kind, on.model_copy(update={"health_token": SecretStr(token)})) as port:
+        assert ask(port, "/nothing", headers=written).one(NAME) == "nothing"
 
 
 def test_it_is_off_by_default(kind: str, settings: Settings) -> None:

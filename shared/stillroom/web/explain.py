@@ -52,7 +52,8 @@ class Explainer:
         """Return whether to tell a request. `given`: its header of this name."""
         if tracing() is not None:  # a middleware further out does it
             return False
-        token, shown = self._token, (given or "").strip().encode()
+        # The server reads a header as Latin-1, whatever it was written in.
+        token, shown = self._token, (given or "").strip().encode("latin-1", "replace")
         return bool(token and hmac.compare_digest(shown, token)) or (self._may_debug and is_debug())
 
     @contextmanager
