@@ -19,7 +19,7 @@ Hits = dict[bytes, int]  # by log
 
 
 class Asked(Protocol):
-    """Is what Redis is asked for: `cost` hits in each of these logs."""
+    """A check that Redis is asked for: `cost` hits in each of these logs."""
 
     @property
     def logs(self) -> Sequence[bytes]: ...

@@ -74,9 +74,8 @@ class Log:
         self.charging = False  # some are on their way to Redis
         self._keep_us = 0  # the longest window of the limits that use it
         self._entries: list[Entry] = []
-        self._newly_sent: list[
-            Entry
-        ] = []  # with the charge that is on its way, and with none before
+        # With the charge that is on its way, and with none before.
+        self._newly_sent: list[Entry] = []
         self._id = secrets.token_hex(8)
         self._total = 0
 

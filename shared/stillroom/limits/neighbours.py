@@ -31,11 +31,7 @@ class Neighbours:
         # The most networks that are counted: of a /24 of IPv4 or a /48 of IPv6, and of a /16 or a /32.
         self._most = (max(256, most // 8), max(512, most // 4))
         self._counts: Counter[bytes] = Counter()
-        self._together: tuple[OrderedDict[bytes, Log], ...] = (
-            OrderedDict(),
-            OrderedDict(),
-            OrderedDict(),
-        )
+        self._together = tuple([OrderedDict[bytes, Log]() for _ in range(3)])
 
     def have_room(self, key: bytes) -> bool:
         """Return whether the networks of this log's subject may have another log."""

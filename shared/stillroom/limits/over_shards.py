@@ -157,13 +157,13 @@ class OverShards:
     # Where a shard does not answer
 
     def _own_verdict(self, one: Verdict, id: str, *, take: bool) -> Verdict:
-        """Return this process' own verdict on a part that no shard has decided about."""
+        """Return this process's own verdict on a part that no shard has decided about."""
         part, error = one.part, one.error
         assert error is not None
         if left_ms := self._banned_ms(part, self._server.now_ms()):
             return one._replace(status=TOO_MANY, banned_ms=left_ms)
-        how = {"take": take, "mistaken": is_misconfigured(error)}
-        status, said = self._decide_here(part, id=id, **how)
+        mistaken = is_misconfigured(error)
+        status, said = self._decide_here(part, take=take, id=id, mistaken=mistaken)
         return one._replace(status=status, said=said, took=one.took or (take and status == OK))
 
     def _banned_ms(self, request: Request, now_ms: int) -> int:
@@ -204,8 +204,9 @@ class OverShards:
             return Decision(limits, TOO_MANY, cost, now_us, wait_us=wait_us, degraded=degraded)
         statuses = {one.status for one in verdicts}
         if UNAVAILABLE in statuses and TOO_MANY not in statuses:
-            wait = {"wait_us": TRY_AGAIN_US, "degraded": degraded}
-            return Decision(limits, UNAVAILABLE, cost, now_us, **wait)  # type: ignore[arg-type]
+            return Decision(
+                limits, UNAVAILABLE, cost, now_us, wait_us=TRY_AGAIN_US, degraded=degraded
+            )
         said = request.folded(_in_order(request, verdicts))
         status = TOO_MANY if TOO_MANY in statuses else OK
         return Decision(limits, status, cost, now_us, said, degraded=degraded)

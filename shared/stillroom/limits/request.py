@@ -82,9 +82,8 @@ class Request(NamedTuple):
     plan: Plan
     events: bytes  # the stream
     events_kept: bytes  # how many the stream keeps
-    widths: tuple[
-        bytes, bytes
-    ]  # the key of the widths of bans, and what it held when this was made
+    # The key of the widths of bans, and what it held when this was made.
+    widths: tuple[bytes, bytes]
     bans: tuple[bytes, ...]
     keys: tuple[bytes, ...]  # a log for each limit
     address: str  # as it was given; empty if there is none

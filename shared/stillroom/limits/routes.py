@@ -26,9 +26,8 @@ KEPT_LENGTH = 200  # … of so many characters at the most
 _METHOD = re.compile(r"[A-Z]{1,20}", re.ASCII)
 # A path that nobody can read in two ways: small letters, no empty part, none that begins with a dot.
 _PLAIN = re.compile(r"(?:/[a-z0-9_~-][a-z0-9._~-]*)*/?", re.ASCII)
-_ENDS = re.compile(
-    r"[?#\x00]"
-)  # where one that takes the path for a URL, or for a C string, ends it
+# Where a server that takes the path for a URL, or for a C string, ends it.
+_ENDS = re.compile(r"[?#\x00]")
 _PARAMETERS = re.compile(r";[^/]*")  # of one part, in old servers
 _UNSEEN = "".join(map(chr, (*range(0x21), *range(0x7F, 0xA1)))) + "\u2028\u2029\ufeff"
 

@@ -77,9 +77,8 @@ def late_in(reply: Sequence[int | bytes]) -> int:
 class Undo(NamedTuple):
     """A creation or a rotation whose reply was lost, so that nobody got the token it made."""
 
-    keys: tuple[
-        bytes, ...
-    ]  # that token's record; of a rotation, also the one it came from, under each pepper
+    # That token's record; of a rotation, also the one it came from, under each pepper.
+    keys: tuple[bytes, ...]
     prefix: bytes
 
     def command(self, now_us: int) -> Command:

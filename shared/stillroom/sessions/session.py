@@ -38,7 +38,7 @@ _OF_SECRETS = (
 _SURE_BYTES = 400  # shorter JSON is neither too deep nor has a number too long to be read
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _MARKS = Marks(text_keys=True)
-# That of a dataclass takes 2 ms to make.
+# The adapter of a dataclass takes 2 ms to make.
 _adapter_of: Callable[[type], TypeAdapter[Any]] = lru_cache(128)(TypeAdapter)
 _to_json = partial(to_json, by_alias=True, round_trip=True, inf_nan_mode="constants")
 MAPPINGS = (dict, Mapping)  # the first is told at once

@@ -1,6 +1,6 @@
 """This module translates between the keys of a request's session and the fields that keep them. Pure.
 
-Flask and Django keep `_flashes` and `_auth_user_id`; a session's own record has `_user` (sessions/session.py). So
+Flask and Django keep `_flashes` and `_auth_user_id`; a session's own record has `_u` (sessions/reading.py). So
 a key that is no plain name is stored as `x.` and its text, with `-XX` for each byte that is no letter, digit or
 `_`. Where that gets too long for a field, the field is `x..` and the key's SHA-256, and its value is [key, value].
 A key that is no text is the text that JSON makes of it, as in Flask's and Django's own sessions: 7 is "7".

@@ -38,11 +38,8 @@ USER = "_user_id"  # where Flask-Login keeps the user
 FRESH = "_fresh"  # … and whether by a password, not by its "remember me" cookie
 PERMANENT = "_permanent"
 FLASHES = "_flashes"
-# Its defaults: an app with these has set nothing.
-FLASKS_NAME, FLASKS_LIFETIME = (
-    "session",
-    31 * 86_400,
-)
+# Flask's defaults: an app with these has set nothing.
+FLASKS_NAME, FLASKS_LIFETIME = "session", 31 * 86_400
 OWN = SessionCookie()
 # On Flask.handle_exception: it knows of sessions that can't be read.
 ANSWERS = "__stillroom_answers__"

@@ -145,9 +145,8 @@ class Endpoints:
     def route(self, request: Request) -> str | None:
         """Return which endpoint this is; None for a path that is not ours."""
         path, mounted_as = request.path.rstrip("/"), request.mount.rstrip("/").rpartition("/")[2]
-        return ROUTES.get(path) or ROUTES.get(
-            f"/{mounted_as}{path}"
-        )  # or mounted at /health itself
+        # Also where the app is mounted at /health itself.
+        return ROUTES.get(path) or ROUTES.get(f"/{mounted_as}{path}")
 
     def at_once(self, request: Request) -> Response | None:
         """Return the answer that needs no report, or None: one is needed."""

@@ -124,9 +124,8 @@ class RequestSession(MutableMapping[str, Any]):
     _touches = True  # whether to look at it keeps it alive
     # The keys whose values are not worth an error where the session was over before they were written.
     _may_be_lost: frozenset[str] = frozenset()
-    _earlier: tuple[
-        tuple[Done, Change], ...
-    ] = ()  # the changes before each `mutate`, and the change itself
+    # The changes before each `mutate`, and the change itself.
+    _earlier: tuple[tuple[Done, Change], ...] = ()
     _mutated: frozenset[str] = frozenset()  # the keys that these changed
     _looked_at = 0.0  # time.monotonic(), where the cookie opened nothing
     _asked_us: int | None = None  # when it was read, by this machine's steady clock

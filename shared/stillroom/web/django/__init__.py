@@ -23,9 +23,8 @@ from stillroom.room import Stillroom
 from stillroom.settings import Settings, redact
 
 _lock = threading.RLock()  # a signal handler may call while this thread holds it
-_rooms: dict[
-    int, tuple[Any, Stillroom]
-] = {}  # by the setting STILLROOM, for tests that override it
+# By the id of the setting STILLROOM, for tests that override it.
+_rooms: dict[int, tuple[Any, Stillroom]] = {}
 
 
 def room() -> Stillroom:

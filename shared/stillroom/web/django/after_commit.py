@@ -217,9 +217,8 @@ def _prepared(sender: type[models.Model], **_: Any) -> None:
         _listen_to(sender)
 
 
-signals.class_prepared.connect(
-    _prepared, dispatch_uid="stillroom"
-)  # models derived from a marked one
+# For models derived from a marked one.
+signals.class_prepared.connect(_prepared, dispatch_uid="stillroom")
 
 
 def _about_to_save(sender: type[models.Model], instance: Any, using: str, **_: Any) -> None:

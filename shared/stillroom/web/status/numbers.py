@@ -134,7 +134,8 @@ def dated(time: float, now: float) -> str:
 
 
 def plural(many: int, one: str, more: str | None = None) -> str:
-    """
+    """Return how many there are of a thing, by its name: `more`, or `one` and an s.
+
     >>> plural(1, "failure"), plural(2, "failure")
     ('1 failure', '2 failures')
     """

@@ -26,7 +26,7 @@ from stillroom.web.status.figures import (
     of_tasks,
     waiting,
 )
-from stillroom.web.status.numbers import ago, amount, number, said, share, size, span
+from stillroom.web.status.numbers import ago, amount, number, plural, said, share, size, span
 from stillroom.web.status.series import Getter, whole
 from stillroom.web.status.state import State
 
@@ -199,7 +199,7 @@ def _tasks(report: Report) -> Tile:
 def _letters(tasks: TaskStats) -> Iterator[str]:
     """Show dead letters only where there are some, because each waits for a person."""
     if tasks.dead_letters:
-        yield f"{amount(tasks.dead_letters)} dead {'letter' if tasks.dead_letters == 1 else 'letters'}"
+        yield plural(tasks.dead_letters, "dead letter")
     if tasks.paused_s:
         yield f"refreshes paused for {span(tasks.paused_s)}"
 
