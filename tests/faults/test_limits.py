@@ -114,6 +114,18 @@ def test_strict_limits_may_answer_503(make: Make, own_server: EmbeddedServer) ->
     assert room.limits.check(IP, [DEFAULT]).remaining == 99
 
 
+def test_a_look_without_redis_is_no_decision(make: Make, own_server: EmbeddedServer) -> None:
+    """A peek while Redis is away counts as no decision without it, and takes nothing."""
+    room = make()
+    own_server.kill()
+    for _ in range(3):
+        looked = room.limits.peek(IP, [AUTH])
+        assert (looked.remaining, bool(looked.degraded)) == (5, True)
+    assert not [name for name in room.state_stats.counts if "degraded" in name]
+    room.limits.check(IP, [AUTH])
+    assert room.state_stats.counts["limit_degraded"] == 1
+
+
 def test_strict_limits_answer_503_while_peppers_are_changed(
     make: Make, own_server: EmbeddedServer
 ) -> None:

@@ -175,7 +175,6 @@ class LimitsBody(Operating, OverShards):
             return self._passed(request)
         if request.parts:
             outcome = yield from self._over(request, LOOK)
-            self._tell_of_degraded(outcome)
             return outcome.decision
         try:
             request = yield from self._settled(request, is_look=True)
@@ -433,7 +432,7 @@ class LimitsBody(Operating, OverShards):
                 for one in outcome.verdicts:
                     if one.error is None and not one.ban:
                         self._know(one.part, one.said, one.now_us, sent)
-                self._tell_of_degraded(outcome)
+                self._tell_of_degraded(limits_without_redis(outcome.verdicts), outcome.errors)
                 return outcome.decision
             request = yield from self._settled(request)
             reply = yield from self._ask(limit_check.run(request.words(QUIET)))
@@ -489,7 +488,7 @@ class LimitsBody(Operating, OverShards):
             elif self._bans.until:
                 self._bans.forget_all(one.part.bans)
             self._know(one.part, one.said, one.now_us, sent)
-        self._tell_of_degraded(outcome)
+        self._tell_of_degraded(limits_without_redis(outcome.verdicts), outcome.errors)
         if decision.status != OK:
             self._count_denial(decision)
             if asked_at == self._denials.forgotten and not outcome.errors:
@@ -497,14 +496,16 @@ class LimitsBody(Operating, OverShards):
         if request.plan.letters and not outcome.errors:
             self._tell_of_shadows(decision)
 
-    def _tell_of_degraded(self, outcome: Outcome) -> None:
-        """Count and log what this process decided about instead of a shard."""
-        for error in outcome.errors[:1]:
+    def _tell_of_degraded(
+        self, limits: Iterable[Limit], errors: Sequence[RedisUnavailable]
+    ) -> None:
+        """Count and log a decision about these limits without Redis, or without some of its shards."""
+        for error in errors[:1]:
             self.stats.counts["limit_degraded"] += 1
-            for limit in limits_without_redis(outcome.verdicts):
+            for limit in limits:
                 self._count_named("degraded", limit)
             self.stats.say("limits", error.reason, f"decided without Redis: {error}")
-        for error in filter(is_misconfigured, outcome.errors):
+        for error in filter(is_misconfigured, errors):
             self.stats.mistaken(error.reason if error.reason != "breaker" else error.detail)
 
     def _settled(self, request: Request, *, is_look: bool = False) -> Operation[Request]:
@@ -575,11 +576,9 @@ class LimitsBody(Operating, OverShards):
         self, request: Request, error: RedisUnavailable, *, take: bool, id: str = ""
     ) -> Decision:
         """Return this process's own decision."""
-        self.stats.counts["limit_degraded"] += 1
-        for limit in request.limits:
-            self._count_named("degraded", limit)
         limits, reason, now_us = request.limits, error.reason, self._server.now_us()
-        self.stats.say("limits", reason, f"decided without Redis: {error}")
+        if take:
+            self._tell_of_degraded(limits, [error])
         if left_ms := self._banned_ms(request, now_us // 1_000):
             self.stats.counts["limit_denials"] += take
             wait_us = left_ms * 1_000
@@ -589,8 +588,6 @@ class LimitsBody(Operating, OverShards):
         if take and reason == "breaker":
             self._settling.was_away(request.home)
         mistaken = is_misconfigured(error)
-        if mistaken:
-            self.stats.mistaken(reason if reason != "breaker" else error.detail)
         status, said = self._decide_here(request, take=take, id=id, mistaken=mistaken)
         wait_us = TRY_AGAIN_US if status == UNAVAILABLE else 0
         decision = Decision(
