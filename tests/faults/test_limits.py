@@ -126,6 +126,20 @@ def test_a_look_without_redis_is_no_decision(make: Make, own_server: EmbeddedSer
     assert room.state_stats.counts["limit_degraded"] == 1
 
 
+def test_to_wait_without_redis_is_no_denial(make: Make, own_server: EmbeddedServer) -> None:
+    """A wait in vain while Redis is away is no denial; a check that is refused then is one."""
+    room = make()
+    own_server.kill()
+    once = [Limit("once", 1, 300)]
+    assert room.limits.wait(IP, once, timeout=0)
+    assert not room.limits.wait(IP, once, timeout=0)
+    assert not [name for name in room.state_stats.counts if "denials" in name]
+    assert not room.limits.check(IP, once)
+    assert not room.limits.reserve(IP, once)
+    assert room.state_stats.counts["limit_denials"] == 2
+    assert room.state_stats.counts["limit:denials:once"] == 2
+
+
 def test_strict_limits_answer_503_while_peppers_are_changed(
     make: Make, own_server: EmbeddedServer
 ) -> None:

@@ -347,6 +347,8 @@ class LimitsBody(Operating, OverShards):
         except RedisUnavailable as error:
             self._flying.end(mark)
             decision = self._stand_in(request, error, take=True)
+            if not decision:
+                self._count_denial(decision)
             yield from self._settling.tell_at_once(request, error)
             return decision
         finally:
@@ -394,6 +396,7 @@ class LimitsBody(Operating, OverShards):
             decision = self._stand_in(request, error, take=True, id=name)
             yield from self._settling.tell_at_once(request, error)
             if not decision:
+                self._count_denial(decision)
                 if error.may_be_done:  # then Redis may have admitted it
                     self._settling.settle_later(_lost(request, name), 0)
                 return Reservation(decision, ())
@@ -580,7 +583,6 @@ class LimitsBody(Operating, OverShards):
         if take:
             self._tell_of_degraded(limits, [error])
         if left_ms := self._banned_ms(request, now_us // 1_000):
-            self.stats.counts["limit_denials"] += take
             wait_us = left_ms * 1_000
             return Decision(
                 limits, TOO_MANY, request.cost, now_us, wait_us=wait_us, degraded=reason
@@ -590,14 +592,11 @@ class LimitsBody(Operating, OverShards):
         mistaken = is_misconfigured(error)
         status, said = self._decide_here(request, take=take, id=id, mistaken=mistaken)
         wait_us = TRY_AGAIN_US if status == UNAVAILABLE else 0
-        decision = Decision(
+        return Decision(
             *(limits, status, request.cost, now_us, request.folded(said)),
             wait_us=wait_us,
             degraded=reason,
         )
-        if take and status != OK:
-            self._count_denial(decision)
-        return decision
 
     # Counting
 
