@@ -271,7 +271,7 @@ class SessionStoreUnavailable(RedisUnavailable):
 
 
 class SessionEnded(StillroomError, LookupError):
-    """There is no such session to write to. `reason` is missing, expired, revoked or replayed.
+    """There is no such session to write to. `reason`: missing, expired, revoked, replayed, rotated or replaced.
 
     Answer: 401, and clear the cookie.
     """

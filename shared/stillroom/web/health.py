@@ -172,20 +172,15 @@ class Endpoints:
         if route == READY:
             return self._ready(held)
         if held is None:
-            return (
-                _text(503, "no report in time")
-                if route == METRICS
-                else _health(503, rfc.public_json("fail"))
-            )
+            if route == METRICS:
+                return _text(503, "no report in time")
+            return _health(503, rfc.public_json("fail"))
         if route == METRICS:
-            return Response(
-                200,
-                [("Content-Type", METRICS_TYPE), *NEVER_STORED],
-                exposition(*held_with_age(held)),
-            )
+            headers = [("Content-Type", METRICS_TYPE), *NEVER_STORED]
+            return Response(200, headers, exposition(held.report, held.age()))
         status = 503 if held.report.status == "fail" else 200
         if self.is_operator(request):
-            return _health(status, rfc.details_json(*held_with_age(held)))
+            return _health(status, rfc.details_json(held.report, held.age()))
         return _health(status, rfc.public_json(held.report.status))
 
     # The operators' page
@@ -210,7 +205,7 @@ class Endpoints:
 
     def operate(self, request: Request, loaders: Loaders) -> Response:
         """Do what a form says, and answer with the page. Takes as long as Redis does."""
-        secret, at = self._token or b"", operate.now()
+        secret, at = self._token or b"", time.time()
         if request.method != "POST":
             return _page(200, operate.render(secret, at))
         form = operate.form_of(request.body)
@@ -335,10 +330,6 @@ def has_past(held: Held | None) -> bool:
 
 
 NEVER_STORED = [("Cache-Control", "no-store")]
-
-
-def held_with_age(held: Held) -> tuple[Report, float]:
-    return held.report, held.age()
 
 
 def sized(response: Response) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The page at /operate: what an operator may look at and do. Plain HTML forms, no script. Pure, but for the clock.
+"""The page at /operate: what an operator may look at and do. Plain HTML forms, no script. Pure.
 
 A form is good for an hour or two, and only on this page: it carries a code that is made from the health token. A
 browser that knows the password would send it with another site's form as well.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import time
 from collections.abc import Mapping
 from urllib.parse import parse_qs
 
@@ -157,8 +156,3 @@ def _form(name: str, given: Form, hidden: str, *inner: Html) -> Html:
     fields = {CODE_FIELD: hidden, "act": name, **given}
     inputs = [el("input", type="hidden", name=key, value=text) for key, text in fields.items()]
     return el("form", *inputs, *inner, method="post")
-
-
-def now() -> float:
-    """Return the time by which codes are made."""
-    return time.time()
