@@ -706,6 +706,18 @@ def test_a_token_used_after_its_grace_is_a_replay(room: Any, client: Any) -> Non
     assert room.state_stats.counts["sessions_replayed"] == 2
 
 
+def test_a_session_that_ended_is_counted_once(room: Any, client: Any) -> None:
+    """A session that expired or was revoked is counted once, however often its token is shown afterwards."""
+    expired, revoked = room.sessions.create("u1"), room.sessions.create("u2")
+    age(client, room, expired.handle, DAY + 1)
+    assert room.sessions.destroy_for_user("u2") == 1
+    for session in (expired, revoked) * 3:
+        assert room.sessions.get(session) is None
+    assert room.sessions.sweep()["expired"] == 1
+    counts = room.state_stats.counts
+    assert (counts["sessions_expired"], counts["sessions_revoked"]) == (1, 1)
+
+
 def test_a_replay_names_the_session_that_can_be_ended(room: Any, client: Any) -> None:
     """A replay names the current session, however often it was rotated, so that an app can end it."""
     events: list[Any] = []

@@ -31,9 +31,7 @@ def server(stillroom_server: EmbeddedServer) -> EmbeddedServer:
 
 @pytest.fixture
 def settings(server: EmbeddedServer) -> Settings:
-    """Return settings that are patient for a whole request, too; tests/faults/test_web.py tests the
-    impatient ones.
-    """
+    """Return settings that are patient for a whole request, too; tests/faults tests the impatient ones."""
     return Settings(**{"redis_url": server.url} | PATIENT)
 
 

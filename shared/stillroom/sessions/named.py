@@ -73,18 +73,19 @@ class Named(Asking):
         return End(*self._keys.record(*place), asked, cookie)
 
     def _refused(self, place: Place, reply: Any) -> SessionEnded:
-        """Count and report the reason why there is no session."""
+        """Return the reason why there is no session. What expired or was revoked has been counted as it ended."""
         reason = reply[0].decode()
-        self.stats.counts[f"sessions_{reason}"] += 1
         if reason == "replayed":
             self._tell_all(reason, place.shard, reply[1:])
+        elif reason == "missing":
+            self.stats.counts["sessions_missing"] += 1
         return SessionEnded(reason)
 
     def _tell_all(self, kind: str, shard: int, ended: Sequence[bytes]) -> None:
-        """Tell the listeners. `ended` is name, user, name, user …"""
+        """Count these and tell the listeners. `ended` is name, user, name, user …"""
         if not ended:
             return
-        if kind not in ("replayed", "new_device"):
+        if kind != "new_device":  # it is counted as created
             self.stats.counts[f"sessions_{kind}"] += len(ended) // 2
         for name, user in zip(ended[::2], ended[1::2], strict=True):
             user_id = written(user) or None
