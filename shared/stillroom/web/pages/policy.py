@@ -54,14 +54,13 @@ class Policy:
     ignore: Sequence[str] = CAMPAIGNS
     vary: Sequence[str] = ()
     sessions: bool = False
-    statuses: Sequence[int] = (200, 301, 308)
     max_age: Duration = 0
     s_maxage: Duration | None = None
     stale_while_revalidate: Duration | None = None
     stale_if_error: Duration | None = None
 
     def __post_init__(self) -> None:
-        for name in ("query", "ignore", "vary", "statuses"):
+        for name in ("query", "ignore", "vary"):
             object.__setattr__(self, name, _listed(name, getattr(self, name)))
         refuse_other("sessions", self.sessions, bool, "True or False")
         for header in self.vary:
@@ -94,12 +93,12 @@ class Policy:
         return [*self.vary, *([] if self.sessions else ["Cookie", "Authorization"])]
 
 
-def _listed(name: str, given: Any) -> tuple[Any, ...]:
+def _listed(name: str, given: Any) -> tuple[str, ...]:
     """Return what was given as each request reads it, a set in the order that it has in every process."""
     if isinstance(given, str | bytes) or not isinstance(given, Iterable):
         raise InvalidArgument(f"{name}={given!r}: a list of names")
     listed = tuple(sorted(given) if isinstance(given, AbstractSet) else given)
-    if not all(isinstance(one, int if name == "statuses" else str) for one in listed):
+    if not all(isinstance(one, str) for one in listed):
         raise InvalidArgument(f"{name}={list(listed)!r}: a list of names")
     return listed
 
