@@ -1202,8 +1202,11 @@ def test_functions_that_know_each_other_are_each_looked_at_a_few_times() -> None
     assert looked < 10 * len(them)
 
 
-def test_an_app_that_raises_when_it_is_looked_at_is_served(settings: Settings) -> None:
-    """An app whose attributes raise is served and limited all the same."""
+@pytest.mark.parametrize("explains", [False, True])
+def test_an_app_that_raises_when_it_is_looked_at_is_served(
+    settings: Settings, explains: bool
+) -> None:
+    """An app whose attributes raise is served and limited all the same, also where responses explain themselves."""
 
     class Raising:
         def __getattr__(self, name: str) -> Any:
@@ -1212,7 +1215,8 @@ def test_an_app_that_raises_when_it_is_looked_at_is_served(settings: Settings) -
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             await PlainTextResponse("ok")(scope, receive, send)
 
-    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    given = settings.model_copy(update={"explain_header": explains})
+    room = AsyncStillroom(given, dispatch=NoDispatch())
     with serving_asgi(lambda room: Asgi(Raising(), room, routes=TABLE), room) as port:
         assert [ask(port, "/x").status for _ in range(3)] == [200, 200, 429]
 

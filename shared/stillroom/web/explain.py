@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -120,13 +120,14 @@ def _word(cause: str) -> str:
 
 def is_debugging(app: object) -> bool:
     """Return whether an app of Flask, Starlette or FastAPI, or Django as a whole, is in debug mode."""
-    for layer in layers(app):
-        if is_django(layer):
-            from django.conf import settings
+    with suppress(Exception):  # an app that raises when it is looked at is in none that is known
+        for layer in layers(app):
+            if is_django(layer):
+                from django.conf import settings
 
-            return bool(settings.DEBUG)
-        if getattr(layer, "debug", False) is True:
-            return True
+                return bool(settings.DEBUG)
+            if getattr(layer, "debug", False) is True:
+                return True
     return False
 
 
