@@ -72,6 +72,7 @@ def replace_starlettes() -> None:
             )
             room = AsyncStillroom(Settings(session_absolute=absolute), dispatch=NoDispatch())
             super().__init__(app, room, cookie=cookie)
+            self._test_cookie = cookie  # else a test client is spared Secure over http
 
     theirs.SessionMiddleware = SessionMiddleware  # type: ignore[assignment,misc]
 
