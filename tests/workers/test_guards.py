@@ -168,10 +168,10 @@ class Process:
         finally:
             os.killpg(self._process.pid, signal.SIGCONT)
 
-    def stop(self) -> int:
+    def stop(self, within: float = 8) -> int:
         """Send SIGTERM as an orchestrator would; return the exit code."""
         self._process.terminate()
-        return self._process.wait(8)
+        return self._process.wait(within)
 
     def kill(self) -> None:
         """Kill what is left of its own process group."""
@@ -616,6 +616,20 @@ def test_acks_that_fail_hold_no_places(
     until(lambda: len(broker.redis.keys("ran:after *")) == 4, "others are run")
     assert "Connection to broker lost" not in guarded.log, "which would have made new places"
     assert guarded.stop() == 0
+
+
+def test_a_worker_ends_at_sigterm_while_its_broker_hangs(
+    broker: Broker, proxy: Proxy, worker: StartWorker
+) -> None:
+    """A worker whose heartbeat gets no answer sees SIGTERM, and ends with 0 while the broker still hangs."""
+    guarded = behind(proxy, worker, socket_timeout=1, health_check_interval=1)
+    proxy.lose(b"worker.heartbeat", "swallow")
+    until(lambda: proxy.is_done, "a heartbeat is lost")
+    broker.freeze()
+    try:
+        assert guarded.stop(within=30) == 0
+    finally:
+        broker.thaw()
 
 
 # Wiring ───────────────────────────────────────────────────────────────────────────────────────────

@@ -32,7 +32,8 @@ from typing import Any, ClassVar
 
 from celery import signals
 from celery.app import amqp, control
-from celery.worker import consumer, request, state
+from celery.worker import consumer, heartbeat, request, state
+from celery.worker.consumer import heart
 from kombu import connection, pidbox
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import pyamqp
@@ -105,6 +106,8 @@ _StockPool: Any = connection.ConnectionPool
 _StockPooledConnection: Any = connection.PooledConnection
 _StockAMQP: Any = amqp.AMQP
 _StockConsumer: Any = consumer.Consumer
+_StockHeart: Any = heartbeat.Heart
+_StockHeartStep: Any = heart.Heart
 _StockControl: Any = control.Control
 _StockMailbox: Any = pidbox.Mailbox
 _StockNode: Any = pidbox.Node
@@ -424,6 +427,29 @@ class AMQP(_StockAMQP):  # type: ignore[misc]
     BrokerConnection = Connection
 
 
+class Heart(_StockHeart):  # type: ignore[misc]
+    """The heart of a worker, each of whose beats is published once.
+
+    Stock publishes a beat until it succeeds, in the thread that takes messages. While the broker hangs that thread
+    does nothing else: it does not see SIGTERM either. Here the dispatcher keeps a beat that failed, and the thread
+    goes on. It finds the connection lost by its own timeouts.
+    """
+
+    def _send(self, event: str, retry: bool = False) -> Any:
+        return super()._send(event, retry=False)
+
+
+class HeartStep(_StockHeartStep):  # type: ignore[misc]
+    """The step that starts the heart with each new connection."""
+
+    def start(self, c: Any) -> None:
+        c.heart = Heart(c.timer, c.event_dispatcher, self.heartbeat_interval)
+        c.heart.start()
+
+
+STOCK_HEART = "celery.worker.consumer.heart:Heart"
+
+
 class Consumer(_StockConsumer):  # type: ignore[misc]
     """Celery's consumer, which makes a dead letter of a message where stock would exit, loop or delete it.
 
@@ -435,6 +461,12 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
 
     No result is stored for a dead letter: whoever waits for one waits for his own timeout.
     """
+
+    class Blueprint(_StockConsumer.Blueprint):  # type: ignore[misc]
+        default_steps: ClassVar = [
+            HeartStep if step == STOCK_HEART else step
+            for step in _StockConsumer.Blueprint.default_steps
+        ]
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Return the handler of every message: looks first, then catches what looking can't foresee.
