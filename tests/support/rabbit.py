@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -63,6 +64,15 @@ class RabbitServer:
             yield
         finally:
             self._control("set_vm_memory_high_watermark", "0.6")
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Answer nobody meanwhile; connections stay open."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self._process.pid, signal.SIGCONT)
 
     def _control(self, *words: str) -> None:
         command = [CONTROL, "-n", self._environment["RABBITMQ_NODENAME"], *words]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -175,3 +176,27 @@ def test_a_worker_works_while_rabbitmq_confirms_nothing(
     until(lambda: room.dispatch.ready, "it tries again", 10)
     read_stale(room, db, 12)
     until(lambda: loads(db) == 3, "the worker has loaded", 30)
+
+
+def test_a_worker_ends_at_sigterm_while_rabbitmq_hangs(
+    start_worker: Callable[..., CeleryProcess],
+    room: Stillroom,
+    rabbit: RabbitServer,
+    db: Any,
+) -> None:
+    """It lets its running load end, acknowledges the order, and ends with 0 within the 30 s of a container."""
+    worker = start_worker()
+    db.set("db:gate", 1)
+    read_stale(room, db, 13)
+    until(lambda: db.exists("db:waiting"), "the worker is at it", 30)
+    with rabbit.hanging():
+        worker.process.send_signal(signal.SIGTERM)
+        worker.await_line("Warm shutdown")
+        db.delete("db:gate")
+        db.rpush("db:opened", 1)
+        assert worker.process.wait(30) == 0
+    assert loads(db) == 1
+    start_worker()
+    read_stale(room, db, 14)
+    until(lambda: loads(db) >= 2, "the next worker works", 30)
+    assert loads(db) == 2, "the order did not come again"

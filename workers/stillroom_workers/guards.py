@@ -32,6 +32,7 @@ from typing import Any, ClassVar
 
 from celery import signals
 from celery.app import amqp, control
+from celery.utils import threads
 from celery.worker import consumer, heartbeat, request, state
 from celery.worker.consumer import heart
 from kombu import connection, pidbox
@@ -96,6 +97,8 @@ _PEER_CLASSES = (
 _UNNOTED = (redis.ConnectionError, redis.TimeoutError, OSError)
 # Between two connections to a server that says so: it answers at once, and for seconds.
 PEER_PAUSE_S = 1.0
+# About ten answers are waited for when a worker ends, and all have to fit into the 30 s that a container has.
+ANSWERED_AT_THE_END_S = 2.0
 
 # Neither library has types of its own. As Any they look the same to mypy with and without stubs.
 _StockQoS: Any = transport.QoS
@@ -106,6 +109,7 @@ _StockPool: Any = connection.ConnectionPool
 _StockPooledConnection: Any = connection.PooledConnection
 _StockAMQP: Any = amqp.AMQP
 _StockConsumer: Any = consumer.Consumer
+_threads: Any = threads
 _StockHeart: Any = heartbeat.Heart
 _StockHeartStep: Any = heart.Heart
 _StockControl: Any = control.Control
@@ -467,6 +471,18 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
             HeartStep if step == STOCK_HEART else step
             for step in _StockConsumer.Blueprint.default_steps
         ]
+
+    def close(self) -> None:
+        """Take no more messages. From here on no answer of RabbitMQ is waited for longer than two seconds.
+
+        Stock waits for each of them for ever: SIGTERM did not end a worker whose broker hangs. No acknowledgement
+        gets lost, for none is answered. Connections to Redis have their deadlines anyway.
+        """
+        for one in (self, self.event_dispatcher):
+            link = getattr(one, "connection", None)
+            if link is not None and link.transport.driver_type == "amqp":
+                _threads.bound_open_broker_sockets(link, ANSWERED_AT_THE_END_S)
+        super().close()
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Return the handler of every message: looks first, then catches what looking can't foresee.
