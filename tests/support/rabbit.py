@@ -65,6 +65,11 @@ class RabbitServer:
         finally:
             self._control("set_vm_memory_high_watermark", "0.6")
 
+    def heartbeats(self) -> list[int]:
+        """Return the seconds between two heartbeats for each connection, as RabbitMQ has agreed to them."""
+        told = self._control("-q", "list_connections", "--no-table-headers", "timeout")
+        return [int(seconds) for seconds in told.split()]
+
     @contextmanager
     def hanging(self) -> Iterator[None]:
         """Answer nobody meanwhile; connections stay open."""
@@ -74,10 +79,12 @@ class RabbitServer:
         finally:
             os.killpg(self._process.pid, signal.SIGCONT)
 
-    def _control(self, *words: str) -> None:
+    def _control(self, *words: str) -> str:
         command = [CONTROL, "-n", self._environment["RABBITMQ_NODENAME"], *words]
-        quiet = subprocess.DEVNULL
-        subprocess.run(command, env=self._environment, check=True, timeout=60, stdout=quiet)
+        told = subprocess.run(
+            command, env=self._environment, check=True, timeout=60, stdout=subprocess.PIPE
+        )
+        return told.stdout.decode()
 
     def __enter__(self) -> Self:
         with (self._folder / "out").open("wb") as out:

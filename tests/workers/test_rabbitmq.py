@@ -200,3 +200,11 @@ def test_a_worker_ends_at_sigterm_while_rabbitmq_hangs(
     read_stale(room, db, 14)
     until(lambda: loads(db) >= 2, "the next worker works", 30)
     assert loads(db) == 2, "the order did not come again"
+
+
+def test_a_worker_and_rabbitmq_notice_soon_that_the_other_is_gone(
+    start_worker: Callable[..., CeleryProcess], rabbit: RabbitServer
+) -> None:
+    """Both connections of a worker have a heartbeat of 20 s, not the minute that RabbitMQ would take."""
+    start_worker()
+    until(lambda: [beat for beat in rabbit.heartbeats() if beat] == [20, 20], "both are there", 30)

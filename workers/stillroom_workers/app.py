@@ -159,6 +159,10 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # A worker waits for its broker for ever: it has nothing else to do, and its health check tells.
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # Seconds between signs of life that RabbitMQ and a worker give each other: two of them missing are a lost
+        # connection. Celery's default comes to a minute, and a worker that was deaf looked alive for over two. Not
+        # shorter: with `-P solo` a task of twenty seconds gives none.
+        "broker_heartbeat": 20.0,
         "broker_transport_options": transport_options(settings),
         "broker_use_ssl": broker_tls(settings),
         # Logs are ours: the CLI, Docker and pytest each want them their way.
