@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -344,6 +345,25 @@ class TestLife:
         assert worker.process.wait(10) == 0
         assert version(app_room) == 9
         assert not heartbeat.exists()
+
+    def test_sigquit_waits_for_what_a_thread_does(
+        self, start_worker: StartWorker, app_room: Stillroom, product: Any, db: Any
+    ) -> None:
+        """SIGQUIT, or Ctrl-C twice, logs one line for each running task, and ends with 0 when they have ended."""
+        worker = start_worker()
+        db.set("db:version", 9)
+        product(7)
+        make_stale(db)
+        db.set("db:gate", 1)
+        product(7)
+        until(lambda: db.get("db:waiting"), "the loader to run")
+        worker.process.send_signal(signal.SIGQUIT)
+        worker.await_line("can't be cut off in a thread: it is waited for")
+        db.delete("db:gate")
+        db.rpush("db:opened", 1)
+        assert worker.process.wait(10) == 0
+        assert version(app_room) == 9
+        assert "Traceback" not in worker.log
 
     def test_a_killed_workers_refresh_is_asked_for_again(
         self, start_worker: StartWorker, app_room: Stillroom, product: Any, db: Any

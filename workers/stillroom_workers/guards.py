@@ -639,6 +639,18 @@ class Request(_StockRequest):  # type: ignore[misc]
         self.began = time_accepted
         super().on_accepted(pid, time_accepted)
 
+    def cancel(self, pool: Any, *args: Any, **options: Any) -> None:
+        """End the task with its process. A thread has none: its task goes on, and the worker ends after it.
+
+        Stock raises in the handler of SIGQUIT or of the second Ctrl-C, and ends with a traceback of its own.
+        """
+        try:
+            super().cancel(pool, *args, **options)
+        except NotImplementedError:
+            _logger.warning(
+                "Task %s[%s] can't be cut off in a thread: it is waited for", self.name, self.id
+            )
+
     def info(self, safe: bool = True) -> Any:
         """Return what `inspect` tells of a task: how much it was given, not what, as its events do."""
         return super().info(safe=True)
