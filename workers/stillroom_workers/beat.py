@@ -12,7 +12,9 @@ from typing import Any
 
 from celery import beat, bootsteps
 from celery.worker import state
+from kombu.exceptions import OperationalError
 
+import redis
 from stillroom.shown import shown
 
 log = logging.getLogger("stillroom.workers")
@@ -20,6 +22,8 @@ log = logging.getLogger("stillroom.workers")
 STOPS_WITHIN_S = 5.0
 LOOKS_EVERY_S = 1.0  # in a worker, which does not want to wait longer for it to stop
 STEP_S = 1.0  # what a clock goes back by at least when it is set, and not only slowed down
+
+AWAY = (OperationalError, redis.RedisError, OSError)  # what a broker's trouble is raised as
 
 # celery's types differ with and without stubs; as Any they look the same to mypy.
 _StockScheduler: Any = beat.Scheduler
@@ -42,6 +46,21 @@ class Scheduler(_StockScheduler):  # type: ignore[misc]
         """Send what is due; returns the seconds until the next is."""
         self._follow_clock()
         return super().tick(*args, **kwargs)
+
+    def apply_async(self, entry: Any, **options: Any) -> Any:
+        """Send a tick. One line tells that the broker took none; stock writes out two stacks, for each tick."""
+        try:
+            return super().apply_async(entry, **options)
+        except beat.SchedulingError as error:
+            if not isinstance(error.__context__, AWAY):
+                raise
+            why = shown(repr(error.__context__), 200)
+            log.error(
+                "the tick %s could not be sent (%s); the next is sent when it is due",
+                entry.name,
+                why,
+            )
+            return None
 
     def _follow_clock(self) -> None:
         """Set the schedule back with the machine's clock. Stock sends nothing until the clock has caught up."""
