@@ -61,6 +61,26 @@ def test_a_worker_goes_on_with_the_new_primary(
         worker.kill()
 
 
+@pytest.mark.long
+def test_a_primary_that_is_none_any_more_is_tried_each_second(tmp_path: Path) -> None:
+    """While Sentinels name a server that takes no writes, a worker tries it once a second, and goes on then."""
+    long_ms = 60_000
+    with Sentinels(tmp_path, replicas=0, sentinels=1, down_after_ms=long_ms) as alone:
+        primary = alone.client(alone.servers[0])
+        log, arguments = tmp_path / "worker.log", ("worker", "-B", "-l", "INFO")
+        worker = CeleryProcess(log, {"REDIS_URL": alone.url}, *arguments)
+        try:
+            worker.await_line("ready.", 60)
+            primary.execute_command("REPLICAOF", "127.0.0.1", free_port())
+            until(lambda: worker.log.count("Cannot connect") >= 6, "several tries", 60)
+            primary.execute_command("REPLICAOF", "NO", "ONE")
+            before = worker.log.count("succeeded")
+            until(lambda: worker.log.count("succeeded") > before, "a task", 60)
+            assert "Frequent restarts" not in worker.log
+        finally:
+            worker.kill()
+
+
 def test_kombu_is_told_of_the_sentinels() -> None:
     """kombu gets the Sentinels' addresses in its URL, and the primary's name and their login as options."""
     url = f"redis+sentinel://app:secret@s1:26379,s2:26380/{MASTER}/3"

@@ -317,6 +317,11 @@ def _that_knows_its_peer(stock: Any) -> Any:
             except redis.ResponseError as error:
                 self._judge(error)
                 raise
+            except redis.ConnectionError as error:
+                # redis-py makes this of READONLY where Sentinels named the server. They may name it for a while.
+                if isinstance(error.__context__, redis.exceptions.ReadOnlyError):
+                    raise _NotTheServer(str(error)) from error
+                raise
             if isinstance(reply, list):  # a transaction's: its commands' errors are in it
                 for one in reply:
                     if isinstance(one, redis.ResponseError):
