@@ -11,7 +11,7 @@ from stillroom.limits import body as limits_body
 from stillroom.limits import settling
 from stillroom.limits.local import LocalLimits
 from stillroom.limits.settling import Settling
-from stillroom.sessions import many as sessions_many
+from stillroom.operation import Once
 from stillroom.sessions.beginning import Beginning
 from stillroom.sessions.ends import End
 from tests.explorer.mutants import replaced, with_lua
@@ -41,7 +41,7 @@ SESSIONS: Mutants = {
     "a lost login stays": lambda: replaced(Beginning, "_give_up", _nothing),
     "what was undone happens later": lambda: with_lua("if known[2] then", "if false then"),
     "a lost rotation stays": lambda: with_lua("former and former.to == session.h", "false"),
-    "a revocation is sent twice": lambda: replaced(sessions_many, "apart", list),
+    "a revocation is sent twice": lambda: replaced(Once, "apart", list),
     "a login replaces only what is near": lambda: replaced(Beginning, "_end", _no_operation),
     "a refused login ends what it would have replaced": lambda: replaced(
         Beginning, "_free", _no_operation
@@ -55,7 +55,9 @@ SESSIONS: Mutants = {
 }
 
 LIMITS: Mutants = {
-    "a charge is added each time": lambda: with_lua("tonumber(ARGV[5]) - told", "hits"),
+    "a charge is added each time": lambda: with_lua(
+        "math.min(tonumber(ARGV[1]), total - told)", "tonumber(ARGV[1])"
+    ),
     "what was charged is forgotten here": lambda: replaced(LocalLimits, "settle", _forgets_after),
     "a check does not wait for what is owed": lambda: replaced(
         LocalLimits, "is_owing", lambda *_: False
