@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -376,3 +377,62 @@ def test_an_address_that_drips_ends_within_its_time(
             assert other.upkeep.tell_webhook()["told"] == told
             assert time.monotonic() - began < 3
     ended.set()
+
+
+def test_a_name_that_resolves_late_ends_within_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that hangs holds a task for a few seconds and no longer."""
+    monkeypatch.setattr("stillroom.health.post.WITHIN_S", 0.2)
+    answers, look_up = threading.Event(), socket.getaddrinfo
+
+    def hang(host: Any, *rest: Any, **options: Any) -> Any:
+        if host == "hook.test":
+            answers.wait(5)
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return look_up(host, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    began = time.monotonic()
+    with pytest.raises(post.Refused, match="NameUnanswered"):
+        post.post("http://hook.test/a-secret-path", b"{}")
+    assert time.monotonic() - began < 3
+    answers.set()
+
+
+def test_a_handshake_that_drips_ends_within_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver that begins TLS byte by byte holds a task for a few seconds and no longer."""
+    monkeypatch.setattr("stillroom.health.post.WITHIN_S", 0.3)
+    ended = threading.Event()
+
+    def drip(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65_536)
+            connection.sendall(b"\x16\x03\x03\x3f\xff")  # a record of 16 kB is to follow
+            while not ended.wait(0.02):
+                connection.sendall(b"\x02")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=drip, args=(listening,), daemon=True).start()
+        threading.Timer(5, ended.set).start()
+        began = time.monotonic()
+        with pytest.raises(post.Refused, match="TimeoutError"):
+            post.post(f"https://127.0.0.1:{listening.getsockname()[1]}/", b"{}")
+        assert time.monotonic() - began < 3
+    ended.set()
+
+
+def test_an_address_without_a_receiver_is_followed_by_the_next(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name with several addresses is posted to the first one that somebody listens on."""
+    port, look_up = urlsplit(receiver.url).port, socket.getaddrinfo
+    unspoken, spoken = (
+        look_up(address, port, type=socket.SOCK_STREAM) for address in ("127.0.0.2", "127.0.0.1")
+    )
+
+    def both(host: Any, *rest: Any, **options: Any) -> Any:
+        return unspoken + spoken if host == "hook.test" else look_up(host, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    post.post(receiver.url.replace("127.0.0.1", "hook.test"), b"{}")
+    assert receiver.bodies == [{}]

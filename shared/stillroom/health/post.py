@@ -7,11 +7,14 @@ import contextlib
 import http.client
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
+
+from stillroom.wire.names import NAMES
 
 WITHIN_S = 5.0
 ANSWER_LIMIT = 1_024  # bytes that are read of the answer, and thrown away
@@ -52,24 +55,23 @@ def _login_of(url: str) -> tuple[str, Mapping[str, str]]:
 
 
 class _Limit:
-    """Cuts connections WITHIN_S after they were made: the timeout of a socket begins again with each byte."""
+    """Ends a request WITHIN_S after it began: the lookup of its name, TLS's handshake and the answer's last byte.
+
+    The timeout of a socket begins again with each byte and each address, and a lookup has none.
+    """
 
     def __init__(self) -> None:
         self.is_over = False
+        self._until = time.monotonic() + WITHIN_S
         self._timers: list[threading.Timer] = []
+        self._cuttable: list[socket.socket] = []
 
     def on(self, kind: Callable[..., Any]) -> Any:
         """Return a kind of connection that has this limit."""
 
         def made(*given: Any, **options: Any) -> Any:
             connection = kind(*given, **options)
-            connect = connection.connect
-
-            def connect_and_begin() -> None:
-                connect()
-                self._begin(connection.sock)
-
-            connection.connect = connect_and_begin
+            connection._create_connection = self._connect  # TLS and a proxy's tunnel come behind it
             return connection
 
         return made
@@ -77,9 +79,34 @@ class _Limit:
     def end(self) -> None:
         for timer in self._timers:
             timer.cancel()
+            timer.join()
+        for sock in self._cuttable:
+            sock.close()
+
+    def _connect(self, to: tuple[str, int], *_: Any) -> socket.socket:
+        """Do what socket.create_connection does, within the limit."""
+        host, port = to
+        addresses = NAMES.addresses(host, self._until)
+        for behind, address in zip(reversed(range(len(addresses))), addresses, strict=True):
+            try:
+                sock = socket.create_connection((address, port), self._left / (behind + 1))
+            except OSError:
+                if not behind:
+                    raise
+            else:
+                sock.settimeout(self._left)
+                self._begin(sock)
+                return sock
+        raise OSError(f"the name {host} has no address")
+
+    @property
+    def _left(self) -> float:
+        return max(0.001, self._until - time.monotonic())  # 0 would mean: do not wait at all
 
     def _begin(self, sock: socket.socket) -> None:
-        timer = threading.Timer(WITHIN_S, self._cut, [sock])
+        same = sock.dup()  # TLS takes the first one away before its handshake
+        self._cuttable.append(same)
+        timer = threading.Timer(self._left, self._cut, [same])
         timer.daemon = True
         timer.start()
         self._timers.append(timer)
