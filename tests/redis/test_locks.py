@@ -511,3 +511,54 @@ def test_other_mistakes(make_room: Any) -> None:
     lock = room.lock("k")
     with lock, pytest.raises(Misplaced, match="in use by this object"), lock:
         pass
+
+
+def test_a_lock_object_that_two_threads_use_at_once_is_refused_to_the_second(
+    make_room: Any, client: Any
+) -> None:
+    """Of two threads that enter the same object at once, one is refused, and no slot is left behind."""
+    room, other = make_room(), make_room()
+    outcomes: list[str] = []
+    first_refused = threading.Event()
+    shared = room.semaphore("reports", 2, wait=WITHIN)
+
+    def use(_: int) -> None:
+        try:
+            with shared:
+                first_refused.wait(WITHIN)
+            outcomes.append("held")
+        except Misplaced:
+            outcomes.append("refused")
+            first_refused.set()
+
+    with other.semaphore("reports", 2), other.semaphore("reports", 2) as last:
+        with ThreadPoolExecutor(2) as threads:
+            uses = [threads.submit(use, number) for number in range(2)]
+            until(lambda: outcomes or client.zcard(room.keys.slots(b"reports")[1]) == 2)
+            last.release()
+            for done in uses:
+                done.result(WITHIN)
+    assert sorted(outcomes) == ["held", "refused"]
+    with other.semaphore("reports", 2, wait=0), other.semaphore("reports", 2, wait=0):
+        pass
+
+
+def test_a_lock_object_that_two_tasks_use_at_once_is_refused_to_the_second(
+    settings: Settings,
+) -> None:
+    """Of two tasks that enter the same object at once, one is refused, and no slot is left behind."""
+
+    async def main() -> None:
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            shared = room.semaphore("reports", 2)
+
+            async def use() -> None:
+                async with shared:
+                    await asyncio.sleep(0.01)
+
+            outcomes = await asyncio.gather(use(), use(), return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes] == [type(None), Misplaced]
+            async with shared, room.semaphore("reports", 2, wait=0):
+                pass
+
+    asyncio.run(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
 from types import TracebackType
 
@@ -48,6 +49,7 @@ class Lock:
         self._body = body
         self._driver = driver
         self._terms = terms
+        self._use = _Use(terms.name)
         self._held: Held | None = None
 
     def acquire(self) -> Held:
@@ -62,8 +64,12 @@ class Lock:
             raise
 
     def __enter__(self) -> Held:
-        _refuse_second(self._held)
-        self._held = self.acquire()
+        self._use.begin()
+        try:
+            self._held = self.acquire()
+        except BaseException:
+            self._use.end()
+            raise
         return self._held
 
     def __exit__(
@@ -73,6 +79,7 @@ class Lock:
         trace: TracebackType | None,
     ) -> None:
         held, self._held = self._held, None
+        self._use.end()
         assert held is not None
         held.__exit__(kind, error, trace)
 
@@ -87,6 +94,7 @@ class AsyncLock:
         self._body = body
         self._driver = driver
         self._terms = terms
+        self._use = _Use(terms.name)
         self._held: AsyncHeld | None = None
 
     async def acquire(self) -> AsyncHeld:
@@ -96,8 +104,12 @@ class AsyncLock:
         return AsyncHeld(self._body, self._driver, name, grant, terms.lease, terms.longest)
 
     async def __aenter__(self) -> AsyncHeld:
-        _refuse_second(self._held)
-        self._held = await self.acquire()
+        self._use.begin()
+        try:
+            self._held = await self.acquire()
+        except BaseException:
+            self._use.end()
+            raise
         return self._held
 
     async def __aexit__(
@@ -107,12 +119,24 @@ class AsyncLock:
         trace: TracebackType | None,
     ) -> None:
         held, self._held = self._held, None
+        self._use.end()
         assert held is not None
         await held.__aexit__(kind, error, trace)
 
 
-def _refuse_second(held: Held | AsyncHeld | None) -> None:
-    if held is not None:
-        raise Misplaced(
-            f"the lock {held.name!r} is in use by this object: call room.lock(…) for each use"
-        )
+class _Use:
+    """One `with` at a time, from before it waits: of two that waited, one would give back the slot of the other."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._taken = threading.Lock()
+
+    def begin(self) -> None:
+        """Raise Misplaced if another `with` of the same object waits or holds."""
+        if not self._taken.acquire(blocking=False):
+            raise Misplaced(
+                f"the lock {self._name!r} is in use by this object: call room.lock(…) for each use"
+            )
+
+    def end(self) -> None:
+        self._taken.release()
