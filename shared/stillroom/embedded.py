@@ -76,6 +76,7 @@ class EmbeddedServer:
         self._directory: Path | None = None
         self._port = 0
         self._server: Leashed | None = None
+        self._starter = 0  # the process that started it
         self._frozen = False
 
     @property
@@ -107,6 +108,7 @@ class EmbeddedServer:
         if self._directory is not None:
             return
         binary = _find_binary(self._binary)
+        self._starter = os.getpid()
         self._directory = self._make_directory()
         try:
             self._launch_on_a_free_port(binary)
@@ -115,8 +117,12 @@ class EmbeddedServer:
             raise
 
     def stop(self) -> None:
-        """End it and remove the temporary directory; does nothing if it was not started."""
-        if self._given_directory is None:
+        """End it and remove the temporary directory; does nothing if it was not started, or in a fork of the
+        process that started it.
+        """
+        if self._starter != os.getpid():
+            self._server = None
+        elif self._given_directory is None:
             # Nothing here will be read again, so SIGKILL will do: Valkey looks for a SIGTERM ten
             # times a second only, and a suite that starts a server for each test would feel these
             # 100 ms.
@@ -168,9 +174,14 @@ class EmbeddedServer:
         return self._server
 
     def _make_directory(self) -> Path:
-        if self._given_directory is None:
-            return Path(tempfile.mkdtemp(prefix="stillroom-"))
-        self._given_directory.mkdir(parents=True, exist_ok=True)
+        try:
+            if self._given_directory is None:
+                return Path(tempfile.mkdtemp(prefix="stillroom-"))
+            self._given_directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EmbeddedServerError(
+                f"there is no folder for the embedded server: {error}"
+            ) from error
         return self._given_directory.absolute()
 
     def _remove_directory(self) -> None:
@@ -192,14 +203,14 @@ class EmbeddedServer:
 
     def _launch(self, binary: Path) -> None:
         directory = self._started_in()
-        with (directory / "server.log").open("ab") as log:
-            _lock(log, directory)
-            begin = log.tell()
-            (directory / "server.conf").write_text(self._configuration(), encoding="utf-8")
-            try:
-                self._server = Leashed([str(binary), "server.conf"], stdout=log, cwd=directory)
-            except OSError as error:
-                raise EmbeddedServerError(f"can't run {binary}: {error.strerror}") from error
+        try:
+            with (directory / "server.log").open("ab") as log:
+                _lock(log, directory)
+                begin = log.tell()
+                (directory / "server.conf").write_text(self._configuration(), encoding="utf-8")
+                self._server = _run(binary, log, directory)
+        except OSError as error:
+            raise EmbeddedServerError(f"can't write into {directory}: {error.strerror}") from error
         self._frozen = False
         self._wait_until_ready(self._server, begin)
 
@@ -283,6 +294,13 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
+
+
+def _run(binary: Path, log: IO[bytes], directory: Path) -> Leashed:
+    try:
+        return Leashed([str(binary), "server.conf"], stdout=log, cwd=directory)
+    except OSError as error:
+        raise EmbeddedServerError(f"can't run {binary}: {error.strerror}") from error
 
 
 def _lock(log: IO[bytes], directory: Path) -> None:

@@ -55,6 +55,7 @@ class Leashed:
         env: Mapping[str, str] | None = None,  # None: ours
         cwd: Path | None = None,  # None: ours
     ) -> None:
+        self._starter = os.getpid()
         self._watcher = _start_watcher()
         try:
             # No gap to die in: until it execs, the fork holds a copy of our end of the pipe, and it
@@ -101,8 +102,11 @@ class Leashed:
         return until(self._has_stopped, seconds)
 
     def kill(self) -> None:
-        """Kill what is left of the group, children's children too; returns when all are gone."""
-        if self._watcher.returncode is None:
+        """Kill what is left of the group, children's children too; returns when all are gone.
+
+        In a fork of the process that started the command nothing happens: it is no child of the fork.
+        """
+        if self._starter == os.getpid() and self._watcher.returncode is None:
             self._kill_group()
             self._process.wait()
             until(self._group_is_gone, GONE_WITHIN)

@@ -172,6 +172,20 @@ def test_a_frozen_server_can_be_stopped(tmp_path: Path) -> None:
         assert is_gone(pid)
 
 
+def test_a_fork_that_leaves_the_block_leaves_the_server(server: EmbeddedServer) -> None:
+    """A fork that stops or kills the server of its parent, or leaves its block, does not end it."""
+    for leave in (EmbeddedServer.stop, EmbeddedServer.kill, EmbeddedServer.__exit__):
+        fork = os.fork()
+        if not fork:
+            try:
+                leave(server)
+            finally:
+                os._exit(0)
+        os.waitpid(fork, 0)
+        assert ask(server, "PING") == ["+PONG"]
+        assert (server.directory / "server.log").exists()
+
+
 def test_two_at_once() -> None:
     """Two servers have two ports, two directories and two minds."""
     with EmbeddedServer() as one, EmbeddedServer() as two:
@@ -291,6 +305,22 @@ def test_some_options_are_ours() -> None:
     """An option that would undo a promise is refused by name."""
     with pytest.raises(EmbeddedServerError, match="'Bind' can't be given"):
         EmbeddedServer(options={"Bind": "0.0.0.0"})
+
+
+@pytest.mark.parametrize("where", ["a-file/below", "log-is-a-folder"])
+def test_a_folder_that_can_not_be_used(tmp_path: Path, where: str) -> None:
+    """A folder that can't be made or written into is told as an EmbeddedServerError, which names it."""
+    (tmp_path / "a-file").write_text("")
+    (tmp_path / "log-is-a-folder" / "server.log").mkdir(parents=True)
+    with pytest.raises(EmbeddedServerError, match=where):
+        EmbeddedServer(directory=tmp_path / where).start()
+
+
+def test_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no temporary folder can be made, the error is an EmbeddedServerError."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(EmbeddedServerError, match=r"no folder for the embedded server.*nowhere"):
+        EmbeddedServer().start()
 
 
 def test_no_such_binary() -> None:
