@@ -212,6 +212,26 @@ def test_a_failed_flush_invalidates_nothing(
     assert tags.invalidated() == set()
 
 
+def test_a_failed_flush_in_a_savepoint_leaves_nothing_for_the_next_one(
+    after_commit: AfterCommit,
+    catalogue: Catalogue,
+    tags: Tags,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A flush that failed inside a savepoint adds nothing to what the commit invalidates, and logs no error."""
+
+    def work(session: Session) -> None:
+        product = session.get_one(Product, 7)
+        with pytest.raises(IntegrityError), session.begin_nested():
+            product.brand_id = 99
+        session.expunge(product)
+        session.get_one(Brand, 2).name = "renamed"
+
+    catalogue.run(work)
+    assert tags.invalidated() == {"brand:2"}
+    assert not caplog.records
+
+
 def test_a_commit_of_unknown_outcome_invalidates(
     after_commit: AfterCommit, catalogue: Catalogue, tags: Tags, monkeypatch: pytest.MonkeyPatch
 ) -> None:

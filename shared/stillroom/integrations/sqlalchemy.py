@@ -226,6 +226,7 @@ class AfterCommit:
         changes = self._changes_of(session)
         if transaction.parent is not None:
             changes.drop(transaction)
+            changes.touched.clear()  # of a flush that failed: its rows are as they were, or nobody's
         elif changes.commit_is_sent:
             self._deliver(changes.take_all())
         else:
