@@ -347,9 +347,21 @@ def test_an_address_that_hangs_ends_within_its_time(
     assert json.dumps(done)
 
 
-@pytest.mark.parametrize("told", [1, 0])
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (b"HTTP/1.1 200 OK\r\n", 1),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n", 1),
+        (b"HTTP/1.1 ", 0),
+    ],
+)
 def test_an_address_that_drips_ends_within_its_time(
-    room: Any, client: Any, places: dict[str, Any], monkeypatch: pytest.MonkeyPatch, told: int
+    room: Any,
+    client: Any,
+    places: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    said: bytes,
+    told: int,
 ) -> None:
     """A receiver that sends its answer byte by byte, without end, holds a task for a few seconds and no longer.
 
@@ -363,7 +375,7 @@ def test_an_address_that_drips_ends_within_its_time(
         connection, _ = listening.accept()
         with connection, contextlib.suppress(OSError):
             connection.recv(65_536)
-            connection.sendall(b"HTTP/1.1 200 OK\r\n" if told else b"HTTP/1.1 ")
+            connection.sendall(said)
             while not ended.wait(0.02):
                 connection.sendall(b"0")
 
