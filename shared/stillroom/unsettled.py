@@ -17,6 +17,9 @@ class Work(Protocol):
     def is_settled(self) -> bool:
         """Return whether everything it changed is committed or rolled back."""
 
+    def is_over(self) -> bool:
+        """Return whether it is settled, and will be watched anew before it changes anything."""
+
 
 _current: ContextVar[tuple[weakref.ReferenceType[Work], ...]] = ContextVar(
     "stillroom_unsettled", default=()
@@ -28,7 +31,7 @@ def watch(work: Work) -> None:
     known = _current.get()
     if any(ref() is work for ref in known):
         return
-    others = tuple(ref for ref in known if (other := ref()) is not None and not other.is_settled())
+    others = tuple(ref for ref in known if (other := ref()) is not None and not other.is_over())
     _current.set((*others, weakref.ref(work)))
 
 

@@ -355,6 +355,32 @@ def test_a_load_inside_a_transaction_stores_nothing_that_may_be_rolled_back(
     catalogue.run(work, commit=False)
 
 
+@pytest.mark.parametrize("expire_on_commit", [True, False])
+def test_another_session_beside_it_changes_nothing_of_that(
+    room: Any, after_commit: AfterCommit, catalogue: Catalogue, expire_on_commit: bool
+) -> None:
+    """What a session shows before its commit is not stored, also if another session began after its first read."""
+    if catalogue.kind == "async":
+        pytest.skip("a loader of the same thread")
+    catalogue.maker.configure(expire_on_commit=expire_on_commit)
+    with catalogue.maker() as session:
+        product = session.get_one(Product, 7)
+        for end in (session.commit, session.rollback):
+            with catalogue.maker() as other:
+                other.get_one(Brand, 1)
+                product.price += 4
+                assert room.cache.get_or_set("price:7", lambda: product.price) == product.price
+            session.flush()
+            with catalogue.maker() as other:
+                other.get_one(Brand, 1)
+                assert room.cache.get_or_set("price:7", lambda: product.price) == product.price
+            assert is_unsettled()
+            end()
+            assert not is_unsettled()
+            assert room.cache.get("price:7") is None
+    assert catalogue.price() == 5
+
+
 def test_a_loader_needs_a_session_of_its_own(tmp_path: Path, make_room: Any) -> None:
     """A loader needs a session of its own: one from before the commit returns old rows, which no cache can see."""
     catalogue, room = Catalogue(tmp_path), make_room()

@@ -125,6 +125,7 @@ class AfterCommit:
         """Watch all sessions of this maker, class or registry, or this one. Watching twice changes nothing."""
         target = _target(sessions)
         for name, listener in (
+            ("after_transaction_create", self._created),
             ("after_begin", self._began),
             ("before_flush", self._about_to_flush),
             ("after_flush", self._flushed),
@@ -158,6 +159,10 @@ class AfterCommit:
         return changes.frame(_innermost(inner))
 
     # Events of SQLAlchemy's sessions
+
+    def _created(self, session: Session, transaction: SessionTransaction) -> None:
+        if transaction.parent is None:
+            watch(self._changes_of(session))
 
     def _began(
         self, session: Session, transaction: SessionTransaction, connection: Connection
@@ -295,6 +300,11 @@ class Changes:
         if any(self._frames.values()):
             return False
         return session is None or not (session.new or session.deleted or session.dirty)
+
+    def is_over(self) -> bool:
+        """Return whether it is settled and no transaction is open, which may change something at any time."""
+        session = self._session()
+        return self.is_settled() and (session is None or not session.in_transaction())
 
 
 _KEY = "stillroom"  # in session.info: watcher → its Changes

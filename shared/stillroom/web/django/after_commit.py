@@ -168,6 +168,10 @@ class Transaction:
             return True
         return not any(_delivery_of(entry) for entry in self._connection.run_on_commit)
 
+    def is_over(self) -> bool:
+        """Return whether it is settled: its next change is watched anew."""
+        return self.is_settled()
+
 
 def _after_commit(using: str | None, add: Callable[[Pending], None]) -> None:
     """Add to what this savepoint level collects; outside a transaction it is delivered at once."""
