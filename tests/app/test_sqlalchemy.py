@@ -381,6 +381,39 @@ def test_another_session_beside_it_changes_nothing_of_that(
     assert catalogue.price() == 5
 
 
+def test_a_session_whose_transaction_began_in_another_task(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """What a session has sent is not stored before its commit, also where another task began the transaction."""
+
+    async def edit(maker: Any, act: Callable[[AsyncSession], Any]) -> None:
+        async with maker() as session:
+            await asyncio.create_task(session.get_one(Product, 7))
+            await act(session)
+            assert is_unsettled()
+            await session.rollback()
+            assert not is_unsettled()
+
+    async def flush(session: AsyncSession) -> None:
+        (await session.get_one(Product, 7)).price = 5
+        await session.flush()
+
+    async def execute(session: AsyncSession) -> None:
+        await session.execute(update(Product).values(price=5))
+
+    async def main() -> None:
+        room = AsyncStillroom(settings, dispatch=NoDispatch())
+        catalogue = Catalogue(tmp_path, "async")
+        AfterCommit(room).watch(catalogue.maker)
+        for act in (flush, execute):
+            await asyncio.create_task(edit(catalogue.maker, act))
+        await catalogue._async_engine.dispose()
+        await room.close()
+        catalogue.engine.dispose()
+
+    asyncio.run(main())
+
+
 def test_a_loader_needs_a_session_of_its_own(tmp_path: Path, make_room: Any) -> None:
     """A loader needs a session of its own: one from before the commit returns old rows, which no cache can see."""
     catalogue, room = Catalogue(tmp_path), make_room()

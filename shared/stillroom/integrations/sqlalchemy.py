@@ -176,6 +176,9 @@ class AfterCommit:
     def _about_to_flush(self, session: Session, context: Any, instances: Any) -> None:
         """Note the rows on both sides of a changed many-to-many relation, whose own columns did not change."""
         changes = self._changes_of(session)
+        watch(
+            changes
+        )  # its transaction may have begun in another task: asyncio.wait_for(session.get(…))
         for row in [*session.new, *session.dirty, *session.deleted]:
             if relatives := _changed_relatives(row):
                 changes.touched += [row, *relatives]
@@ -200,7 +203,7 @@ class AfterCommit:
         tags = tags_of_model(mapper.class_) if mapper is not None else None
         if given is None and tags is None:
             return
-        frame = self._changes_of(state.session).frame(_innermost(state.session))
+        frame = self._pending_of(state.session)
         if given is not None:
             said = [given] if isinstance(given, str) else list(given)
             self._blocking.loaders.refuse_unfilled(*said)
