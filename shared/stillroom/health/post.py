@@ -33,9 +33,7 @@ def post(url: str, body: bytes, headers: Mapping[str, str] = {}) -> None:
     try:
         opener = urllib.request.build_opener(_Still, _Http(limit), _Https(limit))
         with opener.open(request, timeout=WITHIN_S) as answer, contextlib.suppress(Exception):
-            answer.read(
-                ANSWER_LIMIT
-            )  # it is taken, whatever becomes of the rest: else it is told twice
+            answer.read(ANSWER_LIMIT)  # the events are taken, whatever becomes of these bytes
     except urllib.error.HTTPError as error:
         error.close()
         raise Refused(f"HTTP {error.code}") from None

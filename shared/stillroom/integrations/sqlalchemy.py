@@ -176,9 +176,7 @@ class AfterCommit:
     def _about_to_flush(self, session: Session, context: Any, instances: Any) -> None:
         """Note the rows on both sides of a changed many-to-many relation, whose own columns did not change."""
         changes = self._changes_of(session)
-        watch(
-            changes
-        )  # its transaction may have begun in another task: asyncio.wait_for(session.get(…))
+        watch(changes)  # another task may have begun its transaction: wait_for(session.get(…))
         for row in [*session.new, *session.dirty, *session.deleted]:
             if relatives := _changed_relatives(row):
                 changes.touched += [row, *relatives]
