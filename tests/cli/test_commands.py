@@ -218,6 +218,30 @@ def test_up_runs_everything_until_ctrl_c(nothing_left: None, tmp_path: Path) -> 
     assert "an embedded server" in seen[0]
 
 
+def test_up_works_beside_a_password_for_another_server(nothing_left: None) -> None:
+    """`stillroom up` starts a worker on its own server, which has no password, also where REDIS_PASSWORD is set."""
+    with subprocess.Popen(
+        [STILLROOM, "up", "--flower-port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,
+        env=CHECKOUT | {"PYTHONUNBUFFERED": "1", "REDIS_PASSWORD": "of another server"},
+    ) as process:
+        guard = threading.Timer(60, process.kill)
+        guard.start()
+        assert process.stdout is not None
+        seen: list[str] = []
+        for line in process.stdout:
+            seen.append(line)
+            if "can't start" in line or re.match(r"worker +\| .* ready\.", line):
+                break
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        guard.cancel()
+    assert re.match(r"worker +\| .* ready\.", seen[-1]), "".join(seen)
+
+
 def test_a_mistake_may_look_like_markup() -> None:
     """A mistake that looks like markup is printed as it was given."""
     done = subprocess.run(

@@ -26,7 +26,8 @@ def redis_url() -> Iterator[tuple[str, bool]]:
         yield url, False
         return
     with EmbeddedServer() as server:
-        yield server.url, True
+        # It has no password. REDIS_PASSWORD may be set for another server: whoever names the user may give any.
+        yield server.url.replace("://", "://default@"), True
 
 
 def services(environment: Mapping[str, str], *, flower_port: int | None) -> list[Service]:
