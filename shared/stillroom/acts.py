@@ -19,7 +19,7 @@ from stillroom.limits import Limit
 from stillroom.limits.changes import read_time, write_rate, write_time
 from stillroom.limits.limit import QUOTA_LIMIT
 from stillroom.room import Stillroom
-from stillroom.shown import shown
+from stillroom.shown import named, plural, shown
 
 log = logging.getLogger("stillroom.operator")
 
@@ -168,7 +168,7 @@ def _sessions(room: Stillroom, form: Form) -> Done:
         for device in devices
     )
     heads = ("session", "last seen", "began", "ends")
-    return Done(_counted(rows, f"sessions of {user}"), heads, rows)
+    return Done(_counted(rows, "session", f" of {user}"), heads, rows)
 
 
 def _end_session(room: Stillroom, form: Form) -> Done:
@@ -178,7 +178,7 @@ def _end_session(room: Stillroom, form: Form) -> Done:
 
 def _end_sessions(room: Stillroom, form: Form) -> Done:
     count = room.sessions.destroy_for_user(form["user"])
-    return Done(f"{count} sessions of {form['user']} are ended.")
+    return Done(f"{plural(count, 'session')} of {form['user']} {named(count, 'is', 'are')} ended.")
 
 
 # Bans and limits
@@ -193,7 +193,7 @@ def _bans(room: Stillroom, _: Form) -> Done:
         )
         for ban in found
     )
-    return Done(_counted(rows, "bans"), ("subject", "until", "since", "by", "reason"), rows)
+    return Done(_counted(rows, "ban"), ("subject", "until", "since", "by", "reason"), rows)
 
 
 def _lift(room: Stillroom, form: Form) -> Done:
@@ -207,7 +207,7 @@ def _lift(room: Stillroom, form: Form) -> Done:
 
 def still_banned(others: Sequence[str]) -> str:
     """Return what is to be said of bans that are in force beside the one that was to be lifted."""
-    verb = "is" if len(others) == 1 else "are"
+    verb = named(len(others), "is", "are")
     return f"; {', '.join(others)} {verb} banned" if others else ""
 
 
@@ -237,7 +237,9 @@ def _limits(room: Stillroom, _: Form) -> Done:
         change = changes.get(name)
         said = write_rate(change.quota, change.window) if change else "as the app says"
         rows.append(Row((name, said, change.until if change else "", change.by if change else "")))
-    return Done(f"{len(rows)} limits.", ("limit", "is", "until", "by"), tuple(rows[:ROWS_MOST]))
+    return Done(
+        f"{plural(len(rows), 'limit')}.", ("limit", "is", "until", "by"), tuple(rows[:ROWS_MOST])
+    )
 
 
 def _peek(room: Stillroom, form: Form) -> Done:
@@ -279,9 +281,9 @@ def _kind(room: Stillroom, form: Form) -> str:
     return by
 
 
-def _counted(rows: tuple[Row, ...], what: str) -> str:
+def _counted(rows: tuple[Row, ...], one: str, of: str = "") -> str:
     more = "; there may be more" if len(rows) == ROWS_MOST else ""
-    return f"{len(rows)} {what}{more}."
+    return f"{plural(len(rows), one)}{of}{more}."
 
 
 # Dead letters and refreshes
@@ -299,7 +301,7 @@ def _letters(room: Stillroom, _: Form) -> Done:
         )
         for letter in letters
     )
-    return Done(_counted(rows, "dead letters"), ("when", "kind", "reason", "id"), rows)
+    return Done(_counted(rows, "dead letter"), ("when", "kind", "reason", "id"), rows)
 
 
 def teach_messages(room: Stillroom) -> None:

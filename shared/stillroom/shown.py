@@ -28,6 +28,24 @@ def shown(text: object, limit: int | None = None) -> str:
     return "".join(map(_named, plain))
 
 
+def plural(many: int, one: str, more: str | None = None) -> str:
+    """Return how many there are of a thing, by its name: `more`, or `one` and an s.
+
+    >>> plural(1, "dead letter"), plural(2_000, "dead letter"), plural(0, "entry", "entries")
+    ('1 dead letter', '2,000 dead letters', '0 entries')
+    """
+    return f"{many:,} {named(many, one, more)}"
+
+
+def named(many: int, one: str, more: str | None = None) -> str:
+    """Return the name of a thing of which there are so many.
+
+    >>> named(1, "session"), named(2, "session")
+    ('session', 'sessions')
+    """
+    return one if many == 1 else more or one + "s"
+
+
 def shown_lines(text: str) -> str:
     """Return several lines, as of a traceback, each of them shown. All but the first are indented, so that none
     looks like a new entry.

@@ -41,7 +41,7 @@ def test_add_list_and_lift(run: Any, make_room: Any) -> None:
     assert "operator" in shown
     assert "[red]loud" in shown
     assert "2 bans" in shown
-    assert "1 bans" in run("bans", "list", "--limit", "1")
+    assert "1 ban;" in run("bans", "list", "--limit", "1")
     assert "the ban of 203.0.113.9 is lifted" in run("bans", "lift", "203.0.113.9")
     assert "203.0.113.9 was not banned\n" in run("bans", "lift", "203.0.113.9")
     assert [ban.subject for ban in room.abuse.bans()] == ["2001:db8:1::/48"]

@@ -334,7 +334,7 @@ def test_a_number_that_is_too_large_is_refused_as_it_was_given(
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["sessions", "end", "u1"], "1 sessions ended"),
+        (["sessions", "end", "u1"], "1 session ended"),
         (["bans", "lift", "203.0.113.7"], "is lifted"),
         (["limits", "reset", "203.0.113.7", "auth"], "is forgotten"),
         (["dead-letters", "list"], "0 of 0"),

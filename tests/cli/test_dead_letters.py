@@ -56,7 +56,7 @@ def test_a_person_finds_what_was_asked_and_why_it_was_not_done(run: Any, letter:
         KIND,
         "stillroom.invalidate_tags",
         "it does not fit",
-        "1 of 1 dead letters",
+        "1 of 1 dead letter",
     ):
         assert part in listed
     assert '[["t"]]' in run("show", letter)
@@ -117,7 +117,7 @@ def test_a_broker_that_is_away_keeps_the_letter(
     monkeypatch.setenv("STILLROOM_BROKER_URL", "redis://127.0.0.1:1")
     assert "the broker did not take it" in run("retry", letter, raises=DispatchFailed)
     monkeypatch.delenv("STILLROOM_BROKER_URL")
-    assert "1 of 1 dead letters" in run("list")
+    assert "1 of 1 dead letter" in run("list")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_broker_that_is_away_keeps_the_letter(
 def test_a_body_that_is_no_json_to_show_is_text(run: Any, room: Any, body: str) -> None:
     """A body nested too deep for Python, or with NaN, is shown as text, and hides no other letter."""
     one = room.state.run(room.dead_letters.add(KIND, body, "why"))
-    assert "1 of 1 dead letters" in run("list")
+    assert "1 of 1 dead letter" in run("list")
     assert run("show", one)
     for words in (("list",), ("show", one)):
         found = json.loads(run(*words, "--json"), parse_constant=pytest.fail)

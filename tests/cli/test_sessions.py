@@ -44,12 +44,12 @@ def test_end_ends_one_all_but_one_or_all(run: Any, make_room: Any) -> None:
     """`end` ends one session, all but one, or all of a user, without the app's pepper."""
     sessions = make_room().sessions
     made = [sessions.create("u1") for _ in range(4)]
-    assert "1 sessions ended" in run("end", "u1", "--handle", made[0].handle)
+    assert "1 session ended" in run("end", "u1", "--handle", made[0].handle)
     assert "0 sessions ended" in run("end", "u2", "--handle", made[1].handle)
     assert "2 sessions ended" in run("end", "u1", "--keep", made[1].handle)
     assert [sessions.get(one) is not None for one in made] == [False, True, False, False]
     assert "give one" in run("end", "u1", "--handle", "a", "--keep", "b", code=2)
-    assert "1 sessions ended" in run("end", "u1")
+    assert "1 session ended" in run("end", "u1")
     assert sessions.count() == 0
 
 

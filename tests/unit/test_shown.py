@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from unicodedata import category
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.shown import shown, shown_lines, visible
+import stillroom
+from stillroom.shown import named, plural, shown, shown_lines, visible
 
 HOSTILE = [
     "\x1b]0;owned\x07",
@@ -50,3 +53,30 @@ def test_a_traceback_can_not_look_like_a_new_entry(text: str) -> None:
     first, *rest = shown_lines(text).split("\n")
     assert first.isprintable()
     assert all(line.isprintable() and line.startswith("  ") for line in rest)
+
+
+def test_one_thing_is_named_in_the_singular() -> None:
+    """One thing has the singular's name, and none, several and thousands of it have the plural's."""
+    assert [plural(many, "ban") for many in (0, 1, 2, 12_431)] == [
+        "0 bans",
+        "1 ban",
+        "2 bans",
+        "12,431 bans",
+    ]
+    assert plural(2, "entry", "entries") == "2 entries"
+    assert [named(many, "is", "are") for many in (0, 1, 2)] == ["are", "is", "are"]
+
+
+# A count in a sentence, and behind it the name of several things. The number of all shards is never one.
+COUNTED = re.compile(
+    r"\{(?!len\(SHARDS\))[^{}]*\} (sessions|bans|dead letters|shards|events|keys)\b"
+)
+
+
+@pytest.mark.parametrize("told", ["acts.py", "cli", "web/django/management/commands"])
+def test_what_an_operator_is_told_counts_by_plural(told: str) -> None:
+    """Commands and acts name what they count by `plural`, so that none says "1 sessions"."""
+    where = Path(stillroom.__file__).parent / told
+    files = [where] if where.is_file() else list(where.rglob("*.py"))
+    assert files
+    assert not [found for path in files for found in COUNTED.findall(path.read_text())]

@@ -13,7 +13,7 @@ from stillroom.abuse.rules import read_rules
 from stillroom.acts import bans_around, still_banned
 from stillroom.cli.tables import AsJson, Table, open_room, print_json, print_table, when
 from stillroom.settings import Settings
-from stillroom.shown import shown
+from stillroom.shown import plural, shown
 
 bans = typer.Typer(help="Who is banned, and ending it.", no_args_is_help=True)
 abuse = typer.Typer(help="What looks like abuse.", no_args_is_help=True)
@@ -39,7 +39,7 @@ def show(
         return
     print_table(_ban_table(found))
     more = "; there may be more: --limit" if len(found) == limit else ""
-    typer.echo(f"{len(found)} bans{more}")
+    typer.echo(f"{plural(len(found), 'ban')}{more}")
 
 
 @bans.command()

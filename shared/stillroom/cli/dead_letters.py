@@ -11,7 +11,7 @@ from stillroom.acts import teach_messages
 from stillroom.cli.tables import AsJson, Table, open_room, print_json, print_table, when
 from stillroom.dead_letters import LETTERS_LIMIT, PAGE, DeadLetter
 from stillroom.errors import DeadLetterRefused, NoDeadLetter
-from stillroom.shown import shown
+from stillroom.shown import plural, shown
 
 app = typer.Typer(help="What could not be done, and sending it again.", no_args_is_help=True)
 
@@ -44,7 +44,7 @@ def show_all(
         what, why = shown(_what(letter), WHAT_LENGTH), shown(letter.reason, REASON_LENGTH)
         table.add_row(letter.id, when(letter.when), letter.kind, what, str(letter.tries), why)
     print_table(table)
-    typer.echo(f"{len(letters)} of {total} dead letters")
+    typer.echo(f"{len(letters):,} of {plural(total, 'dead letter')}")
 
 
 @app.command()

@@ -323,7 +323,7 @@ def _pending(report: Report) -> Iterator[Line]:
     due = (
         ""
         if sessions is None
-        else f", {number(sessions.expired_pending)} sessions due for the sweep"
+        else f", sessions due for the sweep {number(sessions.expired_pending)}"
     )
     yield Line("pass", "pending work", f"{waiting}{due}")
     if tasks.beat_s is None and _has_just_started(report):

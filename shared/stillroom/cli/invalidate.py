@@ -22,7 +22,7 @@ from stillroom.cli.tables import AsJson, print_json
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.room import Stillroom
-from stillroom.shown import shown
+from stillroom.shown import plural, shown
 
 LOOK_EVERY_S = 0.2
 WORKER_WITHIN_S = 5.0  # after that the work is done here
@@ -68,7 +68,7 @@ def invalidate(
             works.append(SWEEP)
         # Not before all is invalidated: whoever reads this may go away, and the command ends with it.
         if keys:
-            console.print(f"{held:,} of {len(keys):,} keys held a value")
+            console.print(f"{held:,} of {plural(len(keys), 'key')} held a value")
         if works:
             console.print("invalidated: no reader sees the old values any more")
         if works and wait:

@@ -11,6 +11,7 @@ from stillroom.errors import RedisUnavailable, SettingsError
 from stillroom.moving import Moving, Side, move_bans
 from stillroom.room import Stillroom
 from stillroom.settings import Settings
+from stillroom.shown import plural
 from stillroom.wire.explain import CLUSTERED
 
 # Nobody waits for this as a visitor does for a page.
@@ -70,8 +71,10 @@ def move_state(
     if as_json:
         print_json(found)
         return
-    sentence = "{shards} shards of sessions moved, with {keys:,} keys; {bans:,} bans taken along"
-    typer.echo(sentence.format(**found))
+    moved = (
+        f"{plural(found['shards'], 'shard')} of sessions moved, with {plural(found['keys'], 'key')}"
+    )
+    typer.echo(f"{moved}; {plural(found['bans'], 'ban')} taken along")
 
 
 def _old(before: str, from_cluster: bool) -> Settings:

@@ -9,6 +9,7 @@ import typer
 
 from stillroom.cli.tables import AsJson, Table, open_room, print_json, print_table, when
 from stillroom.sessions import Device, Sessions
+from stillroom.shown import plural
 
 app = typer.Typer(help="Who is logged in, and ending it.", no_args_is_help=True)
 
@@ -25,7 +26,7 @@ def show(user: User, as_json: AsJson = False) -> None:
         print_json([dataclasses.asdict(device) for device in devices])
         return
     print_table(_table(devices))
-    typer.echo(f"{len(devices)} sessions")
+    typer.echo(plural(len(devices), "session"))
 
 
 @app.command()
@@ -48,7 +49,7 @@ def end(
         raise typer.BadParameter("say whose: USER, or --all and nothing else")
     with open_room() as room:
         ended = _end(room.sessions, user, handle, keep)
-    print_json({"ended": ended}) if as_json else typer.echo(f"{ended} sessions ended")
+    print_json({"ended": ended}) if as_json else typer.echo(f"{plural(ended, 'session')} ended")
 
 
 def _end(sessions: Sessions, user: str | None, handle: str | None, keep: str | None) -> int:
@@ -62,7 +63,7 @@ def count(as_json: AsJson = False) -> None:
     """Count all sessions, with those not swept since they ended."""
     with open_room() as room:
         found = room.sessions.count()
-    print_json({"sessions": found}) if as_json else typer.echo(f"{found} sessions")
+    print_json({"sessions": found}) if as_json else typer.echo(plural(found, "session"))
 
 
 def _table(devices: list[Device]) -> Table:

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import NamedTuple
 
+from stillroom.shown import named
+
 UNKNOWN = "–"
 THIN = "\u202f"  # between a number and its unit, so that a line never breaks there
 EXACT_BELOW = 10_000
@@ -134,12 +136,12 @@ def dated(time: float, now: float) -> str:
 
 
 def plural(many: int, one: str, more: str | None = None) -> str:
-    """Return how many there are of a thing, by its name: `more`, or `one` and an s.
+    """Return how many there are of a thing, by its name, in as few digits as `amount`.
 
     >>> plural(1, "failure"), plural(2, "failure")
     ('1 failure', '2 failures')
     """
-    return f"{amount(many)} {one if many == 1 else more or one + 's'}"
+    return f"{amount(many)} {named(many, one, more)}"
 
 
 def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:

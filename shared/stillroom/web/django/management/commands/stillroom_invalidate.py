@@ -7,6 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from stillroom.errors import StillroomError
+from stillroom.shown import plural
 from stillroom.web.django import room
 
 
@@ -31,7 +32,8 @@ class Command(BaseCommand):
         cache = room().cache
         try:
             if keys:
-                self.stdout.write(f"{cache.invalidate(*keys)} of {len(keys)} keys held a value")
+                held = cache.invalidate(*keys)
+                self.stdout.write(f"{held:,} of {plural(len(keys), 'key')} held a value")
             cache.invalidate_by_tag(*tags, soft=options["soft"])
             for glob in patterns:
                 cache.invalidate_by_pattern(glob)

@@ -7,6 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from stillroom.errors import StillroomError
+from stillroom.shown import plural
 from stillroom.web.django import room
 
 
@@ -20,6 +21,6 @@ class Command(BaseCommand):
         try:
             for user in options["users"]:
                 ended = room().sessions.destroy_for_user(user)
-                self.stdout.write(f"user {user}: {ended} sessions ended")
+                self.stdout.write(f"user {user}: {plural(ended, 'session')} ended")
         except StillroomError as error:
             raise CommandError(str(error)) from error
