@@ -260,3 +260,18 @@ def test_a_full_disk_harms_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "fsync", full)
     assert "No space left on device" in refused(tmp_path, "--rotate", "web_password")
     assert contents(tmp_path) == before
+
+
+def test_a_password_that_is_rotated_again_works_until_it_is_forgotten(tmp_path: Path) -> None:
+    """After a password was rotated thrice in a row, Redis takes all four, and after `--forget` only the last."""
+    given = []
+    for _ in range(3):
+        secrets(tmp_path)
+        given.append((tmp_path / "worker_password").read_text())
+        secrets(tmp_path, "--rotate", "worker_password")
+    given.append((tmp_path / "worker_password").read_text())
+    with server_with_roles(tmp_path, None) as server:
+        assert [may_enter(server, "worker", one) for one in given] == [True] * 4
+    secrets(tmp_path, "--forget", "worker_password")
+    with server_with_roles(tmp_path, None) as server:
+        assert [may_enter(server, "worker", one) for one in given] == [False, False, False, True]

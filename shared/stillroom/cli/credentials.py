@@ -145,8 +145,9 @@ def users(lines: Iterable[str]) -> Iterator[str]:
 
 def _hashes(folder: Path, role: str) -> str:
     """Return the hashes of the sent secrets: the text without a final line break."""
-    paths = [folder / _password(role), _previous(folder / _password(role))]
-    sent = [secret_files.read(path) for path in paths if os.path.lexists(path)]
+    path = folder / _password(role)
+    now = [secret_files.read(path)] if os.path.lexists(path) else []
+    sent = dict.fromkeys([*now, *_earlier(path)])
     return " ".join(f"#{sha256(text.encode()).hexdigest()}" for text in sent)
 
 
@@ -159,7 +160,8 @@ def _rotate(folder: Path, name: str) -> None:
         _add_pepper(path, old.split())
         return
     if name not in (TOKEN, FLOWER):  # these are shown by people, who learn the new one
-        secret_files.write(_previous(path), old)
+        # Processes may have any of them: whoever rotates twice may have deployed in between, or not.
+        secret_files.write(_previous(path), "\n".join(dict.fromkeys([*_earlier(path), old])))
     secret_files.write(path, _new(name))
 
 
@@ -198,6 +200,12 @@ def _new(name: str) -> str:
 
 def _password(role: str) -> str:
     return f"{role}_password"
+
+
+def _earlier(path: Path) -> list[str]:
+    """Return the passwords that were rotated away and not forgotten yet, one a line of their file."""
+    earlier = _previous(path)
+    return secret_files.read(earlier).splitlines() if os.path.lexists(earlier) else []
 
 
 def _previous(path: Path) -> Path:
