@@ -26,8 +26,9 @@ def redis_url() -> Iterator[tuple[str, bool]]:
         yield url, False
         return
     with EmbeddedServer() as server:
-        # It has no password. REDIS_PASSWORD may be set for another server: whoever names the user may give any.
-        yield server.url.replace("://", "://default@"), True
+        # It has no password, and one that is set is another server's: whoever names the user may give any.
+        has_password = "REDIS_PASSWORD" in os.environ or "REDIS_PASSWORD_FILE" in os.environ
+        yield server.url.replace("://", "://default@" if has_password else "://"), True
 
 
 def services(environment: Mapping[str, str], *, flower_port: int | None) -> list[Service]:
