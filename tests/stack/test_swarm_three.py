@@ -120,7 +120,8 @@ def test_everybody_goes_on_when_the_primary_is_killed(swarm: Swarm) -> None:
     ask_sentinel, doctor = guide()["Three servers"][2:4]
     before, old = started(swarm), primary(swarm)
     assert swarm.type(ask_sentinel).split() == [old, "6379"]
-    assert f"the primary is {old}:6379; it is followed by" in swarm.type(f"{doctor} || true")
+    told = f"the primary is {old}:6379; it is followed by"
+    until(lambda: told in swarm.type(f"{doctor} || true"), "all replicas and Sentinels", 30)
     with customers(35, 100) as report:
         with writing(swarm, 25) as written:
             time.sleep(5)  # customers at work
