@@ -74,6 +74,16 @@ def _give_up(work: Coroutine[Any, Any, Any]) -> None:
     work.close()
 
 
+def started(work: Callable[[], object], name: str) -> threading.Thread | None:
+    """Start a daemon thread. Return None where none can be started: there may be one later."""
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        return None
+    return thread
+
+
 async def aside(work: Callable[..., T], *args: Any) -> T:
     """Run work that may block in a thread, or here where no thread can be started. It may be run twice then."""
     run = partial(contextvars.copy_context().run, work, *args)

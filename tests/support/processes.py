@@ -8,6 +8,8 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import psutil
@@ -16,6 +18,16 @@ from stillroom.leash import until
 from tests.support import nursery
 
 WITHIN = 10.0  # seconds a test waits for anything before it fails
+
+
+@contextmanager
+def halted(group: int) -> Iterator[None]:
+    """Halt all processes of a group meanwhile. They answer nobody; their connections stay open."""
+    os.killpg(group, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(group, signal.SIGCONT)
 
 
 class Program:

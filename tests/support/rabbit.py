@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +15,7 @@ from amqp import Connection
 
 from stillroom.embedded import free_port
 from tests.support.celery_process import until
+from tests.support.processes import halted
 
 PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # as Debian's package has it
 CONTROL = PROGRAM.with_name("rabbitmqctl")
@@ -70,14 +70,9 @@ class RabbitServer:
         told = self._control("-q", "list_connections", "--no-table-headers", "timeout")
         return [int(seconds) for seconds in told.split()]
 
-    @contextmanager
-    def hanging(self) -> Iterator[None]:
+    def hanging(self) -> AbstractContextManager[None]:
         """Answer nobody meanwhile; connections stay open."""
-        os.killpg(self._process.pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.killpg(self._process.pid, signal.SIGCONT)
+        return halted(self._process.pid)
 
     def _control(self, *words: str) -> str:
         command = [CONTROL, "-n", self._environment["RABBITMQ_NODENAME"], *words]

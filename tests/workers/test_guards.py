@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ import redis
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers import guards
 from tests.support import nursery
+from tests.support.processes import halted
 
 pytestmark = pytest.mark.long
 
@@ -159,14 +160,9 @@ class Process:
     def exit_code(self) -> int | None:
         return self._process.poll()
 
-    @contextmanager
-    def halted(self) -> Iterator[None]:
+    def halted(self) -> AbstractContextManager[None]:
         """Halt the process while the block runs."""
-        os.killpg(self._process.pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.killpg(self._process.pid, signal.SIGCONT)
+        return halted(self._process.pid)
 
     def stop(self, within: float = 8) -> int:
         """Send SIGTERM as an orchestrator would; return the exit code."""

@@ -59,6 +59,21 @@ def make_stale(db: Any) -> None:
     age(db, KEY, 61)
 
 
+def let_refresh_begin(product: Any, db: Any) -> None:
+    """Have version 9 of a product loaded by a worker, which waits within the load until it is let on."""
+    db.set("db:version", 9)
+    product(7)
+    make_stale(db)
+    db.set("db:gate", 1)
+    product(7)
+    until(lambda: db.get("db:waiting"), "the loader to run")
+
+
+def let_it_end(db: Any) -> None:
+    db.delete("db:gate")
+    db.rpush("db:opened", 1)
+
+
 def version(room: Stillroom) -> Any:
     return room.cache.get("product:7")["version"]
 
@@ -332,16 +347,10 @@ class TestLife:
         worker = start_worker()
         heartbeat = tmp_path / "heartbeat"
         until(heartbeat.exists, "the heartbeat file")
-        db.set("db:version", 9)
-        product(7)
-        make_stale(db)
-        db.set("db:gate", 1)
-        product(7)
-        until(lambda: db.get("db:waiting"), "the loader to run")
+        let_refresh_begin(product, db)
         worker.process.terminate()
         worker.await_line("Warm shutdown")
-        db.delete("db:gate")
-        db.rpush("db:opened", 1)
+        let_it_end(db)
         assert worker.process.wait(10) == 0
         assert version(app_room) == 9
         assert not heartbeat.exists()
@@ -351,16 +360,10 @@ class TestLife:
     ) -> None:
         """SIGQUIT, or Ctrl-C twice, logs one line for each running task, and ends with 0 when they have ended."""
         worker = start_worker()
-        db.set("db:version", 9)
-        product(7)
-        make_stale(db)
-        db.set("db:gate", 1)
-        product(7)
-        until(lambda: db.get("db:waiting"), "the loader to run")
+        let_refresh_begin(product, db)
         worker.process.send_signal(signal.SIGQUIT)
         worker.await_line("can't be cut off in a thread: it is waited for")
-        db.delete("db:gate")
-        db.rpush("db:opened", 1)
+        let_it_end(db)
         assert worker.process.wait(10) == 0
         assert version(app_room) == 9
         assert "Traceback" not in worker.log

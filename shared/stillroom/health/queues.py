@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import threading
 
+from stillroom.background import started
 from stillroom.place import Place, is_same_place, place_of
 from stillroom.settings import Settings
 
@@ -35,12 +36,7 @@ class BrokerHere:
         """Begin to ask, unless that is under way. Two checks at once may begin twice, which does no harm."""
         if self._thread is not None and self._thread.is_alive():
             return
-        thread = threading.Thread(target=self._resolve, name="stillroom resolver", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # no thread is free: the next check asks again
-            return
-        self._thread = thread
+        self._thread = started(self._resolve, "stillroom resolver")
 
     def _resolve(self) -> None:
         places = [place_of(url) for url in self._urls]

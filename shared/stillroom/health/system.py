@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from stillroom.background import started
 from stillroom.health.report import System
 from stillroom.wire import reset_after_fork
 
@@ -45,13 +46,9 @@ class SystemWatch:
         return self._seen if time.monotonic() - self._seen_at < KNOWN_S else None
 
     def _begin(self) -> None:
-        thread = threading.Thread(target=self._keep_look, name="stillroom system", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # no thread is free: the next check looks again
-            return
-        self._looking = thread
-        thread.join(WITHIN_S if self._seen_at else FIRST_WITHIN_S)
+        self._looking = started(self._keep_look, "stillroom system")
+        if self._looking is not None:  # else no thread is free, and the next check looks again
+            self._looking.join(WITHIN_S if self._seen_at else FIRST_WITHIN_S)
 
     def _keep_look(self) -> None:
         self._seen, self._seen_at = self.look(), time.monotonic()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from stillroom.background import started
 from stillroom.health.past import NOT_TOLD
 from stillroom.misuse import explained
 from stillroom.room import Stillroom
@@ -101,17 +102,8 @@ class Reports:
         with self._lock:
             is_at_work = self._thread is not None and self._thread.is_alive()
             if not is_at_work and not self._is_fresh():
-                self._thread = self._started()
-            return self._thread
-
-    def _started(self) -> threading.Thread | None:
-        """Start the thread; return None where none can be started, so that the last report is used."""
-        thread = threading.Thread(target=self._make, name="stillroom health", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:
-            return None
-        return thread
+                self._thread = started(self._make, "stillroom health")
+            return self._thread  # None where none is free: the last report is used
 
     def _make(self) -> None:
         self._held = Held(self._check(), time.monotonic())
