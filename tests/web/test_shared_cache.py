@@ -15,8 +15,8 @@ from starlette.routing import Route as Path_
 
 from stillroom import AsyncStillroom, Limit, NoDispatch, Routes, Settings, Stillroom
 from stillroom.web.asgi import StillroomMiddleware as Asgi
-from stillroom.web.ending import private
 from stillroom.web.flask import StillroomSessions
+from stillroom.web.headers import private
 from stillroom.web.wsgi import StillroomMiddleware as Wsgi
 from tests.support.crowd import PATIENT
 from tests.support.shared_cache import shared_cache

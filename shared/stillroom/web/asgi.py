@@ -17,18 +17,11 @@ from stillroom.operation import Driver, Operation
 from stillroom.room import AsyncStillroom
 from stillroom.shown import repr_of, shown
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
-from stillroom.web.ending import (
-    Ending,
-    answer_to,
-    lacking,
-    length_of,
-    names_of,
-    report_loss,
-)
+from stillroom.web.ending import Ending, answer_to, report_loss
 from stillroom.web.explain import ExplainASGI
 from stillroom.web.fetched import is_meant_in_scope
 from stillroom.web.gate import PREFLIGHT, Asked, Middleware
-from stillroom.web.headers import Header, decoded, encoded
+from stillroom.web.headers import Header, decoded, encoded, lacking, length_of, names_of
 from stillroom.web.limited import Charge
 from stillroom.web.problem import Answer, foreign
 from stillroom.web.request_session import AsyncWebSession

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
-from operator import itemgetter
 from typing import NamedTuple
 
 from stillroom.errors import LoadShed, SessionEnded, SessionNotFresh, SessionStoreUnavailable
 from stillroom.operation import Operation
-from stillroom.web.headers import Header
+from stillroom.web.headers import Header, private, vary
 from stillroom.web.problem import Answer, failed, shed
 from stillroom.web.request_session import RequestSession
 
 log = logging.getLogger("stillroom.web")
-
-_name_of = itemgetter(0)
-# Headers that overrule Cache-Control in shared caches: RFC 9213 (…-Cache-Control), and its predecessors.
-FOR_CACHES = ("surrogate-control", "edge-control", "x-accel-expires")
 
 
 class Ending(NamedTuple):
@@ -122,50 +116,6 @@ def report_loss(session: RequestSession) -> None:
         )
 
 
-def vary(headers: Iterable[Header]) -> list[Header]:
-    """Add Vary: Cookie, unless the app says so itself."""
-    if varies(headers):
-        for value in _values(headers, "vary"):
-            if value.strip().lower() in ("cookie", "*"):
-                return []
-    return [("Vary", "Cookie")]
-
-
-def varies(headers: Iterable[Header]) -> bool:
-    """Return whether there is a Vary among the headers."""
-    return "vary" in map(str.lower, names_of(headers))
-
-
-def private(headers: Iterable[Header]) -> tuple[list[Header], frozenset[str]]:
-    """Return the headers to add, and the names of those to take away, so that no shared cache keeps the response.
-
-    The response has a visitor's cookie in it: whoever got it from a cache would be that visitor. So this overrules
-    a `public` of the app's.
-    """
-    headers = list(headers)
-    rules = [rule.strip() for rule in _values(headers, "cache-control") if rule.strip()]
-    without = frozenset(name.lower() for name, _ in headers if _is_for_caches(name.lower()))
-    names = {rule.lower() for rule in rules}
-    if names & {"no-store", "private"} and not any(map(_opens, names)):
-        return [], without
-    kept = [rule for rule in rules if not _opens(rule.lower()) and rule.lower() != "private"]
-    return [("Cache-Control", ", ".join(["private", *kept]))], without | {"cache-control"}
-
-
-def _opens(rule: str) -> bool:
-    """Return whether this rule lets a shared cache keep the response."""
-    return rule == "public" or rule.partition("=")[0].strip() == "s-maxage"
-
-
-def _is_for_caches(name: str) -> bool:
-    return name in FOR_CACHES or name.endswith("-cache-control")
-
-
-def _values(headers: Iterable[Header], wanted: str) -> list[str]:
-    found = [value for name, value in headers if name.lower() == wanted]
-    return [part for value in found for part in value.split(",")]
-
-
 @lru_cache
 def _tell_of_http(name: str) -> None:
     """Log once that a secure cookie goes over http, where the next request would have no login."""
@@ -175,21 +125,3 @@ def _tell_of_http(name: str) -> None:
         'pass cookie=SessionCookie("sid", secure=False)',
         name,
     )
-
-
-def length_of(headers: Iterable[Header]) -> float:
-    """Return the length of a body as its headers say it, or infinity. Who has so much has the whole response."""
-    said = next((value for name, value in headers if name.lower() == "content-length"), "")
-    return int(said) if said.isdecimal() else math.inf
-
-
-def names_of(headers: Iterable[Header]) -> Iterable[str]:
-    return map(_name_of, headers)
-
-
-def lacking(names: Iterable[str], more: Mapping[str, str]) -> list[Header]:
-    """Return those of `more` that are not among the app's headers, of which these are the names: they win."""
-    names = {*map(str.lower, names)}
-    if names.isdisjoint(map(str.lower, more)):  # as nearly always
-        return list(more.items())
-    return [header for header in more.items() if header[0].lower() not in names]

@@ -23,8 +23,7 @@ from stillroom.misuse import explained
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.settings import Settings
 from stillroom.web.carriers import is_django, layers
-from stillroom.web.ending import private
-from stillroom.web.headers import Header, decoded, encoded
+from stillroom.web.headers import Header, decoded, encoded, private
 from stillroom.web.placing import app_and_room
 from stillroom.web.visit import RENDERING
 

@@ -22,8 +22,9 @@ from stillroom.operation import Operation
 from stillroom.room import Stillroom
 from stillroom.sessions import LONGEST_S, Session
 from stillroom.web.cors import kept
-from stillroom.web.ending import ended, ending, varies
+from stillroom.web.ending import ended, ending
 from stillroom.web.flask_limits import LimitExceeded, StillroomLimits, exempt, limited
+from stillroom.web.headers import varies
 from stillroom.web.placing import checked_cookie, checked_room
 from stillroom.web.problem import Answer, failed
 from stillroom.web.request_session import Login, RequestSession, WebSession

@@ -20,10 +20,10 @@ from stillroom.misuse import explained
 from stillroom.room import Stillroom
 from stillroom.web.carriers import FLASK_EXTENSION, LOST, lost_views, note_within
 from stillroom.web.cors import EXPOSE, exposing, is_preflight
-from stillroom.web.ending import lacking, names_of
 from stillroom.web.endpoints import Charger, until_sent
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Gate
+from stillroom.web.headers import lacking, names_of
 from stillroom.web.limited import (
     EXEMPT,
     MARK,

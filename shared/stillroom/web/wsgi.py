@@ -15,11 +15,11 @@ from stillroom.misuse import explained
 from stillroom.room import Stillroom
 from stillroom.shown import repr_of, shown
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
-from stillroom.web.ending import answer_to, lacking, length_of, names_of, report_loss
+from stillroom.web.ending import answer_to, report_loss
 from stillroom.web.explain import ExplainWSGI
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import PREFLIGHT, Asked, Middleware
-from stillroom.web.headers import Header
+from stillroom.web.headers import Header, lacking, length_of, names_of
 from stillroom.web.problem import Answer, foreign
 from stillroom.web.request_session import WebSession
 from stillroom.web.session_cookie import SessionCookie

@@ -36,10 +36,10 @@ from stillroom.web.django.requests import (
     session_cookie,
 )
 from stillroom.web.django.sessions import SessionStore
-from stillroom.web.ending import lacking, length_of
 from stillroom.web.endpoints import Charger, until_sent
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Gate
+from stillroom.web.headers import lacking, length_of
 from stillroom.web.limited import (
     EXEMPT,
     MARK,

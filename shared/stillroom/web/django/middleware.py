@@ -18,7 +18,7 @@ from stillroom.web.django.requests import (
     session_cookie,
 )
 from stillroom.web.django.sessions import SessionStore
-from stillroom.web.ending import private
+from stillroom.web.headers import private
 from stillroom.web.problem import failed, shed
 from stillroom.web.wsgi import ALONG
 
