@@ -11,7 +11,9 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
+from wsgiref.validate import validator
 
 import pytest
 
@@ -26,7 +28,7 @@ from tests.support.celery_process import until
 from tests.support.faces import FACES, open_room
 from tests.support.lag import Stopwatch
 from tests.support.processes import Program
-from tests.support.serving import Answer, ask, serve_asgi, serve_wsgi
+from tests.support.web import Reply, ask, serving_asgi, serving_wsgi
 
 pytestmark = pytest.mark.usefixtures("calm_machine")
 
@@ -37,7 +39,7 @@ TOKEN = "canary-token-9b1c-long-enough"
 VISITOR = "198.51.100.77"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
-Ask = Callable[..., Answer]
+Ask = Callable[..., Reply]
 
 
 @pytest.fixture(autouse=True)
@@ -54,20 +56,16 @@ def serve(request: pytest.FixtureRequest) -> Iterator[Callable[[Settings], Ask]]
         def start(settings: Settings) -> Ask:
             if request.param == "wsgi":
                 room = stack.enter_context(Stillroom(settings, dispatch=NoDispatch()))
-                port = stack.enter_context(serve_wsgi(HealthWSGI(room)))
+                port = stack.enter_context(serving_wsgi(validator(HealthWSGI(room))))
             else:
-
-                def make() -> tuple[Any, Any]:
-                    async_room = AsyncStillroom(settings, dispatch=NoDispatch())
-                    return HealthASGI(async_room), async_room.close
-
-                port = stack.enter_context(serve_asgi(make))
-            return lambda path, method="GET", headers=None: ask(port, path, method, headers)
+                async_room = AsyncStillroom(settings, dispatch=NoDispatch())
+                port = stack.enter_context(serving_asgi(HealthASGI, async_room))
+            return partial(ask, port)
 
         yield start
 
 
-def timed(asking: Ask, path: str, limit: float) -> Answer:
+def timed(asking: Ask, path: str, limit: float) -> Reply:
     """Return the answer and whether it came in time, in up to three tries on a busy machine."""
     for attempt in range(3):
         with Stopwatch() as watch:
@@ -172,7 +170,7 @@ def test_every_endpoint_answers_in_time_with_the_right_status(
     until(lambda: finding not in named(asking("/health", headers=BEARER)), "recovery", 10)
 
 
-def named(answer: Answer) -> set[str]:
+def named(answer: Reply) -> set[str]:
     advice = json.loads(answer.body).get("advice", ())
     return {f"{found['component']} {found['code']}" for found in advice}
 

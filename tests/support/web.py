@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import io
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any, NamedTuple
@@ -101,15 +103,7 @@ class _Quiet(WSGIRequestHandler):
 
     def get_stderr(self) -> Any:
         """Return a stream for a failing app's traceback, which does not belong on the terminal."""
-        return _Nowhere()
-
-
-class _Nowhere:
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        pass
+        return io.StringIO()
 
 
 @contextmanager
@@ -130,9 +124,8 @@ def serving_asgi(make_app: Callable[[AsyncStillroom], Any], room: AsyncStillroom
     """Serve with uvicorn in a thread; yield the port. The room is closed in its event loop."""
     listener = socket.create_server(("127.0.0.1", 0))
     # httptools, where it is installed, refuses header values that h11 hands to the app.
-    config = uvicorn.Config(
-        make_app(room), log_config=None, http="h11", ws="none", proxy_headers=False
-    )
+    quiet = partial(uvicorn.Config, log_config=None, access_log=False)
+    config = quiet(make_app(room), http="h11", ws="none", proxy_headers=False)
     server = uvicorn.Server(config)
 
     async def serve() -> None:

@@ -6,7 +6,9 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
+from wsgiref.validate import validator
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,7 +20,7 @@ from stillroom.keys import Keys
 from stillroom.settings import LOOPBACK
 from stillroom.web import HealthASGI, HealthWSGI
 from tests.support.crowd import PATIENT
-from tests.support.serving import Answer, ask, serve_asgi, serve_wsgi
+from tests.support.web import Reply, ask, serving_asgi, serving_wsgi
 
 pytestmark = pytest.mark.usefixtures("calm_machine")
 
@@ -26,7 +28,7 @@ TOKEN = "a-token-for-operators-only"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 PASSED_ON = {"X-Forwarded-For": "203.0.113.7"}
 
-Ask = Callable[..., Answer]
+Ask = Callable[..., Reply]
 Serve = Callable[..., Ask]
 
 
@@ -38,15 +40,14 @@ def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
         def start(settings: Settings, inner: Any = None) -> Ask:
             if request.param == "wsgi":
                 room = stack.enter_context(Stillroom(settings, dispatch=NoDispatch()))
-                port = stack.enter_context(serve_wsgi(HealthWSGI(room, inner and inner[0])))
+                port = stack.enter_context(
+                    serving_wsgi(validator(HealthWSGI(room, inner and inner[0])))
+                )
             else:
-
-                def make() -> tuple[Any, Any]:
-                    async_room = AsyncStillroom(settings, dispatch=NoDispatch())
-                    return HealthASGI(async_room, inner and inner[1]), async_room.close
-
-                port = stack.enter_context(serve_asgi(make))
-            return lambda path, method="GET", headers=None: ask(port, path, method, headers)
+                async_room = AsyncStillroom(settings, dispatch=NoDispatch())
+                around = partial(HealthASGI, app=inner and inner[1])
+                port = stack.enter_context(serving_asgi(around, async_room))
+            return partial(ask, port)
 
         yield start
 
@@ -73,8 +74,8 @@ def test_the_public_learns_the_status_and_no_more(asking: Ask) -> None:
     """The public is told one word, in the media type of the draft, which is never stored."""
     answer = asking("/health", headers=PASSED_ON)
     assert answer.status == 200
-    assert answer.headers["content-type"] == "application/health+json"
-    assert answer.headers["cache-control"] == "no-store"
+    assert answer.one("content-type") == "application/health+json"
+    assert answer.one("cache-control") == "no-store"
     assert json.loads(answer.body) == {"status": "pass"}
 
 
@@ -122,7 +123,7 @@ def test_others_do_not(asking: Ask, headers: dict[str, str]) -> None:
     assert json.loads(asking("/health", headers=headers).body) == {"status": "pass"}
     answer = asking("/metrics", headers=headers)
     assert answer.status == 401
-    assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert answer.one("www-authenticate").startswith("Bearer")
     assert b"stillroom_" not in answer.body
 
 
@@ -151,7 +152,7 @@ def test_where_no_token_is_set_none_is_asked_for(serve: Serve, server: EmbeddedS
     for path in ("/status", "/metrics"):
         answer = asking(path)
         assert (answer.status, answer.body) == (403, b"for operators: set STILLROOM_HEALTH_TOKEN\n")
-        assert "www-authenticate" not in answer.headers
+        assert answer.one("www-authenticate") is None
 
 
 def test_a_trusted_proxy_is_no_operator(serve: Serve, server: EmbeddedServer) -> None:
@@ -181,10 +182,10 @@ def test_other_methods_and_paths(asking: Ask) -> None:
     """HEAD is GET without the body. Other methods and paths are refused with a sentence."""
     head = asking("/health", "HEAD")
     assert (head.status, head.body) == (200, b"")
-    assert int(head.headers["content-length"]) > 0
+    assert int(head.one("content-length")) > 0
     for method in ("POST", "DELETE", "PUT"):
         answer = asking("/health", method)
-        assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD")
+        assert (answer.status, answer.one("allow")) == (405, "GET, HEAD")
     assert asking("/").status == 404
     assert asking("/healthy").status == 404
 
@@ -243,7 +244,7 @@ def test_metrics_are_read_by_prometheus(serve: Serve, server: EmbeddedServer, cl
     )
     answer = serve(settings_for(server))("/metrics")
     assert answer.status == 200
-    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert answer.one("content-type") == "text/plain; version=0.0.4; charset=utf-8"
     families = {f.name: f for f in text_string_to_metric_families(answer.body.decode())}
     requests = {s.labels["result"]: s.value for s in families["stillroom_cache_requests"].samples}
     assert requests == {"hit": 70, "stale": 20, "miss": 10}

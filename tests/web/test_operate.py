@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from html import unescape
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
+from wsgiref.validate import validator
 
 import pytest
 
@@ -19,7 +20,7 @@ from stillroom.settings import LOOPBACK
 from stillroom.web import HealthASGI, HealthWSGI
 from stillroom.web.operate import GROUPS, code
 from tests.support.crowd import PATIENT
-from tests.support.serving import ask, serve_asgi, serve_wsgi
+from tests.support.web import ask, serving_asgi, serving_wsgi
 
 TOKEN = "a-canary-token-for-operators"
 BASIC = {"Authorization": "Basic " + base64.b64encode(f"ann:{TOKEN}".encode()).decode()}
@@ -60,15 +61,11 @@ def site(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Site]:
     given = Settings(**own | PATIENT)
     with Stillroom(given, dispatch=NoDispatch()) as room:
         if request.param == "wsgi":
-            with serve_wsgi(HealthWSGI(room)) as port:
+            with serving_wsgi(validator(HealthWSGI(room))) as port:
                 yield Site(port, room)
         else:
-
-            def make() -> Any:
-                room = AsyncStillroom(given, dispatch=NoDispatch())
-                return HealthASGI(room), room.close
-
-            with serve_asgi(make) as port:
+            async_room = AsyncStillroom(given, dispatch=NoDispatch())
+            with serving_asgi(HealthASGI, async_room) as port:
                 yield Site(port, room)
 
 
@@ -77,12 +74,12 @@ def test_only_who_has_the_token_sees_it(site: Site) -> None:
     assert ask(site.port, "/status").status == 200
     refused = ask(site.port, "/operate")
     assert refused.status == 401
-    assert refused.headers["www-authenticate"].startswith("Basic")
+    assert refused.one("www-authenticate").startswith("Basic")
     assert ask(site.port, "/operate", "POST", body=b"act=look").status == 401
     page = site.get()
     assert page.status == 200
-    assert "form-action 'self'" in page.headers["content-security-policy"]
-    assert "script" not in page.headers["content-security-policy"]
+    assert "form-action 'self'" in page.one("content-security-policy")
+    assert "script" not in page.one("content-security-policy")
     assert TOKEN.encode() not in page.body
 
 
@@ -90,7 +87,7 @@ def test_without_a_token_there_is_no_such_page(settings: Settings) -> None:
     """Without a token the page does not exist, for this machine either."""
     with (
         Stillroom(settings, dispatch=NoDispatch()) as room,
-        serve_wsgi(HealthWSGI(room)) as port,
+        serving_wsgi(validator(HealthWSGI(room))) as port,
     ):
         assert ask(port, "/operate").status == 404
 

@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+from wsgiref.validate import validator
 
 import pytest
 
@@ -43,7 +44,6 @@ from stillroom.web.status.figures import PER_MIN
 from stillroom.web.status.page import STYLE
 from tests.support.browser import CHROMIUM, DESKTOP, NARROW, PHONE, Browser
 from tests.support.crowd import PATIENT
-from tests.support.serving import ask, serve_asgi, serve_wsgi
 from tests.support.status import (
     LIMIT,
     SPIKE_PER_S,
@@ -55,6 +55,7 @@ from tests.support.status import (
     seed,
     seed_patterns,
 )
+from tests.support.web import ask, serving_asgi, serving_wsgi
 
 NOW = 1_800_001_500.0
 ROOT = Path(__file__).parent.parent.parent
@@ -407,11 +408,11 @@ def check_who_may_see(port: int) -> None:
     ):
         answer = ask(port, "/status?every=30", headers=headers)
         assert answer.status == status
-        assert answer.headers["cache-control"] == "no-store"
+        assert answer.one("cache-control") == "no-store"
         assert (b"203.0.113.77" in answer.body) == (status == 200)
         assert (b"Reloads every 30" in answer.body) == (status == 200)
         assert TOKEN.encode() not in answer.body
-    assert answer.headers["www-authenticate"].startswith("Basic "), "a browser asks for a password"
+    assert answer.one("www-authenticate").startswith("Basic "), "a browser asks for a password"
     assert ask(port, "/status", method="HEAD").body == b""
     assert ask(port, "/status", method="POST").status == 405
 
@@ -419,18 +420,14 @@ def check_who_may_see(port: int) -> None:
 def test_operators_see_it_and_nobody_else_wsgi(server: EmbeddedServer, history: Any) -> None:
     """Over WSGI operators see the page with the token or from their network; a stranger learns nothing."""
     with Stillroom(settings_for(server), dispatch=NoDispatch()) as room:
-        with serve_wsgi(HealthWSGI(room)) as port:
+        with serving_wsgi(validator(HealthWSGI(room))) as port:
             check_who_may_see(port)
 
 
 def test_operators_see_it_and_nobody_else_asgi(server: EmbeddedServer, history: Any) -> None:
     """Over ASGI operators see the page with the token or from their network; a stranger learns nothing."""
-
-    def make() -> tuple[Any, Any]:
-        room = AsyncStillroom(settings_for(server), dispatch=NoDispatch())
-        return HealthASGI(room), room.close
-
-    with serve_asgi(make) as port:
+    room = AsyncStillroom(settings_for(server), dispatch=NoDispatch())
+    with serving_asgi(HealthASGI, room) as port:
         check_who_may_see(port)
 
 
@@ -440,7 +437,7 @@ def test_secrets_are_not_on_it(server: EmbeddedServer, client: Any, history: Any
     with Stillroom(settings_for(server, **changes), dispatch=NoDispatch()) as room:
         token = room.sessions.create("canary-user", {"canary-field": "canary-value"})
         room.cache.set("canary-key", "canary-value", tags=["canary-tag"])
-        with serve_wsgi(HealthWSGI(room)) as port:
+        with serving_wsgi(validator(HealthWSGI(room))) as port:
             body = ask(port, "/status").body.decode()
     assert "All is well" in body or "to look at" in body
     address = server.url.rpartition("/")[2] or server.url
@@ -452,7 +449,10 @@ def test_secrets_are_not_on_it(server: EmbeddedServer, client: Any, history: Any
 def test_the_page_is_there_while_redis_is_not(own_server: EmbeddedServer, fault: str) -> None:
     """When Redis is away the page answers 200, says so, and says what to do and what is unknown."""
     settings = Settings(redis_url=own_server.url)
-    with Stillroom(settings, dispatch=NoDispatch()) as room, serve_wsgi(HealthWSGI(room)) as port:
+    with (
+        Stillroom(settings, dispatch=NoDispatch()) as room,
+        serving_wsgi(validator(HealthWSGI(room))) as port,
+    ):
         getattr(own_server, fault)()
         answer = ask(port, "/status")
     assert answer.status == 200
@@ -499,7 +499,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             at_work = WorkerStats(queues=("stillroom.refresh",), threads=8, busy=1, done=7)
             room.health.seen("refresh-1-" + "x" * 60, at_work)
             room.health.seen("maintenance-1-7")
-            with serve_wsgi(HealthWSGI(room)) as port:
+            with serving_wsgi(validator(HealthWSGI(room))) as port:
                 with Browser(tmp_path_factory.mktemp("chromium")) as browser:
                     url = f"http://127.0.0.1:{port}/status"
                     browser.open(url)
