@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ import redis
 from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
+from stillroom.wire import side_by_side
 from tests.support.clocked import misjudge
 from tests.support.crowd import PATIENT
 from tests.support.faces import BlockingRoom
@@ -173,6 +175,31 @@ def test_a_restart_between_two_calls_is_not_seen(make: Any, own_server: Embedded
     own_server.restart()
     room.cache.invalidate_by_tag("t")
     assert room.wire.breaker.streak == 0
+
+
+def test_connections_that_a_firewall_forgot_are_one_outage(
+    make: Any, own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where what is sent on twenty idle connections gets lost, and new ones work, there is one outage."""
+    with Proxy(own_server.port) as proxy:
+        room = make(proxy.url, command_timeout=0.3, call_timeout=0.3)
+        room.cache.set("k", "stored", ttl=60)
+        fill_pool(room, 20)
+        proxy.forget()
+        assert until(lambda: room.cache.get("k") == "stored", 10)
+        assert [room.cache.get("k") for _ in range(30)] == ["stored"] * 30
+        assert caplog.text.count("is away") == 1
+
+
+def fill_pool(room: Any, count: int) -> None:
+    """Have the room make that many connections, which are idle then: so many calls wait at the same time."""
+    wait = [("BLPOP", "nothing", "0.1")]
+    if isinstance(room, BlockingRoom):
+        waits = (room.inner.wire.execute(wait, 2.0) for _ in range(count))
+        room._loop.run_until_complete(side_by_side(waits))
+        return
+    with ThreadPoolExecutor(count) as threads:
+        list(threads.map(lambda _: room.wire.execute(wait, 2.0), range(count)))
 
 
 def test_a_dripping_link_is_cut_off(make: Any, own_server: EmbeddedServer) -> None:
@@ -519,7 +546,8 @@ GEVENT = """
 from gevent import monkey; monkey.patch_all()
 import sys, time, gevent
 from stillroom import NoDispatch, Settings, Stillroom
-room = Stillroom(Settings(redis_url=sys.argv[1], command_timeout=5, call_timeout=5), dispatch=NoDispatch())
+patient = {"connect_timeout": 5, "command_timeout": 5, "call_timeout": 5}
+room = Stillroom(Settings(redis_url=sys.argv[1], **patient), dispatch=NoDispatch())
 def work(n):
     room.cache.set(f"k:{n}", n)
     return all(room.cache.get(f"k:{n}") == n for _ in range(100))

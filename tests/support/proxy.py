@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server: delays, drips and holds back, by hand."""
+"""A TCP proxy in front of a server: delays, drips, holds back and forgets, by hand."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Proxy:
         self.held = threading.Event()  # set when a request is being held back
         self.says: tuple[bytes, bytes] = b"", b""  # in replies the first is replaced by the second
         self._is_cut = False
+        self._forgotten: set[socket.socket] = set()
         self.cuts_next = False  # what the server answers next is lost, and the connection with it
         self._answering = threading.Event()
         self._answering.set()
@@ -77,6 +78,11 @@ class Proxy:
     def cut(self) -> None:
         """Let nothing pass from now on, silently: connections stay open."""
         self._is_cut = True
+
+    def forget(self) -> None:
+        """Let nothing pass on the connections that there are, silently. New ones pass: a firewall has restarted."""
+        with self._lock:
+            self._forgotten = {*self._sockets}
 
     def heal(self) -> None:
         """Let new connections pass again, and close those that were cut."""
@@ -147,7 +153,7 @@ class Proxy:
     def _requests(self, near: socket.socket, far: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := near.recv(65536):
-                if self._is_cut:
+                if self._is_cut or near in self._forgotten:
                     continue
                 if self._word is not None and self._word in data:
                     self._word, self._kept = None, (far, data)
@@ -165,7 +171,7 @@ class Proxy:
     def _replies(self, far: socket.socket, near: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := far.recv(65536):
-                if self._is_cut:
+                if self._is_cut or far in self._forgotten:
                     continue
                 data = data.replace(*self.says) if self.says[0] else data
                 if self._kept is not None and self._kept[0] is far:

@@ -104,8 +104,8 @@ class Server:
         self.settings = settings
         self.name = name
         self.run = b""  # the server's run id, as the newest connection heard it; empty while it is not known
-        # Counts up when the server that answered turns out not to be, or no longer, the one to talk to. Connections
-        # of an earlier generation are closed when they are looked at next.
+        # Counts up after an outage, and when the server that answered turns out not to be, or no longer, the one to
+        # talk to. Connections of an earlier generation are closed when they are looked at next.
         self.generation = 0
         self._source = source_of(settings, setting, url)
         self._is_node = is_node
@@ -196,7 +196,9 @@ class Server:
         return None if where is None else f"{where[0]}:{where[1]}"
 
     def leave(self, generation: int | None = None) -> None:
-        """Leave the server that connections of this generation (None: of any) lead to: it is the wrong one."""
+        """Leave the server that connections of this generation (None: of any) lead to: it is the wrong one, or they
+        do not reach it.
+        """
         with self._lock:
             if generation in (None, self.generation):
                 self.generation += 1

@@ -231,7 +231,7 @@ class Wire:
         self.server = server
         self._settings = server.settings
         self._patience = server.settings.command_timeout
-        self.breaker = Breaker(self._settings, server.name, self.ping)
+        self.breaker = Breaker(self._settings, server.name, self._probe)
         # Called where a probe fails: the server may be full of connections that nobody uses meanwhile.
         self.probed_in_vain: list[Callable[[], object]] = [self._discard_idle]
         if server.watch is not None:
@@ -470,6 +470,15 @@ class Wire:
                 self._drop(self._idle.get_nowait())
             except queue.Empty:
                 return
+
+    def _probe(self) -> None:
+        """See whether the server answers again, on a new connection. Raises RedisUnavailable.
+
+        Where it does, the connections of before are left. A firewall or NAT that has forgotten them drops what they
+        send without a word, so each of them would cost a call its deadline, and five of them the next outage.
+        """
+        self.ping()
+        self.server.leave()
 
     def ping(self) -> None:
         """Send one PING on a connection of its own, whatever the breaker says. Raises RedisUnavailable."""
