@@ -23,6 +23,7 @@ from stillroom.oldest import oldest
 from stillroom.place import each_url
 from stillroom.settings import Settings
 from stillroom.wire import no_fork, reset_after_fork
+from stillroom.wire.connect import kept_alive
 from stillroom.wire.trust import tls_options
 
 log = logging.getLogger("stillroom.dispatch")
@@ -508,6 +509,7 @@ def producer_settings(settings: Settings) -> Mapping[str, Any]:
             "socket_timeout": 1.0,
             "socket_connect_timeout": 0.25,
             "max_retries": 0,
+            **kept_alive(),
             **sentinel_options(settings),
         },
         "broker_use_ssl": broker_tls(settings),

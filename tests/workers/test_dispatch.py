@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from stillroom.keys import Keys
 from tests.support.celery_process import until
 
 QUEUE, MAINTENANCE = "stillroom.refresh", "stillroom.maintenance"
+TCP = Path("/proc/net/tcp")
 
 
 class Held(CeleryDispatch):
@@ -195,6 +197,42 @@ ENDING = textwrap.dedent("""
             signals.worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=0)
             os._exit(0)
 """)
+
+
+@pytest.mark.skipif(
+    not TCP.exists(), reason="Linux alone says when a connection's next timer is due"
+)
+def test_an_idle_connection_to_the_broker_shows_signs_of_life(
+    own_server: EmbeddedServer, db: Any
+) -> None:
+    """An idle connection to the broker shows signs of life within half a minute, so no firewall forgets it."""
+    dispatch = CeleryDispatch(Settings(redis_url=own_server.url), Keys("stillroom"))
+    try:
+        before = set(timers(own_server.port))
+        dispatch.send([order(0)], _never)
+        until(lambda: db.llen(QUEUE) == 1, "the message")
+        made = set(timers(own_server.port)) - before
+        assert made
+
+        def idle_for() -> list[float | None]:
+            return [due for port, due in timers(own_server.port).items() if port in made]
+
+        until(lambda: all(due is not None and due <= 30 for due in idle_for()), str(idle_for()))
+    finally:
+        dispatch.close()
+
+
+def timers(port: int) -> dict[int, float | None]:
+    """Return the local ports of the connections to that port, and when each shows a sign of life: in seconds."""
+    found: dict[int, float | None] = {}
+    for line in TCP.read_text().splitlines()[1:]:
+        _, near, far, _, _, timer, *_ = line.split()
+        if int(far.split(":")[1], 16) == port:
+            kind, due = timer.split(":")
+            is_sign_of_life = kind == "02"
+            ticks = os.sysconf("SC_CLK_TCK")
+            found[int(near.split(":")[1], 16)] = int(due, 16) / ticks if is_sign_of_life else None
+    return found
 
 
 @pytest.mark.parametrize("who", ["process", "child of multiprocessing", "child of Celery"])

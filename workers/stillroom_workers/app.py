@@ -12,6 +12,7 @@ from stillroom import Settings, Stillroom
 from stillroom.dispatch import broker_tls, is_amqp, own_names, sent_now, sentinel_options
 from stillroom.keys import Keys
 from stillroom.own_celery import OwnCelery, read_no_options
+from stillroom.wire.connect import kept_alive
 from stillroom_workers.contained import contained
 from stillroom_workers.letters import Letters
 from stillroom_workers.lifecycle import attend, open_room
@@ -196,7 +197,7 @@ def transport_options(settings: Settings) -> dict[str, Any]:
         "socket_timeout": 5,
         "health_check_interval": 5,
         "socket_connect_timeout": 2,
-        "socket_keepalive": True,
+        **kept_alive(),
         "client_name": f"{settings.namespace}-worker",
         **sentinel_options(settings),
     }
