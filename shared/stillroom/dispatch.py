@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -128,6 +129,11 @@ def _nothing() -> None:
     """Do nothing: a wake-up holds no lease that would have to be freed."""
 
 
+def _nowhere(_headers: Mapping[str, str]) -> AbstractContextManager[None]:
+    """Return a context without meaning."""
+    return contextlib.nullcontext()
+
+
 def _no_headers() -> Mapping[str, str]:
     """Return no headers for a message."""
     return {}
@@ -164,6 +170,8 @@ class CeleryDispatch:
         self._settings = settings
         self._keys = keys
         self.carry: Callable[[], Mapping[str, str]] = _no_headers  # further headers of a message
+        # What orders are published in, given these headers: a tool that watches Celery writes its own over them.
+        self.inside: Callable[[Mapping[str, str]], AbstractContextManager[None]] = _nowhere
         self._at_exit = AtExit(self.close)
         self._down_until = 0.0
         self._woken: dict[str, float] = {}  # task → time.monotonic() from which to wake it again
@@ -307,15 +315,17 @@ class CeleryDispatch:
         return behind
 
     def _deliver(self, errands: Sequence[_Errand]) -> None:
+        self._carried = {}  # a wake belongs to no read
         for errand in errands:
             if errand.wakes:
                 self._deliver_wake(errand.wakes)
         orders = [order for errand in errands for order in self._sendable(errand)]
         self._carried = next((errand.carried for errand in errands if errand.carried), {})
         pace = PACE_S if len(errands) > 1 else 0.0
-        for some in batches(orders):
-            if self._deliver_orders(some):
-                pace = BUSY_PACE_S
+        with self.inside(self._carried):
+            for some in batches(orders):
+                if self._deliver_orders(some):
+                    pace = BUSY_PACE_S
         self._due = time.monotonic() + pace
 
     def _sendable(self, errand: _Errand) -> Sequence[RefreshOrder]:

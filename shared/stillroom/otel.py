@@ -115,12 +115,18 @@ def carried() -> dict[str, str]:
 
 
 @contextmanager
-def task(known: Watch, name: str, headers: Mapping[str, Any]) -> Iterator[None]:
-    """Tell of a task of a worker, inside the span of whoever asked for it."""
+def inside(headers: Mapping[str, Any]) -> Iterator[None]:
+    """Have what happens inside belong to the span that the headers carry."""
     given = {key: str(headers[key]) for key in CARRIED if headers.get(key)}
     before = context.attach(propagate.extract(given))
     try:
-        with known.event("task", name):
-            yield
+        yield
     finally:
         context.detach(before)
+
+
+@contextmanager
+def task(known: Watch, name: str, headers: Mapping[str, Any]) -> Iterator[None]:
+    """Tell of a task of a worker, inside the span of whoever asked for it."""
+    with inside(headers), known.event("task", name):
+        yield

@@ -238,7 +238,7 @@ class _Room:
             otel = import_module("stillroom.otel")
             self.observe(otel.Telemetry())
             if isinstance(self.dispatch, CeleryDispatch):
-                self.dispatch.carry = otel.carried
+                self.dispatch.carry, self.dispatch.inside = otel.carried, otel.inside
 
     def _cluster(self) -> tuple[Settings, str, str, list[int]]:
         """Return what the wire to the cache's cluster is made of."""

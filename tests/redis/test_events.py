@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import queue
 import subprocess
 import sys
 import time
@@ -11,12 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from celery import signals
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanContext
 
 from stillroom import (
     AsyncStillroom,
@@ -28,7 +31,7 @@ from stillroom import (
     Settings,
     Stillroom,
 )
-from stillroom.dispatch import CeleryDispatch
+from stillroom.dispatch import REFRESH_TASK, CeleryDispatch, RefreshOrder
 from stillroom.events import Event
 from stillroom.integrations.pending import blocking_cache
 from stillroom.otel import Telemetry, carried, task
@@ -36,6 +39,7 @@ from tests.support.crowd import PATIENT
 from tests.support.faces import FACES, open_room
 
 CANARY = "canary-in-a-message"
+ORDER = RefreshOrder(loader="page", args={"number": 1}, key="page:1", token="0" * 16)
 
 
 @pytest.fixture(params=FACES)
@@ -344,6 +348,28 @@ def test_the_span_of_a_stale_read_is_carried_to_the_task(settings: Settings) -> 
     assert done.parent.span_id == span.get_span_context().span_id
     assert spans["cache get"].context.trace_id == asked.context.trace_id
     assert spans["cache get"].parent is not None
+
+
+def test_an_order_is_published_inside_the_span_of_its_read(settings: Settings) -> None:
+    """A tool that watches Celery sees the span of the read around the message of its order; none around a wake."""
+    given = Settings(**{"redis_url": settings.redis_url, "otel": True} | PATIENT)
+    sent: queue.SimpleQueue[tuple[str, Any, SpanContext]] = queue.SimpleQueue()
+
+    def seen(sender: str, headers: Any, **_: Any) -> None:
+        current = trace.get_current_span().get_span_context()
+        sent.put((sender, headers.get("traceparent"), current))
+
+    signals.before_task_publish.connect(seen)
+    with Stillroom(given) as room, Sdk().tracers.get_tracer("app").start_span("GET /page") as span:
+        with trace.use_span(span):
+            room.dispatch.send([ORDER], print)
+        name, header, around = sent.get(timeout=10)
+        asked = span.get_span_context()
+        assert (name, around.span_id) == (REFRESH_TASK, asked.span_id)
+        assert header == f"00-{asked.trace_id:032x}-{asked.span_id:016x}-{asked.trace_flags:02x}"
+        room.dispatch.wake("stillroom.reclaim")
+        name, header, around = sent.get(timeout=10)
+        assert (name, header, around.is_valid) == ("stillroom.reclaim", None, False)
 
 
 def test_it_is_not_imported_unless_it_is_on() -> None:
