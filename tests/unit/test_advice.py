@@ -123,6 +123,9 @@ def operations(**rates: float) -> RedisInfo:
         ),
         (info(memory={"policy": "noeviction", "limit": 100, "used": 1}), STATE, set()),
         (info(memory={"policy": "volatile-lru"}), BOTH, set()),
+        (info(memory={"policy": "volatile-lfu"}), BOTH, {("policy", "warn")}),
+        (info(memory={"policy": "volatile-ttl"}), BOTH, {("policy", "warn")}),
+        (info(memory={"policy": "volatile-random"}), BOTH, {("policy", "warn")}),
         (info(memory={"policy": "volatile-ttl"}), STATE, {("policy", "warn")}),
         (info(memory={"policy": "volatile-lru"}), CACHE, set()),
         (

@@ -230,6 +230,18 @@ def _said_no(measures: Measures) -> Iterator[Advice]:
             )
 
 
+_REVIVES = (
+    "may throw away the note that a session has ended before the session, which then lives again"
+)
+# What a policy may take first where state lies beside the cache. volatile-lru takes what nobody has asked for for
+# longest; all of the state that decides something is asked for again and again.
+_GOES_FIRST = {
+    "volatile-ttl": "throws away what ends first: the limits' counts, so that nobody is limited",
+    "volatile-lfu": _REVIVES,
+    "volatile-random": _REVIVES,
+}
+
+
 def _policies(measures: Measures) -> Iterator[Advice]:
     for server in each_server(measures.servers):
         memory = server.redis.memory if server.redis else None
@@ -250,6 +262,14 @@ def _policies(measures: Measures) -> Iterator[Advice]:
                 f"{memory.policy} throws away sessions and limits when memory is short: they have an end.",
                 "noeviction where only state is kept.",
                 "CONFIG SET maxmemory-policy noeviction.",
+            )
+        elif "state" in server.roles and memory.policy in _GOES_FIRST:
+            yield _policy(
+                server,
+                "warn",
+                f"When memory is short, {memory.policy} {_GOES_FIRST[memory.policy]}.",
+                "volatile-lru where one server does both.",
+                "CONFIG SET maxmemory-policy volatile-lru.",
             )
         elif server.roles == ("cache",) and memory.policy == "noeviction" and memory.limit:
             yield _policy(
