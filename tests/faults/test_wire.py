@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import queue
 import select
@@ -200,6 +201,26 @@ def fill_pool(room: Any, count: int) -> None:
         return
     with ThreadPoolExecutor(count) as threads:
         list(threads.map(lambda _: room.wire.execute(wait, 2.0), range(count)))
+
+
+def test_what_a_server_said_before_it_reset_a_connection_is_told(make: Any) -> None:
+    """A server that is protected or full says so and reads nothing: what it said is told, not the reset."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as threads:
+        room = make(f"redis://127.0.0.1:{listener.getsockname()[1]}", **PATIENT)
+        threads.submit(turn_away, listener)
+        with pytest.raises(RedisUnavailable, match="DENIED Redis is running in protected mode"):
+            room.cache.invalidate("k")
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def turn_away(listener: socket.socket) -> None:
+    """Refuse whoever has sent something. What is left unread makes the system reset the connection."""
+    with contextlib.suppress(OSError):
+        while True:
+            client, _ = listener.accept()
+            with client:
+                client.recv(1)
+                client.sendall(b"-DENIED Redis is running in protected mode\r\n")
 
 
 def test_a_dripping_link_is_cut_off(make: Any, own_server: EmbeddedServer) -> None:

@@ -195,7 +195,9 @@ class AsyncLink(asyncio.BufferedProtocol):
         self._end(EOFError(self._last_words()))
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._end(EOFError(self._last_words()) if exc is None else exc)
+        if exc is None or (isinstance(exc, ConnectionResetError) and self._is_refused()):
+            exc = EOFError(self._last_words())
+        self._end(exc)
 
     def _take(self, data: bytes | memoryview, size: int) -> None:
         """Read replies. Bytes that nobody asked for are kept: see exchange and is_alive."""
@@ -219,9 +221,12 @@ class AsyncLink(asyncio.BufferedProtocol):
         if self._arrival is not None:
             self._arrival.end(error, soon=not self._is_plain)
 
+    def _is_refused(self) -> bool:
+        """Return whether the last that the server said is why it closes: see sync.py."""
+        return bool(self._replies) and isinstance(self._replies[-1], ReplyError)
+
     def _last_words(self) -> str:
-        is_refused = self._replies and isinstance(self._replies[-1], ReplyError)
-        return str(self._replies[-1]) if is_refused else _NO_REPLY
+        return str(self._replies[-1]) if self._is_refused() else _NO_REPLY
 
     # Time
 

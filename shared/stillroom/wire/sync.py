@@ -125,6 +125,7 @@ class Link:
             sock.sendall(packed)
         buffer, reader = self._buffer, self._reader
         replies: list[Any] = []
+        reset: OSError | None = None
         while True:
             # A plain socket blocks for five milliseconds by the kernel's own timeout, which costs no system call
             # and is enough for nearly every reply; then `_wait` takes over. The kernel's timeout alone would
@@ -145,9 +146,10 @@ class Link:
             except BlockingIOError:  # the kernel's word for a timeout of a plain socket
                 self._await_data(deadline - time.monotonic())
                 size = sock.recv_into(buffer)
+            except ConnectionResetError as error:
+                size, reset = 0, error
             if not size:
-                refused = replies and isinstance(replies[-1], ReplyError)
-                raise EOFError(str(replies[-1]) if refused else _NO_REPLY)
+                raise _ended(replies, reset)
             reader.feed(buffer, 0, size)
             replies.extend(iter(reader.gets, NOT_YET))
             if len(replies) == count:
@@ -203,6 +205,17 @@ class Link:
     def close(self) -> None:
         if self._connection is not None:
             self._connection.disconnect()
+
+
+def _ended(replies: Sequence[Any], reset: OSError | None) -> Exception:
+    """Return why a connection has ended: what the server said last, if that was an error.
+
+    A server that is full or protected says so, and closes before it reads what the client sent. Where that has
+    arrived already, the system resets the connection instead of ending it.
+    """
+    if replies and isinstance(replies[-1], ReplyError):
+        return EOFError(str(replies[-1]))
+    return reset or EOFError(_NO_REPLY)
 
 
 def _is_plain(sock: Any) -> bool:
