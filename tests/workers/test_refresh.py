@@ -368,6 +368,22 @@ class TestLife:
         assert version(app_room) == 9
         assert "Traceback" not in worker.log
 
+    def test_sigquit_ends_what_a_greenlet_does(
+        self, start_worker: StartWorker, app_room: Stillroom, product: Any, db: Any
+    ) -> None:
+        """With gevent SIGQUIT ends the running tasks, and the worker ends with 0 and no error of its own."""
+        worker = start_worker("-P", "gevent")
+        db.set("db:version", 9)
+        product(7)
+        make_stale(db)
+        db.set("db:gate", 1)
+        product(7)
+        until(lambda: db.get("db:waiting"), "the loader to run")
+        worker.process.send_signal(signal.SIGQUIT)
+        assert worker.process.wait(10) == 0
+        assert "GreenletExit was raised" in worker.log
+        assert "Unrecoverable error" not in worker.log
+
     def test_a_killed_workers_refresh_is_asked_for_again(
         self, start_worker: StartWorker, app_room: Stillroom, product: Any, db: Any
     ) -> None:

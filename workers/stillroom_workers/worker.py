@@ -22,12 +22,15 @@ from stillroom_workers.lifecycle import begin, ending_the_process, ending_withou
 _StockWorker: Any = worker.Worker
 
 POOL = "threads"  # the work waits on Redis and on loaders; threads stop in half a second, prefork has hung
+GEVENT = "celery.concurrency.gevent"
 NAMES_SHOWN = 3  # loaders that the name of a task tells
 STOCK_BEAT, OUR_BEAT = "celery.worker.components:Beat", "stillroom_workers.beat:Beat"
 
 
 class Worker(_StockWorker):  # type: ignore[misc]
     """A worker that is ready when its room is open, or ends with a sentence and exit code 1."""
+
+    pool_cls: Any
 
     class Blueprint(_StockWorker.Blueprint):  # type: ignore[misc]
         default_steps = _StockWorker.Blueprint.default_steps - {STOCK_BEAT} | {OUR_BEAT}
@@ -60,6 +63,7 @@ class Worker(_StockWorker):  # type: ignore[misc]
     def on_init_blueprint(self) -> None:
         """Begin the process: the worker's parts are chosen after this, and its log is set up."""
         super().on_init_blueprint()
+        self.pool_cls = _stoppable(self.pool_cls)
         scales = self.pool_cls.uses_semaphore or hasattr(self.pool_cls, "grow")
         if self.options.get("autoscale") and not scales:
             raise SettingsError("--autoscale is for processes: add --pool prefork, or leave it out")
@@ -105,6 +109,27 @@ def _pool(pool: Any = None, pool_cls: Any = None, **_: Any) -> dict[str, Any]:
         command is None or command.get_parameter_source("pool") is not ParameterSource.DEFAULT
     )
     return {"pool": (is_named and (pool or pool_cls)) or POOL}
+
+
+def _stoppable(pool: Any) -> Any:
+    """Return the pool; gevent's as one that SIGQUIT or a second Ctrl-C can stop.
+
+    gevent calls the handler of a signal in its event loop, where nothing can wait. Stock waits there for the tasks
+    that it has just ended, which raises an error. The worker itself waits for them behind the handler.
+    """
+    if pool.__module__ != GEVENT:
+        return pool
+
+    class Stoppable(pool):  # type: ignore[misc]
+        __module__ = GEVENT  # the worker's banner names its pool by this
+
+        def on_stop(self) -> None:
+            from gevent import get_hub, getcurrent
+
+            if getcurrent() is not get_hub():
+                super().on_stop()
+
+    return Stoppable
 
 
 def _loader_of(order: Any) -> Iterator[str]:
