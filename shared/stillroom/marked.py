@@ -12,6 +12,7 @@ import datetime
 import decimal
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -151,6 +152,24 @@ def key_text(key: Any) -> Any:
     if isinstance(key, int):
         return int.__repr__(key)
     return float.__repr__(key) if isinstance(key, float) else key
+
+
+def keys_in_common(value: Any) -> list[Any]:
+    """Return the keys of a dict that JSON would write as the text of another key: of 7 and "7" both.
+
+    >>> keys_in_common({7: "a", "7": "b", 8: "c"})
+    [7, '7']
+    """
+    if not isinstance(value, dict) or all(type(key) is str for key in value):
+        return []
+    texts = Counter(map(key_text, value))
+    return [key for key in value if texts[key_text(key)] > 1]
+
+
+def loses_its_zone(value: Any) -> bool:
+    """Tell whether this is a time of a zone that has no offset without a date: an ISO text has no place for it."""
+    is_time = isinstance(value, datetime.time | datetime.datetime)
+    return is_time and value.tzinfo is not None and value.utcoffset() is None
 
 
 def writable(packed: Any) -> Any:

@@ -12,17 +12,19 @@ from enum import Enum, StrEnum
 from ipaddress import IPv4Address
 from pathlib import PurePath
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from markupsafe import Markup
 from pydantic import BaseModel, SecretStr
 from pydantic_core import from_json, to_json
 
 from stillroom import SessionDataRefused
-from stillroom.marked import SIGN, Marks, is_plain, key_text
+from stillroom.marked import SIGN, Marks, is_plain, key_text, keys_in_common
 from stillroom.sessions import decoded_value, encoded_value
+from stillroom.sessions.session import check_kept
 from stillroom.web.fields import to_fields
 
 MARKS = Marks()
@@ -103,10 +105,17 @@ def test_plain_values_are_left_as_they_are(value: Any) -> None:
 @given(VALUES)
 def test_a_session_keeps_types_but_for_keys(value: Any) -> None:
     """A session keeps types, except that keys become text as in Flask's and Django's sessions."""
+    assume(not _has_keys_in_common(value))
     kept = decoded_value(encoded_value("k", value))
     assert same(decoded_value(encoded_value("k", kept)), kept)
     if not _has_odd_keys(value):
         assert same(kept, value)
+
+
+def _has_keys_in_common(value: Any) -> bool:
+    if isinstance(value, dict):
+        return bool(keys_in_common(value)) or any(map(_has_keys_in_common, value.values()))
+    return isinstance(value, list | tuple) and any(map(_has_keys_in_common, value))
 
 
 def _has_odd_keys(value: Any) -> bool:
@@ -133,6 +142,32 @@ def test_what_flask_keeps_is_kept(value: Any) -> None:
     """Each type of Flask's own sessions is kept."""
     assert same(decoded_value(encoded_value("k", value)), value)
 
+
+@pytest.mark.parametrize(
+    "value", [{7: "a", "7": "b"}, [{True: 1, "true": 2}], {"a": {None: 1, "null": 2}}]
+)
+@pytest.mark.parametrize("write", [encoded_value, check_kept])
+def test_two_keys_that_json_writes_alike_are_refused(write: Any, value: Any) -> None:
+    """Two keys that are one text in JSON are refused with their names, because a value would be lost."""
+    with pytest.raises(SessionDataRefused, match=r"^cart: the keys .* are one text in JSON"):
+        write("cart", value)
+
+
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+@pytest.mark.parametrize(
+    "moment", [datetime.time(9, 30, tzinfo=BERLIN), datetime.time(2, tzinfo=BERLIN, fold=1)]
+)
+@pytest.mark.parametrize("write", [encoded_value, check_kept])
+def test_a_time_of_a_zone_without_a_date_is_refused(write: Any, moment: Any) -> None:
+    """A time of a zone whose offset depends on the date is refused, because it would come back without the zone."""
+    with pytest.raises(SessionDataRefused, match="opens: time would lose its zone"):
+        write("opens", [moment])
+    assert same(decoded_value(encoded_value("k", NOON)), NOON)
+
+
+NOON = datetime.time(12, tzinfo=datetime.timezone(datetime.timedelta(hours=2)))
 
 HALVES = st.text(st.characters(codec=None, categories=["Cs", "Ll"]), max_size=4)
 

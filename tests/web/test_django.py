@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.contrib.auth import SESSION_KEY
@@ -855,6 +856,13 @@ def test_what_would_come_back_as_its_base_is_refused(
     """A value that would come back as its base type is refused; a JSON cache with tuples has broken an admin."""
     with pytest.raises(Unencodable, match=f"it would come back as {base}; make it one"):
         cache.set("k", value)
+    assert cache.get("k") is None
+
+
+def test_a_time_of_a_zone_without_a_date_is_refused(cache: BaseCache) -> None:
+    """A time of a zone whose offset depends on the date is refused, because it would come back without the zone."""
+    with pytest.raises(Unencodable, match="time: it would lose its zone"):
+        cache.set("k", [datetime.time(9, 30, tzinfo=ZoneInfo("Europe/Berlin"))])
     assert cache.get("k") is None
 
 

@@ -22,7 +22,15 @@ from stillroom.errors import (
     ValueTooLarge,
 )
 from stillroom.keys import original, sanitized
-from stillroom.marked import ATOMS, SAYS_HTML, SIGN, Marks, writable
+from stillroom.marked import (
+    ATOMS,
+    SAYS_HTML,
+    SIGN,
+    Marks,
+    keys_in_common,
+    loses_its_zone,
+    writable,
+)
 from stillroom.sameness import has_secret, is_same, lost_in
 from stillroom.sessions.token import make_handle
 
@@ -37,7 +45,6 @@ _OF_SECRETS = (
 )
 _SURE_BYTES = 400  # shorter JSON is neither too deep nor has a number too long to be read
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", re.ASCII)
-_MARKS = Marks(text_keys=True)
 # The adapter of a dataclass takes 2 ms to make.
 _adapter_of: Callable[[type], TypeAdapter[Any]] = lru_cache(128)(TypeAdapter)
 _to_json = partial(to_json, by_alias=True, round_trip=True, inf_nan_mode="constants")
@@ -268,7 +275,7 @@ def names_in(data: Any) -> list[bytes]:
 def encoded_value(key: str, value: object) -> bytes:
     """Return the JSON of one value, a type that JSON has no word for marked. Raises SessionDataRefused."""
     try:
-        packed = value if type(value) in ATOMS else _MARKS.pack(value)
+        packed = value if type(value) in ATOMS else _packed(_MARKS, key, value)
         try:
             return _to_json(packed)
         except PydanticSerializationError:
@@ -280,13 +287,33 @@ def encoded_value(key: str, value: object) -> bytes:
 def check_kept(key: str, value: object) -> None:
     """Raises SessionDataRefused for a value that would come back as one of another type, in silence."""
     with suppress(RecursionError):  # which is said when it is written
-        try:
-            _CHECKS.pack(value)
-        except SessionDataRefused as refused:
-            raise SessionDataRefused(f"{ascii(key)[1:-1][:80]}: {refused}") from None
+        _packed(_CHECKS, key, value)
+
+
+def _packed(marks: Marks, key: str, value: object) -> Any:
+    try:
+        return marks.pack(value)
+    except SessionDataRefused as refused:
+        raise SessionDataRefused(f"{ascii(key)[1:-1][:80]}: {refused}") from None
+
+
+def _loss(value: object) -> SessionDataRefused | None:
+    """Return the error for a value of which a part would be lost, whatever type it is read by."""
+    if keys := keys_in_common(value):
+        names = " and ".join(ascii(one)[:40] for one in keys[:2])
+        return SessionDataRefused(
+            f"the keys {names} are one text in JSON, so one value would be lost"
+        )
+    if loses_its_zone(value):
+        return SessionDataRefused(
+            f"{type(value).__name__} would lose its zone, which has no offset without a date"
+        )
+    return None
 
 
 def _refusal(value: object) -> SessionDataRefused | None:
+    if loss := _loss(value):
+        return loss
     if isinstance(value, _JSON) or any(kind.fits(value) for kind in (*_MARKS.kinds, SAYS_HTML)):
         return None
     return SessionDataRefused(
@@ -295,6 +322,7 @@ def _refusal(value: object) -> SessionDataRefused | None:
     )
 
 
+_MARKS = Marks(text_keys=True, refuse=_loss)
 _CHECKS = Marks(text_keys=True, refuse=_refusal)
 
 

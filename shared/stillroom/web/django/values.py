@@ -14,7 +14,7 @@ from django.http import HttpResponse
 from django.template.response import SimpleTemplateResponse
 
 from stillroom.codec import Unencodable
-from stillroom.marked import EXACT, Marks, is_safe_text, kind
+from stillroom.marked import EXACT, Marks, is_safe_text, kind, loses_its_zone
 
 # By these attributes of a response decorators tell middlewares of Django and django-csp to leave a header out or to
 # send another one.
@@ -36,6 +36,9 @@ def unpack(value: Any) -> Any:
 
 def _refused(value: Any) -> Unencodable | None:
     """Return why a value is not kept, or None if it is. A NamedTuple, for example, would come back as a tuple."""
+    if loses_its_zone(value):
+        name = type(value).__name__
+        return Unencodable(f"{name}: it would lose its zone, which has no offset without a date")
     if type(value) in EXACT or isinstance(value, HttpResponse) or is_safe_text(value):
         return None
     name = type(value).__name__
