@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import resource
 import struct
 import threading
 import zlib
@@ -257,6 +260,41 @@ def test_a_file_that_may_not_be_read_is_refused(
     with pytest.raises(ImageRefused, match="File exists") as refused:
         read_image(root, "a.png", BYTE_LIMIT)
     assert refused.value.reason == "denied"
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux")
+def test_a_disk_that_fails_is_no_refusal_of_the_file() -> None:
+    """A file whose reading fails with an error of the disk is told as what this machine can't do just now."""
+    with pytest.raises(ImagesUnavailable, match="'mem' can't be read here: Input/output error"):
+        read_image(Path("/proc/self"), "mem", BYTE_LIMIT)
+
+
+def test_a_disk_that_fails_within_a_header_is_no_refusal(root: Path) -> None:
+    """A disk that fails while the header is read makes no answer that the cache keeps for everybody."""
+
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() >= 16:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().read(size)
+
+    with pytest.raises(OSError, match="Input/output error"):
+        images._header(Failing(save(root / "a.png").read_bytes()), "a.png")
+
+
+@pytest.mark.parametrize("spared", [0, 1])
+def test_a_process_without_descriptors_refuses_no_file(root: Path, spared: int) -> None:
+    """A process that has too many open files says so, and does not refuse the image for it."""
+    save(root / "a.png")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + spared, hard))
+    try:
+        with pytest.raises(ImagesUnavailable, match="Too many open files"):
+            read_image(root, "a.png", BYTE_LIMIT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_file_that_is_written_while_it_is_read_is_read_again(

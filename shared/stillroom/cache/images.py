@@ -19,6 +19,7 @@ from typing import IO, Any
 from pydantic import BaseModel, ConfigDict
 
 from stillroom.cache.body import CacheBody
+from stillroom.cache.failures import is_of_the_caller
 from stillroom.cache.sharded import ShardedBody
 from stillroom.errors import ImageRefused, ImagesUnavailable, LoadFailed
 from stillroom.keys import sanitized
@@ -50,6 +51,10 @@ CHUNK = 256 * 1024
 # No link is followed; a FIFO does not wait for a writer.
 OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 OPEN_FOLDER = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
+# Errors that say nothing of the file: this process has no descriptor left, or its disk does not answer.
+OF_THE_MACHINE = frozenset(
+    (*(errno.EMFILE, errno.ENFILE, errno.ENOMEM), *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT))
+)
 
 
 class ImageInfo(BaseModel):
@@ -87,7 +92,7 @@ class Images:
         Cost: one stat, and one MGET; where the file is new or has changed, one caller in all processes reads it.
         A missing file costs the stat alone. Raises ImageRefused for what is no image, too large, or no plain file
         under the root (answered from the cache too, while the file does not change), ImagesUnavailable without
-        `image_root`, that folder or Pillow. Redis away: the file is read.
+        `image_root`, that folder or Pillow, and where this machine can't read just now. Redis away: the file is read.
         """
         name, root = normalised(filename), self._image_root()
         for _ in range(TRIES):
@@ -178,7 +183,9 @@ def fingerprint(root: Path, name: str) -> str | None:
             raise _without_root(root, "there is no such folder") from None
         return None
     except OSError as error:
-        raise ImageRefused(name, "denied", error.strerror or "it can't be looked at") from None
+        raise _unreadable(name, error) or ImageRefused(
+            name, "denied", error.strerror or "it can't be looked at"
+        ) from None
     return _version(found)
 
 
@@ -205,8 +212,11 @@ def read_image(
             if version not in (None, _version(before)):
                 raise OtherVersion
             _check_bytes(name, before.st_size, byte_limit)
-            digest = _hashed(file, byte_limit)
-            kind, (width, height) = _header(file, name)
+            try:
+                digest = _hashed(file, byte_limit)
+                kind, (width, height) = _header(file, name)
+            except OSError as error:
+                raise _unreadable(name, error) or error from None
             after = os.fstat(file.fileno())
         if digest is None or _version(before) != _version(after):
             continue  # another process is writing it just now
@@ -272,7 +282,9 @@ def _opened(root: Path, name: str) -> Iterator[IO[bytes] | None]:
         if error.errno == errno.ELOOP:
             raise ImageRefused(name, "link", "it is a link, and no link is followed") from None
         reason = "special" if error.errno == errno.ENXIO else "denied"
-        raise ImageRefused(name, reason, error.strerror or "it can't be opened") from None
+        raise _unreadable(name, error) or ImageRefused(
+            name, reason, error.strerror or "it can't be opened"
+        ) from None
     finally:
         for one in descriptors:
             os.close(one)
@@ -285,6 +297,18 @@ def _opened(root: Path, name: str) -> Iterator[IO[bytes] | None]:
 
 def _without_root(root: Path, why: str) -> ImagesUnavailable:
     return ImagesUnavailable(f"STILLROOM_IMAGE_ROOT is {root}: {why}")
+
+
+def _unreadable(name: str, error: OSError) -> ImagesUnavailable | None:
+    """Return the error to raise where the machine, and not the file, is why it can't be read; else None."""
+    if error.errno not in OF_THE_MACHINE:
+        return None
+    return ImagesUnavailable(f"{name!r:.100} can't be read here: {error.strerror}")
+
+
+def _is_not_of_the_file(error: Exception) -> bool:
+    """Return whether a reader was ended by its task's time limit, or by the machine. Its answer would be kept."""
+    return is_of_the_caller(error) or getattr(error, "errno", None) in OF_THE_MACHINE
 
 
 def _hashed(file: IO[bytes], byte_limit: int) -> str | None:
@@ -322,6 +346,8 @@ def _header(file: IO[bytes], name: str) -> tuple[str, tuple[int, int]]:
         except MemoryError:
             raise
         except Exception as error:  # any error that a reader raises for bytes that are no image
+            if _is_not_of_the_file(error):
+                raise
             sentence = f"its header is no {kind}'s ({type(error).__name__})"
             raise ImageRefused(name, "content", sentence) from None
     file.seek(0)
@@ -345,7 +371,9 @@ def _orientation(image: Any, file: IO[bytes]) -> int:
     try:
         exif.load(found)
         orientation = exif.get(ORIENTATION, 1)
-    except Exception:  # any error that a reader raises for bytes that are no EXIF
+    except Exception as error:  # any error that a reader raises for bytes that are no EXIF
+        if _is_not_of_the_file(error):
+            raise
         return 1  # browsers show such a picture as it lies
     return orientation if isinstance(orientation, int) else 1
 
