@@ -94,8 +94,8 @@ class ImageRefused(StillroomError, ValueError):
 
 
 class ImagesUnavailable(StillroomError):
-    """Images can't be read here: no root is set, there is no such folder, or Pillow is not installed; or this machine
-    can't read the file just now: it has too many open files, or its disk fails.
+    """Images can't be read here: no root is set, there is no such folder, or Pillow is not installed; or not just
+    now: the process has too many open files, or its disk fails.
 
     Answer: 500; set `STILLROOM_IMAGE_ROOT`, install `stillroom[images]`.
     """

@@ -92,7 +92,8 @@ class Images:
         Cost: one stat, and one MGET; where the file is new or has changed, one caller in all processes reads it.
         A missing file costs the stat alone. Raises ImageRefused for what is no image, too large, or no plain file
         under the root (answered from the cache too, while the file does not change), ImagesUnavailable without
-        `image_root`, that folder or Pillow, and where this machine can't read just now. Redis away: the file is read.
+        `image_root`, that folder or Pillow, or where this machine can't read just now. Redis away: the file is
+        read.
         """
         name, root = normalised(filename), self._image_root()
         for _ in range(TRIES):
