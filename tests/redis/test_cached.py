@@ -213,6 +213,20 @@ def test_a_cached_function_is_pickled_by_its_name() -> None:
     assert pickle.loads(pickle.dumps(Shelf().book)).key(id=7) == "book:7"
 
 
+def test_a_bound_loader_equals_another_look_at_it() -> None:
+    """Two looks at a loader of one object are equal, as those at a method are, so that a dict knows the second one.
+
+    FastAPI calls such a dependency once in a request.
+    """
+    one, other = Shelf(), Shelf()
+    assert one.book == one.book
+    assert {one.book: 1}[one.book] == 1
+    assert one.book != other.book
+    assert one.book != Shelf.book
+    assert Shelf.book == Shelf.book
+    assert number != async_number
+
+
 def test_a_cached_function_looks_like_the_function() -> None:
     """A cached function keeps name, docstring and signature, and an async one is a coroutine function."""
     assert number.__name__ == "number"  # type: ignore[attr-defined]

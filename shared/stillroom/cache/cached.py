@@ -64,6 +64,15 @@ class _Cached(Generic[P, T_co]):
         vars(bound).update(vars(self), _first=(instance,))
         return bound
 
+    def __eq__(self, other: object) -> bool:
+        """Compare two of one object as its bound methods are: each look at `shop.product` makes another one."""
+        if not (self._first and isinstance(other, _Cached) and other._first):
+            return self is other
+        return self.loader is other.loader and self._first[0] is other._first[0]
+
+    def __hash__(self) -> int:
+        return hash((id(self.loader), id(self._first[0]))) if self._first else object.__hash__(self)
+
     def __reduce__(self) -> Any:
         """Pickle the loader by its name, as a function is."""
         if self._first:
