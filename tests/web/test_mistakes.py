@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from django.contrib.sessions.backends.cache import SessionStore
 from django.http import HttpRequest
 from flask import Flask
 from starlette.applications import Starlette
@@ -28,8 +29,10 @@ from stillroom import (
 )
 from stillroom.web.asgi import StillroomMiddleware as Asgi
 from stillroom.web.django.limits import limited as on_django
+from stillroom.web.django.views import fresh as fresh_in_django
 from stillroom.web.fastapi import limited as on_fastapi
 from stillroom.web.flask import StillroomLimits, StillroomSessions
+from stillroom.web.flask import fresh as fresh_in_flask
 from stillroom.web.flask import limited as on_flask
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.starlette import limited as on_starlette
@@ -187,9 +190,24 @@ def test_a_decorator_without_its_limits(limited: Any) -> None:
     """A bare `@limited` is told where it is written, or where a view with one parameter is called."""
     assert "did you mean @limited(AUTH)?" in refused(lambda: limited(lambda: "a view"))
     request = {on_starlette: Request({"type": "http"}), on_django: HttpRequest()}.get(limited)
+    bare = limited(lambda request: "a view")
     if request is not None:
-        bare = limited(lambda request: "a view")
         assert "did you mean @limited(AUTH)?" in refused(lambda: bare(request))
+    if limited is on_flask:  # which calls a view with the fields of the path
+        said = refused(lambda: bare(id=7))
+        assert "it was called as a view, with id; did you mean @limited(AUTH)?" in said
+
+
+def test_a_fresh_session_where_there_is_none_of_ours() -> None:
+    """Where an app has no sessions of Stillroom, `@fresh` says which line is missing."""
+    flask = Flask("x")
+    flask.secret_key = "x"
+    with flask.test_request_context():
+        assert "room.init_app(app)" in refused(fresh_in_flask(600)(lambda: "a view"))
+    request = HttpRequest()
+    assert "SESSION_ENGINE" in refused(lambda: fresh_in_django(600)(lambda request: "")(request))
+    request.session = SessionStore()  # type: ignore[assignment]  # Django's own
+    assert "SESSION_ENGINE" in refused(lambda: fresh_in_django(600)(lambda request: "")(request))
 
 
 @pytest.mark.parametrize("given", AWAITED, ids=["function", "partial", "object"])

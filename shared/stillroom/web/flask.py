@@ -16,7 +16,12 @@ from flask import Flask, Request, Response, abort, g, has_app_context, request, 
 from flask.sessions import SessionInterface, SessionMixin
 
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import SessionStoreUnavailable, SettingsError, StillroomError
+from stillroom.errors import (
+    SessionNotLoaded,
+    SessionStoreUnavailable,
+    SettingsError,
+    StillroomError,
+)
 from stillroom.misuse import explained
 from stillroom.operation import Operation
 from stillroom.room import Stillroom
@@ -373,7 +378,11 @@ def fresh(seconds: Duration) -> Callable[[View], View]:
     def decorated(view: View) -> View:
         @wraps(view)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            if not session.is_fresh(seconds):  # type: ignore[attr-defined]
+            if not hasattr(session, "is_fresh"):
+                raise SessionNotLoaded(
+                    "this app's sessions are not Stillroom's, so none is fresh: room.init_app(app) comes first"
+                )
+            if not session.is_fresh(seconds):
                 abort(401)
             return view(*args, **kwargs)
 

@@ -43,6 +43,7 @@ from stillroom.web.within import budgeted
 
 P = TypeVar("P")
 V = TypeVar("V")
+NO_VIEW: Any = object()  # what a decorator is given that stands in the place of a view
 TOLD = "stillroom.told"  # in the environ: the visit that the response tells of
 HELD = "stillroom.held"  # in the environ: the visit, while it holds what is to be given back
 HERE = "_stillroom_visit"  # on the request: flask.g may be shared by several
@@ -240,7 +241,12 @@ def limited(
     """
     declaration = declared_in_threads(limits, by, cost, count, exempt_when)
 
-    def put_on(view: V) -> V:
+    def put_on(view: V = NO_VIEW, /, **parameters: Any) -> V:
+        if view is NO_VIEW:  # Flask calls it as a view, with the fields of the path
+            what = f"with {', '.join(parameters)}" if parameters else "without parameters"
+            raise InvalidLimit(
+                limits[0], f"it was called as a view, {what}; did you mean @limited(AUTH)?"
+            )
         if isinstance(view, Blueprint):
             setattr(view, MARK, (declaration, *carried(view)))
             view.before_request(lambda: _charge_once(declaration))

@@ -10,7 +10,7 @@ from asgiref.sync import sync_to_async
 from django.http import HttpRequest, HttpResponse
 
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import SessionNotFresh
+from stillroom.errors import SessionNotFresh, SessionNotLoaded
 from stillroom.misuse import explained
 from stillroom.web.django.requests import is_async_view, response_of
 from stillroom.web.problem import failed
@@ -42,6 +42,12 @@ def fresh(seconds: Duration) -> Callable[[View], View]:
 
 
 def _refusal(request: HttpRequest, seconds: float) -> HttpResponse | None:
-    if request.session.is_fresh(seconds):
+    session: Any = getattr(request, "session", None)
+    if not hasattr(session, "is_fresh"):
+        raise SessionNotLoaded(
+            "this request has no session of Stillroom, so none is fresh: set SESSION_ENGINE to "
+            "stillroom.web.django.sessions, and add Django's SessionMiddleware"
+        )
+    if session.is_fresh(seconds):
         return None
     return response_of(failed(SessionNotFresh(seconds, None)))
