@@ -227,6 +227,13 @@ def test_a_bound_loader_equals_another_look_at_it() -> None:
     assert number != async_number
 
 
+def test_a_bound_loader_has_the_signature_of_a_method() -> None:
+    """The signature of a bound loader has no `self`, and that of the class' loader has it, as those of a method."""
+    assert [*inspect.signature(Shelf().book).parameters] == ["id"]
+    assert [*inspect.signature(Shelf.book).parameters] == ["self", "id"]
+    assert [*inspect.signature(type(Shelf.book)).parameters] == ["loader", "body", "driver"]
+
+
 def test_a_cached_function_looks_like_the_function() -> None:
     """A cached function keeps name, docstring and signature, and an async one is a coroutine function."""
     assert number.__name__ == "number"  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.testclient import TestClient
 
 from stillroom import AsyncStillroom, NoDispatch, Settings, SettingsError, Stillroom
@@ -70,6 +70,32 @@ def test_the_room_s_own_lifespan_is_enough(settings: Settings) -> None:
     mine = AsyncStillroom(settings, dispatch=NoDispatch())
     with TestClient(app_of(mine.lifespan, mine), base_url="https://testserver") as client:
         assert client.get("/price").json() == 7
+
+
+def test_a_loader_of_an_object_is_a_dependency(settings: Settings) -> None:
+    """A loader that is a method is a dependency as a method is: `self` is not asked for, and it is called once."""
+    mine = AsyncStillroom(settings, dispatch=NoDispatch())
+    loads: list[str] = []
+
+    class Shop:
+        @mine.cache.cached("rate:{currency}", ignore=["self"], keep=lambda _: False)
+        async def rate(self, currency: str) -> int:
+            loads.append(currency)
+            return 7
+
+    shop, app = Shop(), FastAPI(lifespan=mine.lifespan)
+
+    def price(rate: int = Depends(shop.rate)) -> int:
+        return rate
+
+    @app.get("/total")
+    def total(price: int = Depends(price), rate: int = Depends(shop.rate)) -> int:
+        return price + rate
+
+    with TestClient(app) as client:
+        assert client.get("/total?currency=eur").json() == 14
+        assert client.get("/total").status_code == 422
+    assert loads == ["eur"]
 
 
 def test_a_mounted_app_has_the_room_around_it(settings: Settings) -> None:

@@ -21,8 +21,23 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 
 
+class _BoundSignature:
+    """The signature of a loader that is bound to an object: without `self`, for which FastAPI would ask the client.
+
+    It is made when it is asked for, because each call of a method binds it. Of other loaders the function tells it.
+    """
+
+    def __get__(self, cached: Any, owner: Any = None) -> inspect.Signature:
+        if cached is None or not cached._first:
+            raise AttributeError("__signature__")
+        found = inspect.signature(cached.loader.function)
+        return found.replace(parameters=[*found.parameters.values()][len(cached._first) :])
+
+
 class _Cached(Generic[P, T_co]):
     """A loader that answers from the cache. In a class it binds as a method does."""
+
+    __signature__ = _BoundSignature()
 
     def __init__(self, loader: Loader, body: Any, driver: Any) -> None:
         function: Any = loader.function
