@@ -227,6 +227,12 @@ def test_a_bound_loader_equals_another_look_at_it() -> None:
     assert number != async_number
 
 
+def test_a_load_that_is_ordered_of_a_bound_loader_is_of_its_object() -> None:
+    """An ordered load of a method is that of its object: one without JSON is told, and no argument is missing."""
+    with pytest.raises(InvalidArgument, match=r"its arguments have no JSON: .*Shelf"):
+        THE_ROOM.tasks.load(Shelf().book, 7)
+
+
 def test_a_bound_loader_has_the_signature_of_a_method() -> None:
     """The signature of a bound loader has no `self`, and that of the class' loader has it, as those of a method."""
     assert [*inspect.signature(Shelf().book).parameters] == ["id"]

@@ -60,7 +60,9 @@ class TasksBody:
                 f"a function made by room.cache.cached is loaded, not {function!r}"
             )
         loader = function.loader
-        yield from self._order([Load(loader=loader.name, args=loader.ordered(args, kwargs))])
+        yield from self._order(
+            [Load(loader=loader.name, args=loader.ordered(function._first + args, kwargs))]
+        )
 
     def _order(self, orders: Any) -> Operation[None]:
         if several := list(orders):
