@@ -267,7 +267,7 @@ class Timed(NamedTuple):
 
     def _time(self, text: bytes) -> bytes:
         """Return a time by the clock there. 0 and 1 are none, nor is what never ends."""
-        is_time = text.isdigit() and 1 < int(text) < FOREVER
+        is_time = len(text) < 20 and text.isdigit() and 1 < int(text) < FOREVER
         return b"%d" % max(2, int(text) + self.ahead_us) if is_time else text
 
 

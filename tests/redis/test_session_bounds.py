@@ -13,13 +13,16 @@ import pytest
 from stillroom import (
     InvalidArgument,
     SessionDataRefused,
+    SessionEnded,
     SessionStoreUnavailable,
     SessionUnreadable,
     SettingsError,
     Stillroom,
     StillroomError,
     TooManySessions,
+    ValueTooLarge,
 )
+from stillroom.moving import HASH, Timed
 from stillroom.sessions import many
 from tests.support.monitor import heard
 from tests.support.sessions import age, assert_bounded, name_of, record_of
@@ -202,6 +205,63 @@ def test_a_field_that_another_program_wrote_harms_nobody_else(
         with suppress(SessionUnreadable):
             assert session.device
     assert good.handle in [device.handle for device in sessions.list_for_user("u1")]
+
+
+NUMBERS = ["_b", "_i", "_l", "_s", "_v", "_x"]
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+@pytest.mark.parametrize("nonsense", ["nan", "inf", "9" * 400, "x", ""], ids=lambda text: text[:4])
+def test_a_number_that_is_none_is_no_outage(
+    room: Any, client: Any, field: str, nonsense: str
+) -> None:
+    """A record with nonsense for a number is written, has ended, or can't be read; that is no outage."""
+    calls: tuple[Callable[[Any], Any], ...] = (
+        lambda made: room.sessions.update(made, {"a": 2}),
+        room.sessions.get,
+        room.sessions.touch,
+        room.sessions.rotate,
+        room.sessions.destroy,
+    )
+    for call in calls:
+        made = room.sessions.create("u1", {"a": 1})
+        client.hset(record_of(room, made.handle), field, nonsense)
+        with suppress(SessionEnded, SessionUnreadable):
+            call(made)
+        room.sessions.destroy_for_user("u1")
+        with suppress(SessionUnreadable):
+            assert room.sessions.get(made.token) is None
+
+
+@pytest.mark.parametrize("bytes_said", ["", "x", "nan", "-5", str(2**62)])
+def test_the_bytes_of_a_record_are_counted_anew_where_they_are_none(
+    room: Any, client: Any, bytes_said: str
+) -> None:
+    """A record that says nonsense of its size is written to, up to the limit, and says its size from then on."""
+    made = room.sessions.create("u1", {"a": 1, "b": "x" * 30})
+    key = record_of(room, made.handle)
+    right = int(client.hget(key, "_b"))
+    client.hset(key, "_b", bytes_said)
+    room.sessions.update(made, {"a": 2})
+    assert int(client.hget(key, "_b")) == right
+    client.hset(key, "_b", bytes_said)
+    with pytest.raises(ValueTooLarge):
+        room.sessions.update(made, {"c": "x" * (room.settings.session_data_limit - right)})
+
+
+def test_a_clock_that_is_no_time_keeps_nobody_out(room: Any, client: Any) -> None:
+    """A login works, and can be ended, where a shard's clock says no time that can be."""
+    key = room.keys.shard(0) + b"clock"
+    for nonsense in (b"1e308", b"nan", b"inf", b"9" * 400, str(2**70).encode()):
+        room.sessions.destroy_all()
+        for shard in range(room.settings.session_shards):
+            client.set(room.keys.shard(shard) + b"clock", nonsense, ex=100)
+        made = room.sessions.create("u1", {})
+        assert room.sessions.get(made) is not None
+        room.sessions.destroy_for_user("u1")
+        assert room.sessions.get(made) is None
+        assert room.sessions.get(room.sessions.create("u1", {})) is not None
+    assert client.ttl(key) != -1
 
 
 @pytest.mark.parametrize("kind", ["string", "hash"])
@@ -393,3 +453,11 @@ def test_a_cap_has_a_limit(room: Any) -> None:
     """A cap above the limit is refused, because counting more would hold up the server."""
     with pytest.raises(SettingsError, match="max_per_user=301: 1 to 300"):
         room.sessions.create("u1", max_per_user=301)
+
+
+@pytest.mark.parametrize("digits", [1, 19, 20, 400, 5_000])
+def test_a_move_copies_a_time_of_any_length(digits: int) -> None:
+    """A number in the place of a session's time ends no move, however long it is, also where clocks differ."""
+    text = b"9" * digits
+    _, moved = Timed(b"", ahead_us=5).value(b"s:x", HASH, [b"_l", text])
+    assert moved in (text, b"%d" % (int(text[:20]) + 5))

@@ -182,18 +182,32 @@ def test_a_login_gives_a_new_token_and_keeps_the_cart(browser: Browser, room: St
     assert [device.handle for device in room.sessions.list_for_user("ann")] == [session.handle]
 
 
+@pytest.mark.parametrize("field", ["cart", "_v", "_c"])
 @pytest.mark.parametrize("path", ["/cart", "/cart/add?jam", "/login?ann", "/logout", "/renew"])
 def test_a_session_that_can_not_be_read_is_taken_for_an_ended_one(
-    browser: Browser, client: Any, caplog: pytest.LogCaptureFixture, path: str
+    browser: Browser, client: Any, caplog: pytest.LogCaptureFixture, path: str, field: str
 ) -> None:
     """A visitor whose record is broken goes on without it, as if it had ended, and the log says so."""
     browser.get("/cart/add?tea")
     old = browser.token
-    break_records(client, "cart")
+    break_records(client, field)
     assert browser.get(path).status == 200
     assert browser.token != old
     assert "a session can't be read" in caplog.text
     assert browser.get("/cart").text == ('["jam"]' if "jam" in path else "[]")
+
+
+@pytest.mark.parametrize("field", ["_b", "_x", "_i", "_l", "_s"])
+def test_a_number_of_a_record_that_is_none_costs_a_session_at_most(
+    browser: Browser, client: Any, field: str
+) -> None:
+    """A visitor whose record has nonsense in the place of a number is answered, and can fill a cart."""
+    for nonsense in (b"nan", b"inf", b"9" * 400, b""):
+        browser.get("/cart/add?tea")
+        for key in client.keys("*:s:*"):
+            client.hset(key, field, nonsense)
+        assert [browser.get(path).status for path in ("/cart", "/cart/add?jam")] == [200, 200]
+        assert "jam" in browser.get("/cart").text
 
 
 def test_a_page_that_wants_a_fresh_login_is_answered_with_401(browser: Browser) -> None:

@@ -5,6 +5,7 @@ from stillroom.sessions.body import LONGEST_S, SessionsBody, not_fresh
 from stillroom.sessions.many import SWEEP_TASK
 from stillroom.sessions.probe import SessionProbe
 from stillroom.sessions.session import (
+    LACKS_FIELDS,
     Device,
     Session,
     SessionEvent,
@@ -16,6 +17,7 @@ from stillroom.sessions.session import (
 from stillroom.sessions.sessions import AsyncSessions, Sessions
 
 __all__ = [
+    "LACKS_FIELDS",
     "LONGEST_S",
     "SWEEP_TASK",
     "AsyncSessions",

@@ -25,6 +25,7 @@ from stillroom.errors import (
     SessionEnded,
     SessionNotFresh,
     SessionStoreUnavailable,
+    SessionUnreadable,
     SettingsError,
     TooManySessions,
     ValueTooLarge,
@@ -55,6 +56,7 @@ from stillroom.sessions.named import Known, token_of
 from stillroom.sessions.reading import read_plain, touch_after
 from stillroom.sessions.session import (
     DATA_LIMIT,
+    LACKS_FIELDS,
     MAPPINGS,
     Session,
     checked_key,
@@ -621,6 +623,8 @@ class SessionsBody(Many):
                 raise ValueTooLarge(reply[1], self._limits[0], DATA_LIMIT)
             case b"many":
                 raise SessionDataRefused(f"{reply[1]} keys, the limit is {self._limits[1]}")
+            case b"unreadable":
+                raise SessionUnreadable(LACKS_FIELDS)
         raise self._refused(place, reply)
 
     def _must_get(self, session: Known, type: Any) -> Operation[Session[Any]]:

@@ -20,6 +20,7 @@ _OWN = {field: b"" if field in _MAY_LACK else None for field in (*_HEAD, b"_s", 
 _head_of = itemgetter(*_HEAD)
 _numbers_of = itemgetter(b"_l", b"_x", b"_i", b"_s")
 _json_of = b'"%b":%b'.__mod__  # a field and its value
+_MOST = 3 * 2**53  # more than three numbers that Lua holds exactly
 _NO_DATA = b"_"  # the names of fields that are no data begin with this
 
 Reply = Sequence[Any]  # as lua/session_get.lua replies
@@ -56,9 +57,11 @@ def touch_after(head: bytes, touch_us: int) -> int:
 
 def _answer(name: bytes, record: dict[bytes, Any], now: int, touch_us: int) -> Reply | None:
     try:
-        seen, limit, idle, _ = map(int, _numbers_of(record))
+        seen, limit, idle, stamp = map(int, _numbers_of(record))
         head = b"\t".join(_head_of(record))
     except (TypeError, ValueError):  # a stranger wrote it
+        return None
+    if limit + idle + stamp > _MOST:  # the script says what becomes of it
         return None
     unseen = now - seen
     if unseen >= idle or now >= limit:

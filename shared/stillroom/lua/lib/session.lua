@@ -42,8 +42,12 @@ end
 
 local PARTS = {'_u', '_s', '_l', '_x', '_i', '_t', '_to', '_until', '_grace'}
 
+-- Returns nil for what is no whole number that Lua holds exactly: a stranger wrote it. `nan` is less than nothing, too.
+local MOST = 9007199254740992
+
 local function number(text)
-  return text and tonumber(text)
+  local found = text and tonumber(text)
+  return found and found > -MOST and found < MOST and found or nil
 end
 
 -- Returns a record from its fields, in the order of PARTS; nil for a key that is no record: another type, or cut short.

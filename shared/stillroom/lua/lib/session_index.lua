@@ -25,7 +25,7 @@ end
 
 -- `life`: the sessions that it orders are gone after so many ms.
 local function next_stamp(prefix, now, life)
-  local newest = tonumber(asked_of('GET', prefix .. 'clock') or '') or 0
+  local newest = number(asked_of('GET', prefix .. 'clock')) or 0
   local stamp = plain(math.max(now, newest + 1))
   redis.call('SET', prefix .. 'clock', stamp, 'KEEPTTL')
   keep_for(prefix .. 'clock', life)
