@@ -6,9 +6,16 @@ forge log lines, colour a terminal, or hide what stands before them. Everything 
 
 from __future__ import annotations
 
+from itertools import islice
+from typing import TYPE_CHECKING
 from unicodedata import category
 
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 CUT = "…"
+COMPLAINTS = 5  # told of one message
+FIELD_LENGTH = 60  # characters of a field's name
 
 
 def shown(text: object, limit: int | None = None) -> str:
@@ -26,6 +33,16 @@ def shown(text: object, limit: int | None = None) -> str:
     if plain.isprintable():
         return plain
     return "".join(map(_named, plain))
+
+
+def complaints(error: ValidationError) -> str:
+    """Return what does not fit, of the first fields: their names, which a producer may choose, and no contents."""
+    told = [
+        f"{shown('.'.join(map(str, detail['loc'])) or 'arguments', FIELD_LENGTH)}: {detail['msg']}"
+        for detail in islice(error.errors(include_url=False, include_input=False), COMPLAINTS)
+    ]
+    more = error.error_count() - len(told)
+    return "; ".join([*told, *([f"and {more:,} more"] if more else [])])
 
 
 def plural(many: int, one: str, more: str | None = None) -> str:

@@ -245,6 +245,21 @@ def test_arguments_from_a_message_are_checked(room: Stillroom) -> None:
         room.cache.loaders["lod"]
 
 
+def test_what_does_not_fit_a_loader_is_told_of_the_first_fields(room: Stillroom) -> None:
+    """A message with thousands of odd arguments is refused in one short line, whatever their names hold."""
+
+    @room.cache.cached("k:{id}")
+    def load(id: int) -> int:
+        return id
+
+    odd = {f"{n}\n\x1b[31m{'x' * 500}": n for n in range(5_000)}
+    with pytest.raises(BadArguments) as refused:
+        room.cache.loaders["load"].validated({"id": 1, **odd})
+    assert str(refused.value).isprintable()
+    assert str(refused.value).endswith("; and 4,995 more")
+    assert len(str(refused.value)) < 1_000
+
+
 def test_a_type_is_looked_up_in_the_functions_own_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

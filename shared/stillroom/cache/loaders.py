@@ -48,6 +48,7 @@ from stillroom.keys import refuse_crowd, sanitized
 from stillroom.misuse import misuse, name_of, refuse_awaited, refuse_other, refuse_unfit
 from stillroom.operation import Call
 from stillroom.sameness import is_plain, is_same
+from stillroom.shown import complaints
 from stillroom.whole import is_whole
 from stillroom.wire import no_fork
 
@@ -354,7 +355,7 @@ class Loader:
         try:
             given = self._arguments.validate_python(args)
         except ValidationError as error:
-            raise BadArguments(f"{self.name}: {_brief(error)}") from None
+            raise BadArguments(f"{self.name}: {complaints(error)}") from None
         return {**{name: self._defaults[name] for name in self._not_sent}, **given}
 
     # When it is registered
@@ -724,10 +725,3 @@ def _meant(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return text
-
-
-def _brief(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
-        for detail in error.errors(include_input=False)
-    )

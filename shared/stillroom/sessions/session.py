@@ -47,7 +47,9 @@ _OF_SECRETS = (
 _SURE_BYTES = 400  # shorter JSON is neither too deep nor has a number too long to be read
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", re.ASCII)
 # What nearly all records say of themselves: plain names, numbers of our length, no meta. See read_device.
-_PLAIN_HEAD = re.compile(rb"[ -$&-~]*(?:\t\d{1,16}){4}\t\d{1,15}\t\d{0,16}\t[\n -$&-~]*\t\{\}").fullmatch
+_PLAIN_HEAD = re.compile(
+    rb"[ -$&-~]*(?:\t\d{1,16}){4}\t\d{1,15}\t\d{0,16}\t[\n -$&-~]*\t\{\}"
+).fullmatch
 # The adapter of a dataclass takes 2 ms to make.
 _adapter_of: Callable[[type], TypeAdapter[Any]] = lru_cache(128)(TypeAdapter)
 _to_json = partial(to_json, by_alias=True, round_trip=True, inf_nan_mode="constants")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kombu.utils.json import dumps
@@ -12,15 +11,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stillroom import OrderRefused, UnknownLoader
 from stillroom.cache.loaders import BadArguments
-from stillroom.shown import shown
+from stillroom.shown import complaints, shown
 from stillroom_workers.tasks.worker_app import WorkerApp
 
 log = logging.getLogger("stillroom.workers")
 
 Order = TypeVar("Order", bound=BaseModel)
 Report = dict[str, Any]
-COMPLAINTS = 5  # told of one order
-FIELD_LENGTH = 60  # characters of a field's name
 
 
 class NoArguments(BaseModel):
@@ -51,7 +48,7 @@ def register_task(
                 )
             return work(model.model_validate_json(dumps(fields)))
         except ValidationError as error:
-            reason = "; ".join(_complaints(error))
+            reason = complaints(error)
         except (BadArguments, UnknownLoader) as error:
             reason = str(error)
         refuse(app, name, args, fields, reason)
@@ -66,11 +63,3 @@ def refuse(
     """Say that an order does not fit, count it, and keep it as a dead letter."""
     log.error("an order of %s is refused: %s", task, shown(reason))
     app.letters.refuse(task, args, fields, reason)
-
-
-def _complaints(error: ValidationError) -> Iterator[str]:
-    for detail in islice(error.errors(include_url=False), COMPLAINTS):
-        where = shown(".".join(map(str, detail["loc"])) or "arguments", FIELD_LENGTH)
-        yield f"{where}: {detail['msg']}"
-    if (more := error.error_count() - COMPLAINTS) > 0:
-        yield f"and {more:,} more"
