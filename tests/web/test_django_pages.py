@@ -181,6 +181,36 @@ async def slow(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"price": price})
 
 
+def told(request: Any) -> HttpResponse:
+    calls.append("links")
+    return JsonResponse(
+        [request.get_full_path(), request.GET.dict(), request.GET.urlencode()], safe=False
+    )
+
+
+class Links(RestView):
+    @method_decorator(cache_page(60, query=["sort"], vary=["Accept"]))
+    def get(self, request: Any) -> Any:
+        return told(request)
+
+
+@cache_page(60, query=["sort"])
+async def links_async(request: HttpRequest) -> HttpResponse:
+    return told(request)
+
+
+def outside(view: Any) -> Any:
+    """Return the view, with a header of what a middleware further out sees of the query before and afterwards."""
+
+    def seen(request: HttpRequest, looks: str) -> Any:
+        before = request.GET.dict() if looks == "before" else {}
+        response = view(request)
+        response["X-Seen"] = json.dumps([before, request.GET.dict(), request.get_full_path()])
+        return response
+
+    return seen
+
+
 class Prices(View):
     """A class whose handlers are awaited."""
 
@@ -214,6 +244,9 @@ urlpatterns = [
     path("rest", RestListView.as_view()),
     path("rest/<int:id>", RestView.as_view()),
     path("slow", slow),
+    path("links/<looks>", outside(cache_page(60, query=["sort"])(told))),
+    path("links/of/rest", Links.as_view()),
+    path("links/of/async", links_async),
 ]
 
 
@@ -290,6 +323,36 @@ def test_requests_with_a_session_go_past_the_cache(port: int, headers: dict[str,
     assert reply.one("cache-control") == "private"
     assert reply.one("vary") == "Cookie, Authorization"
     assert priced(ask(port, PRODUCT)) == 1
+
+
+@pytest.mark.parametrize("looks", ["before", "after"])
+def test_a_page_shows_nobody_what_another_one_wrote_into_its_address(port: int, looks: str) -> None:
+    """A view sees the query that all visitors of its page share, and what is around it sees the visitor's own."""
+    address = f"/links/{looks}"
+    first = ask(port, f"{address}?utm_source=%22evil&%73ort=a&fbclid=1")
+    own = {"utm_source": '"evil', "sort": "a", "fbclid": "1"}
+    before, after, full = json.loads(first.one("x-seen") or "")
+    assert before == (own if looks == "before" else {})
+    assert (after, full) == (own, f"{address}?utm_source=%22evil&%73ort=a&fbclid=1")
+    shared = [f"{address}?sort=a", {"sort": "a"}, "sort=a"]
+    for reply in (first, ask(port, f"{address}?sort=a"), ask(port, f"{address}?sort=a&gclid=2")):
+        assert json.loads(reply.body) == shared
+    assert json.loads(ask(port, f"{address}?utm_source=x").body) == [address, {}, ""]
+    # This one is no shared page: its view sees all of it.
+    assert json.loads(ask(port, f"{address}?utm_source=x&own=1").body)[1] == {
+        "utm_source": "x",
+        "own": "1",
+    }
+    assert calls == ["links"] * 3
+
+
+@pytest.mark.parametrize("how", ["rest", "async"])
+def test_no_kind_of_view_sees_what_its_page_ignores(port: int, how: str) -> None:
+    """A method of REST framework's classes and an async view see the shared query, too."""
+    for query in ("?utm_source=evil&sort=a", "?sort=a"):
+        told = json.loads(ask(port, f"/links/of/{how}{query}").body)
+        assert told == [f"/links/of/{how}?sort=a", {"sort": "a"}, "sort=a"]
+    assert calls == ["links"]
 
 
 def test_language_and_named_headers_tell_pages_apart(port: int) -> None:

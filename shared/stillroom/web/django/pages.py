@@ -3,21 +3,23 @@
     @cache_page(60, swr=600, tags=["products", "product:{id}"])
     def product(request, id): …
 
-A page is rendered from the real request. It is not kept if something shows that it was made for one visitor: a
-session that was changed, a CSRF token, a nonce, Set-Cookie, Cache-Control: private, a Vary that `vary` does not
-name. Pages are told apart by address, the named query parameters and headers, language and time zone.
+A page is rendered from the real request, without the query parameters that are ignored. It is not kept if something
+shows that it was made for one visitor: a session that was changed, a CSRF token, a nonce, Set-Cookie,
+Cache-Control: private, a Vary that `vary` does not name. Pages are told apart by address, the named query
+parameters and headers, language and time zone.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from asgiref.sync import async_to_sync, sync_to_async
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, QueryDict
 from django.utils import timezone, translation
 
 from stillroom.durations import Duration, seconds_of
@@ -145,7 +147,7 @@ class CachedView:
         def load() -> StoredPage:
             nonlocal calls_view, is_new
             calls_view = True
-            with Rendering() as added:
+            with Rendering() as added, _asked_as_all_ask(request, identity):
                 response = _rendered(request, view())
                 rendered.append(response)
                 _refuse_what_is_private(request, self._policy)
@@ -194,6 +196,30 @@ def _visit(request: HttpRequest) -> Visit:
     site = f"{request.scheme}://{request.get_host()}{root}"
     query = request.META.get("QUERY_STRING", "")
     return Visit(request.method or "GET", site, path.removeprefix(root), query, headers)
+
+
+@contextmanager
+def _asked_as_all_ask(request: Any, identity: Identity) -> Iterator[None]:
+    """Let the view see only the query that the page's key has, as in other frameworks.
+
+    A link to `request.get_full_path()` would keep what a visitor, or an attacker, wrote into an ignored parameter.
+    """
+    request = getattr(request, "_request", request)  # REST framework's is around it
+    own, had = request.META.get("QUERY_STRING", ""), vars(request).get("GET")
+    shared = identity.target.partition("?")[2]
+    if shared == own:
+        yield
+        return
+    request.META["QUERY_STRING"] = shared
+    request.GET = QueryDict(shared, encoding=request.encoding)
+    try:
+        yield
+    finally:
+        request.META["QUERY_STRING"] = own
+        if had is None:
+            vars(request).pop("GET", None)  # Django makes it of the query again
+        else:
+            request.GET = had
 
 
 def _rendered(request: Any, response: Any) -> HttpResponseBase:
