@@ -298,6 +298,25 @@ def test_settings_that_can_not_be_compared_keep_nobody_out(make_room: Make, clie
         assert ends_all(make_room().sessions) == 1  # this process finds out by this very call
 
 
+@pytest.mark.parametrize("kind", ["string", "hash"])
+@pytest.mark.parametrize("index", ["x", "all", "clock"])
+def test_an_index_that_is_none_saves_nobody_from_the_end_of_all(
+    room: Any, client: Any, index: str, kind: str
+) -> None:
+    """A foreign key in the place of an index keeps no session alive when all are ended, nor a later one dead."""
+    sessions = [room.sessions.create(f"u{number}") for number in range(8)]
+    for session in sessions:
+        key = room.keys.shard(int(session.handle[:2], 16)) + index.encode()
+        client.delete(key)
+        client.set(key, "x") if kind == "string" else client.hset(key, "x", "y")
+        client.expire(key, 100)
+    room.sessions.destroy_all()
+    assert [session for session in sessions if room.sessions.get(session)] == []
+    again = [room.sessions.create(f"u{number}") for number in range(8)]
+    assert all(room.sessions.get(session) for session in again)
+    assert room.sessions.destroy_all() >= 8
+
+
 @pytest.mark.parametrize("index", ["x", "rev"])
 def test_an_index_that_is_none_keeps_no_other_shard_from_the_sweep(
     room: Any, client: Any, index: str

@@ -8,7 +8,11 @@
 
 local prefix, now = ARGV[1], now_us()
 local all, x = prefix .. 'all', KEYS[1]
-local count = redis.call('ZCARD', x)
+local count = asked_of('ZCARD', x)
+if not count then
+  redis.call('UNLINK', x) -- a stranger's key must not save its shard from the end
+  count = 0
+end
 local life = math.max(redis.call('PTTL', x), redis.call('PTTL', all), tonumber(ARGV[2]))
 local stamp = next_stamp(prefix, now, life)
 redis.call('SET', all, stamp, 'PX', plain(life))
