@@ -96,3 +96,20 @@ def test_redis_away_is_a_sentence(room: Stillroom, monkeypatch: pytest.MonkeyPat
     assert done.returncode == 2
     assert "Redis is unavailable (refused)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_has_to_be_loaded_is_left_to_workers(room: Stillroom) -> None:
+    """With --soft, --wait and no worker the work stays written down, and nobody's order to load fails meanwhile."""
+    room.upkeep.order_load("product", {"id": 7})
+    done = run(room, "--tag", "t", "--soft", "--pattern", "k:1*", "--wait", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "no worker takes it: the next one that starts loads the values" in done.stderr
+    assert "UnknownLoader" not in done.stderr
+    assert '"freed": false' in done.stdout
+    assert room.upkeep.pending(b"s:t") == {b"s:t": None}
+    orders, tries = room.wire.execute(
+        [(b"ZCARD", room.keys.orders), (b"HLEN", room.keys.order_tries)], 5.0
+    )
+    assert (orders, tries) == (1, 0)
+    keys = room.wire.execute([(b"EXISTS", room.keys.entry(b"k:1"))], 5.0)
+    assert keys == [0], "memory is freed here all the same"

@@ -31,13 +31,18 @@ class Housekeeping:
         self._parts = [Reclaim(shard, pauses) for shard in cache.shards]
 
     def reclaim(
-        self, *, budget: Duration = BUDGET_S, progress: Report | None = None
+        self,
+        *,
+        budget: Duration = BUDGET_S,
+        progress: Report | None = None,
+        loads: bool = True,
     ) -> Operation[dict[str, int]]:
         """Carry out what apps ordered, and then what invalidations left to do, for `budget` seconds.
 
         What is due the longest comes first. Orders get half of the time at the most. While refreshes are paused
         nothing is loaded: orders to load and soft invalidations wait. `progress` is called with a Progress twice a
-        second. Returns counts: work done, orders that became dead letters, entries seen, deleted
+        second. `loads=False`: free memory and leave the rest to workers, because this process does not know the
+        app's loaders. Returns counts: work done, orders that became dead letters, entries seen, deleted
         and refreshed, patterns dropped, how much work is left, and how much of that is due.
         Raises InvalidArgument. Redis away: RedisUnavailable; the work stays written down.
         """
@@ -46,12 +51,13 @@ class Housekeeping:
         ordered: dict[str, int] = {}
         away: RedisUnavailable | None = None
         try:
-            ordered = yield from self._orders.carry_out(seconds / 2)
+            if loads:
+                ordered = yield from self._orders.carry_out(seconds / 2)
         except RedisUnavailable as error:  # perhaps of one shard: the others have work to do
             away = error
         share = (seconds - (time.monotonic() - began)) / len(self._parts)
         cleared = yield from self._cache.everywhere(
-            [part.clear_up(budget=share, progress=progress) for part in self._parts]
+            [part.clear_up(budget=share, progress=progress, loads=loads) for part in self._parts]
         )
         if away is not None:
             raise away

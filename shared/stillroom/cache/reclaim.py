@@ -159,12 +159,18 @@ class Reclaim:
         self._keys = cache.keys
 
     def clear_up(
-        self, *, budget: float, progress: Report | None = None
+        self, *, budget: float, progress: Report | None = None, loads: bool = True
     ) -> Operation[dict[str, int]]:
-        """Do what is written down in `todo`. Return the counts that `reclaim` returns."""
+        """Do what is written down in `todo`. Return the counts that `reclaim` returns.
+
+        `loads=False`: leave soft invalidations to a process that knows the app's loaders.
+        """
         run = Run(budget, progress)
         counts = dict.fromkeys(("done", "seen", "deleted", "refreshed", "patterns_dropped"), 0)
         while run.left > 0 and (work := (yield from self._take())) is not None:
+            if work.name.startswith(SOFT) and not loads:
+                yield self._finishing(work, work.member, PUT_OFF_MS)
+                continue
             before = work.progress.model_copy()
             yield from self._do(work, run)
             counts["patterns_dropped"] += yield from self._hand_back(work)
@@ -264,8 +270,11 @@ class Reclaim:
         if state.done and state.again:
             left, again_ms = work.name, 0
         yield from self._save(work)
-        yield [finish_todo([self._keys.todo], work.member, work.due, left, again_ms)]
+        yield self._finishing(work, left, again_ms)
         return dropped
+
+    def _finishing(self, work: Work, left: bytes, again_ms: int) -> list[Command]:
+        return [finish_todo([self._keys.todo], work.member, work.due, left, again_ms)]
 
     def _is_complete(self, state: Progress) -> Operation[bool]:
         """Return whether a sweep saw every entry, on one run of one server from its beginning to its end.

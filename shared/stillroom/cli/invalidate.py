@@ -26,6 +26,9 @@ from stillroom.shown import plural, shown
 
 LOOK_EVERY_S = 0.2
 WORKER_WITHIN_S = 5.0  # after that the work is done here
+GOES_ON_WITHIN_S = (
+    60.0  # or after this, where a worker has begun it: no longer does a worker hold it that died
+)
 
 Keys = Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", show_default=False)]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="Entries with this tag.")]
@@ -81,13 +84,15 @@ def invalidate(
 def _await(room: Stillroom, works: list[bytes], console: Console) -> bool:
     """Watch workers reclaim. When none has begun after five seconds, reclaim here. Return whether all is freed.
 
-    A pause may last for a day: it is not waited for.
+    A pause may last for a day: it is not waited for. This process has no loaders: what was invalidated softly is
+    left to the workers, and so are orders.
     """
     text, bar_column = TextColumn("{task.description}"), BarColumn()
     columns = (text, bar_column, TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         bar = bars.add_task("reclaiming", total=None)
         patience = time.monotonic() + WORKER_WITHIN_S
+        last: dict[bytes, Done | None] = {}
         while pending := _under_way(room, works):
             _show(bars, bar, list(pending.values()))
             if (
@@ -96,10 +101,17 @@ def _await(room: Stillroom, works: list[bytes], console: Console) -> bool:
             ):
                 bars.console.print("refreshes are paused: workers load these values after that")
                 return False
-            if any(pending.values()):
-                patience = time.monotonic() + WORKER_WITHIN_S
-            if time.monotonic() > patience and not _reclaim_here(room, bars, bar):
-                return False
+            if any(pending.values()) and pending != last:
+                patience = time.monotonic() + GOES_ON_WITHIN_S
+            last = pending
+            if time.monotonic() > patience:
+                if all(work.startswith(SOFT) for work in pending):
+                    bars.console.print(
+                        "no worker takes it: the next one that starts loads the values"
+                    )
+                    return False
+                if not _reclaim_here(room, bars, bar):
+                    return False
             time.sleep(LOOK_EVERY_S)
         bars.update(bar, total=1, completed=1, description="reclaimed")
     return True
@@ -109,7 +121,7 @@ def _reclaim_here(room: Stillroom, bars: Progress, bar: TaskID) -> bool:
     """Reclaim here if this process may. An app's Redis user scans no keys, so the work then stays written down."""
     bars.console.print("no worker takes it: reclaiming here")
     try:
-        room.upkeep.reclaim(progress=lambda done: _show(bars, bar, [done]))
+        room.upkeep.reclaim(progress=lambda done: _show(bars, bar, [done]), loads=False)
     except RedisUnavailable as error:
         if not error.lacks_right:
             raise
