@@ -272,10 +272,10 @@ def findings() -> str:
 
 
 class Measured:
-    """Stands for the value in a finding's sentence, whatever its format."""
+    """Stands for the value in a finding's sentence, whatever its format, and for more than one where it counts."""
 
     def __format__(self, spec: str) -> str:
-        return "*v*"
+        return f"*v* {spec.partition('|')[2]}".rstrip()
 
 
 def _threshold(rule: advice.Rule) -> str:

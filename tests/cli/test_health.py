@@ -116,7 +116,7 @@ def test_a_person_reads_the_table(make_room: Any, client: Any) -> None:
     assert text.startswith("WARN")
     assert "hit ratio 90%, hits 900" in text
     assert "no limit" in text
-    assert "1 dead letters wait" in text
+    assert "1 dead letter waits" in text
     assert "good: None." in text
     assert "to do: `stillroom dead-letters list`" in text
     assert "None," not in text

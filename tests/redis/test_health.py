@@ -507,7 +507,7 @@ def test_a_finding_is_told_when_it_begins_and_when_it_ends(
         age_stream(client, room.keys.health, 60)
     begun = [line for line in caplog.messages if "tasks:queues dead-letters" in line]
     assert len(begun) == 1
-    assert "1 dead letters wait" in begun[0]
+    assert "1 dead letter waits" in begun[0]
     assert "stillroom dead-letters list" in begun[0]
     (advice,) = [one for one in room.health.check().advice if one.code == "dead-letters"]
     assert advice.since == pytest.approx(time.time(), abs=30)

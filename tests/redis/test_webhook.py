@@ -76,7 +76,7 @@ def test_a_finding_is_told_when_it_begins_and_when_it_is_over(
     assert began["id"] != over["id"]
     body = receiver.bodies[0]
     assert (body["namespace"], body["release"]) == ("stillroom", "shop 7")
-    assert body["text"].startswith("stillroom (shop 7): warn: 1 dead letters wait")
+    assert body["text"].startswith("stillroom (shop 7): warn: 1 dead letter waits")
 
 
 def test_a_pattern_of_abuse_is_told(room: Any, client: Any, receiver: Receiver) -> None:

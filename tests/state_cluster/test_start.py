@@ -77,6 +77,24 @@ def test_a_server_in_no_cluster_is_refused(server: EmbeddedServer, face: str) ->
 
 
 @pytest.mark.parametrize("face", FACES)
+def test_a_node_that_is_away_is_not_called_the_address_of_the_setting(
+    settings: Settings, cluster: RedisCluster, face: str
+) -> None:
+    """Where a node other than that of the setting is away, the error says so, and the command that names it."""
+    hurried = {"connect_timeout": 0.1, "command_timeout": 0.1, "connect_attempts": 1}
+    cluster.nodes[1].freeze()
+    try:
+        with open_room(face, Settings(**settings.model_dump() | hurried), Recording()) as room:
+            with pytest.raises(
+                RedisUnavailable, match="a node of the cluster in REDIS_URL"
+            ) as error:
+                room.connect()
+    finally:
+        cluster.nodes[1].thaw()
+    assert "stillroom health" in str(error.value)
+
+
+@pytest.mark.parametrize("face", FACES)
 def test_connect_reaches_each_node(settings: Settings, cluster: RedisCluster, face: str) -> None:
     """connect() says so where one node does not answer."""
     hurried = {"connect_timeout": 0.1, "command_timeout": 0.1, "connect_delay": 0.01}

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from stillroom.cache.probe import LAG_LONGER, LAG_SUM, CacheProbe, lag_bucket
 from stillroom.health import advice
-from stillroom.health.advice import RULES, advise, status_of
+from stillroom.health.advice import RULES, Counted, advise, status_of
 from stillroom.health.metrics import exposition
 from stillroom.health.redis_info import parse_info
 from stillroom.health.report import (
@@ -228,6 +228,32 @@ def test_whoever_is_away_is_a_failure_with_its_reason() -> None:
     assert status_of([]) == "pass"
 
 
+@pytest.mark.parametrize(
+    ("reason", "roles", "setting"),
+    [
+        ("refused", CACHE, "STILLROOM_CACHE_URL"),
+        ("name", CACHE, "STILLROOM_CACHE_URL"),
+        ("refused", STATE, "REDIS_URL"),
+        ("name", BOTH, "REDIS_URL"),
+    ],
+)
+def test_who_is_away_is_told_with_the_setting_that_leads_there(
+    reason: str, roles: Any, setting: str
+) -> None:
+    """The advice for a server that is away names the setting of its address, and no other one."""
+    away = Connection(is_up=False, breaker="open", error=reason)
+    (found,) = advise(measures(server(None, roles, away)))
+    assert re.findall(r"\w+_URL", found.todo) == [setting]
+
+
+def test_a_node_that_is_away_is_told_without_a_setting() -> None:
+    """No setting leads to a node whose address a cluster has told, so the advice for it names none."""
+    away = Connection(is_up=False, breaker="open", error="refused")
+    node = server(None, CACHE, away).model_copy(update={"name": "redis.cache@127.0.0.1:7001"})
+    (found,) = advise(measures(node))
+    assert "_URL" not in found.todo
+
+
 def test_a_user_without_rights_is_told_which() -> None:
     """A user without rights is told which are missing, as a warning that names what stays unknown."""
     no_info = Connection(is_up=True, breaker="closed", error="noperm")
@@ -244,9 +270,19 @@ def test_every_rule_is_complete() -> None:
     for rule in RULES:
         assert rule.warn is not None or rule.fail is not None
         assert all((rule.what, rule.good, rule.todo, rule.source)), rule.code
-        for sentence in (rule.what.format(v=0.5, whose=""), rule.good):
+        for sentence in (rule.what.format(v=Counted(0.5), whose=""), rule.good):
             assert sentence[0].isalnum(), sentence
             assert sentence.endswith("."), sentence
+
+
+@pytest.mark.parametrize(
+    "rule", [one for one in RULES if " a second" not in one.what], ids=lambda rule: rule.code
+)
+def test_one_thing_is_not_counted_as_several(rule: Any) -> None:
+    """A finding about one thing says "1 dead letter waits", one about two "2 dead letters wait"."""
+    one, two = (rule.what.format(v=Counted(n), whose="") for n in (1, 2))
+    assert not re.search(r"\b1 (\w+ )?\w{3,}s\b(?<!loses)(?<!was)(?<!waits)", one), one
+    assert not re.search(r"\b2 \w+ (waits|is|was)\b", two), two
 
 
 # INFO

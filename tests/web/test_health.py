@@ -313,6 +313,6 @@ def test_a_finding_is_in_its_check(serve: Serve, server: EmbeddedServer, client:
     assert (answer.status, body["status"]) == (200, "warn")
     (queues,) = body["checks"]["tasks:queues"]
     assert queues["status"] == "warn"
-    assert "dead letters wait" in queues["output"]
+    assert "1 dead letter waits" in queues["output"]
     (advice,) = body["advice"]
     assert {"code", "severity", "component", "what", "good", "todo"} <= set(advice)

@@ -18,7 +18,7 @@ from stillroom.cli.tables import AsJson, print_json
 from stillroom.cli.version import versions
 from stillroom.dispatch import NoDispatch
 from stillroom.errors import RedisUnavailable, SettingsError, StillroomError
-from stillroom.health.advice import WHY
+from stillroom.health.advice import why
 from stillroom.health.report import ORDER, Status, worst
 from stillroom.room import Stillroom
 from stillroom.settings import Settings
@@ -133,9 +133,9 @@ def _online(room: Stillroom, app: InApp) -> Iterator[Line]:
     report = room.health.check()
     for server in report.servers:
         if not server.connection.is_up:
-            reason = server.connection.error or ""
-            todo = f". {WHY[reason]}" if reason in WHY else ""
-            yield Line("fail", server.name, f"it does not serve this process: {reason}{todo}")
+            reason = server.connection.error or "unknown"
+            said = f"it does not serve this process: {reason}. {why(reason, server)}"
+            yield Line("fail", server.name, said)
     if not all(server.connection.is_up for server in report.servers):
         return
     yield from rights(room)

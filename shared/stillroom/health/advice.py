@@ -20,6 +20,7 @@ from stillroom.health.report import (
     each_server,
     worst,
 )
+from stillroom.shown import plural
 
 MIB = 1024 * 1024
 # MEMORY DOCTOR's own measure: less waste, or a server with less in it, is nothing to complain of.
@@ -36,6 +37,18 @@ LAGS_S = 10  # … and so far is no replica behind
 Value = tuple[str, float | None]  # component, what is measured there
 
 
+class Counted(float):
+    """A value that a sentence may count things by, as one or several.
+
+    >>> f"{Counted(1):entry|entries} and {Counted(2):entry|entries}, {Counted(0.5):.0%}"
+    '1 entry and 2 entries, 50%'
+    """
+
+    def __format__(self, form: str) -> str:
+        one, _, more = form.partition("|")
+        return plural(round(self), one, more) if more else super().__format__(form)
+
+
 class Rule(NamedTuple):
     """A finding when the value is at or over a threshold."""
 
@@ -43,7 +56,7 @@ class Rule(NamedTuple):
     values: Callable[[Measures], Iterable[Value]]
     warn: float | None
     fail: float | None
-    what: str  # {v} is the value
+    what: str  # {v} is the value; {v:one is|more are}: so many of a thing
     good: str
     todo: str
     source: str  # where the thresholds come from
@@ -90,13 +103,12 @@ def status_of(advice: Iterable[Advice]) -> Status:
 
 def _applied(rule: Rule, measures: Measures) -> Iterator[Advice]:
     for component, value in rule.values(measures):
-        severity = None if value is None else rule.judge(value)
-        if severity is not None:
+        if value is not None and (severity := rule.judge(value)) is not None:
             yield Advice(
                 code=rule.code,
                 severity=severity,
                 component=component,
-                what=rule.what.format(v=value, whose=rule.whose(measures)),
+                what=rule.what.format(v=Counted(value), whose=rule.whose(measures)),
                 good=rule.good,
                 todo=rule.todo,
             )
@@ -156,7 +168,7 @@ WHY: dict[str, str] = {
     "noauth": "The server wants a password: set REDIS_PASSWORD.",
     "wrongpass": "The password or user is wrong: compare REDIS_PASSWORD with the server's ACL.",
     "select": "The database in the URL does not exist there, or this user may not SELECT it.",
-    "time": "Give this user TIME and the commands of its role; `stillroom doctor` lists what is missing.",
+    "time": "Give this user TIME and the other commands of its role: users.acl lists them.",
     "noperm": "Give this user the commands of its role; `stillroom doctor` lists what is missing.",
     "loading": "It is reading its data after a start. Wait; if that takes minutes, look at its log.",
     "masterdown": "It is a replica that lost its master: see that one is promoted.",
@@ -164,6 +176,24 @@ WHY: dict[str, str] = {
     "pool": "All connections of this process are in use: raise STILLROOM_POOL_SIZE, or use fewer threads.",
     "budget": "It did not answer within STILLROOM_HEALTH_TIMEOUT.",
 }
+
+# Where another setting leads to the server.
+WHY_CACHE = {
+    "refused": "Is the server running, and is its address in STILLROOM_CACHE_URL right?",
+    "name": "The host in STILLROOM_CACHE_URL has no address: correct it, or look at the name server.",
+}
+WHY_NODE = {
+    "refused": "Start the node that its cluster names and that does not run.",
+    "name": "The host that a node announces has no address: look at the name server.",
+}
+
+
+def why(reason: str, server: Server) -> str:
+    """Return what to do about a server that does not serve this process, with the setting that leads there."""
+    own: dict[str, str] = WHY_CACHE if server.roles == ("cache",) else {}
+    if server.nodes or "@" in server.name:
+        own = WHY_NODE
+    return own.get(reason) or WHY.get(reason, "Look at the server's log.")
 
 
 def _connections(measures: Measures) -> Iterator[Advice]:
@@ -178,7 +208,7 @@ def _connections(measures: Measures) -> Iterator[Advice]:
                 component=f"{server.name}:connection",
                 what=f"{_called(server)} does not serve this process ({reason}).",
                 good="It answers within milliseconds.",
-                todo=WHY.get(reason, "Look at the server's log."),
+                todo=why(reason, server),
             )
 
 
@@ -631,7 +661,7 @@ RULES: list[Rule] = [
         _of_replication("replication", _missing_replicas),
         1,
         None,
-        "{v:.0f} replicas are missing that STILLROOM_REPLICAS wants: what is acknowledged now can be lost.",
+        "{v:replica is|replicas are} missing that STILLROOM_REPLICAS wants: what is acknowledged now can be lost.",
         "As many follow as STILLROOM_REPLICAS says, or more.",
         "Start them, or look at their logs for why they do not follow.",
         "INFO replication",
@@ -653,7 +683,7 @@ RULES: list[Rule] = [
         _of_replication("replication", lambda known: known.unconfirmed if known.wanted else None),
         1,
         None,
-        "{v:.0f} acts of the last minute were done, and too few replicas had them in time.",
+        "{v:act of the last minute was|acts of the last minute were} done, and too few replicas had them in time.",
         "None: STILLROOM_REPLICAS replicas have what is acknowledged.",
         "See that replicas follow, and that WAIT is answered within STILLROOM_COMMAND_TIMEOUT.",
         "each can be lost if the primary fails before they copy it",
@@ -674,7 +704,7 @@ RULES: list[Rule] = [
         _one("cache:stats", lambda m: m.cache.fallbacks if m.cache else None),
         1,
         None,
-        "{v:.0f} calls of the cache fell back in the last minute: Redis did not answer them.",
+        "{v:call|calls} of the cache fell back in the last minute, because Redis did not answer.",
         "None.",
         "If Redis is up now, look for timeouts: its slowlog, its CPU, the network.",
         "each is a call that was slower, or loaded what was cached",
@@ -684,7 +714,7 @@ RULES: list[Rule] = [
         _one("cache:stats", lambda m: m.cache.decode_errors if m.cache else None),
         1,
         None,
-        "{v:.0f} entries could not be read in the last minute.",
+        "{v:entry|entries} could not be read in the last minute.",
         "None, but for the minute after a model was changed.",
         "If it goes on: two versions of the app, with different models, share a namespace.",
         "each is a miss",
@@ -694,7 +724,7 @@ RULES: list[Rule] = [
         _one("cache:stats", lambda m: m.cache.load_errors if m.cache else None),
         1,
         None,
-        "{v:.0f} loads failed in the last minute{whose}.",
+        "{v:load|loads} failed in the last minute{whose}.",
         "None.",
         "The loaders' errors are the app's: look at its log, and at the database behind it.",
         "a failed load reaches the caller",
@@ -727,7 +757,7 @@ RULES: list[Rule] = [
         _one("tasks:workers", _workers_missing),
         1,
         None,
-        "No worker was seen in the last half minute, and {v:.0f} pieces of work wait.",
+        "No worker was seen in the last half minute, and {v:piece of work waits|pieces of work wait}.",
         "One at least.",
         "Start one: celery -A stillroom_workers worker.",
         "they say so every few seconds",
@@ -747,7 +777,8 @@ RULES: list[Rule] = [
         _one("tasks:queues", lambda m: m.tasks.dead_letters if m.tasks else None),
         1,
         None,
-        "{v:.0f} dead letters wait for a person: orders that were refused, messages that no worker takes.",
+        "{v:dead letter waits|dead letters wait} for a person: orders that were refused, messages that no worker "
+        "takes.",
         "None.",
         "`stillroom dead-letters list` shows them with their reasons; then `retry` or `drop` each.",
         "each was somebody's order",
@@ -757,7 +788,8 @@ RULES: list[Rule] = [
         _one("limits:stats", lambda m: m.limits.degraded if m.limits else None),
         1,
         None,
-        "{v:.0f} rate-limit decisions of the last minute were made without Redis{whose}.",
+        "{v:rate-limit decision of the last minute was|rate-limit decisions of the last minute were} made without "
+        "Redis{whose}.",
         "None.",
         "Quotas are kept per process meanwhile: bring Redis back.",
         "each process counts alone then",
@@ -768,7 +800,7 @@ RULES: list[Rule] = [
         _one("limits:stats", lambda m: m.limits.dropped if m.limits else None),
         1,
         None,
-        "{v:.0f} abuse events of the last minute were dropped.",
+        "{v:abuse event of the last minute was|abuse events of the last minute were} dropped.",
         "None.",
         "Redis was away or full, or a process saw a flood: over 50 of a kind in a second. Patterns in what was "
         "dropped are not seen.",
@@ -779,7 +811,8 @@ RULES: list[Rule] = [
         _one("sessions:stats", lambda m: m.sessions.replayed if m.sessions else None),
         1,
         None,
-        "{v:.0f} session tokens that were rotated away were used in the last minute.",
+        "{v:session token that was rotated away was|session tokens that were rotated away were} used in the last "
+        "minute.",
         "None: each may be a stolen cookie.",
         "Look for 'session replayed' in the log, and end that user's sessions.",
         "OWASP session management",

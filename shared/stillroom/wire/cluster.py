@@ -266,7 +266,9 @@ class _Cluster(Generic[W]):
         host, port = address
         url = at_address(self._url, host, port)
         name = f"{self._name}, node {next(self._numbers)}"
-        wire = self._make(Server(self.settings, url, name, self._setting, is_node=True))
+        is_found = address != self._seed
+        server = Server(self.settings, url, name, self._setting, is_node=True, is_found=is_found)
+        wire = self._make(server)
         wire.breaker.recovered = self.breaker.recovered
         return wire
 

@@ -22,6 +22,7 @@ class Source(NamedTuple):
     gives_one: bool  # there, or by REDIS_PASSWORD
     is_sentinel: bool
     is_tls: bool
+    is_found: bool  # the address is a node's, and a cluster has told it
 
 
 TRIED = {
@@ -65,6 +66,19 @@ REMEDIES = {
     "sentinel": "See which of them run",
     "nomaster": "Correct the name",
 }
+# Of a node whose address no setting holds.
+TRIED_NODE = {
+    "name": "the host of a node of the cluster in {url} has no address",
+    "refused": "nothing answers at the address of a node of the cluster in {url}",
+    "timeout": "a node of the cluster in {url} did not answer in time",
+    "closed": "the connection to a node of the cluster in {url} was closed",
+}
+REMEDIES_NODE = {
+    "name": "See to the name server, and to the host that the node announces",
+    "refused": "Start that node: `stillroom health` shows which",
+    "timeout": "See whether it runs, and whether a firewall is in between: `stillroom health` shows which",
+    "closed": "See what its log says: `stillroom health` shows which",
+}
 # A server that refuses a certificate says so once TLS is agreed on, and closes: what it said may be lost.
 CLOSED_BY_TLS = (
     "See what its log says, whether that port is for TLS, and whether it wants a certificate of its clients: "
@@ -90,8 +104,11 @@ IN_CLUSTER = {
 CLUSTERED = ("cluster", "crossslot", "moved", "ask")
 
 
-def source_of(settings: Settings, setting: str, url: str) -> Source:
-    """Return where this URL comes from. `setting`: the field that holds it, `redis_url` or `cache_url`."""
+def source_of(settings: Settings, setting: str, url: str, *, is_found: bool = False) -> Source:
+    """Return where this URL comes from. `setting`: the field that holds it, `redis_url` or `cache_url`.
+
+    `is_found`: its host and port are a node's that a cluster has told.
+    """
     has_password = ":" in url.partition("://")[2].rpartition("@")[0] or "password=" in url
     return Source(
         setting="REDIS_URL" if setting == "redis_url" else f"STILLROOM_{setting.upper()}",
@@ -101,6 +118,7 @@ def source_of(settings: Settings, setting: str, url: str) -> Source:
         gives_one=has_password or settings.redis_password is not None,
         is_sentinel="+sentinel://" in url,
         is_tls=url.startswith("rediss"),
+        is_found=is_found,
     )
 
 
@@ -116,6 +134,8 @@ def explained(failure: RedisUnavailable, source: Source) -> RedisUnavailable:
         remedy = CLOSED_BY_TLS
     if failure.reason == "sentinel" and "closed" in failure.detail:
         remedy = SENTINELS_CLOSE_BY_TLS if source.is_tls else SENTINELS_CLOSE
+    if source.is_found and failure.reason in TRIED_NODE:
+        tried, remedy = TRIED_NODE[failure.reason], REMEDIES_NODE[failure.reason]
     if failure.reason in CLUSTERED:
         remedy = IN_CLUSTER.get(source.setting, "")
     if not source.is_set:

@@ -89,7 +89,7 @@ class Server:
     """The address and manners of one server, which run of it answers, and how far its clock is from ours.
 
     `setting`: the field of the settings that holds the URL. `is_node`: one of a cluster, where a replica sends its
-    clients on by itself.
+    clients on by itself. `is_found`: the cluster has told its address, which is not the one of the setting.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class Server:
         setting: str = "redis_url",
         *,
         is_node: bool = False,
+        is_found: bool = False,
     ) -> None:
         self.settings = settings
         self.name = name
@@ -107,7 +108,7 @@ class Server:
         # Counts up after an outage, and when the server that answered turns out not to be, or no longer, the one to
         # talk to. Connections of an earlier generation are closed when they are looked at next.
         self.generation = 0
-        self._source = source_of(settings, setting, url)
+        self._source = source_of(settings, setting, url, is_found=is_found)
         self._is_node = is_node
         # Replicas that followed when it was last known for sure who is the primary.
         self._followers = 0
