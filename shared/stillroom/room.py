@@ -280,8 +280,10 @@ class _Room:
             try:
                 ping()
             except RedisUnavailable as error:
+                if error.reason in FINAL:  # no other attempt comes, and the caller has the error
+                    raise
                 log.warning("%s, attempt %d of %d: %s", name, attempt, attempts, error)
-                if attempt == attempts or error.reason in FINAL:
+                if attempt == attempts:
                     raise
                 time.sleep(self.settings.connect_delay)
             else:
