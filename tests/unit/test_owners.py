@@ -86,6 +86,15 @@ def test_what_is_the_peers_is_dropped_and_found_anew() -> None:
     [
         ("NOPERM no right to run it", "Redis refuses this (noperm): no right to run it"),
         ("ERR ACL failure in script: no", "Redis refuses this (noperm): ACL failure in script: no"),
+        # The place in a script says nothing to whoever gives rights. Valkey, then Redis 7.0.
+        (
+            "ERR ACL failure in script: No permissions to access a key script: on @user_script:3.",
+            "Redis refuses this (noperm): ACL failure in script: No permissions to access a key",
+        ),
+        (
+            "ERR The user executing the script can't run this command script: 46bb, on @user_script:1.",
+            "Redis refuses this (noperm): The user executing the script can't run this command",
+        ),
         ("WRONGTYPE not a list", "Redis refuses this (wrongtype): not a list"),
         ("LOADING its data", "Redis is unavailable (loading): its data"),
     ],
