@@ -112,6 +112,24 @@ def attempt(
     return CliRunner().invoke(app, ["move-state", "--from", before, *options])
 
 
+def test_a_move_beside_another_one_says_what_may_hold_it(
+    old: Stillroom,
+    new: Stillroom,
+    settings: Settings,
+    old_server: EmbeddedServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While another move has the lock, or has not been dead for long, the command says so and moves nothing."""
+    session = old.sessions.create("ann")
+    with new.lock("stillroom:move-state"):
+        result = attempt(monkeypatch, settings, old_server)
+    assert "another move to REDIS_URL is under way, or one was killed in the last 30 s" in str(
+        result.exception
+    )
+    assert old.sessions.get(session.token)
+    assert run(monkeypatch, settings, old_server)["keys"]
+
+
 def test_everybody_stays_logged_in(
     old: Stillroom,
     new: Stillroom,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Annotated
 
 import typer
 
 from stillroom.cli.tables import AsJson, print_json
-from stillroom.errors import RedisUnavailable, SettingsError
+from stillroom.errors import LockTaken, RedisUnavailable, SettingsError, StillroomError
 from stillroom.moving import Moving, Side, move_bans
 from stillroom.room import Stillroom
 from stillroom.settings import Settings
 from stillroom.shown import plural
 from stillroom.wire.explain import CLUSTERED
 
+LEASE_S = 30  # of the lock: so long it is held where a command was killed
 # Nobody waits for this as a visitor does for a page.
 PATIENT = {"connect_timeout": 5.0, "command_timeout": 10.0, "call_timeout": 30.0}
 
@@ -64,7 +67,7 @@ def move_state(
     with Stillroom(Settings(**PATIENT)) as there, Stillroom(_old(before, from_cluster)) as here:
         there.state_wire.ping()
         _reach(here)
-        with there.lock("stillroom:move-state", wait=0):
+        with _alone(there):
             found = _moved(_side(here, "--from", from_replicas), _side(there, "REDIS_URL"), replace)
             runs = here.state.run, there.state.run
             found["bans"] = move_bans(here.abuse, there.abuse, *runs, there.keys)
@@ -75,6 +78,20 @@ def move_state(
         f"{plural(found['shards'], 'shard')} of sessions moved, with {plural(found['keys'], 'key')}"
     )
     typer.echo(f"{moved}; {plural(found['bans'], 'ban')} taken along")
+
+
+@contextmanager
+def _alone(there: Stillroom) -> Iterator[None]:
+    """Hold the lock of moves to this server. Raises StillroomError where another move holds it."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(there.lock("stillroom:move-state", wait=0, lease=LEASE_S))
+        except LockTaken as taken:
+            raise StillroomError(
+                f"another move to REDIS_URL is under way, or one was killed in the last {LEASE_S} s: see whether "
+                "it runs, and move again when it has ended"
+            ) from taken
+        yield
 
 
 def _old(before: str, from_cluster: bool) -> Settings:
