@@ -47,6 +47,19 @@ def test_add_list_and_lift(run: Any, make_room: Any) -> None:
     assert [ban.subject for ban in room.abuse.bans()] == ["2001:db8:1::/48"]
 
 
+def test_a_ban_without_a_reason_is_a_whole_sentence_in_the_log(
+    run: Any, make_room: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log's line on a ban ends with the reason, or with who banned."""
+    make_room()
+    run("bans", "add", "203.0.113.7", "--for", "1h")
+    run("bans", "add", "203.0.113.8", "--for", "1h", "--reason", "spam")
+    assert [record.message for record in caplog.records] == [
+        "203.0.113.7 is banned for 3600 s by an operator",
+        "203.0.113.8 is banned for 3600 s by an operator: spam",
+    ]
+
+
 def test_a_network_is_banned_and_lifted_by_its_name(run: Any, make_room: Any) -> None:
     """A network is banned and lifted by name, and lifting one of its addresses says what is banned."""
     room = make_room()

@@ -135,6 +135,12 @@ def test_a_body_that_is_no_json_to_show_is_text(run: Any, room: Any, body: str) 
         assert "no task can be made" in run("retry", one, raises=ValueError)
 
 
+def test_retry_all_says_that_there_is_nothing_to_send(run: Any) -> None:
+    """Retry with --all says so where there are no dead letters, and ends well."""
+    assert run("retry", "--all") == "there are no dead letters\n"
+    assert json.loads(run("retry", "--all", "--json")) == {"retried": [], "refused": {}}
+
+
 def test_retry_all_sends_what_it_can(run: Any, room: Any, client: Any, letter: str) -> None:
     """Retry with --all sends each letter. Those that can't be sent stay, with their reasons, and exit code 1."""
     bad, foreign, newer, broken, more = (

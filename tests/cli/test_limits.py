@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from stillroom import AUTH, Limit
 from stillroom.cli import app
+from stillroom.cli.doctor import rights
 
 IP = "203.0.113.9"
 
@@ -50,6 +51,15 @@ def test_a_limit_is_changed_shown_and_restored(run: Any, make_room: Any) -> None
     assert "auth is what the app says" in run("unset", "auth")
     assert "auth was not changed" in run("unset", "auth")
     assert "as the app says: auth" in run("show")
+
+
+def test_what_the_doctor_used_is_no_limit_of_an_app(run: Any, make_room: Any) -> None:
+    """The limit that `stillroom doctor` rehearses with is not listed among those of the app."""
+    room = make_room()
+    list(rights(room))
+    assert "as the app says: none is known" in run("show")
+    room.limits.check(IP, [AUTH])
+    assert "as the app says: auth\n" in run("show")
 
 
 MODULE = """

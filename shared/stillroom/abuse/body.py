@@ -206,7 +206,7 @@ class AbuseBody:
         since, until = map(int, times)
         self._bans.learn(keys[0], until)
         self._stats.counts["bans"] += 1
-        log.warning("%s is banned for %g s by an operator: %s", name, seconds, why)
+        log.warning("%s is banned for %g s by an operator%s", name, seconds, why and f": {why}")
         return Ban(name, "operator", "", why, 0, since / 1000, until / 1000)
 
     def lift(self, subject: Address) -> Operation[bool]:

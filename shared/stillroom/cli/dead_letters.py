@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -95,15 +96,21 @@ def retry(ids: IdsOrNone = None, everything: Everything = False, as_json: AsJson
                     refused[one] = str(error)
     finally:
         # Not before all is sent: whoever reads stdout may go away, and the command ends with it.
-        for why in refused.values():
-            typer.echo(shown(why), err=True)
-        for one in () if as_json else sent:
-            typer.echo(f"{shown(one)} is sent again")
+        _tell(() if as_json else sent, refused.values())
+    if everything and not (sent or refused or as_json):
+        typer.echo("there are no dead letters")
     if as_json:
         told = {"retried": sent}
         print_json(told | {"refused": refused} if everything else told)
     if refused:
         raise typer.Exit(1)
+
+
+def _tell(sent: Iterable[str], refused: Iterable[str]) -> None:
+    for why in refused:
+        typer.echo(shown(why), err=True)
+    for one in sent:
+        typer.echo(f"{shown(one)} is sent again")
 
 
 @app.command()

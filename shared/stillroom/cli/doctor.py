@@ -18,6 +18,7 @@ from stillroom.health import Advice, Report
 from stillroom.health.advice import NO, WHY, codes
 from stillroom.health.report import Persistence, Replication, Server, Status, each_server, worst
 from stillroom.limits import Limit
+from stillroom.limits.changes import REHEARSED
 from stillroom.moving import SHARDS, Side, shut_shards
 from stillroom.room import Stillroom
 from stillroom.settings import Settings, redact
@@ -28,7 +29,6 @@ from stillroom.wire.sentinel import Watch
 CLOCK_S = 1.0
 JUST_STARTED_S = 90.0  # every tick is due within a minute, and a worker takes some time to begin
 SIGNS = {"pass": "✓", "warn": "!", "fail": "✗"}
-REHEARSED = "stillroom-doctor"
 SAID = 200  # characters of what a library says
 
 
@@ -128,8 +128,8 @@ def _of_server(server: Server) -> Iterator[tuple[str, str]]:
         return
     yield "version", f"{info.product or 'redis'} {info.version or 'unknown'}"
     roles = " and ".join(server.roles)
-    limit = "no maxmemory" if info.memory.limit is None else f"of {size(info.memory.limit)}"
-    yield "memory", f"{size(info.memory.used)} {limit}; {info.memory.policy} is right for {roles}"
+    limit = ", no maxmemory" if info.memory.limit is None else f" of {size(info.memory.limit)}"
+    yield "memory", f"{size(info.memory.used)}{limit}; {info.memory.policy} is right for {roles}"
     yield "clients", f"{number(info.clients.connected)} of {number(info.clients.limit)}"
     yield "operations", f"{number(info.operations.slowlog)} commands in the slowlog, no new ones"
     yield "persistence", _persistence(info.persistence)

@@ -21,6 +21,7 @@ from stillroom.whole import number_in
 READ_EVERY_S = 1.0
 LONGEST_S = 30 * 86_400  # that a change may last
 MOST = 200  # names
+REHEARSED = "stillroom-doctor"  # the limit that `stillroom doctor` uses once: no app has it
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _RATE = re.compile(r"([0-9_,]{1,12})/([0-9]{0,9})([smhd]?)", re.ASCII)
 _TIME = re.compile(r"([0-9]{1,9})([smhd])", re.ASCII)
@@ -177,8 +178,9 @@ def write_time(seconds: int) -> str:
 
 
 def known_names(windows: Sequence[bytes]) -> list[str]:
-    """Return the names of limits that processes have, of what `ns:limits:windows` holds."""
-    return sorted(name.decode(errors="replace") for name in windows)
+    """Return the names of limits that apps have, of what `ns:limits:windows` holds."""
+    names = {name.decode(errors="replace") for name in windows}
+    return sorted(names - {REHEARSED})
 
 
 def known_windows(reply: Sequence[bytes]) -> dict[str, int]:
