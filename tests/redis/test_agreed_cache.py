@@ -40,7 +40,7 @@ def test_two_numbers_of_shards_are_not_one_cache(
 ) -> None:
     """A process with another number of shards is told so.
 
-    It reads and writes nothing, and its invalidations raise.
+    It reads and writes nothing; its invalidations raise, and so does who asks it why a key was a miss.
     """
     one, two = open_one(face, shards=first), open_one(face, shards=second)
     assert one.cache.set("k", "v", tags=["t"])
@@ -56,6 +56,7 @@ def test_two_numbers_of_shards_are_not_one_cache(
         lambda: two.cache.invalidate_by_pattern("*"),
         two.cache.clear,
         lambda: two.cache.invalidate("k", defer=True),
+        lambda: two.upkeep.explain("k"),
     ]
     for act in acts:
         with pytest.raises(SettingsDiffer, match="STILLROOM_SHARDS") as raised:

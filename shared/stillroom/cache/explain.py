@@ -85,9 +85,11 @@ class Explainer(Core):
         """Say what is under `key`, and why a reader of it has a hit, gets a stale value, or misses.
 
         `value`: with the value itself, as far as it can be read. For operators: it takes a few round trips.
-        Raises InvalidKey. Redis away: RedisUnavailable.
+        Raises InvalidKey; SettingsDiffer where this process has another number of shards than the others, and so
+        does not know where they keep it. Redis away: RedisUnavailable.
         """
         name = sanitized(key)
+        yield from self.terms.agree()
         found = yield from self._everything_under(name)
         entries = found.entries(name)
         loader = self._loader_of(key, entries)
