@@ -29,7 +29,6 @@ myst_enable_extensions = ["attrs_inline"]
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True}
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 100
 

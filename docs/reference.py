@@ -9,6 +9,7 @@ import ast
 import inspect
 import itertools
 import json
+import pkgutil
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -369,24 +370,35 @@ NUMBERS: Sequence[tuple[str, float, str]] = [
 
 # The API, from docstrings, by Sphinx itself
 
-API: Mapping[str, Sequence[str]] = {
-    "The room": ("Stillroom", "AsyncStillroom"),
-    "The cache": ("Cache", "CachedFunction", "CachedValue", "Freshness", "ImageInfo"),
-    "Sessions": ("Sessions", "Session", "Device", "SessionEvent"),
-    "Limits": (
-        "Limits",
-        "Limit",
-        "Decision",
-        "Reservation",
-        "Route",
-        "Routes",
-        "Standing",
-        "Change",
-    ),
-    "Abuse": ("Abuse", "Ban", "Rule"),
-    "Health": ("Health",),
-    "Locks": ("Lock", "Held"),
-    "Dispatch": ("CeleryDispatch", "InlineDispatch", "NoDispatch"),
+# What a class shows besides its docstring: its own members, unless one of these or a list of names stands there.
+OWN, INHERITED, NONE = "", "inherited", "none"
+
+API: Mapping[str, Mapping[str, str]] = {
+    "The room": {"Stillroom": INHERITED, "AsyncStillroom": OWN},
+    "The cache": {
+        "Cache": OWN,
+        "CachedFunction": OWN,
+        "CachedValue": OWN,
+        "Freshness": OWN,
+        "ImageInfo": OWN,
+        "cache.Tasks": OWN,
+    },
+    "Sessions": {"Sessions": OWN, "Session": OWN, "Device": OWN, "SessionEvent": OWN},
+    "Limits": {
+        "Limits": OWN,
+        "Limit": OWN,
+        "Decision": OWN,
+        "Reservation": OWN,
+        "Route": OWN,
+        "Routes": OWN,
+        "Standing": OWN,
+        "Change": OWN,
+    },
+    "Abuse": {"Abuse": OWN, "Ban": OWN, "Rule": OWN},
+    "Health": {"Health": OWN},
+    "Locks": {"Lock": OWN, "Held": INHERITED},
+    "Events": {"events.Event": OWN},
+    "Dispatch": {"CeleryDispatch": NONE, "InlineDispatch": NONE, "NoDispatch": NONE},
 }
 AWAITED = (
     "AsyncCache",
@@ -398,22 +410,136 @@ AWAITED = (
     "AsyncLock",
     "AsyncHeld",
 )
+READY_MADE = {
+    "API": stillroom.API,
+    "AUTH": stillroom.AUTH,
+    "DEFAULT": stillroom.DEFAULT,
+    "STATIC": stillroom.STATIC,
+}
+SESSION = (
+    "user_id, found, login, logout, clear, renew, confirm, is_fresh, require_fresh, mutate, save"
+)
+
+INTEGRATIONS: Mapping[str, Mapping[str, str]] = {
+    "FastAPI and Starlette": {
+        "web.asgi.StillroomMiddleware": NONE,
+        "web.fastapi.limited": OWN,
+        "web.starlette.limited": OWN,
+        "web.starlette.exempt": OWN,
+        "web.starlette.load_session": OWN,
+        "web.starlette.fresh_session": OWN,
+        "web.starlette.LimitExceeded": NONE,
+        "web.fastapi_room.lifespan": OWN,
+        "web.fastapi_room.load_within": OWN,
+    },
+    "Flask": {
+        "web.flask.StillroomSessions": NONE,
+        "web.flask.FlaskSession": NONE,
+        "web.flask.StillroomLimits": "init_app",
+        "web.flask.limited": OWN,
+        "web.flask.exempt": OWN,
+        "web.flask.fresh": OWN,
+        "web.flask.LimitExceeded": NONE,
+    },
+    "Django": {
+        "web.django.room": OWN,
+        "web.django.cache.StillroomCache": NONE,
+        "web.django.sessions.SessionStore": NONE,
+        "web.django.middleware.SessionMiddleware": NONE,
+        "web.django.limits.LimitsMiddleware": "exempt_when, render",
+        "web.django.limits.limited": OWN,
+        "web.django.limits.exempt": OWN,
+        "web.django.views.fresh": OWN,
+        "web.django.pages.cache_page": OWN,
+        "web.django.after_commit.invalidates": OWN,
+        "web.django.after_commit.InvalidatingQuerySet": "tagged",
+        "web.django.after_commit.invalidate": OWN,
+        "web.django.after_commit.invalidate_by_tag": OWN,
+        "web.django.after_commit.invalidate_by_pattern": OWN,
+    },
+    "Any WSGI app": {"web.wsgi.StillroomMiddleware": NONE},
+    "The session of a request": {
+        "web.WebSession": SESSION,
+        "web.AsyncWebSession": "load, save",
+        "web.SessionCookie": "for_test_client",
+    },
+    "What limits are given": {"web.Header": OWN, "web.Answered": OWN, "web.Refusal": OWN},
+    "Whole responses": {"web.pages.Pages": "page, install", "web.pages.tag_page": OWN},
+    "Health and explanations": {
+        "web.HealthWSGI": NONE,
+        "web.HealthASGI": NONE,
+        "web.explain.ExplainWSGI": NONE,
+        "web.explain.ExplainASGI": NONE,
+    },
+    "SQLAlchemy": {
+        "integrations.sqlalchemy.AfterCommit": OWN,
+        "integrations.sqlalchemy.invalidates": OWN,
+    },
+    "Tests": {
+        "testing.Clock": OWN,
+        "testing.TestServer": OWN,
+        "embedded.EmbeddedServer": OWN,
+    },
+}
 
 
 def api() -> str:
     """The public classes by autodoc."""
-    parts = [
-        f"## {title}\n\n```{{eval-rst}}\n"
-        + "\n".join(f".. autoclass:: stillroom.{name}\n" for name in names)
-        + "```\n"
-        for title, names in API.items()
-    ]
     awaited = ", ".join(f"`{name}`" for name in AWAITED)
+    ready = [
+        (f"`{name}`", f"{limit.quota:,} in {limit.window:,} s", f"`{limit.by}`", f"`{limit.away}`")
+        for name, limit in READY_MADE.items()
+    ]
     return (
         "# The API\n\n"
-        "`from stillroom import …` has all of these. The awaiting faces have the same names, arguments and "
-        f"results as the blocking ones, with `await`: {awaited}.\n\n" + "\n".join(parts)
+        "`from stillroom import …` has all of these, except where a longer name is shown. What plugs into a "
+        "framework or a database is [a page of its own](integrations.md). The awaiting faces have the same "
+        f"names, arguments and results as the blocking ones, with `await`: {awaited}.\n\n"
+        + _documented(API)
+        + "\n## Ready-made limits\n\n`from stillroom import API, AUTH, DEFAULT, STATIC`. Make your own as "
+        "`Limit(name, quota, window)`.\n\n"
+        + _table(("Limit", "Quota", "By", "While Redis is away"), ready)
     )
+
+
+def integrations() -> str:
+    """What apps import for their framework, their database and their tests, by autodoc."""
+    return (
+        "# Frameworks, databases, tests\n\n"
+        "Each name is imported from the module that stands before it: "
+        "`from stillroom.web.flask import limited`. How they work together is shown in the "
+        "[recipes](../recipes.md) and [how-to guides](../howto/index.md).\n\n"
+        + _documented(INTEGRATIONS)
+    )
+
+
+def _documented(parts: Mapping[str, Mapping[str, str]]) -> str:
+    return "\n".join(
+        f"## {title}\n\n```{{eval-rst}}\n"
+        + "\n".join(_directive(f"stillroom.{name}", shown) for name, shown in names.items())
+        + "```\n"
+        for title, names in parts.items()
+    )
+
+
+def _directive(path: str, shown: str) -> str:
+    """Return Sphinx's words for one class or function.
+
+    It is imported here, because Sphinx imports modules as type checkers see them, and pydantic raises then.
+    """
+    thing = pkgutil.resolve_name(path)
+    if not inspect.isclass(thing):
+        return f".. autofunction:: {path}\n"
+    options = {
+        OWN: [":members:"],
+        INHERITED: [":members:", ":inherited-members:"],
+        NONE: [],
+    }.get(shown, [f":members: {shown}", ":inherited-members:"])
+    if issubclass(
+        thing, tuple
+    ):  # it says "Alias for field number 0" of each; the signature has them, too
+        options = [*options, f":exclude-members: {', '.join(vars(thing)['_fields'])}"]
+    return "\n".join([f".. autoclass:: {path}", *(f"   {one}" for one in options), ""])
 
 
 def index() -> str:
@@ -429,6 +555,7 @@ def index() -> str:
 PAGES: Mapping[str, Callable[[], str]] = {
     "index": index,
     "api": api,
+    "integrations": integrations,
     "settings": settings,
     "errors": error_pages,
     "tasks": tasks,

@@ -151,14 +151,14 @@ class _Errand(NamedTuple):
 class CeleryDispatch:
     """Publishes Celery tasks from a thread of its own, so that no request ever waits for the broker.
 
-    A message carries no time after which it expires: this machine's clock would set it, and the worker's would
-    decide. A lease's token says what a late order is worth: nothing, if the lease is gone. Where no worker takes
-    them, the queue is filled up to a limit.
-
-    A publish to a broker that hangs can't be bounded from the outside (connecting, declaring the queue and
-    sending are a dozen round trips, each with its own timeout). An order that gets lost with its process costs
-    nothing: the lease runs out and the next stale read asks again.
+    A refresh that is lost with its process costs nothing: its lease runs out and the next stale read asks again.
+    Where no worker takes the tasks, the queue is filled up to 10,000.
     """
+
+    # A message carries no time after which it expires: this machine's clock would set it, and the worker's would
+    # decide. A lease's token says what a late order is worth: nothing, if the lease is gone.
+    # A publish to a broker that hangs can't be bounded from the outside: connecting, declaring the queue and
+    # sending are a dozen round trips, each with its own timeout.
 
     inline = False
     waiting_limit = 1_000

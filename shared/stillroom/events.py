@@ -55,17 +55,26 @@ NAMES = {
 
 @dataclass(slots=True)
 class Event:
-    """Tell what became of one operation. Hooks are given it when that has ended, and change nothing in it."""
+    """Tell what became of one operation. Hooks are given it when the operation has ended, and must not change it.
 
-    service: str  # cache, sessions, limits, abuse, tasks, locks, web; load: one call of a loader; task: of a worker
-    operation: str  # get, cached, check …; of a load and of a task its name
-    began: float = field(default_factory=time.time)  # seconds since 1970, by this machine's clock
+    - `service`: cache, sessions, limits, abuse, tasks, locks or web; `load` for one call of a loader, `task` for a
+      task of a worker.
+    - `operation`: get, cached, check …; for a load or a task its name.
+    - `began`: seconds since 1970, by this machine's clock. `seconds`: how long it took.
+    - `outcome`: hit, stale or miss; allowed, denied or banned; found or none; error; for all others done.
+    - `name`: the loader, or the limits.
+    - `error`: the error's class, or why Redis is away; never its message.
+    - `degraded`: why Redis could not be asked, where that was not an error.
+    """
+
+    service: str
+    operation: str
+    began: float = field(default_factory=time.time)
     seconds: float = 0.0
-    # hit, stale, miss; allowed, denied, banned; found, none; error; else done.
     outcome: str = "done"
-    name: str = ""  # the loader, or the limits
-    error: str = ""  # the error's class, or why Redis is away; never its message
-    degraded: str = ""  # why Redis could not be asked, where that was no error
+    name: str = ""
+    error: str = ""
+    degraded: str = ""
 
 
 class Observer(Protocol):

@@ -201,9 +201,9 @@ class _Room:
         hook_to(self.watch, hook)
 
     def observe(self, observer: Observer) -> None:
-        """Tell somebody when an operation begins and when it has ended: see events.py and otel.py.
+        """Call `observer.began(event)` when an operation begins, and `observer.ended(token, event)` when it ends.
 
-        Raises InvalidArgument.
+        `token` is what `began` returned. Raises InvalidArgument.
         """
         if not (hasattr(observer, "began") and hasattr(observer, "ended")):
             raise InvalidArgument(
@@ -261,7 +261,11 @@ class _Room:
         return make
 
     def request(self) -> AbstractContextManager[Budget]:
-        """Let all Redis calls inside this `with` share `request_timeout` seconds; then they fall back at once."""
+        """Begin a request: `with room.request():`. The middlewares do this for each request of an app.
+
+        All Redis calls inside share `request_timeout` seconds; after that they fall back at once. Loaders with
+        `memo` look up each key once, and those with `near` prove what this process keeps.
+        """
         return Budget(self.settings.request_timeout)
 
     def _connect(self, *wires: Wire | ClusterWire | AsyncWire | AsyncClusterWire) -> None:
@@ -297,7 +301,7 @@ class Stillroom(_Room):
     They are `cache`, `sessions`, `limits`, `abuse`, `health` and `tasks`. `upkeep` is what workers do.
     Settings come from the environment unless given: `Stillroom()`, `Stillroom("redis://…")`, `Stillroom(ttl=60)`
     with any of them by name, or `Stillroom(Settings(…))`. `dispatch` (default: Celery) is how background work is
-    asked for; `InlineDispatch()` does it on the spot.
+    sent to workers; with `InlineDispatch()` the caller does it itself, at once.
     """
 
     cache: Cache
@@ -381,8 +385,8 @@ class Stillroom(_Room):
 
         `lease`: seconds it stays held after its process died, from 0.1 to 3,600; a living one renews it, for
         `longest` seconds in all. `wait`: seconds to wait for it; 0 tries once. Times may be timedeltas.
-        `held.fence` is a number that is larger than every holder's before. Raises LockTaken when waiting was in
-        vain, LockLost at the end if it was lost meanwhile, InvalidKey. Redis away: RedisUnavailable.
+        `held.fence` is a number that is larger than every holder's before. Raises LockTaken when `wait`
+        is over, LockLost at the end if it was lost meanwhile, InvalidKey. Redis away: RedisUnavailable.
         Cost: one script to take it, one to renew it, ZREM to give it back.
         """
         return Lock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
@@ -397,8 +401,9 @@ class Stillroom(_Room):
         wait: Duration = 10.0,
         longest: Duration = 3_600.0,
     ) -> Lock:
-        """Return a lock that `slots` holders can have at a time. All who use the name give the same number. See
-        lock.
+        """Return a lock that `slots` holders can have at a time. See `lock`.
+
+        All callers that use the name give the same number.
         """
         return Lock(self._locks_body, self.state, Terms(name, slots, lease, wait, longest))
 
@@ -419,7 +424,7 @@ class Stillroom(_Room):
     def connect_state(self) -> None:
         """Wait for the Redis that holds the state, as `connect` does, whether the cache's answers or not.
 
-        For who does nothing with the cache: an operator who lifts a ban.
+        For a program that does not use the cache, such as one that lifts a ban.
         """
         self._connect(self.state_wire)
         self.state.run(self._rehearse_state())

@@ -11,13 +11,17 @@ from stillroom.durations import LAST_MOMENT
 
 @dataclass(frozen=True, slots=True)
 class Ban:
-    """One ban. Times are the server's clock, seconds since 1970."""
+    """One ban. Times are the server's clock, seconds since 1970.
 
-    subject: str  # an IPv4 address, an IPv6 client's prefix, or a network
-    by: str  # "rule" or "operator"
-    rule: str  # empty if an operator banned
-    reason: str  # the operator's
-    level: int  # how many bans it had before
+    `subject`: an IPv4 address, an IPv6 client's prefix, or a network. `by`: "rule" or "operator"; `rule` is empty
+    if an operator banned, and `reason` is the operator's. `level`: how many bans the subject had before.
+    """
+
+    subject: str
+    by: str
+    rule: str
+    reason: str
+    level: int
     since: float
     until: float
 

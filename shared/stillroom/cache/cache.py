@@ -113,26 +113,32 @@ class Cache(Face):
     ) -> Callable[[Callable[P, T]], CachedFunction[P, T]]:
         """Register a function as a loader, and answer its calls from the cache.
 
-        `@room.cache.cached("product:{id}")`: the key is a template of the function's parameters. Each of them
-        stands in it, or in `ignore`: calls that differ in one of these share a value.
+        `@room.cache.cached("product:{id}")`: the key is a template of the function's parameters. Each parameter is
+        in the template or in `ignore`. Times are seconds or timedeltas; their defaults are settings.
 
-        `ttl`: how long a value is fresh; `swr`: how long after that it is served while it is loaded again; seconds
-        or a timedelta, by default the settings'. `ttl` may be a function of the value that gives one, or None for
-        the settings'. `keep`: a function of the value; what it says no to is not kept, or only for `negative_ttl`,
-        which without `keep` is what None is kept for. `tags`: texts, templates that are filled as f-strings are, or
-        functions of the value that give texts. `type`: what the value is, by default what the function says it
-        returns. `name`: what messages to workers call it, by default the function's name; keep it stable. `lease`:
-        a load that takes longer is not stored; seconds or a timedelta. `at_once`: so many loads run at the same
-        time in all processes (for each shard of the cache); as many more wait for a second, all others raise
-        LoadShed: a 503. A load that another one of the same loader waits for needs no place of its own. While two
-        releases of an app run, values of another shape of type are kept apart; so are those of another `version`,
-        for what the type does not show. `memo`: within `room.request()` a key is asked for once. `near`: this
-        process keeps values. True: within `room.request()` one look at the clock proves all that it keeps, and a
-        read never shows what was invalidated before the request began, nor what this process invalidated. Seconds,
-        or a timedelta, up to a minute: outside of one, too, nothing that was invalidated longer ago. A value that
-        nobody can change (a scalar, a tuple, a frozen model) is the same object each time. `warm_every`: a worker
-        loads its values this often, asked for or not, from 10 seconds on. `warm_with`: for which arguments: dicts,
-        tuples or single ones, or a function that gives these.
+        - `ttl`: how long a value is fresh. It may be a function of the value that returns a time, or None for the
+          default.
+        - `swr`: how long after that a value is served stale while a worker loads it again.
+        - `tags`: texts, templates that are filled as f-strings are, or functions of the value that return texts.
+        - `type`: the type of the values. Default: the function's return annotation.
+        - `keep`: a function of the value. A value for which it returns false is not kept, or only for
+          `negative_ttl`. Without `keep`, `negative_ttl` is how long None is kept.
+        - `ignore`: parameters that are not in the key. Calls that differ only in these share a value.
+        - `name`: what messages to workers call the loader. Default: the function's name. Keep it stable.
+        - `lease`: the longest load. The value of a longer one is returned and not stored.
+        - `at_once`: how many loads run at the same time in all processes (for each shard of the cache). As many
+          more wait for up to a second; all others raise LoadShed, which is a 503. A load that another load of this
+          loader waits for needs no place of its own.
+        - `version`: while two releases of an app run, values of different versions are kept apart. Change it where
+          values change and their type does not: values of different types are kept apart anyway.
+        - `memo`: within `room.request()` each key is looked up once.
+        - `near`: this process keeps values. True: within `room.request()` one look at the clock proves all of them,
+          and no read shows what was invalidated before the request began, or by this process. A time, up to a
+          minute: reads outside of a request are served, too, with nothing that was invalidated longer ago. A value
+          that cannot be changed (a scalar, a tuple, a frozen model) is the same object each time.
+        - `warm_every`: how often a worker loads the values, asked for or not; 10 seconds or more.
+        - `warm_with`: the arguments to load: dicts, tuples or single values, or a function that returns these.
+
         Raises InvalidArgument, InvalidKey.
         """
         _check_key(key)

@@ -20,11 +20,14 @@ NUMBER_DIGITS = 17  # µs since 1970 have 16
 
 
 class Freshness(Enum):
-    """Tell what a reader may do with an entry."""
+    """Tell what a reader may do with an entry.
 
-    FRESH = "fresh"  # serve it
-    STALE = "stale"  # serve it, and see that it is refreshed
-    DEAD = "dead"  # never serve it
+    FRESH: serve it. STALE: serve it, and have it refreshed. DEAD: never serve it.
+    """
+
+    FRESH = "fresh"
+    STALE = "stale"
+    DEAD = "dead"
 
 
 class Entry(NamedTuple):

@@ -30,13 +30,13 @@ class TasksBody:
         self._orders = orders
 
     def invalidate_keys(self, *keys: str) -> Operation[None]:
-        """Have these keys forgotten. See Cache.invalidate. Cost: one script."""
+        """Order that these keys are forgotten. See Cache.invalidate. Cost: one script."""
         names_given("invalidate_keys", keys)
         self._orders.refuse_unfilled(*keys)
         yield from self._order(InvalidateKeys(keys=some) for some in groups(keys, KEYS_IN_ONE))
 
     def invalidate_tags(self, *tags: str, soft: bool = False) -> Operation[None]:
-        """Have the entries with one of these tags killed, or with `soft` refreshed. See Cache.invalidate_by_tag."""
+        """Order that the entries with one of these tags are invalidated. See Cache.invalidate_by_tag."""
         names_given("invalidate_tags", tags)
         refuse_other("soft", soft, bool, "True or False")
         self._orders.refuse_unfilled(*tags)
@@ -44,16 +44,16 @@ class TasksBody:
         yield from self._order(InvalidateTags(tags=bite, soft=soft) for bite in some)
 
     def invalidate_pattern(self, glob: str) -> Operation[None]:
-        """Have the entries killed whose key the glob matches. See Cache.invalidate_by_pattern."""
+        """Order that the entries whose key the glob matches are invalidated. See Cache.invalidate_by_pattern."""
         pattern(glob)
         self._orders.refuse_unfilled(glob)
         yield from self._order([InvalidatePattern(pattern=glob)])
 
     def load(self, function: Any, *args: Any, **kwargs: Any) -> Operation[None]:
-        """Have the value of this call of a cached function loaded, whether one is there or not.
+        """Order that the value of this call of a cached function is loaded, whether there is one or not.
 
-        The arguments travel as JSON. One that has none, or that does not fit the function's signature, raises
-        ValueError; a call that Python would refuse raises TypeError.
+        The arguments travel as JSON. An argument that has none, or that does not fit the function's signature,
+        raises ValueError; a call that Python would refuse raises TypeError.
         """
         if not isinstance(function, CachedFunction | AsyncCachedFunction):
             raise InvalidArgument(
@@ -70,7 +70,11 @@ class TasksBody:
 
 
 class Tasks(Service):
-    """`room.tasks` for threads and greenlets."""
+    """Orders for workers, for threads and greenlets: `room.tasks`.
+
+    Each is written down in Redis before the call returns, and done soon afterwards. Raises DispatchFailed where too
+    much work waits already, and RedisUnavailable.
+    """
 
     invalidate_keys = blocking(TasksBody.invalidate_keys)
     invalidate_tags = blocking(TasksBody.invalidate_tags)
@@ -79,7 +83,7 @@ class Tasks(Service):
 
 
 class AsyncTasks(Service):
-    """`room.tasks` for asyncio."""
+    """Orders for workers, for asyncio: `room.tasks`. See Tasks."""
 
     invalidate_keys = awaiting(TasksBody.invalidate_keys)
     invalidate_tags = awaiting(TasksBody.invalidate_tags)

@@ -25,7 +25,7 @@ class Health(Face):
 
     @explained
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
-        """See HealthBody.register."""
+        """Let a service add to the report. `role` and `shard` say where its data are. Raises InvalidArgument."""
         self._body.register(role, probe, shard)
 
 
@@ -44,5 +44,5 @@ class AsyncHealth(Face):
 
     @explained
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
-        """See HealthBody.register."""
+        """Let a service add to the report. `role` and `shard` say where its data are. Raises InvalidArgument."""
         self._body.register(role, probe, shard)

@@ -129,7 +129,7 @@ class LimitsBody(Operating, OverShards):
         """Take `cost` from all these limits, or from none of them, and return the decision. One round trip.
 
         `subject`: an address, or kind → text, such as {"ip": "203.0.113.7", "user": "ann"}; each limit counts the
-        kinds in its `by`. Who has no name (None, or blank) is counted by address. Texts are stored as an HMAC only.
+        kinds in its `by`. Without a name (None, or blank) the address counts. Texts are stored as HMACs only.
         An address in the setting limit_exempt is admitted, and nobody asks Redis.
         `cost` 0 consumes nothing, and is denied only to who is banned or over a limit that was lowered. `route` is
         the template of the path, for events. `meant=False`: the client did not ask for this itself, a page that its

@@ -21,23 +21,28 @@ _FOREVER = 1 << 60
 
 
 class Standing(NamedTuple):
-    """Describe how a subject stands with one limit. Times are seconds from the decision."""
+    """Describe how a subject stands with one limit. Times are seconds from the decision.
+
+    `reset`: until more of the quota comes back; 0: all of it is there. `full`: until all of it has come back.
+    `retry_after`: until this request would fit; 0: it does; None: never.
+    """
 
     limit: Limit
     remaining: int
-    reset: float  # until more of the quota comes back; 0: all of it is there
-    full: float  # until all of it has come back
-    retry_after: float | None  # until this request would fit; 0: it does; None: never
+    reset: float
+    full: float
+    retry_after: float | None
 
 
 class Decision(NamedTuple):
     """Tell whether a request may go on; the decision is true where it may. Its details are made when asked for.
 
-    `degraded` is why Redis could not be asked ("timeout", "breaker" …), empty where it was.
+    `status` is 200, 429, or 503 where it can't be decided without Redis. `degraded` is why Redis could not be asked
+    ("timeout", "breaker" …); it is empty where Redis was asked.
     """
 
     limits: tuple[Limit, ...]
-    status: int  # 200, 429, or 503: not decidable without Redis
+    status: int
     cost: int
     now_us: int  # the server's clock, since 1970
     # For each limit: hits used, and the µs until some are back, until the request fits, until all are back.

@@ -21,9 +21,7 @@ RENEWALS = 3  # in each lease: one that fails is tried again before the slot is 
 class _Held:
     """The part that both faces share.
 
-    `fence` is larger than that of every holder before: hand it to what the lock protects, which refuses a smaller
-    one than it has seen. `is_held` looks at this process' clock only, so it is true and free of charge also while
-    Redis is away. A forked child holds none of its parent's locks, and gives none of them back.
+    A forked child holds none of its parent's locks, and gives none of them back.
     """
 
     def __init__(self, name: str, grant: Grant, lease: float, longest: float) -> None:
@@ -38,7 +36,10 @@ class _Held:
 
     @property
     def is_held(self) -> bool:
-        """Return whether the lease still runs, so that nobody else can hold the lock or slot."""
+        """Return whether the lease still runs, so that nobody else can hold the lock or slot.
+
+        It looks at this process's clock only, so it works while Redis is away, and costs nothing.
+        """
         return not self._is_over and steady_s() < self._until
 
     @property
@@ -69,7 +70,11 @@ class _Held:
 
 
 class Held(_Held):
-    """A held slot, for threads and greenlets. A thread renews it."""
+    """A held lock or slot, for threads and greenlets. A thread renews it.
+
+    `fence` is larger than that of every holder before. Hand it to what the lock protects, which refuses a smaller
+    one than it has seen.
+    """
 
     def __init__(
         self,
@@ -124,7 +129,7 @@ class Held(_Held):
 
 
 class AsyncHeld(_Held):
-    """A held slot, for asyncio. A task renews it."""
+    """A held lock or slot, for asyncio. A task renews it. See Held."""
 
     def __init__(
         self,

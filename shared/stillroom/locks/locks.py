@@ -38,9 +38,9 @@ class Terms:
 class Lock:
     """A lock, or a semaphore, that processes share. `with room.lock("import") as held: …`
 
-    It is held for a lease and renewed by a thread. Who waits is served in the order of asking. It is not reentrant,
-    and an object is for one `with` at a time: `room.lock(…)` costs nothing.
-    Raises LockTaken when waiting was in vain, and LockLost at the end of the block if the lock was lost meanwhile.
+    It is held for a lease and renewed by a thread. Waiting callers are served in the order of asking. It is not
+    reentrant, and an object is for one `with` at a time: `room.lock(…)` costs nothing.
+    Raises LockTaken when `wait` is over, and LockLost at the end of the block if the lock was lost meanwhile.
     Redis away: RedisUnavailable, since nobody can say whether somebody else holds it.
     No thread is free to renew it: RuntimeError, and the lock is not taken.
     """

@@ -132,7 +132,10 @@ def is_debugging(app: object) -> bool:
 
 @explained
 class ExplainWSGI:
-    """Adds the header to the responses of a WSGI app: `app = ExplainWSGI(app, room)`. See the module."""
+    """Adds `X-Stillroom-Explain` to the responses of a WSGI app: `app = ExplainWSGI(app, room)`.
+
+    The setting `explain_header` turns it on. The other middlewares of Stillroom do this by themselves.
+    """
 
     def __init__(self, *given: Any, app: Any = None, room: Stillroom | None = None) -> None:
         self.app, room = app_and_room(given, app, room, Stillroom, "ExplainWSGI")
@@ -157,9 +160,9 @@ class ExplainWSGI:
 
 @explained
 class ExplainASGI:
-    """Adds the header to the responses of an ASGI app: `app.add_middleware(ExplainASGI, room=room)`.
+    """Adds `X-Stillroom-Explain` to the responses of an ASGI app: `app.add_middleware(ExplainASGI, room=room)`.
 
-    See the module.
+    See ExplainWSGI.
     """
 
     def __init__(self, *given: Any, app: Any = None, room: AsyncStillroom | None = None) -> None:

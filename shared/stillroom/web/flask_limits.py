@@ -229,14 +229,17 @@ def limited(
     On a function, sync or async; on a class of views, its `decorators`, or a method of it; on a Blueprint:
     `limited(API, by="user")(blueprint)`.
 
-    `limits`: Limits, or one function of the request that returns them (tiers). A limit's name is its bucket: all
-    views that carry it share it. `by`: "ip"; "user", the session's, which is read first, in a round trip of its
-    own; "ip&user"; Header("X-API-Key"); or a function of the request that returns a name, or a mapping of kinds to
-    names. Who has no name is counted by address. None: as each limit says. `cost`: a number or a function of the
-    request. `count`: "all"; "failures", those answered with 400 or more; or a function of the answer (see Answered)
-    that says whether it counts. What does not is given back. `exempt_when`: a function of the request.
+    - `limits`: Limits, or one function of the request that returns them (tiers). A limit's name is its bucket: all
+      views that carry the same limit share it.
+    - `by`: "ip"; "user", the session's, which is read first, in a round trip of its own; "ip&user";
+      `Header("X-API-Key")`; or a function of the request that returns a name, or a mapping of kinds to names. A
+      request without a name counts by address. Default: as each limit says.
+    - `cost`: a number or a function of the request.
+    - `count`: "all"; "failures", requests that are answered with 400 or more; or a function of the answer (see
+      Answered) that says whether the request counts. What does not count is given back.
+    - `exempt_when`: a function of the request.
 
-    Needs StillroomLimits(app, room). Raises InvalidLimit for what can't be meant. Redis away: each limit does
+    Needs StillroomLimits(app, room). Raises InvalidLimit. Redis away: each limit does
     what its `away` says.
     """
     declaration = declared_in_threads(limits, by, cost, count, exempt_when)

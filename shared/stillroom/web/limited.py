@@ -43,8 +43,8 @@ class Answered(NamedTuple):
 class Header(NamedTuple):
     """`by=Header("X-API-Key")`: a request is counted by this header; one without it, by its address.
 
-    Whoever makes up a new key for each request has a new quota for each. So put a limit by address beside it, or
-    give a function that returns only keys you know.
+    A client that makes up a new key for each request has a new quota for each. So add a limit by address, or give
+    a function that returns only keys you know.
     """
 
     name: str

@@ -73,15 +73,19 @@ def limited(
     an ASGI app: `Mount("/api", app=limited(API)(api))`, `Mount("/api", routes,
     middleware=[Middleware(limited(API))])`.
 
-    `limits`: Limits, or one function of the request that returns them (tiers). A limit's name is its bucket: all
-    endpoints that carry it share it. `by`: "ip"; "user", the session's, which is read first, in a round trip of
-    its own; "ip&user"; Header("X-API-Key"); or a function of the request that returns a name, or a mapping of
-    kinds to names. Who has no name is counted by address. None: as each limit says. `cost`: a number or a
-    function of the request. `count`: "all"; "failures", those answered with 400 or more; or a function of the
-    answer (see Answered) that says whether it counts. What does not is given back. `exempt_when`: a function of
-    the request. The functions of the request may be coroutine functions.
+    - `limits`: Limits, or one function of the request that returns them (tiers). A limit's name is its bucket: all
+      endpoints that carry the same limit share it.
+    - `by`: "ip"; "user", the session's, which is read first, in a round trip of its own; "ip&user";
+      `Header("X-API-Key")`; or a function of the request that returns a name, or a mapping of kinds to names. A
+      request without a name counts by address. Default: as each limit says.
+    - `cost`: a number or a function of the request.
+    - `count`: "all"; "failures", requests that are answered with 400 or more; or a function of the answer (see
+      Answered) that says whether the request counts. What does not count is given back.
+    - `exempt_when`: a function of the request.
 
-    Needs StillroomMiddleware further out. Raises InvalidLimit for what can't be meant. Redis away: each limit
+    The functions of the request may be coroutine functions.
+
+    Needs StillroomMiddleware further out. Raises InvalidLimit. Redis away: each limit
     does what its `away` says.
     """
     declaration = declared(limits, by, cost, count, exempt_when)

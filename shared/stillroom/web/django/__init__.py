@@ -28,7 +28,11 @@ _rooms: dict[int, tuple[Any, Stillroom]] = {}
 
 
 def room() -> Stillroom:
-    """Return the room of this process. Raises SettingsError."""
+    """Return the room of this process, which Django's setting `STILLROOM` names. Raises SettingsError.
+
+    `STILLROOM` is the path of a room of yours ("shop.cache:room"), or settings for a new one ({"redis_url": …}).
+    Without it the environment has the settings.
+    """
     given = getattr(settings, "STILLROOM", None)
     known = _rooms.get(id(given))
     if known is None:

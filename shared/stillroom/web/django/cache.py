@@ -34,10 +34,13 @@ _MISSING = object()
 
 
 class StillroomCache(BaseCache):
-    """Values are JSON and the kinds of values.py; others raise. A timeout of None is the room's life_limit (7 d).
+    """Django's cache backend: `CACHES = {"default": {"BACKEND": "stillroom.web.django.cache.StillroomCache"}}`.
+
+    Values are JSON, tuples, sets, bytes, dates and times, Decimal, UUID and responses; others raise. A timeout of
+    None is the room's life_limit (7 d).
 
     Redis away: nothing is found, nothing is stored, and what is deleted is deleted before this process trusts
-    another read; only `clear` and `incr` raise (RedisUnavailable), for they would promise what nobody can keep.
+    another read. Only `clear` and `incr` raise (RedisUnavailable), because they can't be done later.
     """
 
     def __init__(self, location: str, params: dict[str, Any]) -> None:

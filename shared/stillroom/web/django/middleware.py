@@ -24,7 +24,7 @@ from stillroom.web.wsgi import ALONG
 
 
 class SessionMiddleware(InRequest, DjangoSessions):
-    """In the place of django.contrib.sessions.middleware.SessionMiddleware.
+    """Replaces django.contrib.sessions.middleware.SessionMiddleware.
 
     A request whose session can't be read or written is answered with 503 and Retry-After, and its cookie is left as
     it is. Cookie settings are Django's: set SESSION_COOKIE_SECURE, and "__Host-sessionid" as SESSION_COOKIE_NAME.

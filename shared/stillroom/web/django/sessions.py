@@ -53,8 +53,10 @@ PART, SLACK_S = 0.1, 60.0
 
 
 class SessionStore(SessionBase):
-    """Data is JSON, whatever SESSION_SERIALIZER says, and the types of stillroom.marked, which are kept. Only the
-    keys that changed are written; what two requests add to one list or dict is both there.
+    """Django's sessions: `SESSION_ENGINE = "stillroom.web.django.sessions"`.
+
+    Data is JSON, whatever SESSION_SERIALIZER says; tuples, sets, bytes, dates and times, Decimal and UUID keep
+    their type. Only the keys that changed are written; what two requests add to one list or dict is both there.
 
     A session's user and lifetime are fixed when it begins: where the data says another user, or set_expiry another
     time, `save` begins a new one in its place, under a new key. It lives for `get_expiry_age()` seconds after it
@@ -64,7 +66,7 @@ class SessionStore(SessionBase):
 
     In a request a new key is made when the session is saved, or when somebody asks for it.
 
-    Redis away: SessionStoreUnavailable (middleware.py answers it with 503), never an empty session.
+    Redis away: SessionStoreUnavailable, which SessionMiddleware answers with 503; never an empty session.
     """
 
     _session_key: Any  # a property of SessionBase
