@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from bench.plan import (
     units_table,
 )
 
-PAGE = Path(__file__).parent.parent / "docs" / "explanation" / "scaling.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "explanation" / "scaling.md"
 DEPLOYMENTS = {
     "10": "--requests 50000 --invalidations 100 --refreshes 1000 --entries 1e7 --users 1e6 --clients 1e6",
     "100": "--requests 500000 --invalidations 1000 --refreshes 10000 --entries 1e8 --users 1e7 --clients 1e7",
@@ -83,6 +85,18 @@ def test_the_page_shows_what_the_program_says(capsys: pytest.CaptureFixture[str]
     for words in DEPLOYMENTS.values():
         main(words.split())
         assert f"python -m bench.plan {words}\n{capsys.readouterr().out}" in page
+
+
+def test_the_page_tells_how_far_the_plan_was_from_a_run() -> None:
+    """How many times the planned CPU was measured, on the page, is what bench/results shows for each page."""
+    known = json.loads((ROOT / "bench/results/results.json").read_text(encoding="utf-8"))
+    (plan,) = [one["rows"] for one in known["page"]["tables"] if one["columns"][0] == "the plan"]
+    rows = [[int(cell.replace(",", "")) for cell in row[1:]] for row in plan]
+    app = sorted(row[1] / row[0] for row in rows)
+    redis = sorted(row[3] / row[2] for row in rows)
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    assert f"CPU of the app was {app[0]:.2f} to {app[-1]:.2f} times what it says" in page
+    assert f"that of Redis {redis[0]:.2f} to {redis[-1]:.2f} times" in page
 
 
 def test_each_line_is_whole() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from stillroom import Settings, Stillroom
+from stillroom.abuse.rules import read_rules
 from stillroom.settings import environment_names
 from tests.support.guide import DOCS, blocks, run_pytest, write_files
 from tests.support.web import Browser, environment_of, serving_process
@@ -173,6 +175,8 @@ def test_django(tmp_path: Path, environment: dict[str, str]) -> None:
     words = ("-m", "django", "check", "--deploy", "--tag", "stillroom", "--fail-level", "WARNING")
     named = {**environment, "STILLROOM_PRODUCTION": "1", "DJANGO_SETTINGS_MODULE": "settings"}
     assert "no issues" in run(tmp_path, {**named, "PYTHONPATH": str(tmp_path)}, *words)
+    loading = "import django; django.setup(); from prices import load_price; print(load_price(7))"
+    assert run(tmp_path, named, "-c", loading) == "10\n"
 
 
 def test_tags(tmp_path: Path, environment: dict[str, str]) -> None:
@@ -236,10 +240,38 @@ def test_deploy() -> None:
     assert " ".join(container["command"]).startswith("celery -A stillroom_workers worker")
 
 
+def test_abuse(tmp_path: Path, environment: dict[str, str]) -> None:
+    """The page on abuse reports logins, and with its rules file an address that fails as ten users is banned."""
+    write_files("howto/abuse.md", tmp_path)
+    (file,) = blocks("howto/abuse.md", "toml")
+    (tmp_path / "abuse.toml").write_text(file)
+    story = (
+        "from login import log_in, room; from stillroom import API;"
+        "assert not any(log_in(f'user{n}', '?', '203.0.113.7') for n in range(10));"
+        "assert log_in('ann', 'ann\\'s secret', '203.0.113.8');"
+        "room.abuse.report('card_declined', ip='203.0.113.9');"
+        "room.upkeep.scan_abuse();"
+        "checked = [room.limits.check(f'203.0.113.{n}', [API]) for n in (7, 8)];"
+        "print(*[one.banned for one in checked]); room.close()"
+    )
+    named = {**environment, "STILLROOM_ABUSE_RULES": "abuse.toml"}
+    assert run(tmp_path, named, "-c", story).split() == ["True", "False"]
+
+
+def test_the_page_on_abuse_has_every_rule() -> None:
+    """Each built-in rule is on the page, with what it says of itself and whether it may ban."""
+    page = (DOCS / "howto/abuse.md").read_text(encoding="utf-8")
+    rules = read_rules(None)
+    assert all(rule.shadow for rule in rules)
+    rows = [f"| `{rule.name}` | {rule.why} | {rule.action}s |" for rule in rules]
+    assert re.findall(r"^\| `.*\|$", page, re.MULTILINE) == rows
+
+
 def test_every_page_is_run() -> None:
     """Every page of docs/howto has a test here."""
     known = {
         "index",
+        "abuse",
         "testing",
         "after-commit",
         "pages",
