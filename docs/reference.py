@@ -575,7 +575,7 @@ ABOUT = """# Stillroom
 > Celery workers that keep it fresh. Python 3.11 or newer; FastAPI, Starlette, Flask, Django, any WSGI or ASGI app.
 
 Each page is Markdown. `stillroom docs PAGE` prints one. The reference is made from the code when the documentation
-is built; the same stands in the docstrings of `stillroom.settings.Settings`, `stillroom.errors`, `stillroom.keys`,
+is built; the docstrings have the same text: those of `stillroom.settings.Settings`, `stillroom.errors`, `stillroom.keys`,
 `stillroom.Cache`, `Sessions`, `Limits`, `Abuse`, `Health` and `Stillroom`.
 """
 SECTIONS: Mapping[str, str] = {

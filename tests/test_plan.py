@@ -95,7 +95,7 @@ def test_the_page_tells_how_far_the_plan_was_from_a_run() -> None:
     app = sorted(row[1] / row[0] for row in rows)
     redis = sorted(row[3] / row[2] for row in rows)
     page = " ".join(PAGE.read_text(encoding="utf-8").split())
-    assert f"CPU of the app was {app[0]:.2f} to {app[-1]:.2f} times what it says" in page
+    assert f"the CPU of the app was {app[0]:.2f} to {app[-1]:.2f} times what it says" in page
     assert f"that of Redis {redis[0]:.2f} to {redis[-1]:.2f} times" in page
 
 
