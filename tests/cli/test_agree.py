@@ -60,6 +60,15 @@ def test_a_limit_is_made_smaller(run: Any, make_room: Any) -> None:
     assert re.search(r"lease_limit +300 +300", run())
 
 
+def test_more_replicas_are_agreed_on_by_a_person(run: Any, make_room: Any) -> None:
+    """The smallest number of replicas that a process had stays agreed until a person raises it."""
+    make_room(replicas=0).cache.set("k", 1)
+    make_room(replicas=1).cache.set("k", 2)
+    assert re.search(r"replicas +0 +1", run(STILLROOM_REPLICAS="1"))
+    run("replicas", STILLROOM_REPLICAS="1")
+    assert re.search(r"replicas +1 +1", run(STILLROOM_REPLICAS="1"))
+
+
 def test_what_is_no_such_setting_is_told_so(run: Any) -> None:
     """An unknown setting is refused with the probable one."""
     with pytest.raises(SettingsError, match="shards"):

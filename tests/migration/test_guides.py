@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import Flask, session
 
 from shop.demo.browser import Browser as Visitor
-from stillroom import Settings
+from stillroom import Settings, Stillroom
+from stillroom.web.flask import StillroomSessions
 from tests.support.guide import DOCS, write_files
 from tests.support.web import Browser, environment_of, serving_process
 
@@ -89,6 +91,28 @@ def test_flask_session(tmp_path: Path, environment: dict[str, str]) -> None:
     assert seen[0] == seen[1]
     assert seen[0][2]["cart"] == ["jam", "tea"]
     assert seen[0][5] == {"cart": [], "flashes": []}
+
+
+def test_a_session_is_kept_when_the_browser_is_closed_only_if_it_is_permanent(
+    stillroom_settings: Settings,
+) -> None:
+    """Flask-Session makes each session permanent, Flask and Stillroom those that a view makes so."""
+    defaults = pytest.importorskip("flask_session.defaults")
+    assert defaults.Defaults.SESSION_PERMANENT
+    app = Flask(__name__)
+    with Stillroom(stillroom_settings) as room:
+        app.session_interface = StillroomSessions(room)
+
+        @app.get("/<int:permanent>")
+        def visit(permanent: int) -> str:
+            session.permanent, session["seen"] = bool(permanent), True
+            return ""
+
+        said = [
+            app.test_client().get(f"/{n}", base_url="https://shop").headers["Set-Cookie"]
+            for n in (0, 1)
+        ]
+    assert ["Max-Age" in cookie for cookie in said] == [False, True]
 
 
 def statuses(port: int, path: str, times: int) -> list[int]:
