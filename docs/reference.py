@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer.main
 from pydantic import BaseModel
@@ -63,8 +63,8 @@ def write(folder: Path) -> None:
 def settings() -> str:
     """Every setting: name, unit and meaning from its docstring, default, range."""
     names, says = environment_names(), docstrings_of_fields(Settings)
-    rows = [
-        (
+    rows = {
+        name: (
             f"`{names[name]}`" + (f", `{SECRETS[name]}_FILE`" if name in SECRETS else ""),
             f"`{name}`",
             _default(field),
@@ -72,6 +72,11 @@ def settings() -> str:
             says[name],
         )
         for name, field in Settings.model_fields.items()
+    }
+    head = ("Variable", "In Python", "Default", "Allowed", "Meaning")
+    tables = [
+        f"## {title}\n\n{_table(head, [rows[name] for name in some])}"
+        for title, some in groups_of_fields(Settings).items()
     ]
     return (
         "# Settings\n\n"
@@ -80,9 +85,20 @@ def settings() -> str:
         "raises `SettingsError` then: the message says which setting, what was given, what is allowed and "
         "what was probably meant. A secret may come from a file, whose path stands in the variable with "
         "`_FILE`.\n\n"
-        "Times are seconds and sizes are bytes unless the text says otherwise.\n\n"
-        + _table(("Variable", "In Python", "Default", "Allowed", "Meaning"), rows)
+        "Times are seconds and sizes are bytes unless the text says otherwise. Several values are separated by "
+        "commas or spaces.\n\n" + "\n".join(tables)
     )
+
+
+def groups_of_fields(model: type) -> dict[str, list[str]]:
+    """Return the fields of a class by the comment above them, up to its first full stop or colon."""
+    found: dict[str, list[str]] = {}
+    for line in inspect.getsource(model).splitlines():
+        if title := re.match(r" {4}# ([A-Z][^.:]+)[.:]", line):
+            found[title[1]] = []
+        elif (field := re.match(r" {4}([a-z]\w*): ", line)) and found:
+            found[[*found][-1]].append(field[1])
+    return {title: fields for title, fields in found.items() if fields}
 
 
 def docstrings_of_fields(model: type) -> dict[str, str]:
@@ -110,19 +126,23 @@ def _default(field: FieldInfo) -> str:
 def _range(field: FieldInfo) -> str:
     if field.annotation is bool:
         return "`0` or `1`"
-    return ", ".join(word for part in field.metadata for word in _bounds(part))
+    if words := [word for word in get_args(field.annotation) if isinstance(word, str)]:
+        return ", ".join(f"`{word}`" for word in words)
+    # Of two bounds of a kind the last one holds.
+    bounds = dict(bound for part in field.metadata for bound in _bounds(part))
+    return ", ".join(f"{sign} {bound}".strip() for sign, bound in bounds.items())
 
 
-def _bounds(part: Any) -> Iterator[str]:
-    """A constraint of pydantic's in words; one inside an Annotated is looked into."""
+def _bounds(part: Any) -> Iterator[tuple[str, str]]:
+    """A constraint of pydantic's as a sign and a number; one inside an Annotated is looked into."""
     if isinstance(part, FieldInfo):
         for inner in part.metadata:
             yield from _bounds(inner)
     for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
         if (bound := getattr(part, name, None)) is not None:
-            yield f"{sign} {bound:,}"
+            yield sign, f"{bound:,}"
     if pattern := getattr(part, "pattern", None):
-        yield f"`{pattern}`"
+        yield "", f"`{pattern}`"
 
 
 # Errors
@@ -575,8 +595,8 @@ ABOUT = """# Stillroom
 > Celery workers that keep it fresh. Python 3.11 or newer; FastAPI, Starlette, Flask, Django, any WSGI or ASGI app.
 
 Each page is Markdown. `stillroom docs PAGE` prints one. The reference is made from the code when the documentation
-is built; the docstrings have the same text: those of `stillroom.settings.Settings`, `stillroom.errors`, `stillroom.keys`,
-`stillroom.Cache`, `Sessions`, `Limits`, `Abuse`, `Health` and `Stillroom`.
+is built; the docstrings have the same text: those of `stillroom.settings.Settings`, `stillroom.errors`,
+`stillroom.keys`, `stillroom.Cache`, `Sessions`, `Limits`, `Abuse`, `Health` and `Stillroom`.
 """
 SECTIONS: Mapping[str, str] = {
     "Begin": "tutorial.md recipes.md wire.md glossary.md",

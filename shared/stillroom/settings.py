@@ -194,16 +194,17 @@ class Settings(BaseModel):
 
     # Where Redis is. Three roles, one server until you say otherwise.
     redis_url: RedisUrl = Field("redis://redis:6379", alias="REDIS_URL")
-    """The Redis server: `redis://`, `rediss://` (TLS) or `unix://`, with an ACL user and a database where
-    wanted; or Sentinels, `redis+sentinel://host:26379,host:26379/<master>/<database>`."""
+    """The Redis server: `redis://`, `rediss://` (TLS) or `unix://`, with an ACL user and a database if you use
+    them; or Sentinels, `redis+sentinel://host:26379,host:26379/<master>/<database>`."""
     redis_password: SecretStr | None = Field(None, alias="REDIS_PASSWORD")
     """The password for all servers whose URL has none. No log, error or repr shows it."""
     sentinel_user: TextOrNone = None
-    """The user at the Sentinels that a `redis+sentinel://` URL names, where they ask for one."""
+    """The user at the Sentinels that a `redis+sentinel://` URL names, if they need one."""
     sentinel_password: SecretStr | None = Field(None, alias="STILLROOM_SENTINEL_PASSWORD")
-    """The password at the Sentinels."""
+    """The password at the Sentinels, if they need one."""
     cache_url: UrlOrNone = None
-    """The server that may evict (`allkeys-lfu`). Losing it is a cold cache. Default: REDIS_URL."""
+    """The server of the cache, which may evict (`allkeys-lfu`). If its data are lost, the cache is cold. Default:
+    REDIS_URL."""
     cluster: bool = False
     """Set this if `cache_url` is a node of a Redis Cluster."""
     state_cluster: bool = False
@@ -211,7 +212,7 @@ class Settings(BaseModel):
     then. It needs a `cache_url` and a `broker_url`. All processes of a namespace have the same value."""
     shards: int = Field(1, ge=1, le=64)
     """How many shards the cache has; in a cluster each is on one node. All processes of a namespace have the
-    same number. A process with another one is told so (SettingsDiffer) and works without the cache;
+    same number. A process with another one works without the cache (SettingsDiffer);
     docs/operating.md has the steps for changing it."""
     broker_url: BrokerOrNone = None
     """The Celery broker: a server that may not evict (`noeviction`), or any broker kombu speaks. Default:
@@ -221,8 +222,8 @@ class Settings(BaseModel):
     returns. All processes of a namespace have the same number; docs/operating.md has the steps for changing
     it."""
     cache_replicas: ReplicasOrNone = None
-    """How many replicas must have what is done on the server of the cache alone: invalidations and stored
-    values. 0 where `cache_url` names a server that has no replicas. Default: STILLROOM_REPLICAS."""
+    """As STILLROOM_REPLICAS, for what is written on the server of the cache alone: invalidations and stored
+    values. Set 0 if `cache_url` names a server that has no replicas. Default: STILLROOM_REPLICAS."""
     namespace: str = Field("stillroom", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """The first part of every key. Apps that share a server have different ones."""
 
@@ -234,17 +235,18 @@ class Settings(BaseModel):
 
     # Inside a request: never sleeps.
     connect_timeout: Seconds = 0.1
-    """Seconds to open a connection; 1 in a worker, where nobody has said how many."""
+    """Seconds to open a connection. In a worker the default is 1."""
     command_timeout: Seconds = 0.1
-    """Seconds for one batch of commands, from its sending to its last reply; 2 in a worker."""
+    """Seconds for one batch of commands, from its sending to its last reply. In a worker the default is 2."""
     call_timeout: Seconds = 0.15
-    """Seconds for all batches of one call together; 5 in a worker. A loader's own time is not counted."""
+    """Seconds for all batches of one call together. In a worker the default is 5. A loader's own time is not
+    counted."""
     request_timeout: Seconds = 0.25
-    """Seconds for all calls inside `with room.request()` together. Then they fall back at once."""
+    """Seconds for all calls of a request (`with room.request()`) together. After that they fall back at once."""
     pool_size: int = Field(64, ge=1, le=10_000)
-    """Connections to each server that a process may open."""
+    """How many connections a process may open to each server."""
     pool_timeout: Seconds = 0.02
-    """Seconds to wait for a free connection."""
+    """Seconds to wait for a free connection if all are in use."""
 
     # The circuit breaker.
     breaker_failures: int = Field(5, ge=1)
@@ -254,7 +256,7 @@ class Settings(BaseModel):
     breaker_calls: int = Field(20, ge=1)
     """How many calls a window must have before their share counts."""
     breaker_window: Seconds = 10.0
-    """Seconds of such a window."""
+    """Seconds of that window."""
     probe_delay: Seconds = 0.25
     """Seconds from the opening to the first probe. Each next probe waits twice as long."""
     probe_limit: Seconds = 1.0
@@ -278,11 +280,12 @@ class Settings(BaseModel):
     wait: Seconds = 10.0
     """Seconds a caller waits for another caller's load of the key before it loads for itself."""
     refresh_lease: Seconds = 30.0
-    """Seconds from asking for a refresh to asking again."""
+    """Seconds after which a refresh that was ordered and not done is ordered again."""
     backoff: Seconds = 1.0
-    """Seconds without a refresh after one has failed. They double with each failure in a row."""
+    """Seconds for which a key is not refreshed after a refresh has failed. They double with each failure in a
+    row."""
     backoff_limit: Seconds = 300.0
-    """The longest such pause, in seconds."""
+    """The most that `backoff` grows to, in seconds."""
     refresh_rate: float = Field(20.0, gt=0, le=10_000)
     """Loads a second that workers make after a soft invalidation."""
     value_limit: int = Field(1024 * 1024, ge=64)
@@ -295,21 +298,21 @@ class Settings(BaseModel):
     outbox_limit: int = Field(10_000, ge=1)
     """Deferred invalidations a process keeps while Redis is away. One more turns them into one `clear()`."""
     marks_limit: int = Field(20_000, ge=100)
-    """Invalidations a process remembers."""
+    """How many invalidations a process remembers."""
     near_limit: int = Field(64 * 1024 * 1024, ge=0)
     """Bytes of copies that a process keeps for loaders and reads with `near`."""
     near_away: SecondsOrNone = 0.0
-    """Seconds for which a process serves such copies while Redis is away. Others may have invalidated them.
-    0: it does not."""
+    """Seconds for which a process serves these copies while Redis is away. Other processes may have invalidated
+    them. 0: it does not serve them."""
     away_ttl: float = Field(1.0, ge=0, le=60)
     """Seconds for which a process serves a value that it has just loaded while Redis is away. 0: each caller
     loads for itself."""
     away_limit: int = Field(16 * 1024 * 1024, ge=0)
-    """Bytes of such values that a process keeps."""
+    """Bytes of values that a process keeps for `away_ttl`."""
 
     # Images.
     image_root: PathOrNone = None
-    """The folder in which `get_image_info` looks. Without it, it raises ImagesUnavailable."""
+    """The folder of images for `get_image_info`. Without it the call raises ImagesUnavailable."""
     image_byte_limit: int = Field(50 * 1024 * 1024, ge=1)
     """The largest image file, in bytes."""
     image_pixel_limit: int = Field(100_000_000, ge=1)
@@ -317,17 +320,17 @@ class Settings(BaseModel):
 
     # Sessions.
     production: bool = False
-    """Set this if this is no developer's machine. Then sessions without a pepper are an error."""
+    """Set this in production. Then sessions without a pepper are an error."""
     session_peppers: Secrets = Field((), alias="STILLROOM_SESSION_PEPPERS")
-    """Secrets of 32 characters or more that tokens and user names are hashed with. The first is for new tokens,
-    all are for those that are in use."""
+    """Secrets of 32 characters or more with which tokens and user names are hashed. New tokens use the first one;
+    tokens in use are found under each."""
     session_idle: Seconds = 86_400.0
     """Seconds without a request after which a session ends."""
     session_absolute: Seconds = 7 * 86_400.0
     """Seconds after which a session ends in any case."""
     session_touch: Seconds = 60.0
-    """Seconds between two writes of when a session was last seen; or a twentieth of its idle time, if that is
-    shorter."""
+    """How often at most the time when a session was last seen is written, in seconds; or a twentieth of its idle
+    time, if that is shorter."""
     session_grace: Annotated[SecondsOrNone, Field(le=3_600)] = 10.0
     """Seconds in which the old token still works after a rotation."""
     session_shards: int = Field(16, ge=1, le=256)
@@ -341,41 +344,41 @@ class Settings(BaseModel):
     """Seconds for which a user's device is known after its last login. A login from an unknown one is an
     event."""
     session_login_drops: Words = ("csrf_token", "_csrf_token", "csrf", "_csrftoken")
-    """Keys that a login does not take along from the session before: whoever planted that session knows
-    them."""
+    """Keys of the session that a login does not keep, because an attacker who planted that session knows
+    their values."""
 
     # Rate limits.
     trusted_proxies: Proxies = ()
     """The only peers whose header about the client is believed: networks (`10.0.0.0/8`), `unix` for a socket
-    file, `cloudflare`. Everybody else is the client."""
+    file, `cloudflare`. Any other peer is taken for the client."""
     proxy_header: ProxyHeader = "x-forwarded-for"
-    """The header in which trusted proxies name the client. The first two are chains to which each proxy adds.
-    The others hold one address, so the proxy next to the app must overwrite what it was sent."""
+    """The header in which trusted proxies name the client. `x-forwarded-for` and `forwarded` are chains to which
+    each proxy adds. The others hold one address, so the proxy next to the app must overwrite what it was sent."""
     limit_v6_prefix: int = Field(64, ge=56, le=64)
-    """Bits of an IPv6 address that count as one client: a household has a whole network."""
+    """Bits of an IPv6 address that tell clients apart: a household usually has a whole /64."""
     limit_exempt: Networks | None = None
     """Networks that no limit counts. Default: those of `abuse_allow`."""
     processes: int = Field(1, ge=1, le=100_000)
-    """How many processes the app has. While Redis is away each admits its share of a quota."""
+    """How many processes the app has. While Redis is away, each admits its share of a quota."""
     limits_strict_503: bool = False
     """Set this if strict limits (AUTH) are to answer 503 while Redis is away, instead of admitting this process's
-    share. Where Redis can't decide because of a mistake in the configuration, they always do."""
+    share. If a mistake in the configuration keeps Redis from deciding, they always answer 503."""
     local_limits: int = Field(50_000, ge=1)
-    """Pairs of subject and limit that a process counts by itself while Redis is away."""
+    """How many pairs of subject and limit a process counts by itself while Redis is away."""
     limits_memory: int = Field(10_000, ge=1)
-    """Pairs of subject and limit whose last state, or denial, a process remembers."""
+    """For how many pairs of subject and limit a process remembers the last state or denial."""
 
     # Abuse.
     abuse_rules: PathOrNone = None
     """A TOML file that changes the built-in rules and adds others."""
     abuse_allow: Networks = ()
-    """Networks that are never banned. Trusted proxies and private ranges never are."""
+    """Networks that are never banned, besides trusted proxies and private ranges."""
     ban_file: PathOrNone = None
-    """The file through which processes of this machine tell each other of bans, so that these hold while Redis
-    is away. Default: a file in the temporary folder of this user. `/dev/null`: each process knows the bans it
-    has met."""
+    """The file through which processes of this machine share bans, so that these hold while Redis is away.
+    Default: a file in the temporary folder of this user. `/dev/null`: each process knows only the bans that it has
+    met."""
     ban_cap: int = Field(60, ge=0, le=10_000)
-    """Bans a minute. Past it patterns are only logged."""
+    """How many bans rules make in a minute. Further patterns are only logged."""
 
     # Health.
     health_timeout: Seconds = 0.2
@@ -384,42 +387,42 @@ class Settings(BaseModel):
     """A secret of 16 characters or more that opens the details of /health, /metrics and /status: as
     `Authorization: Bearer …`, or as the password that a browser asks for."""
     explain_header: bool = False
-    """Set this if a response is to say of each read of the cache what it was and why, in `X-Stillroom-Explain`.
-    That is for a request that brings the health token in a header of the same name, and outside of production also
-    for one in an app's debug mode."""
+    """Set this if responses are to explain each read of the cache in `X-Stillroom-Explain`. Only requests that
+    bring the health token in a header of the same name get it; outside of production also requests to an app in
+    debug mode."""
     health_networks: Networks | None = None
-    """Networks that need no token, for requests that come through no trusted proxy. Default: this machine,
-    unless a token is set, for a proxy on this machine that adds no header looks like an operator."""
+    """Networks whose requests need no token, unless they come through a trusted proxy. Default: this machine; none
+    if a token is set, because a proxy on this machine that adds no header would look like an operator."""
     metrics_open: bool = False
-    """Set this if /metrics is for everybody who can reach it."""
+    """Set this to open /metrics to everybody who can reach it."""
     ready_requires: Words = ()
-    """Roles (`state`, `cache`) whose outage makes /health/ready answer 503. Without any, an outage takes no
-    process out of service, because all of them would leave at once and the app is made to live through it."""
+    """Roles (`state`, `cache`) whose outage makes /health/ready answer 503. By default there are none: an outage
+    would take all processes out of service at once, although they can work without Redis."""
     health_accept: Words = ()
-    """Codes of findings that are known and accepted, such as `server_old`. They are no finding then."""
+    """Codes of findings that are known and accepted, such as `server_old`. They are not reported."""
     webhook_url: SecretStr | None = Field(None, alias="STILLROOM_WEBHOOK_URL")
     """Where workers post findings and patterns of abuse, as JSON: `https://…` or `http://…`. It is treated as a
     secret."""
     webhook_secret: SecretStr | None = Field(None, alias="STILLROOM_WEBHOOK_SECRET")
-    """The secret that signs these posts."""
+    """The secret with which these posts are signed."""
     release: TextOrNone = None
     """The app's version, shown in /health as `releaseId`."""
     otel: bool = False
-    """Set this if calls are to be told to OpenTelemetry as spans and metrics. Needs the extra `stillroom[otel]`."""
+    """Set this to send calls to OpenTelemetry as spans and metrics. Needs the extra `stillroom[otel]`."""
     flower_url: TextOrNone = None
     """Where Flower is, for the link on /status."""
 
     # The workers.
     loaders: Words = ()
-    """Modules that register loaders, as `shop.cache` or `shop.cache:room`, with commas between several."""
+    """Modules that register loaders, as `shop.cache` or `shop.cache:room`."""
     loaders_timeout: Seconds = 60.0
-    """Seconds for importing these modules. A worker that hangs there ends."""
+    """Seconds for importing these modules. A worker for which this takes longer ends."""
     worker_threads: int = Field(8, ge=1, le=1_000)
-    """Threads of a worker."""
+    """How many threads a worker has."""
     result_backend: UrlOrNone = None
     """The server that keeps the results of orders sent by name, for an hour. Without one they are not kept."""
     heartbeat_file: PathOrNone = None
-    """A file that a worker touches while it can work, for a container's health check."""
+    """A file that a worker touches as long as it is able to work, for a container's health check."""
 
     _in_code: frozenset[str] = PrivateAttr(frozenset())  # values given by name: they come first
 
