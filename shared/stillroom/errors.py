@@ -104,7 +104,7 @@ class ImagesUnavailable(StillroomError):
 class LoadFailed(StillroomError):
     """Another process' load, which this call waited for, has failed; `kind` is the name of its error's class.
 
-    Whoever waited in that process has the error itself. The next call tries again.
+    Callers in that process get the error itself. The next call tries again.
 
     Answer: what you answer when the loader itself fails; mostly 502 or 503.
     """
@@ -424,7 +424,7 @@ class DispatchFailed(StillroomError):
 class OrderRefused(StillroomError, ValueError):
     """An order to the workers does not fit its task, and will not fit next time either; the message says why.
 
-    Raised in the worker: the task fails with it, and whoever waits for its result gets it.
+    Raised in the worker: the task fails with it, and a caller that waits for the result gets it.
 
     Answer: a mistake in the code.
     """

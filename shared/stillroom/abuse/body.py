@@ -110,13 +110,14 @@ class AbuseBody:
     ) -> Operation[bool | None]:
         """Report an event that is abuse if it is frequent: auth_fail, auth_ok, not_found, csrf_fail …
 
-        `ip`: the client's address. `user`: whom it tried to be, kept as an HMAC only. `route`: the template of the
-        path, or for `not_found` the path; its query, and what could be a token, are left out. `token`: what opened
-        nothing, kept as an HMAC only: the same one shown again is no other guess.
-        True if it was written down. False if not: this process has told of too many of this kind, or Redis is away
-        or full. None if that is not known, as no answer came in time: told again, it might count twice. Neither is
-        raised, both are counted. Raises EventRefused for a kind no rule could know, or of nobody, and
-        InvalidArgument for a user, a route or a token that is no text.
+        `ip`: the client's address. `user`: the user it tried to be, stored as an HMAC only. `route`: the template
+        of the path, or for `not_found` the path; its query, and what could be a token, are left out. `token`: a
+        token that opened nothing, stored as an HMAC only, so that the same token counts as one guess.
+
+        Return True if it was written down. False if not: this process has reported too many of this kind, or Redis
+        is away or full. None if that is not known, because no answer came in time; reported again, it might count
+        twice. Both are counted and not raised. Raises EventRefused for a kind that no rule knows, or without ip and
+        user, and InvalidArgument for a user, a route or a token that is not a text.
         """
         event = self._event(kind, ip, user, route, token)
         if not self._allowance.take(kind, time.monotonic()):

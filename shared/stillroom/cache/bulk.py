@@ -152,10 +152,10 @@ class Bulk(Core):
     ) -> Operation[dict[str, Any]]:
         """Return the values of all keys. `load_many` is called once, with the keys that this caller has to load.
 
-        It gives a mapping; a key that it lacks has no value, and is absent. Keys that another caller is loading are
-        waited for. What can't be stored is returned all the same. Stale values are served; this caller loads those
-        whose turn it is to be refreshed along with the missing ones. An error of `load_many` reaches its caller if
-        anything was missing. The options are those of `get_or_set`; `type` is that of each value.
+        It returns a mapping; a key that is not in it has no value, and is absent. For keys that another caller is
+        loading, this call waits. What can't be stored is returned all the same. Stale values are served, except
+        those whose refresh is this caller's: it loads them with the missing ones. An error of `load_many` reaches
+        its caller if anything was missing. The options are those of `get_or_set`; `type` is that of each value.
         Redis away: loads all and returns them.
         """
         names = names_of(keys)

@@ -50,7 +50,7 @@ class Changes(Core):
         tags: Sequence[str] = (),
         type: Any = Any,
     ) -> Operation[bool]:
-        """Store a value if the key has none, and return True when it is stored. Of several at once one wins.
+        """Store a value if the key has none. Return True if it is stored. Of several callers at once one wins.
 
         The options are those of `set`. Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument.
         Redis away, full or read-only: False.
@@ -83,12 +83,11 @@ class Changes(Core):
         return False
 
     def incr(self, key: str, by: float = 1) -> Operation[float | None]:
-        """Add to the number under `key`, and return the sum; None where there is none. Its end and tags stay.
+        """Add to the number under `key`, and return the sum, or None if there is no value. Its end and tags stay.
 
-        None of several at once is lost; one whose time is up before its turn has come raises RedisUnavailable.
-        Raises InvalidArgument for a `by` that is no number, or that gives a sum no float can be, and for a value
-        that is none.
-        Redis away: RedisUnavailable; whether it was added is unknown then.
+        Of several calls at the same time none is lost; one whose time is up before its turn raises
+        RedisUnavailable. Raises InvalidArgument if `by` or the value is not a number, or the sum is too large for a
+        float. Redis away: RedisUnavailable; whether it was added is unknown then.
         """
         name = sanitized(key)
         if not isinstance(by, int | float):
@@ -125,7 +124,7 @@ class Changes(Core):
     def touch(
         self, key: str, *, ttl: Duration | None = None, swr: Duration | None = None
     ) -> Operation[bool]:
-        """Let the value under `key` live for `ttl` and `swr` from now on. Return False where there is no value.
+        """Let the value under `key` live for `ttl` and `swr` from now on. Return False if there is no value.
 
         Seconds or a timedelta, by default the settings'. What was invalidated stays so. Redis away: False.
         """

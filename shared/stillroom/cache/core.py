@@ -364,9 +364,9 @@ class Core:
     ) -> Operation[Any]:
         """Return the value under `key`, or what `load()` returns, which is then stored.
 
-        One caller loads while all others, in every process, wait for it. A stale value is served at once; one
-        caller per stale period loads the next (a function that is not registered can't be run by a worker: use
-        `cached` for that). An error of `load` reaches its caller. Redis away: loads and returns.
+        One caller loads while all others, in every process, wait for that load. A stale value is served at once,
+        except to one caller, which loads the next. (A worker can run registered functions only: see `cached`.) An
+        error of `load` reaches its caller. Redis away: loads and returns.
 
         `ttl`: how long the value is fresh; `swr`: how long after that it is served stale; seconds or a timedelta,
         by default the settings'. `tags`: texts, or functions of the value that give texts, 1,000 at most. `type`:

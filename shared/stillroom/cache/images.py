@@ -87,9 +87,9 @@ class Images:
         self._settings = cache.settings
 
     def get_image_info(self, filename: str) -> Operation[ImageInfo | None]:
-        """Return what an image under `image_root` is, or None if there is no such file.
+        """Return size, type and dimensions of an image under `image_root`, or None if there is no such file.
 
-        Cost: one stat, and one MGET; where the file is new or has changed, one caller in all processes reads it.
+        Cost: one stat, and one MGET; if the file is new or has changed, one caller of all processes reads it.
         A missing file costs the stat alone. Raises ImageRefused for what is no image, too large, or no plain file
         under the root (answered from the cache too, while the file does not change), ImagesUnavailable without
         `image_root`, that folder or Pillow, or where this machine can't read just now. Redis away: the file is
@@ -128,7 +128,7 @@ class Images:
         return answer
 
     def invalidate_image(self, filename: str, *, defer: bool = False) -> Operation[None]:
-        """Forget an image's answer. It is needed only where the file changed and its size and time did not.
+        """Forget what is known of an image. It is needed only if the file changed and its size and time did not.
 
         Redis away: RedisUnavailable. `defer`: see `invalidate`.
         """

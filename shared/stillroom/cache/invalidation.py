@@ -166,14 +166,15 @@ class Invalidations:
     loaders: Loaders
 
     def invalidate(self, *keys: str, defer: bool = False) -> Operation[int]:
-        """Forget these keys, and any load of them that is under way. Return how many held a value.
+        """Forget these keys, and any load of them that is in progress. Return how many held a value.
 
         Cost: one script for up to 500 keys. Redis away: RedisUnavailable; nothing is promised then.
 
-        With `defer=True` it is kept in this process instead (0 is returned) and delivered before it trusts another
-        read: as soon as Redis answers, with the next call, or when the room is closed or the process ends.
-        Until then other processes may serve the old value; if Redis is still away when this one ends, an error is
-        logged and they will until it dies. The last `outbox_limit` names are kept; one more is a `clear()`.
+        With `defer=True` the invalidation is kept in this process instead (0 is returned) and delivered before the
+        process trusts another read: as soon as Redis answers, with the next call, or when the room is closed or the
+        process ends. Until then other processes may serve the old value. If Redis is still away when this process
+        ends, it is lost and an error is logged: they serve the old value until its `ttl + swr` ends. The process
+        keeps `outbox_limit` names; one more turns all of them into a `clear()`.
         """
         _check_flags(defer=defer)
         names = names_given("invalidate", keys)
@@ -186,9 +187,9 @@ class Invalidations:
     def invalidate_by_tag(
         self, *tags: str, soft: bool = False, defer: bool = False
     ) -> Operation[None]:
-        """Invalidate every entry that carries one of these tags, also if its load is under way. O(number of tags).
+        """Invalidate all entries that carry one of these tags, even those whose load is in progress. O(tags).
 
-        True for every reader when it returns. `soft=True`: they are served stale and refreshed instead.
+        True for every reader when it returns. `soft=True`: the entries are served stale and refreshed instead.
         Redis away: RedisUnavailable; nothing is promised then. `defer`: see `invalidate`.
         """
         _check_flags(soft=soft, defer=defer)
@@ -201,7 +202,7 @@ class Invalidations:
         self._invalidator.wake()
 
     def invalidate_by_pattern(self, glob: str, *, defer: bool = False) -> Operation[None]:
-        """Invalidate every entry whose key the glob matches, also if its load is under way. O(1).
+        """Invalidate every entry whose key the glob matches, even if its load is in progress. O(1).
 
         Globs mean exactly what Redis' MATCH means: `*`, `?`, `[a-z]`, `[^a]`, `\\x`. True for every reader when it
         returns. Until a worker has swept, each read of an older entry tries each pattern: a tag is cheaper.

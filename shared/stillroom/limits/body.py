@@ -130,13 +130,12 @@ class LimitsBody(Operating, OverShards):
 
         `subject`: an address, or kind → text, such as {"ip": "203.0.113.7", "user": "ann"}; each limit counts the
         kinds in its `by`. Without a name (None, or blank) the address counts. Texts are stored as HMACs only.
-        An address in the setting limit_exempt is admitted, and nobody asks Redis.
-        `cost` 0 consumes nothing, and is denied only to who is banned or over a limit that was lowered. `route` is
-        the template of the path, for events. `meant=False`: the client did not ask for this itself, a page that its
-        browser shows did; then a denial is no sign of abuse, and nobody is told of it. Who was denied a moment ago
-        is denied from memory for up to 5 s.
-        Raises InvalidLimit. Redis away: each limit does what its `away` says, and the decision is `degraded`; of
-        bans hold those that some process of this machine knows of.
+        An address in the setting limit_exempt is admitted without asking Redis.
+        `cost` 0 consumes nothing, and is denied only if the subject is banned or over a limit that was lowered.
+        `route` is the template of the path, for events. `meant=False`: the client did not ask for this itself, a
+        page in its browser did; then a denial is not reported as an event. A subject that was just denied is denied
+        from memory for up to 5 s. Raises InvalidLimit. Redis away: each limit does what its `away` says, and the
+        decision is `degraded`; of bans hold those that some process of this machine knows of.
         """
         request = self._requests.make(subject, limits, cost, route, meant)
         if request.plan.in_flight:
@@ -152,11 +151,11 @@ class LimitsBody(Operating, OverShards):
         timeout: Duration = 10.0,
         route: str = "",
     ) -> Operation[Decision]:
-        """Wait until it fits, then take it. For calls that this app makes itself, to an API that limits them.
+        """Wait until there is quota, then consume it. For calls that your app makes to an API with limits.
 
-        Sleeps until there is room, `timeout` seconds at the most (up to an hour). A decision that is denied
-        comes at once where waiting would take longer, or would be in vain: a ban, a cost over a whole quota. To
-        wait is no denial: nobody is told. Several that wait are served in no order. Otherwise like `check`.
+        Sleeps for at most `timeout` seconds (up to an hour). Returns a denial at once if waiting would take longer,
+        or would not help: a ban, or a cost over a whole quota. Waiting is not reported as a denial. Several waiting
+        callers are served in no order. Otherwise like `check`.
         """
         seconds = seconds_of("timeout", timeout, least=0, most=LONGEST_WAIT_S)
         limits = check_limits(limits)  # each try reads them
@@ -194,21 +193,21 @@ class LimitsBody(Operating, OverShards):
         route: str = "",
         meant: bool = True,
     ) -> Operation[Reservation]:
-        """Take before the work is done; `refund` afterwards if it should not count, as a login that succeeds.
+        """Consume the quota before the work is done; `refund` it afterwards if the work should not count.
 
-        To look, work and count afterwards would let a hundred guesses through that are made at the same time.
-        What is neither refunded nor committed stays consumed. What a call took that is cancelled, or interrupted,
-        before it returns is given back. Otherwise like `check`.
+        A login that succeeds is an example. Looking first and counting afterwards would let a hundred guesses
+        through that are made at the same time. What is neither refunded nor committed stays consumed. If this call
+        is cancelled or interrupted before it returns, what it took is given back. Otherwise like `check`.
         """
         return self._reserved(self._requests.make(subject, limits, cost, route, meant))
 
     def refund(self, reservation: Reservation) -> Operation[bool | None]:
         """Give back what a reservation took: once, and not after `commit`, `settle` or the longest window.
 
-        True: it is given back. What this process admitted while Redis was away may be given back here, and Redis
-        hears of it before this process asks about the subject again. False: it stays consumed, or was given back
-        before. None: not yet known, the reply was late or lost, or Redis is away. It is asked again by itself when
-        it is back, unless this process has ended by then.
+        True: it is given back. (What this process admitted while Redis was away is given back here first, and Redis
+        is told before this process asks about the subject again.) False: it stays consumed, or was given back
+        before. None: not known yet, because the reply was late or lost, or Redis is away. The refund is then
+        repeated when Redis is back, unless this process has ended by then.
         """
         return self._settled_at(reservation, 0)
 
@@ -271,7 +270,7 @@ class LimitsBody(Operating, OverShards):
         return True if here else settled
 
     def commit(self, reservation: Reservation) -> Operation[bool | None]:
-        """Keep what a reservation took, for good. Return True if it could still be refunded; None: not known.
+        """Keep what a reservation took for good. Return True if it could still be refunded, None if not known.
 
         Redis away: False.
         """
@@ -285,7 +284,7 @@ class LimitsBody(Operating, OverShards):
     def reset(self, subject: Subject, limits: Sequence[Limit]) -> Operation[None]:
         """Forget what this subject has used of these limits, and its denials; bans stay. For operators and tests.
 
-        Other processes may deny from memory for 5 s more. Raises InvalidLimit. Redis away: RedisUnavailable.
+        Other processes may still deny from memory for up to 5 s. Raises InvalidLimit. Redis away: RedisUnavailable.
         """
         request = self._requests.make(subject, limits, 0, "")
         if request.keys:  # Once: not what is counted after it

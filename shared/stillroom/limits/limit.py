@@ -26,15 +26,15 @@ class Limit:
     """At most `quota` hits of one subject in any `window` seconds, wherever the window begins.
 
     `by` says which subject of a request is counted: "ip", "user", "ip&user", or any kinds an app names.
-    `away` is what happens while Redis is: "local", each process admits its share of the quota; "open", everybody is
-    let through; "strict", the share, also once a process counts as many subjects as it may: then those who are new
-    share one quota with their network (or 503 to all: see the setting limits_strict_503). Where Redis refuses to
-    decide because of a mistake in the configuration, "strict" is 503 to all. What is in Redis knows no
-    limit, so it may change at any time.
+    `away` is what happens while Redis is away. "local": each process admits its share of the quota. "open":
+    everybody is let through. "strict": the share, and if a process already counts as many subjects as it may, new
+    subjects share one quota with their network (or all get 503: see the setting limits_strict_503). If a mistake in
+    the configuration keeps Redis from deciding, "strict" is 503 for all. Redis stores hits and not the limit, so
+    quota and window may change at any time.
 
-    `in_flight`: at most `quota` at the same time. Each is reserved, and refunded when it is over; `window` is
-    the lease, after which one is over whose process has died. `shadow`: the limit denies nothing. It counts what
-    it would have admitted, and a decision says when it would have denied. Raises InvalidLimit.
+    `in_flight`: at most `quota` at the same time. Each request is reserved, and refunded when it is over; `window`
+    is the lease, after which the place of a process that died is free. `shadow`: the limit denies nothing. It
+    counts what it would have admitted, and a decision says when it would have denied. Raises InvalidLimit.
     """
 
     name: str

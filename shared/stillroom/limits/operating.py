@@ -31,9 +31,9 @@ class Operating:
     ) -> Operation[Change]:
         """Change the limit of this name in all processes for some seconds, up to 30 days.
 
-        They see it within a second, in the round trip of a check; a process that nobody asked for a while, with
-        its first. What was counted counts on. `by` is for whoever looks at it. Raises InvalidLimit, also for a
-        name that no process has used, where they have used others, and InvalidArgument.
+        They see it within a second, in the round trip of a check; an idle process with its first check. Hits that
+        were counted still count. `by` says who made the change, for people. Raises InvalidArgument, and
+        InvalidLimit, which is also raised for a name that no process has used if they have used others.
         """
         name = checked(name, quota, window, 0.0).name
         refuse_other("by", by, str, "a text that says who changes it; leave it out for nobody")

@@ -72,7 +72,7 @@ class Route:
 
 @explained
 class Routes:
-    """The table: the first route that a request fits into has its limits. All others share `default`."""
+    """The table: a request has the limits of the first route that it matches, or else `default`."""
 
     def __init__(self, routes: Iterable[Route] = (), default: Sequence[Limit] = (DEFAULT,)) -> None:
         if isinstance(routes, Route | str) or not isinstance(routes, Iterable):

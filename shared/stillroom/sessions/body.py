@@ -172,15 +172,18 @@ class SessionsBody(Many):
     ) -> Operation[Session[Any]]:
         """Begin a session; its `token` goes into the cookie. `user_id=None` makes an anonymous session.
 
-        `data`: a mapping, a model or a dataclass. `meta` is for lists of devices. `idle`, `absolute`: seconds, or
-        timedeltas.
-        `replaces`: the session before the login, which ends with it (a token planted there opens
-        nothing afterwards). `max_per_user` (up to 300) with `on_cap` "evict_oldest" or "reject", which raises
-        TooManySessions and ends nothing. Where an app has begun to cap late, each login evicts up to 100.
-        `device`: what the user's device is called, kept as an HMAC for `session_device_memory` seconds. Listeners
-        of `on_event` hear of one that is new to a user who has others. `fresh=False`: the user did not prove who he
-        is just now (a "remember me" cookie did), so `get(fresh=…)` refuses the session until it is confirmed.
+        - `data`: a mapping, a model or a dataclass. `meta`: what lists of devices show.
+        - `idle`, `absolute`: seconds or timedeltas; by default the settings.
+        - `replaces`: the session before the login, which ends, so that a token that was planted opens nothing.
+        - `max_per_user`: up to 300. `on_cap`: "evict_oldest", or "reject", which raises TooManySessions and ends
+          nothing. If a user has many more already, each login evicts up to 100.
+        - `device`: a name of the user's device, kept as an HMAC for `session_device_memory` seconds. Listeners of
+          `on_event` are told of a device that is new to a user who has others.
+        - `fresh=False`: the user did not just prove who they are (a "remember me" cookie did), so `get(fresh=…)`
+          refuses the session until it is confirmed.
+
         Raises SessionDataRefused, SessionUnreadable (what could not be read back), ValueTooLarge, InvalidKey.
+
         Redis away or full: SessionStoreUnavailable. What may have been created all the same is ended as soon as
         this process reaches Redis, and so is `replaces`: a login whose reply was lost, or that was cancelled, takes
         no place of a cap. A server that is full has created nothing, and `replaces` lives on.
@@ -355,9 +358,9 @@ class SessionsBody(Many):
         """Return the session of this token or id, or None if it ended, expired or was rotated, or never was.
 
         `type`: a pydantic model or any other type of its data. `touch=False`: reading it does not keep it alive.
-        `fresh`: seconds, or a timedelta; raises SessionNotFresh for a session whose user has not proved within
-        them who he is, by the login that began it or by `confirm`.
-        What no token of ours looks like costs no round trip. Raises SessionUnreadable.
+        `fresh`: seconds, or a timedelta; raises SessionNotFresh if the user has not proved who they are in that
+        time, by the login that began the session or by `confirm`.
+        A text that can't be a token costs no round trip. Raises SessionUnreadable.
         Redis away: SessionStoreUnavailable, which is not a logout.
         """
         token = session if isinstance(session, str) else token_of(session)
@@ -382,7 +385,7 @@ class SessionsBody(Many):
         remove: Iterable[str] = (),
         if_version: int | None = None,
     ) -> Operation[int]:
-        """Set some top-level keys and remove others; the rest is left alone. Return the new version.
+        """Set some top-level keys and remove others; all others stay as they are. Return the new version.
 
         Two updates of different keys never undo one another; of the same key the last one wins, unless `if_version`
         says which version it must still have: SessionConflict. Also keeps the session alive.
@@ -418,8 +421,8 @@ class SessionsBody(Many):
     ) -> Operation[Session[Any]]:
         """Read the data, call `change(data)`, and store what it returns, only if nobody else wrote in between.
 
-        If somebody did, again with theirs. `change` may return None: the data it was given, changed in place.
-        Returns the session then. Raises SessionEnded, what `change` raises, and SessionConflict after 100 tries.
+        If somebody did, `change` is called again with their data. It may change the data in place and return None.
+        Returns the changed session. Raises SessionEnded, what `change` raises, and SessionConflict after 100 tries.
         Redis away: SessionStoreUnavailable; whether it was stored is unknown then.
         """
         if not callable(change):
@@ -455,10 +458,10 @@ class SessionsBody(Many):
     def destroy(self, session: Known, *, defer: bool = False) -> Operation[bool]:
         """End a session, and return True if it lived. It works on a server that is full.
 
-        A rotation after this was asked for does not save it. An old token whose grace was over by then ends none.
+        A rotation at the same time does not save it. An old token whose grace was over by then ends nothing.
         Redis away: SessionStoreUnavailable, unless `defer`: then the session has ended for this process at once
         (True), and Redis is told when it is back, before this process reads any session again. Other processes
-        know it from then on. What could not be told when the room is closed, or the process ends, is lost, with a
+        know it from then on. If the room is closed, or the process ends, before that, the logout is lost, with a
         line in the log.
         """
         place = self._place(session, denied=True)
@@ -492,16 +495,16 @@ class SessionsBody(Many):
     ) -> Operation[Session[Any]]:
         """Give the session a new token. The old one works for `grace` seconds more (default: the settings').
 
-        After that, and until the session's absolute end, its use is told to `on_event` as a replay. Where rights
-        change, rotate with `grace=0`. Raises SessionEnded, or SessionConflict if somebody else has just rotated it.
-        Data that are not of this `type` raise SessionUnreadable, and the old token stays good.
+        After that, and until the session's absolute end, its use is reported to `on_event` as a replay. If the
+        user's rights change, rotate with `grace=0`. Raises SessionEnded, or SessionConflict if somebody else has
+        just rotated it. Data that are not of this `type` raise SessionUnreadable, and the old token stays good.
         Redis away: SessionStoreUnavailable. If the rotation may have happened all the same, or was cancelled, it is
         undone as soon as this process reaches Redis again: the old token stays good.
         """
         return self._rotate(session, type, grace, is_proof=False)
 
     def confirm(self, session: Known, *, grace: Duration | None = None) -> Operation[Session[Any]]:
-        """Note that the user has just proved again who he is: the session is fresh from now on, under a new token.
+        """Note that the user has just proved again who they are: the session is fresh, under a new token.
 
         See `get(fresh=…)`, and `rotate` for everything else.
         """

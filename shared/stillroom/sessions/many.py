@@ -57,7 +57,7 @@ class Many(Named):
     def list_for_user(self, user_id: str, *, limit: int | None = None) -> Operation[list[Device]]:
         """Return the user's living sessions, the one seen last first: no data, no tokens.
 
-        `limit`: only so many, those that began last. However many there are, no script of it holds up the server.
+        `limit`: only that many, those that began last. Even of very many, no script blocks the server for long.
         Redis away: SessionStoreUnavailable.
         """
         if limit is not None and not is_whole(limit):
@@ -71,7 +71,7 @@ class Many(Named):
     def end(self, user_id: str, handle: str) -> Operation[bool]:
         """End one session by the handle that a list shows. Return True if it lived and was this user's.
 
-        Also if it was rotated since it was listed, up to 1,000 times.
+        This works even if it was rotated since it was listed, up to 1,000 times.
         Redis away: SessionStoreUnavailable.
         """
         user, place = encoded_user(user_id), read_handle(handle)
@@ -90,10 +90,10 @@ class Many(Named):
     def destroy_for_user(self, user_id: str, keep: Known | None = None) -> Operation[int]:
         """End all sessions of a user except `keep` (a session, its token, or its handle). Return how many lived.
 
-        True for every reader when it returns, also for logins that began before; of many the memory is reclaimed by
-        workers, and those among them that had ended already are counted too. One to keep that does not live is not
-        brought back; what looks like none at all raises SessionEnded, and ends nothing. A handle keeps its session
-        also if that was rotated since it was listed, an old token only within its grace.
+        True for every reader when it returns, and for logins that began before. If there are many, workers reclaim
+        the memory, and sessions that had already ended may be counted. If the session to keep has ended, it is not
+        brought back; a `keep` that can't be a session raises SessionEnded, and nothing is ended. A handle keeps its
+        session even if that was rotated since it was listed, an old token only within its grace.
         Redis away: SessionStoreUnavailable; some shards may have been done then.
         """
         user = encoded_user(user_id)
@@ -107,12 +107,11 @@ class Many(Named):
         return ended
 
     def destroy_all(self) -> Operation[int]:
-        """End all sessions of all users, and those of the anonymous. Returns how many there were, with those that
-        had ended and were not swept.
+        """End all sessions of all users, and all anonymous ones. Return how many there were.
 
-        True for every reader when it returns, whatever was under way; one short script for each shard, however
-        many there are. Workers give the memory back. Redis away: SessionStoreUnavailable; some shards may have
-        been done.
+        Sessions that had ended and were not swept yet are counted. True for every reader when it returns, whatever
+        was in progress; one short script for each shard, however many sessions there are. Workers free the memory.
+        Redis away: SessionStoreUnavailable; some shards may have been done.
         """
         longest = b"%d" % (1_000 * max(self.settings.session_absolute, 7 * 86_400))
 
@@ -127,7 +126,7 @@ class Many(Named):
         return ended
 
     def count(self, user_id: str | None = None) -> Operation[int]:
-        """Return how many sessions there are: of a user, exactly; of all, with those not swept since they ended.
+        """Return how many sessions there are: of one user exactly; of all with those that ended and are not swept.
 
         Redis away: SessionStoreUnavailable.
         """

@@ -79,7 +79,7 @@ class Device:
 class Session(Generic[T]):
     """A session: its data, its token, and what a Device says of it. Frozen; no repr, log or error shows its token.
 
-    What its record says of itself is read when it is first looked at: most requests only want the data.
+    Times, tags and meta are decoded when they are first looked at, because most requests need only the data.
     """
 
     # Two of them are set when it is made: that is once for each request.
@@ -118,9 +118,9 @@ class Session(Generic[T]):
         return self.device.last_seen + self._about[4] / 1e6
 
     def is_fresh(self, seconds: Duration) -> bool:
-        """Tell whether the user proved who he is not longer than this before the session was read.
+        """Tell whether the user has proved who they are in so many seconds before the session was read.
 
-        Nor longer after it: then the server's clock has stepped back since.
+        It is false for a proof from after that time, too: then the server's clock was set back since.
         """
         most, proved = seconds_of("seconds", seconds, least=0), self.device.authenticated_at
         return proved is not None and abs(self.read_at - proved) <= most

@@ -55,9 +55,9 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 class StillroomMiddleware(Middleware[App, AsyncStillroom]):
     """Keeps limits, of a route table and of endpoints, and gives each request its session.
 
-    `routes`: those a request may not exceed; it is answered with 429, or 503, before the app is called, and each
-    response says how its client stands. None: no limits but those of endpoints (see stillroom.web.fastapi and
-    .starlette). `subject` says what is counted besides the address and the session's user; `exempt_when` which
+    `routes`: a table of limits by path. A request over one of them is answered with 429, or 503, before the app is
+    called, and each response says how its client stands. None: only limits of endpoints (see stillroom.web.fastapi
+    and .starlette). `subject` says what is counted besides the address and the session's user; `exempt_when` which
     requests the table passes over; `render` answers a refusal in the app's own words (see stillroom.web.Refusal).
 
     `scope["stillroom.session"]` is the session: see AsyncWebSession; `scope["session"]`, which is
@@ -72,7 +72,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
     with 1008, which is 403, as for a banned client. An app that is mounted in another one may have a middleware of
     its own: the session is the outer one's, both tables are looked at, and a limit that both name counts once.
     Lifespan passes through untouched. All Redis calls of a request, up to its response, share `request_timeout`.
-    Raises SettingsError for a Stillroom, and InvalidLimit for a table that can't be meant.
+    Raises SettingsError for a Stillroom, and InvalidLimit for a table that makes no sense.
     """
 
     _kind = AsyncStillroom

@@ -371,8 +371,10 @@ def _cookie_of(config: Any) -> SessionCookie:
 
 @explained
 def fresh(seconds: Duration) -> Callable[[View], View]:
-    """Return a decorator for views that change a password or an address: 401 unless the session's user has proved
-    within so many seconds who he is. After he has proved it again call `session.confirm()`."""
+    """Return a decorator: 401 unless the session's user has proved within so many seconds who they are.
+
+    For views that change a password or an address. After the user has proved it again, call `session.confirm()`.
+    """
     seconds = seconds_of("seconds", seconds, least=0)
 
     def decorated(view: View) -> View:

@@ -206,13 +206,13 @@ class RequestSession(MutableMapping[str, Any]):
         self._is_renewed = True
 
     def confirm(self) -> None:
-        """Note that the user has just proved again who he is: the session is fresh, under a new token. See
+        """Note that the user has just proved again who they are: the session is fresh, under a new token. See
         `require_fresh`."""
         self.renew()
         self._is_confirmed = True
 
     def is_fresh(self, seconds: Duration) -> bool:
-        """Tell whether the user proved within so many seconds who he is: by logging in, or by `confirm`."""
+        """Tell whether the user proved within so many seconds who they are: by logging in, or by `confirm`."""
         seconds = seconds_of("seconds", seconds, least=0)
         if self.user_id is None:
             return False

@@ -33,9 +33,9 @@ async def load_session(connection: HTTPConnection) -> AsyncWebSession:
 
 @explained
 def fresh_session(seconds: Duration) -> Callable[[HTTPConnection], Awaitable[AsyncWebSession]]:
-    """Return a dependency: the session, if its user has proved within so many seconds who he is; else 401.
+    """Return a dependency: the session, if its user has proved within so many seconds who they are; else 401.
 
-    `Depends(fresh_session(600))` is for a page that changes a password. After the user has proved it again call
+    `Depends(fresh_session(600))` is for a page that changes a password. After the user has proved it again, call
     `session.confirm()`. Otherwise see `load_session`.
     """
     within = seconds_of("seconds", seconds, least=0)

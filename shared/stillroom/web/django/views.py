@@ -20,9 +20,9 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 @explained
 def fresh(seconds: Duration) -> Callable[[View], View]:
-    """Return a decorator: 401 unless the session's user has proved within so many seconds who he is.
+    """Return a decorator: 401 unless the session's user has proved within so many seconds who they are.
 
-    After he has proved it again call `request.session.confirm()`.
+    After the user has proved it again, call `request.session.confirm()`.
     """
     within = seconds_of("seconds", seconds, least=0)
 

@@ -167,8 +167,8 @@ class Pages(Generic[R]):
         `query`: query parameters that belong to the page; a request with others is not cached, except for those
         that `ignore` names (globs). `vary`: request headers that the view looks at. `sessions=True`: the page is
         the same for everybody, so it is also given to requests with a session.
-        `max_age`, `s_maxage`, `stale_while_revalidate`, `stale_if_error`: seconds for browsers and CDNs, whom no
-        invalidation reaches; by default they ask each time, and mostly hear 304.
+        `max_age`, `s_maxage`, `stale_while_revalidate`, `stale_if_error`: seconds for browsers and CDNs, which no
+        invalidation reaches; by default they ask each time, and usually get a 304.
         `name` is what workers call it: keep it stable. Times may be timedeltas. Raises InvalidKey, ValueError.
         """
         policy = Policy(
