@@ -12,8 +12,8 @@ from unittest.mock import patch
 import pytest
 
 from stillroom import Stillroom
-from stillroom.cache.core import Wish
 from stillroom.cache.invalidation import Invalidator
+from stillroom.cache.lookup import Wish
 from stillroom.cache.marks import Marks
 from stillroom.cache.memo import Memo
 from stillroom.cache.near import Copy, Near, Proof, Store

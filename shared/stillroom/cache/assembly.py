@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from stillroom.agreed import Agreed
 from stillroom.cache.body import CacheBody
-from stillroom.cache.core import Means, Place
 from stillroom.cache.housekeeping import Housekeeping
 from stillroom.cache.images import Images
 from stillroom.cache.loaders import Loaders
+from stillroom.cache.means import Means, Place
 from stillroom.cache.ordering import Ordering
 from stillroom.cache.sharded import ShardedBody, shard_keys
 from stillroom.cache.terms import Terms

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 from stillroom.cache.bites import Bites
 from stillroom.cache.bulk import Bulk
-from stillroom.cache.core import Means, Place, Stale
+from stillroom.cache.core import Stale
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.loaders import Loader, Recipe
+from stillroom.cache.means import Means, Place
 from stillroom.cache.near import remembered_by
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable

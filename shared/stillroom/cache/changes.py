@@ -10,10 +10,11 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from stillroom.cache.core import LATE, STORED, STORED_VALUE, Core
+from stillroom.cache.core import STORED_VALUE, Core
 from stillroom.cache.entry import Entry
 from stillroom.cache.keeping import Life
 from stillroom.cache.loaders import several
+from stillroom.cache.loads import LATE, STORED
 from stillroom.cache.marks import read_clock
 from stillroom.codec import MISS
 from stillroom.durations import Duration

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from stillroom.cache.core import Core
 from stillroom.cache.entry import Corrupt, Entry, parse
 from stillroom.cache.glob import compile_glob
 from stillroom.cache.loaders import Loader
+from stillroom.cache.lookup import Lookup
 from stillroom.cache.marks import TRIMMED, question, read_clock, seqs_of
 from stillroom.codec import Undecodable
 from stillroom.keys import original, sanitized, written
@@ -78,7 +78,7 @@ class _Why(NamedTuple):
     seq: int = 0
 
 
-class Explainer(Core):
+class Explainer(Lookup):
     """The operation that explains a key. It changes nothing, and counts nothing."""
 
     def explain(self, key: str, *, value: bool = False) -> Operation[Explanation]:

@@ -17,9 +17,9 @@ from stillroom.agreed import Agreed
 from stillroom.cache.body import CacheBody
 from stillroom.cache.bulk import names_of
 from stillroom.cache.calls import Asked
-from stillroom.cache.core import Means, Place
 from stillroom.cache.invalidation import names_given
 from stillroom.cache.loaders import Loader, LoaderCall, Loaders, Recipe, recipe_of
+from stillroom.cache.means import Means, Place
 from stillroom.cache.refreshes import Piece
 from stillroom.cache.terms import Terms
 from stillroom.cache.traced import body_of, store_of

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 from stillroom.cache.body import CacheBody
 from stillroom.cache.bulk import Found
 from stillroom.cache.calls import Asked, Look, Unread
-from stillroom.cache.core import Attempt, Wish
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.loaders import Recipe
+from stillroom.cache.loads import Attempt
+from stillroom.cache.lookup import Wish
 from stillroom.cache.near import Called, Store, remembered_by
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
