@@ -26,9 +26,7 @@ from stillroom.shown import plural, shown
 
 LOOK_EVERY_S = 0.2
 WORKER_WITHIN_S = 5.0  # after that the work is done here
-GOES_ON_WITHIN_S = (
-    60.0  # or after this, where a worker has begun it: no longer does a worker hold it that died
-)
+GOES_ON_WITHIN_S = 60.0  # or after this, if a worker has begun it: one that died holds it no longer
 
 Keys = Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", show_default=False)]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="Entries with this tag.")]
