@@ -352,7 +352,7 @@ def test_the_span_of_a_stale_read_is_carried_to_the_task(settings: Settings) -> 
 
 def test_an_order_is_published_inside_the_span_of_its_read(settings: Settings) -> None:
     """A tool that watches Celery sees the span of the read around the message of its order; none around a wake."""
-    given = Settings(**{"redis_url": settings.redis_url, "otel": True} | PATIENT)
+    given = settings.model_copy(update={"otel": True})
     sent: queue.SimpleQueue[tuple[str, Any, SpanContext]] = queue.SimpleQueue()
 
     def seen(sender: str, headers: Any, **_: Any) -> None:
