@@ -18,6 +18,7 @@ from stillroom.errors import InvalidArgument, InvalidLimit, StillroomError, did_
 from stillroom.limits import Limit
 from stillroom.limits.changes import read_time, write_rate, write_time
 from stillroom.limits.limit import QUOTA_LIMIT
+from stillroom.pauses import LONGEST_S
 from stillroom.room import Stillroom
 from stillroom.shown import named, plural, shown
 
@@ -322,7 +323,7 @@ def _drop(room: Stillroom, form: Form) -> Done:
 
 
 def _pause(room: Stillroom, form: Form) -> Done:
-    room.upkeep.pause("refresh", read_time(form["for"]), by="operator")
+    room.upkeep.pause("refresh", read_time(form["for"], LONGEST_S), by="operator")
     return Done(f"Refreshes are paused for {form['for']}.")
 
 

@@ -319,7 +319,10 @@ def test_up_says_where_flower_is_or_how_to_get_it(
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["pause", "refresh", "--for", "25h"], "'25h': a pause lasts 24h at most"),
+        (
+            ["pause", "refresh", "--for", "25h"],
+            "'25h': a time is written as 90s, 30m, 2h or 7d",
+        ),
         (["up", "--flower-port", "99999"], "65535"),
     ],
 )

@@ -408,6 +408,8 @@ def test_what_is_no_time_is_said(text: str) -> None:
     with pytest.raises(InvalidLimit, match="90s, 30m, 2h or 7d"):
         read_time(text)
     assert read_time("2h") == 7_200
+    with pytest.raises(InvalidLimit, match="1d at most"):
+        read_time("25h", 86_400)
 
 
 def test_what_is_kept_of_changed_limits_has_a_bound() -> None:

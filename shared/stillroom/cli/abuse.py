@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Annotated
 
 import typer
@@ -11,7 +10,7 @@ import typer
 from stillroom.abuse import Ban, Rule
 from stillroom.abuse.rules import read_rules
 from stillroom.acts import bans_around, still_banned
-from stillroom.cli.tables import AsJson, Table, open_room, print_json, print_table, when
+from stillroom.cli.tables import AsJson, Table, lasting, open_room, print_json, print_table, when
 from stillroom.settings import Settings
 from stillroom.shown import plural, shown
 
@@ -23,7 +22,6 @@ Subject = Annotated[
 ]
 BAN_COLUMNS = ("subject", "ends", "since", "by", "level", "reason")
 RULE_COLUMNS = ("rule", "what", "does", "why")
-UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 @bans.command("list")
@@ -50,7 +48,7 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Ban somebody. Private ranges, trusted proxies and the allowlist can't be banned."""
-    seconds = _seconds(for_)
+    seconds = lasting(for_)
     with open_room() as room:
         ban = room.abuse.ban(subject, seconds, reason)
     said = f"{shown(ban.subject)} is banned until {when(ban.until)} UTC"
@@ -78,15 +76,6 @@ def rules(as_json: AsJson = False) -> None:
         print_json([rule.model_dump(mode="json") for rule in found])
         return
     print_table(_rule_table(found))
-
-
-def _seconds(text: str) -> int:
-    found = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
-    if found is None:
-        raise typer.BadParameter(
-            f"{text!r} is no time: a number and s, m, h or d, such as 10m", param_hint="--for"
-        )
-    return int(found[1]) * UNITS[found[2]]
 
 
 def _ban_table(found: list[Ban]) -> Table:

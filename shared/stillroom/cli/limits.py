@@ -10,10 +10,19 @@ import typer
 from stillroom.acts import check_used
 from stillroom.cli.application import apps_of
 from stillroom.cli.check_limits import in_app
-from stillroom.cli.tables import AsJson, Table, open_room, operator, print_json, print_table, when
+from stillroom.cli.tables import (
+    AsJson,
+    Table,
+    lasting,
+    open_room,
+    operator,
+    print_json,
+    print_table,
+    when,
+)
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.limits import Limit
-from stillroom.limits.changes import Change, read_rate, read_time, write_rate
+from stillroom.limits.changes import Change, read_rate, write_rate
 from stillroom.limits.decision import Standing
 from stillroom.room import Stillroom
 from stillroom.shown import shown
@@ -86,7 +95,7 @@ def set_(
     as_json: AsJson = False,
 ) -> None:
     """Let a limit be another one for some time, in all processes, within a second."""
-    (quota, window), seconds = read_rate(rate), read_time(for_)
+    (quota, window), seconds = read_rate(rate), lasting(for_)
     with open_room() as room:
         change = room.limits.change(name, quota, window, seconds, by=operator())
     if as_json:

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stillroom.cli.tables import AsJson, open_room, operator, print_json
-from stillroom.limits.changes import read_time
+from stillroom.cli.tables import AsJson, lasting, open_room, operator, print_json
 from stillroom.pauses import LONGEST_S
 from stillroom.shown import shown
 
@@ -16,16 +15,14 @@ What = Annotated[str, typer.Argument(help="refresh")]
 
 def pause(
     what: What,
-    for_: Annotated[str, typer.Option("--for", help="90s, 10m, 2h; up to 24h.")] = "10m",
+    for_: Annotated[str, typer.Option("--for", help="90s, 10m, 2h; up to 1d.")] = "10m",
     as_json: AsJson = False,
 ) -> None:
     """Let workers leave refreshes alone for a while, for a database that is being repaired.
 
     Stale values are served until their swr ends; what is missing is still loaded, by readers. It ends by itself.
     """
-    seconds = read_time(for_)
-    if seconds > LONGEST_S:
-        raise typer.BadParameter(f"{for_!r}: a pause lasts 24h at most", param_hint="--for")
+    seconds = lasting(for_, LONGEST_S)
     with open_room() as room:
         room.upkeep.pause(what, seconds, by=operator())
     said = f"{shown(what)} is paused for {for_}"

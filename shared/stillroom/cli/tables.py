@@ -1,4 +1,4 @@
-"""Gives commands what they share: a room, a table, a time, and JSON. Visitors' text is shown as text."""
+"""Gives commands what they share: a room, a table, times, and JSON. Visitors' text is shown as text."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.text import Text
 
+from stillroom.errors import InvalidLimit
+from stillroom.limits.changes import LONGEST_S, read_time
 from stillroom.room import Stillroom
 from stillroom.shown import shown
 
@@ -70,6 +72,14 @@ def when(moment: float) -> str:
         return f"{moment:g}"
     today = datetime.fromtimestamp(time.time(), UTC)
     return at.strftime("%H:%M:%S" if at.date() == today.date() else "%Y-%m-%d %H:%M")
+
+
+def lasting(text: str, most: int = LONGEST_S) -> int:
+    """Return the seconds that a `--for` says. Raises BadParameter, also for more than `most`."""
+    try:
+        return read_time(text, most)
+    except InvalidLimit as wrong:
+        raise typer.BadParameter(str(wrong), param_hint="--for") from None
 
 
 def operator() -> str:

@@ -148,12 +148,13 @@ def read_rate(text: str) -> tuple[int, int]:
     return quota, window
 
 
-def read_time(text: str) -> int:
-    """Return seconds, as people write them: 90s, 30m, 2h, 7d. Raises InvalidLimit."""
+def read_time(text: str, most: int = LONGEST_S) -> int:
+    """Return seconds, as people write them: 90s, 30m, 2h, 7d. Raises InvalidLimit, also for more than `most`."""
     match = _TIME.fullmatch(text.strip())
     seconds = int(match[1]) * _UNITS[match[2]] if match else 0
-    if not 1 <= seconds <= LONGEST_S:
-        raise InvalidLimit(text, "a time is written as 90s, 30m, 2h or 7d, and is 30d at most")
+    if not 1 <= seconds <= most:
+        told = f"a time is written as 90s, 30m, 2h or 7d, and is {write_time(most)} at most here"
+        raise InvalidLimit(text, told)
     return seconds
 
 

@@ -46,7 +46,7 @@ def _refusal(request: HttpRequest, seconds: float) -> HttpResponse | None:
     if not hasattr(session, "is_fresh"):
         raise SessionNotLoaded(
             "this request has no session of Stillroom, so none is fresh: set SESSION_ENGINE to "
-            "stillroom.web.django.sessions, and add Django's SessionMiddleware"
+            "stillroom.web.django.sessions, and add the SessionMiddleware of stillroom.web.django.middleware"
         )
     if session.is_fresh(seconds):
         return None
