@@ -365,7 +365,7 @@ def test_guarded_worker_outlives_a_killed_connection(
     for turn in range(1, 4):
         broker.redis.client_kill_filter(_type="normal", skipme=True)
         broker.push(mark("after"))
-        until(partial(_reads, broker, "ran:after", turn), "it takes new work", 6)
+        until(partial(_reads, broker, "ran:after", turn), "it takes new work", 20)
     assert guarded.exit_code is None
 
 
