@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+import redis
 from stillroom.address import is_sentinel, read_sentinel
 from stillroom.at_exit import AtExit
 from stillroom.errors import DispatchFailed
@@ -24,7 +25,6 @@ from stillroom.oldest import oldest
 from stillroom.place import each_url
 from stillroom.settings import Settings
 from stillroom.wire import no_fork, reset_after_fork
-from stillroom.wire.connect import kept_alive
 from stillroom.wire.trust import tls_options
 
 log = logging.getLogger("stillroom.dispatch")
@@ -550,6 +550,15 @@ def own_names(settings: Settings) -> dict[str, Any]:
 def is_amqp(settings: Settings) -> bool:
     """Return whether the broker is RabbitMQ, or another one that speaks AMQP."""
     return settings.broker.partition("://")[0] in ("amqp", "amqps", "pyamqp")
+
+
+def kept_alive() -> dict[str, Any]:
+    """Return kombu's options for connections that show signs of life while they are idle, as redis-py's own do.
+
+    Otherwise a NAT or a firewall forgets them after some minutes. Neither end is told: what is sent then gets lost.
+    """
+    options = redis.Connection().socket_keepalive_options  # type: ignore[no-untyped-call]
+    return {"socket_keepalive": True, "socket_keepalive_options": {**options}}
 
 
 def sentinel_options(settings: Settings, url: str | None = None) -> dict[str, Any]:

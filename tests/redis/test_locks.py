@@ -551,10 +551,14 @@ def test_a_lock_object_that_two_tasks_use_at_once_is_refused_to_the_second(
     async def main() -> None:
         async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
             shared = room.semaphore("reports", 2)
+            is_over = asyncio.Event()
 
             async def use() -> None:
-                async with shared:
-                    await asyncio.sleep(0.01)
+                try:
+                    async with shared:
+                        await is_over.wait()
+                finally:
+                    is_over.set()  # the one that is refused lets the other one go on
 
             outcomes = await asyncio.gather(use(), use(), return_exceptions=True)
             assert [type(outcome) for outcome in outcomes] == [type(None), Misplaced]

@@ -373,12 +373,7 @@ class TestLife:
     ) -> None:
         """With gevent SIGQUIT ends the running tasks, and the worker ends with 0 and no error of its own."""
         worker = start_worker("-P", "gevent")
-        db.set("db:version", 9)
-        product(7)
-        make_stale(db)
-        db.set("db:gate", 1)
-        product(7)
-        until(lambda: db.get("db:waiting"), "the loader to run")
+        let_refresh_begin(product, db)
         worker.process.send_signal(signal.SIGQUIT)
         assert worker.process.wait(10) == 0
         assert "GreenletExit was raised" in worker.log

@@ -9,10 +9,16 @@ from typing import Any
 from kombu import Exchange, Queue
 
 from stillroom import Settings, Stillroom
-from stillroom.dispatch import broker_tls, is_amqp, own_names, sent_now, sentinel_options
+from stillroom.dispatch import (
+    broker_tls,
+    is_amqp,
+    kept_alive,
+    own_names,
+    sent_now,
+    sentinel_options,
+)
 from stillroom.keys import Keys
 from stillroom.own_celery import OwnCelery, read_no_options
-from stillroom.wire.connect import kept_alive
 from stillroom_workers.contained import contained
 from stillroom_workers.letters import Letters
 from stillroom_workers.lifecycle import attend, open_room

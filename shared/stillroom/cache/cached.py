@@ -123,7 +123,7 @@ def _not_ours(call: Any, function: Any) -> InvalidArgument:
 
 
 class CachedFunction(_Cached[P, T_co]):
-    """What `cached` returns. It is called like the function it stands for."""
+    """A loader that `cached` has made. It is called like the function it stands for."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
         """Return the cached value, loaded if it has to be. See Cache.get_or_set."""

@@ -43,7 +43,7 @@ class Wish(NamedTuple):
 
 
 class Lookup:
-    """What a cache knows of Redis' clock and marks, and how it looks at one value. A driver runs the operations."""
+    """Look at one value, by what this process knows of Redis' clock and marks. A driver runs the operations."""
 
     def __init__(self, means: Means, place: Place) -> None:
         settings = self.settings = means.settings

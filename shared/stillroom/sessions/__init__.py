@@ -5,7 +5,6 @@ from stillroom.sessions.body import LONGEST_S, SessionsBody, not_fresh
 from stillroom.sessions.many import SWEEP_TASK
 from stillroom.sessions.probe import SessionProbe
 from stillroom.sessions.session import (
-    LACKS_FIELDS,
     Device,
     Session,
     SessionEvent,
@@ -13,11 +12,11 @@ from stillroom.sessions.session import (
     decoded_value,
     encoded_user,
     encoded_value,
+    legible,
 )
 from stillroom.sessions.sessions import AsyncSessions, Sessions
 
 __all__ = [
-    "LACKS_FIELDS",
     "LONGEST_S",
     "SWEEP_TASK",
     "AsyncSessions",
@@ -31,6 +30,7 @@ __all__ = [
     "decoded_value",
     "encoded_user",
     "encoded_value",
+    "legible",
     "not_fresh",
     "steady_us",
 ]

@@ -156,14 +156,6 @@ class Session(Generic[T]):
             return device
 
     @property
-    def says_what_it_is(self) -> bool:
-        """Return whether `device` can be read, which takes less than to read it."""
-        try:
-            return _PLAIN_HEAD(self._about[2]) is not None or bool(self.device)
-        except SessionUnreadable:
-            return False
-
-    @property
     def handle(self) -> str:
         return self.device.handle
 
@@ -379,6 +371,20 @@ def texts_of(what: str, given: object) -> Iterable[Any]:
             f"{what}={given!r:.100}: a text, or a list of them; leave it out for none"
         )
     return given
+
+
+def legible(
+    session: Session[Any] | None, tell: Callable[[SessionUnreadable], object]
+) -> Session[Any] | None:
+    """Return the session, or None where its `device` can't be read, of which `tell` is told."""
+    if session is None or _PLAIN_HEAD(session._about[2]):  # which takes less than to read it
+        return session
+    try:
+        _ = session.device
+    except SessionUnreadable as error:
+        tell(error)
+        return None
+    return session
 
 
 def encoded_user(given: object) -> bytes:

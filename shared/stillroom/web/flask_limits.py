@@ -239,8 +239,7 @@ def limited(
       Answered) that says whether the request counts. What does not count is given back.
     - `exempt_when`: a function of the request.
 
-    Needs StillroomLimits(app, room). Raises InvalidLimit. Redis away: each limit does
-    what its `away` says.
+    Needs StillroomLimits(app, room). Raises InvalidLimit. Redis away: each limit does what its `away` says.
     """
     declaration = declared_in_threads(limits, by, cost, count, exempt_when)
 

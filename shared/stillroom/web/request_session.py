@@ -29,12 +29,12 @@ from stillroom.marked import FIXED
 from stillroom.misuse import explained
 from stillroom.operation import AsyncDriver, Driver, Operation
 from stillroom.sessions import (
-    LACKS_FIELDS,
     Session,
     SessionsBody,
     decoded_value,
     encoded_user,
     encoded_value,
+    legible,
     not_fresh,
     steady_us,
 )
@@ -410,10 +410,7 @@ class RequestSession(MutableMapping[str, Any]):
         Tasks and threads of one request may come here together: all of them get what the first one has opened,
         because it may have been changed already.
         """
-        found = self._found
-        if found is not None and not found.says_what_it_is:
-            tell_of_unreadable(LACKS_FIELDS)
-            self._found = found = None
+        found = self._found = legible(self._found, tell_of_unreadable)
         data = {} if found is None else to_data(found.data)
         vars(self).setdefault("_data", data)  # in one step, also between threads
         if self.is_unknown:
@@ -731,7 +728,7 @@ class AsyncWebSession(RequestSession):
         return self._data
 
 
-def tell_of_unreadable(error: SessionUnreadable | str) -> None:
+def tell_of_unreadable(error: SessionUnreadable) -> None:
     """Log that a request goes on as if its session had ended: its visitor could do nothing about it."""
     log.error("a session can't be read, and is taken for one that has ended: %s", error)
 

@@ -85,8 +85,7 @@ def limited(
 
     The functions of the request may be coroutine functions.
 
-    Needs StillroomMiddleware further out. Raises InvalidLimit. Redis away: each limit
-    does what its `away` says.
+    Needs StillroomMiddleware further out. Raises InvalidLimit. Redis away: each limit does what its `away` says.
     """
     declaration = declared(limits, by, cost, count, exempt_when)
 

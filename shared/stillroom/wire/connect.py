@@ -24,15 +24,6 @@ from stillroom.wire.trust import Trust
 LEAST_S = 0.001
 
 
-def kept_alive() -> dict[str, Any]:
-    """Return kombu's options for connections that show signs of life while they are idle, as redis-py's own do.
-
-    Otherwise a NAT or a firewall forgets them after some minutes. Neither end is told: what is sent then gets lost.
-    """
-    options = redis.Connection().socket_keepalive_options  # type: ignore[no-untyped-call]
-    return {"socket_keepalive": True, "socket_keepalive_options": {**options}}
-
-
 def time_for(deadline: float, among: int = 1) -> float:
     """Return each one's part of the seconds that are left. Raises TimeoutError if there are none."""
     left = deadline - time.monotonic()

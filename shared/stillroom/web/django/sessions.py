@@ -26,12 +26,12 @@ from stillroom.errors import (
 from stillroom.marked import FIXED
 from stillroom.operation import Operation
 from stillroom.sessions import (
-    LACKS_FIELDS,
     Session,
     SessionsBody,
     decoded,
     decoded_value,
     encoded_value,
+    legible,
 )
 from stillroom.sessions.token import is_token
 from stillroom.web.agent import device_of
@@ -121,10 +121,7 @@ class SessionStore(SessionBase):
     def load(self) -> dict[str, Any]:
         """Return the data. A key that opens nothing is forgotten; what no token looks like costs no round trip."""
         key = self._session_key
-        self._found = self._read(key)
-        if self._found is not None and not self._found.says_what_it_is:
-            tell_of_unreadable(LACKS_FIELDS)
-            self._found = None
+        self._found = legible(self._read(key), tell_of_unreadable)
         data = {} if self._found is None else to_data(self._found.data)
         if _is_over(data):
             room().sessions.destroy(key, defer=True)
