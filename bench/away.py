@@ -28,6 +28,7 @@ from stillroom.embedded import EmbeddedServer
 
 CALL_MS = 150.0
 OPEN_US = 300.0
+HEALTH, HEALTH_US = "health.check", 1_000.0  # no call of a request, and it looks at the machine
 RECOVERY_S = 1.5
 LOADS = 5  # of a hot key, in three seconds
 LOAD_S = 0.05
@@ -50,16 +51,18 @@ def run(effort: Effort) -> Section:
     away_s = effort.pick(smoke=0.3, quick=3.0, usual=3.0, full=10.0)
     table = Table(["Redis is", "call", "answers", "until the breaker opens", "after that"], left=3)
     longest: list[float] = []
-    usual: list[float] = []
+    usual: dict[str, float] = {}
     recoveries: list[float] = []
     for fault in FAULTS:
         for name in CALLS:
             before, after, recovery = measured(fault, name, times)
             longest.append(max(one.took for one in before))
-            usual.append(median(one.took for one in after) * 1000)
+            took_us = median(one.took for one in after) * 1000
+            usual[name] = max(took_us, usual.get(name, 0.0))
             recoveries.append(recovery)
-            first, then = f"≤ {longest[-1]:.0f} ms", f"{usual[-1]:.0f} µs"
+            first, then = f"≤ {longest[-1]:.0f} ms", f"{took_us:.0f} µs"
             table.add(fault, name, after[-1].words, first, then)
+    health = usual.pop(HEALTH)
     loads, calls, p99 = herd(away_s)
     per_three = loads * 3.0 / away_s if away_s > 3 else loads
     return Section(
@@ -68,7 +71,13 @@ def run(effort: Effort) -> Section:
         tables=[table],
         promises=[
             Promise("the longest call, ms", max(longest), CALL_MS * 1.2, by="wall"),
-            Promise("a call while the breaker is open, µs", max(usual), OPEN_US, by="wall, median"),
+            Promise(
+                "a call of a request while the breaker is open, µs",
+                max(usual.values()),
+                OPEN_US,
+                by="wall, median",
+            ),
+            Promise(f"{HEALTH} then, µs", health, HEALTH_US, by="wall, median"),
             Promise("recovery, s", max(recoveries), RECOVERY_S, by="wall"),
             Promise("loads of a hot key in 3 s", per_three, LOADS, by="count"),
         ],
@@ -129,7 +138,7 @@ CALLS: dict[str, Callable[[Stillroom], str]] = {
     "limits.check STATIC": lambda room: admits(room.limits.check("192.0.2.1", [STATIC])),
     "limits.check API": lambda room: admits(room.limits.check("192.0.2.1", [API])),
     "limits.check AUTH": lambda room: admits(room.limits.check("192.0.2.1", [AUTH])),
-    "health.check": lambda room: str(room.health.check().status),
+    HEALTH: lambda room: str(room.health.check().status),
 }
 
 

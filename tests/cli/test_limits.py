@@ -115,20 +115,22 @@ def test_a_name_nobody_uses_is_refused(run: Any, make_room: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said", "code"),
+    ("command", "said"),
     [
-        (("auth", "2"), "2000/1h", 1),
-        (("auth", "5/999d"), "window", 1),
-        (("auth", "2/1h", "--for", "soon"), "soon", 2),
-        (("auth", "2/1h", "--for", "400d"), "30", 2),
+        ("set auth 2", ("RATE", "2000/1h")),
+        ("set auth 5/999d", ("RATE", "window")),
+        ("set auth 2/1h --for soon", ("--for", "soon")),
+        ("set auth 2/1h --for 400d", ("--for", "30")),
+        ("peek 203.0.113.9 auth --rate 5", ("--rate", "2000/1h")),
     ],
 )
 def test_what_cannot_be_read_is_refused(
-    run: Any, make_room: Any, arguments: tuple[str, ...], said: str, code: int
+    run: Any, make_room: Any, command: str, said: tuple[str, str]
 ) -> None:
-    """A rate or time that cannot be read is refused with the given text and the right form."""
+    """A rate or time that cannot be read is wrong usage (2), which names the option and shows the right form."""
     make_room().limits.check(IP, [AUTH])
-    assert said in run("set", *arguments, code=code)
+    refused = run(*command.split(), code=2)
+    assert all(word in refused for word in said)
 
 
 def test_what_somebody_has_used_is_forgotten(

@@ -602,15 +602,17 @@ def test_what_is_no_address_is_not_banned(room: Any, subject: Any) -> None:
 
 
 def test_an_operator_bans_and_lifts(room: Any, client: Any) -> None:
-    """An operator bans for any time up to 30 days and lifts bans. The list begins with the ban that ends last."""
-    one = room.abuse.ban("203.0.113.7", 60, reason="seen in\nthe logs")
+    """An operator bans for any time up to 30 days and lifts bans. The list begins with the ban that ends last, and
+    shows each reason in its language, on one line.
+    """
+    one = room.abuse.ban("203.0.113.7", 60, reason="vu à\nParis")
     room.abuse.ban("2001:db8:1:2::99", 600)
     room.abuse.ban("2001:DB8:2::/48", 86_400)
     listed = room.abuse.bans()
     names = ["2001:db8:2::/48", "2001:db8:1:2::/64", "203.0.113.7"]
     assert [found.subject for found in listed] == names
     assert listed[2] == one
-    assert (one.by, one.rule, one.reason) == ("operator", "", "seen in\\x0athe logs")
+    assert (one.by, one.rule, one.reason) == ("operator", "", "vu à\\nParis")
     assert one.until - one.since == pytest.approx(60)
     assert client.ttl(room.keys.ban("203.0.113.7")) == pytest.approx(60, abs=2)
     room.abuse.ban("203.0.113.7", 120)

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from stillroom import pepper
 from stillroom.abuse.allowance import Allowance
 from stillroom.abuse.ban import Ban, read_ban
-from stillroom.abuse.event import Event, check_kind, cleaned, cleaned_route, kinds_of_apps
+from stillroom.abuse.event import TEXT_LIMIT, Event, check_kind, cleaned_route, kinds_of_apps
 from stillroom.abuse.rules import Rule, kinds_of, read_rules
 from stillroom.abuse.scan import EVENT_LIFE_MS, PEACE_MS, Scan
 from stillroom.abuse.spreading import WIDTHS_LIMIT, end_bans, spread_bans
@@ -34,6 +34,7 @@ from stillroom.known_bans import KnownBans
 from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import abuse_lift, ban
 from stillroom.settings import Settings
+from stillroom.shown import shown
 from stillroom.stats import Stats
 from stillroom.subject import (
     UNKNOWN,
@@ -196,7 +197,7 @@ class AbuseBody:
         seconds = seconds_of("seconds", seconds, least=-LONGEST_BY_HAND_S)
         if not 1 <= seconds <= LONGEST_BY_HAND_S:
             raise BanRefused(subject, f"{seconds:,.15g} seconds; a ban is for 1 second to 30 days")
-        ms, why = round(seconds * 1000), cleaned(reason)
+        ms, why = round(seconds * 1000), shown(reason, TEXT_LIMIT)
         keys = [self._keys.ban(name), self._keys.bans, self._keys.ban_widths]
         (times,) = yield Once([ban(keys, name, ms, why, width_of(name), WIDTHS_LIMIT)])
         if not times:

@@ -13,6 +13,7 @@ from stillroom.cli.check_limits import in_app
 from stillroom.cli.tables import (
     AsJson,
     Table,
+    given_as,
     lasting,
     open_room,
     operator,
@@ -95,7 +96,7 @@ def set_(
     as_json: AsJson = False,
 ) -> None:
     """Let a limit be another one for some time, in all processes, within a second."""
-    (quota, window), seconds = read_rate(rate), lasting(for_)
+    (quota, window), seconds = _admitted(rate, "RATE"), lasting(for_)
     with open_room() as room:
         change = room.limits.change(name, quota, window, seconds, by=operator())
     if as_json:
@@ -138,7 +139,7 @@ def _need_pepper(room: Stillroom, by: str) -> None:
 def _named(name: str | None, by: str, rate: str | None, specs: list[str]) -> list[Limit]:
     """Return the limit of this name as the app has it, or as `rate` says; without a name all that count so."""
     if rate is not None and name is not None:
-        return [Limit(name, *read_rate(rate), by=by)]
+        return [Limit(name, *_admitted(rate, "--rate"), by=by)]
     there = [limit for _, limit in in_app(apps_of(specs)).limits() if limit.by == by]
     found = {limit.name: limit for limit in there if name in (None, limit.name)}
     if not found:
@@ -150,6 +151,12 @@ def _named(name: str | None, by: str, rate: str | None, specs: list[str]) -> lis
             "what one admits"
         )
     return list(found.values())
+
+
+def _admitted(rate: str, option: str) -> tuple[int, int]:
+    """Return the quota and window that a rate says. Raises BadParameter, which names the option."""
+    with given_as(option):
+        return read_rate(rate)
 
 
 def _standing(one: Standing) -> dict[str, Any]:

@@ -76,10 +76,17 @@ def when(moment: float) -> str:
 
 def lasting(text: str, most: int = LONGEST_S) -> int:
     """Return the seconds that a `--for` says. Raises BadParameter, also for more than `most`."""
-    try:
+    with given_as("--for"):
         return read_time(text, most)
+
+
+@contextmanager
+def given_as(option: str) -> Iterator[None]:
+    """Raise BadParameter, which names the option, where what it was given is no rate, and no time of a limit."""
+    try:
+        yield
     except InvalidLimit as wrong:
-        raise typer.BadParameter(str(wrong), param_hint="--for") from None
+        raise typer.BadParameter(str(wrong), param_hint=option) from None
 
 
 def operator() -> str:
