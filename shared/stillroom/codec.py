@@ -16,6 +16,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 import pydantic_core
@@ -121,6 +122,12 @@ class Codec:
             return _kept(self._readers, type, read)
         except TypeError:
             return self.adapter(type).validator.validate_json
+
+    def parser(self, codec: bytes, type: Any) -> Callable[[bytes], Any]:
+        """Return what makes values of payloads of one codec and type. What it raises, `decode` tells apart."""
+        if codec[:2] in _PLAIN_JSON:
+            return self.reader(type)
+        return partial(self.decode, codec, type=type)
 
     def fingerprint(self, type: Any) -> bytes:
         """Return what tells values of this type from those of another shape. See fingerprint.py."""

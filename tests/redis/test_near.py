@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pytest
 from django.utils.functional import cached_property as django_cached_property
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from stillroom import AsyncStillroom, InvalidArgument, Settings, Stillroom
 from stillroom.cache import CacheProbe, near
@@ -542,6 +542,8 @@ OWN = {
     "a list": [1],
     "a dict": {"a": 1},
     "a tuple with a list": ("a", [1]),
+    "a list that is compressed": [*range(3_000)],
+    "a dict whose bytes are in base64": {"a": b"\xff"},
     "a frozen dataclass with a list": Basket([1]),
     "a frozen dataclass with an attribute of its own": Noted("x"),
     "a subclass of a frozen dataclass": Renamed(1, ()),
@@ -578,11 +580,37 @@ def test_what_nobody_can_change_is_one_object(room: Any, name: str) -> None:
 @pytest.mark.parametrize("name", OWN)
 def test_what_can_be_changed_is_each_callers_own(room: Any, name: str) -> None:
     """A list that somebody appends to is nobody else's."""
-    kinds = {"a tuple with a list": tuple[str, list[int]]}
+    kinds: dict[str, Any] = {
+        "a tuple with a list": tuple[str, list[int]],
+        "a dict whose bytes are in base64": dict[str, bytes],
+    }
     value = OWN[name]
     first, second = values_of(room, value, kinds.get(name, type(value)))
     assert first == second == value
     assert first is not second
+
+
+def test_a_copy_that_its_validator_comes_to_refuse_is_no_value(room: Any) -> None:
+    """It is counted as unreadable, as an entry of Redis is, and loaded again."""
+    refused: set[int] = set()
+
+    def accepted(found: list[int]) -> list[int]:
+        if refused.intersection(found):
+            raise ValueError(found)
+        return found
+
+    @room.cache.cached(
+        "of:{id}", ttl=60, near=True, type=Annotated[list[int], AfterValidator(accepted)]
+    )
+    def of(id: int) -> list[int]:
+        return [len(refused)]
+
+    assert kept(of, room) == [0]
+    refused.add(0)
+    before = room.stats.counts["decode_errors"]
+    with room.request():
+        assert of(7) == [1]
+    assert room.stats.counts["decode_errors"] > before
 
 
 def test_arguments_that_are_equal_but_other_keys_are_other_values(room: Any) -> None:

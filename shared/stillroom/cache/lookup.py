@@ -68,7 +68,8 @@ class Lookup:
         self._judges = self._judge_of(settings.marks_limit)
         self.near = Near(
             *(means.copies, self.keys, self.clock, self._judges),
-            *(self._memo, self.stats, self._decode, settings.lease_limit),
+            *(self._memo, self.stats, self._decode),
+            *(self._codec.parser, settings.lease_limit),
         )
         self._proving = pack([(b"MGET", self.keys.near, self.keys.clock)])
         self._apart_until = 0.0  # two releases of the app were seen to be at work; time.monotonic()

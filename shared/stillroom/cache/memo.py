@@ -79,12 +79,7 @@ class Memo:
     def remember(self, name: bytes, known: Remembered) -> None:
         """Remember it until the request ends."""
         request = time_left()
-        if request is not None:
-            self.keep_in(request, name, known)
-
-    def keep_in(self, request: Budget, name: bytes, known: Remembered) -> None:
-        """Remember it until this request ends."""
-        if len(request.memo) < LIMIT:
+        if request is not None and len(request.memo) < LIMIT:
             request.memo[self, name] = known
 
     def forget(self, name: bytes) -> None:

@@ -28,7 +28,7 @@ from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.figures import LOOKUPS
 from stillroom.cache.judge import Judge
 from stillroom.cache.marks import Verdict, read_clock, seqs_of
-from stillroom.cache.memo import KEPT_S, Memo, Remembered
+from stillroom.cache.memo import KEPT_S, LIMIT, Memo, Remembered
 from stillroom.cache.sharing import is_frozen
 from stillroom.cache.template import PREFIX
 from stillroom.codec import MISS
@@ -51,12 +51,16 @@ CALLS = 4  # ways to call a loader that mean one key: with a default, and withou
 HITS = LOOKUPS[0]
 LOST_NAME, FLOOR = b"K", b"!"  # see lua/lib/near.lua
 UNKNOWN: Any = object()  # a value that was not yet asked for
-KEYED = frozenset([int, str, bytes, type(None)])  # arguments that are equal only if their keys are
+# Whether arguments of these types are equal only if their keys are. A lazy object's __class__ is another one's.
+_are_keyed = frozenset([int, str, bytes, type(None)]).issuperset
+FRESH = Freshness.FRESH
+Parse = Callable[[bytes], Any]
+_remembered = tuple.__new__
 
 
 def remembered_by(loader: object, args: Sequence[Any]) -> tuple[Any, ...] | None:
     """Return what a call of a loader is remembered by, or None where equal arguments may have different keys."""
-    if not KEYED.issuperset(map(type, args)):  # a lazy object's __class__ is that of another one
+    if not _are_keyed(map(type, args)):
         return None
     return (loader, *args)
 
@@ -84,6 +88,8 @@ class Copy:
         "is_used",
         "judged",
         "near",
+        "parse",
+        "place",
         "read",
         "size",
         "type",
@@ -93,9 +99,11 @@ class Copy:
 
     def __init__(self, near: Near, entry: Entry, type: Any, read: int, until: float) -> None:
         self.near = near
+        self.place = near.memo, entry.key  # where a request that has read it remembers it
         self.entry = entry
         self.type = type
         self.value: Any = UNKNOWN  # MISS: it can't be shared, each reader decodes its own
+        self.parse: Parse  # a payload → a reader's own value; there is one where `value` is MISS
         self.read = read  # the clock that was read with it
         self.judged: bytes | None = None  # the last clock by which it was alive
         self.until = until  # time.monotonic()
@@ -140,8 +148,9 @@ class Store:
 
     def of_call(self, loader: Called, args: tuple[Any, ...]) -> Any:
         """Return the value that a loader's call is answered with, or MISS where it takes more than a look here."""
-        call = remembered_by(loader, args)
-        copy = None if call is None else self._calls.get(call)
+        if not _are_keyed(map(type, args)):
+            return MISS
+        copy = self._calls.get((loader, *args))
         if copy is None:
             return MISS
         entry = copy.near.usable(copy, loader.near, loader.release)
@@ -204,14 +213,24 @@ class Store:
         share.
         """
         value = copy.value
-        if value is MISS or entry is not copy.entry:
+        if entry is not copy.entry:
             return copy.near.decode(entry, copy.type)
         if value is UNKNOWN:
-            value = copy.near.decode(entry, copy.type)
-            if value is MISS or not is_frozen(value):
-                copy.value = MISS
-            else:
-                self._share(copy, value)
+            return self._first_value_of(copy)
+        if value is not MISS:
+            return value
+        try:
+            return copy.parse(entry.payload)
+        except Exception:  # a validator of the app refuses it now: that is said, and counted
+            return copy.near.decode(entry, copy.type)
+
+    def _first_value_of(self, copy: Copy) -> Any:
+        value = copy.near.decode(copy.entry, copy.type)
+        if value is not MISS and is_frozen(value):
+            self._share(copy, value)
+        else:
+            copy.parse = copy.near.parser(copy.entry.codec, copy.type)
+            copy.value = MISS
         return value
 
     def _share(self, copy: Copy, value: Any) -> None:
@@ -261,17 +280,19 @@ class Near:
         memo: Memo,
         stats: Stats,
         decode: Callable[[Entry, Any], Any],
+        parser: Callable[[bytes, Any], Parse],
         longest: float,
     ) -> None:
         self.store = store
         self._keys = keys
         self._now_ms = clock.now_ms
         self._judge = judge
-        self._memo = memo
+        self.memo = memo
         self._stats = stats
         # A pattern's mark is dropped when no load from before it can be under way, and no such copy may be left.
         self._longest = min(COPY_S, longest)
         self.decode = decode  # an entry, and the type of its value → the value, or MISS
+        self.parser = parser  # a codec and a type: see Codec.parser
         self.reset()
         reset_after_fork(self)
 
@@ -291,10 +312,11 @@ class Near:
     def usable(self, copy: Copy, near: float | None, release: bytes) -> Entry | None:
         """Return the entry to be served in the place of a read, or None. What a request has read it reads again."""
         now, request, since = time.monotonic(), time_left(), loading_since()
-        memo, entry, (asked, changes) = self._memo, copy.entry, self._proof
+        memo, entry, (asked, changes) = self.memo, copy.entry, self._proof
         if request is not None:
             request.reads_near = True
-            if request.memo and (known := memo.read_in(request, entry.key, release, now)):
+            seen, place = request.memo, copy.place
+            if place in seen and (known := memo.read_in(request, entry.key, release, now)):
                 self._stats.counts["near_hits"] += 1
                 return known.entry
             if asked < request.began or asked < now - REQUEST_S:
@@ -307,8 +329,9 @@ class Near:
             return None
         copy.is_used = True
         self._stats.counts["near_hits"] += 1
-        if request is not None:
-            memo.keep_in(request, entry.key, Remembered(entry, Freshness.FRESH, changes, asked))
+        if request is not None and len(seen) < LIMIT:
+            # Past NamedTuple's own constructor, which is Python: this is run on every hit.
+            seen[place] = _remembered(Remembered, (entry, FRESH, changes, asked))
         return entry
 
     def is_proven(self, near: float) -> bool:
@@ -317,7 +340,7 @@ class Near:
         asked, changes = self._proof
         if request is not None:
             since = max(since, request.began, now - REQUEST_S)
-        return asked >= (since or now - near) and changes is self._memo.changes
+        return asked >= (since or now - near) and changes is self.memo.changes
 
     def value(self, entry: Entry, type: Any) -> Any:
         """Return the value of an entry that was looked at, shared if a copy of it is kept and it can be."""
@@ -333,7 +356,7 @@ class Near:
         copy = self.store.of_name(self, name)
         asked, changes = self._proof
         now = time.monotonic()
-        if copy is None or now - asked > seconds or changes is not self._memo.changes:
+        if copy is None or now - asked > seconds or changes is not self.memo.changes:
             return None
         if asked < loading_since() or not self._is_alive(copy, now) or copy.is_gone:
             return None
@@ -349,7 +372,7 @@ class Near:
 
     def asking(self) -> Proof:
         """Return the time and the last change of this process as they are before a clock is asked for."""
-        return Proof(time.monotonic(), self._memo.changes)
+        return Proof(time.monotonic(), self.memo.changes)
 
     def _is_alive(self, copy: Copy, now: float) -> bool:
         marks = self._judge.marks
