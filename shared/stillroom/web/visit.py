@@ -109,7 +109,7 @@ class Visit:
             if held:
                 self._held += (Held(held, _of_each(charge)),)
         self.decisions += (decision,)
-        self._charges += (charge._replace(cost=whole),)
+        self._charges += (charge if charge.cost == whole else charge._replace(cost=whole),)
         return decision
 
     def headers(self) -> Mapping[str, str]:
