@@ -26,6 +26,7 @@ def ours(part: str, here: Stage) -> list[Contestant]:
     return [one for one in contestants if one.role == "ours" and one.name not in APART]
 
 
+@pytest.mark.timeout(method="thread")  # a signal has a handler, for which each receive would look
 @pytest.mark.parametrize("part", ["hits", "sessions", "limits", "requests"])
 def test_no_call_takes_more_steps_than_the_kept_results_say(part: str) -> None:
     """Steps are the same on each machine. Whoever needs more of them measures again: `make bench ARGS=<part>`."""

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, NamedTuple, TypeAlias, TypeVar, get_args, get_origin
 
 import pydantic_core
 from pydantic import (
@@ -40,11 +40,17 @@ PACKED = {JSON: b"z", EXACT: b"y"}
 UNPACKED = {packed: plain for plain, packed in PACKED.items()}
 MISS: Any = object()  # no value: None is one
 T = TypeVar("T")
+Parse: TypeAlias = Callable[[bytes], Any]  # a payload → its value
 # What validators of an app raise over a value that an older release has written. Pydantic passes it on.
 MISREAD = (ArithmeticError, AttributeError, LookupError, TypeError)
+UNREADABLE = (
+    ValueError,
+    *MISREAD,
+)  # whatever a reader or a parser raises over bytes that are no value
 TYPES_LIMIT = 500  # an app has so many; types made in each request must not pile up
 
-_PLAIN_JSON = (b"j", b"j:")
+# How the codec of JSON as it stands begins. Behind a colon stands whose value it is.
+PLAIN_JSON = (b"j", b"j:")
 # Pydantic's warning of a value that is not of the type declared: that type, and the field of a model.
 _UNFIT = re.compile(
     r"Expected `([^`]+)` - serialized value may not be as expected \[(?:field_name='(\w+)')?"
@@ -90,7 +96,7 @@ class Codec:
         self._open: dict[Any, bool] = {Any: True}
         self._iterated: dict[Any, bool] = {}
         self._trusted: dict[Any, bool] = {Any: True}
-        self._readers: dict[Any, Callable[[bytes], Any]] = {}
+        self._readers: dict[Any, Parse] = {}
         self._fingerprints: dict[Any, bytes] = {}
 
     def adapter(self, type: Any) -> TypeAdapter[Any]:
@@ -110,7 +116,7 @@ class Codec:
         adapter: TypeAdapter[Any] = _made(self._adapters, type, _adapter)
         return adapter
 
-    def reader(self, type: Any) -> Callable[[bytes], Any]:
+    def reader(self, type: Any) -> Parse:
         """Return what makes values of this type of their JSON. Raises InvalidArgument for what is no type.
 
         It is run on every hit, so it goes past the adapter's own method, which is Python.
@@ -123,9 +129,9 @@ class Codec:
         except TypeError:
             return self.adapter(type).validator.validate_json
 
-    def parser(self, codec: bytes, type: Any) -> Callable[[bytes], Any]:
+    def parser(self, codec: bytes, type: Any) -> Parse:
         """Return what makes values of payloads of one codec and type. What it raises, `decode` tells apart."""
-        if codec[:2] in _PLAIN_JSON:
+        if codec[:2] in PLAIN_JSON:
             return self.reader(type)
         return partial(self.decode, codec, type=type)
 
@@ -156,7 +162,7 @@ class Codec:
     def decode(self, codec: bytes, payload: bytes, type: Any = Any) -> Any:
         """Return the value. Raises Undecodable."""
         try:
-            if codec[:2] in _PLAIN_JSON:  # behind a colon stands whose value it is
+            if codec[:2] in PLAIN_JSON:
                 return self.reader(type)(payload)
             return self._decode_other(codec.partition(b":")[0], payload, type)
         except ValidationError as error:

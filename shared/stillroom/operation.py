@@ -8,6 +8,9 @@ An operation is a generator. It yields steps and is sent their results:
 * `Pause` and `Backoff`: some seconds without doing anything;
 * `On`: other operations, on the servers of the cache's shards or of the state.
 
+What asks one thing and is nearly always done with the answer may be an `Ahead`: its generator is begun only where
+it is not.
+
 A step that fails raises at its yield. What the generator returns is the operation's result. So each
 protocol on Redis is written once, and knows nothing of threads or event loops.
 
@@ -50,8 +53,33 @@ Operation: TypeAlias = Generator[Any, Any, T]
 BlockingWire: TypeAlias = Wire | ShardWire[Any] | SpreadWire | SpreadThreadsWire
 AwaitedWire: TypeAlias = AsyncWire | AsyncShardWire | AsyncSpreadWire
 
+UNUSUAL: Any = object()  # an answer that takes more than a look at it
 WAIT_SHARE = 0.7  # of the time that is left; the rest is for the replies to come back
 STATE = -1  # where a step On runs: on the state's server; shards count from 0
+
+
+class Ahead:
+    """An operation that asks one thing, and is nearly always done when that is answered.
+
+    A generator and its steps are a third of what a hit costs. So the driver asks by itself, and begins the
+    operation only where the answer is not the usual one. It is given to a driver in the place of the operation, and
+    to nobody else.
+    """
+
+    __slots__ = ()
+
+    send = None  # by which a driver knows it
+    batch: list[Command]  # what it asks: a plain batch
+
+    def usual(self, replies: Sequence[Any]) -> Any:
+        """Return the result of the operation, or UNUSUAL."""
+        raise NotImplementedError
+
+    def rest(
+        self, replies: Sequence[Any] | None, away: RedisUnavailable | None = None
+    ) -> Operation[Any]:
+        """Return the operation, which goes on from the replies, or from the error in their place."""
+        raise NotImplementedError
 
 
 class Once(list[Command]):
@@ -216,10 +244,12 @@ class Driver:
         self._call_timeout = wire.server.settings.call_timeout
         self._command_timeout = wire.server.settings.command_timeout
 
-    def run(self, operation: Operation[T]) -> T:
-        """Return the operation's result."""
-        deadline = time.monotonic() + self._call_timeout
-        send = operation.send
+    def run(self, operation: Operation[T], deadline: float = 0.0) -> T:
+        """Return the operation's result. `deadline`: of what it goes on with; time.monotonic()."""
+        send: Any = operation.send
+        if send is None:
+            return self._run_ahead(operation)  # type: ignore[no-any-return]
+        deadline = deadline or time.monotonic() + self._call_timeout
         try:
             step = send(None)
             while True:
@@ -239,6 +269,26 @@ class Driver:
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+    def _run_ahead(self, ahead: Any) -> Any:
+        began, left, budget = time.monotonic(), self._call_timeout, time_left()
+        deadline = began + left
+        if budget is not None:
+            left = min(left, budget.left)
+        try:
+            # A read needs no repair, so this is all of _exchange.
+            replies = self.wire.execute(ahead.batch, left)
+        except RedisUnavailable as error:
+            rest = ahead.rest(None, error)
+        else:
+            found = ahead.usual(replies)
+            if found is not UNUSUAL:
+                return found
+            rest = ahead.rest(replies)
+        finally:
+            if budget is not None:
+                budget.left -= time.monotonic() - began
+        return Driver.run(self, rest, deadline)
 
     def _exchange(
         self,
@@ -335,13 +385,15 @@ class AsyncDriver:
         """Return the driver of another place of a step On."""
         return self._places[place]
 
-    async def run(self, operation: Operation[T]) -> T:
+    async def run(self, operation: Operation[T], deadline: float = 0.0) -> T:
         """See Driver.run."""
-        send = operation.send
+        send: Any = operation.send
+        if send is None:
+            return await self._run_ahead(operation)  # type: ignore[no-any-return]
         try:
             step = send(None)
             # Not before: until its first step a call waits for nobody, however busy this loop is.
-            deadline = time.monotonic() + self._call_timeout
+            deadline = deadline or time.monotonic() + self._call_timeout
             while True:
                 try:
                     kind = type(step)
@@ -356,14 +408,45 @@ class AsyncDriver:
                     step = operation.throw(error)
                 else:
                     step = send(answer)
-                    # Later than the wire waits: this loop was busy. What follows is not to pay for that. If it
-                    # stood still for as long as a lease may last, the marks that judge what was read may be gone.
                     now = time.monotonic()
-                    if is_others_time or deadline < now < deadline + self._longest_lease:
+                    if is_others_time:
                         deadline = now + self._call_timeout
+                    elif deadline < now:
+                        deadline = self._later(deadline, now)
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+    async def _run_ahead(self, ahead: Any) -> Any:
+        """See Driver._run_ahead."""
+        began, left, budget = time.monotonic(), self._call_timeout, time_left()
+        deadline = began + left
+        if budget is not None:
+            left = min(left, budget.left)
+        try:
+            replies = await self.wire.execute(ahead.batch, left)
+        except RedisUnavailable as error:
+            rest = ahead.rest(None, error)
+        else:
+            found = ahead.usual(replies)
+            if found is not UNUSUAL:
+                return found
+            rest = ahead.rest(replies)
+            deadline = self._later(deadline, time.monotonic())
+        finally:
+            if budget is not None:
+                budget.left -= min(max(0.0, left), time.monotonic() - began)
+        return await AsyncDriver.run(self, rest, deadline)
+
+    def _later(self, deadline: float, now: float) -> float:
+        """Return the deadline of what follows a step that was to end before this one.
+
+        If it did not, this loop was busy, for the wire does not wait so long. What follows is not to pay for that.
+        If the loop stood still for as long as a lease may last, the marks that judge what was read may be gone.
+        """
+        if deadline < now < deadline + self._longest_lease:
+            return now + self._call_timeout
+        return deadline
 
     async def _exchange(
         self,

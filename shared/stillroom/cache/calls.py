@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from sys import getsizeof
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,7 +14,7 @@ from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.loaders import Loader, Recipe
 from stillroom.cache.means import Means, Place
 from stillroom.cache.near import remembered_by
-from stillroom.codec import MISS
+from stillroom.codec import MISS, Parse
 from stillroom.errors import RedisUnavailable
 from stillroom.operation import Failed, Operation
 from stillroom.together import together
@@ -39,6 +40,7 @@ class Wanted(NamedTuple):
     name: bytes
     recipe: Recipe
     call: tuple[Any, ...] | None  # see near.Store
+    look: tuple[Any, Parse, bytes, Loader] | None  # what a plain look takes, where one may do
 
 
 class Unread(NamedTuple):
@@ -70,7 +72,10 @@ class Calls(Bulk):
         if found is None:
             values = loader.values(args, kwargs)
             is_kept = loader.is_steady and all(getsizeof(arg) <= ARGUMENT_BYTES for arg in args)
-            found = Wanted(loader.place(values), loader.recipe(values), call if is_kept else None)
+            recipe, look = loader.recipe(values), None
+            if recipe.is_plain:
+                look = recipe.type, self._codec.reader(recipe.type), recipe.release, loader
+            found = Wanted(loader.place(values), recipe, call if is_kept else None, look)
             if found.call is not None:
                 if len(self._wanted) >= CALLS_KNOWN:
                     self._wanted.clear()
@@ -88,8 +93,12 @@ class Calls(Bulk):
 
         `away`: see obtain.
         """
-        wanted = self.wanted(loader, args, kwargs)
-        return self.obtain(wanted.name, wanted.recipe, wanted.call, away)
+        name, recipe, call, look = self.wanted(loader, args, kwargs)
+        if look is not None and away is None:
+            ahead = self._ahead(name, *look, partial(self.obtain, name, recipe, call))
+            if ahead is not None:
+                return ahead  # type: ignore[return-value]  # drivers run it
+        return self.obtain(name, recipe, call, away)
 
     def call_many(self, calls: Sequence[Asked]) -> Operation[list[Any]]:
         """Return what the cache has for each of these calls, and Unread in the place of what it has not.
@@ -104,7 +113,7 @@ class Calls(Bulk):
         stale: list[tuple[Stale, Recipe]] = []
         counted = set()
         for one in wanted:
-            name, recipe, _ = one
+            name, recipe, *_ = one
             look = looks[name]
             value = self._served(recipe, look)
             values.append(value)
@@ -165,7 +174,8 @@ class Calls(Bulk):
         while bites.left or riders:
             yield from bites.turn()
             some = bites.next() if bites.left else ()
-            found = yield from together(*(self._look_for(*wanted[name]) for name in some), *riders)
+            looks_for = (self._look_for(*wanted[name][:3]) for name in some)
+            found = yield from together(*looks_for, *riders)
             looks.update(zip(some, map(_good, found), strict=False))
             for ridden in map(_good, found[len(some) :]):
                 looks.update(ridden)

@@ -29,7 +29,7 @@ from stillroom.cache.loaders import (
     several,
 )
 from stillroom.cache.loads import LATE, STORED, WON, Loads, Packed
-from stillroom.cache.lookup import Wish
+from stillroom.cache.lookup import Looked, Wish
 from stillroom.cache.means import Means, Place
 from stillroom.cache.probe import LAG_SUM, lag_bucket
 from stillroom.cache.refreshes import Piece
@@ -86,8 +86,6 @@ class Core(Loads):
     def __init__(self, means: Means, place: Place) -> None:
         super().__init__(means, place)
         self._texts = Texts(Secrets(self.settings))
-        # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
-        self._asked: dict[bytes, tuple[int, float]] = {}
 
     # Reading
 
@@ -129,11 +127,27 @@ class Core(Loads):
         Redis away: `default`, within the call's deadline; counted and logged, never raised.
         """
         name = sanitized(key)
-        self._codec.reader(type)  # refuses a value that is no type, on a miss too
+        read = self._codec.reader(type)  # refuses a value that is no type, on a miss too
         kept_for = None if near is None else near_of(near)
+        going_on = partial(self._get, name, type, default, kept_for)
+        if kept_for is None and (ahead := self._ahead(name, type, read, b"", None, going_on)):
+            return ahead  # type: ignore[return-value]  # drivers run it
+        return going_on()
+
+    def _get(
+        self,
+        name: bytes,
+        type: Any,
+        default: Any,
+        kept_for: float | None,
+        looked: Looked | None = None,
+        away: RedisUnavailable | None = None,
+    ) -> Operation[Any]:
         try:
+            if away is not None:
+                raise away
             if kept_for is None:
-                entry, freshness = yield from self._look(name)
+                entry, freshness = yield from self._look(name, b"", looked)
             else:
                 entry, freshness = yield from self._look_near(name, Wish(type, kept_for))
             value = MISS if entry is None else self._decode(entry, type)
@@ -233,8 +247,22 @@ class Core(Loads):
         """
         name = sanitized(key)
         keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
-        recipe = self.recipe(Call(load), tags, type, keeping)
-        return (yield from self.obtain(name, recipe._replace(near=near_of(near))))
+        recipe = self.recipe(Call(load), tags, type, keeping)._replace(near=near_of(near))
+        going_on = partial(self._get_or_set, name, recipe)
+        if recipe.is_plain:
+            about = recipe.type, self._codec.reader(recipe.type), recipe.release, None
+            if ahead := self._ahead(name, *about, going_on):
+                return ahead  # type: ignore[return-value]  # drivers run it
+        return going_on()
+
+    def _get_or_set(
+        self,
+        name: bytes,
+        recipe: Recipe,
+        looked: Looked | None = None,
+        away: RedisUnavailable | None = None,
+    ) -> Operation[Any]:
+        return (yield from self.obtain(name, recipe, None, away, looked))
 
     def obtain(
         self,
@@ -242,15 +270,16 @@ class Core(Loads):
         recipe: Recipe,
         call: tuple[Any, ...] | None = None,
         away: RedisUnavailable | None = None,
+        looked: Looked | None = None,
     ) -> Operation[Any]:
         """Return the value under a sanitized key, loaded by its recipe if it has to be. `call`: see near.Store.
 
-        `away`: why a look along with other keys has failed. Then there is no other look.
+        `looked`: what was looked at ahead of this; `away`: why that has failed. Then there is no other look.
         """
         try:
             if away is not None:
                 raise away
-            entry, freshness = yield from self._look_for(name, recipe, call)
+            entry, freshness = yield from self._look_for(name, recipe, call, looked)
         except RedisUnavailable as error:
             self._fall_back("get_or_set", error)
             kept = self._kept_near(name, recipe)
@@ -604,13 +633,11 @@ class Core(Loads):
 
     def _may_ask(self, name: bytes, entry: Entry) -> bool:
         """Return whether to try for the refresh lease now: once a second for each process and stale entry."""
-        now = time.monotonic()
-        fresh_until, asked_until = self._asked.get(name, (0, 0.0))
-        if fresh_until == entry.fresh_until and now < asked_until:
+        if self._is_asked_for(name, entry):
             return False
         if len(self._asked) >= ASKED_LIMIT:
             self._asked.clear()
-        self._asked[name] = entry.fresh_until, now + ASK_AGAIN_S
+        self._asked[name] = entry.fresh_until, time.monotonic() + ASK_AGAIN_S
         return True
 
     def order_of(self, stale: Stale, lease: bytes) -> RefreshOrder | None:

@@ -85,6 +85,13 @@ class Judge:
         self._reads += 1
         return self._reads <= self._riding
 
+    def goes_alone(self) -> bool:
+        """Count a read that no marks ride along with. → False, and it is not counted, where they should."""
+        if self._reads < self._riding:
+            return False
+        self._reads += 1
+        return True
+
     def _moved(self) -> None:
         """Note that the clock has moved since it was last seen."""
         self._riding = READS_A_MOVE if self._reads <= READS_A_MOVE else 0

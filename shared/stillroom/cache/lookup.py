@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from stillroom.cache.away import Away
@@ -20,9 +20,9 @@ from stillroom.cache.loaders import Loader, Recipe
 from stillroom.cache.means import Means, Place
 from stillroom.cache.memo import Memo, Remembered
 from stillroom.cache.near import Near, Proof, near_prefix
-from stillroom.codec import MISS, Codec, Undecodable
+from stillroom.codec import MISS, PLAIN_JSON, UNREADABLE, Codec, Parse, Undecodable
 from stillroom.errors import RedisRefused, RedisUnavailable
-from stillroom.operation import Once, Operation
+from stillroom.operation import UNUSUAL, Ahead, Once, Operation
 from stillroom.scripts import verify_epoch
 from stillroom.unsettled import is_unsettled
 from stillroom.wire import Command, pack, time_left
@@ -40,6 +40,75 @@ class Wish(NamedTuple):
     release: bytes = b""
     prefix: bytes | None = None  # of the loader's keys; None: that of the key
     call: tuple[Any, ...] | None = None  # see near.Store
+
+
+class Looked(NamedTuple):
+    """Hold what a look has brought, and how far the marks went before it."""
+
+    known: int
+    raw: bytes | None
+    clock: bytes | None
+
+
+class _Look(NamedTuple):
+    """Hold what a plain look is made of. `go_on` is the operation, from what was looked at or the error."""
+
+    batch: list[Command]
+    lookup: Lookup
+    name: bytes
+    type: Any
+    read: Parse  # of JSON as it stands
+    release: bytes
+    loader: Loader | None
+    known: int
+    go_on: Callable[..., Operation[Any]]
+
+
+class PlainLook(_Look, Ahead):
+    """A look at a value that is nearly always a hit."""
+
+    __slots__ = ()
+
+    def usual(self, replies: Sequence[Any]) -> Any:
+        """Return the value of an entry that this process judges alone, and whose refresh is not to be asked for.
+
+        A refresh that was asked for less than a second ago is not.
+        """
+        _, lookup, name, kind, read, release, loader, _, _ = self
+        raw, clock = replies[0]
+        if raw is None:
+            return UNUSUAL
+        try:
+            entry = parse(raw, name)
+            codec = entry.codec
+            if release and codec[2:] not in (release, b""):
+                return UNUSUAL
+            freshness, place = lookup._judges.at_once(entry, clock), 0
+            if freshness is not _FRESH:
+                if freshness is not Freshness.STALE or not lookup._is_asked_for(name, entry):
+                    return UNUSUAL
+                place = 1
+            if codec[:2] in PLAIN_JSON:
+                value = read(entry.payload)
+            else:
+                value = lookup._codec.decode(codec, entry.payload, kind)
+        except UNREADABLE:  # the operation tells of it
+            return UNUSUAL
+        counts = lookup.stats.counts
+        counts[LOOKUPS[place]] += 1
+        if loader is not None:
+            counts[loader.counted_as[place]] += 1
+        return value
+
+    def rest(
+        self, replies: Sequence[Any] | None, away: RedisUnavailable | None = None
+    ) -> Operation[Any]:
+        """See Ahead."""
+        looked = None if replies is None else Looked(self.known, *replies[0])
+        return self.go_on(looked=looked, away=away)
+
+
+_plain_look = tuple.__new__
 
 
 class Lookup:
@@ -73,16 +142,50 @@ class Lookup:
         )
         self._proving = pack([(b"MGET", self.keys.near, self.keys.clock)])
         self._apart_until = 0.0  # two releases of the app were seen to be at work; time.monotonic()
+        # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
+        self._asked: dict[bytes, tuple[int, float]] = {}
 
-    def _look(self, name: bytes, release: bytes = b"") -> Operation[tuple[Entry | None, Freshness]]:
+    def _ahead(
+        self,
+        name: bytes,
+        type: Any,
+        read: Parse,
+        release: bytes,
+        loader: Loader | None,
+        go_on: Callable[..., Operation[Any]],
+    ) -> PlainLook | None:
+        """Return a look that asks for the entry and the clock alone, or None where more is to be asked or told."""
+        now, stats, judges, keys = time.monotonic(), self.stats, self._judges, self.keys
+        if (
+            now > stats.due
+            or now < self._apart_until
+            or stats.watch is not None
+            or self._outbox.waiting
+            or not judges.goes_alone()
+        ):
+            return None
+        batch = [(b"MGET", keys.entry(name), keys.clock)]
+        known = judges.marks.synced
+        # Past NamedTuple's own constructor, which is Python: this is made for every hit.
+        about = (batch, self, name, type, read, release, loader, known, go_on)
+        return _plain_look(PlainLook, about)
+
+    def _look(
+        self, name: bytes, release: bytes = b"", looked: Looked | None = None
+    ) -> Operation[tuple[Entry | None, Freshness]]:
         """Return the living entry and its freshness, or (None, DEAD), in one round trip while the clock stands.
 
-        With a `release` another release's value does not count, and the key's other place is read.
+        With a `release` another release's value does not count, and the key's other place is read. `looked`: what
+        was read ahead of this.
         """
-        known = self._judges.marks.synced
-        if self._apart_until and time.monotonic() < self._apart_until:
+        if looked is not None:
+            known, raw, clock = looked
+        elif self._apart_until and time.monotonic() < self._apart_until:
             return (yield from self._look_at_both(name, release))
-        raw, clock = yield from self._read((b"MGET", self.keys.entry(name), self.keys.clock), known)
+        else:
+            known = self._judges.marks.synced
+            mget = (b"MGET", self.keys.entry(name), self.keys.clock)
+            raw, clock = yield from self._read(mget, known)
         entry, freshness = self._judge_at_once(raw, name, clock)
         if freshness is None:
             entry, freshness = yield from self._judge(raw, name, clock, known)
@@ -141,12 +244,18 @@ class Lookup:
     # In a request, and this process's copies
 
     def _look_for(
-        self, name: bytes, recipe: Recipe, call: tuple[Any, ...] | None
+        self,
+        name: bytes,
+        recipe: Recipe,
+        call: tuple[Any, ...] | None,
+        looked: Looked | None = None,
     ) -> Operation[tuple[Entry | None, Freshness]]:
         """Return what `_look` returns, in the way that the recipe's loader wants."""
         if recipe.near is not None:
             return self._look_near(name, _wish(recipe, call))
-        return (self._look if recipe.is_plain else self._look_once)(name, recipe.release)
+        if recipe.is_plain:
+            return self._look(name, recipe.release, looked)
+        return self._look_once(name, recipe.release)
 
     def _look_once(self, name: bytes, release: bytes) -> Operation[tuple[Entry | None, Freshness]]:
         """Return what `_look` returns, asked for once in a request: see memo.py."""
@@ -305,6 +414,11 @@ class Lookup:
         self._judges.learn(known, marks, (), clock)
         if named is not None and not any(isinstance(reply, Exception) for reply in names):
             self.near.learn_names(named, clock, *names)
+
+    def _is_asked_for(self, name: bytes, entry: Entry) -> bool:
+        """Return whether this process has asked for a stale entry's refresh, less than a second ago."""
+        fresh_until, until = self._asked.get(name, (0, 0.0))
+        return fresh_until == entry.fresh_until and time.monotonic() < until
 
     # Judging
 

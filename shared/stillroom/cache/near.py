@@ -31,7 +31,7 @@ from stillroom.cache.marks import Verdict, read_clock, seqs_of
 from stillroom.cache.memo import KEPT_S, LIMIT, Memo, Remembered
 from stillroom.cache.sharing import is_frozen
 from stillroom.cache.template import PREFIX
-from stillroom.codec import MISS
+from stillroom.codec import MISS, UNREADABLE, Parse
 from stillroom.keys import Keys
 from stillroom.oldest import oldest
 from stillroom.operation import Operation
@@ -54,7 +54,6 @@ UNKNOWN: Any = object()  # a value that was not yet asked for
 # Whether arguments of these types are equal only if their keys are. A lazy object's __class__ is another one's.
 _are_keyed = frozenset([int, str, bytes, type(None)]).issuperset
 FRESH = Freshness.FRESH
-Parse = Callable[[bytes], Any]
 _remembered = tuple.__new__
 
 
@@ -221,7 +220,7 @@ class Store:
             return value
         try:
             return copy.parse(entry.payload)
-        except Exception:  # a validator of the app refuses it now: that is said, and counted
+        except UNREADABLE:  # a validator of the app refuses it now: that is said, and counted
             return copy.near.decode(entry, copy.type)
 
     def _first_value_of(self, copy: Copy) -> Any:

@@ -18,7 +18,7 @@ from stillroom.cache.calls import Asked, Look, Unread
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.loaders import Recipe
 from stillroom.cache.loads import Attempt
-from stillroom.cache.lookup import Wish
+from stillroom.cache.lookup import Looked, PlainLook, Wish
 from stillroom.cache.near import Called, Store, remembered_by
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
@@ -109,8 +109,13 @@ class TracedStore(Store):
 class TracedBody(CacheBody):
     """A cache, or one of its shards, whose reads are noted where a request asks for it."""
 
-    def _look(self, name: bytes, release: bytes = b"") -> Operation[Look]:
-        looking = super()._look(name, release)
+    def _ahead(self, *about: Any) -> PlainLook | None:
+        return super()._ahead(*about) if tracing() is None else None
+
+    def _look(
+        self, name: bytes, release: bytes = b"", looked: Looked | None = None
+    ) -> Operation[Look]:
+        looking = super()._look(name, release, looked)
         return looking if tracing() is None else self._noted(name, looking)
 
     def _look_to_keep(self, name: bytes, wish: Wish) -> Operation[Look]:
