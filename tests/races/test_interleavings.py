@@ -397,3 +397,21 @@ def test_a_soft_mark_after_a_pattern_does_not_revive(reader: Stillroom, writer: 
         assert reader.cache.get_entry("k") is None
     writer.cache.set("k", "new", tags=["t"])
     assert reader.cache.get_entry("k").freshness is Freshness.FRESH  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("riding", [False, True])
+def test_a_clock_that_another_look_has_overtaken_did_not_go_back(
+    reader: Stillroom, writer: Stillroom, riding: bool
+) -> None:
+    """A reply that arrives behind a newer one of the same process is judged at once, and asks nothing more."""
+    writer.cache.set("k", 1)
+    writer.cache.set("else", 2)
+    assert reader.cache.get("k") == 1
+    ride(reader, riding)
+    look = begin_get(reader, "k")
+    while not look._is_answered():
+        look.step()
+    writer.cache.invalidate_by_tag("another")
+    assert reader.cache.get("else") == 2  # and learns of it
+    look.step()
+    assert (look.done, look.result) == (True, 1)
