@@ -79,6 +79,26 @@ def test_a_value_of_another_type_is_a_miss_and_counted(room: Any) -> None:
     assert room.cache.get("k", str) == "not a number"
 
 
+@pytest.mark.parametrize("read", ["get", "get_or_set", "call"])
+def test_a_process_that_does_nothing_but_hit_writes_its_counts_down(
+    room: Any, client: Any, read: str
+) -> None:
+    """What is due goes along with a hit, in whichever way that is asked for."""
+    load = room.cache.cached("k", ttl=60, name="one")(lambda: 1)
+    hit = {
+        "get": lambda: room.cache.get("k"),
+        "get_or_set": lambda: room.cache.get_or_set("k", lambda: 2),
+        "call": load,
+    }[read]
+    load()
+    room.stats.due = time.monotonic() + 3_600
+    assert [hit(), hit()] == [1, 1]
+    before = int(client.hget(room.keys.counts, "hits") or 0)
+    room.stats.due = 0.0
+    assert hit() == 1
+    assert int(client.hget(room.keys.counts, "hits")) == before + 2
+
+
 def test_an_entry_tells_its_freshness_and_tags(room: Any) -> None:
     """get_entry returns the value with its freshness and tags."""
     room.cache.set("k", [1], ttl=60, swr=60, tags=["a", "b c"])
