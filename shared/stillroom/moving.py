@@ -81,7 +81,7 @@ class Side(NamedTuple):
 
 
 class Moving:
-    """A move from `here` to `there`. Only one may run at a time. Every method raises RedisUnavailable."""
+    """A move from `here` to `there`. No other one may run on either. Every method raises RedisUnavailable."""
 
     def __init__(self, here: Side, there: Side) -> None:
         self._here = here
@@ -101,7 +101,7 @@ class Moving:
         for shard, pair in enumerate(pairs):
             if pair in ((LEFT, LEFT), (ARRIVING, ARRIVING)):
                 raise SettingsError(f"shard {shard} of the sessions is on neither of these servers")
-        self._left = [
+        left = [
             shard
             for shard, (here, there) in enumerate(pairs)
             if here is None or (here, there) == (LEFT, ARRIVING)
@@ -112,8 +112,14 @@ class Moving:
         if not replace:
             self._refuse_to_replace(both)
         self._tell_shards()
-        self._shut(self._there, self._left, ARRIVING)
+        self._left = left
+        self._shut(self._there, left, ARRIVING)
         _open(self._there, back)
+        return len(left)
+
+    @property
+    def left(self) -> int:
+        """Return how many of the shards that were shut for this move have not arrived yet."""
         return len(self._left)
 
     def shards(self) -> Iterator[int]:

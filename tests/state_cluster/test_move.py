@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -112,22 +113,64 @@ def attempt(
     return CliRunner().invoke(app, ["move-state", "--from", before, *options])
 
 
+@pytest.mark.parametrize(("side", "name"), [("new", "REDIS_URL"), ("old", "--from")])
 def test_a_move_beside_another_one_says_what_may_hold_it(
+    side: str,
+    name: str,
     old: Stillroom,
     new: Stillroom,
     settings: Settings,
     old_server: EmbeddedServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While another move has the lock, or has not been dead for long, the command says so and moves nothing."""
+    """While another move has one of the servers, the same way or the other, or has not been dead for long, the
+    command says so and moves nothing.
+    """
     session = old.sessions.create("ann")
-    with new.lock("stillroom:move-state"):
+    with (new if side == "new" else old).lock("stillroom:move-state"):
         result = attempt(monkeypatch, settings, old_server)
-    assert "another move to REDIS_URL is under way, or one was killed in the last 30 s" in str(
-        result.exception
+    assert (
+        f"another move to or from {name} is under way, or one was killed in the last 30 s"
+        in str(result.exception)
     )
     assert old.sessions.get(session.token)
     assert run(monkeypatch, settings, old_server)["keys"]
+
+
+def test_a_full_server_can_be_left(
+    old: Stillroom,
+    new: Stillroom,
+    settings: Settings,
+    old_server: EmbeddedServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that takes no lock, since its memory is full, keeps nobody from moving away from it."""
+    session = old.sessions.create("ann")
+    with redis.Redis.from_url(old_server.url) as one:
+        one.config_set("maxmemory", 1)
+        try:
+            run(monkeypatch, settings, old_server)
+        finally:
+            one.config_set("maxmemory", 0)
+    assert new.sessions.get(session.token)
+
+
+def test_a_move_that_is_interrupted_says_what_is_unavailable(
+    old: Stillroom,
+    new: Stillroom,
+    settings: Settings,
+    old_server: EmbeddedServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever presses Ctrl-C amid a move reads how many shards are shut, and what opens them."""
+    session = old.sessions.create("ann")
+    with monkeypatch.context() as patch:
+        patch.setattr(Moving, "_clear", lambda *_: signal.raise_signal(signal.SIGINT))
+        result = attempt(monkeypatch, settings, old_server)
+    assert result.exit_code == 130
+    assert "the move broke off: 256 shards of sessions did not arrive" in result.stderr
+    run(monkeypatch, settings, old_server)
+    assert new.sessions.get(session.token)
 
 
 def test_everybody_stays_logged_in(
@@ -510,6 +553,20 @@ def test_a_mistake_about_the_old_server_is_told_by_the_option(
     assert isinstance(told.exception, StillroomError)
     assert sentence in str(told.exception)
     assert "REDIS_URL" not in str(told.exception)
+
+
+def test_one_server_under_two_names_is_no_move_under_way(
+    old: Stillroom, old_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that is given one server twice says so, and does not tell of another move."""
+    session = old.sessions.create("ann", {})
+    in_an_old_process(monkeypatch, old_server)
+    named = old_server.url.replace("127.0.0.1", "localhost")
+    told = CliRunner().invoke(app, ["move-state", "--from", named])
+    assert isinstance(told.exception, SettingsError)
+    assert "are the same server" in str(told.exception)
+    assert "broke off" not in told.output
+    assert old.sessions.get(session.token) is not None
 
 
 def test_nothing_is_shut_for_a_user_who_may_not_scan(

@@ -11,12 +11,15 @@ import typer
 from stillroom.cli.tables import AsJson, print_json
 from stillroom.errors import LockTaken, RedisUnavailable, SettingsError, StillroomError
 from stillroom.moving import Moving, Side, move_bans
+from stillroom.operation import Operation
 from stillroom.room import Stillroom
 from stillroom.settings import Settings
 from stillroom.shown import plural
 from stillroom.wire.explain import CLUSTERED
 
+LOCK = "stillroom:move-state"
 LEASE_S = 30  # of the lock: so long it is held where a command was killed
+SAME = "--from and REDIS_URL are the same server: there is nothing to move"
 # Nobody waits for this as a visitor does for a page.
 PATIENT = {"connect_timeout": 5.0, "command_timeout": 10.0, "call_timeout": 30.0}
 
@@ -48,6 +51,10 @@ Replace = Annotated[
 ]
 
 
+class MoveUnderWay(StillroomError):
+    """Another move has one of the two servers."""
+
+
 def move_state(
     before: From,
     from_cluster: FromCluster = False,
@@ -64,10 +71,13 @@ def move_state(
     Where REDIS_URL has sessions of its own the command does nothing, since the two servers may be confused.
     --replace ends those: processes with the new settings began them too early.
     """
-    with Stillroom(Settings(**PATIENT)) as there, Stillroom(_old(before, from_cluster)) as here:
+    with (
+        Stillroom(Settings(**PATIENT)) as there,
+        Stillroom(_old(before, from_cluster, from_replicas)) as here,
+    ):
         there.state_wire.ping()
         _reach(here)
-        with _alone(there):
+        with _alone(here, there):
             found = _moved(_side(here, "--from", from_replicas), _side(there, "REDIS_URL"), replace)
             runs = here.state.run, there.state.run
             found["bans"] = move_bans(here.abuse, there.abuse, *runs, there.keys)
@@ -81,31 +91,60 @@ def move_state(
 
 
 @contextmanager
-def _alone(there: Stillroom) -> Iterator[None]:
-    """Hold the lock of moves to this server. Raises StillroomError where another move holds it."""
+def _alone(here: Stillroom, there: Stillroom) -> Iterator[None]:
+    """Hold the lock of moves on both servers. Raises MoveUnderWay where another move holds one of them.
+
+    A move the other way, or on from there, has one of these servers, too: beside it a shard would be open on both.
+    """
     with ExitStack() as held:
+        _hold(held, there, "REDIS_URL")
         try:
-            held.enter_context(there.lock("stillroom:move-state", wait=0, lease=LEASE_S))
-        except LockTaken as taken:
-            raise StillroomError(
-                f"another move to REDIS_URL is under way, or one was killed in the last {LEASE_S} s: see whether "
-                "it runs, and move again when it has ended"
-            ) from taken
+            _hold(held, here, "--from")
+        except MoveUnderWay:
+            if _holders(here) != _holders(there):
+                raise
+            raise SettingsError(SAME) from None
+        except RedisUnavailable as error:
+            # A server that is full is left because of that, and takes no lock: neither for a move to it.
+            if error.reason != "oom":
+                raise
         yield
 
 
-def _old(before: str, from_cluster: bool) -> Settings:
+def _hold(held: ExitStack, room: Stillroom, name: str) -> None:
+    try:
+        held.enter_context(room.lock(LOCK, wait=0, lease=LEASE_S))
+    except LockTaken as taken:
+        raise MoveUnderWay(
+            f"another move to or from {name} is under way, or one was killed in the last {LEASE_S} s: see whether "
+            "it runs, and move again when it has ended"
+        ) from taken
+
+
+def _holders(room: Stillroom) -> list[bytes]:
+    """Return the tokens under which the lock of moves is held on a server. No two servers have the same."""
+    return room.state.run(_reading(room.keys.slots(LOCK.encode())[0]))
+
+
+def _reading(key: bytes) -> Operation[list[bytes]]:
+    (found,) = yield [(b"ZRANGE", key, b"0", b"-1")]
+    return list(found)
+
+
+def _old(before: str, from_cluster: bool, replicas: int | None) -> Settings:
     """Return the settings of a process on the old server. Its cache and its broker are not used, and may be any."""
     own = Settings()
     if before == own.redis_url:
-        raise SettingsError("--from and REDIS_URL are the same server: there is nothing to move")
+        raise SettingsError(SAME)
     unused = {
         "cache_url": own.cache_url or own.redis_url,
         "broker_url": own.broker_url or own.redis_url,
     }
     try:
         return Settings(
-            **PATIENT | (unused if from_cluster else {}),
+            **PATIENT
+            | (unused if from_cluster else {})
+            | ({} if replicas is None else {"replicas": replicas}),
             redis_url=before,
             state_cluster=from_cluster,
         )
@@ -133,8 +172,24 @@ def _by_option(sentence: str) -> str:
 
 def _moved(here: Side, there: Side, replace: bool) -> dict[str, int]:
     moving = Moving(here, there)
-    shards = moving.begin(replace=replace)
-    return {"shards": shards, "keys": sum(moving.shards())}
+    with _told_if_it_breaks_off(moving):
+        shards = moving.begin(replace=replace)
+        return {"shards": shards, "keys": sum(moving.shards())}
+
+
+@contextmanager
+def _told_if_it_breaks_off(moving: Moving) -> Iterator[None]:
+    """Say what is unavailable, and until when, where a Ctrl-C or an error ends the move before its end."""
+    try:
+        yield
+    except BaseException:
+        if moving.left:
+            typer.echo(
+                f"the move broke off: {plural(moving.left, 'shard')} of sessions did not arrive, and may be "
+                "unavailable on both sides. Run the command again to go on, or move the other way to turn back",
+                err=True,
+            )
+        raise
 
 
 def _side(room: Stillroom, name: str, replicas: int | None = None) -> Side:
