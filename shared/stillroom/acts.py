@@ -17,7 +17,7 @@ from stillroom.dispatch import publish
 from stillroom.errors import InvalidArgument, InvalidLimit, StillroomError, did_you_mean
 from stillroom.limits import Limit
 from stillroom.limits.changes import read_time, write_rate, write_time
-from stillroom.limits.limit import QUOTA_LIMIT
+from stillroom.limits.limit import QUOTA_LIMIT, WINDOW_LIMIT
 from stillroom.pauses import LONGEST_S
 from stillroom.room import Stillroom
 from stillroom.shown import named, plural, shown
@@ -260,9 +260,20 @@ def _peek(room: Stillroom, form: Form) -> Done:
 
 def _reset(room: Stillroom, form: Form) -> Done:
     by = _kind(room, form)
-    check_used(room, form["limit"])
-    room.limits.reset({by: form["subject"]}, [Limit(form["limit"], 1, 1, by=by)])
+    if not forget_used(room, by, form["subject"], form["limit"]):
+        return Done(f"{form['subject']} has used nothing of {form['limit']}, by {by}.")
     return Done(f"What {form['subject']} has used of {form['limit']} is forgotten.")
+
+
+def forget_used(room: Stillroom, by: str, subject: str, limit: str) -> bool:
+    """Forget what a subject has used of a limit. Return False where nothing was counted: of a name that is spelled
+    otherwise, or by another kind, such as the name of a header. Raises InvalidLimit as `check_used` does.
+    """
+    check_used(room, limit)
+    window = max(1, room.state.run(room.operations.limits.windows()).get(limit, WINDOW_LIMIT))
+    found = room.limits.peek({by: subject}, [Limit(limit, QUOTA_LIMIT, window, by=by)])
+    room.limits.reset({by: subject}, [Limit(limit, 1, 1, by=by)])
+    return not found.standings or any(one.remaining < QUOTA_LIMIT for one in found.standings)
 
 
 def check_used(room: Stillroom, limit: str) -> None:

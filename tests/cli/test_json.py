@@ -48,7 +48,7 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "health": ([], {"status", "servers"}),
     "invalidate": (["product:7", "--tag", EVIL], {"held_a_value", "tags", "freed"}),
     "limits peek": (["203.0.113.7", "auth"], {"banned", "limits"}),
-    "limits reset": (["203.0.113.7", "shop"], {"reset", "by"}),
+    "limits reset": (["203.0.113.7", "shop"], {"reset", "by", "had_used"}),
     "limits set": (["shop", "5/1m"], {"name", "quota", "until"}),
     "limits show": ([], {"names", "changes"}),
     "limits unset": (["shop"], {"unset", "was_changed"}),

@@ -145,5 +145,20 @@ def test_what_somebody_has_used_is_forgotten(
     assert "PEPPERS" in run("reset", "ann", "mine", "--by", "user", code=1)
     monkeypatch.setenv("STILLROOM_SESSION_PEPPERS", pepper)
     assert "is forgotten" in run("reset", "ann", "mine", "--by", "user")
+    assert "this user has used nothing" in run("reset", "ann", "mine", "--by", "user")
     assert room.limits.peek(IP, [AUTH]).remaining == 5
     assert room.limits.peek({"user": "ann"}, [mine]).remaining == 3
+
+
+def test_who_was_not_counted_is_not_told_as_forgotten(
+    run: Any, make_room: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever spells the subject or its kind otherwise than the app reads that nothing was counted there."""
+    monkeypatch.setenv("STILLROOM_SESSION_PEPPERS", "q" * 32)
+    room, search = make_room(session_peppers="q" * 32), Limit("search", 3, 60, by="x_api_key")
+    room.limits.check({"x_api_key": "k1"}, [search])
+    assert "this user has used nothing" in run("reset", "k1", "search", "--by", "user")
+    assert "this x_api_key has used nothing" in run("reset", "k2", "search", "--by", "x_api_key")
+    assert room.limits.peek({"x_api_key": "k1"}, [search]).remaining == 2
+    assert "is forgotten" in run("reset", "k1", "search", "--by", "x_api_key")
+    assert "'ann' is no address: say --by user" in run("reset", "ann", "search", code=2)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stillroom.acts import check_used
+from stillroom.acts import forget_used
 from stillroom.cli.application import apps_of
 from stillroom.cli.check_limits import in_app
 from stillroom.cli.tables import (
@@ -27,10 +27,14 @@ from stillroom.limits.changes import Change, read_rate, write_rate
 from stillroom.limits.decision import Standing
 from stillroom.room import Stillroom
 from stillroom.shown import shown
+from stillroom.subject import UNKNOWN, subject_of
 
 app = typer.Typer(help="Which limits are changed, and changing one.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The limit's name, such as api.")]
+By = Annotated[
+    str, typer.Option(help="What the limit counts by: ip, user, or as `routes` shows it.")
+]
 COLUMNS = ("limit", "is now", "until", "since", "by")
 
 
@@ -55,7 +59,7 @@ def show(as_json: AsJson = False) -> None:
 def peek(
     subject: Annotated[str, typer.Argument(help="An address, or a user's name with --by user.")],
     name: Annotated[str | None, typer.Argument(help="One limit; none: all the app has.")] = None,
-    by: Annotated[str, typer.Option(help="What the limit counts by.")] = "ip",
+    by: By = "ip",
     rate: Annotated[str | None, typer.Option(help="5/300s, where no module has the limit.")] = None,
     app: Annotated[
         list[str] | None,
@@ -70,7 +74,7 @@ def peek(
     What a limit admits stands in the app: its modules are imported for it, or `--rate` says it.
     """
     with open_room() as room:
-        _need_pepper(room, by)
+        _check_subject(room, by, subject)
         limits = _named(name, by, rate, app or list(room.settings.loaders))
         changed = {one.name: one for one in room.limits.changes()}
         now = [changed[one.name].onto(one) if one.name in changed else one for one in limits]
@@ -118,16 +122,26 @@ def unset(name: Name, as_json: AsJson = False) -> None:
 def reset(
     subject: Annotated[str, typer.Argument(help="An address, or a user's name with --by user.")],
     name: Name,
-    by: Annotated[str, typer.Option(help="What the limit counts by.")] = "ip",
+    by: By = "ip",
     as_json: AsJson = False,
 ) -> None:
     """Forget what somebody has used of a limit. A process that has just denied him may do so for 5 s more."""
     with open_room() as room:
-        _need_pepper(room, by)
-        check_used(room, name)
-        room.limits.reset({by: subject}, [Limit(name, 1, 1, by=by)])
-    said = f"{name}: what this {by} has used is forgotten"
-    print_json({"reset": name, "by": by}) if as_json else typer.echo(said)
+        _check_subject(room, by, subject)
+        had_used = forget_used(room, by, subject, name)
+    if as_json:
+        print_json({"reset": name, "by": by, "had_used": had_used})
+        return
+    said = "what this {by} has used is forgotten" if had_used else "this {by} has used nothing"
+    typer.echo(f"{name}: {said.format(by=by)}")
+
+
+def _check_subject(room: Stillroom, by: str, subject: str) -> None:
+    if by == "ip" and subject != UNKNOWN and subject_of(subject) == UNKNOWN:
+        raise typer.BadParameter(
+            f"{shown(subject)!r} is no address: say --by user, or by what else"
+        )
+    _need_pepper(room, by)
 
 
 def _need_pepper(room: Stillroom, by: str) -> None:
