@@ -296,24 +296,42 @@ def test_docs_prints_the_pages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "port", "said"),
+    ("found", "is_wanted", "said"),
     [
-        (None, "5555", "Flower is not installed: pip install 'stillroom[flower]'"),
-        (None, "0", None),
-        (True, "5555", "Flower is http://127.0.0.1:5555"),
+        (None, True, "Flower is not installed: pip install 'stillroom[flower]'"),
+        (None, False, None),
+        (True, True, "Flower is http://127.0.0.1:{port}"),
     ],
 )
 def test_up_says_where_flower_is_or_how_to_get_it(
-    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, found: Any, port: str, said: str | None
+    server: EmbeddedServer,
+    monkeypatch: pytest.MonkeyPatch,
+    found: Any,
+    is_wanted: bool,
+    said: str | None,
 ) -> None:
     """`stillroom up` names Flower's address, or what to install, and nothing where nobody wants it."""
+    port = str(free_port()) if is_wanted else "0"
     monkeypatch.setenv("REDIS_URL", server.url)
     command = import_module("stillroom.cli.up")
     monkeypatch.setattr("stillroom.cli.stack.importlib.util.find_spec", lambda name: found)
     monkeypatch.setattr(command, "Supervisor", lambda wanted: SimpleNamespace(run=int))
     done = CliRunner().invoke(app, ["up", "--flower-port", port])
     assert done.exit_code == 0, (done.output, done.exception)
-    assert said in done.output if said else "Flower" not in done.output
+    assert said.format(port=port) in done.output if said else "Flower" not in done.output
+
+
+def test_a_second_up_says_that_flowers_port_is_taken(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`stillroom up` starts nothing where Flower's port is another program's, and names the option."""
+    monkeypatch.setenv("REDIS_URL", server.url)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        done = CliRunner().invoke(app, ["up", "--flower-port", port])
+    assert "Flower is" not in done.output
+    assert "started" not in done.output
+    assert f"Flower can't listen on port {port} (Address already in use)" in str(done.exception)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ Folder = Annotated[Path, typer.Argument(help="Where they are; made if it is not 
 Rotate = Annotated[
     list[str] | None,
     typer.Option(
-        help="Replace this one; the old one works on. Of the peppers: add one that all can read."
+        help="Replace this one, named as its file; the old one works on. Of the peppers: add one that all can read."
     ),
 ]
 Promote = Annotated[

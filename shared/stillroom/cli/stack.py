@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from stillroom.cli.supervisor import Service
-from stillroom.embedded import EmbeddedServer
+from stillroom.embedded import HOST, EmbeddedServer
+from stillroom.errors import StillroomError
 
 WORKERS = "stillroom_workers"  # named here, imported only by the processes it runs in
 # -P: a celery.py or a queue.py in the folder of the project is not taken for Celery, or for Python's own.
 MODULE = (sys.executable, "-P", "-m")
+
+
+class PortTaken(StillroomError):
+    """Something listens on the port that is Flower's."""
 
 
 @contextmanager
@@ -32,16 +38,32 @@ def redis_url() -> Iterator[tuple[str, bool]]:
 
 
 def services(environment: Mapping[str, str], *, flower_port: int | None) -> list[Service]:
-    """Return worker, beat and Flower, in the order they start."""
+    """Return worker, beat and Flower, in the order they start. Raises PortTaken."""
     found = [
         _celery("worker", environment, "worker", "-l", "INFO"),
         _celery("beat", environment, "beat", "--pidfile=", "-l", "INFO"),
     ]
     if flower_port is not None and importlib.util.find_spec("flower"):
+        _refuse_taken(flower_port)
         # Only this machine: Flower can start tasks, and has no password here.
-        flower = ("flower", "--address=127.0.0.1", f"--port={flower_port}")
+        flower = ("flower", f"--address={HOST}", f"--port={flower_port}")
         found.append(_celery("flower", environment, *flower))
     return found
+
+
+def _refuse_taken(port: int) -> None:
+    """Raise PortTaken where something listens on the port: Flower ends with a traceback there, and all with it."""
+    with socket.socket() as probe:
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as Flower: not a port that was just left
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise PortTaken(
+                f"Flower can't listen on port {port} ({error.strerror}); is it another `stillroom up`? "
+                "--flower-port gives it another one; 0: no Flower"
+            ) from None
 
 
 def _celery(name: str, environment: Mapping[str, str], *arguments: str) -> Service:
