@@ -19,7 +19,7 @@ STACK_FILE, HA_FILE = (
 
 
 def test_no_chapter_tells_what_to_do_only_in_words() -> None:
-    """Each chapter of the guide has commands, which test_swarm.py or test_digests.py runs."""
+    """Each chapter of the guide has commands, which test_swarm.py, test_digests.py or test_systemd.py runs."""
     assert {chapter for chapter, found in guide().items() if found} == {
         "Deploy",
         "Images by digest",
@@ -30,6 +30,7 @@ def test_no_chapter_tells_what_to_do_only_in_words() -> None:
         "Dead letters",
         "Back up",
         "Restore",
+        "Without a Swarm",
     }
 
 
