@@ -299,6 +299,20 @@ def test_a_refusal_is_told_for_what_it_is(own_server: EmbeddedServer) -> None:
         )
 
 
+def test_a_doctor_whose_user_may_not_count_hits_counts_as_nothing_that_happened(
+    own_server: EmbeddedServer,
+) -> None:
+    """Whoever asks the doctor as a worker's user makes no finding about limits for a minute."""
+    with redis.Redis.from_url(own_server.url) as client:
+        keys = [f"~stillroom:{glob}" for glob in ("{[0-9]*", "{s*", "abuse*", "counts", "stats*")]
+        client.execute_command("ACL", "SETUSER", "worker", "on", ">w", "+@all", *keys)
+        settings = Settings(redis_url=own_server.url.replace("//", "//worker:w@"))
+        with Stillroom(settings, dispatch=NoDispatch()) as room:
+            found = {line.about: line.status for line in examined(room)}
+        assert found["rights to limits"] == "fail"
+        assert b"limit_degraded" not in client.hgetall("stillroom:counts")
+
+
 @pytest.mark.parametrize(
     ("command", "about", "says"),
     [

@@ -254,6 +254,9 @@ def _rehearsed(about: str, act: Callable[[Stillroom], None], room: Stillroom) ->
         return Line("fail", about, f"{str(error).rstrip('.')}. {todo}".rstrip())
     except StillroomError as error:
         return Line("fail", about, f"what was written is not found again: {error}")
+    finally:
+        for stats in (room.stats, room.state_stats):
+            stats.reset()  # what this user may not do is nothing that happened to the app
     return Line("pass", about, "this user may do what the app does")
 
 
