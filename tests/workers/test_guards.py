@@ -335,7 +335,7 @@ def test_stock_worker_exits_when_redis_restarts(
 def test_guarded_worker_outlives_a_restart(
     broker: Broker, worker: StartWorker, tmp_path: Path
 ) -> None:
-    """A guarded worker goes on within seconds, and gets its unacked message again in time."""
+    """A guarded worker goes on within seconds, gets its unacked message again in time, and advises no setting."""
     guarded, gate = worker(guarded=True), tmp_path / "gate"
     hold(broker, gate)
     broker.restart()
@@ -349,6 +349,7 @@ def test_guarded_worker_outlives_a_restart(
         lambda: broker.redis.hlen("unacked") == 1, "and acknowledged, but for the one with an ETA"
     )
     assert guarded.stop() == 0
+    assert "worker_cancel_long_running_tasks_on_connection_loss" not in guarded.log
 
 
 def _reads(broker: Broker, key: str, count: int) -> bool:

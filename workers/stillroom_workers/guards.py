@@ -21,6 +21,7 @@ with the second alone or with neither it was still deaf after 30 s.
 from __future__ import annotations
 
 import logging
+import warnings
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,7 @@ from typing import Any, ClassVar
 
 from celery import signals
 from celery.app import amqp, control
+from celery.exceptions import CPendingDeprecationWarning
 from celery.utils import threads
 from celery.worker import consumer, heartbeat, request, state
 from celery.worker.consumer import heart
@@ -526,7 +528,10 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
         self._mend(exc)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        super().on_connection_error_after_connected(exc)
+        # Celery tells in seven lines of a setting that is as it is on purpose: see app.py.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CPendingDeprecationWarning)
+            super().on_connection_error_after_connected(exc)
         self._mend(exc)
 
     def _mend(self, error: Exception) -> None:
