@@ -268,9 +268,11 @@ class _Room:
         """
         return Budget(self.settings.request_timeout)
 
-    def _connect(self, *wires: Wire | ClusterWire | AsyncWire | AsyncClusterWire) -> None:
+    def _connect(
+        self, *wires: Wire | ClusterWire | AsyncWire | AsyncClusterWire, to_read: bool = False
+    ) -> None:
         for wire in {id(wire): wire for wire in wires}.values():
-            self._await_answer(wire.server.name, wire.ping)
+            self._await_answer(wire.server.name, partial(wire.ping, to_read=to_read))
 
     def _rehearse_cache(self) -> Operation[None]:
         return rehearsal(of_cache(self.keys), self.wire.server)
@@ -424,9 +426,10 @@ class Stillroom(_Room):
     def connect_state(self) -> None:
         """Wait for the Redis that holds the state, as `connect` does, whether the cache's answers or not.
 
-        For a program that does not use the cache, such as one that lifts a ban.
+        For a program that does not use the cache, such as one that lifts a ban. A server that can't write its file
+        answers reads.
         """
-        self._connect(self.state_wire)
+        self._connect(self.state_wire, to_read=True)
         self.state.run(self._rehearse_state())
 
     def close(self) -> None:

@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 from stillroom.cache.orders import Load, to_body, to_member
 from stillroom.cli import app
 from stillroom.dead_messages import KIND
+from stillroom.embedded import EmbeddedServer
 from stillroom.errors import DispatchFailed
+from tests.support.full_disk import refuse_writes
 
 ORDER = {
     "task": "stillroom.invalidate_tags",
@@ -163,3 +165,17 @@ def test_retry_all_sends_what_it_can(run: Any, room: Any, client: Any, letter: s
     assert CliRunner().invoke(app, ["dead-letters", "retry", "--all"]).exit_code == 1
     assert CliRunner().invoke(app, ["dead-letters", "retry"]).exit_code == 2
     assert CliRunner().invoke(app, ["dead-letters", "retry", bad, "--all"]).exit_code == 2
+
+
+def test_what_only_looks_works_where_the_disk_is_full(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands that only look do not wait for a server that refuses writes."""
+    monkeypatch.setenv("REDIS_URL", own_server.url)
+    monkeypatch.setenv("STILLROOM_CONNECT_ATTEMPTS", "1")
+    refuse_writes(own_server)
+    for command in (["dead-letters", "list"], ["bans", "list"], ["limits", "show"]):
+        told = CliRunner().invoke(app, command)
+        assert told.exit_code == 0, (command, told.exception)
+    refused = CliRunner().invoke(app, ["sessions", "end", "u1"])
+    assert "misconf" in str(refused.exception)

@@ -22,6 +22,7 @@ from stillroom.embedded import EmbeddedServer
 from stillroom.sessions import asking
 from tests.support.celery_process import until
 from tests.support.faces import FACES, open_room
+from tests.support.full_disk import refuse_writes
 from tests.support.processes import Program
 from tests.support.proxy import Proxy
 
@@ -346,17 +347,6 @@ def test_the_last_counts_are_written_down(own_server: EmbeddedServer) -> None:
         assert client.ttl(key) > 0
 
 
-def refuse_writes(server: EmbeddedServer) -> None:
-    """Let the server's next dump fail, as on a full disk: it refuses all writes then, and answers all reads."""
-    (server.directory / "dump.rdb").mkdir()
-    with redis.Redis.from_url(server.url) as client:
-        client.config_set("save", "3600 1")
-        client.bgsave()
-        until(
-            lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", "a failed dump"
-        )
-
-
 def test_sessions_are_read_from_a_server_that_can_not_write_its_file(
     own_room: Any, own_server: EmbeddedServer
 ) -> None:
@@ -379,6 +369,30 @@ def test_sessions_are_read_from_a_server_that_can_not_write_its_file(
         client.config_set("save", "")
     with other(own_server) as elsewhere:
         until(lambda: elsewhere.sessions.get(left) is None, "the logout that was deferred")
+
+
+def test_an_outage_ends_on_a_server_that_can_not_write_its_file(
+    own_room: Any, own_server: EmbeddedServer
+) -> None:
+    """Sessions are read again after an outage, though the server refuses writes, and the probe's PING with them."""
+    seen = own_room.sessions.create("u1")
+    refuse_writes(own_server)
+    own_server.freeze()
+    until(lambda: "breaker" in why_away(own_room, seen), "the breaker opens")
+    own_server.thaw()
+    until(lambda: not why_away(own_room, seen), "the sessions are back", 3)
+    with pytest.raises(SessionStoreUnavailable, match="misconf"):
+        own_room.sessions.create("u2")
+    assert not why_away(own_room, seen)
+
+
+def why_away(room: Any, session: Any) -> str:
+    """Return why a session can't be read; empty if it can be."""
+    try:
+        assert room.sessions.get(session) is not None
+    except SessionStoreUnavailable as error:
+        return str(error)
+    return ""
 
 
 def test_a_session_whose_life_may_not_be_prolonged_is_not_read(

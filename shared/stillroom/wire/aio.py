@@ -383,9 +383,9 @@ class AsyncWire:
         self._current = weakref.ref(loop), weakref.ref(pool)
         return pool
 
-    def ping(self) -> None:
+    def ping(self, *, to_read: bool = False) -> None:
         """See Wire.ping; blocks, so it is for start-up."""
-        self.for_threads.ping()
+        self.for_threads.ping(to_read=to_read)
 
     async def close(self) -> None:
         """Close this loop's idle connections and end the prober. The wire can be used again."""

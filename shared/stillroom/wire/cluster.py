@@ -53,7 +53,7 @@ class _AnyWire(Protocol):
 
     @property
     def connections(self) -> int: ...
-    def ping(self) -> None: ...
+    def ping(self, *, to_read: bool = False) -> None: ...
     def forget(self) -> None: ...
 
 
@@ -289,9 +289,9 @@ class ClusterWire(_Cluster[Wire]):
         super().__init__(settings, url, name, slots, Wire, setting, followed)
         self.shards = [ShardWire(self, slot, lambda wire: wire) for slot in self._followed]
 
-    def ping(self) -> None:
+    def ping(self, *, to_read: bool = False) -> None:
         """Ask where the slots are, and PING each node that has one. Raises RedisUnavailable."""
-        _ping(self, self.shards[0])
+        _ping(self, self.shards[0], to_read)
 
     def close(self) -> None:
         """See Wire.close."""
@@ -319,9 +319,9 @@ class AsyncClusterWire(_Cluster[AsyncWire]):
         # The prober's, and whoever has no event loop.
         self.shards_for_threads = [ShardWire(self, slot, _for_threads) for slot in self._followed]
 
-    def ping(self) -> None:
+    def ping(self, *, to_read: bool = False) -> None:
         """See ClusterWire.ping; blocks, so it is for start-up."""
-        _ping(self, self.shards_for_threads[0])
+        _ping(self, self.shards_for_threads[0], to_read)
 
     async def close(self) -> None:
         """See AsyncWire.close."""
@@ -546,11 +546,11 @@ def at_address(url: str, host: str, port: int) -> str:
     return urlunsplit(parts._replace(netloc=f"{who}{at}{name}:{port}"))
 
 
-def _ping(cluster: _Cluster[Any], shard: ShardWire[Any]) -> None:
+def _ping(cluster: _Cluster[Any], shard: ShardWire[Any], to_read: bool) -> None:
     settings = cluster.server.settings
     shard.ask(time.monotonic() + settings.connect_timeout + settings.command_timeout)
     for address in cluster.topology.owners:
-        cluster.at(address).ping()
+        cluster.at(address).ping(to_read=to_read)
 
 
 def _final_if_no_cluster(error: RedisUnavailable, server: Server) -> RedisUnavailable:

@@ -28,6 +28,7 @@ from stillroom.wire.outcome import (
     greeted,
     judged,
     may_repeat,
+    owner_of,
     refusal,
 )
 from stillroom.wire.server import (
@@ -103,12 +104,15 @@ class Link:
         replies = self.exchange(packed, len(server.handshake), deadline, time.monotonic())
         greeted(replies, server, asked, self)
 
-    def ping(self) -> None:
-        """Send one PING, and look at who answers. Raises RedisUnavailable."""
+    def ping(self, *, to_read: bool = False) -> None:
+        """Send one PING, and look at who answers. Raises RedisUnavailable.
+
+        `to_read`: a server that can't write its file answers, too. It refuses writes and PING, and no read.
+        """
         server, now, asked = self._server, time.monotonic(), time.monotonic_ns()
         look, count = server.look(now)
         pong, *looked = self.exchange(PING + look, 1 + count, now + self._patience, now)
-        if isinstance(pong, ReplyError):
+        if isinstance(pong, ReplyError) and not (to_read and owner_of(str(pong)) == "misconf"):
             raise refusal([pong])
         server.looked(looked, asked)
 
@@ -490,16 +494,19 @@ class Wire:
         Where it does, the connections of before are left. A firewall or NAT that has forgotten them drops what they
         send without a word, so each of them would cost a call its deadline, and five of them the next outage.
         """
-        self.ping()
+        self.ping(to_read=True)
         self.server.leave()
 
-    def ping(self) -> None:
-        """Send one PING on a connection of its own, whatever the breaker says. Raises RedisUnavailable."""
+    def ping(self, *, to_read: bool = False) -> None:
+        """Send one PING on a connection of its own, whatever the breaker says. Raises RedisUnavailable.
+
+        See Link.ping.
+        """
         link = Link(self.server)
         try:
             patience = self._settings.connect_timeout + self._settings.command_timeout
             link.open(time.monotonic() + patience)
-            link.ping()
+            link.ping(to_read=to_read)
         except Exception as error:
             self.server.doubt()
             for let_go in self.probed_in_vain:
