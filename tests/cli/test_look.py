@@ -271,4 +271,4 @@ def test_limits_are_shown_as_json(run: Callable[..., str], shop: Any) -> None:
     assert told["names"] == ["shop"]
     assert (told["changes"][0]["name"], told["changes"][0]["quota"]) == ("shop", 5)
     reset = json.loads(run("limits", "reset", "203.0.113.9", "shop", "--json"))
-    assert reset == {"reset": "shop", "by": "ip"}
+    assert reset == {"reset": "shop", "by": "ip", "had_used": True}
