@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from stillroom import Settings, Stillroom
 from stillroom.abuse.rules import read_rules
+from stillroom.cli import app
 from stillroom.settings import environment_names
 from tests.support.guide import DOCS, blocks, run_pytest, write_files
 from tests.support.web import Browser, environment_of, serving_process
@@ -267,8 +269,64 @@ def test_the_page_on_abuse_has_every_rule() -> None:
     assert re.findall(r"^\| `.*\|$", page, re.MULTILINE) == rows
 
 
+NEAR_BEFORE = """
+from dataclasses import dataclass
+from types import SimpleNamespace
+from stillroom import Stillroom
+@dataclass
+class Product:
+    id: int
+def fetch(id):
+    asked.append(id)
+    return Product(id)
+asked, db, room = [], SimpleNamespace(fetch_product=fetch), Stillroom()
+"""
+NEAR_AFTER = """
+assert asked == [7, 8, 9]
+with room.request():
+    assert product(8) == Product(8)
+assert asked == [7, 8, 9]
+room.cache.invalidate_by_tag("catalogue")
+with room.request():
+    product(8)
+assert asked == [7, 8, 9, 8]
+room.close()
+"""
+
+
+def test_near(tmp_path: Path, environment: dict[str, str]) -> None:
+    """The page on values that a process keeps loads each once, and again after an invalidation."""
+    (block,) = blocks("howto/near.md")
+    (tmp_path / "page.py").write_text(NEAR_BEFORE + block + NEAR_AFTER)
+    run(tmp_path, environment, "page.py")
+
+
+SEEN_AFTER = """
+import time
+room.cache.get_or_set("slow", lambda: time.sleep(0.2) or 1)
+assert [(event.service, event.seconds > 0.1) for event in slow][-1] == ("cache", True), slow
+room.close()
+"""
+
+
+def test_seen(tmp_path: Path, environment: dict[str, str]) -> None:
+    """The page on finding out why has a hook that gets slow calls, and commands with options that there are."""
+    (block,) = blocks("howto/seen.md")
+    (tmp_path / "page.py").write_text(block + SEEN_AFTER)
+    run(tmp_path, environment, "page.py")
+    typed = "".join(blocks("howto/seen.md", "console"))
+    commands = re.findall(r"^\$ stillroom (.*)$", typed, re.MULTILINE)
+    assert len(commands) >= 10
+    for command in commands:
+        known = CliRunner().invoke(app, [*command.split(), "--help"])
+        assert known.exit_code == 0, (command, known.output)
+
+
 def test_every_page_is_run() -> None:
-    """Every page of docs/howto has a test here."""
+    """Every page of docs/howto has a test here, or in a file of its own."""
+    tests = "".join(
+        path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py")
+    )
     known = {
         "index",
         "abuse",
@@ -287,3 +345,4 @@ def test_every_page_is_run() -> None:
         "deploy",
     }
     assert {page.stem for page in (DOCS / "howto").glob("*.md")} == known
+    assert [name for name in known - {"index"} if f'"howto/{name}.md"' not in tests] == []
