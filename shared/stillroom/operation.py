@@ -244,14 +244,23 @@ class Driver:
         self._call_timeout = wire.server.settings.call_timeout
         self._command_timeout = wire.server.settings.command_timeout
 
-    def run(self, operation: Operation[T], deadline: float = 0.0) -> T:
-        """Return the operation's result. `deadline`: of what it goes on with; time.monotonic()."""
+    def run(
+        self,
+        operation: Operation[T],
+        deadline: float = 0.0,
+        interruption: BaseException | None = None,
+    ) -> T:
+        """Return the operation's result.
+
+        `deadline`: of a call that has begun; time.monotonic(). `interruption`: the operation has begun, and is told
+        this next.
+        """
         send: Any = operation.send
         if send is None:
             return self._run_ahead(operation)  # type: ignore[no-any-return]
         deadline = deadline or time.monotonic() + self._call_timeout
         try:
-            step = send(None)
+            step = send(None) if interruption is None else operation.throw(interruption)
             while True:
                 try:
                     kind = type(step)
@@ -269,6 +278,11 @@ class Driver:
         except StopIteration as stop:
             result: T = stop.value
             return result
+        except BaseException as error:
+            if operation.gi_frame is None:  # it has ended with this
+                raise
+            # A signal's handler raised between two steps: what the operation has taken is to be given back.
+            return Driver.run(self, operation, interruption=error)
 
     def _run_ahead(self, ahead: Any) -> Any:
         began, left, budget = time.monotonic(), self._call_timeout, time_left()

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import itertools
 import os
 import signal
+import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import CodeType, FrameType
 from typing import Any
 
 import pytest
 
 from stillroom import AsyncStillroom, Limit, NoDispatch, Settings, Stillroom
+from stillroom.cache.loads import Loads
 from stillroom.embedded import EmbeddedServer
+from stillroom.operation import Driver
 from stillroom.together import together
 from tests.faults.test_session_replies import calls_of
 from tests.support.celery_process import until
@@ -22,6 +29,7 @@ from tests.support.proxy import Proxy
 IP = "203.0.113.7"
 PLACE = Limit("place", 1, 3600, in_flight=True)
 GUESSES = Limit("guesses", 1, 3600, by="user")
+TRY_LEASE = Loads._try_lease
 ONLY: dict[str, Any] = {"max_per_user": 1, "on_cap": "reject"}
 
 
@@ -268,3 +276,66 @@ def test_an_interrupted_login_takes_no_place_of_a_cap(server: EmbeddedServer, cl
             assert [one.handle for one in room.sessions.list_for_user("ann")] == [made.handle]
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def _between_steps(code: CodeType) -> set[int]:
+    """Return the lines of a driver's `run` that go on with an operation, and those of a load that takes its lease."""
+    lines, first = inspect.getsourcelines(code)
+    goes_on = ("step = send(answer)", "return Attempt(clock=clock)")
+    return {n for n, line in enumerate(lines, first) if line.strip() in goes_on}
+
+
+@contextmanager
+def _interrupted_at(step: int) -> Iterator[list[int]]:
+    """Raise an Interruption the n-th time that a call gets between two steps. Yield the list of those it got to."""
+    reached: list[int] = []
+    lines = {code: _between_steps(code) for code in (Driver.run.__code__, TRY_LEASE.__code__)}
+
+    def line(frame: FrameType, event: str, _: object) -> Any:
+        if event == "line" and frame.f_lineno in lines[frame.f_code]:
+            reached.append(frame.f_lineno)
+            if len(reached) == step:
+                raise Interruption
+        return line
+
+    before = sys.gettrace()
+    sys.settrace(lambda frame, *_: line if frame.f_code in lines else None)
+    try:
+        yield reached
+    finally:
+        sys.settrace(before)
+
+
+def _load(room: Stillroom) -> object:
+    return room.cache.get_or_set("k", lambda: 1)
+
+
+def _lock(room: Stillroom) -> None:
+    with room.lock("k"):
+        pass
+
+
+def _hold(room: Stillroom) -> None:
+    with room.limits.hold(IP, [PLACE]):
+        pass
+
+
+@pytest.mark.parametrize("act", [_load, _lock, _hold])
+def test_what_a_call_took_before_it_was_interrupted_between_two_steps_is_free(
+    make_room: Any, client: Any, act: Callable[[Stillroom], object]
+) -> None:
+    """A call that a signal's handler interrupts while it waits for nothing gives back its leases and places, too."""
+    room: Stillroom = make_room()
+    act(room)  # loads the scripts
+    for step in itertools.count(1):
+        room.cache.clear()
+        interrupted = True
+        with suppress(Interruption), _interrupted_at(step) as reached:
+            act(room)
+            interrupted = False
+        held = [*client.keys("*:l:*"), *client.keys("*:slots"), *client.keys("*:queue")]
+        assert [key for key in held if client.type(key) != b"zset" or client.zcard(key)] == []
+        assert room.limits.peek(IP, [PLACE])
+        if not interrupted:
+            assert len(reached) == step - 1 > 0
+            return

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar, Token
 from typing import Any, NoReturn
 
 import pytest
@@ -26,6 +27,7 @@ from stillroom import (
 from stillroom.cache.orders import Load
 from stillroom.embedded import EmbeddedServer
 from stillroom.locks.renewer import Renewer
+from stillroom.wire import budget
 from tests.support.crowd import PATIENT
 from tests.support.lag import Stopwatch
 
@@ -294,3 +296,32 @@ def test_an_interruption_while_the_loop_of_loaders_starts_is_told(
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert [background.in_background_loop(own_thread())] == started
+
+
+class _Struck:
+    """A context variable at whose `set` a signal's handler raises, once it is set."""
+
+    def __init__(self, variable: ContextVar[Any]) -> None:
+        self._variable = variable
+        self._is_armed = True
+        self.get = variable.get
+
+    def set(self, value: Any) -> Token[Any]:
+        token = self._variable.set(value)
+        if self._is_armed:
+            self._is_armed = False
+            raise TooLong
+        return token
+
+
+@pytest.mark.parametrize("name", ["_current", "_loading", "_leases"])
+def test_a_request_or_load_that_is_interrupted_as_it_begins_is_over(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Where a signal's handler raises while a request or a load begins, later calls of the thread are not in it."""
+    beginning = budget.Budget(1.0) if name == "_current" else budget.load_begun([b"load.1"])
+    before = budget.time_left(), budget.loading_since(), budget.leases_of_loads()
+    monkeypatch.setattr(budget, name, _Struck(getattr(budget, name)))
+    with pytest.raises(TooLong), beginning:
+        raise AssertionError("it has begun")
+    assert (budget.time_left(), budget.loading_since(), budget.leases_of_loads()) == before

@@ -178,14 +178,14 @@ class Loads(Lookup):
                 self._count_unreadable("key", name, ValueError("not a string"))
             own = self._own(first, other, name, recipe.release)
             entry, _ = yield from self._judge_own(own, clock, known)
+            if entry is None or (value := self._decode(entry, recipe.type)) is MISS:
+                return Attempt(clock=clock)
         except GeneratorExit:
             raise
         except BaseException:
-            # Timed out or cancelled in the middle: the lease may be ours all the same.
+            # Timed out, cancelled or interrupted in the middle: the lease may be ours all the same.
             yield from self._leases.release([(name, lease)])
             raise
-        if entry is None or (value := self._decode(entry, recipe.type)) is MISS:
-            return Attempt(clock=clock)
         yield from self._leases.release([(name, lease)])
         return Attempt(value=value)
 
@@ -256,8 +256,9 @@ class Loads(Lookup):
 
         Return (the value as a reader gets it, why it was not stored or nothing).
         """
-        leaving = self._leaving(held, recipe)
+        leaving: list[Command] = []
         try:
+            leaving = self._leaving(held, recipe)
             if recipe.at_once:
                 yield from self._take_place(name, held, recipe)
             value = yield from self._call(recipe, recipe.loading(held))

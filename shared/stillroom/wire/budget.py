@@ -28,7 +28,14 @@ class Budget:
         self.reads_near = False
 
     def __enter__(self) -> Self:
-        self._token = _current.set(self)
+        outer = _current.get()
+        try:
+            self._token = _current.set(self)
+        except (
+            BaseException
+        ):  # a signal's handler raised: no __exit__ follows, and this thread goes on
+            _current.set(outer)
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,15 +60,23 @@ class load_begun:  # noqa: N801 - called as the function that it was made for
     `leases`: those it runs under. It does not wait for them.
     """
 
-    __slots__ = ("_leases", "_outer", "_token")
+    __slots__ = ("_leases", "_outer")
 
     def __init__(self, leases: Sequence[bytes] = ()) -> None:
         self._leases = tuple(leases)
 
     def __enter__(self) -> None:
-        self._token = _loading.set(time.monotonic())
-        self._outer = _leases.set(_leases.get() + self._leases)
+        self._outer = _loading.get(), _leases.get()
+        try:
+            _loading.set(time.monotonic())
+            _leases.set(self._outer[1] + self._leases)
+        except BaseException:  # see Budget
+            self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
-        _leases.reset(self._outer)
-        _loading.reset(self._token)
+        since, leases = self._outer
+        try:
+            _loading.set(since)
+        finally:
+            _leases.set(leases)
