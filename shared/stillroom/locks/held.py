@@ -94,13 +94,22 @@ class Held(_Held):
         """Give the slot back, once. Raises LockLost if it was lost meanwhile. Redis away: its lease runs out."""
         if self._is_over:
             return
-        was_held, freed = self.is_held, None
-        self._is_released = True
-        self._body.renewer.drop(self._renewal)
-        with contextlib.suppress(RedisUnavailable):
-            freed = self._driver.run(self._body.give_back(self.name, self._token))
+        try:
+            was_held, freed = self.is_held, None
+            self._stop_renewing()
+            with contextlib.suppress(RedisUnavailable):
+                freed = self._driver.run(self._body.give_back(self.name, self._token))
+        except BaseException:  # a signal's handler raised: it would be renewed for `longest`
+            self._stop_renewing()
+            with contextlib.suppress(RedisUnavailable):
+                self._driver.run(self._body.free(self.name, self._token))
+            raise
         if not (was_held if freed is None else freed):
             raise LockLost(self.name)
+
+    def _stop_renewing(self) -> None:
+        self._is_released = True
+        self._body.renewer.drop(self._renewal)
 
     def __enter__(self) -> Self:
         return self

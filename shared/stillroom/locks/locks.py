@@ -79,9 +79,11 @@ class Lock:
         trace: TracebackType | None,
     ) -> None:
         held, self._held = self._held, None
-        self._use.end()
         assert held is not None
-        held.__exit__(kind, error, trace)
+        try:
+            self._use.end()
+        finally:  # whatever a signal's handler raises
+            held.__exit__(kind, error, trace)
 
 
 class AsyncLock:
