@@ -279,7 +279,9 @@ class Driver:
             result: T = stop.value
             return result
         except BaseException as error:
-            if operation.gi_frame is None:  # it has ended with this
+            if (
+                inspect.getgeneratorstate(operation) != inspect.GEN_SUSPENDED
+            ):  # it has ended with this
                 raise
             # A signal's handler raised between two steps: what the operation has taken is to be given back.
             return Driver.run(self, operation, interruption=error)
@@ -505,7 +507,7 @@ class AsyncDriver:
                 if inspect.iscoroutinefunction(step.function):
                     return await step.function(*step.args, **step.kwargs)
                 # A plain function may block for as long as a database takes: not in the event loop.
-                result = await asyncio.to_thread(_called, step)
+                result = await _called_aside(step)
                 return await result if inspect.isawaitable(result) else result
         if isinstance(step, Pause):
             return await asyncio.sleep(_paused(step, deadline))
@@ -612,3 +614,33 @@ def _called(call: Call) -> Any:
         return call.function(*call.args, **call.kwargs)
     except (StopIteration, GeneratorExit) as error:
         raise RuntimeError(f"the loader raised {type(error).__name__}") from error
+
+
+async def _called_aside(call: Call) -> Any:
+    """Call a plain function in a thread. The coroutine that it returns to nobody, after a cancellation, is closed.
+
+    Else Python would warn that it was never awaited: `lambda: fetch(7)` is a usual loader.
+    """
+    returned: list[Any] = []
+    is_awaited = True
+
+    def called() -> Any:
+        result = _called(call)
+        returned.append(result)
+        if not is_awaited:
+            _close(returned)
+        return result
+
+    try:
+        return await asyncio.to_thread(called)
+    except BaseException:
+        is_awaited = False
+        _close(returned)
+        raise
+
+
+def _close(returned: list[Any]) -> None:
+    """Close the coroutine among these. Each of two threads may do this: it is taken once."""
+    with contextlib.suppress(IndexError):
+        if inspect.iscoroutine(result := returned.pop()):
+            result.close()

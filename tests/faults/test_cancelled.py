@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import itertools
 import os
@@ -279,7 +280,7 @@ def test_an_interrupted_login_takes_no_place_of_a_cap(server: EmbeddedServer, cl
 
 
 def _between_steps(code: CodeType) -> set[int]:
-    """Return the lines of a driver's `run` that go on with an operation, and those of a load that takes its lease."""
+    """Return the lines at which a driver goes on with an operation, or a load has taken its lease."""
     lines, first = inspect.getsourcelines(code)
     goes_on = ("step = send(answer)", "return Attempt(clock=clock)")
     return {n for n, line in enumerate(lines, first) if line.strip() in goes_on}
@@ -324,7 +325,7 @@ def _hold(room: Stillroom) -> None:
 def test_what_a_call_took_before_it_was_interrupted_between_two_steps_is_free(
     make_room: Any, client: Any, act: Callable[[Stillroom], object]
 ) -> None:
-    """A call that a signal's handler interrupts while it waits for nothing gives back its leases and places, too."""
+    """A call that a signal's handler interrupts while it waits for nothing gives back what it took, too."""
     room: Stillroom = make_room()
     act(room)  # loads the scripts
     for step in itertools.count(1):
@@ -339,3 +340,32 @@ def test_what_a_call_took_before_it_was_interrupted_between_two_steps_is_free(
         if not interrupted:
             assert len(reached) == step - 1 > 0
             return
+
+
+def test_a_coroutine_that_comes_after_its_load_was_cancelled_is_closed(
+    settings: Settings, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A load by a plain function that returns a coroutine warns of nothing where it is cancelled in its thread."""
+    goes_on, has_begun = threading.Event(), threading.Event()
+
+    async def fetch() -> int:
+        return 1
+
+    def load() -> Awaitable[int]:
+        has_begun.set()
+        goes_on.wait(5)
+        return fetch()
+
+    async def scenario() -> None:
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            loading = asyncio.ensure_future(room.cache.get_or_set("k", load))
+            assert await asyncio.to_thread(has_begun.wait, 5)
+            loading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await loading
+            goes_on.set()
+            await asyncio.get_running_loop().shutdown_default_executor()
+
+    asyncio.run(scenario())
+    gc.collect()
+    assert [str(one.message) for one in recwarn if "awaited" in str(one.message)] == []
