@@ -91,6 +91,11 @@ class EmbeddedServer:
         return self._port
 
     @property
+    def is_ours(self) -> bool:
+        """Return whether this process started it, and not one that this is a fork of."""
+        return self._starter == os.getpid()
+
+    @property
     def pid(self) -> int:
         """Return the server's own process id."""
         return self._running().pid
@@ -120,8 +125,8 @@ class EmbeddedServer:
         """End it and remove the temporary directory; does nothing if it was not started, or in a fork of the
         process that started it.
         """
-        if self._starter != os.getpid():
-            self._server = None
+        if not self.is_ours:
+            self._end()
         elif self._given_directory is None:
             # Nothing here will be read again, so SIGKILL will do: Valkey looks for a SIGTERM ten
             # times a second only, and a suite that starts a server for each test would feel these
@@ -133,14 +138,16 @@ class EmbeddedServer:
         self._directory = None
 
     def restart(self) -> None:
-        """End it, unless it has ended, and start it again on the same port and directory."""
+        """End it, unless it has ended, and start it again on the same port and directory. Not in a fork."""
         self._started_in()
+        self._must_be_ours("restart")
         self._end_gently()
         self._launch(_find_binary(self._binary))
 
     def freeze(self) -> None:
-        """Send SIGSTOP: connections stay open and nothing answers. Returns when it stands still."""
+        """Send SIGSTOP: connections stay open and nothing answers. Returns when it stands still. Not in a fork."""
         server = self._running()
+        self._must_be_ours("freeze")
         server.send(signal.SIGSTOP)
         if not self._frozen:
             server.wait_stopped(FREEZE_WITHIN)
@@ -172,6 +179,12 @@ class EmbeddedServer:
         if self._server is None or self._server.exit_code is not None:
             raise EmbeddedServerError("the embedded server is not running")
         return self._server
+
+    def _must_be_ours(self, act: str) -> None:
+        if not self.is_ours:
+            raise EmbeddedServerError(
+                f"the embedded server was started by process {self._starter}, of which this is a fork: {act} it"
+            )
 
     def _make_directory(self) -> Path:
         try:

@@ -81,7 +81,9 @@ class Leashed:
 
     @property
     def exit_code(self) -> int | None:
-        """Return None while the command runs; -9 if SIGKILL ended it."""
+        """Return None while the command runs; -9 if SIGKILL ended it. A fork is not told how it ended: 0."""
+        if self._starter != os.getpid():
+            return None if _exists(self.pid) else 0
         return self._process.poll()
 
     @property
@@ -104,9 +106,14 @@ class Leashed:
     def kill(self) -> None:
         """Kill what is left of the group, children's children too; returns when all are gone.
 
-        In a fork of the process that started the command nothing happens: it is no child of the fork.
+        In a fork of the process that started the command it runs on: it is no child of the fork.
         """
-        if self._starter == os.getpid() and self._watcher.returncode is None:
+        if self._starter != os.getpid():
+            # Else Python would warn of what is open, and still runs, when this is dropped.
+            self._process.returncode = self._watcher.returncode = 0
+            if self._watcher.stdin is not None:
+                self._watcher.stdin.close()
+        elif self._watcher.returncode is None:
             self._kill_group()
             self._process.wait()
             until(self._group_is_gone, GONE_WITHIN)
@@ -138,6 +145,14 @@ class Leashed:
         except (ProcessLookupError, PermissionError):
             return True
         return False
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, PermissionError):  # the second: its number is another's by now
+        return False
+    return True
 
 
 def until(condition: Callable[[], bool], seconds: float) -> bool:

@@ -186,6 +186,23 @@ def test_a_fork_that_leaves_the_block_leaves_the_server(server: EmbeddedServer) 
         assert (server.directory / "server.log").exists()
 
 
+def test_a_fork_sees_its_parent_s_server_and_does_not_freeze_it(server: EmbeddedServer) -> None:
+    """A fork knows that the server of its parent runs; freezing or restarting it there is an error that says so."""
+    fork = os.fork()
+    if not fork:
+        code = 1
+        try:
+            assert server.pid
+            for act in (server.freeze, server.restart):
+                with pytest.raises(EmbeddedServerError, match=f"by process {os.getppid()}"):
+                    act()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(fork, 0)[1] == 0
+    assert ask(server, "PING") == ["+PONG"]
+
+
 def test_two_at_once() -> None:
     """Two servers have two ports, two directories and two minds."""
     with EmbeddedServer() as one, EmbeddedServer() as two:

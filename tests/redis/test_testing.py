@@ -335,3 +335,24 @@ def test_a_server_that_a_test_left_frozen_or_dead_is_there_for_the_next(tmp_path
         "def test_c(stillroom): assert stillroom.cache.set('k', 1)\n"
     )
     assert "3 passed" in run_pytest(tmp_path)
+
+
+def test_a_test_in_a_fork_uses_the_server_that_was_there_before(tmp_path: Path) -> None:
+    """A test that runs in a fork, as with pytest-forked, uses the server of the tests before it and leaves it."""
+    (tmp_path / "conftest.py").write_text(
+        "import os\n"
+        "from _pytest.runner import runtestprotocol\n"
+        "pytest_plugins = ['stillroom.testing']\n"
+        "def pytest_runtest_protocol(item):\n"
+        "    if item.name != 'test_b':\n"
+        "        return None\n"
+        "    fork = os.fork()\n"
+        "    if not fork:\n"
+        "        reports = runtestprotocol(item, nextitem=None, log=False)\n"
+        "        os._exit(any(report.failed for report in reports))\n"
+        "    assert os.waitpid(fork, 0)[1] == 0\n"
+        "    return True\n"
+    )
+    test = "def test_{}(stillroom): assert stillroom.cache.set('k', 1)\n"
+    (tmp_path / "test_app.py").write_text("".join(map(test.format, "abc")))
+    assert "2 passed" in run_pytest(tmp_path)
