@@ -827,3 +827,20 @@ def test_marks_ride_along_only_where_invalidations_are_frequent(
     assert [cost(1) for _ in range(5)] == [(1, 1), (1, 1), (0, 1), (0, 1), (0, 1)]
     assert cost(20) == (0, 1 + READS_A_MOVE)
     assert cost(20) == (1, 1)
+
+
+@pytest.mark.parametrize("junk", [b"", b"junk", b"\xff\x00.", b"1.2.3", b"9" * 30])
+def test_a_clock_that_another_program_wrote_costs_no_read(
+    room: Any, client: Any, junk: bytes
+) -> None:
+    """Where what stands in the clock's place is no clock, values are loaded, and none that was kept is served."""
+    price = price_of(room)
+    assert kept(price, room) == [1]
+    client.set(room.keys.clock, junk)
+    for number in (7, 8):
+        with room.request():
+            assert price(number) > [1]
+    assert room.cache.get("known", near=60) is None
+    room.cache.set("price:7", [1_000])
+    with room.request():
+        assert price(7) == [1_000]

@@ -429,7 +429,10 @@ class Near:
                 self._take_registry(registry, asked.asked)
             return 0
         marks = yield from self._judge.caught_up(clock, known)
-        epoch, seq = read_clock(clock)
+        try:
+            epoch, seq = read_clock(clock)
+        except ValueError:  # another program has written there
+            return 0
         if marks.epoch != epoch or marks.synced < seq:
             return 0
         with self._lock:
