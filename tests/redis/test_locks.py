@@ -582,7 +582,8 @@ class Struck(BaseException):
 def _struck_at(step: int) -> Iterator[list[int]]:
     """Raise Struck at the n-th line of a release. Yield the list of the lines that it got to."""
     reached: list[int] = []
-    codes = {one.__code__ for one in (Held.release, Held.is_held.fget, LocksBody.give_back)}  # type: ignore[attr-defined]
+    properties = Held.is_held.fget, Held._is_over.fget  # type: ignore[attr-defined]
+    codes = {one.__code__ for one in (Held.release, LocksBody.give_back, *properties)}
 
     def line(_frame: FrameType, event: str, _: object) -> Any:
         if event == "line":

@@ -92,17 +92,18 @@ class Held(_Held):
 
     def release(self) -> None:
         """Give the slot back, once. Raises LockLost if it was lost meanwhile. Redis away: its lease runs out."""
-        if self._is_over:
-            return
         try:
+            if self._is_over:
+                return
             was_held, freed = self.is_held, None
             self._stop_renewing()
             with contextlib.suppress(RedisUnavailable):
                 freed = self._driver.run(self._body.give_back(self.name, self._token))
         except BaseException:  # a signal's handler raised: it would be renewed for `longest`
-            self._stop_renewing()
-            with contextlib.suppress(RedisUnavailable):
-                self._driver.run(self._body.free(self.name, self._token))
+            if self._process == os.getpid():
+                self._stop_renewing()
+                with contextlib.suppress(RedisUnavailable):
+                    self._driver.run(self._body.free(self.name, self._token))
             raise
         if not (was_held if freed is None else freed):
             raise LockLost(self.name)
