@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import CodeType, FrameType
 from typing import Any
@@ -30,6 +30,7 @@ from tests.support.proxy import Proxy
 IP = "203.0.113.7"
 PLACE = Limit("place", 1, 3600, in_flight=True)
 GUESSES = Limit("guesses", 1, 3600, by="user")
+GUESSES_OF_IP = Limit("guesses-of-ip", 1_000, 3600)
 TRY_LEASE = Loads._try_lease
 ONLY: dict[str, Any] = {"max_per_user": 1, "on_cap": "reject"}
 
@@ -287,10 +288,9 @@ def _between_steps(code: CodeType) -> set[int]:
 
 
 @contextmanager
-def _interrupted_at(step: int) -> Iterator[list[int]]:
-    """Raise an Interruption the n-th time that a call gets between two steps. Yield the list of those it got to."""
+def _interrupted_at(step: int, lines: Mapping[CodeType, set[int]]) -> Iterator[list[int]]:
+    """Raise an Interruption the n-th time that a call comes to one of these lines. Yield those it came to."""
     reached: list[int] = []
-    lines = {code: _between_steps(code) for code in (Driver.run.__code__, TRY_LEASE.__code__)}
 
     def line(frame: FrameType, event: str, _: object) -> Any:
         if event == "line" and frame.f_lineno in lines[frame.f_code]:
@@ -328,10 +328,11 @@ def test_what_a_call_took_before_it_was_interrupted_between_two_steps_is_free(
     """A call that a signal's handler interrupts while it waits for nothing gives back what it took, too."""
     room: Stillroom = make_room()
     act(room)  # loads the scripts
+    lines = {code: _between_steps(code) for code in (Driver.run.__code__, TRY_LEASE.__code__)}
     for step in itertools.count(1):
         room.cache.clear()
         interrupted = True
-        with suppress(Interruption), _interrupted_at(step) as reached:
+        with suppress(Interruption), _interrupted_at(step, lines) as reached:
             act(room)
             interrupted = False
         held = [*client.keys("*:l:*"), *client.keys("*:slots"), *client.keys("*:queue")]
@@ -369,3 +370,35 @@ def test_a_coroutine_that_comes_after_its_load_was_cancelled_is_closed(
     asyncio.run(scenario())
     gc.collect()
     assert [str(one.message) for one in recwarn if "awaited" in str(one.message)] == []
+
+
+def _but_the_end(code: CodeType) -> set[int]:
+    """Return the lines of a function, but those that end what is counted as under way."""
+    lines, first = inspect.getsourcelines(code)
+    return {n for n, line in enumerate(lines, first) if "_flying.end" not in line}
+
+
+CHECKS: dict[str, Callable[[Stillroom], object]] = {
+    "check": lambda room: room.limits.check(IP, [GUESSES_OF_IP]),
+    "reserve": lambda room: room.limits.refund(room.limits.reserve(IP, [GUESSES_OF_IP])),
+    "wait": lambda room: room.limits.wait(IP, [GUESSES_OF_IP]),
+}
+
+
+@pytest.mark.parametrize("act", CHECKS)
+def test_a_check_that_a_signal_interrupts_is_under_way_no_longer(make_room: Any, act: str) -> None:
+    """A check that was interrupted takes nothing from its subject in a later outage: it counts as ended."""
+    room: Stillroom = make_room()
+    CHECKS[act](room)
+    body = room.operations.limits
+    steps = body._decided, body._reserved_as, body._asked_quietly, body._flying.begin
+    lines = {step.__code__: _but_the_end(step.__code__) for step in steps}
+    for step in itertools.count(1):
+        interrupted = True
+        with suppress(Interruption), _interrupted_at(step, lines) as reached:
+            CHECKS[act](room)
+            interrupted = False
+        assert body._flying._asked == {}
+        if not interrupted:
+            assert len(reached) == step - 1 > 3
+            return

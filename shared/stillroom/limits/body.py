@@ -328,9 +328,10 @@ class LimitsBody(Operating, OverShards):
         self._count(request.plan.counted_as)
         if request.parts:
             return (yield from self._taken_over_shards(request, new_id())).decision
-        asked_at, mark = self._denials.forgotten, self._flying.begin(request)
-        sent = time.monotonic()
+        asked_at, mark = self._denials.forgotten, object()
         try:
+            self._flying.begin(request, mark)
+            sent = time.monotonic()
             is_due = sent > self.stats.due or sent > self._changes.due
             if is_due or self._settling.waits or self._local.logs:
                 request = yield from self._settled(request)
@@ -378,8 +379,9 @@ class LimitsBody(Operating, OverShards):
         yield from self._settling.settle(_lost(request, name), 0, frees=True)
 
     def _reserved_as(self, request: Request, name: str) -> Operation[Reservation]:
-        asked_at, mark = self._denials.forgotten, self._flying.begin(request)
+        asked_at, mark = self._denials.forgotten, object()
         try:
+            self._flying.begin(request, mark)
             request = yield from self._settled(request)
             sent = time.monotonic()
             unseen, key = self._unseen(request), self._reservation(name, request.home)
@@ -426,8 +428,8 @@ class LimitsBody(Operating, OverShards):
         if request.exempt:
             return self._passed(request)
         name, sent = new_id(), time.monotonic()
-        self._flying.begin(request, name)
         try:
+            self._flying.begin(request, name)
             if request.parts:
                 outcome = yield from self._over(request, QUIET, name)
                 self._local.let_go(name)
@@ -455,9 +457,9 @@ class LimitsBody(Operating, OverShards):
     ) -> Operation[Reservation]:
         """Take the parts of a request from their shards. `is_held`: they may be given back later."""
         asked_at = self._denials.forgotten
-        self._flying.begin(request, name)
-        sent = time.monotonic()
         try:
+            self._flying.begin(request, name)
+            sent = time.monotonic()
             kept_as = RESERVATION if is_held else ""
             taking = self._over(request, request.mode, name, is_held=is_held, kept_as=kept_as)
             outcome = yield from taking
