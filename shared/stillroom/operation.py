@@ -279,10 +279,8 @@ class Driver:
             result: T = stop.value
             return result
         except BaseException as error:
-            if (
-                inspect.getgeneratorstate(operation) != inspect.GEN_SUSPENDED
-            ):  # it has ended with this
-                raise
+            if inspect.getgeneratorstate(operation) != inspect.GEN_SUSPENDED:
+                raise  # it has ended with this
             # A signal's handler raised between two steps: what the operation has taken is to be given back.
             return Driver.run(self, operation, interruption=error)
 

@@ -33,7 +33,7 @@ class Budget:
             self._token = _current.set(self)
         except (
             BaseException
-        ):  # a signal's handler raised: no __exit__ follows, and this thread goes on
+        ):  # a signal's handler raised: no __exit__ follows, and the thread goes on
             _current.set(outer)
             raise
         return self
