@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 import redis
 from stillroom import Settings
-from stillroom.cli import app
+from stillroom.cli import app, secret_files
 from stillroom.cli.credentials import NothingToPromote, UnknownSecret, names
 from stillroom.cli.secret_files import SecretRefused
 from stillroom.embedded import EmbeddedServer
+from stillroom.errors import SettingsError
 from tests.support.roles import admin, environment_of, server_with_roles, url_of
 
 
@@ -275,3 +276,55 @@ def test_a_password_that_is_rotated_again_works_until_it_is_forgotten(tmp_path: 
     secrets(tmp_path, "--forget", "worker_password")
     with server_with_roles(tmp_path, None) as server:
         assert [may_enter(server, "worker", one) for one in given] == [False, False, False, True]
+
+
+def test_a_command_that_is_refused_has_replaced_nothing(tmp_path: Path) -> None:
+    """A command that is refused for one of its options has replaced no secret for another one."""
+    secrets(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(NothingToPromote):
+        secrets(tmp_path, "--rotate", "web_password", "--promote", "session_peppers")
+    assert contents(tmp_path) == before
+
+
+def test_a_mistake_in_the_settings_replaces_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake in the settings is told before a password is replaced that the ACL file would not have."""
+    secrets(tmp_path)
+    before = contents(tmp_path)
+    monkeypatch.setenv("STILLROOM_NAMESPACE", "no namespace")
+    with pytest.raises(SettingsError, match="STILLROOM_NAMESPACE"):
+        secrets(tmp_path, "--rotate", "web_password")
+    assert contents(tmp_path) == before
+
+
+def test_a_pepper_is_not_promoted_before_a_deploy(tmp_path: Path) -> None:
+    """A pepper that no process can have yet is not promoted by the command that makes it."""
+    secrets(tmp_path)
+    secrets(tmp_path, "--rotate", "session_peppers")
+    before = contents(tmp_path)
+    with pytest.raises(NothingToPromote, match="deploy, and then --promote session_peppers"):
+        secrets(tmp_path, "--rotate", "session_peppers", "--promote", "session_peppers")
+    assert contents(tmp_path) == before
+
+
+def test_a_pepper_that_waits_to_be_promoted_is_in_the_ring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rotation that breaks off leaves no pepper to promote that is not in the ring: no process could read it."""
+    secrets(tmp_path)
+    write, written = secret_files.write, []
+
+    def write_one(path: Path, text: str) -> None:
+        if path.name.startswith("session_peppers"):
+            if written:
+                raise SecretRefused("the disk is full")
+            written.append(path)
+        write(path, text)
+
+    monkeypatch.setattr(secret_files, "write", write_one)
+    with pytest.raises(SecretRefused):
+        secrets(tmp_path, "--rotate", "session_peppers")
+    made = contents(tmp_path)
+    assert made.get("session_peppers.next", "") in made["session_peppers"]

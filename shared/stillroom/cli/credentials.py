@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from hashlib import sha256
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -42,7 +42,7 @@ class UnknownSecret(StillroomError, LookupError):
 
 
 class NothingToPromote(StillroomError, LookupError):
-    """No new value of this secret waits to be used first."""
+    """No new value of this secret waits to be used first, or no process can have it yet."""
 
 
 Folder = Annotated[Path, typer.Argument(help="Where they are; made if it is not there.")]
@@ -70,13 +70,13 @@ def write_secrets(
 ) -> None:
     """Make what is missing: a password per role, peppers, Flower's login. Write the ACL files: hashes."""
     rotate, promote, forget = rotate or [], promote or [], forget or []
+    # First all that may be refused: a password that is replaced and not in the ACL file locks processes out.
+    settings = Settings()
     _refuse_unknown([*rotate, *promote, *forget])
     secret_files.open_folder(folder)
-    for path in _all_there_may_be(folder):
-        if os.path.lexists(path):
-            secret_files.check(path)
-            if path.name != FLOWER:  # Python, which its end of line belongs to
-                secret_files.trim(path)
+    _check_files(folder)
+    for name in promote:
+        _refuse_to_promote(folder, name, rotate)
     for name in rotate:
         _rotate(folder, name)
     for name in promote:
@@ -87,10 +87,19 @@ def write_secrets(
         if not (folder / name).exists():
             secret_files.write(folder / name, _new(name))
     for rules in (USERS, SENTINELS):
-        secret_files.write(folder / rules.name, acl_file(folder, rules, Settings()))
+        secret_files.write(folder / rules.name, acl_file(folder, rules, settings))
     made = sorted(path.name for path in folder.iterdir())
     said = shown(f"{folder}: {', '.join(made)}")
     print_json({"folder": str(folder), "files": made}) if as_json else typer.echo(said)
+
+
+def _check_files(folder: Path) -> None:
+    """Check and trim each file that is there. Raises SecretRefused."""
+    for path in _all_there_may_be(folder):
+        if os.path.lexists(path):
+            secret_files.check(path)
+            if path.name != FLOWER:  # Python, which its end of line belongs to
+                secret_files.trim(path)
 
 
 def _all_there_may_be(folder: Path) -> Iterator[Path]:
@@ -168,15 +177,24 @@ def _rotate(folder: Path, name: str) -> None:
 def _add_pepper(path: Path, ring: list[str]) -> None:
     """Add a pepper last in the ring: every process can read it before any process uses it first."""
     fresh = _new(path.name)
-    secret_files.write(_next(path), fresh)
     secret_files.write(path, " ".join([*ring[: RING - 1], fresh]))
+    secret_files.write(_next(path), fresh)  # last: what waits to be promoted is in the ring
+
+
+def _refuse_to_promote(folder: Path, name: str, rotate: Collection[str]) -> None:
+    """Raise NothingToPromote where no new value waits, or where this command only makes it."""
+    path = folder / name
+    if name in rotate:
+        raise NothingToPromote(
+            f"no process has the new {name} yet: say --rotate {name} alone, deploy, and then --promote {name}"
+        )
+    if not (path.exists() and _next(path).exists()):
+        raise NothingToPromote(f"no new {name} waits: say --rotate {name} and deploy first")
 
 
 def _promote(folder: Path, name: str) -> None:
-    """Put the newest pepper first: new sessions are named with it from then on. Raises NothingToPromote."""
+    """Put the newest pepper first: new sessions are named with it from then on."""
     path = folder / name
-    if not _next(path).exists():
-        raise NothingToPromote(f"no new {name} waits: say --rotate {name} and deploy first")
     fresh, ring = secret_files.read(_next(path)), secret_files.read(path).split()
     secret_files.write(path, " ".join([fresh, *(pepper for pepper in ring if pepper != fresh)]))
     _next(path).unlink()
