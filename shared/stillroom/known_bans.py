@@ -138,7 +138,8 @@ class KnownBans:
         self.until[key] = until_ms
         if b"/" in key and not key.endswith(USUAL):  # there may be thousands of those
             with suppress(ValueError):  # of a line that says something else
-                self.widths.update(filter(None, [width_of(banned_in(key))]))
+                # Another set: other threads may be looking through this one.
+                self.widths = self.widths | set(filter(None, [width_of(banned_in(key))]))
         while len(self.until) > KNOWN:
             for first in oldest(self.until, 1):
                 self.until.pop(first, None)

@@ -73,15 +73,17 @@ class Changes:
         """Return the limits as they are for now. A change that is over is dropped, also while Redis is away."""
         if steady_s >= self._first_end:
             self._take(self.found.values(), steady_s)
-        known = self._applied.get(limits)
+        # Looked up before `found`: other changes, learned meanwhile by another thread, have a dict of their own.
+        applied = self._applied
+        known = applied.get(limits)
         if known is None:
-            if len(self._applied) >= MOST:
-                self._applied.clear()
+            if len(applied) >= MOST:
+                applied.clear()
             found = self.found
             known = tuple(
                 [found[one.name].onto(one) if one.name in found else one for one in limits]
             )
-            self._applied[limits] = known
+            applied[limits] = known
         return known
 
     def learn(self, reply: Any, now_s: float, steady_s: float) -> bool:

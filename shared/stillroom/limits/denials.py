@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from stillroom.limits.decision import Decision
 from stillroom.limits.limit import Limit
+from stillroom.oldest import oldest
 
 REMEMBERED_S = 5.0
 
@@ -60,7 +61,8 @@ class Denials:
     def add(self, key: bytes, denial: Denial) -> None:
         self.found[key] = denial
         if len(self.found) > self._most:
-            self.found.popitem(last=False)
+            for first in oldest(self.found, 1):
+                self.found.pop(first, None)
 
     def find(
         self,
@@ -105,7 +107,7 @@ class Denials:
                     continue  # the next time
                 told.append((one.request, key, 1 + one.unseen))
             if self.found.get(key) is one:
-                del self.found[key]
+                self.found.pop(key, None)  # another thread may take it just now
         return told
 
     def forget(self, keys: Iterable[bytes]) -> None:

@@ -189,7 +189,17 @@ class Requests:
         self._unlimited = Networks(settings.exempt)
         self._suspected: set[str] = set()
         self.changes = Changes()
+        self._forget_plans()
+        self._forget_clients()
+
+    # These make new caches and clear none: another thread may be making a request of what was known before, and
+    # would keep it in a cache that was cleared. What is made of others is forgotten last.
+
+    def _forget_plans(self) -> None:
         self._plan = lru_cache(PLANS)(self._make_plan)
+        self._of_address = lru_cache(KEPT)(self._make_of_address)
+
+    def _forget_clients(self) -> None:
         self._client = lru_cache(KEPT)(self._make_client)
         self._of_address = lru_cache(KEPT)(self._make_of_address)
 
@@ -425,8 +435,7 @@ class Requests:
         before = self._windows.get(name)
         self._windows[name] = window
         if before not in (None, window):  # requests made with the other window are wrong
-            self._plan.cache_clear()
-            self._of_address.cache_clear()
+            self._forget_plans()
 
     def remind(self) -> None:
         """Note that it is time to compare windows again."""
@@ -452,8 +461,7 @@ class Requests:
         v4 = tuple([width for version, width in found if version == b"4" and width <= 32])
         v6 = tuple([width for version, width in found if version == b"6" and width <= 128])
         self._widths[home] = Widths(text, v4, v6)
-        self._client.cache_clear()  # also where it knew: another thread may just have made one as before
-        self._of_address.cache_clear()
+        self._forget_clients()
 
     def bans_of(self, address: str, widths: Iterable[str]) -> list[bytes]:
         """Return the keys that would ban this address as one of a network of such a width: `4/24` …"""
