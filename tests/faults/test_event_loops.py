@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from asgiref.sync import async_to_sync
 import redis
 from stillroom import AsyncStillroom, NoDispatch, Settings
 from stillroom.embedded import EmbeddedServer
+from stillroom.wire import AsyncWire
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
 
@@ -110,3 +112,32 @@ def test_two_loops_at_once_have_their_own(room: AsyncStillroom) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+@pytest.mark.parametrize("look", [AsyncWire._discard_idle, lambda wire: wire.connections])
+@pytest.mark.usefixtures("is_clean")
+def test_a_loop_may_begin_while_somebody_looks_at_the_others(
+    room: AsyncStillroom, look: Callable[[AsyncWire], object]
+) -> None:
+    """The connections of all event loops are counted or closed while another loop begins, between any two steps."""
+    loops = []
+
+    def begin(frame: Any, event: str, arg: Any) -> Any:
+        if frame.f_code.co_filename == weakref.__file__ and len(loops) < 20:
+            sys.settrace(None)
+            loops.append(asyncio.new_event_loop())
+            loops[-1].run_until_complete(use(room))
+            sys.settrace(begin)
+        return begin
+
+    asyncio.run(use(room))
+    before = sys.gettrace()
+    sys.settrace(begin)
+    try:
+        look(room.wire)
+    finally:
+        sys.settrace(before)
+        for loop in loops:
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+    assert loops

@@ -234,10 +234,16 @@ class AsyncWire:
     @property
     def connections(self) -> int:
         """Return how many connections are open now, in all event loops that are not closed."""
-        pools = [
-            (loop, pool) for loop, ref in list(self._pools.items()) if (pool := ref()) is not None
-        ]
-        return sum(pool.open for loop, pool in pools if not loop.is_closed())
+        return sum(pool.open for loop, pool in self._known_pools() if not loop.is_closed())
+
+    def _known_pools(self) -> list[tuple[asyncio.AbstractEventLoop, _Pool]]:
+        """Return the event loops and their pools.
+
+        Not by iterating over the mapping: another thread's loop may begin its pool meanwhile.
+        """
+        loops = [loop for ref in self._pools.keyrefs() if (loop := ref()) is not None]
+        found = [(loop, self._pools.get(loop, _nobody)()) for loop in loops]
+        return [(loop, pool) for loop, pool in found if pool is not None]
 
     def forget(self) -> None:
         """See Wire.forget."""
@@ -246,10 +252,9 @@ class AsyncWire:
 
     def _discard_idle(self) -> None:
         """Have the idle connections of all event loops closed. Any thread may call this."""
-        for loop, ref in list(self._pools.items()):
-            if (pool := ref()) is not None:
-                with contextlib.suppress(RuntimeError):  # the loop has been closed
-                    loop.call_soon_threadsafe(pool.discard_idle)
+        for loop, pool in self._known_pools():
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                loop.call_soon_threadsafe(pool.discard_idle)
 
     async def execute(
         self,
