@@ -19,6 +19,7 @@ from stillroom import (
     Settings,
     Stillroom,
 )
+from stillroom.dispatch import InlineDispatch
 from stillroom.embedded import EmbeddedServer
 from stillroom.testing import Clock, TestServer, overridden
 from tests.support.guide import run_pytest
@@ -266,6 +267,22 @@ def test_parts_that_are_taken_during_an_override_are_led_back_too(
             taken.append((room.cache, room._limits_body, room.state, room.wire))
     assert taken[0] == taken[1] == (room.cache, room._limits_body, room.state, room.wire)
     room.close()
+
+
+def test_a_room_is_led_back_also_where_the_test_s_room_can_t_be_closed(
+    stillroom_settings: Settings,
+) -> None:
+    """An app's room is on its own server again after a test whose room could not be closed."""
+
+    class Unclosable(InlineDispatch):
+        def close(self) -> None:
+            raise OSError("it can't be closed")
+
+    room = Stillroom(redis_url="redis://127.0.0.1:1")
+    with pytest.raises(OSError, match="it can't be closed"):
+        with overridden(room, stillroom_settings, dispatch=Unclosable()):
+            assert room.cache.set("price", 1)
+    assert room.settings.redis_url == "redis://127.0.0.1:1"
 
 
 def test_an_async_app_s_room_works_on_the_test_s_server(

@@ -27,8 +27,8 @@ def overridden(room: R, settings: Settings, *, dispatch: Dispatch | None = None)
     refuse_other("room", room, (Stillroom, AsyncStillroom), "the app's Stillroom or AsyncStillroom")
     other = type(room)(settings, dispatch=dispatch or InlineDispatch())
     loaders, listeners = room.cache.loaders, _listeners(room)
-    before = [(old, vars(old), type(old)) for old, _ in twins(room, other)]
     pairs = list(twins(room, other))
+    before = [(old, vars(old), type(old)) for old, _ in pairs]
     stays = {id(new): old for old, new in pairs}
     for old, new in pairs:
         # The very same dict: what either of the two objects is assigned, both have. Its parts are the old ones, so
@@ -43,9 +43,11 @@ def overridden(room: R, settings: Settings, *, dispatch: Dispatch | None = None)
     try:
         yield room
     finally:
-        _close(other)
-        for old, attributes, kind in before:
-            old.__class__, old.__dict__ = kind, attributes
+        try:
+            _close(other)
+        finally:  # the next test has the app's room, whatever became of this one's
+            for old, attributes, kind in before:
+                old.__class__, old.__dict__ = kind, attributes
 
 
 def _listeners(room: Any) -> list[Any]:
