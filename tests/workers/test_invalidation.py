@@ -329,3 +329,20 @@ def test_what_is_ordered_beside_a_long_reclaim_is_done_after_it(
         assert reclaim()["done"] == 1
         assert db.llen(QUEUE) == 1
         app.room.close()
+
+
+def test_a_reclaim_that_finds_a_place_a_moment_too_late_is_done(own_server: EmbeddedServer) -> None:
+    """Where the run that had the place ends just before it can be asked for another one, the work is done here."""
+    with make_app(Settings(redis_url=own_server.url, worker_threads=1)) as app:
+
+        class EndsBefore(threading.Event):
+            def set(self) -> None:
+                app.places_to_reclaim.release()
+                super().set()
+
+        app.asked_to_reclaim = EndsBefore()
+        assert app.places_to_reclaim.acquire(blocking=False)
+        app.room.cache.set("k", 1, tags=["t"])
+        app.room.cache.invalidate_by_tag("t")
+        assert app.tasks["stillroom.reclaim"]()["deleted"] == 1
+        app.room.close()

@@ -80,7 +80,9 @@ def reclaim(app: WorkerApp) -> Report:
     places = app.places_to_reclaim
     if not places.acquire(blocking=False):
         app.asked_to_reclaim.set()
-        return {"outcome": "others are at it"}
+        # The last of them may have ended between these two lines, and have seen that nobody asked.
+        if not places.acquire(blocking=False):
+            return {"outcome": "others are at it"}
     try:
         report: Report = app.room.upkeep.reclaim(progress=partial(tell, current_task))
     finally:
