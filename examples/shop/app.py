@@ -190,8 +190,11 @@ def check_out() -> AnyResponse:
     if found := visitor().found:
         # Of two clicks at once one gets the cart, and the other an empty one.
         room.sessions.mutate(found, lambda data: take_out(data, taken))
-    if taken:
-        db.place_order(user, taken)
+        try:
+            db.place_order(user, taken)
+        except BaseException:  # nothing was ordered
+            room.sessions.mutate(found, lambda data: put_back(data, taken))
+            raise
     return redirect("/account", 303)
 
 
@@ -211,8 +214,13 @@ def require_user(name: str | None = None) -> str:
     return user if name in (None, user) else abort(403)
 
 
-def put_into(data: dict[str, Any], id: str) -> None:
-    data.setdefault("cart", {})[id] = data.get("cart", {}).get(id, 0) + 1
+def put_into(data: dict[str, Any], id: str, count: int = 1) -> None:
+    data.setdefault("cart", {})[id] = data.get("cart", {}).get(id, 0) + count
+
+
+def put_back(data: dict[str, Any], taken: dict[str, int]) -> None:
+    for one, count in taken.items():
+        put_into(data, one, count)
 
 
 def take_out(data: dict[str, Any], taken: dict[str, int]) -> None:
@@ -222,7 +230,10 @@ def take_out(data: dict[str, Any], taken: dict[str, int]) -> None:
 
 def whole_number(field: str, most: int = 1_000_000) -> int:
     text = request.form[field]
-    return int(text) if text.isascii() and text.isdigit() and int(text) <= most else abort(400)
+    is_number = (
+        text.isascii() and text.isdigit() and len(text) < 10
+    )  # Python reads none of 5,000 digits
+    return int(text) if is_number and int(text) <= most else abort(400)
 
 
 # What a visitor is told when something can't be.

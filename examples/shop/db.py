@@ -99,7 +99,9 @@ def check_password(name: str, password: str) -> bool:
 
 
 def place_order(user: str, items: Mapping[str, int]) -> None:
-    """`items`: a product's id → how many. At the prices of this moment, not those of a page."""
+    """`items`: a product's id → how many; none: no order. At the prices of this moment, not those of a page."""
+    if not items:
+        return
     with _transaction("IMMEDIATE") as db:
         prices = dict(db.execute("SELECT id, cents FROM products"))
         cents = sum(prices.get(int(one), 0) * count for one, count in items.items())

@@ -246,6 +246,7 @@ def test_a_request_that_fails_changes_nothing(shop: Shop) -> None:
     with without_products(shop):
         assert browser.get("/product/4998").status == 500
         assert browser.post("/cart/4999").status == 500
+        assert browser.post("/checkout").status == 500
     assert counts(browser.get("/cart")) == {"5": 1}
 
 
@@ -317,6 +318,8 @@ def test_no_text_is_a_mistake_of_the_shop(shop: Shop) -> None:
         with shop.visitor() as guest:
             assert guest.post("/login", name=raw, password=raw).status == 403
         assert admin.post("/admin/sale", brand=raw, percent="1").status < 500
+    for number in ["", "-1", "1.5", "²", "9" * 5_000]:
+        assert admin.post("/admin/sale", brand="acme", percent=number).status == 400
 
 
 def test_what_a_visitor_writes_is_shown_as_text(shop: Shop) -> None:
