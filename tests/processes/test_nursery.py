@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -93,3 +95,16 @@ def test_programs_outlive_a_nursery_and_a_nursery_ends_with_the_tests() -> None:
     assert not is_gone(program)
     os.kill(program, signal.SIGKILL)
     assert all_gone(program)
+
+
+def test_a_nursery_ends_with_tests_that_are_killed_in_the_middle_of_an_order() -> None:
+    """A nursery that reads half an order, of tests that were killed, ends and does not read on for ever."""
+    one = nursery._Nursery()
+    atexit.unregister(one.close)
+    socket.send_fds(one._orders, [(100).to_bytes(nursery.LENGTH)], [0, 1, 2, 1])
+    one._orders.sendall(b"half")
+    one._orders.close()
+    try:
+        assert one._process.wait(WITHIN) == 0
+    finally:
+        one._process.kill()
