@@ -24,6 +24,7 @@ from contextlib import (
     AbstractContextManager,
     AsyncExitStack,
     ExitStack,
+    closing,
     contextmanager,
     nullcontext,
 )
@@ -198,11 +199,8 @@ class Field:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
+        with closing(self.loop), self._stack:
             self.loop.run_until_complete(self._async_stack.aclose())
-            self._stack.close()
-        finally:
-            self.loop.close()
 
     def enter(self, contestant: Contestant) -> None:
         """Make it ready and check its first value; a missing package skips it."""

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -129,9 +129,13 @@ def worker(url: str, cpu: set[int], loaders: str, **changes: str) -> Iterator[Pr
 
 
 def _end(process: psutil.Popen) -> None:
-    family = [process, *process.children(recursive=True)]
+    """End it and its children. One that has ended by itself hides no error that says why."""
+    family = [process]
+    with suppress(psutil.NoSuchProcess):
+        family += process.children(recursive=True)
     for one in family:
-        one.terminate()
+        with suppress(psutil.NoSuchProcess):
+            one.terminate()
     _, alive = psutil.wait_procs(family, STOP_WITHIN)
     for one in alive:
         one.kill()

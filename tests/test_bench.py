@@ -8,8 +8,8 @@ import json
 import os
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,18 @@ import pytest
 from bench import chart, report
 from bench.__main__ import PARTS, RESULTS, arguments
 from bench.chart import Bar, Line
-from bench.harness import AsyncHit, Contestant, Results, Spread, compete, counting, ready
+from bench.harness import (
+    AsyncHit,
+    Contestant,
+    Hit,
+    Results,
+    Spread,
+    compete,
+    counting,
+    ready,
+)
 from bench.page import traffic
+from bench.processes import python
 from bench.report import Promise, Section, Table
 from tests.support import nursery
 
@@ -184,6 +194,37 @@ def test_the_readme_says_what_the_bench_shows() -> None:
 
 
 CHARTED = ("hits", "limits", "sessions", "page")  # what README and docs show
+
+
+def test_a_program_that_ends_too_early_says_why() -> None:
+    """The log of a program that ended before it was ready is in the error."""
+    source = "print('no database'); raise SystemExit(3)"
+    with pytest.raises(RuntimeError, match="no database"), python(["-c", source], set(), {}) as one:
+        one.wait_for(lambda: False)
+
+
+def test_what_was_started_for_a_contest_is_ended_whatever_fails() -> None:
+    """The end of an async contestant that fails keeps no sync one open."""
+    ended = []
+
+    @asynccontextmanager
+    async def failing() -> AsyncIterator[AsyncHit]:
+        async def hit() -> None: ...
+
+        yield hit
+        raise OSError("its end fails")
+
+    @contextmanager
+    def started() -> Iterator[Hit]:
+        try:
+            yield lambda: None
+        finally:
+            ended.append(True)
+
+    sync, awaited = Contestant("a", "floor", started), Contestant("b", "floor", failing, "async")
+    with pytest.raises(OSError, match="its end fails"):
+        compete([sync, awaited], rounds=1, hits=1)
+    assert ended == [True]
 
 
 @pytest.mark.parametrize(
