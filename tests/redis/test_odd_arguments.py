@@ -79,6 +79,15 @@ def test_a_cost_that_equals_a_number_is_refused_each_time(
     assert room.limits.peek(subject, limits).remaining == 4
 
 
+@pytest.mark.parametrize("route", [7, b"/login", ["/login"]])
+@pytest.mark.parametrize("subject", ["8.8.8.8", {"ip": "8.8.8.8"}])
+def test_a_route_is_text(room: Any, client: Any, subject: Any, route: Any) -> None:
+    """A route that is no text is refused in words, and the request is not counted."""
+    with pytest.raises(InvalidArgument, match=r"route=.*: the template of the path, as text"):
+        room.limits.check(subject, [Limit("odd-route", 5, 60)], route=route)
+    assert not client.keys("*odd-route*")
+
+
 @pytest.mark.parametrize("call", ["check", "wait", "reserve", "peek"])
 def test_limits_that_can_be_read_once_count(room: Any, call: str) -> None:
     """Limits that an iterator gives deny as those of a list do, also where each try of a wait reads them."""
@@ -94,6 +103,7 @@ def test_limits_that_can_be_read_once_count(room: Any, call: str) -> None:
         (lambda s, _: s.create("ann", tags=None), "tags=None: a text, or a list of them"),
         (lambda s, _: s.create("ann", tags=b"a"), "tags=b'a': a text, or a list of them"),
         (lambda s, _: s.create("ann", meta="phone"), "meta='phone': a mapping"),
+        (lambda s, _: s.create("ann", device=7), "device=7: the text that names the user's device"),
         (lambda s, of: s.update(of, remove=5), "remove=5: a text, or a list of them"),
         (lambda s, of: s.mutate(of, None), r"mutate\(…, None\): a function"),
     ],

@@ -22,6 +22,7 @@ from stillroom.limits.changes import Changes
 from stillroom.limits.identity import CROWD, Crowd, Networks
 from stillroom.limits.limit import Limit, check_cost, check_limits
 from stillroom.limits.log import Said, fuller
+from stillroom.misuse import refuse_other
 from stillroom.scripts import Script, limit_check
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -47,6 +48,7 @@ SAMPLED = 10  # one request in so many is looked at, whether a proxy sends them 
 PLANS = 1_024  # sets of limits
 TOLD = ("ip", "user")  # of a subject, in an event
 ROUTE_LIMIT = 200  # characters, in an event
+ROUTE = "the template of the path, as text"
 WINDOWS_LIMIT = 1_000  # names of limits whose windows are compared
 WINDOWS = b"windows"
 QUIET = b"quiet"  # of Request.mode
@@ -225,8 +227,9 @@ class Requests:
                 request = self._of_address(subject, wanted, cost, route, meant, flagged)
             else:
                 request = self._of_subject(subject, wanted, cost, route, meant)
-        except TypeError:  # a list among the limits can't be looked up
+        except TypeError:  # what is no limit, or no text, can't be looked up
             check_limits(wanted)
+            refuse_other("route", route, str, ROUTE)
             raise
         if not self._count % SAMPLED and request.watched:
             self._watch(request.watched)
@@ -261,6 +264,7 @@ class Requests:
         values = self._values(subject, plan, client, 0)
         told: dict[str, str] = {kind: found for kind in TOLD if (found := values.get(kind))}
         if route:
+            refuse_other("route", route, str, ROUTE)
             told["route"] = route[:ROUTE_LIMIT]
         request = Request(
             limits,

@@ -308,7 +308,8 @@ class SessionsBody(Many):
         proved = b"" if fresh is True else b"0"
         if fresh is not True:
             refuse_other("fresh", fresh, bool, "True or False")
-        more = (proved, b"%d" % cookie, *self._device_of(user and device), *_flat(fields))
+        known_by = self._device_of(device) if user and device else (b"", b"")
+        more = (proved, b"%d" % cookie, *known_by, *_flat(fields))
         begins = Beginning(self, place, keys, old, ending, about, more)
         reply = yield from begins.run()
         if begins.expired:
@@ -701,11 +702,14 @@ class SessionsBody(Many):
     def _reads(self, shard: int, names: Sequence[bytes], touch: bool) -> Command:
         return session_get(*self._keys.record(shard, names), self._touch if touch else b"")
 
-    def _device_of(self, device: str | bytes | None) -> tuple[bytes, bytes]:
-        """Return a device's names in Redis, under each pepper, and how many ms it is known."""
-        if not device:
-            return b"", b""
-        text = b"device\0" + str(device).encode("utf-8", "replace")
+    def _device_of(self, device: str) -> tuple[bytes, bytes]:
+        """Return a device's names in Redis, under each pepper, and how many ms it is known.
+
+        Raises InvalidArgument for what is no text.
+        """
+        # An object's text may be another one each time: then each login would be by a new device.
+        refuse_other("device", device, str, "the text that names the user's device")
+        text = b"device\0" + device.encode("utf-8", "replace")
         names = [one.name(text)[:DEVICE_LENGTH] for one in self._ring()]
         return b" ".join(names), b"%d" % (1_000 * self.settings.session_device_memory)
 
