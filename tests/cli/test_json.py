@@ -126,6 +126,21 @@ def test_what_is_printed_is_one_document(name: str, made: dict[str, str]) -> Non
     assert fields <= set(first), document
 
 
+def test_a_number_that_json_lacks_is_text(
+    made: dict[str, str], make_room: Callable[..., Any]
+) -> None:
+    """NaN and Infinity in a value or in the meta of a session are text, because other programs read neither."""
+    room = make_room(session_peppers="p" * 40)
+    room.cache.set("odd", {"a": float("nan"), "b": [float("-inf"), 1e300, 7]})
+    room.sessions.create("u2", meta={"score": float("inf")})
+    found = [
+        json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout, parse_constant=pytest.fail)
+        for words in (["show", "odd", "--value"], ["sessions", "list", "u2"])
+    ]
+    assert found[0]["value"] == {"a": "NaN", "b": ["-Infinity", 1e300, 7]}
+    assert found[1][0]["meta"] == {"score": "Infinity"}
+
+
 def test_the_pages_are_listed_as_json() -> None:
     """Without a page `docs` lists their names."""
     pages = json.loads(CliRunner().invoke(app, ["docs", "--json"]).stdout)

@@ -101,8 +101,12 @@ def operator() -> str:
 
 
 def print_json(found: Any) -> None:
-    """Print one JSON document in ASCII, which every terminal shows. What JSON does not know becomes text."""
-    typer.echo(json.dumps(found, indent=2, default=str))
+    """Print one JSON document in ASCII, which every terminal shows. What JSON does not know becomes text.
+
+    So do NaN and Infinity, which Python writes and other programs can't read.
+    """
+    known = json.loads(json.dumps(found, default=str), parse_constant=str)
+    typer.echo(json.dumps(known, indent=2))
 
 
 def print_table(table: Table) -> None:
