@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def run_apart(part: str, options: argparse.Namespace) -> bool:
-    """A part in a process of its own: several configure what a process has only one of, such as Django."""
+    """Run a part in a process of its own: several configure what a process has only one of, such as Django."""
     began = time.monotonic()
     words = [sys.executable, "-m", "bench", "--alone", part, "--level", options.level]
     done = subprocess.run([*words, "--out", options.out], cwd=ROOT, check=False)

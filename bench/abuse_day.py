@@ -49,7 +49,7 @@ class Shop:
     def get(
         self, address: str, path: str, user: str = "", good: bool = True, **headers: str
     ) -> int:
-        """One request; the status it is answered with."""
+        """Send one request, and return the status it is answered with."""
         environ = {
             "REQUEST_METHOD": "POST" if user else "GET",
             "PATH_INFO": path,
@@ -70,7 +70,7 @@ class Shop:
         return status
 
     def _let_denials_pass(self) -> None:
-        """A process remembers them for five seconds, and here all of a minute is sent at once."""
+        """Forget the denials: a process remembers them for five seconds, and here a minute is sent at once."""
         for denial in self.room._limits_body._denials.found.values():
             denial.until = 0.0
 
@@ -111,7 +111,7 @@ class Traffic:
         self.refused = 0
 
     def at(self, minute: Minute) -> None:
-        """A minute of it."""
+        """Send the requests of one minute."""
         raise NotImplementedError
 
     def ask(self, address: str, path: str, **given: Any) -> int:
@@ -424,7 +424,7 @@ def all_of_it(room: Stillroom) -> Iterator[Traffic]:
 def live_a_day(
     server: ClockedServer, room: Stillroom, traffic: list[Traffic], minutes: int
 ) -> list[dict[str, str]]:
-    """Minute after minute; what was said, with what it was about and when."""
+    """Live one minute after the other. Return what was said, with what it was about and when."""
     found: list[dict[str, str]] = []
     with redis.Redis.from_url(server.url) as client:
         last = "-"

@@ -49,7 +49,7 @@ class Line(NamedTuple):
 
 
 def bars(title: str, rows: Sequence[Bar]) -> str:
-    """Horizontal bars from zero, each with its figure."""
+    """Draw horizontal bars from zero, each with its figure."""
     longest = max((row.value for row in rows), default=0.0) or 1.0
     shapes, y, group = [_text(0, 16, title, "title")], 30.0, ""
     for row in rows:
@@ -72,7 +72,7 @@ def _bar(row: Bar, y: float, length: float) -> Iterator[str]:
 
 
 def lines(title: str, x_title: str, series: Sequence[Line]) -> str:
-    """Lines over a logarithmic x axis (zero stands left of it), y from zero."""
+    """Draw lines over a logarithmic x axis (zero stands left of it), y from zero."""
     xs = sorted({x for one in series for x, _ in one.points})
     top = _round_up(max((y for one in series for _, y in one.points), default=1.0) or 1.0)
     places = _places(xs)
@@ -130,7 +130,7 @@ def _round_up(value: float) -> float:
 
 
 def number(value: float) -> str:
-    """Short enough for a label.
+    """Return a number as a text that is short enough for a label.
 
     >>> [number(n) for n in (0, 0.42, 3.14, 42.0, 1234, 200_000, 3_000_000)]
     ['0', '0.42', '3.1', '42', '1,234', '200k', '3M']

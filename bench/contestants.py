@@ -52,7 +52,7 @@ UNPICKLED = "the model is pickled: no validation on the way out"
 
 
 def contestants(url: str) -> list[Contestant]:
-    """Everyone, in the order of the table."""
+    """Return all contestants, in the order of the table."""
     return [
         _sync("floor", "floor", floor, url, "hiredis", f"socket and hiredis; {VALIDATED}"),
         _sync("redis-py", "bare", bare, url, "redis", f"Redis.from_url(url); {VALIDATED}"),
@@ -118,7 +118,7 @@ async def async_floor(url: str) -> AsyncIterator[AsyncHit]:
 
 
 def store_body(url: str) -> None:
-    """The JSON that the floor and the bare client read: the same bytes under one key."""
+    """Store the JSON that the floor and the bare client read: the same bytes under one key."""
     with redis.Redis.from_url(url) as client:
         client.set(KEY, BODY, ex=TTL)
 

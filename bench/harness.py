@@ -71,7 +71,7 @@ class Contestant:
 
 
 def ready(hit: Hit) -> Callable[[], Prepared]:
-    """For a call that needs no more preparation than what is there."""
+    """Return what makes a contestant of a call that needs no preparation."""
     return lambda: nullcontext(hit)
 
 
@@ -214,7 +214,7 @@ class Field:
         self.measure(contestant, hits=1)
 
     def measure(self, contestant: Contestant, hits: int) -> Sample:
-        """One turn of `hits` hits; the last value is checked."""
+        """Measure one turn of `hits` hits, and check the last value."""
         turn = self.turns[contestant.name]
         if contestant.stock:
             contestant.stock(LEAD_IN + hits)
@@ -226,7 +226,7 @@ class Field:
         return sample
 
     def count(self, contestant: Contestant) -> float:
-        """The steps of one hit. A median: some hits of an event loop wake it once more than others."""
+        """Return the steps of one hit. It is a median: some hits of an event loop wake it once more than others."""
         if contestant.stock:
             contestant.stock(COUNTED)
         return median(self.turns[contestant.name].steps(COUNTED))
@@ -271,7 +271,7 @@ def _round(ground: Field, order: list[Contestant], hits: int) -> list[tuple[str,
 
 @contextmanager
 def quiet_gc() -> Iterator[None]:
-    """No collection while it is measured: it would fall on whoever's turn it is."""
+    """Collect no garbage while it is measured: that would fall on whoever's turn it is."""
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -30,7 +30,7 @@ def run(effort: Effort) -> Section:
 
 
 def promises(results: Results, kind: Kind) -> Iterator[Promise]:
-    """Beside redis-py, and beside the cheapest of the others."""
+    """Yield the promises beside redis-py, and beside the cheapest of the others."""
     ours = results.find(kind, "ours")[0].name
     claim = f"{ours}: a hit adds, × what redis-py's GET adds"
     yield Promise(claim, results.ratio(ours, results.bare(ours)), OURS_OVER_BARE)

@@ -58,7 +58,7 @@ def run(effort: Effort) -> Section:
 
 
 def get_many(here: Stage, effort: Effort) -> Table:
-    """A hundred values by get_many, beside one MGET and validation."""
+    """Measure a hundred values by get_many, beside one MGET and validation."""
     room, client = here.room, here.client
     products = {f"p:{n}": Product(id=n, name="Plum jam", price_cents=n) for n in range(100)}
     room.cache.set_many(products, type=Product)
@@ -80,7 +80,7 @@ def get_many(here: Stage, effort: Effort) -> Table:
 
 
 def tag(here: Stage, entries: int, section: Section) -> None:
-    """A tag with many entries: what it takes to kill them, and to free their memory beside other clients."""
+    """Measure what it takes to kill the entries of a large tag, and to free their memory beside other clients."""
     room, client = here.room, here.client
     plain = fill(here, entries, "")
     with_tag = fill(here, entries, "large")

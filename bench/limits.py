@@ -127,7 +127,7 @@ async def async_check(here: Stage) -> AsyncIterator[AsyncHit]:
 
 
 def promises(results: Results) -> Iterator[Promise]:
-    """In steps, which do not move with the machine. See bench/README.md."""
+    """Yield the promises, in steps, which do not move with the machine. See bench/README.md."""
     claim, figure = f"{CHECK}: takes, × INCR by redis-py", results.steps_ratio(CHECK, BARE)
     yield Promise(claim, figure, TIMES_INCR, by="steps")
     denied = results.steps[DENIED] / results.steps[BARE]
@@ -148,7 +148,10 @@ def chart(results: Results) -> str:
 
 
 def weigh(here: Stage) -> str:
-    """Bytes of a client that has used all of 100 a minute, evenly; beside a counter and a list of all hits."""
+    """Return a note on the bytes of a client that has used all of 100 a minute, evenly.
+
+    Beside them those of a counter and of a list of all hits.
+    """
     client, room = here.client, here.room
     client.flushall()
     minute, key = Limit("minute", 100, 60), room.keys.limits("ip", IP) + b"minute"
@@ -190,7 +193,7 @@ def exact_log() -> Admit:
 
 
 def coalesced_log() -> Admit:
-    """Ours: the stand-in, which tests hold against the script number by number."""
+    """Return ours: the stand-in, which tests compare with the script number by number."""
     limits, limit = LocalLimits(1, 10, 10), Limit("x", QUOTA, WINDOW // 1_000_000)
     return lambda now: limits.decide([b"x"], [limit], 1, now, take=True)[0] == 200
 
@@ -281,7 +284,7 @@ def accuracy() -> tuple[Table, Promise]:
 
 
 def worst_window(hits: list[int]) -> int:
-    """The most hits in any half-open window."""
+    """Return the most hits in any half-open window."""
     worst, first = 0, 0
     for last, now in enumerate(hits):
         while hits[first] <= now - WINDOW:

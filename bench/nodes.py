@@ -117,7 +117,7 @@ def _in_turns(act: str, places: dict[str, Place], requests: int) -> dict[str, Co
 
 
 def _figures(rounds: Costs, alone: Costs) -> tuple[float, float, float]:
-    """The busiest node is the one that is so over all rounds; the ratio is taken in each round."""
+    """Return the medians of (µs of all nodes, µs of the busiest, times as many requests until that one is full)."""
     busiest = max(range(len(rounds[0])), key=lambda node: sum(one[node] for one in rounds))
     more = median(other[0] / one[busiest] for one, other in zip(rounds, alone, strict=True))
     return median(map(sum, rounds)), median(one[busiest] for one in rounds), more

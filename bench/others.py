@@ -89,7 +89,7 @@ def gets(url: str, seconds: str) -> int:
 
 
 def hits(url: str, seconds: str) -> dict[str, float]:
-    """One hit after the other, when all are ready."""
+    """Make one hit after the other, from when all processes are ready."""
     with _room(url) as room:
         room.stats.due = NEVER
         room.cache.get("k", str)
@@ -105,7 +105,7 @@ def hits(url: str, seconds: str) -> dict[str, float]:
 
 
 def invalidate(url: str, per_s: str) -> NoReturn:
-    """So many other tags a second, until it is ended."""
+    """Invalidate so many other tags a second, until this process is ended."""
     with _room(url) as room:
         _ready()
         began, done = time.perf_counter(), 0

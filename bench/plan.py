@@ -92,7 +92,7 @@ class Plan(NamedTuple):
 
 
 def planned(load: Load) -> Plan:
-    """The plan for a load."""
+    """Return the plan for a load."""
     state = state_cores(load)
     cache = cache_cores(load)
     cache_nodes = max(1, math.ceil(cache / BUSY))
@@ -122,7 +122,7 @@ def planned(load: Load) -> Plan:
 
 
 def state_cores(load: Load) -> float:
-    """Cores of Redis that sessions and limits keep busy."""
+    """Return the cores of Redis that sessions and limits keep busy."""
     each = (
         load.checks * UNITS["limit check"].server_us
         + load.sessions * UNITS["session read"].server_us
@@ -131,7 +131,7 @@ def state_cores(load: Load) -> float:
 
 
 def cache_cores(load: Load) -> float:
-    """Cores of Redis that the cache keeps busy."""
+    """Return the cores of Redis that the cache keeps busy."""
     alone = _cache_cores(load, 1 if load.near else load.reads)
     if load.near and alone > BUSY:  # each shard has a clock of its own to be looked at
         return _cache_cores(load, load.reads)
@@ -145,7 +145,7 @@ def _cache_cores(load: Load, looks: float) -> float:
 
 
 def request_us(load: Load) -> float:
-    """CPU of an app's process for one request."""
+    """Return the CPU µs of an app's process for one request."""
     read = UNITS["near read" if load.near else "cached read"].client_us
     ours = (
         load.checks * UNITS["limit check"].client_us

@@ -72,7 +72,7 @@ class Process:
 
     @property
     def cpu_us(self) -> float:
-        """CPU time that it and its children have taken so far."""
+        """Return the CPU µs that it and its children have taken so far."""
         family = (self._process, *self._process.children(recursive=True))
         times = [one.cpu_times() for one in family]
         return 1e6 * float(sum(one.user + one.system for one in times))
@@ -90,7 +90,7 @@ class Process:
                 one.resume()
 
     def wait_for(self, ready: Callable[[], Any]) -> None:
-        """Until it is ready. Raises RuntimeError with its log if that takes too long."""
+        """Wait until it is ready. Raises RuntimeError with its log if that takes too long."""
         if not until(lambda: ready() or self._process.poll() is not None, START_WITHIN):
             raise RuntimeError(f"{self._process.args} is not ready: {self.log}")
         if self._process.poll() is not None:
@@ -101,7 +101,7 @@ class Process:
 def python(
     words: Sequence[str], cpu: set[int], environment: Mapping[str, str]
 ) -> Iterator[Process]:
-    """`python <words>` on this CPU, ended with its children."""
+    """Run `python <words>` on this CPU, and end it with its children."""
     paths = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     with tempfile.TemporaryFile("w+") as log:
         with on(cpu):
@@ -120,7 +120,7 @@ def python(
 
 @contextmanager
 def worker(url: str, cpu: set[int], loaders: str, **changes: str) -> Iterator[Process]:
-    """A Celery worker of ours that has started."""
+    """Run a Celery worker of ours; it is ready when the block begins."""
     words = ["-m", "celery", "-A", "stillroom_workers", "worker", "-l", "INFO"]
     environment = {"REDIS_URL": url, "STILLROOM_LOADERS": loaders, **changes}
     with python([*words, "--without-gossip", "--without-mingle"], cpu, environment) as process:

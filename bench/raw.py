@@ -23,7 +23,7 @@ PLAIN, PLAIN_SIZE = "bench:plain", 250  # bytes
 
 
 def floors(url: str) -> list[Contestant]:
-    """One round trip that reads some bytes, blocking and in an event loop."""
+    """Return the floors: one round trip that reads some bytes, blocking and in an event loop."""
     with redis.Redis.from_url(url) as client:
         client.set(PLAIN, "x" * PLAIN_SIZE)
     return [
@@ -50,7 +50,7 @@ async def _async_floor(url: str) -> AsyncIterator[AsyncHit]:
 
 @contextmanager
 def connection(url: str) -> Iterator[Callable[[bytes], bytes]]:
-    """A function that sends one packed command and returns its reply."""
+    """Yield a function that sends one packed command and returns its reply."""
     replies = hiredis.Reader()
     with socket.create_connection(_where(url)) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -68,7 +68,10 @@ def connection(url: str) -> Iterator[Callable[[bytes], bytes]]:
 
 @asynccontextmanager
 async def async_connection(url: str) -> AsyncIterator[Callable[[bytes], Awaitable[bytes]]]:
-    """The same on asyncio's streams. It sets TCP_NODELAY itself; forty bytes never fill its write buffer."""
+    """Yield the same on asyncio's streams.
+
+    asyncio sets TCP_NODELAY itself, and forty bytes never fill its write buffer.
+    """
     replies = hiredis.Reader()
     stream, writer = await asyncio.open_connection(*_where(url))
 

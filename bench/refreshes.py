@@ -104,7 +104,7 @@ def _carried_out(here: Stage, room: Stillroom, process: Process, load: Any, coun
 
 
 def one_alone(here: Stage, room: Stillroom, load: Any, n: int) -> float:
-    """ms from a stale read to the new value."""
+    """Return the ms from a stale read to the new value."""
     key = room.keys.entry(b"product:%d" % n)
     age(here.client, key, STALE_S)
     old = here.client.get(key)

@@ -34,7 +34,7 @@ class Promise:
 
     @property
     def close(self) -> bool:
-        """The limit is between the quartiles: the next run may say otherwise."""
+        """Return whether the limit is between the quartiles: the next run may say otherwise."""
         return isinstance(self.figure, Spread) and self.figure.p25 < self.limit < self.figure.p75
 
     @property
@@ -95,7 +95,7 @@ class Section:
         return "\n\n".join(part for part in parts if part)
 
     def as_json(self) -> dict[str, Any]:
-        """Without its charts, which are files of their own."""
+        """Return the section without its charts, which are files of their own."""
         about = {name: getattr(self, name) for name in ("name", "title", "notes", "figures")}
         promises = [asdict(one) | {"kept": one.kept, "close": one.close} for one in self.promises]
         tables = [{"columns": t.columns, "rows": t.rows, "left": t.left} for t in self.tables]
@@ -136,7 +136,7 @@ def shown(figure: Spread | float) -> str:
 
 
 def short(number: float) -> str:
-    """Three digits or so.
+    """Return a number with about three digits.
 
     >>> short(0.5), short(2.0), short(12.345), short(40000)
     ('0.5', '2', '12.3', '40,000')
@@ -150,7 +150,7 @@ def short(number: float) -> str:
 
 
 def contest_table(results: Results, what: str) -> Table:
-    """Everybody's CPU, what it adds to the raw round trip, its steps, and both beside redis-py."""
+    """Return each contestant's CPU, what it adds to the raw round trip, its steps, and both beside redis-py."""
     columns = ["CPU µs", "added CPU µs", "× redis-py", "steps", "steps × redis-py", "wall µs"]
     table = Table([what, "version", *columns], left=2)
     for contestant in results.contestants:

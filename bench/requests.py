@@ -91,7 +91,7 @@ def contestants(here: Stage) -> list[Contestant]:
 def pair(
     peers: dict[str, str], place: int, make: Callable[[], tuple[Hit, Hit]], package: str
 ) -> Iterator[Contestant]:
-    """The app of others and ours. Both are made by the first; they are skipped together."""
+    """Yield the app of others and ours. The first makes both, so they are skipped together."""
     other, ours = list(peers.items())[place]
     made: list[Hit] = []
 

@@ -57,7 +57,7 @@ def acts(here: Stage) -> dict[str, Callable[[], object]]:
 
 
 def cost(here: Stage, act: Callable[[], object], calls: int) -> float:
-    """µs in the commands that one call sends. What a script calls is in its own time."""
+    """Return the µs of the server in the commands of one call. What a script calls is in its own time."""
     act()
     names = {name.lower() for name in sent(here.client, act)} - {"info", "config|resetstat"}
     return median(_cost_once(here, act, names, calls) for _ in range(TURNS))

@@ -62,7 +62,7 @@ def contestants(here: Stage) -> list[Contestant]:
         made.append(room.sessions.create("u1", DATA))
 
     def stock(hits: int) -> None:
-        """Sessions to destroy; and no more are kept than that."""
+        """Make sessions to destroy, and keep no more than that."""
         while len(made) > hits:
             room.sessions.destroy(made.pop())
         while len(made) < hits:
@@ -154,7 +154,7 @@ async def starsessions(here: Stage) -> AsyncIterator[AsyncHit]:
 
 
 def promises(results: Results) -> Iterator[Promise]:
-    """The blocking ones in steps, which do not move with the machine. See bench/README.md."""
+    """Yield the promises, the blocking ones in steps, which do not move with the machine. See bench/README.md."""
     for name, most in TIMES_HGETALL.items():
         claim = f"sessions.{name} takes, × HGETALL by redis-py"
         yield Promise(claim, results.steps_ratio(name, "HGETALL"), most, by="steps")
@@ -183,7 +183,10 @@ def chart(results: Results) -> str:
 
 
 def sweep(here: Stage, count: int) -> tuple[Table, list[Promise]]:
-    """The best of three: a server that was pushed aside looks slow once, a script that is long is so each time."""
+    """Measure the best of three sweeps.
+
+    A server that was pushed aside looks slow once; a script that is long is so each time.
+    """
     runs = [sweep_once(here, count) for _ in range(SWEEPS)]
     rate, longest = max(rate for rate, _ in runs), min(max(scripts) for _, scripts in runs)
     usual = median(one for _, scripts in runs for one in scripts)
@@ -196,7 +199,7 @@ def sweep(here: Stage, count: int) -> tuple[Table, list[Promise]]:
 
 
 def sweep_once(here: Stage, count: int) -> tuple[float, list[float]]:
-    """Sessions a second, and how long each script took that took more than half a millisecond, ms."""
+    """Return the sessions a second, and the ms of each script that took more than half a millisecond."""
     client, room = here.client, here.room
     client.flushall()
     create_many(here, count)

@@ -61,7 +61,10 @@ class Stage:
 
 @contextmanager
 def stage(*, apart: bool = True, **changes: Any) -> Iterator[Stage]:
-    """An embedded server, `apart` on a CPU of its own where there are two. Settings can be changed."""
+    """Run an embedded server with a room on it, `apart` on a CPU of its own where there are two.
+
+    `changes`: of the room's settings.
+    """
     clear_environment()
     with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
         if apart:
@@ -73,13 +76,13 @@ def stage(*, apart: bool = True, **changes: Any) -> Iterator[Stage]:
 
 
 def clear_environment() -> None:
-    """The settings of whoever runs the bench are not the bench's."""
+    """Drop the settings of whoever runs the bench from the environment."""
     for name in list(os.environ):
         if name.startswith(("STILLROOM_", "REDIS_")):
             del os.environ[name]
 
 
 def server_cpu_us(client: Any) -> float:
-    """CPU time that the server has taken so far."""
+    """Return the CPU µs that the server has taken so far."""
     cpu = client.info("cpu")
     return 1e6 * float(cpu["used_cpu_user"] + cpu["used_cpu_sys"])

@@ -53,7 +53,7 @@ def run(effort: Effort) -> Section:
 
 
 def measure(here: Stage, room: Stillroom, rounds: int) -> dict[str, list[Cost]]:
-    """Kind of read → what it cost, round by round."""
+    """Return what each kind of read cost, round by round."""
 
     @room.cache.cached("product:{id}", ttl=600, swr=600, tags=["products", "brand:acme"])
     def load(id: int) -> dict[str, Any]:

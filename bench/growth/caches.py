@@ -16,7 +16,7 @@ LARGE, LARGE_TIMES = 100_000, 1.5  # bytes; of GET and json.loads, at most
 
 
 def keys(effort: Effort, section: Section) -> None:
-    """Entries of 250 bytes with two tags, read at random."""
+    """Measure a hit by the number of keys: entries of 250 bytes with two tags, read at random."""
     sizes = effort.pick(
         smoke=[10, 50],
         quick=[1_000, 10_000, 50_000],
@@ -85,7 +85,10 @@ def tags(effort: Effort, section: Section) -> None:
 
 
 def value_size(effort: Effort, section: Section) -> None:
-    """Beside redis-py's GET and json.loads, SET and json.dumps: a list of products, and one long text."""
+    """Measure a hit and a set by size: a list of products, and one long text.
+
+    Beside them redis-py's GET and json.loads, and its SET and json.dumps.
+    """
     sizes = effort.pick(
         smoke=[100, 1_000],
         quick=[100, 1_000, 10_000, LARGE],

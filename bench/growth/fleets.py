@@ -13,7 +13,7 @@ from bench.stage import Effort, Stage, server_cpu_us, stage
 
 
 def processes(effort: Effort, section: Section) -> None:
-    """Each reads as fast as it can, all of them on one CPU; Redis has the other."""
+    """Measure hits by the number of processes. All read as fast as they can, on one CPU; Redis has the other."""
     sizes = effort.pick(
         smoke=[1, 2], quick=[1, 4], usual=[1, 2, 4, 8, 16], full=[1, 2, 4, 8, 16, 32]
     )

@@ -19,7 +19,7 @@ SELDOM_S = 2.0  # between two reads of a process that hardly reads
 
 
 def rate(effort: Effort, section: Section) -> None:
-    """Other tags are invalidated; the reader reads as fast as it can, or a hundred times a second."""
+    """Measure a hit while other tags are invalidated. The reader reads as fast as it can, or 100 times a second."""
     rates = effort.pick(
         smoke=[0, 50],
         quick=[0, 100, 1_000],
@@ -60,12 +60,12 @@ def rate(effort: Effort, section: Section) -> None:
 
 
 def invalidating(here: Stage, per_s: int) -> AbstractContextManager[object]:
-    """Another process invalidates that many tags a second, on the server's CPU."""
+    """Have another process invalidate that many tags a second, on the server's CPU."""
     return doing("invalidate", here.url, per_s, cpu=cpus()[1])
 
 
 def calmly(client: Any, get: Any, plain: Any, reads: int) -> tuple[float, float]:
-    """A hundred of both a second: → (CPU of ours as a multiple of GET, bytes of ours)."""
+    """Do a hundred of both a second. Return (CPU of ours as a multiple of GET, bytes of ours)."""
     mine: list[int] = []
     theirs: list[int] = []
     for _ in range(reads):
@@ -94,7 +94,7 @@ def _nothing() -> None:
 
 
 def marks(effort: Effort, section: Section) -> None:
-    """The first read of a process that has just started."""
+    """Measure the first read of a process that has just started."""
     sizes = effort.pick(
         smoke=[10, 100],
         quick=[100, 1_000, 10_000, 30_000],

@@ -50,7 +50,7 @@ def sessions(effort: Effort, section: Section) -> None:
 
 
 def sessions_of_a_user(effort: Effort, section: Section) -> None:
-    """All of them are in one shard."""
+    """Measure a list by the number of the user's sessions, which are all in one shard."""
     sizes = effort.pick(
         smoke=[1, 3], quick=[1, 10, 100], usual=[1, 10, 100, 1_000], full=[1, 10, 100, 1_000]
     )
@@ -80,7 +80,7 @@ def sessions_of_a_user(effort: Effort, section: Section) -> None:
 
 
 def clients(effort: Effort, section: Section) -> None:
-    """One that was seen before, and one that is new."""
+    """Measure a check of a client that was seen before, and of one that is new."""
     sizes = effort.pick(
         smoke=[10, 30],
         quick=[100, 1_000, 10_000],

@@ -105,7 +105,7 @@ def restart(shop: Shop) -> None:
 
 
 def run(shop: Shop, disturb: Callable[[Shop], None]) -> Line:
-    """Traffic for some seconds; something happens in the middle of it."""
+    """Send traffic for some seconds, and do something in the middle of it."""
     with tempfile.TemporaryDirectory(prefix="stillroom-") as folder:
         locust = subprocess.Popen(
             [*_locust(shop.port), "--csv", f"{folder}/run"],
@@ -139,7 +139,7 @@ def _read(path: Path) -> Line:
 
 @contextmanager
 def open_shop(app: str) -> Iterator[Shop]:
-    """The shop in two processes, a worker, and Redis."""
+    """Open the shop in two processes, with a worker and Redis."""
     with tempfile.TemporaryDirectory(prefix="stillroom-") as folder, EmbeddedServer() as redis:
         environment = environment_of_shop(redis.url, Path(folder)) | {
             "STILLROOM_TTL": str(FRESH_S),

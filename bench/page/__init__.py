@@ -71,7 +71,7 @@ def run(effort: Effort) -> Section:
 
 
 def why_not(framework: str, variant: str) -> str:
-    """Why this one is skipped, or nothing."""
+    """Return why this app is skipped, or nothing."""
     missing = [name for name in NEEDS[framework] if not find_spec(name)]
     if variant in USUAL and missing:
         return f"{label(framework, variant)}: skipped, without {', '.join(missing)}"
@@ -149,7 +149,7 @@ def times(found: Found, framework: str, variant: str) -> str:
 
 
 def ratio(found: Found, framework: str, variant: str, of: Callable[[Figures], float]) -> Spread:
-    """Round by round, as a multiple of the usual parts of the same framework."""
+    """Return the cost, round by round, as a multiple of the usual parts of the same framework."""
     pairs = zip(found[framework, variant], found[framework, "usual"], strict=True)
     return Spread.of([of(one) / of(usual) for one, usual in pairs])
 

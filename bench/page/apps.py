@@ -74,7 +74,7 @@ class App:
             return False
 
     def _log_in(self) -> str:
-        """The cookie of a session. The page is looked at, too: it has to be one."""
+        """Log in; return the cookie of the session. It also checks that the page is one."""
         with self._ask("/login") as answer:
             cookies = answer.headers.get_all("set-cookie") or []
         cookie = "; ".join(one.partition(";")[0] for one in cookies)
@@ -89,7 +89,7 @@ class App:
         return urllib.request.urlopen(urllib.request.Request(where, headers={"Cookie": cookie}))
 
     def warm_up(self) -> None:
-        """The 300 products are loaded once, and every lazy import is done."""
+        """Load the 300 products once, and with that do every lazy import."""
         self._send(WARM_UP_S)
 
     def measure(self, seconds: float) -> Figures:
@@ -112,7 +112,7 @@ class App:
             return send(self.port, self._cookie, seconds)
 
     def _costs(self) -> tuple[float, float, float, float]:
-        """CPU µs of the app and of its Redis, commands with those in scripts, bytes sent; so far."""
+        """Return what was spent so far: CPU µs of the app and its Redis, commands with those in scripts, bytes."""
         stats = self._client.info("commandstats")
         commands = sum(one["calls"] for one in stats.values())
         out = self._client.info("stats")["total_net_output_bytes"]

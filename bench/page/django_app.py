@@ -35,7 +35,7 @@ def batched() -> Any:
 
 
 def _usual(in_batches: bool) -> Any:
-    """django-redis, Django's sessions in that cache, and django-ratelimit: a fixed window, without headers."""
+    """Return an app with django-redis, sessions in it, and django-ratelimit: a fixed window, no headers."""
     backend = {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": os.environ["REDIS_URL"]}
     return _app(
         lambda: _usual_view(in_batches),

@@ -31,7 +31,7 @@ def batched() -> FastAPI:
 
 
 def _usual(in_batches: bool) -> FastAPI:
-    """starsessions, slowapi and cashews, each as its documentation sets it up for Redis."""
+    """Return an app with starsessions, slowapi and cashews, each as its documentation sets it up for Redis."""
     from cashews import cache
     from slowapi import Limiter
     from slowapi.util import get_remote_address

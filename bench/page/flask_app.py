@@ -31,7 +31,7 @@ def batched() -> Flask:
 
 
 def _usual(in_batches: bool) -> Flask:
-    """Flask-Session, Flask-Limiter and Flask-Caching, each as its documentation sets it up for Redis."""
+    """Return an app with Flask-Session, Flask-Limiter and Flask-Caching, each set up as its documentation says."""
     from flask_caching import Cache
     from flask_limiter import Limiter
     from flask_limiter.util import get_remote_address

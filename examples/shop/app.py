@@ -59,7 +59,7 @@ def product(id: int) -> str:
 
 @app.get("/prices.csv")
 def prices() -> Response:
-    """Streamed, as long lists are."""
+    """Stream the prices, as long lists are streamed."""
     lines = (f"{one.name},{one.cents}\n" for one in cache.load_listing().value)
     return Response(lines, mimetype="text/csv")
 
@@ -159,7 +159,7 @@ def log_out() -> AnyResponse:
 
 @app.post("/logout-everywhere")
 def log_out_everywhere() -> AnyResponse:
-    """All devices but this one."""
+    """End the visitor's sessions on all devices but this one."""
     room.sessions.destroy_for_user(require_user(), keep=visitor().found)
     return redirect("/account", 303)
 
@@ -199,7 +199,7 @@ def check_out() -> AnyResponse:
 
 
 def visitor() -> FlaskSession:
-    """Flask's session: read from Redis by the first look at it, written when the response begins."""
+    """Return Flask's session: read from Redis by the first look at it, written when the response begins."""
     return cast(FlaskSession, session)
 
 
@@ -241,14 +241,17 @@ def whole_number(field: str, most: int = 1_000_000) -> int:
 
 @app.before_request
 def refuse_other_sites() -> None:
-    """A form on somebody else's page may not act for our visitor. SameSite=Lax says it too, to newer browsers."""
+    """Refuse a form on another site's page, which may not act for our visitor.
+
+    SameSite=Lax says it too, to newer browsers.
+    """
     if request.method == "POST" and request.headers.get("Sec-Fetch-Site") == "cross-site":
         abort(403)
 
 
 @app.errorhandler(SessionStoreUnavailable)
 def away(_: SessionStoreUnavailable) -> tuple[str, int, dict[str, str]]:
-    """The cookie stays as it is: nobody is logged out by this."""
+    """Answer 503, and leave the cookie as it is: nobody is logged out by this."""
     text = "We can't look up who you are just now. The shop is open; try this again in a moment."
     return render_template("message.html", title="One moment", text=text), 503, {"Retry-After": "2"}
 

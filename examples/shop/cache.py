@@ -48,7 +48,7 @@ def load_listing() -> Read[list[Product]]:
 
 
 def product_changed(id: int) -> None:
-    """To be called when a change is committed: no page shows the old state after this returns.
+    """Tell the cache that a change of a product is committed. No page shows the old state after this returns.
 
     `defer`: what is saved must not look as if it failed. With Redis away the caches hear of it when it is back,
     before this process believes any of them.
@@ -58,7 +58,7 @@ def product_changed(id: int) -> None:
 
 
 def prices_changed(brand: str) -> None:
-    """The same for all products of a brand, however many there are: one script."""
+    """Tell the cache the same of all products of a brand, however many there are: one script."""
     room.cache.invalidate_by_tag(f"brand:{brand}", "listings", defer=True)
 
 

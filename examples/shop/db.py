@@ -74,21 +74,24 @@ def list_products() -> list[Product]:
 
 
 def update_product(id: int, name: str, cents: int) -> bool:
-    """False: there is no such product."""
+    """Change a product. Return False if there is no such product."""
     with _transaction("IMMEDIATE") as db:
         sql = "UPDATE products SET name = ?, cents = ? WHERE id = ?"
         return db.execute(sql, [name, cents, id]).rowcount == 1
 
 
 def reduce_prices(brand: str, percent: int) -> bool:
-    """False: there is no such brand."""
+    """Reduce the prices of a brand. Return False if there is no such brand."""
     with _transaction("IMMEDIATE") as db:
         sql = "UPDATE products SET cents = cents * (100 - ?) / 100 WHERE brand = ?"
         return db.execute(sql, [percent, brand]).rowcount > 0
 
 
 def check_password(name: str, password: str) -> bool:
-    """Takes as long for a name that nobody has. Leaves a line in `logins`."""
+    """Return whether the password is right. It takes as long for a name that nobody has.
+
+    Each try leaves a line in `logins`.
+    """
     with _transaction() as db:
         found = db.execute("SELECT salt, hash FROM users WHERE name = ?", [name]).fetchone()
     salt, expected = found or (b"nobody", b"")
@@ -99,7 +102,10 @@ def check_password(name: str, password: str) -> bool:
 
 
 def place_order(user: str, items: Mapping[str, int]) -> None:
-    """`items`: a product's id → how many; none: no order. At the prices of this moment, not those of a page."""
+    """Place an order, at the prices of this moment, not those of a page; none where there are no items.
+
+    `items`: a product's id → how many.
+    """
     if not items:
         return
     with _transaction("IMMEDIATE") as db:
@@ -128,7 +134,7 @@ def _hash(password: str, salt: bytes) -> bytes:
 
 @contextmanager
 def _transaction(kind: str = "DEFERRED") -> Iterator[sqlite3.Connection]:
-    """Committed at the end; nothing of it stays if it is left with an exception."""
+    """Commit at the end of the block; nothing stays of a block that raises."""
     with closing(sqlite3.connect(PATH, timeout=10, isolation_level=None)) as db:
         db.execute(f"BEGIN {kind}")
         try:

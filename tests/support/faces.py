@@ -16,7 +16,7 @@ FACES = ["sync", "async"]
 
 @contextmanager
 def open_room(face: str, settings: Settings, dispatch: Any) -> Iterator[Any]:
-    """A room with one of the two faces, called without await."""
+    """Open a room with one of the two faces, called without await."""
     if face == "sync":
         with Stillroom(settings, dispatch=dispatch) as room:
             yield room

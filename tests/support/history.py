@@ -56,7 +56,7 @@ class Floor(NamedTuple):
 
 
 def stale_reads(reads: Iterable[Read], floors: Iterable[Floor]) -> list[tuple[Read, Floor]]:
-    """The reads that began after the cache had been told of a version, and saw an older one."""
+    """Return the reads that began after the cache had been told of a version, and saw an older one."""
     by_key: dict[str, list[Floor]] = defaultdict(list)
     for floor in sorted(floors, key=lambda floor: floor.returned):
         by_key[floor.key].append(floor)

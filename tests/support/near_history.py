@@ -49,7 +49,7 @@ class Read(NamedTuple):
     version: int
 
     def since(self, writer: int) -> int:
-        """From when on all changes of this process must show."""
+        """Return from when on all changes of this process must show."""
         return self.began if writer == self.reader else self.may_be_from
 
 
@@ -72,7 +72,7 @@ class Torn(NamedTuple):
 
 
 def broken(reads: Iterable[Read], floors: Iterable[Floor]) -> list[tuple[Read, Floor]]:
-    """The reads that saw an older version than they may."""
+    """Return the reads that saw an older version than they may."""
     by_key: dict[str, list[Floor]] = defaultdict(list)
     for floor in sorted(floors, key=lambda floor: floor.returned):
         by_key[floor.key].append(floor)
@@ -124,7 +124,7 @@ class Party:
     # Reading
 
     async def request(self) -> None:
-        """A request that reads some keys, some of them twice."""
+        """Read some keys in one request, some of them twice."""
         keys = random.sample(self.keys, 4)
         began = time.monotonic_ns()
         seen: dict[str, tuple[int, Any]] = {}
@@ -180,7 +180,7 @@ class Party:
     # Writing
 
     async def write(self) -> None:
-        """A new version of an own key, and the word to the cache."""
+        """Write a new version of an own key, then tell the cache."""
         key = next(self._first, "")  # each kind at least once, however busy the machine
         weights = [0.02 if key.startswith("clear") else 1.0 for key in self.own]
         await self.change(key or random.choices(self.own, weights)[0])
@@ -278,7 +278,7 @@ class Party:
         return [*[self.request] * READERS, self.outside, self.write, self.work]
 
     def play(self, seconds: float) -> None:
-        """All of it, side by side, for so long."""
+        """Run all of it side by side for so long."""
         if self.face == "asyncio":
             asyncio.run(self._play_in_loop(seconds))
             return
@@ -316,7 +316,7 @@ class Party:
 
 
 def shelves(value: Any) -> list[str]:
-    """The tag that only the value knows."""
+    """Return the tag that only the value knows."""
     return [f"shelf:{value['key']}"] if isinstance(value, dict) else []
 
 
@@ -329,7 +329,7 @@ def version_of(value: Any) -> int:
 
 
 async def awaited(given: Any) -> Any:
-    """The result of a call of either face."""
+    """Return the result of a call of either face."""
     return await given if inspect.isawaitable(given) else given
 
 
@@ -345,7 +345,7 @@ def at_once(act: Coroutine[Any, Any, None]) -> None:
 def take_part(
     url: str, seconds: float, number: int, processes: int, face: str, mutant: str = ""
 ) -> None:
-    """One process of the history. Prints its records as one line of JSON."""
+    """Run one process of the history. Print its records as one line of JSON."""
     sys.setswitchinterval(1e-5)
     MUTANTS[mutant]()
     party, crowd = Party(url, number, processes, face), Crowd(url)
@@ -363,7 +363,7 @@ class History(NamedTuple):
     hits: list[int]  # of copies, by process
 
     def broken(self) -> list[Any]:
-        """Whatever breaks the promise."""
+        """Return whatever breaks the promise."""
         return [*broken(self.reads, self.floors), *self.torn]
 
 

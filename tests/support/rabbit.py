@@ -50,7 +50,7 @@ class RabbitServer:
         return f"amqp://guest:guest@127.0.0.1:{self.port}//"
 
     def connection(self) -> Any:
-        """A plain connection, for a look behind the scenes."""
+        """Open a plain connection, which shows what the worker's do not."""
         host = f"127.0.0.1:{self.port}"
         connection = Connection(host, "guest", "guest", connect_timeout=2)
         connection.connect()

@@ -108,7 +108,7 @@ class Sentinels:
         self._clients: dict[EmbeddedServer, Any] = {}
 
     def _met(self, kind: Any, *given: Any, options: Mapping[str, str], **more: Any) -> Any:
-        """A server or Sentinel, with a second port for those who meet it by TLS."""
+        """Yield a server or Sentinel, with a second port for those who meet it by TLS."""
         if self._authority is None:
             return kind(*given, options=options, **more)
         port, own = free_port(), self._authority.sign(f"server-{len(self._tls_ports)}", HOST)
@@ -178,7 +178,7 @@ class Sentinels:
 
     @contextmanager
     def accident(self, kind: str) -> Iterator[EmbeddedServer]:
-        """`killed`, `frozen` or `cut` off: the primary, and within the block another one takes over.
+        """Have the primary `killed`, `frozen` or `cut` off. Within the block another one takes over.
 
         Afterwards the old one is back, as a replica of the new one.
         """
@@ -196,7 +196,7 @@ class Sentinels:
         self.await_replicas()
 
     def cut(self, server: EmbeddedServer) -> None:
-        """Nobody reaches it at its public address, and connections there are silent."""
+        """Have nobody reach it at its public address. Connections there are silent."""
         self._proxies[server].cut()
 
     def demote(self) -> None:

@@ -36,7 +36,7 @@ class Trio:
         self.running: dict[int, subprocess.Popen[bytes]] = {}
 
     def _program(self, binary: str) -> Path:
-        """A folder for PATH in which `redis-server` is the server that is tested."""
+        """Return a folder for PATH in which `redis-server` is the server that is tested."""
         folder = self.folder / "bin"
         folder.mkdir(parents=True)
         (folder / "redis-server").write_text(f'#!/bin/sh\nexec {binary} "$@"\n')
@@ -63,7 +63,7 @@ class Trio:
     # Processes
 
     def start(self, *ports: int) -> None:
-        """Servers and Sentinels, as their containers start."""
+        """Start servers and Sentinels, as their containers do."""
         for port in ports:
             folder = self.folder / str(port)
             folder.mkdir(exist_ok=True)
@@ -110,7 +110,7 @@ class Trio:
         self.await_formed()
 
     def kill(self, *ports: int) -> None:
-        """SIGKILL, as the kernel does it when memory is short."""
+        """Send SIGKILL, as the kernel does when memory is short."""
         for port in ports:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.running[port].pid, signal.SIGKILL)
@@ -142,18 +142,18 @@ class Trio:
         )
 
     def ask(self, port: int, *words: Any, role: str = ADMIN) -> Any:
-        """One command, on a connection of its own."""
+        """Send one command, on a connection of its own."""
         with self.client(port, role) as client:
             client.response_callbacks.clear()
             return client.execute_command(*words)
 
     def primary(self) -> int:
-        """The port that all Sentinels name."""
+        """Return the port that all Sentinels name."""
         until(lambda: len(self.named()) == 1, "one primary", FORMED_WITHIN_S)
         return self.named().pop()
 
     def named(self) -> set[int]:
-        """The ports that Sentinels name, one if they agree."""
+        """Return the ports that Sentinels name, one if they agree."""
         question = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
         return {int(self.ask(port, *question)[1]) for port in self.sentinel_ports}
 
@@ -163,7 +163,7 @@ class Trio:
             return dict(client.info("replication"))
 
     def await_formed(self) -> None:
-        """Until two have all that the primary has, and every Sentinel knows all others."""
+        """Wait until two have all that the primary has, and every Sentinel knows all others."""
         until(self._is_formed, "three servers and three Sentinels", FORMED_WITHIN_S)
 
     def _is_formed(self) -> bool:

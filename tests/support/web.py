@@ -157,7 +157,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
 def serving_process(
     command: Sequence[str], folder: Path, environment: Mapping[str, str]
 ) -> Iterator[int]:
-    """A server's own command, in a process group of its own; `{fd}` in it is the socket it takes over.
+    """Run a server's own command in a process group of its own; `{fd}` in it is the socket that it takes over.
 
     Gives the port. Nobody waits for it to be up: a connection waits in the socket's queue until it is.
     """

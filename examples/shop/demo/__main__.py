@@ -99,7 +99,7 @@ def _tell(environment: Mapping[str, str], *, verbose: bool) -> int:
 
 @contextmanager
 def _stage(environment: Mapping[str, str], *, verbose: bool) -> Iterator[Story]:
-    """The shop in two processes, a worker, and somebody who listens to what Redis is sent."""
+    """Run the shop in two processes, a worker, and a recorder of what Redis is sent."""
     port, log = free_port(), io.StringIO()
     worker, *_ = services(environment, flower_port=None)
     with Recorder(environment["REDIS_URL"]) as recorder:

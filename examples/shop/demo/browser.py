@@ -36,7 +36,7 @@ class Browser:
     def ask(
         self, method: str, path: str, headers: Mapping[str, str] = {}, body: str | None = None
     ) -> Reply:
-        """Any request, sent once. Raises ConnectionError if nobody answers in time."""
+        """Send any request, once. Raises ConnectionError if nobody answers in time."""
         self._leave_what_was_closed()
         sent = {**self._headers, **self._cookie_header(), **headers}
         try:
@@ -68,7 +68,7 @@ class Browser:
         self.close()
 
     def _leave_what_was_closed(self) -> None:
-        """A server closes a connection that is idle: seen before a request is sent, it may be sent on a new one."""
+        """Leave an idle connection that the server has closed, before a request is sent on it."""
         if self._connection.sock and select.select([self._connection.sock], [], [], 0)[0]:
             self._connection.close()
 

@@ -63,7 +63,7 @@ class Recorder:
 
 
 def _readable(words: list[str]) -> str:
-    """A script by its name and its keys, other commands as they are; both without what differs each time."""
+    """Return a script by its name and its keys, and other commands as they are."""
     text = BY_SHA.get(words[1].encode()) if words[0] == "EVALSHA" else None
     if text is None:
         return " ".join(words)

@@ -66,7 +66,7 @@ class Story:
         self.steps = [self.miss, self.hits, self.stale, self.edit]
 
     def tell(self) -> int:
-        """Run the steps up to the first that does not happen, each built on the last. → how many did."""
+        """Run the steps up to the first that does not happen, each built on the last. Return how many did."""
         numbered = enumerate(self.steps, 1)
         return sum(1 for _ in takewhile(lambda pair: self._tell_step(*pair), numbered))
 
@@ -165,7 +165,7 @@ class Story:
         expect(reply.status == 303, f"{path} answered {reply.status}")
 
     def _look(self) -> Page:
-        """The page as the next visitor sees it: a new connection, which any process may take."""
+        """Return the page as the next visitor sees it: on a new connection, which any process may take."""
         with Browser(self._port) as browser:
             return read_page(browser.get(PATH))
 
@@ -174,7 +174,7 @@ class Story:
             return browser.finds("/health/live")
 
     def _processes(self) -> set[int]:
-        """The process ids of the shop."""
+        """Return the process ids of the shop."""
         seen: set[int] = set()
 
         def both() -> bool:
@@ -197,7 +197,10 @@ class Story:
 
 
 def line_of_code(where: str) -> str:
-    """The line of the shop that a step is about, as it stands in its file: `<file>: <part of the line>`."""
+    """Return the line of the shop that a step is about, as it stands in its file.
+
+    `where`: `<file>: <part of the line>`.
+    """
     name, _, part = where.partition(": ")
     for number, line in enumerate((EXAMPLES / name).read_text(encoding="utf-8").splitlines(), 1):
         if part in line:
