@@ -535,8 +535,7 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
         self._mend(exc)
 
     def _mend(self, error: Exception) -> None:
-        """Before the next connection: a server that is not the one, or has a key of a wrong type, answers at
-        once."""
+        """Heal a key of a wrong type, and wait before the next connection: such a server answers at once."""
         if isinstance(error, _WrongType):
             self._heal()
         if isinstance(error, _NotTheServer | _WrongType):
@@ -574,11 +573,11 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
         }
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        """Names a task neither in the headers (protocol 2) nor in the body (protocol 1)."""
+        """Handle a message that names a task neither in the headers (protocol 2) nor in the body (protocol 1)."""
         self._bury(message, "names no task")
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """Names a task this worker doesn't have: a typo, or a producer newer than the worker."""
+        """Handle a message whose task this worker doesn't have: a typo, or a producer newer than the worker."""
         known = [name for name in self.app.tasks if not name.startswith("celery.")]
         name = str(message.headers.get("task", ""))[:100]
         self._bury(message, f"no such task here{did_you_mean(name, known)}")

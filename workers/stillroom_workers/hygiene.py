@@ -171,7 +171,10 @@ def _flaw_in_time(eta: Any, held: Callable[[], tuple[int, int]]) -> str | None:
 
 
 def _seconds_ahead(at: datetime) -> float:
-    """Raises OverflowError for a date that the machine's time zone has no form of: Celery would drop its task."""
+    """Return the seconds until that date.
+
+    Raises OverflowError for a date that the machine's time zone has no form of: Celery would drop its task.
+    """
     aware = at if at.tzinfo else at.replace(tzinfo=UTC)
     return aware.astimezone().timestamp() - time()
 

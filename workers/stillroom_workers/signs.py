@@ -57,8 +57,10 @@ class SignsOfLife:
             self._show()
 
     def of_worker(self, room: Stillroom, about: Callable[[], WorkerStats]) -> None:
-        """Celery's heart beats every two seconds. Redis is told every five or six: while it is away that costs
-        nothing."""
+        """Note that the worker lives, with each beat of Celery's heart, every two seconds.
+
+        Redis is told every five or six seconds: while it is away that costs nothing.
+        """
         if not self.can_work():
             return
         self._show()

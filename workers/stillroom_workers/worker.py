@@ -47,7 +47,7 @@ class Worker(_StockWorker):  # type: ignore[misc]
             )
 
     def on_before_init(self, **options: Any) -> None:
-        """Celery makes our app the current one here; with Django the project's has been that until now."""
+        """Look which app is the current one: Celery makes ours that here, and with Django it was the project's."""
         self.app.neighbour.look()
         super().on_before_init(**options)
 

@@ -29,7 +29,7 @@ def show(
     limit: Annotated[int, typer.Option(help="Not more than so many.")] = 1_000,
     as_json: AsJson = False,
 ) -> None:
-    """The bans in force, the one that ends last first."""
+    """Show the bans in force, the one that ends last first."""
     with open_room() as room:
         found = room.abuse.bans(limit)
     if as_json:

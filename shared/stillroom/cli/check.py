@@ -29,7 +29,7 @@ Offline = Annotated[bool, typer.Option("--offline", help="Without asking Redis."
 def check(
     app: App = None, offline: Offline = False, strict: Strict = False, as_json: AsJson = False
 ) -> None:
-    """Settings, loaders, routes, rights and versions, before the start: which combination breaks a promise.
+    """Check settings, loaders, routes, rights and versions before the start: which combination breaks a promise.
 
     The app's modules are imported. Exit code: 1 if something fails (with --strict: or warns).
     """

@@ -41,7 +41,9 @@ class Line(NamedTuple):
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Settings, connections, versions, eviction, rights, broker, clocks, clients, slowlog, memory and pending work.
+    """Examine settings, servers, rights, the broker, clocks and pending work, and say what to do.
+
+    Of servers it looks at connections, versions, eviction, clients, slowlog and memory.
 
     What the app does is rehearsed with a key and a session of its own. Exit code: 1 if something fails.
     """

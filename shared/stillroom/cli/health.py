@@ -168,7 +168,8 @@ def _advice(advice: tuple[Advice, ...]) -> Iterator[RenderableType]:
 
 
 def number(value: float | None) -> str:
-    """
+    """Return a figure as text.
+
     >>> number(None), number(1234567), number(0.25), number(0)
     ('?', '1,234,567', '0.25', '0')
     """
@@ -180,7 +181,8 @@ def percent(share: float | None) -> str:
 
 
 def size(count: int | None) -> str:
-    """
+    """Return a number of bytes as text.
+
     >>> size(None), size(900), size(1536 * 1024)
     ('?', '900 B', '1.5 MiB')
     """

@@ -43,7 +43,8 @@ def _version_of(name: str) -> str:
 
 
 def _line(found: dict[str, str]) -> str:
-    """
+    """Return the versions as one line.
+
     >>> _line({"stillroom": "0.2", "python": "3.11", "redis": "8.1"})
     'stillroom 0.2 (python 3.11, redis 8.1)'
     """

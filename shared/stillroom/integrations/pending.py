@@ -35,16 +35,16 @@ class Pending:
         return bool(self._keys or self._tags or self._soft or self._globs)
 
     def add_keys(self, keys: Iterable[str]) -> None:
-        """Raises InvalidKey."""
+        """Add keys. Raises InvalidKey."""
         self._keys |= dict.fromkeys(_checked(keys))
 
     def add_tags(self, tags: Iterable[str], *, soft: bool = False) -> None:
-        """Raises InvalidKey, and InvalidArgument for what is neither True nor False."""
+        """Add tags. Raises InvalidKey, and InvalidArgument for a `soft` that is neither True nor False."""
         refuse_other("soft", soft, bool, "True or False")
         (self._soft if soft else self._tags).update(dict.fromkeys(_checked(tags)))
 
     def add_glob(self, glob: str) -> None:
-        """Raises InvalidKey."""
+        """Add a glob. Raises InvalidKey."""
         pattern(glob)
         self._globs[glob] = None
 

@@ -127,7 +127,7 @@ def read_changes(reply: Any) -> list[Change]:
 def checked(
     name: str, quota: int, window: int, until: float, since: float = 0.0, by: str = ""
 ) -> Change:
-    """Raises InvalidLimit for numbers that no limit has."""
+    """Return the change. Raises InvalidLimit for numbers that no limit has."""
     limit = Limit(name, quota, window)
     return Change(limit.name, quota, window, until, since, by)
 

@@ -113,7 +113,7 @@ class Crowd:
 
 
 def forwarded_for(value: str) -> Iterator[str]:
-    """Whom each element of a Forwarded header is for, from the right; empty where an element does not say.
+    """Yield whom each element of a Forwarded header is for, from the right; empty where an element does not say.
 
     The text is read from the right too. What the nearest proxy wrote there is well formed, so a quoted string ends
     where it says; a quote that a client opened further left hides nothing.

@@ -94,7 +94,7 @@ def check_limits(limits: object) -> tuple[Limit, ...]:
 
 
 def check_cost(cost: int) -> None:
-    """Raises InvalidLimit for what no request can cost."""
+    """Raise InvalidLimit for what no request can cost."""
     _check_number(cost, "cost", 0, QUOTA_LIMIT, "hits")
 
 

@@ -88,7 +88,7 @@ class Log:
     def said(
         self, base: Iterable[Hits], base_at: int, flying: int, share: int, cost: int, now: int
     ) -> Said:
-        """Hits used, as if the share were the quota; µs until some are back, until `cost` fits, until all are.
+        """Return the hits used, as if the share were the quota; µs until some are back, `cost` fits, all are back.
 
         `base`: hits by what Redis said at `base_at`. `flying`: hits that Redis is being asked for just now.
         All hits of the subject must fit into the share, and so must those that this process admitted by itself.

@@ -213,7 +213,7 @@ class Requests:
         route: str,
         meant: bool = True,
     ) -> Request:
-        """Raises InvalidLimit."""
+        """Return the request, as Redis is asked about it. Raises InvalidLimit."""
         self._count += 1
         if type(cost) is not int:
             check_cost(cost)  # a request that is known is found by True as well as by 1
@@ -244,7 +244,10 @@ class Requests:
         meant: bool,
         flagged: bool,
     ) -> Request:
-        """`flagged`: whether scripts are sent with flags now. A server that knows none wants another text."""
+        """Make the request of an address, with the command that consumes it.
+
+        `flagged`: whether scripts are sent with flags now. A server that knows none wants another text.
+        """
         request = self._of_subject({"ip": address}, limits, cost, route, meant)
         return request._replace(taking=pack([limit_check.run(request.words(request.mode))]))
 
@@ -569,7 +572,7 @@ def _memory_of(limit: Limit, windows: Mapping[str, int]) -> bytes:
 
 
 def _whom(limit: Limit, values: Mapping[str, str]) -> tuple[str, str]:
-    """Whom the limit counts, kind and value. Who has no name is counted by address. Raises InvalidLimit."""
+    """Return whom the limit counts: kind and value. Who has no name is counted by address. Raises InvalidLimit."""
     missing = [kind for kind in limit.kinds if kind not in values]
     if missing:
         raise InvalidLimit(

@@ -159,7 +159,7 @@ def resolved(path: str) -> str:
 
 
 def check_count(count: object) -> None:
-    """Raises InvalidLimit for what says of no answer whether it counts."""
+    """Raise InvalidLimit for what says of no answer whether it counts."""
     if count not in ("all", "failures") and not callable(count):
         near = did_you_mean(count, ("all", "failures"))
         raise InvalidLimit(count, f"count is all, failures, or a function of the answer{near}")
@@ -167,7 +167,7 @@ def check_count(count: object) -> None:
 
 
 def check_plain(name: str, given: object) -> None:
-    """Raises InvalidLimit for a coroutine function: nobody awaits it, and a coroutine is true for every request."""
+    """Raise InvalidLimit for a coroutine function: nobody awaits it, and a coroutine is true for every request."""
     if is_awaited(given):
         raise InvalidLimit(
             name_of(given), f"{name}= is a plain function; this one has to be awaited"
@@ -176,7 +176,7 @@ def check_plain(name: str, given: object) -> None:
 
 
 def check_takes_one(name: str, given: object) -> None:
-    """Raises InvalidLimit for a function that can't be called with one argument, the request or the answer."""
+    """Raise InvalidLimit for a function that can't be called with one argument, the request or the answer."""
     if not takes(given, 1):
         meant = "; did you mean @limited(AUTH)?" if name == "limits" else ""
         raise InvalidLimit(

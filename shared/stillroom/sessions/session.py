@@ -290,7 +290,7 @@ def encoded_value(key: str, value: object) -> bytes:
 
 
 def check_kept(key: str, value: object) -> None:
-    """Raises SessionDataRefused for a value that would come back as one of another type, in silence."""
+    """Raise SessionDataRefused for a value that would come back as one of another type, in silence."""
     with suppress(RecursionError):  # which is said when it is written
         _packed(_CHECKS, key, value)
 
@@ -337,7 +337,7 @@ def decoded_value(text: bytes) -> Any:
 
 
 def checked_key(key: object) -> bytes:
-    """Raises SessionDataRefused for what is no key of a session."""
+    """Return the key as its field in Redis. Raises SessionDataRefused for what is no key of a session."""
     if isinstance(key, str) and _KEY.fullmatch(key):
         return key.encode()
     raise SessionDataRefused(
@@ -349,7 +349,7 @@ _known_key = lru_cache(1_024)(checked_key)  # an app has few keys, and uses them
 
 
 def encoded_meta(meta: Mapping[str, Any] | None) -> bytes:
-    """Raises SessionDataRefused, SessionUnreadable or ValueTooLarge."""
+    """Return the JSON of a session's meta. Raises SessionDataRefused, SessionUnreadable or ValueTooLarge."""
     if not meta:
         return b"{}"
     if not isinstance(meta, MAPPINGS):

@@ -34,7 +34,7 @@ class Sessions(Face):
 
     @property
     def on_event(self) -> list[Callable[[SessionEvent], object]]:
-        """The functions to call with each SessionEvent, in the process that noticed it.
+        """Return the functions to call with each SessionEvent, in the process that noticed it.
 
         A session expired, was evicted, began on a new device, or its old token was used.
         """
@@ -65,7 +65,7 @@ class AsyncSessions(Face):
 
     @property
     def on_event(self) -> list[Callable[[SessionEvent], object]]:
-        """The functions to call with each SessionEvent, in the process that noticed it.
+        """Return the functions to call with each SessionEvent, in the process that noticed it.
 
         A session expired, was evicted, began on a new device, or its old token was used.
         """

@@ -67,7 +67,7 @@ def stillroom_server() -> Iterator[TestServer]:
 
 @pytest.fixture
 def stillroom_options() -> dict[str, Any]:
-    """Settings the app wants besides: redefine it in your conftest.py."""
+    """Return the settings that the app wants besides. Redefine it in your conftest.py."""
     return {}
 
 
@@ -108,7 +108,7 @@ def async_stillroom(stillroom_settings: Settings) -> AsyncStillroom:
 
 @pytest.fixture
 def stillroom_override(stillroom_settings: Settings) -> Iterator[Override]:
-    """`stillroom_override(shop.room)`: the app's own room works on this test's server until the test ends.
+    """Have the app's own room work on this test's server until the test ends: `stillroom_override(shop.room)`.
 
     Whatever the app has made of the room (cached functions, middleware, sessions) goes along. Returns the room.
     """
@@ -118,7 +118,7 @@ def stillroom_override(stillroom_settings: Settings) -> Iterator[Override]:
 
 @pytest.fixture
 def stillroom_clock(stillroom: Stillroom) -> Clock:
-    """Moves the time of this test's namespace by hand, for all rooms in it: `stillroom_clock.advance(seconds)`."""
+    """Return a clock that moves the time of all rooms in this namespace: `stillroom_clock.advance(seconds)`."""
     return Clock(stillroom)
 
 

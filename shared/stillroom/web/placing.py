@@ -61,7 +61,7 @@ def checked_routes(routes: object) -> Routes | None:
 
 
 def checked_app(app: object, kind: type[R], who: str) -> None:
-    """Raises SettingsError for what can't be called as the apps of this face are."""
+    """Raise SettingsError for what can't be called as the apps of this face are."""
     if not callable(app):
         raise SettingsError(f"{who} is put around an app, not around {type(app).__name__}")
     module, number, others, other = _CALLS[kind]

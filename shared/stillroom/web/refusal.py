@@ -58,7 +58,7 @@ def refused(refusal: Refusal, said: Sequence[Decision], render: Render | None = 
 
 
 def checked_render(render: object) -> Render | None:
-    """Raises InvalidLimit for what can't be called, or would have to be awaited."""
+    """Return the function. Raises InvalidLimit for what can't be called, or would have to be awaited."""
     if render is not None and not callable(render):
         raise InvalidLimit(render, "render= is a function: Refusal → (content type, body), or None")
     check_plain("render", render)

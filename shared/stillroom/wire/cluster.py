@@ -94,7 +94,7 @@ class Topology:
         self._ask_at = 0.0  # time.monotonic(): not before
 
     def owner(self, slot: int) -> Address:
-        """Raises RedisUnavailable if no node has it."""
+        """Return the node that has the slot. Raises RedisUnavailable if none has."""
         try:
             return self._owners[slot]
         except KeyError:

@@ -247,7 +247,7 @@ class Server:
             raise RedisUnavailable("readonly")
 
     def _refuse_unfit(self, info: Any) -> None:
-        """Raises RedisUnavailable for a server on which some calls would work and others would not."""
+        """Raise RedisUnavailable for a server on which some calls would work and others would not."""
         if isinstance(info, ReplyError):
             return
         if not self._is_node and _IS_IN_CLUSTER.search(info):
@@ -257,9 +257,11 @@ class Server:
             raise RedisUnavailable("old", f"it says that it is {version[1].decode()}")
 
     def _must_be_believed(self, replication: bytes) -> None:
-        """Most Sentinels have named this server a moment ago; or, while they are silent, its replicas still follow.
+        """Raise RedisUnavailable for a server that is not believed.
 
-        Where neither is so, it may have been cut off from the others, who have another primary by now.
+        It is believed where most Sentinels have named it a moment ago, or, while they are silent, where its
+        replicas still follow. Where neither is so, it may have been cut off from the others, who have another
+        primary by now.
         """
         followers = sum(int(lag) <= FOLLOWS_S for lag in _FOLLOWER.findall(replication))
         if self.watch is None or time.monotonic() < self.watch.believed_until:

@@ -9,7 +9,7 @@ from stillroom_workers.tasks.worker_app import WorkerApp
 
 
 def register(app: WorkerApp) -> None:
-    """`stillroom.log_abuse`: no arguments. Returns its report: events, patterns, bans, aside, late, done."""
+    """Register `stillroom.log_abuse`: no arguments. It returns events, patterns, bans, aside, late, done."""
 
     def log_abuse() -> Report:
         report: Report = app.room.upkeep.scan_abuse()

@@ -10,7 +10,7 @@ from stillroom_workers.tasks.worker_app import WorkerApp
 
 
 def register(app: WorkerApp) -> None:
-    """`stillroom.snapshot_health` and `stillroom.tell_webhook`: no arguments.
+    """Register `stillroom.snapshot_health` and `stillroom.tell_webhook`, which take no arguments.
 
     The first returns the snapshot's status, findings and error; the second how many events it told. It is sent
     behind each snapshot, and behind each scan that found a pattern, where there is a webhook.

@@ -112,7 +112,7 @@ def _send_again(app: WorkerApp, order: Order) -> None:
 
 
 def tell(task: Any, progress: Progress) -> None:
-    """Celery's PROGRESS: kept where there is a result backend, and shown by whoever listens to events."""
+    """Tell Celery's PROGRESS, which a result backend keeps, and whoever listens to events shows."""
     counts = progress.model_dump(include={"seen", "deleted", "refreshed", "total"})
     task.update_state(state="PROGRESS", meta=counts)
     task.send_event("task-progress", **counts)

@@ -7,5 +7,5 @@ from stillroom_workers.tasks.worker_app import WorkerApp
 
 
 def register(app: WorkerApp) -> None:
-    """`stillroom.trim_marks`: no arguments. Returns how many marks were dropped, and how many are left."""
+    """Register `stillroom.trim_marks`: no arguments. It returns how many marks were dropped, and are left."""
     register_task(app, "stillroom.trim_marks", NoArguments, lambda _: app.room.upkeep.trim_marks())

@@ -8,5 +8,5 @@ from stillroom_workers.tasks.worker_app import WorkerApp
 
 
 def register(app: WorkerApp) -> None:
-    """`stillroom.sweep_sessions`: no arguments. Returns its report: expired, deleted, lag_s, done."""
+    """Register `stillroom.sweep_sessions`: no arguments. It returns expired, deleted, lag_s, done."""
     register_task(app, SWEEP_TASK, NoArguments, lambda _: app.room.upkeep.sweep_sessions())

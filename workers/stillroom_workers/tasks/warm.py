@@ -8,7 +8,7 @@ from stillroom_workers.tasks.worker_app import WorkerApp
 
 
 def register(app: WorkerApp) -> None:
-    """`stillroom.warm`: no arguments. Returns how many loaders were due, and how many values it has ordered."""
+    """Register `stillroom.warm`: no arguments. It returns how many loaders were due, and values ordered."""
 
     def warm() -> Report:
         upkeep = app.room.upkeep

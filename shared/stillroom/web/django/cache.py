@@ -186,7 +186,7 @@ class StillroomCache(BaseCache):
         tags: Sequence[str] = (),
         swr: Duration = 0,
     ) -> Any:
-        """`default` may be a coroutine function, too."""
+        """See get_or_set. `default` may be a coroutine function, too."""
 
         def make() -> Any:
             value = default() if callable(default) else default

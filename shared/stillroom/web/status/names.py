@@ -53,7 +53,7 @@ GOOD = {
 
 
 def names(figures: Figures | None, now: float) -> Html:
-    """Three tables. What was not used in this time is not in them."""
+    """Return three tables. What was not used in this time is not in them."""
     cache = figures.cache if figures else None
     limits = figures.limits if figures else None
     loaders = [list(_loader(one, cache, now)) for one in (cache and cache.loaders) or ()]

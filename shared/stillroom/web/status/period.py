@@ -20,7 +20,7 @@ LIMIT_NEAR = 4.0
 
 
 def charts(report: Report, history: Sequence[Snapshot] | None, period: Period, view: View) -> Html:
-    """Without Redis there is nothing to draw, nor before the first snapshot."""
+    """Return the charts. Without Redis there is nothing to draw, nor before the first snapshot."""
     drawn = [_chart(figure, period) for figure in figures(report)] if history else []
     return el(
         "section",
