@@ -272,9 +272,18 @@ class Timed(NamedTuple):
         return value
 
     def _time(self, text: bytes) -> bytes:
-        """Return a time by the clock there. 0 and 1 are none, nor is what never ends."""
-        is_time = len(text) < 20 and text.isdigit() and 1 < int(text) < FOREVER
-        return b"%d" % max(2, int(text) + self.ahead_us) if is_time else text
+        """Return a time by the clock there."""
+        return moved(text, self.ahead_us)
+
+
+def moved(text: bytes, us: int) -> bytes:
+    """Return a time of a record so many µs later. 0 and 1 are none, nor is what never ends: they stay.
+
+    >>> moved(b"1795986811246741", -1_000_000), moved(b"1", -1_000_000)
+    (b'1795986810246741', b'1')
+    """
+    is_time = len(text) < 20 and text.isdigit() and 1 < int(text) < FOREVER
+    return b"%d" % max(2, int(text) + us) if is_time else text
 
 
 def _writing(key: bytes, kind: bytes, value: Any, ms: int) -> list[Words]:

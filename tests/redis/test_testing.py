@@ -14,6 +14,7 @@ from stillroom import (
     AUTH,
     AsyncStillroom,
     Freshness,
+    Limit,
     SessionEnded,
     SessionStoreUnavailable,
     Settings,
@@ -186,6 +187,41 @@ def test_quotas_come_back(stillroom: Stillroom, stillroom_clock: Clock) -> None:
     assert not stillroom.limits.check(client, [AUTH])
     stillroom_clock.advance(2)
     assert stillroom.limits.check(client, [AUTH])
+
+
+def test_a_confirmed_session_gets_old(stillroom: Stillroom, stillroom_clock: Clock) -> None:
+    """A session that was confirmed stops being fresh when the time for that has passed, as one that has begun."""
+    begun = stillroom.sessions.create("ann")
+    stillroom_clock.advance(61)
+    assert not stillroom.sessions.get(begun).is_fresh(60)
+    confirmed = stillroom.sessions.confirm(begun)
+    assert confirmed.is_fresh(60)
+    stillroom_clock.advance(59)
+    assert stillroom.sessions.get(confirmed).is_fresh(60)
+    stillroom_clock.advance(2)
+    assert not stillroom.sessions.get(confirmed).is_fresh(60)
+
+
+def test_changes_of_limits_end(stillroom: Stillroom, stillroom_clock: Clock) -> None:
+    """A change of a limit ends when its time has passed, and one that was made for longer goes on."""
+    login, search = Limit("login", 1, 300), Limit("search", 1, 300)
+    stillroom.limits.change("login", 5, 300, 60)
+    stillroom.limits.change("search", 7, 300, 600)
+
+    def quotas() -> list[int]:
+        return [one.quota for one in stillroom.limits.check("192.0.2.1", [login, search]).limits]
+
+    quotas()  # a check has the changes read, and the next one applies them
+    assert quotas() == [5, 7]
+    for _ in range(10):
+        stillroom_clock.advance(5.8)
+    assert quotas() == [5, 7]
+    stillroom_clock.advance(3)
+    assert quotas() == [1, 7]
+    assert [one.name for one in stillroom.limits.changes()] == ["search"]
+    stillroom_clock.advance(540)
+    assert quotas() == [1, 1]
+    assert stillroom.limits.changes() == []
 
 
 def test_both_rooms_share_the_namespace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,9 +10,9 @@ import redis
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidArgument
 from stillroom.keys import glob_literal, kind_of
+from stillroom.moving import TIMES, moved
 from stillroom.room import AsyncStillroom, Stillroom, living_rooms
 
-SESSION_TIMES = (b"_c", b"_l", b"_x", b"_until")
 HIT_BYTES = 11  # of a limit's log: 7 for the µs, 4 for the count
 TIME_BYTES = 7
 ANSWER_WITHIN = 10.0  # seconds: time can't be moved on a frozen server
@@ -22,7 +23,8 @@ class Clock:
 
     All rooms of this process in the same namespace are moved, whichever face they have.
 
-    Entries get stale and run out, leases and backoffs end, sessions idle away, quotas come back, bans are served.
+    Entries get stale and run out, leases and backoffs end, sessions idle away, quotas come back, bans are served,
+    changes of limits end.
     What is ordered by a logical clock (invalidations, revocations) stays as it is. Not for use while others
     write.
     """
@@ -43,13 +45,14 @@ class Clock:
         if settings.cluster or settings.state_cluster:
             one = "state" if settings.state_cluster else "cache"
             raise InvalidArgument(f"a clock moves one server's time, and the {one} is on a cluster")
+        keys = self._room.keys
+        named = {keys.orders: "orders", keys.limit_changes: "changes"}
         for client in self._clients():
             for key in self._keys(client):
                 _shorten(client, key, seconds)
-                kind = "orders" if key == self._room.keys.orders else kind_of(key)
-                if rewrite := REWRITES.get(kind):
+                if rewrite := REWRITES.get(named.get(key) or kind_of(key)):
                     rewrite(client, key, round(seconds * 1_000_000))
-        self._forget()
+        self._forget(seconds)
 
     def _clients(self) -> Iterator[Any]:
         settings = self._room.settings
@@ -63,18 +66,19 @@ class Clock:
         prefix = glob_literal(self._room.settings.namespace.encode())
         return list(client.scan_iter(match=prefix + b":*", count=1_000))
 
-    def _forget(self) -> None:
+    def _forget(self, seconds: float) -> None:
         """Forget what this process remembers for a while, in each room of the namespace."""
         for room in {id(room): room for room in (self._room, *living_rooms)}.values():
             if room.settings.namespace == self._room.settings.namespace:
-                _forget(room)
+                _forget(room, seconds)
 
 
-def _forget(room: Any) -> None:
+def _forget(room: Any, seconds: float) -> None:
     for shard in room.operations.cache.shards:
         shard.forget_asked()
     room.operations.limits._denials.reset()
     room.operations.limits._local.reset()
+    room.operations.limits._changes.end_sooner(seconds)
 
 
 def _shorten(client: Any, key: bytes, seconds: float) -> None:
@@ -92,9 +96,17 @@ def _age_entry(client: Any, key: bytes, us: int) -> None:
 
 
 def _age_session(client: Any, key: bytes, us: int) -> None:
-    for field in client.hkeys(key):
-        if field in SESSION_TIMES:
-            client.hincrby(key, field, -us)
+    for field, text in client.hgetall(key).items():
+        if field in TIMES:
+            client.hset(key, field, moved(text, -us))
+
+
+def _age_changes(client: Any, key: bytes, us: int) -> None:
+    """Let changes of limits have been made earlier: seconds, in JSON without spaces (limit_change.lua)."""
+    for limit, text in client.hgetall(key).items():
+        change = json.loads(text)
+        earlier = {name: change[name] - us / 1_000_000 for name in ("since", "until")}
+        client.hset(key, limit, json.dumps(change | earlier, separators=(",", ":")))
 
 
 def _age_scores(unit_us: int) -> Callable[[Any, bytes, int], None]:
@@ -125,6 +137,7 @@ REWRITES: dict[str, Callable[[Any, bytes, int], None]] = {
     "todo": _age_scores(1_000),
     "orders": _age_scores(1),
     "s": _age_session,
+    "changes": _age_changes,
     "x": _age_scores(1),
     "limit": _age_hits,
     "slots": _age_scores(1),
