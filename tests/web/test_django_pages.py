@@ -510,6 +510,8 @@ def test_an_async_view_is_cached_too(room: Stillroom) -> None:
     [
         ({"timeout": 0}, "timeout=0: a number of seconds from 0.001"),
         ({"timeout": 60, "cdn": "Cache-Tags"}, "did you mean Cache-Tag"),
+        ({"timeout": 60, "cdn": None}, "cdn=None: a list of names"),
+        ({"timeout": 60, "harmless_cookies": "_ga*"}, "'_ga\\*': a list of names"),
         ({"timeout": 60, "tags": ["product:{"]}, "not a template"),
     ],
 )

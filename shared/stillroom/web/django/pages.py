@@ -31,7 +31,15 @@ from stillroom.web.django.values import FOR_MIDDLEWARE
 from stillroom.web.pages.answer import answer_from, bypassed, checked_cdn, fits_origin
 from stillroom.web.pages.pages import PageTags, Rendering, tag_page
 from stillroom.web.pages.passes import Passes
-from stillroom.web.pages.policy import ANALYTICS, CAMPAIGNS, Identity, Policy, Visit, identify
+from stillroom.web.pages.policy import (
+    ANALYTICS,
+    CAMPAIGNS,
+    Identity,
+    Policy,
+    Visit,
+    identify,
+    listed,
+)
 from stillroom.web.pages.stored import NONCE, NotKept, RenderFailed, StoredPage, kept
 from stillroom.web.problem import Answer
 
@@ -74,7 +82,7 @@ def cache_page(
         stale_while_revalidate=stale_while_revalidate,
         stale_if_error=stale_if_error,
     )
-    kinds, harmless = checked_cdn(cdn), list(harmless_cookies)
+    kinds, harmless = checked_cdn(cdn), listed("harmless_cookies", harmless_cookies)
     times = seconds_of("timeout", timeout), seconds_of("swr", swr, least=0)
     passes = Passes()  # Django's method_decorator decorates a method anew at each call
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.web.headers import Header
-from stillroom.web.pages.policy import Policy
+from stillroom.web.pages.policy import Policy, listed
 from stillroom.web.pages.stored import StoredPage
 from stillroom.web.problem import Answer
 
@@ -79,7 +79,7 @@ def is_not_modified(page: StoredPage, asked: Mapping[str, str]) -> bool:
         return False
     try:
         return _date(modified) <= _date(since)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a day or a time zone of twenty digits
         return False
 
 
@@ -105,7 +105,7 @@ def bypassed(headers: Sequence[Header], policy: Policy, *, is_private: bool) -> 
 
 def checked_cdn(cdn: str | Sequence[str]) -> list[str]:
     """Return the headers that tell CDNs a page's tags. Raises SettingsError for one that no CDN reads."""
-    kinds = [cdn] if isinstance(cdn, str) else list(cdn)
+    kinds = [cdn] if isinstance(cdn, str) else list(listed("cdn", cdn))
     for kind in kinds:
         if kind not in CDN_HEADERS:
             known = f"{', '.join(CDN_HEADERS)}{did_you_mean(kind, CDN_HEADERS)}"

@@ -31,7 +31,15 @@ from stillroom.misuse import explained
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.pages.answer import answer_from, checked_cdn
 from stillroom.web.pages.passes import Passes
-from stillroom.web.pages.policy import ANALYTICS, CAMPAIGNS, Identity, Policy, Visit, identify
+from stillroom.web.pages.policy import (
+    ANALYTICS,
+    CAMPAIGNS,
+    Identity,
+    Policy,
+    Visit,
+    identify,
+    listed,
+)
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage
 from stillroom.web.problem import Answer
 
@@ -138,7 +146,7 @@ class Pages(Generic[R]):
             raise InvalidArgument(f"Pages(room): a Stillroom or AsyncStillroom, not {room!r}")
         self.room: R = room
         self.cdn = checked_cdn(cdn)
-        self._harmless = list(harmless_cookies)
+        self._harmless = listed("harmless_cookies", harmless_cookies)
         self._marked: dict[str, Marked] = {}
         self._passes = Passes()
         self.render: Callable[[Marked, Identity], Any] | None = None  # set by install

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from ipaddress import IPv6Address
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -61,7 +62,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         for name in ("query", "ignore", "vary"):
-            object.__setattr__(self, name, _listed(name, getattr(self, name)))
+            object.__setattr__(self, name, listed(name, getattr(self, name)))
         refuse_other("sessions", self.sessions, bool, "True or False")
         for header in self.vary:
             if not _HEADER.fullmatch(header) or header.lower() in ("cookie", "authorization"):
@@ -93,14 +94,17 @@ class Policy:
         return [*self.vary, *([] if self.sessions else ["Cookie", "Authorization"])]
 
 
-def _listed(name: str, given: Any) -> tuple[str, ...]:
-    """Return what was given as each request reads it, a set in the order that it has in every process."""
+def listed(option: str, given: Any) -> tuple[str, ...]:
+    """Return the names that an option was given, a set's in the order that they have in every process.
+
+    Raises InvalidArgument for anything else, also for one text: it would be a list of its letters.
+    """
     if isinstance(given, str | bytes) or not isinstance(given, Iterable):
-        raise InvalidArgument(f"{name}={given!r}: a list of names")
-    listed = tuple(sorted(given) if isinstance(given, AbstractSet) else given)
-    if not all(isinstance(one, str) for one in listed):
-        raise InvalidArgument(f"{name}={list(listed)!r}: a list of names")
-    return listed
+        raise InvalidArgument(f"{option}={given!r}: a list of names")
+    names = tuple(sorted(given) if isinstance(given, AbstractSet) else given)
+    if not all(isinstance(one, str) for one in names):
+        raise InvalidArgument(f"{option}={list(names)!r}: a list of names")
+    return names
 
 
 def identify(visit: Visit, policy: Policy, harmless: Sequence[str]) -> Identity | str:
@@ -124,7 +128,17 @@ def identify(visit: Visit, policy: Policy, harmless: Sequence[str]) -> Identity 
 def _has_host(headers: Mapping[str, str]) -> bool:
     """Return whether the request's Host is one, or not said. A client may send any text."""
     found = _HOST.fullmatch(headers.get("host", "localhost"))
-    return found is not None and int(found[2] or 0) < 65_536
+    if found is None or int(found[2] or 0) > 65_535:
+        return False
+    return not found[1].startswith("[") or _is_ipv6(found[1][1:-1])
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _has_session(headers: Mapping[str, str], harmless: Sequence[str]) -> bool:
