@@ -607,6 +607,15 @@ def test_a_fragment_has_tags(room: Stillroom) -> None:
     assert fragment(listed, user=3, price=5, tags=["c"]) == "5"
 
 
+def test_a_fragment_may_vary_by_what_has_the_name_of_an_option(room: Stillroom) -> None:
+    """A variable that is called tags or swr tells fragments apart, as any other, where it is no option."""
+    text = "{% load stillroom %}{% cache 60 cloud tags swr %}{{ price }}{% endcache %}"
+    assert fragment(text, tags="a", swr=1, price=1) == "1"
+    assert fragment(text, tags="b", swr=1, price=2) == "2"
+    assert fragment(text, tags="a", swr=2, price=3) == "3"
+    assert fragment(text, tags="a", swr=1, price=4) == "1"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from django.db import models
+from django.db.models import Value
+from django.db.models.functions import Lower
 
 from stillroom.web.django.after_commit import InvalidatingManager, invalidates
 
@@ -35,6 +37,14 @@ class Cheap(Product):
 
     class Meta:
         proxy = True
+
+
+@invalidates("ticket:{id}", "seat:{seat}")
+class Ticket(models.Model):
+    """A row whose key, and whose seat, the database makes."""
+
+    id = models.CharField(primary_key=True, max_length=9, db_default=Lower(Value("A")))
+    seat = models.IntegerField(db_default=3)
 
 
 @invalidates("note:{pk}")

@@ -43,7 +43,8 @@ def invalidates(*tags: TagSpec) -> Callable[[M], M]:
 
     A tag is a text, a template of the model's columns (`product:{id}`, `brand:{brand_id}`), or a function of the
     row that returns tags. A row that changes invalidates its tags as it was and as it is; where they depend on more
-    than its key, a save asks the database for the row first. Raises InvalidKey for a name that is no column.
+    than its key, its save or delete asks the database for the row first. Raises InvalidKey for a name that is no
+    column.
     A model derived from this one has the same tags unless it says its own.
     """
 
@@ -210,7 +211,7 @@ def _listen_to(model: type[models.Model]) -> None:
     for signal, receiver in (
         (signals.pre_save, _about_to_save),
         (signals.post_save, _saved),
-        (signals.post_delete, _deleted),
+        (signals.pre_delete, _about_to_delete),
     ):
         signal.connect(receiver, sender=model, dispatch_uid=("stillroom", id(model)))
     signals.m2m_changed.connect(_related, dispatch_uid="stillroom")
@@ -227,12 +228,9 @@ signals.class_prepared.connect(_prepared, dispatch_uid="stillroom")
 
 def _about_to_save(sender: type[models.Model], instance: Any, using: str, **_: Any) -> None:
     """Note the tags of the row as the database has it, which are unknown after the save."""
-    tags = _tags_of(sender)
-    columns = _columns_needed(tags, sender)
-    is_new = instance.pk is None or (instance._state.adding and instance._meta.pk.has_default())
-    if columns and not is_new:
-        rows = sender._base_manager.using(using).filter(pk=instance.pk).values(*columns)
-        _note_tags((tag for row in rows for tag in tags.of(Before(instance, row))), using)
+    columns = _columns_needed(_tags_of(sender), sender)
+    if columns and not _has_new_key(instance):
+        _note_stored(sender, instance, using, columns)
 
 
 def _saved(sender: type[models.Model], instance: Any, using: str, **_: Any) -> None:
@@ -240,8 +238,33 @@ def _saved(sender: type[models.Model], instance: Any, using: str, **_: Any) -> N
     _note_tags(tags.of(Before(instance, _computed(sender, instance, using, tags))), using)
 
 
-def _deleted(sender: type[models.Model], instance: Any, using: str, **_: Any) -> None:
-    _note_tags(_tags_of(sender).of(instance), using)
+def _about_to_delete(
+    sender: type[models.Model], instance: Any, using: str, origin: Any = None, **_: Any
+) -> None:
+    """Note the tags of the row as the database has it. Rows of a query or a cascade were read for the delete."""
+    tags = _tags_of(sender)
+    columns = _columns_needed(tags, sender)
+    if columns and instance is origin:
+        _note_stored(sender, instance, using, columns)
+    else:
+        _note_tags(tags.of(instance), using)
+
+
+def _has_new_key(instance: Any) -> bool:
+    """Return whether a row has its key from its default, or is to have it from the database."""
+    key = instance.pk
+    if key is None or hasattr(key, "resolve_expression"):  # the latter: of db_default
+        return True
+    return bool(instance._state.adding and instance._meta.pk.has_default())
+
+
+def _note_stored(
+    model: type[models.Model], instance: Any, using: str, columns: Iterable[str]
+) -> None:
+    """Note the tags of a row as the database has it."""
+    tags = _tags_of(model)
+    rows = model._base_manager.using(using).filter(pk=instance.pk).values(*columns)
+    _note_tags((tag for row in rows for tag in tags.of(Before(instance, row))), using)
 
 
 def _related(

@@ -57,8 +57,9 @@ def do_cache(parser: Any, token: Any) -> CacheNode:
     nodelist = parser.parse(("endcache",))
     parser.delete_first_token()
     words = token.split_contents()
-    given = [word for word in words[1:] if word.partition("=")[0] not in OPTIONS]
-    options = dict(word.split("=", 1) for word in words[1:] if word not in given)
+    starts = tuple(f"{name}=" for name in OPTIONS)
+    given = [word for word in words[1:] if not word.startswith(starts)]
+    options = dict(word.split("=", 1) for word in words[1:] if word.startswith(starts))
     if len(given) < 2:
         raise TemplateSyntaxError(f"{words[0]!r} tag: a timeout in seconds and a name")
     return CacheNode(
