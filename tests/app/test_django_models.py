@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import Context
 from typing import Any
 
 import pytest
@@ -77,6 +78,11 @@ def rows(tables: None, room: Stillroom) -> Iterator[None]:
 
 @pytest.fixture
 def tags(room: Stillroom, rows: None) -> Tags:
+    return loaded(room)
+
+
+def loaded(room: Stillroom) -> Tags:
+    """Store an entry for each tag."""
     return Tags(room, *ALL, "note:1", "ticket:a", "seat:3")
 
 
@@ -114,6 +120,12 @@ def compute() -> None:
     found = product()
     found.price = F("price") + 4
     found.save()
+
+
+def upsert() -> None:
+    fields: Any = {"unique_fields": ["pk"], "update_fields": ["price", "brand_id"]}
+    given = (one for one in [Product(id=7, price=5, brand_id=2)])
+    Product.objects.bulk_create(given, update_conflicts=True, **fields)
 
 
 def delete_what_has_moved() -> None:
@@ -155,6 +167,7 @@ CHANGES: dict[str, tuple[Callable[[], object], set[str]]] = {
         ROW | {"price:5"},
     ),
     "bulk_create": (lambda: Product.objects.bulk_create([Product(id=8, price=5, brand_id=2)]), NEW),
+    "bulk_create of a row that is there": (upsert, ROW | {"brand:2", "price:5"}),
     "bulk_update": (bulk_move, ROW | {"brand:2"}),
     "update": (lambda: Product.objects.update(price=5), {"products"}),
     "update that says its tags": (
@@ -198,6 +211,22 @@ def test_outside_a_transaction_it_happens_at_once(
 ) -> None:
     """Outside a transaction a change is invalidated at once, because Django commits each statement then."""
     change()
+    assert tags.invalidated() == expected
+
+
+@change_and_tags
+def test_what_is_loaded_right_before_a_write_is_invalidated_by_it(
+    tags: Tags, room: Stillroom, change: Callable[[], object], expected: set[str]
+) -> None:
+    """Outside a transaction, too, nothing is invalidated before the write, for readers would load the old rows."""
+
+    def load_before(execute: Any, sql: str, *rest: Any) -> Any:
+        if sql.startswith(("INSERT", "UPDATE", "DELETE")):
+            Context().run(loaded, room)  # as another thread does it
+        return execute(sql, *rest)
+
+    with connection.execute_wrapper(load_before):
+        change()
     assert tags.invalidated() == expected
 
 
@@ -369,6 +398,24 @@ def test_other_callbacks_of_the_commit_run_in_any_case(
         transaction.on_commit(lambda: called.append(True))
     assert called == [True]
     assert "after a commit" in caplog.text
+
+
+class Replicas:
+    """A router that reads from replicas; here they can't be reached."""
+
+    def db_for_read(self, *_: Any, **__: Any) -> str:
+        return "replica"
+
+
+def test_bulk_update_asks_no_replica_and_waits_for_the_commit_of_its_own_database(
+    tags: Tags,
+) -> None:
+    """Where a router reads from replicas, bulk_update looks at, and waits for, the database that it writes to."""
+    moved = Product(id=7, price=5, brand_id=2)
+    with override_settings(DATABASE_ROUTERS=[Replicas()]), transaction.atomic():
+        Product.objects.bulk_update([moved], ["brand_id", "price"])
+        assert tags.invalidated() == set()
+    assert tags.invalidated() == ROW | {"brand:2", "price:5"}
 
 
 def test_update_without_tags_is_logged(

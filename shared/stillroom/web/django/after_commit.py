@@ -14,7 +14,7 @@ are deferred (see `Cache.invalidate`), and the edit raises nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -36,6 +36,8 @@ from stillroom.web.django import room
 log = logging.getLogger("stillroom.web")
 
 M = TypeVar("M", bound=type[models.Model])
+
+FORMER = "_stillroom_former"  # of a row that is being saved: the tags that it had
 
 
 def invalidates(*tags: TagSpec) -> Callable[[M], M]:
@@ -85,8 +87,9 @@ ainvalidate_by_pattern = sync_to_async(invalidate_by_pattern)
 class InvalidatingQuerySet(models.QuerySet):
     """A QuerySet whose bulk methods invalidate, too.
 
-    `bulk_create` and `bulk_update` invalidate the tags of each row. `update` knows no rows: it invalidates the
-    model's constant tags, and what `tagged` says.
+    `bulk_create` and `bulk_update` invalidate the tags of each row; `bulk_create(update_conflicts=True)` those of
+    rows that are there where `unique_fields` names the columns by which they are found. `update` knows no rows: it
+    invalidates the model's constant tags, and what `tagged` says.
     """
 
     _said: tuple[str, ...] | None = None
@@ -99,18 +102,17 @@ class InvalidatingQuerySet(models.QuerySet):
         return clone
 
     def bulk_create(self, objs: Iterable[Any], *args: Any, **options: Any) -> list[Any]:
-        created: list[Any] = super().bulk_create(objs, *args, **options)
-        self._note(created)
+        rows = list(objs)
+        former = self._stored_tags(options.get("unique_fields") or (), rows)
+        created: list[Any] = super().bulk_create(rows, *args, **options)
+        _note_tags([*former, *self._tags_of(created)], self.db)
         return created
 
     def bulk_update(self, objs: Iterable[Any], *args: Any, **options: Any) -> int:
         rows = list(objs)
-        tags = tags_of_model(self.model)
-        if tags is not None and _columns_needed(tags, self.model):
-            keys = [row.pk for row in rows]
-            self._note(self.model._base_manager.using(self.db).filter(pk__in=keys))  # as they were
+        former = self._stored_tags(["pk"], rows)
         count: int = super(InvalidatingQuerySet, self.tagged()).bulk_update(rows, *args, **options)
-        self._note(rows)
+        _note_tags([*former, *self._tags_of(rows)], self.db)
         return count
 
     def update(self, **values: Any) -> int:
@@ -132,10 +134,18 @@ class InvalidatingQuerySet(models.QuerySet):
         clone._said = self._said
         return clone
 
-    def _note(self, rows: Iterable[Any]) -> None:
+    def _stored_tags(self, columns: Iterable[str], rows: Sequence[Any]) -> list[str]:
+        """Return the tags that the database has for the rows that are like these in these columns."""
+        self._for_write = True  # so `db` is where they are written, and not a replica
         tags = tags_of_model(self.model)
-        if tags is not None:
-            _note_tags((tag for row in rows for tag in tags.of(row)), self.db)
+        if tags is None or not columns or not _columns_needed(tags, self.model):
+            return []
+        same = {f"{name}__in": [getattr(row, name) for row in rows] for name in columns}
+        return self._tags_of(self.model._base_manager.using(self.db).filter(**same))
+
+    def _tags_of(self, rows: Iterable[Any]) -> list[str]:
+        tags = tags_of_model(self.model)
+        return [] if tags is None else [tag for row in rows for tag in tags.of(row)]
 
     bulk_create.alters_data = bulk_update.alters_data = update.alters_data = True  # type: ignore[attr-defined]
 
@@ -227,15 +237,20 @@ signals.class_prepared.connect(_prepared, dispatch_uid="stillroom")
 
 
 def _about_to_save(sender: type[models.Model], instance: Any, using: str, **_: Any) -> None:
-    """Note the tags of the row as the database has it, which are unknown after the save."""
+    """Keep the tags of the row as the database has it until it is saved.
+
+    They are unknown then. Outside a transaction they would be invalidated now, and readers load the old row again.
+    """
     columns = _columns_needed(_tags_of(sender), sender)
-    if columns and not _has_new_key(instance):
-        _note_stored(sender, instance, using, columns)
+    is_stored = bool(columns) and not _has_new_key(instance)
+    former = _stored_tags(sender, instance, using, columns) if is_stored else []
+    setattr(instance, FORMER, former)
 
 
 def _saved(sender: type[models.Model], instance: Any, using: str, **_: Any) -> None:
-    tags = _tags_of(sender)
-    _note_tags(tags.of(Before(instance, _computed(sender, instance, using, tags))), using)
+    tags, former = _tags_of(sender), vars(instance).pop(FORMER, ())
+    saved = tags.of(Before(instance, _computed(sender, instance, using, tags)))
+    _note_tags([*former, *saved], using)
 
 
 def _about_to_delete(
@@ -244,10 +259,9 @@ def _about_to_delete(
     """Note the tags of the row as the database has it. Rows of a query or a cascade were read for the delete."""
     tags = _tags_of(sender)
     columns = _columns_needed(tags, sender)
-    if columns and instance is origin:
-        _note_stored(sender, instance, using, columns)
-    else:
-        _note_tags(tags.of(instance), using)
+    is_old = bool(columns) and instance is origin
+    found = _stored_tags(sender, instance, using, columns) if is_old else tags.of(instance)
+    _note_tags(found, using)
 
 
 def _has_new_key(instance: Any) -> bool:
@@ -258,13 +272,13 @@ def _has_new_key(instance: Any) -> bool:
     return bool(instance._state.adding and instance._meta.pk.has_default())
 
 
-def _note_stored(
+def _stored_tags(
     model: type[models.Model], instance: Any, using: str, columns: Iterable[str]
-) -> None:
-    """Note the tags of a row as the database has it."""
+) -> list[str]:
+    """Return the tags of a row as the database has it; none where it has none."""
     tags = _tags_of(model)
     rows = model._base_manager.using(using).filter(pk=instance.pk).values(*columns)
-    _note_tags((tag for row in rows for tag in tags.of(Before(instance, row))), using)
+    return [tag for row in rows for tag in tags.of(Before(instance, row))]
 
 
 def _related(
