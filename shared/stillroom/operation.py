@@ -258,9 +258,10 @@ class Driver:
         send: Any = operation.send
         if send is None:
             return self._run_ahead(operation)  # type: ignore[no-any-return]
-        deadline = deadline or time.monotonic() + self._call_timeout
         try:
             step = send(None) if interruption is None else operation.throw(interruption)
+            # Not before: until its first step a call waits for nobody, and may have a large value to encode.
+            deadline = deadline or time.monotonic() + self._call_timeout
             while True:
                 try:
                     kind = type(step)

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 from zlib import crc32
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_serializer
 
 from stillroom import Freshness, InvalidArgument, InvalidKey, ValueTooLarge
 from stillroom.cache import invalidation
@@ -62,6 +62,26 @@ def test_any_json_value_comes_back(room: Any, value: Any) -> None:
     missing = object()
     assert room.cache.set("k", value)
     assert room.cache.get("k", default=missing) == value
+
+
+class Slow(BaseModel):
+    """A value that takes longer to encode than a call may wait for Redis."""
+
+    number: int
+
+    @field_serializer("number")
+    def _written(self, number: int) -> int:
+        time.sleep(0.4)
+        return number
+
+
+def test_the_time_that_a_value_takes_to_encode_is_not_that_of_redis(make_room: Any) -> None:
+    """A value that takes longer to encode than `call_timeout` is stored: Redis has not been asked yet."""
+    room = make_room(call_timeout=0.3)
+    assert room.cache.set("k", Slow(number=1))
+    assert room.cache.set_many({"many": Slow(number=2)}) == {"many": True}
+    assert room.cache.add("added", Slow(number=3))
+    assert room.cache.get_many(["k", "many", "added"], Slow).keys() == {"k", "many", "added"}
 
 
 def test_a_miss_is_the_default(room: Any) -> None:
