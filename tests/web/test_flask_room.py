@@ -124,6 +124,21 @@ def price() -> int:
     del sys.modules["flaskshop"]
 
 
+@pytest.mark.parametrize("wrong", [{"cookie": "sid"}, {"routes": []}])
+def test_options_that_are_refused_leave_the_app_as_it_was(
+    shop: Stillroom, wrong: dict[str, Any]
+) -> None:
+    """After options that were refused, init_app can be called again with right ones."""
+    app = Flask("shop")
+    own = app.session_interface, app.wsgi_app
+    with pytest.raises(ValueError, match="did you mean"):
+        shop.init_app(app, **wrong)
+    assert (app.session_interface, app.wsgi_app) == own
+    assert not app.extensions
+    shop.init_app(app, cookie=SessionCookie("sid", secure=False))
+    assert app.extensions["stillroom"] is shop
+
+
 def test_mistakes(shop: Stillroom, settings: Settings) -> None:
     """An object that is no app, an async room, a second room and a missing room raise clear errors."""
     app = Flask("shop")

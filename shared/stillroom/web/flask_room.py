@@ -61,16 +61,16 @@ def init_app(
                 "init_app(app, …) was called before, without these options: give them to that call"
             )
         return
-    app.extensions[EXTENSION], app.extensions[GIVEN] = room, given
-    if sessions:
-        app.session_interface = StillroomSessions(room, cookie=cookie)
+    interface = StillroomSessions(room, cookie=cookie) if sessions else app.session_interface
     inner: Any = budgeted(room, app.wsgi_app)
     if routes is not None:
         inner = StillroomMiddleware(inner, room, sessions=False, routes=routes, subject=subject)
     if health:
         inner = HealthWSGI(room, inner)
-    app.wsgi_app = inner  # type: ignore[method-assign]
     answer_shed_loads(app)
+    # Not before: what was refused leaves the app as it was.
+    app.extensions[EXTENSION], app.extensions[GIVEN] = room, given
+    app.session_interface, app.wsgi_app = interface, inner  # type: ignore[method-assign]
     load_within(room, app)
 
 
