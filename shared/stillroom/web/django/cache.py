@@ -10,7 +10,8 @@ KEY_PREFIX, VERSION, KEY_FUNCTION and TIMEOUT are Django's.
     cache.set("rates", rates, 60, tags=["rates"])
     cache.invalidate_by_tag("rates")
 
-Tags are those of the room: whatever invalidates one, in Python or after a commit, kills what carries it here too.
+Tags are those of the room: whatever invalidates one, in Python or after a commit, also invalidates what carries it
+here.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ class StillroomCache(BaseCache):
         await sync_to_async(self.delete_many)(keys, version)
 
     def invalidate_by_tag(self, *tags: str, soft: bool = False) -> None:
-        """Kill what carries one of these tags, here and in the rest of the room. See Cache.invalidate_by_tag.
+        """Invalidate what carries one of these tags, here and in the rest of the room. See Cache.invalidate_by_tag.
 
         Redis away: it is done before this process trusts another read.
         """
