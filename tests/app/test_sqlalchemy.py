@@ -157,6 +157,42 @@ def test_a_rollback_invalidates_nothing(
     assert tags.invalidated() == set()
 
 
+@pytest.mark.parametrize("expire_on_commit", [True, False])
+@pytest.mark.parametrize(
+    ("change", "also"),
+    [
+        (lambda _, row: setattr(row, "price", 5), {"price:5", "brand:1"}),
+        (lambda _, row: setattr(row, "brand_id", 3), set()),
+        (lambda session, row: session.delete(row), set()),
+    ],
+    ids=["a price", "a brand", "a delete"],
+)
+def test_a_row_that_others_moved_since_it_was_read_loses_its_tags_too(
+    after_commit: AfterCommit,
+    catalogue: Catalogue,
+    tags: Tags,
+    change: Callable[[Session, Product], object],
+    also: set[str],
+    expire_on_commit: bool,
+) -> None:
+    """A row's former tags are those that the database has, also where the session keeps what it read before."""
+    catalogue.maker.configure(expire_on_commit=expire_on_commit)
+
+    def work(session: Session) -> None:
+        product = session.get_one(Product, 7)
+        assert product.brand_id == 1
+        session.commit()
+        with Session(catalogue.engine) as other:  # of another process
+            other.add(Brand(id=3, name="third"))
+            move(other)
+            other.commit()
+        change(session, product)
+
+    catalogue.run(work)
+    invalidated = tags.invalidated()
+    assert invalidated - also == {"products", "product:7", "brand:2", "price:1"}
+
+
 def test_what_is_asked_for_by_hand_waits_for_the_commit(
     after_commit: AfterCommit, catalogue: Catalogue, room: Any, tags: Tags
 ) -> None:

@@ -387,20 +387,26 @@ def _watched(row: Any) -> list[Changes]:
 
 
 def _former(connection: Connection, row: Any, fields: Iterable[str]) -> Mapping[str, Any]:
-    """Return the former values of these columns, asked of the database where the session did not keep them."""
-    former: dict[str, Any] = {}
+    """Return the former values of these columns, asked of the database where the session does not know them.
+
+    With `expire_on_commit=False` it keeps what it read before its last commit, and others may have changed that.
+    """
+    state: Any = inspected(row)
+    mapper, session = state.mapper, state.session
+    key = list(zip(mapper.primary_key, state.identity or (), strict=False))
+    former = {mapper.get_property_by_column(column).key: value for column, value in key}
+    knows = session is None or session.expire_on_commit
     unknown = []
     for name in fields:
+        if name in former:
+            continue
         history = get_history(row, name, UNLOADED_STAYS)
-        if history.deleted:
+        if knows and history.deleted:
             former[name] = history.deleted[0]
-        elif history.added or not history.unchanged:
+        elif history.added or not history.unchanged or not knows:
             unknown.append(name)
-    state: Any = inspected(row)
-    if unknown and state.identity is not None:
-        mapper = state.mapper
+    if unknown and key:
         columns = [getattr(mapper.class_, name) for name in unknown]
-        key = zip(mapper.primary_key, state.identity, strict=True)
         asked = select(*columns).where(*(column == value for column, value in key))
         former.update(zip(unknown, connection.execute(asked).first() or (), strict=False))
     return former
