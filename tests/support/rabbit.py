@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -73,6 +73,34 @@ class RabbitServer:
     def hanging(self) -> AbstractContextManager[None]:
         """Answer nobody meanwhile; connections stay open."""
         return halted(self._process.pid)
+
+    @contextmanager
+    def impatient(self) -> Iterator[None]:
+        """Take the channel away from whoever is connected from now on and has a message for longer than a second,
+        instead of half an hour.
+        """
+        self._set("consumer_timeout", 1_000)
+        self._set("channel_tick_interval", 500)
+        try:
+            yield
+        finally:
+            self._set("consumer_timeout", 1_800_000)
+            self._set("channel_tick_interval", 60_000)
+
+    def _set(self, name: str, value: int) -> None:
+        self._control("eval", f"application:set_env(rabbit, {name}, {value}).")
+
+    def url_of(self, user: str, *rights: str, vhost: str = "/", password: str = "right") -> str:
+        """Make a user, and the virtual host, if they are not there; return their URL with this password.
+
+        rights: patterns of what the user may configure, write and read.
+        """
+        for words in (("add_vhost", vhost), ("add_user", user, "right")):
+            with suppress(subprocess.CalledProcessError):
+                self._control(*words)
+        if rights:
+            self._control("set_permissions", "-p", vhost, user, *rights)
+        return f"amqp://{user}:{password}@127.0.0.1:{self.port}/{vhost}"
 
     def _control(self, *words: str) -> str:
         command = [CONTROL, "-n", self._environment["RABBITMQ_NODENAME"], *words]

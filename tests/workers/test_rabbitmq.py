@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from amqp import Message
 from celery import Celery
+from celery.events import EventReceiver
 
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
@@ -16,6 +18,7 @@ from tests.support.celery_process import CeleryProcess, until
 from tests.support.crowd import PATIENT
 from tests.support.entries import age
 from tests.support.rabbit import RabbitServer, is_installed
+from tests.workers.test_events import BEGUN
 
 pytestmark = [
     pytest.mark.skipif(not is_installed(), reason="rabbitmq-server is not installed"),
@@ -208,3 +211,105 @@ def test_a_worker_and_rabbitmq_notice_soon_that_the_other_is_gone(
     """Both connections of a worker have a heartbeat of 20 s, not the minute that RabbitMQ would take."""
     start_worker()
     until(lambda: [beat for beat in rabbit.heartbeats() if beat] == [20, 20], "both are there", 30)
+
+
+REFUSED = {
+    "a wrong password": "the broker refuses the login in STILLROOM_BROKER_URL (ACCESS_REFUSED",
+    "no such host": "the broker refuses the virtual host in STILLROOM_BROKER_URL (NOT_ALLOWED",
+    "a host of others": "the broker refuses the virtual host in STILLROOM_BROKER_URL (NOT_ALLOWED",
+    "no right to declare": "the user in STILLROOM_BROKER_URL lacks a right that workers need",
+    "no right to read": "the user in STILLROOM_BROKER_URL lacks a right that workers need",
+    "a queue of another kind": "the broker has it with other properties: delete it",
+}
+
+
+@pytest.mark.parametrize(("what", "sentence"), REFUSED.items(), ids=list(REFUSED))
+def test_what_rabbitmq_refuses_ends_the_worker_with_a_sentence(
+    start: Callable[..., CeleryProcess], rabbit: RabbitServer, what: str, sentence: str
+) -> None:
+    """A refusal that will be repeated ends the worker with exit code 1 and one line that says which and where."""
+    urls = {
+        "a wrong password": lambda: rabbit.url_of("hasty", password="wrong"),
+        "no such host": lambda: rabbit.url.removesuffix("//") + "/nowhere",
+        "a host of others": lambda: rabbit.url_of("guest2", vhost="theirs"),
+        "no right to declare": lambda: rabbit.url_of("weak", "", ".*", ".*"),
+        "no right to read": lambda: rabbit.url_of("blind", ".*", ".*", ""),
+        "a queue of another kind": lambda: rabbit.url,
+    }
+    connection = rabbit.connection()
+    connection.channel().queue_declare("classic.refresh", durable=True, auto_delete=False)
+    connection.close()
+    namespace = "classic" if what == "a queue of another kind" else "stillroom"
+    broker = {"STILLROOM_BROKER_URL": urls[what](), "STILLROOM_NAMESPACE": namespace}
+    worker = start("worker", STILLROOM_LOADERS="", **broker)
+    assert worker.process.wait(30) == 1
+    (told,) = [line for line in worker.log.splitlines() if "CRITICAL" in line]
+    assert f"the worker can't go on: {sentence}" in told
+    assert "Traceback" not in worker.log
+    assert "Trying to reconnect" not in worker.log
+
+
+def test_an_order_that_rabbitmq_takes_back_ends_no_worker(
+    start_worker: Callable[..., CeleryProcess],
+    room: Stillroom,
+    rabbit: RabbitServer,
+    db: Any,
+) -> None:
+    """RabbitMQ takes the channel from a worker that has had a message for too long; the worker connects anew."""
+    with rabbit.impatient():
+        worker = start_worker()
+        db.set("db:gate", 1)
+        read_stale(room, db, 15)
+        until(lambda: db.exists("db:waiting"), "the worker is at it", 30)
+        worker.await_line("PRECONDITION_FAILED - delivery acknowledgement", 30)
+        db.delete("db:gate")
+        db.rpush("db:opened", 1)
+        read_stale(room, db, 16)
+        until(lambda: loads(db) >= 2, "it works on", 30)
+    assert worker.process.poll() is None
+    assert "Unrecoverable error" not in worker.log
+
+
+@pytest.mark.parametrize("rights", [(), (".*", "", ".*")], ids=["no login", "no right to write"])
+def test_a_tick_that_rabbitmq_refuses_is_one_line(
+    start: Callable[..., CeleryProcess], rabbit: RabbitServer, rights: tuple[str, ...]
+) -> None:
+    """Beat whose ticks RabbitMQ refuses says so in a line for each, and sends them once it may."""
+    user = "mute" if rights else "stranger"
+    url = rabbit.url_of(user, *rights, vhost="ticks")
+    beat = start("beat", app="tests.support.quick_beat", STILLROOM_BROKER_URL=url)
+    beat.await_line("NOT_ALLOWED" if not rights else "could not be sent (AccessRefused", 60)
+    rabbit.url_of(user, ".*", ".*", ".*", vhost="ticks")
+    said = len(beat.log)
+    until(lambda: "Sending due task" in beat.log[said:], "it goes on", 30)
+    assert beat.process.poll() is None
+    assert "Traceback" not in beat.log
+
+
+def test_who_watches_rabbitmq_is_told_of_plain_events_alone(
+    rabbit: RabbitServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Strange events are dropped before a listener keeps them, and the connection is not lost for them."""
+    heard: list[dict[str, Any]] = []
+    json_type = {"content_type": "application/json", "content_encoding": "utf-8"}
+    strange = [[1], {**BEGUN, "clock": "x"}, {**BEGUN, "uuid": None}, None, "x" * 2_000_000]
+    bodies = [(json.dumps(body).encode(), json_type) for body in strange]
+    bodies += [(b"{", json_type), (b"", {}), (b"{}", {"content_type": "application/x-python"})]
+    bodies += [(b"{}", json_type | {"application_headers": {"compression": "application/x-gzip"}})]
+    bodies += [(json.dumps(BEGUN).encode(), json_type)]
+    with Celery(
+        broker=rabbit.url, set_as_current=False, amqp="stillroom_workers.guards:AMQP"
+    ) as app:
+        app.conf.update(event_exchange="watched.celeryev", control_exchange="watched")
+        with app.connection_for_read() as connection:
+            receiver = EventReceiver(connection, handlers={"*": heard.append}, app=app)
+            with receiver.consumer_context() as (listening, _, _):
+                stranger = rabbit.connection()
+                for body, properties in bodies:
+                    message = Message(body, **properties)
+                    stranger.channel().basic_publish(message, "watched.celeryev", "task.multi")
+                while not heard:
+                    listening.drain_events(timeout=10)
+                stranger.close()
+    assert [event["uuid"] for event in heard] == [BEGUN["uuid"]]
+    assert caplog.text.count("An event of") == len(bodies) - 1

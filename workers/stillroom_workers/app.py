@@ -170,6 +170,10 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # connection. Celery's default comes to a minute, and a worker that was deaf looked alive for over two. Not
         # shorter: with `-P solo` a task of twenty seconds gives none.
         "broker_heartbeat": 20.0,
+        # RabbitMQ takes a channel away from a worker that has had an order for longer than half an hour, be it that
+        # its time has not come. Stock ends then, and so does the next worker that takes the order. On Redis this
+        # setting would hide that a right is missing.
+        "broker_channel_error_retry": is_amqp(settings),
         "broker_transport_options": transport_options(settings),
         "broker_use_ssl": broker_tls(settings),
         # Logs are ours: the CLI, Docker and pytest each want them their way.

@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError
 
 import redis
 from stillroom.shown import shown
+from stillroom_workers import rabbit
 
 log = logging.getLogger("stillroom.workers")
 
@@ -23,7 +24,8 @@ STOPS_WITHIN_S = 5.0
 LOOKS_EVERY_S = 1.0  # in a worker, which does not want to wait longer for it to stop
 STEP_S = 1.0  # what a clock goes back by at least when it is set, and not only slowed down
 
-AWAY = (OperationalError, redis.RedisError, OSError)  # what a broker's trouble is raised as
+# What a broker's trouble is raised as.
+AWAY = (OperationalError, redis.RedisError, OSError, *rabbit.ERRORS)
 
 # celery's types differ with and without stubs; as Any they look the same to mypy.
 _StockScheduler: Any = beat.Scheduler
@@ -43,9 +45,17 @@ class Scheduler(_StockScheduler):  # type: ignore[misc]
     _offset = -math.inf  # from the monotonic clock to the machine's at the last tick, seconds
 
     def tick(self, *args: Any, **kwargs: Any) -> Any:
-        """Send what is due; returns the seconds until the next is."""
+        """Send what is due; returns the seconds until the next is.
+
+        Where RabbitMQ refuses the login, beat tries again later, as with Redis. Stock ends with a traceback.
+        """
         self._follow_clock()
-        return super().tick(*args, **kwargs)
+        try:
+            return super().tick(*args, **kwargs)
+        except rabbit.ERRORS as error:
+            why = shown(repr(error), 200)
+            log.error("beat: the broker refuses the connection (%s); it is tried again", why)
+            return self.max_interval
 
     def apply_async(self, entry: Any, **options: Any) -> Any:
         """Send a tick. One line tells that the broker took none; stock writes out two stacks, for each tick."""

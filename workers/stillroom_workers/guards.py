@@ -61,7 +61,6 @@ from stillroom_workers.hygiene import (
 __all__ = ["AMQP", "Channel", "Connection", "Consumer", "Control", "Request", "Transport"]
 
 REASON_LENGTH = 200  # characters
-EVENTS_EXCHANGE = "celeryev"  # its name ends so, see own_names in dispatch.py
 
 # Errors that Python raises when data has the wrong shape. Not `Exception`: "can't start new thread" is the
 # worker's trouble and must not cost a good message its place in the queue. KeyError belongs here
@@ -227,7 +226,8 @@ class Channel(_StockChannel):  # type: ignore[misc]
         event = super()._handle_message(client, reply)
         if not bytes_to_str(event["type"]).endswith("message"):
             return event
-        raw, is_told = event["data"], f".{EVENTS_EXCHANGE}/" in bytes_to_str(event["channel"])
+        raw, channel = event["data"], bytes_to_str(event["channel"])
+        is_told = f".{rabbit.EVENTS_EXCHANGE}/" in channel
         if not (self._is_event(raw) if is_told else self._is_message(raw, source=None)):
             event["data"] = None  # `_receive_one` delivers nothing then
         return event
@@ -524,21 +524,32 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
             unnoted.popleft()
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:
+        self._raise_where_refused(exc)
         super().on_connection_error_before_connected(exc)
         self._mend(exc)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
+        self._raise_where_refused(exc)
         # Celery tells in seven lines of a setting that is as it is on purpose: see app.py.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CPendingDeprecationWarning)
             super().on_connection_error_after_connected(exc)
         self._mend(exc)
 
+    @staticmethod
+    def _raise_where_refused(error: Exception) -> None:
+        """Raise what RabbitMQ will say again: stock tries anew without an end, five times a second."""
+        if rabbit.refusal(error, "") is not None:
+            raise error
+
     def _mend(self, error: Exception) -> None:
-        """Heal a key of a wrong type, and wait before the next connection: such a server answers at once."""
+        """Heal a key of a wrong type, and wait before the next connection: such a server answers at once.
+
+        So does RabbitMQ with some errors.
+        """
         if isinstance(error, _WrongType):
             self._heal()
-        if isinstance(error, _NotTheServer | _WrongType):
+        if isinstance(error, (_NotTheServer, _WrongType, *rabbit.ERRORS)):
             sleep(PEER_PAUSE_S)
 
     def _heal(self) -> None:

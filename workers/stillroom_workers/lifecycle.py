@@ -34,6 +34,7 @@ from stillroom.place import each_url
 from stillroom.shown import shown
 from stillroom.wire import Server, Wire
 from stillroom.wire.outcome import owner_of
+from stillroom_workers import rabbit
 from stillroom_workers.frameworks import room_of_django, wrap_loads
 from stillroom_workers.schedule import SCHEDULE
 from stillroom_workers.signs import SignsOfLife
@@ -163,22 +164,25 @@ def ending_the_process() -> Iterator[None]:
 
 
 @contextmanager
-def ending_without_a_right(settings: Settings) -> Iterator[None]:
-    """End the process with one sentence and exit code 1 if the broker refuses a right inside."""
+def ending_where_refused(settings: Settings) -> Iterator[None]:
+    """End the process with one sentence and exit code 1 if the broker refuses what it needs inside."""
     try:
         yield
-    except redis.ResponseError as error:
-        if not _lacks_a_right(error):
-            raise
+    except (redis.ResponseError, *rabbit.ERRORS) as error:
         setting = "REDIS_URL" if settings.broker_url is None else "STILLROOM_BROKER_URL"
-        why = f"the user in {setting} lacks a right that workers need at the broker ({error})"
-        log.critical("the worker can't go on: %s; %s", shown(why), WHO_MAY)
+        if _lacks_a_right(error):
+            why = f"the user in {setting} lacks a right that workers need at the broker ({error})"
+            log.critical("the worker can't go on: %s; %s", shown(why), WHO_MAY)
+        elif refused := rabbit.refusal(error, setting):
+            log.critical("the worker can't go on: %s", shown(refused))
+        else:
+            raise
         raise SystemExit(1) from None
 
 
-def _lacks_a_right(error: redis.ResponseError) -> bool:
-    """Return whether the broker refused a right, of a command or of one in a script, for which kombu has one."""
-    in_script = owner_of(f"ERR {error}") == "noperm"
+def _lacks_a_right(error: Exception) -> bool:
+    """Return whether Redis refused a right, of a command or of one in a script, for which kombu has one."""
+    in_script = isinstance(error, redis.ResponseError) and owner_of(f"ERR {error}") == "noperm"
     return in_script or isinstance(error, redis.exceptions.NoPermissionError)
 
 

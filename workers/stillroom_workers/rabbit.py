@@ -2,16 +2,56 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from amqp import exceptions, spec
 from kombu.exceptions import ContentDisallowed
 from kombu.transport import pyamqp
+
+from stillroom.shown import shown
+from stillroom_workers.events import flaw_in_events
+from stillroom_workers.hygiene import JSON, RAW_LIMIT
+
+REASON_LENGTH = 200  # characters
+EVENTS_EXCHANGE = "celeryev"  # its name ends so, see own_names in dispatch.py
+
+# RabbitMQ says this of a queue or an exchange that exists with other properties. Of an order that a worker has had
+# for longer than `consumer_timeout` it says the same, and names no method.
+_NO_METHOD = (None, (0, 0))
+_DECLARED = (spec.Queue.Declare, spec.Exchange.Declare)
+# What RabbitMQ raises, and what its refusal of a message is raised as.
+ERRORS = (exceptions.AMQPError, exceptions.MessageNacked)
 
 # The library has no types of its own. As Any they look the same to mypy with and without stubs.
 _StockMessage: Any = pyamqp.Message
 _StockChannel: Any = pyamqp.Channel
 _StockConnection: Any = pyamqp.Connection
 _StockTransport: Any = pyamqp.Transport
+
+
+_logger = logging.getLogger(__name__)
+
+
+def refusal(error: BaseException, setting: str) -> str | None:
+    """Return why RabbitMQ refuses this process, as a part of a sentence, or None where another try may help.
+
+    `setting`: the name of the setting that has the broker's URL.
+    """
+    said = getattr(error, "reply_text", None) or error
+    if isinstance(error, exceptions.AccessRefused):
+        if error.method_sig not in _NO_METHOD:
+            return f"the user in {setting} lacks a right that workers need at the broker ({said})"
+        return f"the broker refuses the login in {setting} ({said})"
+    if isinstance(error, exceptions.NotAllowed) and "limit" not in str(said):
+        return f"the broker refuses the virtual host in {setting} ({said})"
+    if isinstance(error, exceptions.PreconditionFailed) and error.method_sig in _DECLARED:
+        return (
+            f"the broker has it with other properties: delete it, to have it declared anew ({said})"
+        )
+    return None
 
 
 class Message(_StockMessage):  # type: ignore[misc]
@@ -33,6 +73,31 @@ class Channel(_StockChannel):  # type: ignore[misc]
         super().__init__(*args, **options)
         # Stock takes a message's encoding for the name of a codec of Python: `punycode` needs hours for 1 MB.
         self.auto_decode = False
+
+    def basic_consume(self, *args: Any, callback: Any = None, **options: Any) -> Any:
+        """Take messages. An event is looked at before it is handed on: whoever watches keeps each of them."""
+        sifting = callback and partial(self._sift, callback)
+        return super().basic_consume(*args, callback=sifting, **options)
+
+    def _sift(self, deliver: Callable[[Any], None], raw: Any) -> None:
+        is_event = str(raw.delivery_info["exchange"]).endswith(EVENTS_EXCHANGE)
+        flaw = self._flaw_in_events(raw) if is_event else None
+        if flaw is None:
+            deliver(raw)
+            return
+        why = shown(flaw, REASON_LENGTH)
+        _logger.warning("An event of %d bytes is dropped: %s", len(raw.body), why)
+
+    def _flaw_in_events(self, raw: Any) -> str | None:
+        if len(raw.body) > RAW_LIMIT:
+            return f"it has {len(raw.body):,} bytes, and may have {RAW_LIMIT:,}"
+        message = self.Message(raw, channel=self, accept={JSON})
+        try:
+            if message.errors:
+                message._reraise_error()
+            return flaw_in_events(message.decode())
+        except Exception as error:  # a body that is not what its sender says it is
+            return repr(error)
 
     def basic_publish_confirm(
         self, *args: Any, confirm_timeout: float | None = None, **options: Any

@@ -16,7 +16,7 @@ from stillroom import SettingsError
 from stillroom.dispatch import REFRESH_MANY_TASK, REFRESH_TASK
 from stillroom.errors import did_you_mean
 from stillroom_workers import guards
-from stillroom_workers.lifecycle import begin, ending_the_process, ending_without_a_right
+from stillroom_workers.lifecycle import begin, ending_the_process, ending_where_refused
 
 # celery's types differ with and without stubs; as Any they look the same to mypy.
 _StockWorker: Any = worker.Worker
@@ -84,7 +84,7 @@ class Consumer(guards.Consumer):
 
     def start(self) -> None:
         """Take messages until the worker stops."""
-        with ending_without_a_right(self.app.settings):
+        with ending_where_refused(self.app.settings):
             super().start()
 
     def shown_name(self, task: str, fields: Any) -> str:
