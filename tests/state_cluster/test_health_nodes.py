@@ -125,6 +125,27 @@ def test_a_frozen_node_costs_a_bounded_time(room: Any, cluster: RedisCluster) ->
     assert away[0].connection.error == "timeout"
 
 
+@pytest.mark.parametrize("face", FACES)
+def test_a_frozen_node_leaves_the_other_servers_their_time(
+    places: dict[str, Any], cluster: RedisCluster, face: str
+) -> None:
+    """A node of the state that takes all the time of a command keeps no check from asking the cache's server."""
+    times = {"health_timeout": 2, "command_timeout": 1, "connect_timeout": 1, "call_timeout": 1.5}
+    frozen = next(node for node in cluster.nodes if node is not cluster.owner(HOUSE))
+    with open_room(face, Settings(**PATIENT | places | times), dispatch=NoDispatch()) as room:
+        room.sessions.create(user_id="ann")  # so that it knows where the slots are
+        frozen.freeze()
+        try:
+            report = room.health.check()
+        finally:
+            frozen.thaw()
+    (cache,) = [server for server in report.servers if server.name == "redis.cache"]
+    assert cache.connection.is_up
+    failures = [found.component for found in report.advice if found.severity == "fail"]
+    assert failures == [f"redis.state@127.0.0.1:{frozen.port}:connection"]
+    assert report.took_ms < 2_500
+
+
 def test_a_policy_of_any_node_is_a_finding(room: Any, cluster: RedisCluster) -> None:
     """A node that may throw sessions away is a finding of that node, whichever it is."""
     for node in cluster.nodes:

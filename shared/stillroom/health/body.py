@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from stillroom.counted import rare
 from stillroom.errors import InvalidArgument, RedisUnavailable, did_you_mean
@@ -73,6 +73,8 @@ from stillroom.whole import is_whole
 from stillroom.wire import Budget, Command
 
 log = logging.getLogger("stillroom.health")
+
+T = TypeVar("T")
 
 SNAPSHOT_TASK = "stillroom.snapshot_health"
 WEBHOOK_TASK = "stillroom.tell_webhook"
@@ -138,22 +140,33 @@ class HealthBody:
             (b"HGETALL", self._keys.health_open),
             (b"GET", self._keys.health_nodes),
         ]
-        # The batch goes to several nodes of a cluster. The time to describe each of them is kept apart from it.
-        timeout, shares = self.settings.health_timeout, 2 if self.settings.state_cluster else 1
-        with Budget(timeout / shares):
-            answers: list[Answers] = yield On(
-                [(n, ask(source, () if n else kept)) for n, source in enumerate(self._sources)]
-            )
-        nodes: list[Server] = []
-        if self.settings.state_cluster:
-            with Budget(timeout / shares):
-                nodes = yield from self._nodes()
+        asked = [(n, ask(source, () if n else kept)) for n, source in enumerate(self._sources)]
+        answers, nodes = yield from self._ask(asked)
         newest, open_findings, counted = answers[0].rest
         system = self._system.newest()
         before = next(iter(unpacked(newest or ())), None)
         measured = with_standing(_measured(answers, nodes, system), before, SCHEDULED)
         measures = with_rates(measured, before, unpacked_nodes(counted))
         return self._report(measures, answers, counts_in(open_findings) or {}, started)
+
+    def _ask(
+        self, asked: Sequence[tuple[int, Operation[Answers]]]
+    ) -> Operation[tuple[list[Answers], list[Server]]]:
+        """Ask all servers within `health_timeout`, and the nodes of the state's cluster.
+
+        A batch to a cluster waits for each node that it needs, in a thread for one after the other. So it has a half of
+        the time to itself. The other servers have a quarter, and the nodes have what is left.
+        """
+        timeout = self.settings.health_timeout
+        if not self.settings.state_cluster:
+            with Budget(timeout):
+                return (yield On(asked)), []
+        (place, of_state), *others = asked
+        end = time.monotonic() + timeout
+        with Budget(timeout / 4):
+            answers = yield On([(place, _within(timeout / 2, of_state)), *others])
+        with Budget(max(0.0, end - time.monotonic())):
+            return answers, (yield from self._nodes())
 
     def _nodes(self) -> Operation[list[Server]]:
         """Ask each node of the state's cluster, those last that did not answer before: the others need not wait."""
@@ -337,6 +350,12 @@ class HealthBody:
     def ticked(self, task: str) -> Operation[None]:
         """Note that a scheduled task has ended well. Redis away: nothing happens."""
         yield from attempt([task_ticked([self._keys.ticks], task, TICKS_KEPT_MS)])
+
+
+def _within(seconds: float, operation: Operation[T]) -> Operation[T]:
+    """Run the operation with a time of its own."""
+    with Budget(seconds):
+        return (yield from operation)
 
 
 def _measured(
