@@ -181,14 +181,16 @@ def test_a_worker_works_while_rabbitmq_confirms_nothing(
     until(lambda: loads(db) == 3, "the worker has loaded", 30)
 
 
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
 def test_a_worker_ends_at_sigterm_while_rabbitmq_hangs(
     start_worker: Callable[..., CeleryProcess],
     room: Stillroom,
     rabbit: RabbitServer,
     db: Any,
+    pool: str,
 ) -> None:
     """It lets its running load end, acknowledges the order, and ends with 0 within the 30 s of a container."""
-    worker = start_worker()
+    worker = start_worker("-P", pool)
     db.set("db:gate", 1)
     read_stale(room, db, 13)
     until(lambda: db.exists("db:waiting"), "the worker is at it", 30)

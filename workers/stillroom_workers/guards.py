@@ -98,8 +98,6 @@ _PEER_CLASSES = (
 _UNNOTED = (redis.ConnectionError, redis.TimeoutError, OSError)
 # Between two connections to a server that says so: it answers at once, and for seconds.
 PEER_PAUSE_S = 1.0
-# About ten answers are waited for when a worker ends, and all have to fit into the 30 s that a container has.
-ANSWERED_AT_THE_END_S = 2.0
 
 # Neither library has types of its own. As Any they look the same to mypy with and without stubs.
 _StockQoS: Any = transport.QoS
@@ -488,7 +486,7 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
         for one in (self, self.event_dispatcher):
             link = getattr(one, "connection", None)
             if link is not None and link.transport.driver_type == "amqp":
-                _threads.bound_open_broker_sockets(link, ANSWERED_AT_THE_END_S)
+                _threads.bound_open_broker_sockets(link, rabbit.ANSWERED_AT_THE_END_S)
         super().close()
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
@@ -549,7 +547,7 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
         """
         if isinstance(error, _WrongType):
             self._heal()
-        if isinstance(error, (_NotTheServer, _WrongType, *rabbit.ERRORS)):
+        if isinstance(error, (_NotTheServer, _WrongType, *rabbit.AGAIN)):
             sleep(PEER_PAUSE_S)
 
     def _heal(self) -> None:

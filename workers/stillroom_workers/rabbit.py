@@ -16,6 +16,8 @@ from stillroom_workers.events import flaw_in_events
 from stillroom_workers.hygiene import JSON, RAW_LIMIT
 
 REASON_LENGTH = 200  # characters
+# About ten answers are waited for when a worker ends, and all have to fit into the 30 s that a container has.
+ANSWERED_AT_THE_END_S = 2.0
 EVENTS_EXCHANGE = "celeryev"  # its name ends so, see own_names in dispatch.py
 
 # RabbitMQ says this of a queue or an exchange that exists with other properties. Of an order that a worker has had
@@ -24,6 +26,8 @@ _NO_METHOD = (None, (0, 0))
 _DECLARED = (spec.Queue.Declare, spec.Exchange.Declare)
 # What RabbitMQ raises, and what its refusal of a message is raised as.
 ERRORS = (exceptions.AMQPError, exceptions.MessageNacked)
+# What it is likely to raise again at once.
+AGAIN = (exceptions.IrrecoverableChannelError, exceptions.IrrecoverableConnectionError)
 
 # The library has no types of its own. As Any they look the same to mypy with and without stubs.
 _StockMessage: Any = pyamqp.Message
@@ -116,6 +120,16 @@ class Connection(_StockConnection):  # type: ignore[misc]
     """A connection with guarded channels."""
 
     Channel = Channel
+
+    def close(self, *args: Any, **options: Any) -> Any:
+        """Close. The answer is waited for as long as any at the end of a worker.
+
+        Stock waits for ever. In a worker with greenlets one of them does, in the connection of remote control, and
+        the worker waits for it.
+        """
+        if self.connected:
+            self.transport.sock.settimeout(ANSWERED_AT_THE_END_S)
+        return super().close(*args, **options)
 
 
 class Transport(_StockTransport):  # type: ignore[misc]
