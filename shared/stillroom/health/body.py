@@ -154,8 +154,8 @@ class HealthBody:
     ) -> Operation[tuple[list[Answers], list[Server]]]:
         """Ask all servers within `health_timeout`, and the nodes of the state's cluster.
 
-        A batch to a cluster waits for each node that it needs, in a thread for one after the other. So it has half of
-        the time to itself. The other servers have a quarter, and the nodes have what is left.
+        A batch to a cluster waits for each node that it needs: in a thread, for one after the other. So half of the
+        time is its own. The other servers have a quarter, and the nodes have what is left.
         """
         timeout = self.settings.health_timeout
         if not self.settings.state_cluster:
