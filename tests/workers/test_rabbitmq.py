@@ -13,6 +13,7 @@ from celery import Celery
 from celery.events import EventReceiver
 
 from stillroom import Settings, Stillroom
+from stillroom.cli.doctor import examined
 from stillroom.embedded import EmbeddedServer
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.crowd import PATIENT
@@ -315,3 +316,16 @@ def test_who_watches_rabbitmq_is_told_of_plain_events_alone(
                 stranger.close()
     assert [event["uuid"] for event in heard] == [BEGUN["uuid"]]
     assert caplog.text.count("An event of") == len(bodies) - 1
+
+
+def test_the_doctor_says_what_it_has_tried_at_rabbitmq(
+    own_server: EmbeddedServer, rabbit: RabbitServer
+) -> None:
+    """A user who may log in, and write nothing, is not said to be able to order work."""
+    places = {"redis_url": own_server.url, "broker_url": rabbit.url_of("silent", ".*", "", ".*")}
+    with Stillroom(Settings(**PATIENT | places)) as room:
+        (line,) = [line for line in examined(room) if line.about == "broker"]
+    assert (line.status, line.sentence) == (
+        "pass",
+        "it takes this login; rights and queues there are not tried",
+    )
