@@ -80,6 +80,36 @@ def test_a_load_that_ends_in_an_outage_holds_nobody_up_after_it(
             assert leases(client) == client.keys("*:n:*") == []
 
 
+@pytest.mark.parametrize("is_for_good", [False, True], ids=["for a moment", "for good"])
+def test_a_lease_that_redis_refuses_to_take_back_holds_nobody_up(
+    own_server: EmbeddedServer, is_for_good: bool
+) -> None:
+    """It is given back again until Redis takes it. What Redis never takes, as a lease that a stranger has made a list
+    of, keeps no later call of its process from Redis.
+    """
+    settings = Settings(redis_url=own_server.url, **PATIENT | {"probe_delay": 0.01})
+    with (
+        Stillroom(settings, dispatch=NoDispatch()) as room,
+        redis.Redis.from_url(own_server.url) as client,
+    ):
+
+        def load() -> int:
+            if is_for_good:
+                [lease] = leases(client)
+                client.delete(lease)
+                client.rpush(lease, "a stranger's")
+            else:
+                client.config_set("min-replicas-to-write", 1)
+            return 1
+
+        assert room.cache.get_or_set("k", load) == 1
+        assert room.cache.get_or_set("another", lambda: 2) == 2
+        assert leases(client)
+        client.config_set("min-replicas-to-write", 0)
+        until(lambda: room.cache.set("a third", 3), "a write")
+        assert bool(leases(client)) is is_for_good
+
+
 def test_a_refresh_that_nobody_knows_of_is_asked_for_again(
     make_room: Any, client: Any, dispatch: Any
 ) -> None:
