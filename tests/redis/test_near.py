@@ -69,6 +69,25 @@ def test_one_look_at_the_clock_proves_all_that_is_kept(room: Any, trips: Trips) 
     assert values == [[n + 1] for n in range(20)]
 
 
+def test_names_that_a_plain_read_left_unasked_are_asked_for_once(
+    room: Any, make_room: Any, trips: Trips
+) -> None:
+    """A read without `near` learns of a change, but not of which key: the next proof asks, and the one after need
+    not.
+    """
+    price, other = price_of(room), make_room()
+    other.cache.set("plain", 1)
+    assert kept(price, room) == [1]
+    other.cache.invalidate("price:8")
+    for _ in range(READS_A_MOVE + 2):  # so no question rides along any more
+        room.cache.get("plain")
+    for asked in (2, 1):
+        trips.taken()
+        with room.request():
+            assert price(7) == [1]
+        assert trips.taken() == asked
+
+
 def test_outside_of_requests_each_read_asks_unless_seconds_are_given(
     room: Any, make_room: Any, trips: Trips
 ) -> None:
@@ -720,7 +739,7 @@ def test_two_shards_prove_for_themselves(settings: Any, dispatch: Any, make_room
 
 
 def test_kept_values_may_be_served_while_redis_is_away(own_server: Any) -> None:
-    """If the app says for how long; not what this process has changed since."""
+    """If the app says for how long; not what this process keeps no copy of, has changed, or knows from before that."""
     for seconds, served in ((0.0, [2]), (60.0, [1])):
         settings = Settings(
             redis_url=own_server.url,
@@ -736,7 +755,14 @@ def test_kept_values_may_be_served_while_redis_is_away(own_server: Any) -> None:
             room.stats.due = float("inf")
             try:
                 with room.request():
-                    assert price(7) == served
+                    assert [price(7), price(8)] == [served, [served[0] + 1]]
+                near = room.cache._body.near
+                near._proof = near._proof._replace(asked=near._proof.asked - 61.0)
+                with room.request():
+                    assert price(7) != [1]
+                near._proof = near._proof._replace(asked=time.monotonic())
+                with room.request():
+                    assert (price(7) == [1]) is bool(seconds)
                 room.cache.invalidate("price:7", defer=True)
                 with room.request():
                     assert price(7) != [1]
