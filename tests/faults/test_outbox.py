@@ -46,8 +46,12 @@ def test_a_deferred_invalidation_is_true_for_its_process_at_once_and_for_all_whe
     own_server: EmbeddedServer,
     pair: tuple[Stillroom, Stillroom],
     invalidation: Callable[[Stillroom], Any],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A deferred invalidation holds in its process at once, and for all from the first call that reaches Redis."""
+    """A deferred invalidation holds in its process at once, and for all from the first call that reaches Redis.
+
+    The log says how many were delivered.
+    """
     mine, other = pair
     mine.cache.set("k", "old", tags=["t"])
     assert other.cache.get("k") == "old"
@@ -62,6 +66,7 @@ def test_a_deferred_invalidation_is_true_for_its_process_at_once_and_for_all_whe
     assert mine.cache.get("k") is None
     assert mine.cache.deferred == 0
     assert other.cache.get("k") is None
+    assert "1 deferred invalidations are delivered" in caplog.messages
 
 
 def test_recovery_delivers_without_a_read(

@@ -91,8 +91,8 @@ class Invalidator:
             raise failure
         return replies
 
-    def deliver(self) -> Operation[int]:
-        """Tell Redis what was deferred. → how many names. Redis away: RedisUnavailable; what is left waits on."""
+    def deliver(self) -> Operation[None]:
+        """Tell Redis what was deferred. Redis away: RedisUnavailable; what is left waits on."""
         count = 0
         yield from self._terms.agree()
         while names := self.outbox.first(KEYS_AT_ONCE):
@@ -103,7 +103,6 @@ class Invalidator:
         if count:
             log.warning("%d deferred invalidations are delivered", count)
             self.wake()
-        return count
 
     def deliver_aside(self) -> None:
         """Deliver where no operation is running: Redis is back, so nothing that was kept meanwhile is needed."""
