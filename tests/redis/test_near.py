@@ -739,7 +739,7 @@ def test_two_shards_prove_for_themselves(settings: Any, dispatch: Any, make_room
 
 
 def test_kept_values_may_be_served_while_redis_is_away(own_server: Any) -> None:
-    """If the app says for how long; not what this process keeps no copy of, has changed, or knows from before that."""
+    """The app says for how long. What this process has changed, or keeps no copy of, is loaded."""
     for seconds, served in ((0.0, [2]), (60.0, [1])):
         settings = Settings(
             redis_url=own_server.url,

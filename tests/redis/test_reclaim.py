@@ -251,6 +251,17 @@ class TestSweeps:
         room.cache.invalidate_by_pattern("third")
         assert client.get(room.keys.clock).split(b".")[0] == clock.split(b".")[0]
 
+    def test_a_pattern_outlives_the_work_of_a_tag(self, room: Any, client: Any) -> None:
+        """Only a sweep drops a pattern. The work of a tag has not looked at what the pattern ended."""
+        room.cache.invalidate_by_pattern("k:*")
+        age_globs(client, room, room.settings.lease_limit + 1)
+        let_pass(client, room, -60)
+        room.cache.invalidate_by_tag("t")
+        report = room.cache.reclaim()
+        assert (report["done"], report["left"], report["patterns_dropped"]) == (1, 1, 0)
+        assert client.zrange(room.keys.globs, 0, -1) == [b"k:*"]
+        assert client.zscore(room.keys.marks, "p:k:*") is not None
+
     def test_a_hundred_patterns_are_one_sweep(self, room: Any, client: Any) -> None:
         """A hundred patterns are one sweep, and the pattern `*` takes every entry."""
         fill(room, 200)
@@ -517,6 +528,28 @@ class TestSoft:
         assert room.cache.reclaim()["refreshed"] == 7
         assert room.cache.get_entry("n:5").freshness.value == "stale"
         assert client.exists(room.keys.todo) == 0
+
+    def test_a_run_loads_until_its_time_is_up(
+        self, room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The next run loads what a run had no time for."""
+        loaded: list[int] = []
+
+        @room.cache.cached("n:{n}", swr=100, tags=["t"])
+        def load(n: int) -> int:
+            loaded.append(n)
+            if len(loaded) == 5 + 2:
+                monkeypatch.setattr(Run, "left", property(lambda run: 0.0))
+            return n
+
+        for n in range(5):
+            load(n)
+        room.cache.invalidate_by_tag("t", soft=True)
+        first = room.cache.reclaim()
+        assert (first["refreshed"], first["left"]) == (2, 1)
+        monkeypatch.undo()
+        second = room.cache.reclaim()
+        assert (second["refreshed"], second["left"]) == (3, 0)
 
     def test_an_index_of_names_whose_entries_are_gone_is_no_hindrance(
         self, room: Any, client: Any
