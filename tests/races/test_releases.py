@@ -50,6 +50,11 @@ class Release:
         given = {"name": "product", "tags": ["products"], "ttl": 60, "swr": 600, **options}
         self.load = room.cache.cached("product:{id}", type=kind, **given)(load)
 
+    def ask(self) -> Any:
+        """Load in a request, in which a loader with `near` keeps copies."""
+        with self.room.request():
+            return self.load(7)
+
     def step(self) -> Stepper:
         return Stepper(self.room, self.room._cache_body.call(self.load.loader, (7,), {}))
 
@@ -59,11 +64,14 @@ def releases(make_room: Any) -> list[Release]:
     return [Release(make_room(), V1), Release(make_room(), V2)]
 
 
+@pytest.mark.parametrize("near", [None, True], ids=["", "near"])
 @pytest.mark.parametrize("kinds", [(V1, V2), (V1, V3), (V3, V1), (int, V2), (V2, int)], ids=str)
-def test_each_release_has_its_own_entry_and_one_load(make_room: Any, kinds: Any) -> None:
+def test_each_release_has_its_own_entry_and_one_load(
+    make_room: Any, kinds: Any, near: bool | None
+) -> None:
     """Each release has one entry of its own type and one load, however often both ask."""
-    both = [Release(make_room(), kind) for kind in kinds]
-    answers = [(one.load(7), other.load(7)) for _ in range(6) for one, other in [both]]
+    both = [Release(make_room(), kind, near=near) for kind in kinds]
+    answers = [(one.ask(), other.ask()) for _ in range(6) for one, other in [both]]
     assert len(set(map(str, answers))) == 1
     assert [type(value) for value in answers[0]] == list(kinds)
     assert [release.calls for release in both] == [1, 1]
@@ -87,16 +95,20 @@ def invalidations(room: Stillroom) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "set", lambda: cache.set("product:7", {"nobody": "reads this"})
 
 
+@pytest.mark.parametrize("near", [None, True], ids=["", "near"])
 @pytest.mark.parametrize("way", ["key", "many", "tag", "pattern", "clear"])
 @pytest.mark.parametrize("by", [0, 1])
-def test_an_invalidation_by_either_reaches_both(releases: list[Release], way: str, by: int) -> None:
-    """An invalidation by key, tag or pattern from either release reaches both."""
-    for release in releases:
-        release.load(7)
+def test_an_invalidation_by_either_reaches_both(
+    make_room: Any, way: str, by: int, near: bool | None
+) -> None:
+    """An invalidation by key, tag or pattern from either release reaches both, and what they keep."""
+    releases = [Release(make_room(), kind, near=near) for kind in (V1, V2)]
+    for release in 3 * releases:
+        release.ask()
     dict(invalidations(releases[by].room))[way]()
     assert [release.room.cache.get("product:7") for release in releases] == [None, None]
     for release in releases:
-        release.load(7)
+        release.ask()
         assert release.calls == 2
 
 
@@ -146,9 +158,11 @@ def test_what_a_loader_stored_is_found_by_hand(releases: list[Release]) -> None:
 
 
 def test_a_dead_value_hides_no_living_one_of_another_release(
-    releases: list[Release], make_room: Any
+    releases: list[Release], make_room: Any, client: Any, dispatch: Any
 ) -> None:
-    """Where the first place has a dead value of a release that is gone, the living one beside it is found."""
+    """Where the first place has a dead value of a release that is gone, the living one beside it is found, and
+    refreshed when it is stale.
+    """
     for release in releases:
         release.load(7)
     room = releases[1].room
@@ -162,6 +176,9 @@ def test_a_dead_value_hides_no_living_one_of_another_release(
     assert not cache.add("product:7", 1)
     assert [after.load(7) for _ in range(3)] == [V2(id=7, price_cents=2)] * 3
     assert (after.calls, after.room.stats.counts["misses"]) == (0, 0)
+    age(client, room.keys.other(b"product:7"), 61)
+    assert cache.get("product:7") == living
+    assert dispatch.run_all(after.room) == ["refreshed"]
 
 
 def test_many_keys_keep_releases_apart_too(make_room: Any) -> None:
