@@ -15,6 +15,7 @@ from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from tests.support.celery_process import until
 from tests.support.faces import FACES, open_room
+from tests.support.stepper import Stepper
 
 NOBODY = "redis://127.0.0.1:1"
 LOAD_S = 0.05
@@ -231,6 +232,20 @@ def test_callers_at_the_same_time_are_one_load(make_room: Any, source: Source) -
     for thread in threads:
         thread.join()
     assert (results, source.loads) == ([1] * 10, 1)
+
+
+def test_a_value_that_is_not_kept_is_given_to_whoever_waits_for_it(
+    make_room: Any, source: Source
+) -> None:
+    """A caller takes the value of a load that was under way also where it is too large to be kept."""
+    room = make_room(away_limit=0)
+    first, second = (Stepper(room, room._cache_body.get_or_set("k", source.load)) for _ in range(2))
+    first.run_to_the_load()
+    assert second.run().is_waiting
+    assert first.value() == {"number": 1}
+    second.step()
+    assert second.value() == {"number": 1}
+    assert obtained(room, source) == 2
 
 
 @pytest.mark.parametrize("kind", ["key", "tag", "pattern", "clear"])

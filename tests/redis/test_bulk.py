@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from stillroom import LoadFailed, ValueTooLarge
+from stillroom import LoadFailed, RedisUnavailable, ValueTooLarge
+from stillroom.cache.bites import KEYS_AT_ONCE
 from tests.support.entries import age
+from tests.support.stepper import Stepper
 
 
 def squares(keys: list[str]) -> dict[str, int]:
@@ -76,6 +78,23 @@ def test_invalidate_many_says_which_were_there(room: Any, client: Any) -> None:
     assert room.cache.invalidate_many(["a", "c", "b"]) == {"a": True, "c": False, "b": True}
     assert client.exists(room.keys.lease(b"c")) == 0
     assert room.cache.get_many(["a", "b"]) == {}
+
+
+@pytest.mark.parametrize("failing", [{0}, {1}, {0, 1}])
+def test_a_bite_that_fails_costs_only_its_own_keys(make_room: Any, failing: set[int]) -> None:
+    """Where Redis does not answer one of the bites that many keys are read in, the other values are returned."""
+    room = make_room()
+    keys = [f"k:{n}" for n in range(KEYS_AT_ONCE + 1)]
+    room.cache.set_many({keys[0]: 0, keys[-1]: 1})
+    call, bite = Stepper(room, room._cache_body.get_many(keys)), -1
+    while not call.done:
+        bite += call.is_waiting  # other calls have their turn before each bite
+        if call.is_waiting or bite not in failing:
+            call.step()
+        else:
+            call.interrupt(RedisUnavailable("closed"))
+    assert bite == 1
+    assert set(call.value().values()) == {0, 1} - failing
 
 
 def test_tags_kill_among_many(room: Any, make_room: Any) -> None:

@@ -853,6 +853,9 @@ def test_marks_ride_along_only_where_invalidations_are_frequent(
     assert [cost(1) for _ in range(5)] == [(1, 1), (1, 1), (0, 1), (0, 1), (0, 1)]
     assert cost(20) == (0, 1 + READS_A_MOVE)
     assert cost(20) == (1, 1)
+    assert [cost(1) for _ in range(3)] == [(1, 1), (1, 1), (0, 1)]
+    getattr(room, "inner", room).stats.due = 0.0  # and counts ride along behind them
+    assert cost(1) == (0, 1)
 
 
 @pytest.mark.parametrize("junk", [b"", b"junk", b"\xff\x00.", b"1.2.3", b"9" * 30])
