@@ -105,8 +105,6 @@ class Bulk(Core):
         Many keys go in bites, and all of them are tried. Redis away: RedisUnavailable; nothing is promised then.
         """
         names = names_of(keys)
-        if not names:
-            return {}
         replies = yield from self._invalidator.tell(
             [b"k:" + name for name in names.values()], False
         )

@@ -178,8 +178,6 @@ class Invalidations:
         _check_flags(defer=defer)
         names = names_given("invalidate", keys)
         self.loaders.refuse_unfilled(*keys)
-        if not names:
-            return 0
         replies = yield from self._invalidator.tell([b"k:" + name for name in names], defer)
         return sum(count for counts in replies for count in counts)
 
