@@ -418,6 +418,19 @@ def test_old_patterns_are_trimmed_with_the_marks(room: Any, client: Any) -> None
     assert client.zrange(room.keys.globs, 0, -1) == [b"young*"]
 
 
+def test_a_write_touches_no_index_but_those_of_its_tags(room: Any, client: Any) -> None:
+    """The only sorted sets that a write leaves are the marks and the indexes of its tags."""
+    room.cache.set("set", 1, ttl=60, tags=["t"])
+    room.cache.add("added", 1, tags=["t"])
+    room.cache.get_or_set("loaded", lambda: 1, tags=["t"])
+    room.cache.incr("set")
+    room.cache.touch("set", ttl=90)
+    index = room.keys.index(b"t")
+    found = {key for key in client.keys("*") if client.type(key) == b"zset"}
+    assert found == {index, room.keys.marks}
+    assert {*client.zrange(index, 0, -1)} == {b"set", b"added", b"loaded"}
+
+
 def test_clear_kills_everything(room: Any, make_room: Any, client: Any) -> None:
     """clear ends every entry and every load under way, and drops the marks."""
     other = make_room()
