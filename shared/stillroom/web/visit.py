@@ -72,7 +72,7 @@ class Visit:
     def refused(self) -> Decision | None:
         """Return the denial, if there was one."""
         last = self.decisions[-1] if self.decisions else None
-        return None if last is None or last else last
+        return None if last else last
 
     def fresh(self, declarations: Iterable[Limited]) -> list[Limited]:
         """Return the declarations that have not charged this request, and note that they have from now on."""
