@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import http_sfv
@@ -18,6 +19,7 @@ from tests.web.test_sessions import answered
 
 TWO = Limit("two", 2, 60)
 MANY = Limit("many", 1_000, 60)
+NONE = Limit("none", 0, 60)
 ROUTES = Routes(
     [
         Route("/cart/add", [TWO, MANY]),
@@ -200,6 +202,20 @@ def test_only_what_a_client_meant_is_told_to_abuse(
     with serve(routes=ROUTES) as port:
         ask(port, "/fail/404?x", headers={k: v for k, v in given.items() if v is not None})
     assert client.xlen(room.keys.abuse) == is_told
+
+
+@pytest.mark.parametrize("destination", ["document", "image"])
+@pytest.mark.parametrize("limit", [NONE, replace(NONE, in_flight=True)], ids=["hits", "in flight"])
+def test_a_denial_is_told_to_abuse_with_its_route(
+    serve: Serve, room: Stillroom, client: Any, limit: Limit, destination: str
+) -> None:
+    """It is told by the template of the path. That of an image, which its page asked for, is not told."""
+    routes = Routes([Route("/{path:path}", [limit])])
+    with serve(routes=routes) as port:
+        asked = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Dest": destination}
+        assert ask(port, "/plain", headers=asked).status == 429
+    told = [(e[b"kind"], e[b"route"]) for _, e in client.xrange(room.keys.abuse)]
+    assert told == ([(b"denied", b"/{path:path}")] if destination == "document" else [])
 
 
 def test_what_is_not_found_and_whose_session_is_unknown_is_told_to_abuse(
