@@ -157,6 +157,16 @@ def test_a_load_that_began_before_is_not_stored_behind_it(places: Places, opened
     assert other.cache.get("k") is None
 
 
+def test_the_memory_of_what_was_there_before_is_freed(places: Places, opened: Opening) -> None:
+    """The call that finds the other run leaves a sweep to do, which deletes the entries of the ended epoch."""
+    app = opened()
+    app.cache.set_many({"k": "old", "l": "old"}, ttl=3_600)
+    places.keep("snapshot")
+    places.come_back("snapshot")
+    assert app.cache.get("k") is None
+    assert app.cache.reclaim()["deleted"] == 2
+
+
 def test_counters_and_locks_of_before_are_gone(places: Places, opened: Opening) -> None:
     """A counter from before is no counter: incr finds nothing, and add stores."""
     app = opened()

@@ -248,6 +248,17 @@ def test_a_value_that_is_not_kept_is_given_to_whoever_waits_for_it(
     assert obtained(room, source) == 2
 
 
+def test_nobody_waits_for_a_load_longer_than_the_app_says(make_room: Any, source: Source) -> None:
+    """After `wait` seconds a caller loads for itself, and only for itself."""
+    room = make_room(wait=0.05)
+    first = Stepper(room, room._cache_body.get_or_set("k", source.load)).run_to_the_load()
+    began = time.monotonic()
+    assert obtained(room, source) == 1
+    assert time.monotonic() - began > 0.05
+    assert first.value() == {"number": 2}
+    assert obtained(room, source) == 2
+
+
 @pytest.mark.parametrize("kind", ["key", "tag", "pattern", "clear"])
 def test_nobody_is_given_a_load_that_an_invalidation_overtook(
     make_room: Any, source: Source, kind: str
