@@ -446,7 +446,9 @@ def test_all_who_wait_for_a_load_that_is_shed_are_told(make_room: Any, client: A
         third.step()
     waiter = calling(two, kept[1], 2).run()
     assert waiter.is_waiting
-    for _ in range(10):  # it is shed at once, and does not ask until its time in the queue would be over
+    for _ in range(
+        10
+    ):  # it is shed at once, and does not ask until its time in the queue would be over
         third.step() if not third.done else None
     assert isinstance(third.error, LoadShed)
     waiter.step()

@@ -96,3 +96,16 @@ def test_a_lease_whose_answer_is_lost_keeps_nobody_waiting(
     call.interrupt(RedisUnavailable("closed"))
     assert result(call) == "its own"
     assert client.keys("*:l:*") == []
+
+
+@pytest.mark.parametrize("ask", ASKS)
+def test_a_look_at_another_load_that_fails_is_no_answer(make_room: Any, ask: str) -> None:
+    """A caller that waits, and finds Redis away meanwhile, has its value all the same, and stores nothing."""
+    room, other = make_room(wait=0.05), make_room()
+    load = asking(other, "one", "the first").run_to_the_load()
+    call = asking(room, ask, "its own").run()
+    assert call.is_waiting
+    call.step()
+    call.interrupt(RedisUnavailable("closed"))
+    assert result(call) == "its own"
+    assert load.value() == room.cache.get("k") == "the first"

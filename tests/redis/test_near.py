@@ -770,6 +770,22 @@ def test_kept_values_may_be_served_while_redis_is_away(own_server: Any) -> None:
                 own_server.thaw()
 
 
+def test_a_server_that_takes_no_writes_is_read_each_time(own_server: Any) -> None:
+    """Where no copy can be registered, as on a replica, none is kept, and values are read as without `near`."""
+    with (
+        open_room("sync", Settings(redis_url=own_server.url), None) as room,
+        open_room("sync", Settings(redis_url=own_server.url), None) as other,
+    ):
+        price = price_of(room)
+        assert price(7) == price_of(other)(7) == [1]
+        other.wire.execute([(b"CONFIG", b"SET", b"min-replicas-to-write", b"1")], 1.0)
+        assert kept(price, room) == [1]
+        assert len(room.cache._body.copies) == 0
+        other.wire.execute([(b"CONFIG", b"SET", b"min-replicas-to-write", b"0")], 1.0)
+        assert kept(price, room) == [1]
+        assert len(room.cache._body.copies) == 1
+
+
 def test_the_promise_of_others_is_not_changed(room: Any, make_room: Any, trips: Trips) -> None:
     """A loader without `near` asks each time, also where others of the same room have copies."""
     price = price_of(room)

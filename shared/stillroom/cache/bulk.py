@@ -521,8 +521,6 @@ class Bulk(Core):
         recipe: Recipe,
         leases: Sequence[bytes] = (),
     ) -> Operation[dict[str, Any]]:
-        if not keys:
-            return {}
         loaded = yield from self._call(recipe, Call(load_many, [keys], leases=leases))
         return _values_of(loaded, keys)
 
