@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from stillroom import Stillroom
 from stillroom.web.flask import StillroomSessions
 from stillroom.web.merge import GONE, merged, merged_keys
-from stillroom.web.request_session import RequestSession
+from stillroom.web.request_session import RequestSession, WebSession
+from stillroom.web.session_cookie import SessionCookie
+from tests.support.stepper import Stepper
 from tests.support.web import WITHIN, Browser, serving_wsgi
 from tests.web.test_late_responses import Face, own
 
@@ -42,6 +44,10 @@ def append(key: str, item: object) -> Act:
 
 def assign(key: str, item: object) -> Act:
     return lambda session: session.__setitem__(key, [*session.get(key, []), item])
+
+
+def add_one(session: RequestSession) -> None:
+    session.mutate(lambda data: data.update(n=data["n"] + 1))
 
 
 STORIES: list[tuple[str, dict[str, Any], list[Act], dict[str, Any]]] = [
@@ -121,7 +127,7 @@ STORIES: list[tuple[str, dict[str, Any], list[Act], dict[str, Any]]] = [
     (
         "counters by mutate",
         {"n": 1},
-        [lambda s: s.mutate(lambda data: data.update(n=data["n"] + 1))] * 3,
+        [add_one] * 3,
         {"n": 4},
     ),
     (
@@ -144,6 +150,18 @@ STORIES: list[tuple[str, dict[str, Any], list[Act], dict[str, Any]]] = [
         ],
         {"n": 11, "l": ["a", "b", "c", "d"]},
     ),
+    (
+        "a key that is taken away before a mutate",
+        {"n": 1, "l": ["a"]},
+        [add_one, lambda s: (s.pop("l"), add_one(s))],
+        {"n": 3},
+    ),
+    (
+        "a list from before a mutate",
+        {"n": 1, "l": ["a"]},
+        [add_one, lambda s: [s["l"].append("b"), old := s["l"], add_one(s), old.append("c")]],
+        {"n": 3, "l": ["a", "b"]},
+    ),
 ]
 
 
@@ -165,6 +183,29 @@ def test_both_keep_what_they_did(
     assert found is not None
     data = {key: value for key, value in found.data.items() if before or key != "x"}
     assert data == after or ("order" in name and sorted(data["l"]) == sorted(after["l"]))
+
+
+def answer(task: Stepper) -> None:
+    """Have Redis answer what a task asks, and the task not know it yet."""
+    for _ in task.at:
+        task.step()
+
+
+def test_tasks_of_one_request_change_what_the_first_has_read(room: Stillroom) -> None:
+    """Where another request writes between the reads of two tasks, what they do is merged with what it wrote."""
+    token = room.sessions.create(None, {"l": ["a"]}).token
+    session = WebSession(room._sessions_body, room.state, SessionCookie(), token, {})
+    first, second = (Stepper(room, session.reading()) for _ in range(2))
+    answer(first)
+    room.sessions.update(token, {"l": ["a", "b"]})
+    answer(second)
+    first.run()
+    second.run()
+    session["l"].append("c")
+    session.save()
+    found = room.sessions.get(token)
+    assert found is not None
+    assert found.data == {"l": ["a", "b", "c"]}
 
 
 def test_nobody_is_lost_in_any_order(own: Face, room: Stillroom) -> None:
