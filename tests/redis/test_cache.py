@@ -409,6 +409,19 @@ def test_more_patterns_than_there_may_be_begin_a_new_epoch(
     assert other.cache.get("k:5") == 2
 
 
+def test_patterns_that_redis_has_lost_revive_nothing(
+    room: Any, make_room: Any, client: Any
+) -> None:
+    """Where the patterns were evicted, the next one begins an epoch: nobody knows what the lost ones named."""
+    room.cache.set("k:1", 1)
+    room.cache.invalidate_by_pattern("k:*")
+    client.delete(room.keys.globs)
+    room.cache.invalidate_by_pattern("another:*")
+    for start in range(0, 1_500, 100):  # more marks than a new process asks for
+        room.cache.invalidate_by_tag(*[f"x:{n}" for n in range(start, start + 100)])
+    assert make_room().cache.get("k:1") is None
+
+
 def test_old_patterns_are_trimmed_with_the_marks(room: Any, client: Any) -> None:
     """Patterns older than the longest life of an entry are trimmed with the marks."""
     room.cache.invalidate_by_pattern("young*")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from django.views import View
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from flask import Blueprint, Flask
@@ -25,6 +26,7 @@ from stillroom.web.carriers import (
     carried_in_django,
     charges,
     default_of,
+    layers,
     lost_views,
     of_django,
 )
@@ -210,3 +212,37 @@ def test_a_set_of_views_carries_the_limits_of_its_actions() -> None:
         "POST": 1,
         "PUT": 0,
     }
+
+
+def test_a_class_answers_the_methods_that_it_has_and_allows() -> None:
+    """A method of a class that `http_method_names` leaves out is not read as one that carries a limit."""
+
+    class Narrow(View):
+        http_method_names = ("get", "put")
+
+        def get(self, request: Any) -> None: ...
+
+        @on_django.limited(AUTH)
+        def post(self, request: Any) -> None: ...
+
+    endpoint = of_django(on_django.limited(API)(Narrow.as_view()), ())
+    assert [(one.limits, one.methods) for one in endpoint.carries] == [((API,), {"GET"})]
+
+
+def test_functions_that_know_the_same_one_lead_to_no_app() -> None:
+    """What has led nowhere once leads nowhere the second time, and the app is found that stands behind it."""
+
+    def known() -> None: ...
+
+    def one() -> Any:
+        return known
+
+    def two() -> Any:
+        return known
+
+    class Layer:
+        def __init__(self, inner: Any) -> None:
+            self.helpers, self.more, self.inner = one, two, inner
+
+    app = Flask("inner")
+    assert [*layers(Layer(app))][1:] == [app]
