@@ -102,16 +102,17 @@ def test_who_bans_knows_it(make: Callable[..., Any], own_server: EmbeddedServer)
 def test_a_ban_ends_when_its_time_is_over(
     make: Callable[..., Any], own_server: EmbeddedServer
 ) -> None:
-    """A ban ends when its time is over, also while Redis is still away."""
+    """A ban ends when its time is over, also while Redis is still away. Then its client has a whole quota."""
     room, other = make(), make()
     began = time.monotonic()
     room.abuse.ban(CLIENT, 1)
-    assert other.limits.check(CLIENT, [STATIC]).banned
+    assert other.limits.check(CLIENT, [DEFAULT, STATIC]).banned
     own_server.kill()
     assert other.limits.check(CLIENT, [STATIC]).banned
     for one in (room, other):
         until(lambda one=one: is_let_in(one), "the end of the ban", 5)
         assert time.monotonic() - began > 0.9
+    assert other.limits.peek(CLIENT, [DEFAULT]).remaining == DEFAULT.quota
 
 
 def is_let_in(room: Any) -> bool:
