@@ -138,6 +138,17 @@ def test_a_value_that_is_set_is_everybodys(releases: list[Release]) -> None:
     assert releases[0].load(7) == V1(id=7, price=2)
 
 
+def test_nothing_from_before_a_set_comes_back_when_its_value_ends(
+    releases: list[Release], client: Any
+) -> None:
+    """A value that is set takes the places of both releases, so each loads again when its time is over."""
+    for release in releases:
+        release.load(7)
+    releases[0].room.cache.set("product:7", {"id": 7, "price": 99.0})
+    client.delete(releases[0].room.keys.entry(b"product:7"))
+    assert [release.load(7) for release in releases] == [V1(id=7, price=2), V2(id=7, price_cents=2)]
+
+
 def test_what_a_loader_stored_is_found_by_hand(releases: list[Release]) -> None:
     """A reader with a type finds a loader's value in its place, and one without a type any value there."""
     for release in releases:

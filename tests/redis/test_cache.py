@@ -969,6 +969,16 @@ def test_marks_are_trimmed_only_past_the_longest_life(room: Any, client: Any) ->
     assert client.zscore(room.keys.marks, "!") is not None
 
 
+def test_marks_do_not_grow_for_ever_where_nobody_trims_them(room: Any, client: Any) -> None:
+    """Each invalidation drops some of the marks that are too old to matter."""
+    room.cache.invalidate_by_tag("first")
+    client.zadd(room.keys.marks, {f"t:old:{n}": n + 1 for n in range(40)})
+    for n in range(40):
+        room.cache.invalidate_by_tag(f"new:{n}")
+    tags = [member for member in client.zrange(room.keys.marks, 0, -1) if member[:2] == b"t:"]
+    assert sorted(tags) == sorted([b"t:first", *[b"t:new:%d" % n for n in range(40)]])
+
+
 def test_an_entry_older_than_the_trimmed_marks_is_dead(
     room: Any, client: Any, make_room: Any
 ) -> None:

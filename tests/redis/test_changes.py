@@ -175,6 +175,24 @@ def test_a_set_in_between_is_what_is_added_to(make_room: Any) -> None:
     assert finish(stepper) == 11
 
 
+@pytest.mark.parametrize("act", ["incr", "touch"])
+def test_a_refresh_that_began_before_does_not_overwrite_a_sum(
+    make_room: Any, client: Any, dispatch: Any, act: str
+) -> None:
+    """A refresh under way stores its value behind a `touch`, which changes none, and not behind an `incr`."""
+    room = make_room()
+    loads = iter((10, 20))
+    number = room.cache.cached("n", ttl=60, swr=600, name="number")(lambda: next(loads))
+    assert number() == 10
+    age(client, entry_of(room, "n"), 61)
+    assert number() == 10
+    [order] = dispatch.orders
+    refresh = Stepper(room, room._cache_body.refresh(order)).run_to_the_load()
+    assert room.cache.incr("n") == 11 if act == "incr" else room.cache.touch("n", ttl=60)
+    refresh.run()
+    assert room.cache.get("n") == (11 if act == "incr" else 20)
+
+
 def test_redis_away() -> None:
     """When Redis is away add and touch return False and incr raises."""
     with Stillroom(Settings(redis_url="redis://127.0.0.1:1")) as room:
