@@ -156,11 +156,15 @@ def test_a_session_that_could_not_follow_another_is_no_device(
     assert other.sessions.list_for_user("ann") == []
 
 
+@pytest.mark.parametrize("counts", [False, True], ids=["alone", "with counts"])
 @pytest.mark.parametrize("act", ["destroy", "defer", "log_out", "end"])
 def test_an_end_whose_connection_breaks_says_that_it_ended(
-    brisk: Stillroom, proxy: Proxy, make_room: Any, act: str
+    brisk: Stillroom, proxy: Proxy, make_room: Any, act: str, counts: bool
 ) -> None:
-    """An end that was carried out before the connection broke is told as one, not as a session that was gone."""
+    """An end that was carried out before the connection broke is told as one, not as a session that was gone.
+
+    Counts that ride along change nothing of that.
+    """
     body, other = brisk._sessions_body, make_room()
     session = brisk.sessions.create("ann", {"a": 1})
     acts = {
@@ -170,6 +174,8 @@ def test_an_end_whose_connection_breaks_says_that_it_ended(
         "end": lambda: brisk.sessions.end("ann", session.handle),
     }
     assert not brisk.sessions.end("ann", session.handle[:-1] + "-")  # its script is there
+    if counts:
+        brisk.state_stats.due = 0.0
     proxy.cuts_next = True
     assert acts[act]() is True
     assert not proxy.cuts_next
