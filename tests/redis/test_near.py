@@ -802,6 +802,25 @@ def test_the_promise_of_others_is_not_changed(room: Any, make_room: Any, trips: 
     assert trips.taken() == 2
 
 
+def test_more_kinds_of_keys_than_are_told_apart_are_one(
+    room: Any, make_room: Any, client: Any
+) -> None:
+    """Of more than a hundred prefixes the registry has none but the empty one, and every change is told."""
+    other: Stillroom = make_room()
+    keys = [f"kind-{n}:1" for n in range(near.PREFIXES + 1)]
+
+    def values() -> list[int]:
+        with room.request():
+            return [room.cache.get(key, near=True) for key in keys]
+
+    other.cache.set_many(dict.fromkeys(keys, 1))
+    assert values() == values() == [1] * len(keys)
+    assert client.get(room.keys.near).partition(b"\n")[1:] == (b"\n", b"")
+    assert len(getattr(room, "inner", room)._cache_body.copies) == len(keys)
+    other.cache.set(keys[7], 2)
+    assert values() == [1] * 7 + [2] + [1] * (len(keys) - 8)
+
+
 def test_health_tells_what_is_kept(make_room: Any) -> None:
     """Hits, those near among them, proofs, evictions, and the bytes that this process keeps."""
     room: Stillroom = make_room(near_limit=20_000)
