@@ -84,8 +84,8 @@ def test_a_load_that_ends_in_an_outage_holds_nobody_up_after_it(
 def test_a_lease_that_redis_refuses_to_take_back_holds_nobody_up(
     own_server: EmbeddedServer, is_for_good: bool
 ) -> None:
-    """It is given back again until Redis takes it. One that Redis never takes, because a stranger has made it a
-    list, keeps no later call of its process from Redis.
+    """A lease is given back again until Redis takes it. One that Redis never takes, because a stranger has made it
+    a list, keeps no later call of its process from Redis.
     """
     settings = Settings(redis_url=own_server.url, **PATIENT | {"probe_delay": 0.01})
     with (

@@ -449,7 +449,8 @@ def test_all_who_wait_for_a_load_that_is_shed_are_told(make_room: Any, client: A
     for _ in range(
         10
     ):  # it is shed at once, and does not ask until its time in the queue would be over
-        third.step() if not third.done else None
+        if not third.done:
+            third.step()
     assert isinstance(third.error, LoadShed)
     waiter.step()
     told = waiter.run().error

@@ -50,7 +50,7 @@ def run_out(call: Stepper, seconds: float) -> Any:
 
 @pytest.mark.parametrize("ask", ASKS)
 def test_a_caller_waits_for_another_load_as_long_as_the_app_says(make_room: Any, ask: str) -> None:
-    """After `wait` seconds it loads for itself. It stores nothing: that is still the turn of the other load."""
+    """After `wait` seconds a caller loads for itself. It stores nothing: that is still the other load's turn."""
     room, other = make_room(wait=0.05), make_room()
     load = asking(other, "one", "the first").run_to_the_load()
     assert run_out(asking(room, ask, "its own"), 0.05) == "its own"
@@ -76,7 +76,7 @@ def test_a_load_with_few_places_is_shed_where_it_was_waited_for_in_vain(make_roo
 def test_a_value_that_came_before_the_lease_is_not_loaded_again(
     make_room: Any, client: Any, ask: str
 ) -> None:
-    """Another caller has stored the value between the look and the lease: it is returned, and the lease is free."""
+    """A value that came between the look and the lease is returned, and the lease is free."""
     room = make_room()
     call = to_the_lease(asking(room, ask, "its own"))
     make_room().cache.set("k", "another's")
@@ -88,7 +88,7 @@ def test_a_value_that_came_before_the_lease_is_not_loaded_again(
 def test_a_lease_whose_answer_is_lost_keeps_nobody_waiting(
     make_room: Any, client: Any, ask: str
 ) -> None:
-    """The caller loads without Redis, and gives back what may have been leased."""
+    """A caller that does not know whether it has the lease loads without Redis, and gives the lease back."""
     room = make_room()
     call = to_the_lease(asking(room, ask, "its own"))
     call.step()

@@ -209,7 +209,7 @@ def test_only_what_a_client_meant_is_told_to_abuse(
 def test_a_denial_is_told_to_abuse_with_its_route(
     serve: Serve, room: Stillroom, client: Any, limit: Limit, destination: str
 ) -> None:
-    """It is told by the template of the path. That of an image, which its page asked for, is not told."""
+    """A denial tells abuse the template of its path. That of an image, which its page asked for, tells nothing."""
     routes = Routes([Route("/{path:path}", [limit])])
     with serve(routes=routes) as port:
         asked = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Dest": destination}
