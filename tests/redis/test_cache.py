@@ -672,6 +672,21 @@ def test_without_a_name_one_reader_refreshes_itself(room: Any, client: Any) -> N
     assert room.cache.get_or_set("k", lambda: 2, ttl=60, swr=600) == 2
 
 
+def test_no_backoff_is_longer_than_its_limit(make_room: Any, client: Any, dispatch: Any) -> None:
+    """A refresh that has failed forty times in a row is ordered again after `backoff_limit` seconds at most."""
+    room = make_room(backoff=2.0, backoff_limit=3.0)
+    loads = iter([1])
+    load = room.cache.cached("k", ttl=60, swr=600, name="load")(lambda: next(loads))
+    assert load() == 1
+    age(client, room.keys.entry(b"k"), 61)
+    client.set(room.keys.lease(b"k"), "backoff.1.40", px=FAILURES_KEPT_MS)
+    assert load() == 1
+    dispatch.run_all(room)
+    _, delay, failures = client.get(room.keys.lease(b"k")).split(b".")
+    assert 1_500 <= int(delay) <= 3_000
+    assert int(failures) == 41
+
+
 def test_a_failed_refresh_backs_off_twice_as_long_each_time(
     room: Any, dispatch: Any, client: Any
 ) -> None:
