@@ -10,6 +10,7 @@ import pytest
 
 from stillroom import LoadShed, RedisUnavailable, Stillroom
 from stillroom.operation import Timed
+from tests.support.entries import age
 from tests.support.stepper import Stepper
 
 ASKS: dict[str, Callable[[Stillroom, str], Any]] = {
@@ -109,3 +110,21 @@ def test_a_look_at_another_load_that_fails_is_no_answer(make_room: Any, ask: str
     call.interrupt(RedisUnavailable("closed"))
     assert result(call) == "its own"
     assert load.value() == room.cache.get("k") == "the first"
+
+
+def test_what_was_refreshed_since_a_look_is_not_refreshed_again(
+    make_room: Any, client: Any, dispatch: Any
+) -> None:
+    """A caller that has read a stale value orders no refresh where another one is done meanwhile."""
+    room = make_room()
+    loads = iter((1, 2))
+    load = room.cache.cached("k", ttl=60, swr=600, name="load")(lambda: next(loads))
+    assert load() == 1
+    age(client, room.keys.entry(b"k"), 61)
+    late = to_the_lease(Stepper(room, room._cache_body.call(load.loader, (), {})))
+    room._cache_body.forget_asked()  # a process asks once a second
+    assert load() == 1
+    assert dispatch.run_all(room) == ["refreshed"]
+    assert result(late) == 1
+    assert dispatch.orders == []
+    assert load() == 2
