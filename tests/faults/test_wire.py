@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -298,6 +299,37 @@ def test_a_request_shares_one_budget(make: Any, own_server: EmbeddedServer) -> N
     seconds, _ = timed(page)
     own_server.thaw()
     assert 0.2 < seconds < 0.35
+
+
+BUSY = "local till = os.clock() + 1 repeat until os.clock() >= till return 1"  # of a script that only reads
+
+
+def test_what_follows_a_slow_look_has_what_is_left_of_the_call(
+    make: Any, own_server: EmbeddedServer
+) -> None:
+    """The look of a miss waits for a busy server, its lease for one that takes no writes, in the time of one call.
+
+    Giving back the lease, which may have been taken all the same, has a time of its own.
+    """
+    room = make(own_server.url, command_timeout=1.2, call_timeout=1.3)
+    assert room.cache.set("warm", 1)
+    assert room.cache.get("warm") == 1  # with the counts that are due
+    begun = threading.Event()
+    with redis.Redis.from_url(own_server.url) as client:
+        client.client_pause(10_000, all=False)
+
+        def keep_busy() -> None:
+            begun.set()
+            client.execute_command("EVAL_RO", BUSY, 0)
+
+        busy = threading.Thread(target=keep_busy)
+        busy.start()
+        begun.wait()
+        began = time.monotonic()
+        waited = room.cache.get_or_set("k", lambda: time.monotonic() - began)
+        busy.join()
+        client.client_unpause()
+    assert waited < 1.3 + 1.2 + 0.4  # else the lease had 1.2 s, too
 
 
 def test_the_pool_is_bounded(own_server: EmbeddedServer) -> None:
