@@ -169,6 +169,25 @@ def test_a_call_does_not_pay_for_what_its_loop_does_between_its_steps(
     assert asyncio.run(call()) == b"PONG"
 
 
+def test_a_hit_that_its_loop_was_late_for_may_still_ask(server: EmbeddedServer) -> None:
+    """Where the clock has moved, a loop that stands still behind its question has time to ask for the marks."""
+    settings = Settings(redis_url=server.url)
+
+    async def stand_still(other: Stillroom) -> None:
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            other.cache.set("k", 7)
+            assert [await room.cache.get("k", int) for _ in range(2)] == [7, 7]
+            other.cache.invalidate_by_tag("another")
+            room._cache_body._judges._riding = 0  # marks are asked for behind the read
+            read = asyncio.create_task(room.cache.get("k", int))
+            await asyncio.sleep(0)  # it has asked
+            time.sleep(2 * settings.call_timeout)
+            assert await read == 7
+
+    with Stillroom(settings, dispatch=NoDispatch()) as other:
+        asyncio.run(stand_still(other))
+
+
 def test_a_loop_that_stood_still_serves_nothing_whose_marks_are_gone(
     server: EmbeddedServer,
 ) -> None:
