@@ -373,7 +373,8 @@ class CacheMachine(RuleBasedStateMachine):
     def let_a_second_pass(self, room: int, moving: bool) -> None:
         """Let a second pass, because a process asks for a refresh and for marks once a second at most."""
         self.rooms[room]._cache_body._asked.clear()
-        self.rooms[room]._cache_body._judges._riding = NEVER if moving else 0
+        judges = self.rooms[room]._cache_body._judges
+        judges._riding, judges.counts = (NEVER if moving else 0), True
 
     @rule(
         what=st.sampled_from(

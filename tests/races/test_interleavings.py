@@ -45,7 +45,8 @@ def quiet(room: Stillroom) -> Stillroom:
 
 def ride(room: Stillroom, riding: bool) -> None:
     """Set whether marks are sent with reads, as they are while the clock moves."""
-    room._cache_body._judges._riding = NEVER if riding else 0
+    judges = room._cache_body._judges
+    judges._riding, judges.counts = (NEVER if riding else 0), True
 
 
 def begin_get(room: Stillroom, key: str) -> Stepper:

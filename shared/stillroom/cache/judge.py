@@ -27,6 +27,7 @@ READS_A_MOVE = 8
 # the newest. About older entries it asks by tag, once for each tag that it meets.
 MARKS_AT_ONCE = 1_000
 
+_ALIVE, _FRESH, _STALE = Verdict.ALIVE, Freshness.FRESH, Freshness.STALE
 _GRADES = {Verdict.SOFT: Freshness.STALE, Verdict.DEAD: Freshness.DEAD, Verdict.ASK: None}
 
 
@@ -53,9 +54,10 @@ class Judge:
         # What this process knows of invalidations. Read `marks.synced` before asking for the clock.
         self.marks = Marks()
         self._run: bytes | None = None  # the server's, on which the epoch was verified
-        # How many reads there were since the clock was last seen to move, not exactly, for it takes no lock; and up
-        # to which of them marks ride along.
+        # How many reads there were since the clock was last seen to move, not exactly, for it takes no lock, and
+        # only until there were enough; and up to which of them marks ride along.
         self._reads, self._riding = READS_A_MOVE + 1, 0
+        self.counts = True  # whether the next read is to be counted
         self.reset()
         reset_after_fork(self)
 
@@ -90,12 +92,14 @@ class Judge:
         if self._reads < self._riding:
             return False
         self._reads += 1
+        self.counts = self._reads <= READS_A_MOVE
         return True
 
     def _moved(self) -> None:
         """Note that the clock has moved since it was last seen."""
         self._riding = READS_A_MOVE if self._reads <= READS_A_MOVE else 0
         self._reads = 0
+        self.counts = True
 
     def marks_since(self, synced: int) -> Command:
         """Return the command that brings the newer marks, the newest first."""
@@ -111,7 +115,10 @@ class Judge:
         marks = self.marks
         if marks.clock != clock or self._run != self._clock.run:
             return None
-        return _graded(entry, marks.verdict(entry), self._now_ms())
+        verdict = marks.verdict(entry)
+        if verdict is _ALIVE:  # as _graded: this is run on every hit
+            return _FRESH if self._now_ms() < entry.fresh_until else _STALE
+        return _GRADES[verdict]
 
     def settle(
         self, entries: Sequence[Entry], clock: bytes | None, known: int

@@ -160,8 +160,8 @@ class Lookup:
             now > stats.due
             or now < self._apart_until
             or stats.watch is not None
-            or self._outbox.waiting
-            or not judges.goes_alone()
+            or self._outbox.numbers
+            or (judges.counts and not judges.goes_alone())
         ):
             return None
         batch = [(b"MGET", keys.entry(name), keys.clock)]
@@ -372,7 +372,7 @@ class Lookup:
         With `is_near` the names of changed keys are read too where the clock has moved.
         """
         # No read is trusted before Redis has this process's invalidations.
-        if self._outbox.waiting:
+        if self._outbox.numbers:
             yield from self._invalidator.deliver()
         now = time.monotonic()
         batch: list[Command] = [asked]

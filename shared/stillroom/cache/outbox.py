@@ -20,29 +20,31 @@ class Outbox:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._numbers: dict[bytes, int] = {}  # name → which put was its last
+        self.numbers: dict[
+            bytes, int
+        ] = {}  # name → which put was its last. Each read looks whether there is one.
         self._last = 0
 
     @property
     def waiting(self) -> int:
         """Return how many names wait: Redis has yet to be told of them."""
-        return len(self._numbers)
+        return len(self.numbers)
 
     def put(self, names: Iterable[bytes]) -> None:
         for name in names:
             self._last += 1
-            if name == EVERYTHING or len(self._numbers) >= self._limit:
-                self._numbers = {EVERYTHING: self._last}
+            if name == EVERYTHING or len(self.numbers) >= self._limit:
+                self.numbers = {EVERYTHING: self._last}
             else:
-                self._numbers.pop(name, None)  # to the end of the line
-                self._numbers[name] = self._last
+                self.numbers.pop(name, None)  # to the end of the line
+                self.numbers[name] = self._last
 
     def first(self, count: int) -> dict[bytes, int]:
         """Return up to `count` names that wait the longest."""
-        return dict(list(self._numbers.items())[:count])
+        return dict(list(self.numbers.items())[:count])
 
     def delivered(self, names: dict[bytes, int]) -> None:
         """Cross off those that were not put again since."""
         for name, number in names.items():
-            if self._numbers.get(name) == number:
-                self._numbers.pop(name, None)  # another thread may have delivered it, too
+            if self.numbers.get(name) == number:
+                self.numbers.pop(name, None)  # another thread may have delivered it, too

@@ -49,9 +49,7 @@ _NO_REPLY = "the server closed the connection"
 _SLICE_S = 0.005
 # Signals that may come in a flood, and whether one has a handler: then each of them interrupts a receive. Not those
 # that servers have handlers for (SIGUSR1 and others): no flood of them is known, and each call would pay for it.
-_ALARM, _PROF, _VTALRM, _CHLD = map(
-    int, (signal.SIGALRM, signal.SIGPROF, signal.SIGVTALRM, signal.SIGCHLD)
-)
+_FLOODS = tuple(map(int, (signal.SIGALRM, signal.SIGPROF, signal.SIGVTALRM, signal.SIGCHLD)))
 _INTERRUPTIONS = 100  # are waited out; whoever goes on is heard
 _handler_of = _signal.getsignal  # signal's own makes an enum of each answer
 
@@ -136,14 +134,7 @@ class Link:
             # not do: it begins again with each receive that a signal interrupts (PEP 475 repeats it), so a signal
             # every 50 ms would hold a call of 100 ms for ever. Where a flood of signals could do that to five
             # milliseconds, that is first.
-            if (
-                not is_plain
-                or left < _SLICE_S
-                or _handler_of(_ALARM)
-                or _handler_of(_PROF)
-                or _handler_of(_VTALRM)
-                or _handler_of(_CHLD)
-            ):
+            if not is_plain or left < _SLICE_S or any(map(_handler_of, _FLOODS)):
                 self._await_data(left)
             try:
                 size = sock.recv_into(buffer)
