@@ -627,7 +627,7 @@ with Session(create_engine("sqlite://")) as session:
     after_commit.invalidate_by_tag(session, "t")
     session.commit()
 assert room.cache.deferred == 1
-room._cache_body._invalidator.outbox._numbers.clear()
+room._cache_body._invalidator.outbox.numbers.clear()
 """
 
 

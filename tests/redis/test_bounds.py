@@ -97,7 +97,7 @@ def test_threads_that_deliver_side_by_side_raise_nothing() -> None:
                 barrier.wait(0.5)
             return found
 
-    box._numbers = Numbers(box._numbers)
+    box.numbers = Numbers(box.numbers)
     errors: list[Exception] = []
 
     def deliver() -> None:
