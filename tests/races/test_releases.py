@@ -10,7 +10,10 @@ from pydantic import BaseModel
 
 from stillroom import Freshness, Stillroom
 from tests.support.entries import age
+from tests.support.monitor import sent
 from tests.support.stepper import Stepper
+
+NEVER = float("inf")  # time.monotonic()
 
 
 class V1(BaseModel):
@@ -82,6 +85,21 @@ def test_a_version_keeps_releases_apart(make_room: Any) -> None:
     old, new = (Release(make_room(), int, version=version) for version in (1, 2))
     next(new.versions)
     assert [old.load(7), new.load(7), old.load(7), new.load(7)] == [1, 2, 1, 2]
+    assert (old.calls, new.calls) == (1, 1)
+
+
+def test_no_hit_is_another_releases_and_both_places_are_one_trip(
+    make_room: Any, client: Any
+) -> None:
+    """A process whose first look finds another release's value loads its own, and reads it in one round trip."""
+    old, new = (Release(make_room(), int, version=version) for version in (1, 2))
+    next(new.versions)
+    for release in (old, new):
+        release.room.stats.due = NEVER  # no counts ride along
+    old.room.cache.set("else", 1)
+    assert new.room.cache.get("else") == 1  # so it knows the clock
+    assert [old.load(7), old.load(7), new.load(7), new.load(7)] == [1, 1, 2, 2]
+    assert sent(client, lambda: new.load(7)) == ["MGET"]
     assert (old.calls, new.calls) == (1, 1)
 
 
