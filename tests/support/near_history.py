@@ -399,7 +399,7 @@ def _prove_after_the_read() -> None:
     right = Near.learn
 
     def learn(self: Near, asked: Proof, *rest: Any) -> Operation[int]:
-        return (yield from right(self, Proof(time.monotonic(), self._memo.changes), *rest))
+        return (yield from right(self, Proof(time.monotonic(), self.memo.changes), *rest))
 
     Near.learn = learn  # type: ignore[method-assign]
 
