@@ -109,6 +109,7 @@ LONGEST = [
     "tests/explorer/test_cache.py",
     "tests/failover/test_workers.py",
     "tests/races/test_history.py",
+    "tests/workers/test_rabbitmq.py",
     "tests/workers/test_guards.py",
     "tests/web/test_peer_suites.py",
     "tests/failover/test_sentinels.py",
