@@ -62,8 +62,8 @@ class Ahead:
     """An operation that asks one thing, and is nearly always done when that is answered.
 
     A generator and its steps are a third of what a hit costs. So the driver asks by itself, and begins the
-    operation only where the answer is not the usual one. It is given to a driver in the place of the operation, and
-    to nobody else.
+    operation only where the answer is not the usual one. Whoever iterates over it (`yield from`, together.py) runs
+    it as any other operation.
     """
 
     __slots__ = ()
@@ -80,6 +80,14 @@ class Ahead:
     ) -> Operation[Any]:
         """Return the operation, which goes on from the replies, or from the error in their place."""
         raise NotImplementedError
+
+    def __iter__(self) -> Operation[Any]:
+        try:
+            replies = yield self.batch
+        except RedisUnavailable as error:
+            return (yield from self.rest(None, error))
+        found = self.usual(replies)
+        return found if found is not UNUSUAL else (yield from self.rest(replies))
 
 
 class Once(list[Command]):

@@ -22,6 +22,7 @@ def together(*operations: Operation[Any]) -> Operation[list[Any]]:
     A batch with a Once in it is sent once. What is no plain batch (a Call, a Pause, a Timed) is taken one at a
     time.
     """
+    operations = tuple(map(iter, operations))  # so an Ahead is one of them
     try:
         sides = [Side(operation) for operation in operations]
         yield from _run_all(sides)

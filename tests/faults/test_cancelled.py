@@ -8,11 +8,10 @@ import inspect
 import itertools
 import os
 import signal
-import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from types import CodeType, FrameType
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ from stillroom.together import together
 from tests.faults.test_session_replies import calls_of
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
+from tests.support.interruption import Interruption, interrupted_at
 from tests.support.proxy import Proxy
 
 IP = "203.0.113.7"
@@ -246,10 +246,6 @@ def test_a_lease_whose_return_is_cancelled_and_lost_is_free(
     _run(server, story)
 
 
-class Interruption(BaseException):
-    """Raised by a signal handler, or by gevent's timeouts, in the middle of a call."""
-
-
 def test_an_interrupted_login_takes_no_place_of_a_cap(server: EmbeddedServer, client: Any) -> None:
     """A login that a signal handler interrupts is ended before the next one is counted."""
 
@@ -287,26 +283,6 @@ def _between_steps(code: CodeType) -> set[int]:
     return {n for n, line in enumerate(lines, first) if line.strip() in goes_on}
 
 
-@contextmanager
-def _interrupted_at(step: int, lines: Mapping[CodeType, set[int]]) -> Iterator[list[int]]:
-    """Raise an Interruption the n-th time that a call comes to one of these lines. Yield those it came to."""
-    reached: list[int] = []
-
-    def line(frame: FrameType, event: str, _: object) -> Any:
-        if event == "line" and frame.f_lineno in lines[frame.f_code]:
-            reached.append(frame.f_lineno)
-            if len(reached) == step:
-                raise Interruption
-        return line
-
-    before = sys.gettrace()
-    sys.settrace(lambda frame, *_: line if frame.f_code in lines else None)
-    try:
-        yield reached
-    finally:
-        sys.settrace(before)
-
-
 def _load(room: Stillroom) -> object:
     return room.cache.get_or_set("k", lambda: 1)
 
@@ -332,7 +308,7 @@ def test_what_a_call_took_before_it_was_interrupted_between_two_steps_is_free(
     for step in itertools.count(1):
         room.cache.clear()
         interrupted = True
-        with suppress(Interruption), _interrupted_at(step, lines) as reached:
+        with suppress(Interruption), interrupted_at(step, lines) as reached:
             act(room)
             interrupted = False
         held = [*client.keys("*:l:*"), *client.keys("*:slots"), *client.keys("*:queue")]
@@ -395,7 +371,7 @@ def test_a_check_that_a_signal_interrupts_is_under_way_no_longer(make_room: Any,
     lines = {step.__code__: _but_the_end(step.__code__) for step in steps}
     for step in itertools.count(1):
         interrupted = True
-        with suppress(Interruption), _interrupted_at(step, lines) as reached:
+        with suppress(Interruption), interrupted_at(step, lines) as reached:
             CHECKS[act](room)
             interrupted = False
         assert body._flying._asked == {}

@@ -22,6 +22,7 @@ from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
 from tests.support.entries import age
 from tests.support.faces import FACES, open_room
+from tests.support.interruption import Interruption
 from tests.support.proxy import Proxy
 from tests.support.stepper import Stepper
 
@@ -319,10 +320,6 @@ def test_cancelled_calls_leave_no_lease(server: EmbeddedServer, client: Any, is_
 
     assert asyncio.run(scenario()) > turns / 3
     assert leases(client) == []
-
-
-class Interruption(BaseException):
-    """Raised by a signal handler, or by gevent's timeouts, in the middle of a call."""
 
 
 LOADS: dict[str, Callable[[Any], Any]] = {

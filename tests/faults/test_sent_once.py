@@ -22,6 +22,7 @@ from stillroom.leash import until
 from stillroom.scripts import add, clear, lease_load, mark, put, replace, take_place
 from tests.support.clocked import misjudge
 from tests.support.faces import FACES, locked, open_room
+from tests.support.interruption import Interruption
 from tests.support.lag import Stopwatch
 from tests.support.proxy import Proxy
 
@@ -94,10 +95,6 @@ def test_a_cancelled_write_ends_when_it_can_no_longer_act(
 
     asyncio.run(cancel_on_the_way())
     _arrives_too_late(proxy, other, client)
-
-
-class Interruption(BaseException):
-    """Raised by a signal handler, or by gevent's timeouts, in the middle of a call."""
 
 
 @pytest.mark.parametrize("write", WRITES)

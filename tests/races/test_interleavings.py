@@ -8,6 +8,8 @@ import pytest
 
 from stillroom import Freshness, Stillroom
 from stillroom.cache.judge import READS_A_MOVE
+from stillroom.operation import Ahead, Operation
+from stillroom.together import together
 from tests.support.clocked import misjudge
 from tests.support.entries import age
 from tests.support.stepper import Stepper
@@ -416,3 +418,20 @@ def test_a_clock_that_another_look_has_overtaken_did_not_go_back(
     assert reader.cache.get("else") == 2  # and learns of it
     look.step()
     assert (look.done, look.result) == (True, 1)
+
+
+def test_a_read_that_is_asked_for_ahead_is_an_operation_among_others(
+    reader: Stillroom,
+) -> None:
+    """Whoever runs the operations of a cache side by side, or in one of his own, has their values."""
+    reader.cache.set("k", 1)
+    assert reader.cache.get("k") == 1
+    cache = reader._cache_body
+    assert isinstance(cache.get("k"), Ahead)
+    sides = together(cache.get("k"), cache.get("none"), cache.get_or_set("new", lambda: 2))
+    assert reader.cache._driver.run(sides) == [1, None, 2]
+
+    def both() -> Operation[Any]:
+        return (yield from cache.get("k")), (yield from cache.get("none", default=0))
+
+    assert reader.cache._driver.run(both()) == (1, 0)

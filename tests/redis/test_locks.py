@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -34,6 +32,7 @@ from stillroom.locks.body import LocksBody
 from stillroom.locks.held import Held
 from tests.support.crowd import PATIENT
 from tests.support.faces import BlockingRoom, locked
+from tests.support.interruption import Interruption, interrupted_at, lines_of
 from tests.support.stepper import Stepper
 
 WITHIN = 10.0
@@ -574,44 +573,21 @@ def test_a_lock_object_that_two_tasks_use_at_once_is_refused_to_the_second(
     asyncio.run(main())
 
 
-class Struck(BaseException):
-    """Raised by a signal handler, anywhere."""
-
-
-@contextmanager
-def _struck_at(step: int) -> Iterator[list[int]]:
-    """Raise Struck at the n-th line of a release. Yield the list of the lines that it got to."""
-    reached: list[int] = []
-    properties = Held.is_held.fget, Held._is_over.fget  # type: ignore[attr-defined]
-    codes = {one.__code__ for one in (Held.release, LocksBody.give_back, *properties)}
-
-    def line(_frame: FrameType, event: str, _: object) -> Any:
-        if event == "line":
-            reached.append(step)
-            if len(reached) == step:
-                raise Struck
-        return line
-
-    before = sys.gettrace()
-    sys.settrace(lambda frame, *_: line if frame.f_code in codes else None)
-    try:
-        yield reached
-    finally:
-        sys.settrace(before)
-
-
 def test_a_release_that_a_signal_interrupts_gives_the_lock_back(make_room: Any) -> None:
     """A lock is free, and renewed no longer, wherever in its release a signal's handler raises."""
     room: Stillroom = make_room()
+    properties = Held.is_held.fget, Held._is_over.fget  # type: ignore[attr-defined]
+    codes = [one.__code__ for one in (Held.release, LocksBody.give_back, *properties)]
+    lines = {code: lines_of(code) for code in codes}
     for step in itertools.count(3):  # at the first two nothing was begun
-        held, is_struck = room.lock("k").acquire(), True
-        with suppress(Struck), _struck_at(step) as reached:
+        held, interrupted = room.lock("k").acquire(), True
+        with suppress(Interruption), interrupted_at(step, lines) as reached:
             held.release()
-            is_struck = False
+            interrupted = False
         assert not held.is_held
         assert held._renewal.renew is None
         with room.lock("k", wait=0):
             pass
-        if not is_struck:
+        if not interrupted:
             assert len(reached) == step - 1 > 3
             return

@@ -12,7 +12,7 @@ from typing import Any
 
 from stillroom import Stillroom
 from stillroom.errors import RedisUnavailable
-from stillroom.operation import UNUSUAL, Ahead, Call, Driver, Freeing, On, Once, Operation, Pause
+from stillroom.operation import Call, Driver, Freeing, On, Once, Operation, Pause
 
 PATIENCE = 10.0  # seconds for one command
 
@@ -20,12 +20,12 @@ PATIENCE = 10.0  # seconds for one command
 class Stepper:
     """One operation of one room, and how far it has come."""
 
-    def __init__(self, room: Stillroom, operation: Operation[Any] | Ahead) -> None:
+    def __init__(self, room: Stillroom, operation: Operation[Any]) -> None:
         is_spread = room.settings.state_cluster
         self._driver: Driver = room.state if is_spread else room.cache._driver
         # Send each command twice, as the wire does when a connection was found dead.
         self.twice = False
-        self._operation = _whole(operation) if isinstance(operation, Ahead) else operation
+        self._operation: Any = iter(operation)
         self._answers: list[Any] = []  # to the step it stands at
         self._failure: BaseException | None = None
         self.at: Any = None
@@ -118,13 +118,3 @@ class Stepper:
             raise  # the server of a test is always there
         except BaseException as error:
             self.at, self.done, self.error = None, True, error
-
-
-def _whole(ahead: Ahead) -> Operation[Any]:
-    """Ask ahead, and go on from the answer, as a driver does."""
-    try:
-        replies = yield ahead.batch
-    except RedisUnavailable as error:
-        return (yield from ahead.rest(None, error))
-    found = ahead.usual(replies)
-    return found if found is not UNUSUAL else (yield from ahead.rest(replies))

@@ -94,11 +94,9 @@ class Calls(Bulk):
         `away`: see obtain.
         """
         name, recipe, call, look = self.wanted(loader, args, kwargs)
-        if look is not None and away is None:
-            ahead = self._ahead(name, *look, partial(self.obtain, name, recipe, call))
-            if ahead is not None:
-                return ahead  # type: ignore[return-value]  # drivers run it
-        return self.obtain(name, recipe, call, away)
+        if look is None or away is not None:
+            return self.obtain(name, recipe, call, away)
+        return self._ahead(name, *look, partial(self.obtain, name, recipe, call))
 
     def call_many(self, calls: Sequence[Asked]) -> Operation[list[Any]]:
         """Return what the cache has for each of these calls, and Unread in the place of what it has not.

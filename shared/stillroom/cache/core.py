@@ -130,9 +130,9 @@ class Core(Loads):
         read = self._codec.reader(type)  # refuses a value that is no type, on a miss too
         kept_for = None if near is None else near_of(near)
         going_on = partial(self._get, name, type, default, kept_for)
-        if kept_for is None and (ahead := self._ahead(name, type, read, b"", None, going_on)):
-            return ahead  # type: ignore[return-value]  # drivers run it
-        return going_on()
+        if kept_for is not None:
+            return going_on()
+        return self._ahead(name, type, read, b"", None, going_on)
 
     def _get(
         self,
@@ -249,11 +249,10 @@ class Core(Loads):
         keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
         recipe = self.recipe(Call(load), tags, type, keeping)._replace(near=near_of(near))
         going_on = partial(self._get_or_set, name, recipe)
-        if recipe.is_plain:
-            about = recipe.type, self._codec.reader(recipe.type), recipe.release, None
-            if ahead := self._ahead(name, *about, going_on):
-                return ahead  # type: ignore[return-value]  # drivers run it
-        return going_on()
+        if not recipe.is_plain:
+            return going_on()
+        read = self._codec.reader(recipe.type)
+        return self._ahead(name, recipe.type, read, recipe.release, None, going_on)
 
     def _get_or_set(
         self,

@@ -64,7 +64,7 @@ class _Look(NamedTuple):
     go_on: Callable[..., Operation[Any]]
 
 
-class PlainLook(_Look, Ahead):
+class PlainLook(Ahead, _Look):
     """A look at a value that is nearly always a hit."""
 
     __slots__ = ()
@@ -74,24 +74,24 @@ class PlainLook(_Look, Ahead):
 
         A refresh that was asked for less than a second ago is not.
         """
-        _, lookup, name, kind, read, release, loader, _, _ = self
+        lookup, release, loader = self.lookup, self.release, self.loader
         raw, clock = replies[0]
         if raw is None:
             return UNUSUAL
         try:
-            entry = parse(raw, name)
+            entry = parse(raw, self.name)
             codec = entry.codec
             if release and codec[2:] not in (release, b""):
                 return UNUSUAL
             freshness, place = lookup._judges.at_once(entry, clock), 0
             if freshness is not _FRESH:
-                if freshness is not Freshness.STALE or not lookup._is_asked_for(name, entry):
+                if freshness is not Freshness.STALE or not lookup._is_asked_for(self.name, entry):
                     return UNUSUAL
                 place = 1
             if codec[:2] in PLAIN_JSON:
-                value = read(entry.payload)
+                value = self.read(entry.payload)
             else:
-                value = lookup._codec.decode(codec, entry.payload, kind)
+                value = lookup._codec.decode(codec, entry.payload, self.type)
         except UNREADABLE:  # the operation tells of it
             return UNUSUAL
         counts = lookup.stats.counts
@@ -153,8 +153,10 @@ class Lookup:
         release: bytes,
         loader: Loader | None,
         go_on: Callable[..., Operation[Any]],
-    ) -> PlainLook | None:
-        """Return a look that asks for the entry and the clock alone, or None where more is to be asked or told."""
+    ) -> Operation[Any]:
+        """Return a look that asks for the entry and the clock alone, for a driver to run in the place of `go_on()`;
+        or that operation, where more is to be asked or told.
+        """
         now, stats, judges, keys = time.monotonic(), self.stats, self._judges, self.keys
         if (
             now > stats.due
@@ -163,12 +165,12 @@ class Lookup:
             or self._outbox.numbers
             or (judges.counts and not judges.goes_alone())
         ):
-            return None
+            return go_on()
         batch = [(b"MGET", keys.entry(name), keys.clock)]
         known = judges.marks.synced
         # Past NamedTuple's own constructor, which is Python: this is made for every hit.
         about = (batch, self, name, type, read, release, loader, known, go_on)
-        return _plain_look(PlainLook, about)
+        return _plain_look(PlainLook, about)  # type: ignore[return-value]
 
     def _look(
         self, name: bytes, release: bytes = b"", looked: Looked | None = None

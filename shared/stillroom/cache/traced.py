@@ -18,7 +18,7 @@ from stillroom.cache.calls import Asked, Look, Unread
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.loaders import Recipe
 from stillroom.cache.loads import Attempt
-from stillroom.cache.lookup import Looked, PlainLook, Wish
+from stillroom.cache.lookup import Looked, Wish
 from stillroom.cache.near import Called, Store, remembered_by
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
@@ -109,8 +109,9 @@ class TracedStore(Store):
 class TracedBody(CacheBody):
     """A cache, or one of its shards, whose reads are noted where a request asks for it."""
 
-    def _ahead(self, *about: Any) -> PlainLook | None:
-        return super()._ahead(*about) if tracing() is None else None
+    def _ahead(self, *about: Any) -> Operation[Any]:
+        *_, go_on = about
+        return super()._ahead(*about) if tracing() is None else go_on()
 
     def _look(
         self, name: bytes, release: bytes = b"", looked: Looked | None = None

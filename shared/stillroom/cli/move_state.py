@@ -11,7 +11,6 @@ import typer
 from stillroom.cli.tables import AsJson, print_json
 from stillroom.errors import LockTaken, RedisUnavailable, SettingsError, StillroomError
 from stillroom.moving import Moving, Side, move_bans
-from stillroom.operation import Operation
 from stillroom.room import Stillroom
 from stillroom.settings import Settings
 from stillroom.shown import plural
@@ -101,7 +100,10 @@ def _alone(here: Stillroom, there: Stillroom) -> Iterator[None]:
         try:
             _hold(held, here, "--from")
         except MoveUnderWay:
-            if _holders(here) != _holders(there):
+            first, second = (
+                room.state.run(room._locks_body.holders(LOCK)) for room in (here, there)
+            )
+            if first != second:
                 raise
             raise SettingsError(SAME) from None
         except RedisUnavailable as error:
@@ -119,16 +121,6 @@ def _hold(held: ExitStack, room: Stillroom, name: str) -> None:
             f"another move to or from {name} is under way, or one was killed in the last {LEASE_S} s: see whether "
             "it runs, and move again when it has ended"
         ) from taken
-
-
-def _holders(room: Stillroom) -> list[bytes]:
-    """Return the tokens under which the lock of moves is held on a server. No two servers have the same."""
-    return room.state.run(_reading(room.keys.slots(LOCK.encode())[0]))
-
-
-def _reading(key: bytes) -> Operation[list[bytes]]:
-    (found,) = yield [(b"ZRANGE", key, b"0", b"-1")]
-    return list(found)
 
 
 def _old(before: str, from_cluster: bool, replicas: int | None) -> Settings:

@@ -118,6 +118,12 @@ class LocksBody:
         (freed, *_) = yield Freeing(self._freeing(name, token))
         return bool(freed)
 
+    def holders(self, name: str) -> Operation[list[bytes]]:
+        """Return the tokens under which slots are held. No two servers have the same. Raises RedisUnavailable."""
+        slots, *_ = self._keys.slots(sanitized(name))
+        (found,) = yield [(b"ZRANGE", slots, b"0", b"-1")]
+        return list(found)
+
     def _freeing(self, name: str, token: bytes) -> list[Command]:
         slots, queue, waiters, _ = self._keys.slots(sanitized(name))
         return [(b"ZREM", key, token) for key in (slots, queue, waiters)]
