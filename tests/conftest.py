@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import re
@@ -159,6 +160,12 @@ def pytest_collection_finish() -> None:
     """Keep thousands of tests out of each later garbage collection."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """Let a thread that a failed test left behind make the run fail with its stack, not go on without end."""
+    faulthandler.dump_traceback_later(60, exit=True)
 
 
 @pytest.fixture

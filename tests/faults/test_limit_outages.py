@@ -24,6 +24,7 @@ from tests.support.limits import forget_denials, read_log
 from tests.support.processes import Program
 from tests.support.proxy import Proxy
 from tests.support.stepper import Stepper
+from tests.support.threads import repeated
 
 IP = "203.0.113.7"
 LOGIN = Limit("login", 10, 3_600)
@@ -237,38 +238,46 @@ def test_a_check_that_redis_may_admit_counts_here(
 
 
 @pytest.mark.long
-def test_threads_admit_exactly_the_quota_across_a_restart(
+def test_threads_admit_no_more_than_the_quota_across_a_restart(
     own_server: EmbeddedServer, make: Callable[..., Stillroom]
 ) -> None:
-    """Sixteen threads on three hundred addresses admit exactly the quota across a kill of Redis."""
+    """Sixteen threads on three hundred addresses admit the quota across a kill of Redis.
+
+    A check whose reply was lost may have taken of it, too.
+    """
     room, limit = make(**BRISK), Limit("five", 5, 3_600)
+    turns, lock = count(), threading.Lock()
     admitted: Counter[str] = Counter()
-    lock, stop = threading.Lock(), threading.Event()
+    unanswered: Counter[str] = Counter()
+    refused_by_redis: set[str] = set()
 
-    def work(seed: int) -> None:
-        for n in count(seed):
-            if stop.wait(0.0005):
-                return
-            ip = f"203.0.{n * 7 % 300 // 250}.{n * 7 % 300 % 250}"
-            if room.limits.check(ip, [limit]):
-                with lock:
-                    admitted[ip] += 1
+    def work() -> None:
+        turn = next(turns) * 7 % 300
+        ip = f"203.0.{turn // 250}.{turn % 250}"
+        decision = room.limits.check(ip, [limit])
+        with lock:
+            admitted[ip] += decision.allowed
+            unanswered[ip] += decision.degraded in ("closed", "timeout")
+            if not (decision.allowed or decision.degraded):
+                refused_by_redis.add(ip)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(16)]
-    for thread in threads:
-        thread.start()
-    until(lambda: sum(admitted.values()) > 100, "traffic")
-    own_server.kill()
-    until(lambda: room.state_wire.breaker.is_open, "the outage")
-    until(lambda: sum(admitted.values()) > 700, "traffic in the outage")
-    own_server.restart()
-    until(lambda: len(admitted) == 300 and min(admitted.values()) >= 5, "all quotas", within=60)
-    until(lambda: not room.state_wire.breaker.is_open, "recovery")
-    until(lambda: room.limits.deliver() == 0, "the charges")
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert set(admitted.values()) == {5}
+    with repeated(work, threads=16, pause=0.0005):
+        until(lambda: admitted.total() > 100, "traffic")
+        own_server.kill()
+        until(lambda: room.state_wire.breaker.is_open, "the outage")
+        until(lambda: admitted.total() > 700, "traffic in the outage")
+        own_server.restart()
+        with lock:
+            refused_by_redis.clear()
+        until(lambda: len(refused_by_redis) == 300, "all quotas", within=60)
+        until(lambda: not room.state_wire.breaker.is_open, "recovery")
+        until(lambda: room.limits.deliver() == 0, "the charges")
+    assert {
+        ip: (admitted[ip], unanswered[ip])
+        for ip in refused_by_redis
+        if not 5 - unanswered[ip] <= admitted[ip] <= 5
+    } == {}
+    assert unanswered.total() < 300
 
 
 CROWD = """

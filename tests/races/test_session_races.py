@@ -14,6 +14,7 @@ import pytest
 
 from stillroom import SessionConflict, SessionEnded, Stillroom, TooManySessions
 from tests.support.sessions import age, assert_bounded, record_of, sessions_keys
+from tests.support.threads import repeated
 
 Act = Callable[[], Any]
 
@@ -168,23 +169,14 @@ def test_parallel_logins_never_pass_the_cap(
 ) -> None:
     """Fifty parallel logins under a cap of three leave three sessions, and never show more."""
     rooms = [make_room() for _ in range(5)]
-    watching = threading.Event()
     counts: list[int] = []
-
-    def watch() -> None:
-        while not watching.is_set():
-            counts.append(rooms[0].sessions.count("u1"))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    results = together(
-        *[
-            lambda n=n: rooms[n % 5].sessions.create("u1", max_per_user=3, on_cap=on_cap)
-            for n in range(50)
-        ]
-    )
-    watching.set()
-    watcher.join()
+    with repeated(lambda: counts.append(rooms[0].sessions.count("u1"))):
+        results = together(
+            *[
+                lambda n=n: rooms[n % 5].sessions.create("u1", max_per_user=3, on_cap=on_cap)
+                for n in range(50)
+            ]
+        )
     assert max(counts) <= 3
     assert rooms[0].sessions.count("u1") == 3
     refused = [result for result in results if isinstance(result, TooManySessions)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from tests.support.faces import FACES, open_room
 from tests.support.limits import assert_bounded, forget_denials
 from tests.support.processes import Program
 from tests.support.sessions import record_of
+from tests.support.threads import repeated
 
 IP = "203.0.113.7"
 KEYS = Keys("stillroom", state_in_cluster=True)
@@ -445,23 +446,16 @@ def slots_of(cluster: RedisCluster, node: EmbeddedServer) -> range:
 @contextmanager
 def hammering(rooms: list[Stillroom], limits: list[Limit], admitted: list[int]) -> Iterator[None]:
     """Check from several threads of each room while the block runs."""
-    ended = threading.Event()
 
     def hammer(room: Stillroom) -> None:
-        while not ended.is_set():
-            forget_denials(room)
-            if room.limits.check({"ip": IP, "user": "ann"}, limits):
-                admitted.append(1)
+        forget_denials(room)
+        if room.limits.check({"ip": IP, "user": "ann"}, limits):
+            admitted.append(1)
 
-    threads = [threading.Thread(target=hammer, args=[room]) for room in rooms for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
+    with ExitStack() as stack:
+        for room in rooms:
+            stack.enter_context(repeated(partial(hammer, room), threads=4))
         yield
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join(30)
 
 
 # When a node is away

@@ -1,10 +1,10 @@
-"""Threads that act for as long as a `with` block runs."""
+"""Threads that act for as long as a `with` block runs, and no longer, however it ends."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 
 class Threads:
@@ -35,3 +35,23 @@ class Threads:
         except BaseException as error:
             self.errors.append(error)
             raise
+
+
+@contextmanager
+def repeated(act: Callable[[], object], threads: int = 1, *, pause: float = 0.0) -> Iterator[None]:
+    """Run this again and again in so many threads while a `with` block runs. `pause`: seconds between two runs."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(pause):
+            act()
+
+    running = [threading.Thread(target=repeat) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in running:
+            thread.join(30)

@@ -7,7 +7,6 @@ import io
 import os
 import resource
 import struct
-import threading
 import zlib
 from hashlib import sha256
 from pathlib import Path
@@ -27,6 +26,7 @@ from stillroom.cache.images import (
     normalised,
     read_image,
 )
+from tests.support.threads import repeated
 
 BYTE_LIMIT, PIXEL_LIMIT = 10_000_000, 1_000_000
 KINDS = {
@@ -328,28 +328,21 @@ def test_swapping_a_file_for_a_link_never_reads_the_link(root: Path, tmp_path: P
     """Swapping a file for a link while it is read never reads the link."""
     save(tmp_path / "secret.png", size=(77, 77))
     plain = save(root / "a.png")
-    stop = threading.Event()
 
     def swap() -> None:
-        while not stop.is_set():
-            (root / "link").symlink_to(tmp_path / "secret.png")
-            os.replace(root / "link", plain)
-            save(root / "plain")
-            os.replace(root / "plain", plain)
+        (root / "link").symlink_to(tmp_path / "secret.png")
+        os.replace(root / "link", plain)
+        save(root / "plain")
+        os.replace(root / "plain", plain)
 
-    swapper = threading.Thread(target=swap)
-    swapper.start()
     seen: set[int | str] = set()
-    try:
+    with repeated(swap):
         for _ in range(1_500):
             try:
                 info = read_image(root, "a.png", BYTE_LIMIT)
                 seen.add(info.width if info else 0)
             except ImageRefused as refused:
                 seen.add(refused.reason)
-    finally:
-        stop.set()
-        swapper.join()
     assert 77 not in seen
     assert {30, "link"} <= seen
 
