@@ -295,7 +295,6 @@ class Driver:
 
     def _run_ahead(self, ahead: Any) -> Any:
         began, left, budget = time.monotonic(), self._call_timeout, time_left()
-        deadline = began + left
         if budget is not None:
             left = min(left, budget.left)
         try:
@@ -311,7 +310,7 @@ class Driver:
         finally:
             if budget is not None:
                 budget.left -= time.monotonic() - began
-        return Driver.run(self, rest, deadline)
+        return Driver.run(self, rest, began + self._call_timeout)
 
     def _exchange(
         self,

@@ -531,6 +531,19 @@ def test_an_unread_reply_is_never_the_next_ones(own_server: EmbeddedServer) -> N
         assert room.cache.get("b") == "B"
 
 
+def test_a_reply_too_many_is_never_the_next_ones(make: Any, own_server: EmbeddedServer) -> None:
+    """A server that answers a call twice costs that call its connection, and no other gets the second answer."""
+    with Proxy(own_server.port) as proxy:
+        room = make(proxy.url, **PATIENT)
+        room.cache.set("a", "A")
+        room.cache.set("b", "B")
+        assert room.cache.get("a") == "A"
+        proxy.says = b"*2\r\n", b"*2\r\n$-1\r\n$-1\r\n*2\r\n"
+        assert room.cache.get("a") is None
+        proxy.says = b"", b""
+        assert room.cache.get("b") == "B"
+
+
 # Processes, threads, greenlets
 
 

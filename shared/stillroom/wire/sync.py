@@ -146,12 +146,20 @@ class Link:
             if not size:
                 raise _ended(replies, reset)
             reader.feed(buffer, 0, size)
-            replies.extend(iter(reader.gets, NOT_YET))
-            if len(replies) == count:
+            reply = reader.gets()
+            if count == 1 and reply is not NOT_YET and not reader.has_data():  # nearly always
+                return [reply]
+            if self._takes_all(replies, reply, count):
                 return replies
-            if len(replies) > count:
-                raise EOFError(TOO_MANY)
             left = deadline - time.monotonic()
+
+    def _takes_all(self, replies: list[Any], reply: Any, count: int) -> bool:
+        """Add this reply and those behind it to the others. Return whether they are all now. Raises EOFError."""
+        if reply is not NOT_YET:
+            replies += [reply, *iter(self._reader.gets, NOT_YET)]
+        if len(replies) > count:
+            raise EOFError(TOO_MANY)
+        return len(replies) == count
 
     def _await_data(self, left: float) -> None:
         """Wait until a plain socket has data; have a receive of TLS or greenlets wait so long, in its own way."""
@@ -211,6 +219,11 @@ def _ended(replies: Sequence[Any], reset: OSError | None) -> Exception:
     if replies and isinstance(replies[-1], ReplyError):
         return EOFError(str(replies[-1]))
     return reset or EOFError(_NO_REPLY)
+
+
+def _is_dead(error: BaseException) -> bool:
+    """Return whether an idle connection turned out dead: it has ended, and was not merely silent."""
+    return isinstance(error, OSError | EOFError) and not isinstance(error, TimeoutError)
 
 
 def _is_plain(sock: Any) -> bool:
@@ -291,10 +304,16 @@ class Wire:
             else:
                 packed = pack(commands)
                 try:
-                    when = now if link.used else time.monotonic()
-                    replies = self._exchange(link, packed, len(commands), deadline, when)
-                except (OSError, EOFError) as error:
-                    if isinstance(error, TimeoutError) or once or not link.used:
+                    if link.used and now < self.server.due:
+                        # As _exchange, and past it: this is run on every hit.
+                        until = min(deadline, now + self._patience)
+                        replies = link.exchange(packed, len(commands), until, now)
+                    else:
+                        when = time.monotonic()
+                        replies = self._exchange(link, packed, len(commands), deadline, when)
+                except BaseException as error:
+                    self._drop(link)
+                    if once or not link.used or not _is_dead(error):
                         raise
                     self._leave(link)
                     link = self._open_link(deadline) or self._await_idle(deadline)
