@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import struct
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -155,6 +157,66 @@ def test_what_is_no_task_is_a_dead_letter(
         assert text in letter.reason
     named = {"task": "shop.no_task", "queue": QUEUES[1], "args": [], "kwargs": {"id": 7}}
     assert json.loads(letters[0].body) == named
+    assert worker.process.poll() is None
+
+
+def nested(depth: int) -> bytes:
+    """Return a header whose value is lists in lists, as they are written on the wire."""
+    value = b"V"
+    for _ in range(depth):
+        value = b"A" + struct.pack(">I", len(value)) + value
+    return b"\x01x" + value
+
+
+# The headers and the id of messages that RabbitMQ hands on, and amqp can't read, or nobody can write as JSON.
+UNREADABLE = [
+    (b"\x01xT" + struct.pack(">Q", 2**40), b"behind the year 9999"),
+    (b"\x01xT" + struct.pack(">Q", 2**63), b"behind the end of the machine's clock"),
+    (b"", b"\xff"),
+    (b"\x01\xffV", b"a name that is no text"),
+    (nested(880), b"nearly too deep for Python"),
+    (nested(5_000), b"too deep"),
+]
+
+
+class Odd(Message):
+    """A message with these bytes for its properties."""
+
+    def __init__(self, headers: bytes, correlation_id: bytes) -> None:
+        super().__init__("[[], {}, {}]")
+        self._raw = b"\xa4\x00\x10application/json" + struct.pack(">I", len(headers)) + headers
+        self._raw += bytes([len(correlation_id)]) + correlation_id
+
+    def _serialize_properties(self) -> bytes:
+        return self._raw
+
+
+def letters_of(room: Stillroom, number: int) -> list[Any]:
+    """Return the dead letters, or none as long as there are fewer."""
+    letters = list(room.state.run(room.dead_letters.list()))
+    return letters if len(letters) >= number else []
+
+
+def test_a_message_that_no_client_can_read_ends_no_worker(
+    start_worker: Callable[..., CeleryProcess], room: Stillroom, rabbit: RabbitServer
+) -> None:
+    """It becomes a dead letter that says why, also as a command to all workers. Stock ends, one worker after the
+    other.
+    """
+    worker = start_worker()
+    room.cache.set("k", 1, tags=["t"])
+    with closing(rabbit.connection()) as connection:
+        channel = connection.channel()
+        for exchange, key in (("stillroom.pidbox", b"\xff"), ("", QUEUES[1])):
+            for one in UNREADABLE:
+                channel.basic_publish(Odd(*one), exchange, key)
+        letters: list[Any] = until(lambda: letters_of(room, 2 * len(UNREADABLE)), "the letters")
+    send(rabbit, "stillroom.invalidate_tags", {"tags": ["t"]})
+    until(lambda: room.cache.get("k") is None, "the invalidation is done", 30)
+
+    queues = [json.loads(letter.body)["queue"] for letter in letters]
+    assert (queues.count("?"), queues.count(QUEUES[1])) == (len(UNREADABLE), len(UNREADABLE))
+    assert all("its properties can't be read: " in letter.reason for letter in letters)
     assert worker.process.poll() is None
 
 

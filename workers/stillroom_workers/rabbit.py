@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from struct import pack
 from typing import Any
 
-from amqp import exceptions, spec
-from kombu.exceptions import ContentDisallowed
+from amqp import basic_message, exceptions, method_framing, spec
+from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import pyamqp
+from kombu.utils.json import dumps
 
 from stillroom.shown import shown
 from stillroom_workers.events import flaw_in_events
-from stillroom_workers.hygiene import JSON, RAW_LIMIT
+from stillroom_workers.hygiene import JSON, RAW_LIMIT, flaw_in_json
 
 REASON_LENGTH = 200  # characters
 # About ten answers are waited for when a worker ends, and all have to fit into the 30 s that a container has.
@@ -29,7 +31,15 @@ ERRORS = (exceptions.AMQPError, exceptions.MessageNacked)
 # What it is likely to raise again at once.
 AGAIN = (exceptions.IrrecoverableChannelError, exceptions.IrrecoverableConnectionError)
 
+# A frame with a method of the server's, and one with the size and the properties of a message.
+_METHOD, _CONTENT_HEADER = 1, 2
+_DELIVER = pack(">HH", *spec.Basic.Deliver)
+_BEFORE_PROPERTIES = 12  # bytes
+_NO_PROPERTIES = b"\0\0"
+
 # The library has no types of its own. As Any they look the same to mypy with and without stubs.
+_framing: Any = method_framing
+_StockContent: Any = basic_message.Message
 _StockMessage: Any = pyamqp.Message
 _StockChannel: Any = pyamqp.Channel
 _StockConnection: Any = pyamqp.Connection
@@ -58,6 +68,58 @@ def refusal(error: BaseException, setting: str) -> str | None:
     return None
 
 
+def reading_frames(connection: Any, deliver: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Return the function that takes the frames of a connection: amqp's own, for messages that it can read.
+
+    RabbitMQ takes a date behind the year 9999, bytes that are no text, and a list in a list, thousands deep. amqp
+    raises errors that nobody takes for a message's: the worker exits and gives the message to the next one, which
+    exits too. Such a message is delivered without its properties, and says why.
+    """
+    flaws: dict[int, str] = {}  # by channel: of the message that is being read
+
+    def deliver_with_flaw(channel: int, method: Any, arguments: Any, content: Any) -> Any:
+        if content is not None:
+            content.flaw = flaws.pop(channel, None)
+        return deliver(channel, method, arguments, content)
+
+    take = _framing.frame_handler(connection, deliver_with_flaw)
+
+    def take_frame(frame: Any) -> Any:
+        kind, channel, payload = frame
+        if kind == _METHOD and payload[:4] == _DELIVER:
+            frame = kind, channel, _with_a_route_of_text(payload)
+        elif kind == _CONTENT_HEADER and (flaw := _flaw_in_properties(payload)) is not None:
+            flaws[channel] = flaw
+            frame = kind, channel, bytes(payload[:_BEFORE_PROPERTIES]) + _NO_PROPERTIES
+        return take(frame)
+
+    return take_frame
+
+
+def _with_a_route_of_text(payload: Any) -> Any:
+    """Return the start of a delivery, with question marks for what is no ASCII in its routing key.
+
+    Whoever may publish to an exchange without routes, such as that of remote control, writes any key.
+    """
+    tag = 4
+    exchange = tag + 1 + payload[tag] + 9  # behind the message's number and whether it comes again
+    key = exchange + 1 + payload[exchange] + 1
+    if bytes(payload[key:]).isascii():
+        return payload
+    return bytes(payload[:key]) + bytes(one if one < 128 else 63 for one in payload[key:])
+
+
+def _flaw_in_properties(payload: Any) -> str | None:
+    """Return why the properties of a message can't be read, or could not be written into a dead letter; or None."""
+    content = _StockContent()
+    try:
+        content.inbound_header(payload)
+        flaw = flaw_in_json(dumps(content.properties))
+    except Exception as error:  # whatever amqp raises
+        flaw = repr(error)
+    return None if flaw is None else f"its properties can't be read: {flaw}"
+
+
 class Message(_StockMessage):  # type: ignore[misc]
     """A message that is not unfolded. Stock makes 200 MB of 200 kB before anybody can look at it."""
 
@@ -65,6 +127,8 @@ class Message(_StockMessage):  # type: ignore[misc]
         if (msg.properties.get("application_headers") or {}).get("compression"):
             error = ContentDisallowed("it is compressed; Stillroom unfolds nothing")
             self.errors = [(ContentDisallowed, error, None)]
+        if (flaw := getattr(msg, "flaw", None)) is not None:
+            self.errors = [(DecodeError, DecodeError(flaw), None)]
         super().__init__(msg, channel, **options)
 
 
@@ -120,6 +184,9 @@ class Connection(_StockConnection):  # type: ignore[misc]
     """A connection with guarded channels."""
 
     Channel = Channel
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"frame_handler": reading_frames, **options})
 
     def close(self, *args: Any, **options: Any) -> Any:
         """Close. The answer is waited for as long as any at the end of a worker.
