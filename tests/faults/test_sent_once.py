@@ -259,6 +259,7 @@ def test_what_is_added_once_is_not_added_again(app: Any, proxy: Proxy, other: St
 LOST_ANSWERS: dict[str, Callable[[Stillroom], Any]] = {
     "resume": lambda room: room.upkeep.resume("refresh"),
     "drop": lambda room: room.state.run(room.dead_letters.drop("1-1")),
+    "keep": lambda room: room.state.run(room.dead_letters.add("message", "{}", "why")),
     "restore": lambda room: room.limits.restore("login"),
 }
 
@@ -267,7 +268,9 @@ LOST_ANSWERS: dict[str, Callable[[Stillroom], Any]] = {
 def test_an_act_whose_answer_is_lost_is_not_said_to_have_found_nothing(
     app: Any, proxy: Proxy, act: str
 ) -> None:
-    """An act that tells whether there was something raises where its reply is lost, and says no untrue word."""
+    """An act that tells whether there was something, or adds something, raises where its reply is lost: it says no
+    untrue word, and adds nothing twice.
+    """
     LOST_ANSWERS[act](app)  # loads its script
     proxy.cuts_next = True
     with pytest.raises(RedisUnavailable) as lost:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stillroom import Stillroom
-from stillroom.dead_letters import BODY_LIMIT, LETTERS_LIMIT, DeadLetter
+from stillroom.dead_letters import BODY_LIMIT, KEPT_S, LETTERS_LIMIT, REASON_LIMIT, DeadLetter
 from stillroom.durations import LAST_MOMENT
 from stillroom.errors import DeadLetterRefused, NoDeadLetter
 from stillroom.operation import Operation
@@ -52,12 +52,13 @@ def test_letters_are_listed_in_pages_the_oldest_first(room: Any) -> None:
 
 
 def test_only_the_newest_are_kept(room: Any, client: Any) -> None:
-    """Past the limit the oldest dead letters go, and the key has a TTL."""
+    """Past the limit the oldest dead letters go, and 90 days after the newest all of them."""
     first = add(room)
+    client.expire(room.keys.dead_letters, 10)
     for _ in range(LETTERS_LIMIT):
         room.state.run(room.dead_letters.add("message", "{}", "why"))
     assert client.xlen(room.keys.dead_letters) == LETTERS_LIMIT
-    assert client.ttl(room.keys.dead_letters) > 0
+    assert client.ttl(room.keys.dead_letters) > KEPT_S - 60
     with pytest.raises(NoDeadLetter):
         room.state.run(room.dead_letters.show(first))
 
@@ -95,13 +96,34 @@ def test_a_letter_whose_sending_fails_is_still_there(room: Any) -> None:
 
 def test_what_was_cut_or_is_of_another_kind_is_not_sent(room: Any) -> None:
     """A letter that was shortened or is of another kind is not sent again."""
-    long = add(room, body="x" * (BODY_LIMIT + 7))
-    assert room.state.run(room.dead_letters.show(long)).cut == 7
+    long = add(room, body="x" * (BODY_LIMIT + 7), reason="y" * 2_000)
+    letter = room.state.run(room.dead_letters.show(long))
+    assert (len(letter.body), letter.cut, len(letter.reason)) == (BODY_LIMIT, 7, REASON_LIMIT)
     room.dead_letters.senders["message"] = lambda letter: iter(())
     with pytest.raises(DeadLetterRefused, match="7 bytes"):
         room.state.run(room.dead_letters.retry(long))
     with pytest.raises(DeadLetterRefused, match="can send"):
         room.state.run(room.dead_letters.retry(add(room, kind="parcel")))
+
+
+def test_an_order_is_a_letter_or_an_order_and_never_lost(room: Any, client: Any) -> None:
+    """An order that is still due as it was taken becomes a letter with all of its body; one that was asked for again
+    meanwhile stays an order.
+    """
+    body, orders, tries = "x" * (BODY_LIMIT + 7), room.keys.orders, room.keys.order_tries
+    client.zadd(orders, {"one": 5})
+    client.hset(tries, "one", 8)
+
+    def bury(due: bytes) -> Operation[None]:
+        yield [room.dead_letters.burying("order", body, "why", 8, b"one", due)]
+
+    room.state.run(bury(b"4"))
+    assert (client.zscore(orders, "one"), client.hget(tries, "one")) == (5, b"8")
+    assert room.state.run(room.dead_letters.count()) == 0
+    room.state.run(bury(b"5"))
+    (letter,) = room.state.run(room.dead_letters.list())
+    assert (letter.body, letter.cut, letter.tries) == (body, 0, 8)
+    assert not client.exists(orders, tries)
 
 
 def test_letters_are_dropped(room: Any) -> None:

@@ -14,12 +14,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from stillroom import Settings
-from stillroom.dispatch import RECLAIM_TASK, CeleryDispatch, RefreshOrder, _Errand
+from stillroom.dispatch import (
+    FIELDS_LIMIT,
+    RECLAIM_TASK,
+    WAKES_LIMIT,
+    CeleryDispatch,
+    RefreshOrder,
+    _Errand,
+    _size,
+)
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
 from tests.support.celery_process import until
@@ -106,6 +114,32 @@ def test_a_wake_between_orders_goes_out_too(held: Held, db: Any) -> None:
     until(lambda: (db.llen(QUEUE), db.llen(MAINTENANCE)) == (3, 1), "the messages")
 
 
+def test_no_message_is_larger_than_a_worker_takes(held: Held, db: Any) -> None:
+    """Orders with many arguments share a message as far as a worker takes it, and one that is too large is given
+    back.
+    """
+    held.go_on.set()
+    given_back: list[str] = []
+    large = [order(n).model_copy(update={"args": {"id": "x" * 300_000}}) for n in range(4)]
+    held.send(large, _never)
+    too_large = order(5).model_copy(update={"args": {"id": "x" * FIELDS_LIMIT}})
+    held.send([too_large], lambda: given_back.append(too_large.key))
+    until(lambda: db.llen(QUEUE) == 2, "the messages")
+    assert [len(some) for some in keys(db)] == [2, 2]
+    assert 2 * _size(large[0]) < FIELDS_LIMIT < 3 * _size(large[0])
+    until(lambda: given_back == ["product:5"], "it to be given back")
+
+
+def test_wakes_fill_no_queue_that_nobody_takes_from(held: Held, db: Any) -> None:
+    """Where a hundred tasks wait for a worker no other is sent to wake it."""
+    held.go_on.set()
+    db.lpush(MAINTENANCE, *(["x"] * (WAKES_LIMIT - 1)))
+    for task in ("first", "second", "third"):
+        held.wake(task)
+    held.close()
+    assert db.llen(MAINTENANCE) == WAKES_LIMIT
+
+
 class Due(float):
     """A time at which a wake is due. Whenever it is compared, another thread puts a wake off."""
 
@@ -146,7 +180,9 @@ def test_what_waits_is_delivered_at_the_end(held: Held, db: Any) -> None:
 
 
 def test_each_caller_is_told_when_a_joined_message_fails(own_server: EmbeddedServer) -> None:
-    """When the broker is away each caller whose orders were in the message frees its leases."""
+    """When the broker is away each caller whose orders were in the message frees its leases, also behind one who
+    can't.
+    """
     with EmbeddedServer() as gone:
         url = gone.url
     settings = Settings(redis_url=own_server.url, broker_url=url)
@@ -154,6 +190,7 @@ def test_each_caller_is_told_when_a_joined_message_fails(own_server: EmbeddedSer
     try:
         held.send([order(0)], lambda: told.append(0))
         assert held.began.wait(10)
+        held.send([order(9)], _broken)
         for n in range(1, 5):
             held.send([order(n)], lambda n=n: told.append(n))
         held.go_on.set()
@@ -163,6 +200,10 @@ def test_each_caller_is_told_when_a_joined_message_fails(own_server: EmbeddedSer
 
 
 _never: Callable[[], object] = pytest.fail
+
+
+def _broken() -> NoReturn:
+    raise LookupError("the lease can't be freed")
 
 
 ENDING = textwrap.dedent("""

@@ -144,6 +144,7 @@ HOSTILE: dict[str, str] = {
     "id that turns the text around": message(headers={"id": "a\u202eFORGED"}),
     "task with a line break": message("a\nFORGED"),
     "many retries": message(headers={"retries": 10**9}),
+    "retries below zero": message(headers={"retries": -(10**9)}),
     "retries that are text": message(headers={"retries": "x" * 1_000}),
     "a number that is none": message(headers={"x": {"__type__": "decimal", "__value__": "x"}}),
     "a priority that never ends": message(
@@ -322,6 +323,24 @@ def test_null_of_an_older_client_is_no_argument(none: dict[str, Any]) -> None:
     expected = {"args": [], "kwargs": {}} | {key: given[key] for key in given if given[key]}
     keep_what_a_task_needs({}, given)
     assert given == expected
+
+
+TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
+
+
+@pytest.mark.parametrize(
+    ("value", "is_kept"),
+    [
+        *[(TRACE, True), ("vendor=1,other@x=2", True)],
+        *[(f"{TRACE}\n", False), ("a\x1b[31m", False), ("a" * 513, False), ("", False)],
+        *[("ä", False), ([TRACE], False), ({"a": 1}, False), (None, False)],
+    ],
+)
+def test_a_trace_is_kept_in_its_form_alone(value: Any, is_kept: bool) -> None:
+    """The header that says where a task's span belongs is kept where it is one, and dropped in any other form."""
+    headers = {"task": TASK, "id": "x", "traceparent": value, "tracestate": value}
+    kept = keep_what_a_task_needs(headers, [[], {}, None])
+    assert set(kept) == {"task", "id", *(["traceparent", "tracestate"] if is_kept else [])}
 
 
 ANYTHING = st.recursive(

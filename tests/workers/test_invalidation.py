@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,9 +16,10 @@ import pytest
 from celery import Celery
 from celery.exceptions import Reject
 
-from stillroom import Settings, Stillroom
+from stillroom import RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers.app import make_app
+from stillroom_workers.tasks.invalidation import SENT_AGAIN_AFTER_S
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.crowd import PATIENT
 
@@ -201,11 +203,13 @@ def test_killed_workers_lose_nothing_and_delete_nothing_alive(
 
 
 def test_an_order_that_nobody_takes_goes_back_into_its_queue() -> None:
-    """An order by name whose cache, state and broker are away is given back, so it is not acknowledged."""
+    """An order by name whose cache, state and broker are away is given back after a second, and not acknowledged."""
     app = make_app(Settings(redis_url="redis://127.0.0.1:1"))
+    began = time.monotonic()
     with pytest.raises(Reject) as told:
         app.tasks["stillroom.invalidate_keys"](keys=["k"])
     assert told.value.requeue
+    assert time.monotonic() - began >= SENT_AGAIN_AFTER_S, "it would be taken again at once"
     app.room.close()
 
 
@@ -270,6 +274,28 @@ def test_an_order_by_name_outlives_a_killed_process_of_the_pool(
             finally:
                 cache.thaw()
             until(lambda: room.cache.get("k") is None, "the invalidation", 30)
+
+
+def test_an_order_that_is_refused_for_good_is_not_sent_again(
+    own_server: EmbeddedServer, db: Any
+) -> None:
+    """An order that the state's Redis will never take fails: sent again once a second, it would never end."""
+    away = "redis://127.0.0.1:1"
+    with make_app(Settings(redis_url=own_server.url, cache_url=away)) as app:
+        db.set(app.room.keys.orders, "foreign")
+        with pytest.raises(RedisUnavailable, match="wrongtype"):
+            app.tasks["stillroom.invalidate_keys"](keys=["k"])
+        app.room.close()
+    assert db.llen(QUEUE) == 0
+
+
+def test_a_reclaim_that_fails_gives_its_place_back() -> None:
+    """A reclaim that finds Redis away leaves its place to the next one."""
+    with make_app(Settings(redis_url="redis://127.0.0.1:1", worker_threads=1)) as app:
+        for _ in range(2):
+            with pytest.raises(RedisUnavailable):
+                app.tasks["stillroom.reclaim"]()
+        app.room.close()
 
 
 def test_long_reclaims_leave_threads_to_other_work(own_server: EmbeddedServer, db: Any) -> None:

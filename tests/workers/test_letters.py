@@ -19,7 +19,7 @@ from stillroom import Settings, Stillroom
 from stillroom.cli import app as command
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers.app import make_app
-from stillroom_workers.letters import readable
+from stillroom_workers.letters import KINDS_REMEMBERED, REFRESHES, readable
 from tests.support.celery_process import CeleryProcess, until
 from tests.workers.test_hygiene import message, protocol_1
 
@@ -143,6 +143,15 @@ def test_refreshes_that_nobody_can_do_do_not_push_out_other_letters(
     (letter,) = letters(room)
     assert "no loader named 'of a newer release'" in letter.reason
     assert f"(refused by {gethostname()} (process " in letter.reason, "others may have it"
+
+
+def test_a_flood_of_reasons_takes_no_memory() -> None:
+    """A worker whose refreshes are refused for ever other reasons remembers two hundred of them."""
+    letters = make_app(Settings()).letters
+    for task in REFRESHES:
+        assert all(letters._is_new(task, str(n)) for n in range(3 * KINDS_REMEMBERED))
+        assert not letters._is_new(task, str(3 * KINDS_REMEMBERED - 1))
+    assert len(letters._kept) <= KINDS_REMEMBERED
 
 
 def test_a_letter_that_can_not_be_written_does_not_end_the_worker(

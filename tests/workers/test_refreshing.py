@@ -146,6 +146,17 @@ def test_an_error_of_our_own_is_the_tasks(
         refreshing.many(RefreshOrders(orders=ordered))
 
 
+def test_an_order_that_is_refused_among_many_is_a_dead_letter(
+    app: Any, refreshing: refresh.Refreshing, ordered: list[RefreshOrder]
+) -> None:
+    """An order that this worker can't do is kept, as another one may have its loader, and the others are done."""
+    unknown = order(1).model_copy(update={"loader": "of a newer release"})
+    outcomes = refreshing.many(RefreshOrders(orders=[unknown, *ordered]))["outcomes"]
+    assert outcomes == {"refused": 1, "refreshed": 2}
+    (letter,) = app.room.state.run(app.room.dead_letters.list())
+    assert "no loader named 'of a newer release'" in letter.reason
+
+
 def test_a_load_that_is_shed_has_not_failed(
     app: Any, refreshing: refresh.Refreshing, ordered: list[RefreshOrder]
 ) -> None:

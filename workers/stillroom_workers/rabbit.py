@@ -9,7 +9,7 @@ from struct import pack
 from typing import Any
 
 from amqp import basic_message, exceptions, method_framing, spec
-from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.exceptions import ContentDisallowed
 from kombu.transport import pyamqp
 from kombu.utils.json import dumps
 
@@ -124,11 +124,11 @@ class Message(_StockMessage):  # type: ignore[misc]
     """A message that is not unfolded. Stock makes 200 MB of 200 kB before anybody can look at it."""
 
     def __init__(self, msg: Any, channel: Any = None, **options: Any) -> None:
+        flaw = getattr(msg, "flaw", None)
         if (msg.properties.get("application_headers") or {}).get("compression"):
-            error = ContentDisallowed("it is compressed; Stillroom unfolds nothing")
-            self.errors = [(ContentDisallowed, error, None)]
-        if (flaw := getattr(msg, "flaw", None)) is not None:
-            self.errors = [(DecodeError, DecodeError(flaw), None)]
+            flaw = "it is compressed; Stillroom unfolds nothing"
+        if flaw is not None:
+            self.errors = [(ContentDisallowed, ContentDisallowed(flaw), None)]
         super().__init__(msg, channel, **options)
 
 
