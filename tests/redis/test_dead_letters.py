@@ -107,8 +107,8 @@ def test_what_was_cut_or_is_of_another_kind_is_not_sent(room: Any) -> None:
 
 
 def test_an_order_is_a_letter_or_an_order_and_never_lost(room: Any, client: Any) -> None:
-    """An order that is still due as it was taken becomes a letter with all of its body; one that was asked for again
-    meanwhile stays an order.
+    """An order that is due as it was taken becomes a letter with all of its body. One that was asked for again
+    stays an order.
     """
     body, orders, tries = "x" * (BODY_LIMIT + 7), room.keys.orders, room.keys.order_tries
     client.zadd(orders, {"one": 5})

@@ -45,6 +45,8 @@ def keep(raw, queue, reason):
     _log_undeliverable(raw, queue, reason)
     about = dict(queue=queue, reason=reason, bytes=len(raw))
     note.lpush("kept", json.dumps(about).encode() + b"\\n" + raw)
+    if os.environ.get("DIES"):
+        os._exit(1)
 
 guarded, url, here = os.environ["GUARDED"] == "yes", os.environ["BROKER"], Path(__file__).parent
 app = Celery("probe", broker=url, amqp="{guards.__name__}:AMQP" if guarded else None)
@@ -481,6 +483,32 @@ def test_what_was_kept_runs_when_it_is_put_back(broker: Broker, worker: StartWor
     assert "no such task here; did you mean mark?" in about["reason"]
     broker.push(raw.replace(b"mark.later", b"mark"))  # as if the task had been deployed
     until(lambda: broker.redis.exists("ran:early"), "it runs")
+
+
+def test_a_message_is_acknowledged_when_it_is_kept(broker: Broker, worker: StartWorker) -> None:
+    """A worker that dies while it keeps a dead letter leaves the message to the next one: twice, and never lost."""
+    guarded = worker(guarded=True, DIES="yes")
+    broker.push(mark("early", headers__task="mark.later"))
+    until(lambda: guarded.exit_code is not None, "it dies")
+    assert len(broker.kept()) == 1
+    assert broker.redis.hlen("unacked") == 1
+
+
+@pytest.mark.parametrize("requeue", [True, False, None], ids=["requeue", "reject", "ack"])
+def test_what_becomes_of_a_message_gives_its_place_to_another_one(
+    broker: Broker, requeue: bool | None
+) -> None:
+    """A message gives its place to another one also where Redis can't be told what has become of it."""
+    with guards.Connection(f"redis://127.0.0.1:{broker.port}/0") as connection:
+        channel = connection.channel()
+        broker.push(mark("one"))
+        tag = channel.basic_get("celery").delivery_tag
+        channel.qos.prefetch_count = 1
+        assert not channel.qos.can_consume()
+        broker.kill()
+        with pytest.raises(redis.ConnectionError):
+            channel.basic_ack(tag) if requeue is None else channel.basic_reject(tag, requeue)
+        assert channel.qos.can_consume()
 
 
 def test_broken_pool_costs_no_message(broker: Broker, worker: StartWorker) -> None:

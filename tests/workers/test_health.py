@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from celery import signals
+from celery.worker import state
 
 from stillroom import Settings, Stillroom
 from stillroom.dispatch import publish
@@ -16,6 +18,7 @@ from stillroom.health.body import SCHEDULED
 from stillroom.keys import Keys
 from stillroom_workers.app import make_app
 from stillroom_workers.schedule import SCHEDULE
+from stillroom_workers.working import Working
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.entries import age
 
@@ -117,6 +120,36 @@ def test_a_worker_tells_what_failed_in_its_processes(
     order = {"no_such_field": 1}
     publish(room.settings, "stillroom.invalidate_keys", "stillroom.maintenance", [], order)
     until(lambda: [one.failed for one in room.health.check().tasks.crew] == [1], "its figure", 30)
+
+
+def test_a_rate_is_of_the_last_minute() -> None:
+    """A worker tells how many tasks a minute it has done in the last one, and none before it knows two counts."""
+    working = Working(make_app(Settings()))
+    told = [working._per_minute(now, done) for now, done in [(0, 0), (30, 30), (60, 90), (120, 90)]]
+    assert told == [None, 60.0, 90.0, 0.0]
+
+
+def test_a_task_that_runs_is_busy_and_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A running task is told among the busy ones, and among the done ones when it has ended."""
+    monkeypatch.setattr(state, "active_requests", {"one", "two"})
+    monkeypatch.setattr(state, "all_total_count", [7])
+    about = Working(make_app(Settings())).about()
+    assert (about.busy, about.done) == (2, 5)
+
+
+def test_a_tick_is_of_the_app_whose_task_has_ended(own_server: EmbeddedServer, db: Any) -> None:
+    """The end of a scheduled task is written down for its own app, and not for another one of the process."""
+    place = own_server.url
+    with (
+        make_app(Settings(redis_url=place)) as ours,
+        make_app(Settings(redis_url=place, namespace="other")) as other,
+    ):
+        task = other.tasks["stillroom.reclaim"]
+        signals.task_success.send(sender=task, result=None)
+        for app in (ours, other):
+            app.room.close()
+    assert db.exists("other:ticks")
+    assert not db.exists("stillroom:ticks")
 
 
 def test_health_looks_at_each_scheduled_task() -> None:

@@ -17,6 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stillroom import Settings
+from stillroom.embedded import EmbeddedServer
+from stillroom_workers.app import make_app
 from stillroom_workers.hygiene import (
     CALLS,
     HEADERS,
@@ -229,6 +232,20 @@ def test_a_flood_of_tasks_that_wait_takes_no_memory(
     until(lambda: db.llen(QUEUE) == 0, "the queue to be read", 60)
     assert db.hlen("stillroom:unacked") <= WAITING_LIMIT + 1
     assert memory_of(worker) < before + 60 * MIB
+
+
+def test_a_command_is_answered_on_the_exchange_of_replies_alone(
+    start_worker: StartWorker, own_server: EmbeddedServer, db: Any
+) -> None:
+    """A command to workers that names another place for its answer makes them write nothing there."""
+    start_worker()
+    for exchange in ("", "stillroom.maintenance"):
+        reply_to = {"exchange": exchange, "routing_key": VICTIM}
+        command = {"method": "ping", "arguments": {}, "ticket": "t", "reply_to": reply_to}
+        db.publish("/0.stillroom.pidbox", message(raw=json.dumps(command).encode()))
+    with make_app(Settings(redis_url=own_server.url)) as app:
+        assert app.control.ping(timeout=10, limit=1)
+    assert not db.exists(VICTIM)
 
 
 def memory_of(worker: CeleryProcess) -> int:

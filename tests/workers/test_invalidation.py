@@ -203,7 +203,7 @@ def test_killed_workers_lose_nothing_and_delete_nothing_alive(
 
 
 def test_an_order_that_nobody_takes_goes_back_into_its_queue() -> None:
-    """An order by name whose cache, state and broker are away is given back after a second, and not acknowledged."""
+    """An order by name whose cache, state and broker are away is given back after a second, not acknowledged."""
     app = make_app(Settings(redis_url="redis://127.0.0.1:1"))
     began = time.monotonic()
     with pytest.raises(Reject) as told:

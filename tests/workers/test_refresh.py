@@ -14,9 +14,10 @@ from celery import Celery
 
 import redis
 from stillroom import NoDispatch, Settings, Stillroom
-from stillroom.dispatch import REFRESH_TASK, CeleryDispatch
+from stillroom.dispatch import REFRESH_TASK, CeleryDispatch, publish
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
+from stillroom_workers.app import make_app
 from stillroom_workers.crew import ALONE_S
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.entries import age
@@ -354,6 +355,22 @@ class TestLife:
         assert worker.process.wait(10) == 0
         assert version(app_room) == 9
         assert not heartbeat.exists()
+
+    def test_a_busy_worker_leaves_messages_to_others(
+        self, start_worker: StartWorker, own_server: EmbeddedServer, product: Any, db: Any
+    ) -> None:
+        """A worker whose threads are busy takes no message that a free worker could begin with."""
+        start_worker(STILLROOM_WORKER_THREADS="1")
+        let_refresh_begin(product, db)
+        settings, queue = Settings(redis_url=own_server.url), "stillroom.maintenance"
+        for _ in range(3):
+            publish(settings, "stillroom.trim_marks", queue, (), {})
+        with make_app(settings) as app:
+            asks = app.control.inspect(timeout=10, limit=1)
+            assert [len(tasks) for tasks in asks.active().values()] == [1]
+        assert db.llen(queue) == 3
+        let_it_end(db)
+        until(lambda: db.llen(queue) == 0, "them to be done")
 
     def test_sigquit_waits_for_what_a_thread_does(
         self, start_worker: StartWorker, app_room: Stillroom, product: Any, db: Any

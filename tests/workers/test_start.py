@@ -18,6 +18,7 @@ from celery.worker.state import task_ready
 
 from stillroom import RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from stillroom_workers import lifecycle
 from stillroom_workers.app import make_app
 from stillroom_workers.guards import Channel, Request
 from stillroom_workers.lifecycle import open_room
@@ -193,6 +194,30 @@ def test_a_worker_outwaits_a_server_that_stands_still_for_half_a_second(
     with open_room(Settings(redis_url=own_server.url, call_timeout=0.7)) as worker:
         told = worker.settings
         assert (told.command_timeout, told.call_timeout, told.connect_timeout) == (0.3, 0.7, 1.0)
+
+
+def test_a_worker_asks_no_worker_for_work(own_server: EmbeddedServer, db: Any) -> None:
+    """A loader that reads a stale value in a worker orders nothing: that is for who serves requests."""
+    with open_room(Settings(redis_url=own_server.url, swr=600)) as room:
+
+        @room.cache.cached("k:{n}", ttl=60)
+        def load(n: int) -> int:
+            return n
+
+        load(1)
+        age(db, b"stillroom:{0}:e:k:1", 61)
+        load(1)
+        room.cache.invalidate_by_tag("t")
+    assert db.keys("stillroom.*") == []
+
+
+def test_an_import_that_has_ended_in_time_ends_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What watches over the import of the loaders ends with it."""
+    ended = threading.Event()
+    monkeypatch.setattr(lifecycle, "_end_hanging", lambda *_: ended.set())
+    with lifecycle.within(0.05, "an import"):
+        pass
+    assert not ended.wait(0.2)
 
 
 def test_threads_are_not_scaled(start: StartCelery) -> None:
