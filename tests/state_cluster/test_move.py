@@ -253,6 +253,36 @@ def test_what_has_ended_stays_ended(old: Stillroom, new: Stillroom) -> None:
     assert new.sessions.get(new.sessions.create("ann", {}).token) is not None
 
 
+def test_what_is_moved_lives_as_long_as_before(old: Stillroom, new: Stillroom) -> None:
+    """Each key arrives with the rest of its lifetime, and an index of several pages with all of its members."""
+    sessions = [old.sessions.create("ann", {}) for _ in range(20)]
+    one = moving(old, new)
+    sides = (one._here, one._there)
+    keys = [key for shard in SHARDS for key in moving_module._keys_of(one._here, shard)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moving_module, "PAGE", 1)
+        move(old, new)
+    here, there = ([int(side.ask([(b"PTTL", key)])[0]) for key in keys] for side in sides)
+    assert keys
+    assert all(0 < left < ms + 10_000 for left, ms in zip(there, here, strict=True))
+    assert {s.handle for s in new.sessions.list_for_user("ann")} == {s.handle for s in sessions}
+
+
+def test_a_ban_that_was_lifted_on_the_new_server_is_left_alone(
+    old: Stillroom,
+    new: Stillroom,
+    settings: Settings,
+    old_server: EmbeddedServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A move that is repeated bans nobody again whom somebody has let go there meanwhile."""
+    old.abuse.ban(IP, 600, "spam")
+    assert run(monkeypatch, settings, old_server)["bans"] == 1
+    assert new.abuse.lift(IP)
+    assert run(monkeypatch, settings, old_server)["bans"] == 0
+    assert not list(new.abuse.bans())
+
+
 def test_a_shard_is_open_on_one_side(old: Stillroom, new: Stillroom) -> None:
     """Until it has arrived a shard is unavailable there, and from then on here: nothing is taken for ended."""
     session = old.sessions.create("ann", {"n": 1})
