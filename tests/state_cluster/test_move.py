@@ -29,7 +29,7 @@ from stillroom import (
 from stillroom.cli import app
 from stillroom.embedded import EmbeddedServer
 from stillroom.errors import SessionStoreUnavailable
-from stillroom.moving import LEFT, SHARDS, Moving, Side, shut_shards
+from stillroom.moving import ARRIVING, LEFT, SHARDS, Moving, Side, shut_shards
 from stillroom.scripts import session_shut
 from stillroom.wire import Command, slot_of, words_of
 from tests.support.celery_process import until
@@ -266,6 +266,46 @@ def test_what_is_moved_lives_as_long_as_before(old: Stillroom, new: Stillroom) -
     assert keys
     assert all(0 < left < ms + 10_000 for left, ms in zip(there, here, strict=True))
     assert {s.handle for s in new.sessions.list_for_user("ann")} == {s.handle for s in sessions}
+
+
+@pytest.mark.parametrize("why", [LEFT, ARRIVING])
+def test_a_shard_that_is_elsewhere_is_not_moved(old: Stillroom, new: Stillroom, why: bytes) -> None:
+    """A shard that is shut on both servers is on a third one: the move is refused, and shuts nothing."""
+    one = moving(old, new)
+    for side in (one._here, one._there):
+        side.ask([session_shut([side.keys.revocations(7)], why)])
+    with pytest.raises(SettingsError, match="shard 7 of the sessions is on neither"):
+        one.begin()
+    assert sum(shut_shards(one._here)) == sum(shut_shards(one._there)) == 1
+
+
+def test_a_shard_that_came_in_part_is_not_opened(
+    old: Stillroom, new: Stillroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy with fewer sessions than there were ends the move: the shard stays shut, and may be moved again."""
+    session, one = old.sessions.create("ann", {}), moving(old, new)
+    one.begin()
+    with monkeypatch.context() as patch:
+        patch.setattr(one, "_copy", lambda shard: 0)
+        with pytest.raises(StillroomError, match="did not arrive whole: move again"):
+            list(one.shards())
+    assert sum(shut_shards(one._there)) > 0
+    assert move(old, new) > 0
+    assert new.sessions.get(session.token) is not None
+
+
+def test_what_was_revoked_there_before_ends_nobody_who_arrives(
+    old: Stillroom, new: Stillroom
+) -> None:
+    """Revocations of processes that began there too early are replaced with their sessions."""
+    session = old.sessions.create("ann", {})
+    for _ in range(20):
+        new.sessions.create("ann", {})
+        new.sessions.destroy_for_user("ann")
+    one = moving(old, new)
+    one.begin(replace=True)
+    assert sum(one.shards()) > 0
+    assert new.sessions.get(session.token) is not None
 
 
 def test_a_ban_that_was_lifted_on_the_new_server_is_left_alone(
