@@ -16,6 +16,7 @@ from stillroom.cache.refreshes import Refreshes
 from stillroom.dispatch import RefreshOrder, RefreshOrders
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers.app import make_app
+from stillroom_workers.contained import loading
 from stillroom_workers.crew import Alone, Crew, Hands
 from stillroom_workers.tasks import refresh
 from tests.support.entries import Recording, age
@@ -164,6 +165,12 @@ def test_a_load_that_is_shed_has_not_failed(
     app.error = LoadShed("ends", 1, 1.0)
     assert refreshing.one(ordered[0])["outcome"] == "shed"
     assert refreshing.many(RefreshOrders(orders=ordered[1:])) == {"outcomes": {"refreshed": 1}}
+
+
+def test_a_signal_ends_the_process_that_runs_a_task() -> None:
+    """What a signal raises in the main thread, where solo and prefork run tasks, is no failure of the task."""
+    with pytest.raises(WorkerShutdown), loading():
+        raise WorkerShutdown(0)
 
 
 @pytest.mark.parametrize("error", ENDINGS, ids=repr)

@@ -264,6 +264,34 @@ def test_life_depends_on_the_answers_of_any_redis(
         assert signs.can_work() is can_work
 
 
+def test_a_beat_in_a_worker_shows_life_by_its_ticks_alone(
+    own_server: EmbeddedServer, db: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a worker sends by itself says nothing of the beat in its thread; a tick does."""
+    monkeypatch.setattr(Channel, "answered", time.monotonic())
+    with make_app(Settings(redis_url=own_server.url)) as app:
+        app.signs.with_beat = True
+        app.send_task("stillroom.reclaim")
+        assert not app.signs.can_work()
+        app.send_task("stillroom.reclaim", headers={"celery_beat_task": True})
+        assert app.signs.can_work()
+
+
+def test_a_heartbeat_that_is_published_is_an_answer(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose threads are all busy asks for no message: that it can publish says that its broker answers."""
+    with (
+        make_app(Settings(redis_url=own_server.url)) as app,
+        app.connection_for_write() as connection,
+    ):
+        events = app.events.Dispatcher(connection)
+        events.send("worker-heartbeat")  # connects
+        monkeypatch.setattr(Channel, "answered", 0.0)
+        events.send("worker-heartbeat")
+        assert time.monotonic() - Channel.answered < 10
+
+
 def test_a_clock_that_is_set_forward_makes_no_busy_worker_a_stuck_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
