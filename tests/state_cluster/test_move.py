@@ -294,20 +294,6 @@ def test_a_shard_that_came_in_part_is_not_opened(
     assert new.sessions.get(session.token) is not None
 
 
-def test_what_was_revoked_there_before_ends_nobody_who_arrives(
-    old: Stillroom, new: Stillroom
-) -> None:
-    """Revocations of processes that began there too early are replaced with their sessions."""
-    session = old.sessions.create("ann", {})
-    for _ in range(20):
-        new.sessions.create("ann", {})
-        new.sessions.destroy_for_user("ann")
-    one = moving(old, new)
-    one.begin(replace=True)
-    assert sum(one.shards()) > 0
-    assert new.sessions.get(session.token) is not None
-
-
 def test_a_ban_that_was_lifted_on_the_new_server_is_left_alone(
     old: Stillroom,
     new: Stillroom,
