@@ -56,9 +56,16 @@ class Housekeeping:
         except RedisUnavailable as error:  # perhaps of one shard: the others have work to do
             away = error
         share = (seconds - (time.monotonic() - began)) / len(self._parts)
+        left: list[list[bytes]] = [[] for _ in self._parts]
         cleared = yield from self._cache.everywhere(
-            [part.clear_up(budget=share, progress=progress, loads=loads) for part in self._parts]
+            [
+                part.clear_up(budget=share, progress=progress, loads=loads, orders=orders)
+                for part, orders in zip(self._parts, left, strict=True)
+            ]
         )
+        for shard, orders in enumerate(left):
+            if orders and loads:
+                yield from self._orders.adopt(shard, orders)
         if away is not None:
             raise away
         return _added_up([ordered, *cleared])

@@ -10,9 +10,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from stillroom.cache.orders import Load, NotDone, Order, from_body, from_member, to_body, to_member
+from stillroom.cache.orders import (
+    OF_0_1,
+    Load,
+    NotDone,
+    Order,
+    from_body,
+    from_member,
+    to_body,
+    to_member,
+)
 from stillroom.dead_letters import DeadLetter, DeadLetters
 from stillroom.dispatch import RECLAIM_TASK, Dispatch
 from stillroom.errors import (
@@ -87,7 +97,7 @@ class Ordering:
         The same order twice, not yet done, is one. Raises DispatchFailed if 10,000 wait already.
         Redis away: RedisUnavailable.
         """
-        yield On([(STATE, self._written(orders))])
+        yield On([(STATE, self._written(map(to_member, orders)))])
         if not self._dispatch.inline:
             self._dispatch.wake(RECLAIM_TASK)
 
@@ -115,6 +125,20 @@ class Ordering:
             raise away[0]
         ((left, due),) = yield On([(STATE, self._count())])
         return {"done": counts["done"], "dead": counts["dead"], "left": left, "due": due}
+
+    def adopt(self, shard: int, works: Sequence[bytes]) -> Operation[None]:
+        """Take over orders that 0.1 wrote down in `todo` of this shard. They are carried out like all others.
+
+        They leave `todo` once they are written down. Where 10,000 orders wait already, they stay there and are due
+        again later. Redis away: RedisUnavailable; they stay there, too.
+        """
+        try:
+            yield On([(STATE, self._written(work.removeprefix(OF_0_1) for work in works))])
+        except DispatchFailed as error:
+            self._stats.say("orders that 0.1 left wait for room", "", error)
+            return
+        yield On([(shard, self._left(self._cache.shards[shard].keys.todo, works))])
+        self._dispatch.wake(RECLAIM_TASK)
 
     # Carrying out
 
@@ -160,12 +184,14 @@ class Ordering:
 
     # On the state's server
 
-    def _written(self, orders: tuple[Order, ...]) -> Operation[None]:
-        members = [to_member(one) for one in orders]
+    def _written(self, members: Iterable[bytes]) -> Operation[None]:
         writes = write_orders(self._keys, ORDERS_LIMIT, self._keep_ms, *members)
         (written,) = yield from kept([writes], self._settings.replicas, self._stats, "an order")
         if not written:
             raise DispatchFailed(f"{ORDERS_LIMIT:,} orders wait and no worker takes them")
+
+    def _left(self, todo: bytes, works: Sequence[bytes]) -> Operation[None]:
+        yield [(b"ZREM", todo, *works)]
 
     def _take(self, by_us: int) -> Operation[tuple[Taken | None, int]]:
         # Not while its load may be under way: another worker would take the lease over, and lose it in turn.
@@ -200,4 +226,4 @@ class Ordering:
         except ValueError:
             reason = "this release can make no order of it; a newer one may, or drop it"
             raise DeadLetterRefused(letter.id, reason) from None
-        yield from self._written((order,))
+        yield from self._written([to_member(order)])

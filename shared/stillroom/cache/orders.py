@@ -14,6 +14,7 @@ from stillroom.errors import StillroomError
 from stillroom.keys import KEY_LIMIT
 from stillroom.operation import Operation
 
+OF_0_1 = b"o:"  # in front of an order that 0.1 wrote down, in the cache's list of work
 Name = Annotated[str, Field(min_length=1, max_length=KEY_LIMIT)]
 
 

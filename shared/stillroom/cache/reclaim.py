@@ -20,6 +20,7 @@ from stillroom.cache.body import CacheBody
 from stillroom.cache.core import Stale
 from stillroom.cache.entry import Entry, parse_head
 from stillroom.cache.marks import TRIMMED, Marks, Verdict, question, read_clock, seqs_of
+from stillroom.cache.orders import OF_0_1
 from stillroom.cache.terms import LEASE_LIMIT, LIFE_LIMIT
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.keys import OTHER, glob_literal
@@ -159,15 +160,25 @@ class Reclaim:
         self._keys = cache.keys
 
     def clear_up(
-        self, *, budget: float, progress: Report | None = None, loads: bool = True
+        self,
+        *,
+        budget: float,
+        progress: Report | None = None,
+        loads: bool = True,
+        orders: list[bytes] | None = None,
     ) -> Operation[dict[str, int]]:
         """Do what is written down in `todo`. Return the counts that `reclaim` returns.
 
-        `loads=False`: leave soft invalidations to a process that knows the app's loaders.
+        `loads=False`: leave soft invalidations to a process that knows the app's loaders. `orders` gets the orders
+        that 0.1 left here. They stay written down, and are due again later.
         """
         run = Run(budget, progress)
         counts = dict.fromkeys(("done", "seen", "deleted", "refreshed", "patterns_dropped"), 0)
         while run.left > 0 and (work := (yield from self._take())) is not None:
+            if work.name.startswith(OF_0_1):
+                if orders is not None:
+                    orders.append(work.member)
+                continue
             if work.name.startswith(SOFT) and not loads:
                 yield self._finishing(work, work.member, PUT_OFF_MS)
                 continue
