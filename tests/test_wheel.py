@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -13,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Return the files in a freshly built wheel."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a freshly built wheel."""
     out = tmp_path_factory.mktemp("wheel")
     command = [
         sys.executable,
@@ -28,7 +29,13 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = out.glob("stillroom-*.whl")
+    (built,) = out.glob("stillroom-*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def names(wheel: Path) -> set[str]:
+    """Return the files in the wheel."""
     return set(zipfile.ZipFile(wheel).namelist())
 
 
@@ -64,6 +71,28 @@ def test_it_holds_the_documentation(names: set[str]) -> None:
     held = {name.removeprefix("stillroom/docs/") for name in names if "/docs/" in name}
     assert written | {"llms.txt", "explanation/clock.svg"} <= held
     assert [name for name in held if name.endswith(".py") or "_build" in name] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["docs"], "(howto/tags.md)"),
+        (["docs", "howto/tags"], "# How to choose tags"),
+        (["docs", "--json"], '"howto/tags"'),
+        (["secrets", "{folder}"], "users.acl"),
+    ],
+)
+def test_a_command_reads_its_files_from_a_zip(
+    wheel: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    """Commands that read files of the package find them where it is imported from a zip, as zipapp makes one."""
+    source = "import sys, stillroom.cli; print(stillroom.__file__); stillroom.cli.main()"
+    command = [sys.executable, "-c", source, *(word.format(folder=tmp_path) for word in words)]
+    environment = {**os.environ, "PYTHONPATH": str(wheel)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(wheel))
+    assert said in done.stdout
 
 
 def test_the_source_roots_are_no_packages() -> None:

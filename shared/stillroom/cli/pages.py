@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +13,7 @@ import typer
 from stillroom.cli.tables import AsJson, print_json
 from stillroom.errors import StillroomError, did_you_mean
 
-# In a wheel the pages are beside the package's modules, in a checkout beside the source roots.
-_FOLDERS = (Path(__file__).parents[1] / "docs", Path(__file__).parents[3] / "docs")
+PAGE = ".md"
 
 
 class NoPage(StillroomError, LookupError):
@@ -25,16 +27,29 @@ def docs(
     as_json: AsJson = False,
 ) -> None:
     """Print a page of the documentation, or the list of all pages."""
-    folder = next(found for found in _FOLDERS if (found / "llms.txt").is_file())
-    pages = {
-        path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.md")
-    }
+    folder = next(found for found in _folders() if (found / "llms.txt").is_file())
+    pages = dict(_pages(folder))
     if page is None:
         overview = (folder / "llms.txt").read_text(encoding="utf-8")
         print_json(sorted(pages)) if as_json else typer.echo(overview)
         return
-    name = page.removesuffix(".md")
+    name = page.removesuffix(PAGE)
     if name not in pages:
         raise NoPage(f"there is no page {page!r}{did_you_mean(page, pages)}")
     text = pages[name].read_text(encoding="utf-8")
     print_json({"page": name, "text": text}) if as_json else typer.echo(text)
+
+
+def _folders() -> Iterator[Traversable]:
+    """Yield where the pages may be: beside the modules, perhaps in a zip, or beside the roots of a checkout."""
+    yield files("stillroom") / "docs"
+    yield Path(__file__).parents[3] / "docs"
+
+
+def _pages(folder: Traversable, before: str = "") -> Iterator[tuple[str, Traversable]]:
+    """Yield each page with its name, and those of the folders below."""
+    for one in folder.iterdir():
+        if one.is_dir():
+            yield from _pages(one, f"{before}{one.name}/")
+        elif one.name.endswith(PAGE):
+            yield before + one.name.removesuffix(PAGE), one
