@@ -20,6 +20,8 @@ from stillroom.limits.settling import BITE
 from stillroom.operation import Operation
 from stillroom.scripts import ban_spread
 from stillroom.wire import Command, slot_of
+from stillroom.wire.server import Server
+from stillroom.wire.sync import Wire
 from tests.support.abuse import ARMED
 from tests.support.celery_process import until
 from tests.support.cluster import NODES, RedisCluster, begin_move, give_away, migrate
@@ -623,3 +625,24 @@ def reads(room: Any, session: Any) -> bool:
         return room.sessions.get(session.token) is not None
     except RedisUnavailable:
         return False
+
+
+def test_a_node_of_a_cluster_that_is_down_is_not_back(settings: Settings) -> None:
+    """A node that answers PING and refuses all keys is away for the prober, until the cluster serves its slots."""
+    with RedisCluster() as cluster:
+        asked, other, _ = cluster.nodes
+
+        def says(state: bytes) -> bool:
+            return state in cluster.client(asked).execute_command("CLUSTER INFO")
+
+        wire = Wire(Server(settings, asked.url, "Redis, node 1", "redis_url", is_node=True))
+        wire.ping(to_read=True)
+        other.freeze()
+        cluster.await_that("the cluster is down", lambda: says(b"cluster_state:fail"))
+        with pytest.raises(RedisUnavailable) as refused:
+            wire.ping(to_read=True)
+        assert refused.value.reason == "clusterdown"
+        other.thaw()
+        cluster.await_that("the cluster is up", lambda: says(b"cluster_state:ok"))
+        wire.ping(to_read=True)
+        wire.close()

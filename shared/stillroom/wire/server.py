@@ -44,6 +44,7 @@ TIME: bytes = pack_command((b"TIME",))
 NOT_YET = object()  # a reader's answer while a reply is incomplete
 TOO_MANY = "the server said more than it was asked"
 PING: bytes = pack_command((b"PING",))
+CLUSTER_IS_DOWN = "CLUSTERDOWN The cluster is down"
 ROLE: Command = ("INFO", "replication")
 LOOK: bytes = TIME + pack_command(ROLE)
 
@@ -231,6 +232,15 @@ class Server:
         if self.watch is not None:
             self.due = min(self.due, max(now, self.watch.believed_until))
         return LOOK, 2
+
+    def read_of_a_node(self) -> tuple[bytes, int]:
+        """Return a read for a node of a cluster, as bytes, and how many replies it has.
+
+        A node of a cluster that is down answers PING, and refuses each command that names a key.
+        """
+        if not self._is_node:
+            return b"", 0
+        return pack_command((b"GET", f"{self.settings.namespace}:probe".encode())), 1
 
     def looked(self, replies: Sequence[Any], asked_ns: int) -> None:
         """Take in the replies to a look. Raises RedisUnavailable if this is not the server to talk to."""

@@ -32,6 +32,7 @@ from stillroom.wire.outcome import (
     refusal,
 )
 from stillroom.wire.server import (
+    CLUSTER_IS_DOWN,
     NOT_YET,
     PING,
     TOO_MANY,
@@ -109,9 +110,13 @@ class Link:
         """
         server, now, asked = self._server, time.monotonic(), time.monotonic_ns()
         look, count = server.look(now)
-        pong, *looked = self.exchange(PING + look, 1 + count, now + self._patience, now)
+        read, reads = server.read_of_a_node() if to_read else (b"", 0)
+        packed, expected = PING + look + read, 1 + count + reads
+        pong, *looked = self.exchange(packed, expected, now + self._patience, now)
         if isinstance(pong, ReplyError) and not (to_read and owner_of(str(pong)) == "misconf"):
             raise refusal([pong])
+        if reads and str(looked.pop()).startswith(CLUSTER_IS_DOWN):
+            raise refusal([ReplyError(CLUSTER_IS_DOWN)])
         server.looked(looked, asked)
 
     def exchange(self, packed: bytes, count: int, deadline: float, now: float) -> list[Any]:
