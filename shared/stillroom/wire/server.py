@@ -240,7 +240,8 @@ class Server:
         """
         if not self._is_node:
             return b"", 0
-        return pack_command((b"GET", f"{self.settings.namespace}:probe".encode())), 1
+        key = f"{self.settings.namespace}:{{0}}:probe"  # as the ACL lets apps and workers read
+        return pack_command((b"GET", key.encode())), 1
 
     def looked(self, replies: Sequence[Any], asked_ns: int) -> None:
         """Take in the replies to a look. Raises RedisUnavailable if this is not the server to talk to."""
