@@ -33,7 +33,7 @@ from stillroom.keys import Keys
 from stillroom.testing import Clock
 from stillroom.wire import AsyncClusterWire, ClusterWire
 from stillroom.wire.cluster import slot_of
-from tests.support.cluster import NODES, RedisCluster, begin_move, give_away, migrate
+from tests.support.cluster import HURRIED, NODES, RedisCluster, begin_move, give_away, migrate
 from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
@@ -406,26 +406,23 @@ def test_a_frozen_node_leaves_the_others_shards_alone(
     settings: Settings, cluster: RedisCluster
 ) -> None:
     """With a frozen node its keys fall back within the deadline and all others are served."""
-    hurried = Settings(**settings.model_dump() | {"command_timeout": 0.1, "call_timeout": 0.15})
+    hurried = Settings(**settings.model_dump() | HURRIED)
     with Stillroom(hurried, dispatch=Recording()) as room:
         fill(room)
         frozen = cluster.owner(shard_keys(settings)[0].clock)
         theirs = names_on(frozen, cluster, settings)
-        frozen.freeze()
-        try:
+        with cluster.frozen(frozen):
             assert set(room.cache.get_many(NAMES)) == set(NAMES) - theirs
             with pytest.raises(RedisUnavailable):
                 room.cache.invalidate_by_tag("all")
             assert room.cache.get_many(set(NAMES) - theirs) == {}  # done wherever it could be
-        finally:
-            frozen.thaw()
 
 
 def test_an_order_that_waits_for_a_frozen_node_keeps_no_other_shard_from_its_work(
     settings: Settings, cluster: RedisCluster
 ) -> None:
     """While an order waits for a frozen node, the dead entries of the other shards are deleted."""
-    hurried = Settings(**settings.model_dump() | {"command_timeout": 0.1, "call_timeout": 0.15})
+    hurried = Settings(**settings.model_dump() | HURRIED)
     with Stillroom(hurried, dispatch=Recording()) as room:
         fill(room)
         room.cache.invalidate_by_tag("all")
@@ -433,12 +430,8 @@ def test_an_order_that_waits_for_a_frozen_node_keeps_no_other_shard_from_its_wor
         frozen = cluster.owner(shard_keys(settings)[0].clock)
         others = [node for node in cluster.nodes[:NODES] if node is not frozen]
         assert any(cluster.client(node).keys("stillroom:{*}:e:*") for node in others)
-        frozen.freeze()
-        try:
-            with pytest.raises(RedisUnavailable):
-                room.upkeep.reclaim(budget=5)
-        finally:
-            frozen.thaw()
+        with cluster.frozen(frozen), pytest.raises(RedisUnavailable):
+            room.upkeep.reclaim(budget=5)
         assert not any(cluster.client(node).keys("stillroom:{*}:e:*") for node in others)
 
 
@@ -446,7 +439,7 @@ def test_orders_of_a_frozen_node_hold_up_none_of_the_others(
     settings: Settings, cluster: RedisCluster
 ) -> None:
     """Orders that were written first wait for a frozen node; those behind them are carried out in the same run."""
-    hurried = Settings(**settings.model_dump() | {"command_timeout": 0.1, "call_timeout": 0.15})
+    hurried = Settings(**settings.model_dump() | HURRIED)
     with Stillroom(hurried, dispatch=Recording()) as room:
         fill(room)
         frozen = cluster.owner(shard_keys(settings)[0].clock)
@@ -454,13 +447,10 @@ def test_orders_of_a_frozen_node_hold_up_none_of_the_others(
         others = sorted(set(NAMES) - theirs)
         for name in [*sorted(theirs), *others]:
             room.tasks.invalidate_keys(name)
-        frozen.freeze()
-        try:
+        with cluster.frozen(frozen):
             with pytest.raises(RedisUnavailable):
                 room.upkeep.reclaim(budget=30)
             assert room.cache.get_many(others) == {}
-        finally:
-            frozen.thaw()
 
 
 def test_threads_that_begin_together_share_the_nodes(sharded: Stillroom) -> None:

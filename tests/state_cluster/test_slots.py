@@ -24,7 +24,7 @@ from stillroom.wire.server import Server
 from stillroom.wire.sync import Wire
 from tests.support.abuse import ARMED
 from tests.support.celery_process import until
-from tests.support.cluster import NODES, RedisCluster, begin_move, give_away, migrate
+from tests.support.cluster import HURRIED, NODES, RedisCluster, begin_move, give_away, migrate
 from tests.support.crowd import PATIENT, Crowd
 from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
@@ -36,7 +36,6 @@ from tests.support.threads import repeated
 IP = "203.0.113.7"
 KEYS = Keys("stillroom", state_in_cluster=True)
 BY_USER = Limit("by-user", 5, 300, by="user", away="strict")
-HURRIED = {"command_timeout": 0.1, "call_timeout": 0.15, "connect_timeout": 0.1}
 Make = Callable[..., Stillroom]
 
 
@@ -188,12 +187,8 @@ def test_a_ban_whose_shard_is_away_is_not_lifted_by_half(
     ip = ip_on(cluster, home, other=True)
     shard = cluster.owner(home_of_ip(ip))
     room.abuse.ban(ip, 3_600)
-    shard.freeze()
-    try:
-        with pytest.raises(RedisUnavailable):
-            room.abuse.lift(ip)
-    finally:
-        shard.thaw()
+    with cluster.frozen(shard), pytest.raises(RedisUnavailable):
+        room.abuse.lift(ip)
     until(lambda: other.limits.check(ip, [DEFAULT]).banned, "the shard")
     assert [ban.subject for ban in other.abuse.bans()] == [ip]
     assert other.abuse.lift(ip)
@@ -472,14 +467,12 @@ def test_a_frozen_node_leaves_the_others_alone(
     with open_room(face, settings, Recording()) as room:
         room.connect()
         frozen = cluster.owner(HOUSE)
-        covers(cluster, "no")
         near, far = ip_on(cluster, frozen), ip_on(cluster, frozen, other=True)
         sessions = [room.sessions.create("ann", {"n": n}) for n in range(32)]
         theirs = [s for s in sessions if owner_of(cluster, s) is not frozen]
         assert room.limits.check(far, [AUTH], cost=3)
         assert room.limits.check(near, [AUTH])
-        frozen.freeze()
-        try:
+        with cluster.frozen(frozen):
             for _ in range(10):
                 room.limits.check(near, [DEFAULT])
             assert room.limits.check(near, [DEFAULT]).degraded
@@ -487,9 +480,6 @@ def test_a_frozen_node_leaves_the_others_alone(
             assert all(room.sessions.get(session.token) is not None for session in theirs)
             assert room.sessions.destroy(theirs[0].token)
             assert room.sessions.get(theirs[0].token) is None
-        finally:
-            frozen.thaw()
-            covers(cluster, "yes")
         assert room.limits.check(far, [AUTH], cost=0).remaining == 1
 
 
@@ -514,15 +504,10 @@ def test_a_part_that_nobody_decides_is_decided_here(
         subject: dict[str, str | None] = {"ip": IP, "user": name}
         assert room.limits.check(subject, [AUTH, BY_USER], cost=2)
         user = cluster.owner(make(subject, [BY_USER], 1, "").keys[0])
-        covers(cluster, "no")
-        user.freeze()
-        try:
+        with cluster.frozen(user):
             decisions = [room.limits.check(subject, [AUTH, BY_USER]) for _ in range(8)]
             assert sum(map(bool, decisions)) == 3
             assert all(one.degraded for one in decisions if one)
-        finally:
-            user.thaw()
-            covers(cluster, "yes")
         until(lambda: not room.limits.peek(subject, [AUTH, BY_USER]).degraded, "recovery")
         left = AUTH.quota - 2 - sum(map(bool, decisions))
         until(
@@ -541,15 +526,10 @@ def test_what_a_node_has_reserved_is_settled_there_though_another_is_away(
         ip = ip_on(cluster, cluster.owner(part.keys[0]), other=True)
         subject: dict[str, str | None] = {"ip": ip, "user": "ann"}
         assert room.limits.check(subject, [BY_USER])
-        covers(cluster, "no")
-        (away := cluster.owner(home_of_ip(ip))).freeze()
-        try:
+        with cluster.frozen(cluster.owner(home_of_ip(ip))):
             more, back = (room.limits.reserve(subject, [BY_USER]) for _ in range(2))
             assert more.decision.degraded
             assert (room.limits.settle(more, 3), room.limits.refund(back)) == (True, True)
-        finally:
-            away.thaw()
-            covers(cluster, "yes")
         until(lambda: not room.limits.peek(subject, [BY_USER]).degraded, "recovery")
         assert room.limits.peek(subject, [BY_USER]).remaining == BY_USER.quota - 1 - 3
 
@@ -564,13 +544,10 @@ def test_hits_of_a_node_that_is_back_are_told_while_another_is_away(
     lost, back = [node for node in cluster.nodes[:NODES] if node is not house]
     lots = [ip for ip in addresses if owners[ip] is lost][: BITE + 20]
     few = [ip for ip in addresses if owners[ip] is back][:3]
-    covers(cluster, "no")
     with Stillroom(Settings(**PATIENT | places | HURRIED), dispatch=NoDispatch()) as here:
         here.connect()
         here.state_wire.breaker.recovered[:] = []  # nothing is told but by the test
-        lost.freeze()
-        back.freeze()
-        try:
+        with cluster.frozen(lost, back):
             for ip in [*lots, *few]:
                 assert here.limits.check(ip, [AUTH]).degraded
             back.thaw()
@@ -578,17 +555,7 @@ def test_hits_of_a_node_that_is_back_are_told_while_another_is_away(
             for ip in few:
                 known = here.limits.peek(ip, [AUTH])
                 assert (known.degraded, known.remaining) == ("", AUTH.quota - 1)
-        finally:
-            back.thaw()
-            lost.thaw()
-            covers(cluster, "yes")
         until(lambda: here.limits.deliver() == 0, "the other hits")
-
-
-def covers(cluster: RedisCluster, how: str) -> None:
-    """Say whether the other nodes go on without one that is down."""
-    for node in cluster.nodes:
-        cluster.client(node).config_set("cluster-require-full-coverage", how)
 
 
 def owner_of(cluster: RedisCluster, session: Any) -> EmbeddedServer:

@@ -21,7 +21,7 @@ from stillroom.cli.doctor import examined
 from stillroom.embedded import EmbeddedServer
 from stillroom.errors import InvalidArgument
 from stillroom.testing import Clock
-from tests.support.cluster import RedisCluster
+from tests.support.cluster import HURRIED, RedisCluster
 from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
@@ -81,32 +81,21 @@ def test_a_node_that_is_away_is_not_called_the_address_of_the_setting(
     settings: Settings, cluster: RedisCluster, face: str
 ) -> None:
     """Where a node other than that of the setting is away, the error says so, and the command that names it."""
-    hurried = {"connect_timeout": 0.1, "command_timeout": 0.1, "connect_attempts": 1}
-    cluster.nodes[1].freeze()
-    try:
-        with open_room(face, Settings(**settings.model_dump() | hurried), Recording()) as room:
-            with pytest.raises(
-                RedisUnavailable, match="a node of the cluster in REDIS_URL"
-            ) as error:
-                room.connect()
-    finally:
-        cluster.nodes[1].thaw()
+    given = Settings(**settings.model_dump() | HURRIED | {"connect_attempts": 1})
+    with cluster.frozen(cluster.nodes[1]), open_room(face, given, Recording()) as room:
+        with pytest.raises(RedisUnavailable, match="a node of the cluster in REDIS_URL") as error:
+            room.connect()
     assert "stillroom health" in str(error.value)
 
 
 @pytest.mark.parametrize("face", FACES)
 def test_connect_reaches_each_node(settings: Settings, cluster: RedisCluster, face: str) -> None:
     """connect() says so where one node does not answer."""
-    hurried = {"connect_timeout": 0.1, "command_timeout": 0.1, "connect_delay": 0.01}
-    given = settings.model_dump() | hurried | {"connect_attempts": 1}
+    given = settings.model_dump() | HURRIED | {"connect_attempts": 1}
     with open_room(face, Settings(**given), Recording()) as room:
         room.connect()
-        cluster.nodes[1].freeze()
-        try:
-            with pytest.raises(RedisUnavailable):
-                room.connect()
-        finally:
-            cluster.nodes[1].thaw()
+        with cluster.frozen(cluster.nodes[1]), pytest.raises(RedisUnavailable):
+            room.connect()
 
 
 def test_check_and_doctor_accept_the_setting(settings: Settings) -> None:
