@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ import redis
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers import guards
 from tests.support import nursery
+from tests.support.celery_process import PATIENCE_S, until
 from tests.support.processes import halted
 
 pytestmark = pytest.mark.long
@@ -83,7 +85,7 @@ if os.environ.get("BREAK_POOL"):
 """
 
 OPTIONS = {
-    "visibility_timeout": 3,
+    "visibility_timeout": 3_600,  # tests move it by hand: a busy machine takes seconds for what they do meanwhile
     "unacked_restore_interval": 1,
     "unacked_restore_throttle": 1,
     "socket_timeout": 5,
@@ -94,14 +96,6 @@ OPTIONS = {
 KEPT = "kept"
 LATER = (datetime.now(UTC) + timedelta(minutes=50)).isoformat()
 PRIVATE = "x" * 5_000  # stands for what people put into arguments
-
-
-def until(condition: Callable[[], Any], what: str, within: float = 10.0) -> None:
-    """Wait until the condition is true; fail with `what` at the deadline (seconds)."""
-    deadline = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within} s: {what}"
-        time.sleep(0.02)
 
 
 class Broker(EmbeddedServer):
@@ -115,6 +109,11 @@ class Broker(EmbeddedServer):
     def push(self, *elements: str | bytes) -> None:
         """Push messages as a producer would, oldest first."""
         self.redis.lpush("celery", *elements)
+
+    def let_visibility_time_out(self) -> None:
+        """Make all messages that workers hold as old as those of a worker that is gone."""
+        for tag in self.redis.zrange("unacked_index", 0, -1):
+            self.redis.zincrby("unacked_index", -3_600, tag)
 
     def listeners(self) -> int:
         """Return how many clients listen to what is published."""
@@ -159,6 +158,12 @@ class Process:
         return self.log_file.read_text(errors="replace")
 
     @property
+    def paused_s(self) -> float:
+        """Return for how long it has waited, by its own words, before it connected again."""
+        pauses = re.findall(r"Trying again in ([\d.]+) second", self.log)
+        return sum(map(float, pauses))
+
+    @property
     def exit_code(self) -> int | None:
         return self._process.poll()
 
@@ -166,7 +171,7 @@ class Process:
         """Halt the process while the block runs."""
         return halted(self._process.pid)
 
-    def stop(self, within: float = 8) -> int:
+    def stop(self, within: float = PATIENCE_S) -> int:
         """Send SIGTERM as an orchestrator would; return the exit code."""
         self._process.terminate()
         return self._process.wait(within)
@@ -342,10 +347,12 @@ def test_guarded_worker_outlives_a_restart(
     hold(broker, gate)
     broker.restart()
     broker.push(mark("after"))
-    until(lambda: broker.redis.exists("ran:after"), "it takes new work", 6)
+    until(lambda: broker.redis.exists("ran:after"), "it takes new work")
+    assert guarded.paused_s <= 6
     assert broker.redis.get("began:slow") == b"1"
     gate.touch()  # the first run ends, and acks on the channel that is gone
     until(lambda: "Couldn't ack" in guarded.log, "the late ack is refused and logged")
+    broker.let_visibility_time_out()
     until(lambda: broker.redis.get("began:slow") == b"2", "the message is delivered again")
     until(
         lambda: broker.redis.hlen("unacked") == 1, "and acknowledged, but for the one with an ETA"
@@ -368,7 +375,7 @@ def test_guarded_worker_outlives_a_killed_connection(
     for turn in range(1, 4):
         broker.redis.client_kill_filter(_type="normal", skipme=True)
         broker.push(mark("after"))
-        until(partial(_reads, broker, "ran:after", turn), "it takes new work", 20)
+        until(partial(_reads, broker, "ran:after", turn), "it takes new work")
     assert guarded.exit_code is None
 
 
@@ -380,7 +387,8 @@ def test_other_pools_outlive_a_restart_too(broker: Broker, worker: StartWorker, 
     until(lambda: broker.redis.hlen("unacked") == 1, "the message is unacked")
     broker.restart()
     broker.push(mark("after"))
-    until(lambda: broker.redis.exists("ran:after"), "it takes new work", 6)
+    until(lambda: broker.redis.exists("ran:after"), "it takes new work")
+    assert guarded.paused_s <= 6
     assert guarded.stop() == 0
 
 
@@ -603,7 +611,7 @@ def test_options_find_a_half_open_connection(
     for number in range(8):
         broker.push(mark(f"with both {number}"))
         other.lpush("celery", mark(f"with one {number}"))
-    until(lambda: broker.redis.exists("ran:with both 7"), "it is found and work goes on", 8)
+    until(lambda: broker.redis.exists("ran:with both 7"), "it is found and work goes on")
     assert not broker.redis.keys("ran:with one *")
 
 
@@ -652,7 +660,7 @@ def test_a_worker_ends_at_sigterm_while_its_broker_hangs(
     until(lambda: proxy.is_done, "a heartbeat is lost")
     broker.freeze()
     try:
-        assert guarded.stop(within=30) == 0
+        assert guarded.stop() == 0
     finally:
         broker.thaw()
 
@@ -732,7 +740,9 @@ def test_stock_worker_exits_when_its_server_becomes_a_replica(
     """A stock worker takes a failover's error about the server for its own and exits."""
     stock = worker(guarded=False)
     broker.redis.replicaof("127.0.0.1", "1")
-    until(lambda: "UNBLOCKED" in stock.log or "READONLY" in stock.log, "the server's error")
+    # The first where it was waiting in BRPOP, the other one where it was about to.
+    said = ("UNBLOCKED", "ReadOnlyError")
+    until(lambda: any(text in stock.log for text in said), "the server's error")
     until(lambda: stock.exit_code is not None, "it exits")
     broker.redis.replicaof("NO", "ONE")
 
@@ -751,7 +761,7 @@ def test_guarded_worker_outlives_a_failover(
         time.sleep(seconds)  # how long a failover takes
         broker.redis.replicaof("NO", "ONE")
     broker.push(mark("after"))
-    until(lambda: broker.redis.exists("ran:after"), "it takes new work", 15)
+    until(lambda: broker.redis.exists("ran:after"), "it takes new work")
     assert guarded.exit_code is None
     assert "Frequent restarts" not in guarded.log
     assert guarded.stop() == 0
@@ -764,7 +774,7 @@ def test_guarded_worker_outlives_a_disk_that_is_full(broker: Broker, worker: Sta
     until(lambda: "NOREPLICAS" in guarded.log or "NotTheServer" in guarded.log, "the refusal")
     broker.redis.config_set("min-replicas-to-write", 0)
     broker.push(mark("after"))
-    until(lambda: broker.redis.exists("ran:after"), "it takes new work", 15)
+    until(lambda: broker.redis.exists("ran:after"), "it takes new work")
     assert guarded.exit_code is None
 
 
@@ -780,7 +790,7 @@ def test_guarded_worker_outlives_a_server_that_is_full_and_loses_no_message(
         broker.redis.config_set("maxmemory", 1)
     until(lambda: "used memory" in guarded.log, "the refusal")
     broker.redis.config_set("maxmemory", 0)
-    until(lambda: all(broker.redis.exists(f"ran:{name}") for name in names), "all are run", 15)
+    until(lambda: all(broker.redis.exists(f"ran:{name}") for name in names), "all are run")
     assert guarded.exit_code is None
     assert guarded.stop() == 0
 
@@ -807,7 +817,7 @@ def test_a_key_of_a_wrong_type_ends_no_guarded_worker(
     if when == "after":
         broker.redis.delete(key)
         broker.redis.xadd(key, {"a": 1})
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while not broker.redis.exists("ran:after"):
         assert time.monotonic() < deadline, guarded.log[-3_000:]
         with suppress(redis.ResponseError):  # it is not yet healed
