@@ -138,7 +138,7 @@ class Trio:
             password=password,
             protocol=2,
             decode_responses=True,
-            socket_timeout=2,
+            socket_timeout=20,
         )
 
     def ask(self, port: int, *words: Any, role: str = ADMIN) -> Any:
