@@ -20,7 +20,7 @@ from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.health.report import System
 from stillroom.health.system import SystemWatch
-from tests.support.crowd import PATIENT
+from tests.support.crowd import PATIENCE, PATIENT
 from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
 
@@ -174,8 +174,13 @@ def is_full(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--full"))
 
 
+# These rooms start commands, workers and servers of web apps. On a busy machine a Redis that is well may wait for a
+# CPU for longer than an app waits for Redis. What impatience does is tested in tests/faults.
+PATIENT_ROOMS = ("tests/cli/", "tests/workers/", "tests/stack/", "tests/howto/", "tests/migration/")
+
+
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def clean_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the settings of the person who runs the tests."""
     for name in list(os.environ):
         if name.startswith(("STILLROOM_", "REDIS_")):
@@ -183,6 +188,16 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     # The redis-server of a distribution has an old number, whatever was repaired in it.
     monkeypatch.setenv("STILLROOM_HEALTH_ACCEPT", "server_old")
     monkeypatch.setenv("STILLROOM_BAN_FILE", os.devnull)  # a test is a machine of its own
+    if request.node.nodeid.startswith(PATIENT_ROOMS):
+        for name, seconds in PATIENCE.items():
+            monkeypatch.setenv(name, seconds)
+
+
+@pytest.fixture
+def usual_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let rooms and programs of a patient room have the deadlines that they have by default."""
+    for name in PATIENCE:
+        monkeypatch.delenv(name, raising=False)
 
 
 def binary_of(request: pytest.FixtureRequest) -> str | None:

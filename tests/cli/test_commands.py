@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,9 +28,12 @@ from stillroom.cli import app
 from stillroom.embedded import EmbeddedServer
 from tests.support import nursery
 from tests.support.celery_process import until
+from tests.support.crowd import PATIENCE
+from tests.support.processes import attended
 
 STILLROOM = str(Path(sys.executable).with_name("stillroom"))
 ROOT = Path(__file__).parents[2]
+HEARD = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 DEMO = [sys.executable, "-m", "shop.demo"]
 CHECKOUT = {**os.environ, "PYTHONPATH": str(ROOT / "examples")}
 
@@ -65,10 +67,10 @@ def tell(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the demo to its end."""
     return subprocess.run(
         [*DEMO, *options],
-        env=CHECKOUT | environment,
+        env=CHECKOUT | PATIENCE | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
 
@@ -153,22 +155,14 @@ def test_the_shop_stays_open_until_ctrl_c(nothing_left: None) -> None:
     """`--serve` prints the addresses of shop, health and Flower, serves pages, and ends with code 0 on Ctrl-C."""
     port, flower = free_port(), free_port()
     program = [*DEMO, "--serve", "--port", str(port), "--flower-port", str(flower)]
-    with subprocess.Popen(
-        program,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.STDOUT,
-        process_group=0,
-        env=CHECKOUT,
-    ) as process:
-        guard = threading.Timer(60, process.kill)
-        guard.start()
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+    with attended(program, CHECKOUT | PATIENCE, **silent) as process:
         with Browser(port) as browser:
-            until(lambda: browser.finds("/health/live"), "the shop to open", within=50)
+            until(lambda: browser.finds("/health/live"), "the shop to open", within=60)
             assert "Apricot jam" in browser.get("/").text
             assert browser.get("/status").status == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
-        guard.cancel()
 
 
 def free_port() -> int:
@@ -184,17 +178,10 @@ def test_up_runs_everything_until_ctrl_c(nothing_left: None, tmp_path: Path) -> 
     """
     port = free_port()
     (tmp_path / "celery.py").write_text("1 / 0")
-    with subprocess.Popen(
-        [STILLROOM, "up", "--flower-port", str(port)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        process_group=0,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        cwd=tmp_path,
+    command = [STILLROOM, "up", "--flower-port", str(port)]
+    with attended(
+        command, os.environ | {"PYTHONUNBUFFERED": "1"}, cwd=tmp_path, **HEARD
     ) as process:
-        guard = threading.Timer(60, process.kill)
-        guard.start()
         assert process.stdout is not None
         seen: list[str] = []
         wanted = [
@@ -208,28 +195,19 @@ def test_up_runs_everything_until_ctrl_c(nothing_left: None, tmp_path: Path) -> 
                 break
         else:
             pytest.fail("".join(seen))
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthcheck", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthcheck", timeout=30) as answer:
             assert answer.status == 200
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
         code = process.wait()
-        guard.cancel()
     assert code == 0, rest
     assert "an embedded server" in seen[0]
 
 
 def test_up_works_beside_a_password_for_another_server(nothing_left: None) -> None:
     """`stillroom up` starts a worker on its own server, which has no password, also where REDIS_PASSWORD is set."""
-    with subprocess.Popen(
-        [STILLROOM, "up", "--flower-port", "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        process_group=0,
-        env=CHECKOUT | {"PYTHONUNBUFFERED": "1", "REDIS_PASSWORD": "of another server"},
-    ) as process:
-        guard = threading.Timer(60, process.kill)
-        guard.start()
+    environment = CHECKOUT | {"PYTHONUNBUFFERED": "1", "REDIS_PASSWORD": "of another server"}
+    with attended([STILLROOM, "up", "--flower-port", "0"], environment, **HEARD) as process:
         assert process.stdout is not None
         seen: list[str] = []
         for line in process.stdout:
@@ -238,7 +216,6 @@ def test_up_works_beside_a_password_for_another_server(nothing_left: None) -> No
                 break
         process.send_signal(signal.SIGINT)
         process.communicate()
-        guard.cancel()
     assert re.match(r"worker +\| .* ready\.", seen[-1]), "".join(seen)
 
 

@@ -22,7 +22,7 @@ from stillroom.moving import ARRIVING, LEFT, Side
 from stillroom.scripts import session_shut
 from tests.support.crowd import PATIENT
 from tests.support.health import count_in_last_minute
-from tests.support.processes import WITHIN
+from tests.support.processes import WITHIN, attended
 
 STILLROOM = str(Path(sys.executable).with_name("stillroom"))
 pytestmark = pytest.mark.usefixtures("calm_machine")
@@ -41,7 +41,7 @@ def no_psutil_in_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def run(url: str, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [STILLROOM, *arguments],
-        env=os.environ | {"REDIS_URL": url, "STILLROOM_HEALTH_TIMEOUT": "5"} | changes,
+        env=os.environ | {"REDIS_URL": url} | changes,
         capture_output=True,
         text=True,
         timeout=60,
@@ -72,12 +72,9 @@ def test_a_failure_is_exit_code_1() -> None:
 
 def test_watching_ends_with_ctrl_c(own_server: EmbeddedServer) -> None:
     """A line of JSON every two seconds, and a normal end."""
-    with subprocess.Popen(
-        [STILLROOM, "health", "--watch", "--json"],
-        env=os.environ | {"REDIS_URL": own_server.url, "STILLROOM_HEALTH_TIMEOUT": "5"},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    command = [STILLROOM, "health", "--watch", "--json"]
+    environment = os.environ | {"REDIS_URL": own_server.url}
+    with attended(command, environment, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         times = [json.loads(process.stdout.readline())["time"] for _ in range(2)]
         process.send_signal(signal.SIGINT)
@@ -87,12 +84,9 @@ def test_watching_ends_with_ctrl_c(own_server: EmbeddedServer) -> None:
 
 def test_watching_in_a_pipe_tells_each_report(own_server: EmbeddedServer) -> None:
     """Without a terminal a whole report is written every two seconds, until the reader has seen enough."""
-    with subprocess.Popen(
-        [STILLROOM, "health", "--watch"],
-        env=os.environ | {"REDIS_URL": own_server.url, "STILLROOM_HEALTH_TIMEOUT": "5"},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    command = [STILLROOM, "health", "--watch"]
+    environment = os.environ | {"REDIS_URL": own_server.url}
+    with attended(command, environment, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         statuses = (line for line in process.stdout if " UTC, in " in line)
         assert next(statuses) != next(statuses)

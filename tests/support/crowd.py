@@ -30,6 +30,12 @@ PATIENT: dict[str, Any] = {
     "wait": 30.0,
     "session_peppers": "a-pepper-for-tests-long-enough-to-be-one",
 }
+# The same patience for programs, and for rooms that read the environment.
+PATIENCE = {
+    f"STILLROOM_{name.upper()}": str(seconds)
+    for name, seconds in PATIENT.items()
+    if name.endswith("_timeout")
+}
 WITHIN = 30  # seconds
 
 

@@ -105,7 +105,7 @@ def run(
     arguments: Sequence[str],
     environment: Mapping[str, str],
     folder: str | Path | None = None,
-    timeout: float = 60.0,
+    timeout: float = 100.0,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a program to its end; return what it wrote."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -124,7 +124,7 @@ def run_text(
     arguments: Sequence[str],
     environment: Mapping[str, str],
     folder: str | Path | None = None,
-    timeout: float = 60.0,
+    timeout: float = 100.0,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end; return the text it wrote."""
     done = run(arguments, environment, folder, timeout)

@@ -8,16 +8,16 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
 from stillroom.leash import until
 from tests.support import nursery
 
-WITHIN = 10.0  # seconds a test waits for anything before it fails
+WITHIN = 40.0  # seconds a test waits for anything before it fails, on a busy machine too
 
 
 @contextmanager
@@ -83,6 +83,30 @@ class Program:
         self._deadline.join()
         self.kill()
         self.stdout.close()
+
+
+@contextmanager
+def attended(
+    words: Sequence[str], environment: Mapping[str, str], within: float = 100.0, **options: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a program that prints text, in a process group of its own, while the block runs.
+
+    If the program still runs when the block ends, or after `within` seconds, its group is killed: nobody waits for
+    ever for its end or for another line of it.
+    """
+    with subprocess.Popen(words, env=environment, text=True, process_group=0, **options) as process:
+
+        def kill() -> None:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+        guard = threading.Timer(within, kill)
+        guard.start()
+        try:
+            yield process
+        finally:
+            guard.cancel()
+            kill()
 
 
 class OwnProgram(Program):

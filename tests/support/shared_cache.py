@@ -17,7 +17,7 @@ from stillroom.leash import until
 
 APACHE = shutil.which("apache2") or shutil.which("apache2", path="/usr/sbin")
 MODULES = Path("/usr/lib/apache2/modules")
-WITHIN = 10.0
+WITHIN = 40.0
 LOADED = (
     "mpm_event",
     "authz_core",

@@ -29,7 +29,7 @@ def product(id: int) -> Product:
         raise LookupError("the database is broken")
     while database.exists("db:gate"):
         database.incr("db:waiting")
-        database.blpop(["db:opened"], timeout=10)
+        database.blpop(["db:opened"], timeout=60)
     return Product(id=id, version=int(database.get("db:version") or 0))
 
 
@@ -37,7 +37,7 @@ def product(id: int) -> Product:
 def slow(id: int) -> int:
     """Load for as long as the test wants; `db:inside` counts the loads under way."""
     database.incr("db:inside")
-    database.blpop(["db:out"], timeout=10)
+    database.blpop(["db:out"], timeout=60)
     database.decr("db:inside")
     return id + 1_000
 

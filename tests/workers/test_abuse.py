@@ -60,7 +60,7 @@ def test_a_hammering_client_is_banned_within_seconds(
     start("beat", "-S", "celery.beat:Scheduler", "--pidfile=", app=QUICK)
     for n in range(70):  # another window each time, or the denials would be answered from memory
         room.limits.check(CLIENT, [Limit("login", 5, 3_600 + n)], route="/login")
-    until(lambda: ban_of(db, room), "a ban", 30)
+    until(lambda: ban_of(db, room), "a ban")
     decision = room.limits.check(CLIENT, [DEFAULT])
     assert not decision.allowed
     assert decision.banned
@@ -94,7 +94,7 @@ def test_a_worker_killed_between_the_ban_and_its_ack_bans_once(
         abandon(db, room, names[-left:])
     start_worker()
     room.dispatch.wake(LOG_TASK)
-    until(lambda: pending(db, room) == 0, "an empty list of the pending", 30)
+    until(lambda: pending(db, room) == 0, "an empty list of the pending")
     assert bans == [ban_of(db, room)] * 2
     assert bans[0] is not None
     assert db.get(room.keys.ban_level(CLIENT)) == b"1"

@@ -62,7 +62,7 @@ def test_it_touches_its_heartbeat_file_and_keeps_no_other(
     heartbeat = tmp_path / "heartbeat"
     options = ("--pidfile=", *scheduler)
     beat = start("beat", "beat", *options, STILLROOM_HEARTBEAT_FILE=str(heartbeat))
-    until(heartbeat.exists, "the first sign of life", 30)
+    until(heartbeat.exists, "the first sign of life")
     heartbeat.unlink()
     until(heartbeat.exists, "another")
     assert beat.terminate() == 0
@@ -94,17 +94,17 @@ def test_two_beats_have_the_effect_of_one(
             f"worker-{n}",
             *("worker", "-n", f"w{n}@%h", "--without-gossip", "--without-mingle"),
             STILLROOM_LOADERS="tests.support.shop_app",
-        ).await_line(" ready.", 30)
+        ).await_line(" ready.")
     beats = [start(f"beat-{n}", "beat", "--pidfile=") for n in range(2)]
     for beat in beats:
-        beat.await_line("Sending due task", 30)
+        beat.await_line("Sending due task")
     if died:
         beats[0].kill()
     for n in range(300):
         room.sessions.create(f"u{n}")
     with redis.Redis.from_url(own_server.url) as db:
         age_all(db, room, 2 * 86_400)
-        until(lambda: room.sessions.count() == 0, "the sweep", 30)
+        until(lambda: room.sessions.count() == 0, "the sweep")
         until(lambda: db.llen("db:events") >= 300, "an event for each")
         assert db.lrange("db:events", 0, -1) == [b"expired"] * 300
 

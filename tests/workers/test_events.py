@@ -20,7 +20,7 @@ from stillroom import Settings, Stillroom, otel
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers.app import make_app
 from stillroom_workers.events import flaw_in_events
-from tests.support.celery_process import CeleryProcess
+from tests.support.celery_process import PATIENCE_S, CeleryProcess
 
 SECRET = "user:ada@example.org"
 ORDER: dict[str, Any] = {
@@ -50,7 +50,9 @@ def test_events_count_arguments_and_never_quote_them(
         handlers = {"task-received": events.append, "task-succeeded": ends.append}
         handlers["task-failed"] = ends.append
         receiver = stranger.events.Receiver(connection, handlers=handlers)
-        heard = receiver.consume(limit=None, timeout=10)  # it asks workers for a sign of life:
+        heard = receiver.consume(
+            limit=None, timeout=PATIENCE_S
+        )  # it asks workers for a sign of life:
         next(heard)  # now it listens
         for task, arguments, _ in TOLD:
             queue = "stillroom.refresh" if "refresh" in task else "stillroom.maintenance"
@@ -136,7 +138,7 @@ def test_who_watches_is_told_of_plain_events_alone(own_server: EmbeddedServer) -
         app.conf.update(event_exchange="stillroom.celeryev", control_exchange="stillroom")
         with app.connection_for_read() as connection:
             receiver = EventReceiver(connection, handlers={"*": heard.append}, app=app)
-            listens = receiver.consume(limit=None, timeout=10, wakeup=False)
+            listens = receiver.consume(limit=None, timeout=PATIENCE_S, wakeup=False)
             next(listens)  # now it listens
             strange = [[1], {**BEGUN, "clock": "x"}, {**BEGUN, "uuid": None}, None]
             for raw in (b"[1]", b"{", *map(_envelope, [*strange, BEGUN])):
@@ -162,7 +164,7 @@ def test_who_watches_is_told_how_far_an_invalidation_has_got(
         room.cache.set("product:7", 1, tags=["products"])
         with app.connection_for_read() as connection:
             receiver = EventReceiver(connection, handlers={"task-progress": heard.append}, app=app)
-            listens = receiver.consume(limit=None, timeout=10)
+            listens = receiver.consume(limit=None, timeout=PATIENCE_S)
             next(listens)  # now it listens
             room.cache.invalidate_by_tag("products")
             while not heard:
@@ -224,7 +226,7 @@ def worker(own_server: EmbeddedServer, tmp_path: Path) -> Any:
         *("worker", "--without-gossip", "--without-mingle", "-l", "INFO"),
     )
     try:
-        process.await_line(" ready.", 30)
+        process.await_line(" ready.")
         yield process
     finally:
         process.kill()
@@ -234,7 +236,7 @@ def test_each_run_of_a_message_ends_its_own_span(
     own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two runs of one message at the same time have a span each, which ends in the thread that began it."""
-    both, began, ended = threading.Barrier(2, timeout=10), set(), set()
+    both, began, ended = threading.Barrier(2, timeout=PATIENCE_S), set(), set()
 
     @contextmanager
     def span(*_: Any) -> Iterator[None]:

@@ -42,10 +42,10 @@ def test_two_beats_and_two_workers_keep_one_snapshot_a_minute(
     for name in ("one", "two"):
         start_worker("-n", f"{name}@%h")
         start("beat", "-S", "celery.beat:Scheduler", "--pidfile=", app="tests.support.quick_beat")
-    until(lambda: db.xlen(room.keys.health) > 0, "a snapshot", 30)
+    until(lambda: db.xlen(room.keys.health) > 0, "a snapshot")
     until(lambda: room.health.check().tasks.workers == 2, "two workers seen")
     scheduled = {tick.task for tick in SCHEDULE}
-    until(lambda: set(room.health.check().tasks.ticks) == scheduled, "every tick's time", 30)
+    until(lambda: set(room.health.check().tasks.ticks) == scheduled, "every tick's time")
     assert room.health.check().tasks.beat_s < 30
     minutes = int(time.time()) // 60 - began + 1
     assert db.xlen(room.keys.health) <= minutes
@@ -87,7 +87,7 @@ def test_what_a_worker_counts_reaches_the_report(
     product(1)
     age(db, b"stillroom:{0}:e:product:1", 60 + 100)
     product(1)
-    until(lambda: db.hget(room.keys.counts, "refreshes_done"), "its count", 30)
+    until(lambda: db.hget(room.keys.counts, "refreshes_done"), "its count")
     counts = {name: int(n) for name, n in db.hgetall(room.keys.counts).items()}
     assert counts[b"refreshes_done"] == counts[b"refresh_lag_300"] == 1
     assert 100_000 <= counts[b"refresh_lag_ms"] < 200_000
@@ -108,8 +108,8 @@ def test_what_a_process_of_the_pool_counts_outlives_it(
         product(n)
         age(db, b"stillroom:{0}:e:product:%d" % n, 61)
         product(n)
-        until(lambda n=n: product(n)["version"] >= 0, "the refresh", 30)
-    until(lambda: db.hget(room.keys.counts, "refreshes_done") == b"2", "their counts", 30)
+        until(lambda n=n: product(n)["version"] >= 0, "the refresh")
+    until(lambda: db.hget(room.keys.counts, "refreshes_done") == b"2", "their counts")
 
 
 def test_a_worker_tells_what_failed_in_its_processes(
@@ -119,7 +119,7 @@ def test_a_worker_tells_what_failed_in_its_processes(
     start_worker("-P", "prefork", "-c", "1")
     order = {"no_such_field": 1}
     publish(room.settings, "stillroom.invalidate_keys", "stillroom.maintenance", [], order)
-    until(lambda: [one.failed for one in room.health.check().tasks.crew] == [1], "its figure", 30)
+    until(lambda: [one.failed for one in room.health.check().tasks.crew] == [1], "its figure")
 
 
 def test_a_rate_is_of_the_last_minute() -> None:

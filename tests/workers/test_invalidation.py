@@ -20,7 +20,7 @@ from stillroom import RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers.app import make_app
 from stillroom_workers.tasks.invalidation import SENT_AGAIN_AFTER_S
-from tests.support.celery_process import CeleryProcess, until
+from tests.support.celery_process import PATIENCE_S, CeleryProcess, until
 from tests.support.crowd import PATIENT
 
 QUEUE = "stillroom.maintenance"
@@ -157,7 +157,9 @@ def test_an_order_outlives_an_outage_of_the_only_redis_of_the_app(
 ) -> None:
     """An order by name whose worker finds cache and state away is carried out when they are back."""
     with EmbeddedServer() as away, Stillroom(Settings(redis_url=away.url)) as room:
-        worker = start_worker(REDIS_URL=away.url, STILLROOM_BROKER_URL=own_server.url)
+        hurried = {f"STILLROOM_{name}_TIMEOUT": "1" for name in ("CONNECT", "COMMAND", "CALL")}
+        places = {"REDIS_URL": away.url, "STILLROOM_BROKER_URL": own_server.url}
+        worker = start_worker(**places | hurried)
         room.cache.set_many({"k": 1, "t": 1, "p:1": 1, "alive": 1})
         room.cache.set("t", 1, tags=["t"])
         os.kill(away.pid, signal.SIGSTOP)
@@ -190,7 +192,7 @@ def test_killed_workers_lose_nothing_and_delete_nothing_alive(
         room.cache.set_many(dict.fromkeys(alive, round_), tags=["t"])
         if round_ % 2:
             room.cache.invalidate_by_pattern("k:*9")
-        until(lambda: entries(db, room) < 7_500, "the reclaim to begin", 30)
+        until(lambda: entries(db, room) < 7_500, "the reclaim to begin")
         worker.kill()
         assert room.cache.get_many(alive) == dict.fromkeys(alive, round_)
         for member, _ in db.zrange(room.keys.todo, 0, -1, withscores=True):
@@ -267,13 +269,13 @@ def test_an_order_by_name_outlives_a_killed_process_of_the_pool(
                 fields = {"tags": ["t"]}
                 stranger.send_task("stillroom.invalidate_tags", kwargs=fields, queue=QUEUE)
                 asks = app.control.inspect(timeout=1)
-                until(lambda: any((asks.active() or {}).values()), "the task to begin", 30)
+                until(lambda: any((asks.active() or {}).values()), "the task to begin")
                 (process,) = psutil.Process(worker.process.pid).children()
                 process.kill()
-                process.wait(10)
+                process.wait(PATIENCE_S)
             finally:
                 cache.thaw()
-            until(lambda: room.cache.get("k") is None, "the invalidation", 30)
+            until(lambda: room.cache.get("k") is None, "the invalidation")
 
 
 def test_an_order_that_is_refused_for_good_is_not_sent_again(
@@ -307,14 +309,14 @@ def test_long_reclaims_leave_threads_to_other_work(own_server: EmbeddedServer, d
         @app.room.cache.cached("slow:{n}", ttl=60)
         def slow(n: int) -> int:
             loading.release()
-            return gate.wait(20)
+            return gate.wait(PATIENCE_S)
 
         for n in range(2):
             app.room.upkeep.order_load("slow", {"n": n})
         with ThreadPoolExecutor(2) as threads:
             runs = [threads.submit(reclaim) for _ in range(2)]
             try:
-                assert all(loading.acquire(timeout=20) for _ in runs)
+                assert all(loading.acquire(timeout=PATIENCE_S) for _ in runs)
                 assert reclaim() == {"outcome": "others are at it"}
                 assert db.llen(QUEUE) == 0
             finally:
@@ -335,7 +337,7 @@ def test_what_is_ordered_beside_a_long_reclaim_is_done_after_it(
         @app.room.cache.cached("slow:{n}", ttl=60, swr=60, tags=["slow"])
         def slow(n: int) -> bool:
             loading.release()
-            return gate.is_set() or gate.wait(20)
+            return gate.is_set() or gate.wait(PATIENCE_S)
 
         gate.set()
         slow(1)
@@ -345,7 +347,7 @@ def test_what_is_ordered_beside_a_long_reclaim_is_done_after_it(
         with ThreadPoolExecutor(1) as threads:
             run = threads.submit(reclaim)
             try:
-                assert loading.acquire(timeout=20)
+                assert loading.acquire(timeout=PATIENCE_S)
                 app.room.upkeep.order_load("slow", {"n": 2})
                 assert reclaim() == {"outcome": "others are at it"}
             finally:

@@ -20,7 +20,7 @@ from stillroom.cli import app as command
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers.app import make_app
 from stillroom_workers.letters import KINDS_REMEMBERED, REFRESHES, readable
-from tests.support.celery_process import CeleryProcess, until
+from tests.support.celery_process import PATIENCE_S, CeleryProcess, until
 from tests.workers.test_hygiene import message, protocol_1
 
 StartWorker = Callable[..., CeleryProcess]
@@ -84,7 +84,7 @@ def test_a_refused_order_fails_and_is_kept(
     with stranger.connection_for_read() as connection:
         handlers = {"task-failed": failed.append, "task-succeeded": failed.append}
         heard = stranger.events.Receiver(connection, handlers=handlers).consume(
-            limit=None, timeout=10
+            limit=None, timeout=PATIENCE_S
         )
         next(heard)
         for task, how, _ in REFUSED:

@@ -21,7 +21,7 @@ from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
 from stillroom.own_celery import AMBIENT
 from stillroom_workers.app import make_app
-from tests.support.celery_process import CeleryProcess, until
+from tests.support.celery_process import PATIENCE_S, CeleryProcess, until
 from tests.support.crowd import PATIENT
 from tests.support.entries import age
 
@@ -104,7 +104,7 @@ def test_all_that_is_ours_has_our_name(
     with Listener(own_server) as listener:
         worker = start_worker(**names)
         start("beat", "--pidfile=", app="tests.support.quick_beat", **names)
-        worker.await_line("stillroom.snapshot_health", 30)
+        worker.await_line("stillroom.snapshot_health")
         with make_app(Settings(redis_url=own_server.url, namespace="ours")) as app:
             assert [*app.control.inspect(timeout=5).ping()] == [node_name_of(worker)]
         order_a_refresh(own_server, "ours", db)
@@ -155,7 +155,7 @@ def test_their_eta_task_runs_once(
     db.zincrby("unacked_index", -3_700, tag)  # an hour has passed
     looked = db.object("idletime", "unacked_index")
     assert looked is not None
-    until(lambda: db.llen("project:mails"), "the mail", 30)
+    until(lambda: db.llen("project:mails"), "the mail")
     with pytest.raises(AssertionError, match="a second mail"):
         until(lambda: db.llen("project:mails") > 1, "a second mail", 3)
 
@@ -175,11 +175,11 @@ def test_remote_control_reaches_its_own_workers_only(
         assert their_name != our_name
         assert our_name.partition("@")[2].startswith("stillroom-")
         their_app.control.shutdown()
-        assert theirs.process.wait(20) == 0
+        assert theirs.process.wait(PATIENCE_S) == 0
         assert [*our_app.control.inspect(timeout=5).ping()] == [our_name]
         start_theirs("-n", "second@%h")
         our_app.control.shutdown()
-        assert ours.process.wait(20) == 0
+        assert ours.process.wait(PATIENCE_S) == 0
         assert len(their_app.control.inspect(timeout=5).ping()) == 1
     assert "DuplicateNodename" not in ours.log + theirs.log
 
@@ -331,13 +331,13 @@ def test_options_of_the_projects_workers_are_not_ours(
     order_a_refresh(own_server, "stillroom", db)
     assert "concurrency: 2 (thread)" in worker.log
     assert "CELERY_WORKER_POOL is set and has no effect on Stillroom" in worker.log
-    start("beat", **OPTIONS).await_line("Scheduler: Sending due task", 30)
+    start("beat", **OPTIONS).await_line("Scheduler: Sending due task")
 
 
 def test_options_of_the_projects_workers_are_theirs(start: StartCelery) -> None:
     """A project that imports Stillroom's app starts its own workers with the options of its variables."""
     theirs = start("worker", app="tests.support.project_beside", **OPTIONS)
-    theirs.await_line("concurrency: 1 (solo)", 30)
+    theirs.await_line("concurrency: 1 (solo)")
 
 
 def test_no_configuration_of_another_app_is_read(

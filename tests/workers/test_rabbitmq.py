@@ -17,7 +17,7 @@ from celery.events import EventReceiver
 from stillroom import Settings, Stillroom
 from stillroom.cli.doctor import examined
 from stillroom.embedded import EmbeddedServer
-from tests.support.celery_process import CeleryProcess, until
+from tests.support.celery_process import PATIENCE_S, CeleryProcess, until
 from tests.support.crowd import PATIENT
 from tests.support.entries import age
 from tests.support.rabbit import RabbitServer, is_installed
@@ -102,12 +102,12 @@ def test_an_order_an_invalidation_and_ticks_come_through(
     start("beat", app="tests.support.quick_beat")
 
     read_stale(room, db, 7)
-    until(lambda: loads(db) == 1, "the worker has loaded", 30)
+    until(lambda: loads(db) == 1, "the worker has loaded")
 
     room.cache.set("k", 1, tags=["t"])
     send(rabbit, "stillroom.invalidate_tags", {"tags": ["t"]})
-    until(lambda: room.cache.get("k") is None, "the invalidation is done", 30)
-    until(lambda: db.hlen("stillroom:ticks") > 0, "ticks are done", 30)
+    until(lambda: room.cache.get("k") is None, "the invalidation is done")
+    until(lambda: db.hlen("stillroom:ticks") > 0, "ticks are done")
     assert "Traceback" not in worker.log
     assert room.health.check().tasks.queues is None, "they are not in this Redis"
     assert not [key for key in db.keys("*") if b"kombu" in key or b"unacked" in key]
@@ -123,16 +123,16 @@ def test_what_a_killed_worker_held_goes_to_the_next(
     db.set("db:gate", 1)
     first = start_worker()
     read_stale(room, db, 8)
-    until(lambda: db.exists("db:waiting"), "the worker is at it", 30)
+    until(lambda: db.exists("db:waiting"), "the worker is at it")
     first.process.kill()
-    first.process.wait(10)
+    first.process.wait(PATIENCE_S)
     db.delete("db:gate")
-    until(lambda: waiting(rabbit, QUEUES[0]) == 1, "the order is back", 30)
+    until(lambda: waiting(rabbit, QUEUES[0]) == 1, "the order is back")
     second = start_worker()
     # The dead worker had claimed the refresh: it is not done twice, and a stale read asks again after its lease.
-    second.await_line("'outcome': 'superseded'", 30)
+    second.await_line("'outcome': 'superseded'")
     for queue in QUEUES:
-        until(lambda queue=queue: waiting(rabbit, queue) == 0, "none is left", 30)
+        until(lambda queue=queue: waiting(rabbit, queue) == 0, "none is left")
 
 
 def test_what_is_no_task_is_a_dead_letter(
@@ -149,7 +149,7 @@ def test_what_is_no_task_is_a_dead_letter(
     send(rabbit, "stillroom.invalidate_keys", {"keys": ["a" * 1024 * 1024]})
     room.cache.set("k", 1, tags=["t"])
     send(rabbit, "stillroom.invalidate_tags", {"tags": ["t"]})
-    until(lambda: room.cache.get("k") is None, "the invalidation is done", 30)
+    until(lambda: room.cache.get("k") is None, "the invalidation is done")
 
     letters = room.state.run(room.dead_letters.list())
     expected = ["no such task", "is compressed", "content type", "not a date", "bytes"]
@@ -230,18 +230,18 @@ def test_a_worker_works_while_rabbitmq_confirms_nothing(
     start_worker(STILLROOM_WORKER_THREADS="1")
     db.set("db:gate", 1)
     read_stale(room, db, 9)
-    until(lambda: db.exists("db:waiting"), "the worker is at it", 30)
+    until(lambda: db.exists("db:waiting"), "the worker is at it")
     read_stale(room, db, 10)
-    until(lambda: waiting(rabbit, QUEUES[0]) >= 1, "another order waits", 30)
+    until(lambda: waiting(rabbit, QUEUES[0]) >= 1, "another order waits")
     with rabbit.short_of_memory():
         db.delete("db:gate")
         db.rpush("db:opened", 1)
-        until(lambda: loads(db) == 2, "both are done", 30)
+        until(lambda: loads(db) == 2, "both are done")
         read_stale(room, db, 11)
-        until(lambda: not room.dispatch.ready, "the app has noticed", 10)
-    until(lambda: room.dispatch.ready, "it tries again", 10)
+        until(lambda: not room.dispatch.ready, "the app has noticed")
+    until(lambda: room.dispatch.ready, "it tries again")
     read_stale(room, db, 12)
-    until(lambda: loads(db) == 3, "the worker has loaded", 30)
+    until(lambda: loads(db) == 3, "the worker has loaded")
 
 
 @pytest.mark.parametrize("pool", ["threads", "gevent"])
@@ -256,7 +256,7 @@ def test_a_worker_ends_at_sigterm_while_rabbitmq_hangs(
     worker = start_worker("-P", pool)
     db.set("db:gate", 1)
     read_stale(room, db, 13)
-    until(lambda: db.exists("db:waiting"), "the worker is at it", 30)
+    until(lambda: db.exists("db:waiting"), "the worker is at it")
     with rabbit.hanging():
         worker.process.send_signal(signal.SIGTERM)
         worker.await_line("Warm shutdown")
@@ -266,7 +266,7 @@ def test_a_worker_ends_at_sigterm_while_rabbitmq_hangs(
     assert loads(db) == 1
     start_worker()
     read_stale(room, db, 14)
-    until(lambda: loads(db) >= 2, "the next worker works", 30)
+    until(lambda: loads(db) >= 2, "the next worker works")
     assert loads(db) == 2, "the order did not come again"
 
 
@@ -275,7 +275,7 @@ def test_a_worker_and_rabbitmq_notice_soon_that_the_other_is_gone(
 ) -> None:
     """Both connections of a worker have a heartbeat of 20 s, not the minute that RabbitMQ would take."""
     start_worker()
-    until(lambda: [beat for beat in rabbit.heartbeats() if beat] == [20, 20], "both are there", 30)
+    until(lambda: [beat for beat in rabbit.heartbeats() if beat] == [20, 20], "both are there")
 
 
 REFUSED = {
@@ -307,7 +307,7 @@ def test_what_rabbitmq_refuses_ends_the_worker_with_a_sentence(
     namespace = "classic" if what == "a queue of another kind" else "stillroom"
     broker = {"STILLROOM_BROKER_URL": urls[what](), "STILLROOM_NAMESPACE": namespace}
     worker = start("worker", STILLROOM_LOADERS="", **broker)
-    assert worker.process.wait(30) == 1
+    assert worker.process.wait(PATIENCE_S) == 1
     (told,) = [line for line in worker.log.splitlines() if "CRITICAL" in line]
     assert f"the worker can't go on: {sentence}" in told
     assert "Traceback" not in worker.log
@@ -325,12 +325,12 @@ def test_an_order_that_rabbitmq_takes_back_ends_no_worker(
         worker = start_worker()
         db.set("db:gate", 1)
         read_stale(room, db, 15)
-        until(lambda: db.exists("db:waiting"), "the worker is at it", 30)
-        worker.await_line("PRECONDITION_FAILED - delivery acknowledgement", 30)
+        until(lambda: db.exists("db:waiting"), "the worker is at it")
+        worker.await_line("PRECONDITION_FAILED - delivery acknowledgement")
         db.delete("db:gate")
         db.rpush("db:opened", 1)
         read_stale(room, db, 16)
-        until(lambda: loads(db) >= 2, "it works on", 30)
+        until(lambda: loads(db) >= 2, "it works on")
     assert worker.process.poll() is None
     assert "Unrecoverable error" not in worker.log
 
@@ -346,7 +346,7 @@ def test_a_tick_that_rabbitmq_refuses_is_one_line(
     beat.await_line("NOT_ALLOWED" if not rights else "could not be sent (AccessRefused", 60)
     rabbit.url_of(user, ".*", ".*", ".*", vhost="ticks")
     said = len(beat.log)
-    until(lambda: "Sending due task" in beat.log[said:], "it goes on", 30)
+    until(lambda: "Sending due task" in beat.log[said:], "it goes on")
     assert beat.process.poll() is None
     assert "Traceback" not in beat.log
 

@@ -19,7 +19,7 @@ from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
 from stillroom_workers.app import make_app
 from stillroom_workers.crew import ALONE_S
-from tests.support.celery_process import CeleryProcess, until
+from tests.support.celery_process import PATIENCE_S, CeleryProcess, until
 from tests.support.entries import age
 from tests.support.lag import Stopwatch
 
@@ -352,7 +352,7 @@ class TestLife:
         worker.process.terminate()
         worker.await_line("Warm shutdown")
         let_it_end(db)
-        assert worker.process.wait(10) == 0
+        assert worker.process.wait(PATIENCE_S) == 0
         assert version(app_room) == 9
         assert not heartbeat.exists()
 
@@ -381,7 +381,7 @@ class TestLife:
         worker.process.send_signal(signal.SIGQUIT)
         worker.await_line("can't be cut off in a thread: it is waited for")
         let_it_end(db)
-        assert worker.process.wait(10) == 0
+        assert worker.process.wait(PATIENCE_S) == 0
         assert version(app_room) == 9
         assert "Traceback" not in worker.log
 
@@ -392,7 +392,7 @@ class TestLife:
         worker = start_worker("-P", "gevent")
         let_refresh_begin(product, db)
         worker.process.send_signal(signal.SIGQUIT)
-        assert worker.process.wait(10) == 0
+        assert worker.process.wait(PATIENCE_S) == 0
         assert "GreenletExit was raised" in worker.log
         assert "Unrecoverable error" not in worker.log
 
@@ -425,7 +425,7 @@ class TestLife:
         changes = {"STILLROOM_CACHE_URL": url, "STILLROOM_CONNECT_DELAY": "0.01"}
         worker = CeleryProcess(tmp_path / "log", environment | changes, "worker", "-l", "INFO")
         try:
-            assert worker.process.wait(30) == 1
+            assert worker.process.wait(PATIENCE_S) == 1
         finally:
             worker.kill()
         assert "attempt 5 of 5" in worker.log
@@ -449,7 +449,7 @@ class TestLife:
         changes = {"STILLROOM_LOADERS": loaders}
         worker = CeleryProcess(tmp_path / "log", environment | changes, "worker", "-l", "INFO")
         try:
-            assert worker.process.wait(30) == 1
+            assert worker.process.wait(PATIENCE_S) == 1
         finally:
             worker.kill()
         assert message in worker.log
@@ -469,7 +469,7 @@ class TestLife:
                 app="tests.support.quick_beat",
             )
             try:
-                worker.await_line("{'dropped': 2, 'left': 5}", 30)
+                worker.await_line("{'dropped': 2, 'left': 5}")
                 assert beat.terminate() == 0
             finally:
                 beat.kill()

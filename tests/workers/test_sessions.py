@@ -55,7 +55,7 @@ def test_beat_has_the_expired_swept(
     start_worker()
     start_worker(STILLROOM_LOADERS="tests.support.shop_app")
     start("beat", "--pidfile=", app="tests.support.quick_beat")
-    until(lambda: sessions_keys(db) == [], "an empty server", 30)
+    until(lambda: sessions_keys(db) == [], "an empty server")
 
 
 def test_a_worker_takes_over_the_apps_listeners_alone() -> None:

@@ -22,7 +22,7 @@ from stillroom_workers import lifecycle
 from stillroom_workers.app import make_app
 from stillroom_workers.guards import Channel, Request
 from stillroom_workers.lifecycle import open_room
-from tests.support.celery_process import CeleryProcess, until
+from tests.support.celery_process import PATIENCE_S, CeleryProcess, until
 from tests.support.crowd import PATIENT
 from tests.support.entries import age
 
@@ -70,7 +70,7 @@ def test_whatever_loaders_raise_ends_the_worker_with_a_sentence(
     """An error in the loaders ends the worker with exit code 1 and one line: module, error and place."""
     (tmp_path / "mistake.py").write_text(source + "\n")
     worker = start("worker", STILLROOM_LOADERS="mistake")
-    assert worker.process.wait(30) == 1
+    assert worker.process.wait(PATIENCE_S) == 1
     (told,) = [line for line in worker.log.splitlines() if "the worker can't start" in line]
     assert "STILLROOM_LOADERS" in told or "a loader named" in told
     assert sentence in told
@@ -84,7 +84,7 @@ def test_a_server_that_can_not_do_ends_the_worker(start: StartCelery, setting: s
     """A node of a cluster, where no setting names one: the line says which setting leads there, and what to do."""
     with EmbeddedServer(options={"cluster-enabled": "yes"}) as node:
         worker = start("worker", **{setting: node.url})
-        assert worker.process.wait(30) == 1
+        assert worker.process.wait(PATIENCE_S) == 1
     (told,) = [line for line in worker.log.splitlines() if "the worker can't start" in line]
     assert f"the server in {setting} is a node of a Redis Cluster" in told
     assert " ready." not in worker.log
@@ -101,7 +101,7 @@ def test_a_right_that_is_missing_at_the_broker_ends_the_worker(
         worker.await_line(" ready.", 60)
         with Celery(broker=own_server.url) as client:
             client.send_task("stillroom.trim_marks", queue="stillroom.maintenance")
-    assert worker.process.wait(30) == 1
+    assert worker.process.wait(PATIENCE_S) == 1
     (told,) = [line for line in worker.log.splitlines() if "CRITICAL" in line]
     assert "the user in STILLROOM_BROKER_URL lacks a right that workers need" in told
     assert f"'{lacking[1:]}'" in told
@@ -113,7 +113,7 @@ def test_a_line_of_the_module_is_named(start: StartCelery, tmp_path: Path) -> No
     (tmp_path / "helper.py").write_text("def connect():\n    raise OSError('no database')\n")
     (tmp_path / "mistake.py").write_text("import helper\n\nhelper.connect()\n")
     worker = start("worker", STILLROOM_LOADERS="mistake")
-    assert worker.process.wait(30) == 1
+    assert worker.process.wait(PATIENCE_S) == 1
     assert f"raised OSError: no database ({tmp_path}/helper.py, line 2)" in worker.log
 
 
@@ -131,7 +131,7 @@ def test_loaders_that_hang_end_the_worker(
     """A loaders module that hangs past STILLROOM_LOADERS_TIMEOUT ends the worker."""
     (tmp_path / "slow.py").write_text(hang + "\n")
     worker = start("worker", STILLROOM_LOADERS="slow", STILLROOM_LOADERS_TIMEOUT="0.5")
-    assert worker.process.wait(30) == 1
+    assert worker.process.wait(PATIENCE_S) == 1
     assert "has not ended within STILLROOM_LOADERS_TIMEOUT, 0.5 s" in worker.log
     assert not heartbeat.exists()
 
@@ -141,7 +141,7 @@ def test_a_queue_of_nobody_is_refused(start: StartCelery) -> None:
     does nothing.
     """
     worker = start("worker", "-Q", "stillroom.refersh")
-    assert worker.process.wait(30) == 1
+    assert worker.process.wait(PATIENCE_S) == 1
     assert (
         "'stillroom.refersh' is no queue of Stillroom; did you mean stillroom.refresh?"
         in worker.log
@@ -175,7 +175,7 @@ def test_a_room_of_other_settings_is_told(
 
 
 def test_a_worker_outwaits_a_server_that_stands_still_for_half_a_second(
-    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    own_server: EmbeddedServer, usual_deadlines: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker's calls take up to some seconds, for nobody waits for them, unless a setting says how much."""
     settings = Settings(redis_url=own_server.url)
@@ -249,8 +249,8 @@ def test_the_heartbeat_stops_with_the_broker(
         until(lambda: age_of(heartbeat) > 17, "the sign of life to grow old", 45)
     finally:
         own_server.thaw()
-    until(lambda: age_of(heartbeat) < 3, "a sign of life again", 30)
-    assert worker.terminate(20) == 0
+    until(lambda: age_of(heartbeat) < 3, "a sign of life again")
+    assert worker.terminate() == 0
 
 
 @pytest.mark.parametrize("url", ["redis://one", "redis+sentinel://one/main", "unix:///one"])
@@ -336,7 +336,7 @@ def test_a_worker_whose_threads_are_all_stuck_shows_no_life(
             stuck(n)
         until(lambda: db.llen("db:stuck") == 2, "both threads to be stuck")
     # Twice the longest lease is a second: what still runs then is stuck.
-    until(lambda: age_of(heartbeat) > 5, "the last sign of life", 20)
+    until(lambda: age_of(heartbeat) > 5, "the last sign of life")
 
 
 STUCK = """
