@@ -176,7 +176,10 @@ def is_full(request: pytest.FixtureRequest) -> bool:
 
 # These rooms start commands, workers and servers of web apps. On a busy machine a Redis that is well may wait for a
 # CPU for longer than an app waits for Redis. What impatience does is tested in tests/faults.
-PATIENT_ROOMS = ("tests/cli/", "tests/workers/", "tests/stack/", "tests/howto/", "tests/migration/")
+PATIENT_ROOMS = tuple(
+    f"tests/{room}/"
+    for room in ("app", "cli", "e2e", "howto", "migration", "stack", "web", "workers")
+)
 
 
 @pytest.fixture(autouse=True)

@@ -367,7 +367,7 @@ def test_a_test_case_of_django_caches_as_ever(rows: None, room: Stillroom) -> No
 
 
 def test_an_edit_is_no_error_while_redis_is_away(
-    rows: None, own_server: EmbeddedServer, room: Stillroom
+    rows: None, own_server: EmbeddedServer, room: Stillroom, usual_deadlines: None
 ) -> None:
     """An edit while Redis is away is saved, and its invalidation waits in this process."""
     given = {"redis_url": own_server.url, "namespace": "away", "session_peppers": "p" * 40}

@@ -35,7 +35,7 @@ def shop(own_server: EmbeddedServer) -> Iterator[Callable[..., Any]]:
     served = Leashed(command, stdout=subprocess.DEVNULL, env=environment)
     try:
         with Browser(port) as browser:
-            until(lambda: browser.finds("/health/live"), "the app", 30)
+            until(lambda: browser.finds("/health/live"), "the app")
             yield browser.ask
     finally:
         served.kill()

@@ -13,7 +13,7 @@ import pytest
 
 from stillroom import NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer, free_port
-from tests.support.crowd import PATIENT
+from tests.support.crowd import PATIENCE, PATIENT
 from tests.support.swarm import guide
 
 STILLROOM = Path(sys.executable).parent / "stillroom"
@@ -32,7 +32,7 @@ def type_(tmp_path: Path) -> Callable[[str], str]:
         "/opt/stillroom": tmp_path / "opt",
         "-o redis -g redis ": "",
     }
-    known = {
+    known = PATIENCE | {
         name: value for name, value in os.environ.items() if not name.startswith(("REDIS", "STILL"))
     }
 

@@ -874,6 +874,7 @@ def serving_websockets(settings: Settings, **options: Any) -> Iterator[int]:
     try:
         while not server.started:
             thread.join(0.01)
+            assert thread.is_alive(), "the server did not start"
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
         server.should_exit = True

@@ -446,7 +446,9 @@ def test_secrets_are_not_on_it(server: EmbeddedServer, client: Any, history: Any
 
 
 @pytest.mark.parametrize("fault", ["kill", "freeze"])
-def test_the_page_is_there_while_redis_is_not(own_server: EmbeddedServer, fault: str) -> None:
+def test_the_page_is_there_while_redis_is_not(
+    own_server: EmbeddedServer, usual_deadlines: None, fault: str
+) -> None:
     """When Redis is away the page answers 200, says so, and says what to do and what is unknown."""
     settings = Settings(redis_url=own_server.url)
     with (
