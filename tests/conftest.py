@@ -163,9 +163,13 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_unconfigure() -> None:
-    """Let a thread that a failed test left behind make the run fail with its stack, not go on without end."""
-    faulthandler.dump_traceback_later(60, exit=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Let a thread that a failed test left behind make the run fail with its stack, not go on without end.
+
+    A process of pytest-xdist waits here for slower ones. It is killed with all others when the last has ended.
+    """
+    if not hasattr(config, "workerinput"):
+        faulthandler.dump_traceback_later(60, exit=True)
 
 
 @pytest.fixture

@@ -51,32 +51,32 @@ def test_the_image_does_every_task(celery_setup: Any, room: Stillroom, db: Any) 
     stock(7)
     age(db, b"stillroom:{0}:e:stock:7", 61)
     assert stock(7)["loaded"] == 0
-    until(lambda: stock(7)["loaded"] > 0, "a refresh", 30)
+    until(lambda: stock(7)["loaded"] > 0, "a refresh")
 
     for key in ("by-key", "by-tag", "a-pattern"):
         room.cache.set(key, 1, ttl=60, tags=[f"t-{key}"])
     room.tasks.invalidate_keys("by-key")
     room.tasks.invalidate_tags("t-by-tag")
     room.tasks.invalidate_pattern("a-*")
-    until(lambda: room.cache.get_many(["by-key", "by-tag", "a-pattern"]) == {}, "orders", 30)
-    until(lambda: not db.keys("stillroom:{0}:e:*-*"), "their memory", 30)
+    until(lambda: room.cache.get_many(["by-key", "by-tag", "a-pattern"]) == {}, "orders")
+    until(lambda: not db.keys("stillroom:{0}:e:*-*"), "their memory")
 
     ended = room.sessions.create("u1", {})
     session_time.age(db, room, ended.handle, 2 * 86_400)
     room.dispatch.wake("stillroom.sweep_sessions")
-    until(lambda: not db.exists(session_time.record_of(room, ended.handle)), "the sweep", 30)
+    until(lambda: not db.exists(session_time.record_of(room, ended.handle)), "the sweep")
 
     for n in range(60):
         room.abuse.report("auth_fail", ip="203.0.113.9", user=f"user{n}", route="/login")
     order("log_abuse")
-    until(lambda: db.xlen("stillroom:abuse:log"), "a pattern of abuse", 30)
+    until(lambda: db.xlen("stillroom:abuse:log"), "a pattern of abuse")
     order("snapshot_health")
-    until(lambda: db.xlen("stillroom:health"), "a snapshot", 30)
+    until(lambda: db.xlen("stillroom:health"), "a snapshot")
     assert room.health.history()[-1].error is None
 
     for task in ("trim_marks", "trim_indexes"):
         order(task)
-        until(lambda task=task: f"stillroom.{task}" in celery_setup.worker.logs(), task, 30)
+        until(lambda task=task: f"stillroom.{task}" in celery_setup.worker.logs(), task)
     assert "ERROR" not in celery_setup.worker.logs()
 
 
