@@ -33,7 +33,9 @@ UPDATED_WITHIN = 150.0
 REMOVED_WITHIN = 90.0
 
 
-def until(condition: Callable[[], Any], what: str, within: float = 15.0) -> Any:
+def until(
+    condition: Callable[[], Any], what: str, within: float = celery_process.PATIENCE_S
+) -> Any:
     """Wait until the condition is true; fail with `what` at the deadline (seconds).
 
     A look is a command of Docker: without a pause the looks alone keep a CPU busy for as long as the Swarm takes.
