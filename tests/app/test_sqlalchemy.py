@@ -634,7 +634,7 @@ room._cache_body._invalidator.outbox.numbers.clear()
 def test_greenlet_is_needed_for_async_sessions_only() -> None:
     """greenlet is needed for async sessions only, and not for an async room with blocking sessions."""
     command = [sys.executable, "-c", WITHOUT_GREENLET]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
 
 

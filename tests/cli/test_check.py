@@ -376,7 +376,7 @@ def test_a_command_imports_what_a_worker_does(
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

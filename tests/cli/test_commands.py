@@ -143,7 +143,7 @@ def test_the_demo_is_the_examples(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 0
@@ -226,7 +226,7 @@ def test_a_mistake_may_look_like_markup() -> None:
         env=os.environ | {"STILLROOM_TTL": "[/red]"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 2
@@ -241,7 +241,7 @@ def test_a_mistake_is_a_sentence_and_exit_code_2(nothing_left: None, command: li
         env=CHECKOUT | {"STILLROOM_TLL": "5"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 2

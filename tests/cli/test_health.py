@@ -44,7 +44,7 @@ def run(url: str, *arguments: str, **changes: str) -> subprocess.CompletedProces
         env=os.environ | {"REDIS_URL": url} | changes,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
 

@@ -90,7 +90,7 @@ def test_redis_away_is_a_sentence(room: Stillroom, monkeypatch: pytest.MonkeyPat
         env=os.environ | {"REDIS_URL": "redis://127.0.0.1:1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 2

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.long
 FROZEN_S = 3.0
 # A page's Redis calls have 250 ms together; the rest is for a database, a template, and a machine that is busy.
 PAGE_WITHIN_S = 1.5
+TRIES = 5  # a shop whose pages wait for Redis is slow in each; a busy machine is not
 PAGES_OF_ONE = 200  # then another visitor comes: the quota is a thousand pages a minute
 BUDGETS = {
     "STILLROOM_CONNECT_TIMEOUT": "0.1",
@@ -31,14 +32,21 @@ BUDGETS = {
 
 
 @pytest.fixture
-def own_shop(own_server: EmbeddedServer, tmp_path: Path) -> Iterator[Shop]:
-    """Open a shop with production budgets, on a Redis that can be taken from it."""
+def budgets() -> dict[str, str]:
+    """Return what makes the shop impatient: nothing, where Redis is refused or there."""
+    return {}
+
+
+@pytest.fixture
+def own_shop(own_server: EmbeddedServer, tmp_path: Path, budgets: dict[str, str]) -> Iterator[Shop]:
+    """Open a shop on a Redis that can be taken from it."""
     settings = Settings(redis_url=own_server.url, session_peppers=PATIENT["session_peppers"])
-    with open_shop("threads", settings, tmp_path, STILLROOM_TTL="1", **BUDGETS) as shop:
+    with open_shop("threads", settings, tmp_path, STILLROOM_TTL="1", **budgets) as shop:
         until(lambda: shop.visitor().get("/health/live").status == 200, "the shop to open", 60)
         yield shop
 
 
+@pytest.mark.parametrize("budgets", [BUDGETS], ids=["production budgets"])
 def test_a_frozen_redis_is_a_shop_without_logins(
     own_shop: Shop, own_server: EmbeddedServer
 ) -> None:
@@ -48,13 +56,18 @@ def test_a_frozen_redis_is_a_shop_without_logins(
     ann = own_shop.logged_in("ann")
     ann.post("/cart/7")
     cookie = dict(ann.cookies)
-    own_server.freeze()
-    times = reload_for(own_shop, FROZEN_S)
-    login = own_shop.visitor().post("/login", name="ben", password="blackcurrant")
-    account = ann.get("/account")
-    own_server.thaw()
-    assert len(times) > 20
-    assert max(times) < PAGE_WITHIN_S
+    for is_last in [False] * (TRIES - 1) + [True]:
+        own_server.freeze()
+        try:
+            times = reload_for(own_shop, FROZEN_S)
+            login = own_shop.visitor().post("/login", name="ben", password="blackcurrant")
+            account = ann.get("/account")
+        finally:
+            own_server.thaw()
+        if len(times) > 20 and max(times) < PAGE_WITHIN_S:
+            break
+        assert not is_last, times
+        until(lambda: ann.get("/account").status == 200, "the login to be known again")
     for reply in (login, account):
         assert reply.status == 503
         assert "try this again in a moment" in reply.text

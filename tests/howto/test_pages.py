@@ -40,7 +40,7 @@ def run(folder: Path, environment: dict[str, str], *words: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=100,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

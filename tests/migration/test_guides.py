@@ -36,7 +36,7 @@ def story(folder: Path, environment: dict[str, str], code: str) -> Any:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=100,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)

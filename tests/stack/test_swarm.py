@@ -173,7 +173,7 @@ def picture(swarm: Swarm, page: str, path: Path) -> None:
         ],
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=100,
     )
     assert path.stat().st_size > 20_000
 

@@ -46,7 +46,7 @@ def type_(tmp_path: Path) -> Callable[[str], str]:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=100,
         )
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         return done.stdout

@@ -163,7 +163,7 @@ def test_the_frameworks_own_client_tells_the_same_story(
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
     )
     assert done.stdout == "told\n", done.stdout + done.stderr
 

@@ -295,7 +295,9 @@ def test_a_process_that_ends_delivers_its_first_order(
 
     def delivered() -> list[list[str]]:
         db.flushall()
-        subprocess.run([sys.executable, "-c", ENDING, who], env=environment, check=True, timeout=60)
+        subprocess.run(
+            [sys.executable, "-c", ENDING, who], env=environment, check=True, timeout=100
+        )
         return keys(db)
 
     assert [["product:1"]] in (delivered() for _ in range(TRIES))

@@ -223,7 +223,7 @@ def test_the_unit_is_what_systemd_reads() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=100,
     )
     about_us = [line for line in done.stderr.splitlines() if "stillroom-worker" in line]
     assert [line for line in about_us if "is not executable" not in line] == []
