@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from shop.demo.browser import Browser
@@ -78,7 +79,10 @@ def test_the_parts_it_starts_by_hand_are_a_shop(tmp_path: Path) -> None:
             for program in running:
                 program.terminate()
             for program in running:
-                program.wait(20)
+                with suppress(subprocess.TimeoutExpired):
+                    program.wait(20)
+                program.kill()
+                program.wait()
 
 
 def has_worker(room: Stillroom) -> bool:
