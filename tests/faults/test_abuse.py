@@ -15,6 +15,7 @@ from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from tests.support.abuse import ARMED, CLIENT, abandon, ban_of, make_group, pending, put
 from tests.support.celery_process import until
+from tests.support.crowd import PATIENT
 from tests.support.faces import open_room
 from tests.support.proxy import Proxy
 
@@ -27,6 +28,17 @@ def own_room(
 ) -> Iterator[Any]:
     (path := tmp_path / "rules.toml").write_text(ARMED)
     settings = Settings(redis_url=own_server.url, session_peppers=PEPPER, abuse_rules=path)
+    with open_room(request.param, settings, NoDispatch()) as room:
+        yield room
+
+
+@pytest.fixture(params=["sync", "async"])
+def patient_room(
+    request: pytest.FixtureRequest, own_server: EmbeddedServer, tmp_path: Path
+) -> Iterator[Any]:
+    """Return a room for what is not about deadlines."""
+    (path := tmp_path / "rules.toml").write_text(ARMED)
+    settings = Settings(**PATIENT | {"redis_url": own_server.url, "abuse_rules": path})
     with open_room(request.param, settings, NoDispatch()) as room:
         yield room
 
@@ -76,24 +88,24 @@ def test_a_frozen_redis_costs_a_report_its_deadline(
     own_server.thaw()
 
 
-def test_a_full_redis_drops_events_and_still_bans(own_room: Any, db: Any, caplog: Any) -> None:
+def test_a_full_redis_drops_events_and_still_bans(patient_room: Any, db: Any, caplog: Any) -> None:
     """A full Redis drops new events, and the worker still judges the stream, bans and lifts."""
     caplog.set_level(logging.CRITICAL)
     for n in range(25):
-        put(db, own_room, "not_found", ip=CLIENT, route=f"/{n}")
-        db.xadd(own_room.keys.abuse, {"kind": "no kind"})
-    make_group(db, own_room)
+        put(db, patient_room, "not_found", ip=CLIENT, route=f"/{n}")
+        db.xadd(patient_room.keys.abuse, {"kind": "no kind"})
+    make_group(db, patient_room)
     db.config_set("maxmemory", 1)
     try:
-        assert own_room.abuse.report("auth_fail", ip=CLIENT) is False
-        assert own_room.abuse.scan()["bans"] == 1
-        assert ban_of(db, own_room)["rule"] == "scanner"
-        assert pending(db, own_room) == 0
-        assert own_room.abuse.ban("203.0.113.77", 60).by == "operator"
-        assert own_room.abuse.lift(CLIENT) is True
+        assert patient_room.abuse.report("auth_fail", ip=CLIENT) is False
+        assert patient_room.abuse.scan()["bans"] == 1
+        assert ban_of(db, patient_room)["rule"] == "scanner"
+        assert pending(db, patient_room) == 0
+        assert patient_room.abuse.ban("203.0.113.77", 60).by == "operator"
+        assert patient_room.abuse.lift(CLIENT) is True
     finally:
         db.config_set("maxmemory", 0)
-    assert own_room.abuse.report("auth_fail", ip=CLIENT) is True
+    assert patient_room.abuse.report("auth_fail", ip=CLIENT) is True
 
 
 def test_a_scan_that_redis_left_in_the_middle_is_finished(

@@ -158,7 +158,8 @@ def test_when_redis_is_back_nothing_is_kept(
     open_here: Any, own_server: EmbeddedServer, source: Source
 ) -> None:
     """When Redis is back nothing of the process is kept, and one load serves all processes."""
-    room = open_here(own_server.url, away_ttl=60, command_timeout=1, call_timeout=2)
+    patience = {"connect_timeout": 1, "command_timeout": 1, "call_timeout": 2}
+    room = open_here(own_server.url, away_ttl=60, **patience)
     own_server.kill()
     until(lambda: room.cache.get("k") is None and room.wire.breaker.is_open, "the outage")
     assert [obtained(room, source) for _ in range(3)] == [1] * 3

@@ -39,6 +39,7 @@ def make(
         "session_peppers": "p" * 32,
         "abuse_rules": rules,
         "ban_file": tmp_path / "bans",
+        "connect_timeout": 2.0,
         "command_timeout": 2.0,
         "call_timeout": 3.0,
     }

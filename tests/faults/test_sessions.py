@@ -21,6 +21,7 @@ from stillroom import (
 from stillroom.embedded import EmbeddedServer
 from stillroom.sessions import asking
 from tests.support.celery_process import until
+from tests.support.crowd import PATIENT
 from tests.support.faces import FACES, open_room
 from tests.support.full_disk import refuse_writes
 from tests.support.processes import Program
@@ -30,7 +31,8 @@ PEPPER = "a-pepper-for-tests-long-enough-to-be-one"
 
 
 def impatient(url: str) -> Settings:
-    return Settings(redis_url=url, session_peppers=PEPPER, command_timeout=1, call_timeout=1.5)
+    patience = {"connect_timeout": 1, "command_timeout": 1, "call_timeout": 1.5}
+    return Settings(redis_url=url, session_peppers=PEPPER, **patience)
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -41,7 +43,8 @@ def own_room(request: pytest.FixtureRequest, own_server: EmbeddedServer) -> Iter
 
 
 def other(server: EmbeddedServer) -> Stillroom:
-    return Stillroom(Settings(redis_url=server.url, session_peppers=PEPPER), dispatch=NoDispatch())
+    settings = Settings(**PATIENT | {"redis_url": server.url, "session_peppers": PEPPER})
+    return Stillroom(settings, dispatch=NoDispatch())
 
 
 def test_nobody_is_logged_out_because_redis_is_away(
