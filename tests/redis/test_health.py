@@ -23,7 +23,7 @@ from stillroom.health.rfc import details_json
 from stillroom.web.status import render
 from tests.support.crowd import PATIENT
 from tests.support.faces import open_room
-from tests.support.health import age_stream, count_in_last_minute
+from tests.support.health import age_stream, count_in_last_minute, within_a_minute
 from tests.support.status import a_day, a_week, patterns, seed, seed_patterns
 
 pytestmark = pytest.mark.usefixtures("calm_machine")
@@ -316,15 +316,22 @@ def test_hostile_junk_costs_no_report(room: Any, client: Any) -> None:
 
 def test_a_minute_has_one_snapshot(room: Any, client: Any) -> None:
     """Two beats or ten workers make one snapshot a minute. The week keeps every fifth minute's."""
-    for _ in range(3):
+    streams = (room.keys.health, room.keys.health_week)
+
+    def snapshots() -> list[list[int]]:
+        """Make snapshots; return how many both streams have after those of one minute, and after three minutes."""
+        client.delete(*streams)
+        for _ in range(3):
+            room.upkeep.snapshot()
+        counts = [[client.xlen(one) for one in streams]]
+        age_stream(client, room.keys.health, 60)
         room.upkeep.snapshot()
-    assert (client.xlen(room.keys.health), client.xlen(room.keys.health_week)) == (1, 1)
-    age_stream(client, room.keys.health, 60)
-    room.upkeep.snapshot()
-    age_stream(client, room.keys.health, 60)
-    age_stream(client, room.keys.health_week, 300)
-    room.upkeep.snapshot()
-    assert (client.xlen(room.keys.health), client.xlen(room.keys.health_week)) == (3, 2)
+        age_stream(client, room.keys.health, 60)
+        age_stream(client, room.keys.health_week, 300)
+        room.upkeep.snapshot()
+        return [*counts, [client.xlen(one) for one in streams]]
+
+    assert within_a_minute(client, snapshots) == [[1, 1], [3, 2]]
     moments = [snapshot.time for snapshot in room.health.history()]
     assert moments == sorted(moments)
     assert len(room.health.history(hours=7 * 24)) == 2

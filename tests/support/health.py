@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def age_stream(client: Any, stream: bytes, seconds: float) -> None:
@@ -20,3 +23,12 @@ def count_in_last_minute(client: Any, room: Any, **counts: int) -> None:
     this_minute = int(time.time()) // 60
     for minute in (this_minute - 1, this_minute):  # the test may run into the next one
         client.hset(room.keys.stats(minute), mapping=counts)
+
+
+def within_a_minute(client: Any, act: Callable[[], T]) -> T:
+    """Act, and return its result. Act again where a minute of the server's clock began meanwhile."""
+    while True:
+        began = client.time()[0] // 60
+        result = act()
+        if client.time()[0] // 60 == began:
+            return result
