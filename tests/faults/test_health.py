@@ -25,6 +25,7 @@ from stillroom.health.system import SystemWatch
 from stillroom.web import HealthASGI, HealthWSGI
 from stillroom.web import health as web_health
 from tests.support.celery_process import until
+from tests.support.crowd import PATIENT
 from tests.support.faces import FACES, open_room
 from tests.support.lag import Stopwatch
 from tests.support.processes import Program
@@ -332,7 +333,8 @@ def test_a_forked_child_asks_for_itself(own_server: EmbeddedServer) -> None:
         import os
         from stillroom import NoDispatch, Settings, Stillroom
         from stillroom.web import HealthWSGI
-        app = HealthWSGI(Stillroom(Settings(redis_url={own_server.url!r}), dispatch=NoDispatch()))
+        settings = Settings(**{PATIENT | {"redis_url": own_server.url}!r})
+        app = HealthWSGI(Stillroom(settings, dispatch=NoDispatch()))
         def ask():
             environ = {{"REQUEST_METHOD": "GET", "PATH_INFO": "/health", "REMOTE_ADDR": "127.0.0.1"}}
             said = []
