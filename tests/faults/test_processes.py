@@ -28,10 +28,10 @@ QUEUE = "stillroom.refresh"
 
 
 def in_child(act: Callable[[], bool]) -> bool:
-    """Return whether a condition is true in a forked child, within ten seconds."""
+    """Return whether a condition is true in a forked child, which does not hang: half a minute is enough."""
     pid = os.fork()
     if pid == 0:
-        threading.Timer(10, lambda: os._exit(2)).start()
+        threading.Timer(30, lambda: os._exit(2)).start()
         os._exit(0 if act() else 1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
@@ -59,15 +59,19 @@ def test_a_fork_while_orders_are_queued_does_not_lock_the_child(own_server: Embe
     """A fork while orders are queued gives the child its own queue and connection, and repeats no order."""
     dispatch = CeleryDispatch(Settings(**PATIENT, redis_url=own_server.url), Keys("stillroom"))
 
+    def queued() -> int:
+        with redis.Redis.from_url(own_server.url) as client:
+            return int(client.llen(QUEUE))
+
     def child() -> bool:
         dispatch.send([ORDER], lambda: None)
+        until(queued, "the child's order")  # closing would wait for it for half a second
         dispatch.close()
         return True
 
     with dispatch._lock:
         assert in_child(child)
-    with redis.Redis.from_url(own_server.url) as client:
-        assert client.llen(QUEUE) == 1
+    assert queued() == 1
 
 
 def test_closed_rooms_leave_nothing_behind(own_server: EmbeddedServer) -> None:
