@@ -105,14 +105,28 @@ def test_a_ban_ends_when_its_time_is_over(
 ) -> None:
     """A ban ends when its time is over, also while Redis is still away. Then its client has a whole quota."""
     room, other = make(), make()
-    began = time.monotonic()
-    room.abuse.ban(CLIENT, 1)
-    assert other.limits.check(CLIENT, [DEFAULT, STATIC]).banned
-    own_server.kill()
-    assert other.limits.check(CLIENT, [STATIC]).banned
+
+    def is_met_in_time(seconds: int) -> bool:
+        """Ban, and return whether the other process met it before and in the outage, within the ban's time."""
+        began = time.monotonic()
+        room.abuse.ban(CLIENT, seconds)
+        is_met = other.limits.check(CLIENT, [DEFAULT, STATIC]).banned
+        own_server.kill()
+        is_met = other.limits.check(CLIENT, [STATIC]).banned and is_met
+        assert is_met or time.monotonic() - began > seconds
+        if is_met:
+            ends.append(began + seconds)
+        else:
+            own_server.restart()
+            until(lambda: not other.wire.breaker.is_open, "recovery")
+            until(lambda: not room.wire.breaker.is_open, "recovery")
+        return is_met
+
+    ends: list[float] = []
+    assert any(is_met_in_time(seconds) for seconds in (1, 3, 9))  # for a busy machine
     for one in (room, other):
-        until(lambda one=one: is_let_in(one), "the end of the ban", 5)
-        assert time.monotonic() - began > 0.9
+        until(lambda one=one: is_let_in(one), "the end of the ban")
+        assert time.monotonic() > ends[0] - 0.1
     assert other.limits.peek(CLIENT, [DEFAULT]).remaining == DEFAULT.quota
 
 
