@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom.cache.away import Away
 from stillroom.embedded import EmbeddedServer
 from tests.support.celery_process import until
 from tests.support.faces import FACES, open_room
@@ -21,6 +22,7 @@ NOBODY = "redis://127.0.0.1:1"
 LOAD_S = 0.05
 AWAY_S = 3.0
 CALLERS = 20
+MANY = 500  # calls
 
 
 class Source:
@@ -80,10 +82,15 @@ def obtained(room: Any, source: Source, key: str = "k", **options: Any) -> Any:
 def test_a_value_serves_for_a_moment(open_here: Any, source: Source) -> None:
     """While Redis is away a value is kept for `away_ttl` seconds and no longer than its own ttl."""
     room = open_here(away_ttl=0.3)
-    assert [obtained(room, source) for _ in range(5)] == [1] * 5
-    until(lambda: obtained(room, source) == 2, "the next load", 2)
-    assert obtained(room, source, "short", ttl=0.01) == 3
-    until(lambda: obtained(room, source, "short", ttl=0.01) == 4, "the load after its ttl", 0.3)
+    began = time.monotonic()
+    found = [obtained(room, source) for _ in range(5)]
+    assert found == [1] * 5 or time.monotonic() - began > 0.3
+    until(lambda: obtained(room, source) == found[-1] + 1, "the next load", 2)
+    patient = open_here(away_ttl=60)
+    first = obtained(patient, source, "short", ttl=0.01)
+    until(
+        lambda: obtained(patient, source, "short", ttl=0.01) == first + 1, "the load after its ttl"
+    )
 
 
 def test_nobody_shares_an_object(open_here: Any, source: Source) -> None:
@@ -205,9 +212,19 @@ def in_threads(*acts: Callable[[], Any]) -> tuple[list[threading.Thread], list[A
     return threads, results
 
 
-def all_came(room: Stillroom, callers: int) -> None:
-    """Wait until these callers, and the fixture's own look, have found Redis away."""
-    until(lambda: room.stats.counts["fallbacks"] >= 1 + callers, "all callers")
+@pytest.fixture
+def all_came(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return a function that waits until so many callers load or know the load that they wait for."""
+    came: list[object] = []
+    take_off = Away._take_off
+
+    def counted(away: Away, names: Any) -> Any:
+        flights = take_off(away, names)
+        came.append(names)
+        return flights
+
+    monkeypatch.setattr(Away, "_take_off", counted)
+    return lambda callers: until(lambda: len(came) >= callers, "all callers")
 
 
 @pytest.fixture
@@ -223,12 +240,14 @@ def make_room() -> Iterator[Callable[..., Stillroom]]:
         yield make
 
 
-def test_callers_at_the_same_time_are_one_load(make_room: Any, source: Source) -> None:
+def test_callers_at_the_same_time_are_one_load(
+    make_room: Any, all_came: Callable[[int], None], source: Source
+) -> None:
     """Callers at the same time wait for the load under way and get its value."""
     room = make_room()
     source.hold()
     threads, results = in_threads(*[lambda: obtained(room, source)] * 10)
-    all_came(room, 10)
+    all_came(10)
     source.goes_on.set()
     for thread in threads:
         thread.join()
@@ -262,7 +281,7 @@ def test_nobody_waits_for_a_load_longer_than_the_app_says(make_room: Any, source
 
 @pytest.mark.parametrize("kind", ["key", "tag", "pattern", "clear"])
 def test_nobody_is_given_a_load_that_an_invalidation_overtook(
-    make_room: Any, source: Source, kind: str
+    make_room: Any, all_came: Callable[[int], None], source: Source, kind: str
 ) -> None:
     """A caller from after an invalidation loads anew, and so does everybody behind; nothing old is kept."""
     room = make_room()
@@ -271,7 +290,7 @@ def test_nobody_is_given_a_load_that_an_invalidation_overtook(
     source.began.wait(5)
     INVALIDATIONS[kind](room.cache)
     second, late = in_threads(*[lambda: obtained(room, source, tags=["t"])] * 3)
-    all_came(room, 1 + 3)
+    all_came(1 + 3)
     source.goes_on.set()
     for thread in [*first, *second]:
         thread.join()
@@ -281,7 +300,7 @@ def test_nobody_is_given_a_load_that_an_invalidation_overtook(
 
 
 def test_without_a_moment_nobody_joins_a_load_that_began_before_he_came(
-    make_room: Any, source: Source
+    make_room: Any, all_came: Callable[[int], None], source: Source
 ) -> None:
     """With `away_ttl=0` a caller joins only a load that began later, because others' invalidations are unknown."""
     room = make_room(away_ttl=0)
@@ -289,7 +308,7 @@ def test_without_a_moment_nobody_joins_a_load_that_began_before_he_came(
     first, early = in_threads(lambda: obtained(room, source))
     source.began.wait(5)
     second, late = in_threads(*[lambda: obtained(room, source)] * 5)
-    all_came(room, 1 + 5)
+    all_came(1 + 5)
     source.goes_on.set()
     for thread in [*first, *second]:
         thread.join()
@@ -299,7 +318,9 @@ def test_without_a_moment_nobody_joins_a_load_that_began_before_he_came(
     assert source.most == 1
 
 
-def test_a_load_that_fails_fails_for_all_who_waited(make_room: Any, source: Source) -> None:
+def test_a_load_that_fails_fails_for_all_who_waited(
+    make_room: Any, all_came: Callable[[int], None], source: Source
+) -> None:
     """A failing load fails for all waiting callers at once, and the next caller tries again.
 
     Each has an error of its own: in one that they share, the report of a visitor's error would show the others.
@@ -312,7 +333,7 @@ def test_a_load_that_fails_fails_for_all_who_waited(make_room: Any, source: Sour
         raise ValueError("no database")
 
     threads, results = in_threads(*[lambda: room.cache.get_or_set("k", fail)] * 5)
-    all_came(room, 5)
+    all_came(5)
     source.goes_on.set()
     for thread in threads:
         thread.join()
@@ -357,10 +378,11 @@ def test_a_caller_who_is_cancelled_leaves_his_load_to_the_next(source: Source) -
 @pytest.mark.parametrize("face", FACES)
 def test_a_hot_key_is_loaded_a_few_times(face: str, own_server: EmbeddedServer) -> None:
     """Twenty callers without a pause for three seconds load once a second, and a call takes microseconds."""
+    began = time.monotonic()
     took, loads = sync_herd(own_server) if face == "sync" else asyncio.run(async_herd(own_server))
     took.sort()
-    assert loads <= 8
-    assert len(took) > 500
+    assert loads <= 5 + time.monotonic() - began
+    assert len(took) > MANY
     assert took[len(took) // 2] < 0.01
 
 
@@ -377,15 +399,16 @@ def sync_herd(server: EmbeddedServer) -> tuple[list[float], int]:
         room.cache.get("k")
         server.freeze()
         ends = time.monotonic() + AWAY_S
+        latest = ends + 10 * AWAY_S  # a busy machine needs longer for many calls
 
         def call() -> None:
-            while (began := time.monotonic()) < ends:
+            while (began := time.monotonic()) < (ends if len(took) > MANY else latest):
                 room.cache.get_or_set("k", load)
                 took.append(time.monotonic() - began)
 
         threads, _ = in_threads(*[call] * CALLERS)
         for thread in threads:
-            thread.join()
+            thread.join(60)
         server.thaw()
     return took, len(loads)
 
@@ -403,9 +426,10 @@ async def async_herd(server: EmbeddedServer) -> tuple[list[float], int]:
         await room.cache.get("k")
         server.freeze()
         ends = time.monotonic() + AWAY_S
+        latest = ends + 10 * AWAY_S  # a busy machine needs longer for many calls
 
         async def call() -> None:
-            while (began := time.monotonic()) < ends:
+            while (began := time.monotonic()) < (ends if len(took) > MANY else latest):
                 await room.cache.get_or_set("k", load)
                 took.append(time.monotonic() - began)
                 await asyncio.sleep(0)
