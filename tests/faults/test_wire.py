@@ -284,14 +284,13 @@ def test_a_server_that_sips_is_given_up(own_server: EmbeddedServer) -> None:
 def test_a_late_write_is_refused(make: Any, own_server: EmbeddedServer) -> None:
     """A set that timed out and arrives after an invalidation is refused."""
     with Proxy(own_server.port) as proxy:
-        slow, quick = make(proxy.url), make(own_server.url)
-        slow.cache.set("warm", 1)
+        slow, quick = make(proxy.url, **NO_BREAKER), make(own_server.url, **PATIENT)
         for n in range(20):
             key = f"k:{n}"
+            put(slow, "warm", n)  # on a connection that the next one takes
             proxy.hold_requests()
             assert slow.cache.set(key, "old") is False
-            assert proxy.held.is_set()
-            slow.wire.breaker.streak = 0
+            assert proxy.held.wait(10)
             quick.cache.invalidate(key)
             proxy.let_go()
             with redis.Redis.from_url(proxy.url) as after:  # behind the held bytes

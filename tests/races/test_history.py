@@ -72,7 +72,7 @@ def test_no_read_is_stale_in_half_a_minute_of_reclaims_and_dropped_patterns(is_f
             reads, floors = play(server, LONG[is_full] * times, processes=8)
             assert stale_reads(reads, floors) == []
             count += len(reads)
-            dropped += int(client.hget("dropped", "patterns") or 0)
+            dropped = int(client.hget("dropped", "patterns") or 0)
             if count > READS and dropped > 1:
                 return
     pytest.fail(f"{count} reads, {dropped} patterns dropped")
