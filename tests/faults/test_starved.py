@@ -53,6 +53,7 @@ def paces() -> Iterator[tuple[dict[str, Any], float]]:
     """
     for times in (1, 3, 9):
         deadlines = {"connect_timeout": 0.1, "command_timeout": 0.6, "call_timeout": 0.7}
+        deadlines["pool_timeout"] = 0.02
         yield FEW | {name: times * seconds for name, seconds in deadlines.items()}, times * WORK
 
 

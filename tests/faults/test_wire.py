@@ -424,15 +424,15 @@ def test_connect_waits_for_a_server_that_comes_up(make: Any, own_server: Embedde
 def test_a_wrong_password_is_told_at_once(make: Any, caplog: Any) -> None:
     """A wrong password raises at the first attempt, without the password, and is not told in the log as well."""
     with EmbeddedServer(options={"requirepass": "right"}) as server:
-        room = make(server.url, redis_password="wrong-canary", connect_delay=60)
+        room = make(server.url, **PATIENT, redis_password="wrong-canary", connect_delay=60)
         with pytest.raises(RedisUnavailable, match="auth") as caught:
             room.connect()  # a second attempt would come after a minute
         assert "canary" not in str(caught.value)
         assert "attempt" not in caplog.text
-        missing = make(server.url, connect_delay=60)
+        missing = make(server.url, **PATIENT, connect_delay=60)
         with pytest.raises(RedisUnavailable, match=r"\(auth\)"):
             missing.connect()
-        right = make(server.url, redis_password="right")
+        right = make(server.url, **PATIENT, redis_password="right")
         right.connect()
         assert right.cache.set("k", 1)
 
@@ -443,7 +443,7 @@ def test_an_acl_user_and_a_database_in_the_url(make: Any) -> None:
         client.acl_setuser(
             "app", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all"]
         )
-        room = make(server.url.replace("redis://", "redis://app:secret@") + "/3")
+        room = make(server.url.replace("redis://", "redis://app:secret@") + "/3", **PATIENT)
         assert room.cache.set("k", 1)
         with redis.Redis.from_url(server.url, db=3) as third:
             assert third.exists(room.keys.entry(b"k"))
@@ -454,7 +454,7 @@ def test_a_refusing_server_degrades_reads_and_fails_invalidations(make: Any) -> 
     server's word.
     """
     with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
-        room = make(server.url)
+        room = make(server.url, **PATIENT)
         room.cache.set("k", 1)
         client.config_set("maxmemory", 1)
         assert room.cache.get("k") == 1
@@ -474,7 +474,7 @@ def test_a_refusing_server_degrades_reads_and_fails_invalidations(make: Any) -> 
 
 def test_the_servers_clock_may_step(make: Any, own_server: EmbeddedServer) -> None:
     """A clock that stepped is read again, and writes and loads are not refused for it."""
-    room = make(own_server.url)
+    room = make(own_server.url, **PATIENT)
     room.cache.set("warm", 1)
     for step in (-3_600, 3_600):
         server = room.wire.server

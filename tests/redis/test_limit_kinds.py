@@ -467,13 +467,13 @@ def test_who_would_wait_for_too_long_does_not_wait(room: Any) -> None:
     """A call whose wait would be too long, or in vain, is denied at once."""
     assert room.limits.wait(IP, [AUTH], cost=5)
     began = time.monotonic()
-    denied = room.limits.wait(IP, [AUTH], timeout=2)
+    denied = room.limits.wait(IP, [AUTH], timeout=20)
     assert not denied
     assert denied.retry_after > 290
     assert not room.limits.wait(IP, [AUTH], cost=6, timeout=3_600), "more than a whole quota"
-    room.abuse.ban(OTHER, 2)
+    room.abuse.ban(OTHER, 20)
     assert room.limits.wait(OTHER, [DEFAULT], timeout=60).banned
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 10  # not even for the shortest of these times
 
 
 def test_calls_that_wait_never_make_more_than_the_quota(make_room: Any) -> None:
