@@ -66,7 +66,7 @@ class CeleryProcess:
         )
         assert text in self.log, self.log
 
-    def terminate(self, within: float = PATIENCE_S) -> int:
+    def terminate(self, within: float = 30.0) -> int:
         """Send SIGTERM, as a container is stopped; return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(within)
