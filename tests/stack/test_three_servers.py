@@ -134,9 +134,13 @@ def test_after_a_power_cut_there_is_one_primary_with_all_data(trio: Trio, web: S
     trio.kill(*everybody)
     trio.start(*everybody)
     trio.await_formed()
-    assert [trio.replication(port)["role"] for port in trio.ports].count("master") == 1
+    until(lambda: roles_of(trio).count("master") == 1, "no second primary")
     until(lambda: web.cache.set("k", 1), "a write")
     assert web.sessions.get(session.token) is not None
+
+
+def roles_of(trio: Trio) -> list[str]:
+    return [trio.replication(port)["role"] for port in trio.ports]
 
 
 def is_in_file(trio: Trio, port: int, written: int) -> bool:

@@ -108,6 +108,12 @@ class RedisCluster:
             for node in nodes:
                 node.thaw()
             self._cover("yes")
+            thawed_ms = int(time.time() * 1_000)
+            # A node that wakes up serves at first, and then sees that it has not heard of the others for long.
+            self.await_that(
+                "all nodes have heard of each other since",
+                lambda: all(self._has_heard_since(node, thawed_ms) for node in self.nodes),
+            )
             self.await_that(
                 "all slots are served again", lambda: all(map(self._is_ready, self.nodes))
             )
@@ -172,6 +178,12 @@ class RedisCluster:
         lines = self._lines(node)
         replicas = sum(" slave " in line for line in lines)
         return "cluster_state:ok" in info and replicas == self._replicas
+
+    def _has_heard_since(self, node: EmbeddedServer, ms: int) -> bool:
+        """Return whether all others have answered this node since then (ms since 1970), and are up for it."""
+        own = self.id_of(node)
+        others = [words for line in self._lines(node) if (words := line.split())[0] != own]
+        return all(int(words[5]) >= ms and "fail" not in words[2] for words in others)
 
     def _is_in_step(self, replica: EmbeddedServer) -> bool:
         info = self.client(replica).execute_command("INFO", "replication")
