@@ -159,7 +159,7 @@ class _Room:
     def _server_of_state(self) -> Server | StateServer:
         settings = self.settings
         if settings.state_cluster:
-            return StateServer(settings, HOUSE)
+            return StateServer(settings, HOUSE, self.keys.clock)
         if settings.cache_server == settings.redis_url:
             return self._server
         return Server(settings, settings.redis_url, "Redis")
@@ -326,7 +326,8 @@ class Stillroom(_Room):
         self.wire: Wire | ClusterWire
         wires: Sequence[Wire | ShardWire[Wire]]
         if self.settings.cluster:
-            self.wire, one = (clustered := ClusterWire(*self._cluster())), None
+            self.wire = clustered = ClusterWire(*self._cluster(), probe=self.keys.clock)
+            one = None
             wires = clustered.shards
         else:
             self.wire = one = Wire(self._server)
@@ -482,7 +483,8 @@ class AsyncStillroom(_Room):
         # The dispatcher's thread has no event loop: it frees a lease through a wire of its own.
         for_threads: Sequence[Wire | ShardWire[AsyncWire]]
         if self.settings.cluster:
-            self.wire, one = (clustered := AsyncClusterWire(*self._cluster())), None
+            self.wire = clustered = AsyncClusterWire(*self._cluster(), probe=self.keys.clock)
+            one = None
             wires, for_threads = clustered.shards, clustered.shards_for_threads
         else:
             self.wire = one = AsyncWire(self._server)

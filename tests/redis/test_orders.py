@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom import InlineDispatch, NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.cache import ordering
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
@@ -78,6 +78,18 @@ def test_an_order_that_0_1_left_is_carried_out(
     assert worker.upkeep.reclaim()["done"] >= 1
     assert app.cache.get("k") is None
     assert work not in left_in(app)
+
+
+@pytest.mark.any_server
+def test_a_tool_without_workers_takes_over_what_0_1_left(places: dict[str, Any]) -> None:
+    """A room that does its own maintenance carries such an order out in its next reclaim."""
+    with Stillroom(Settings(**PATIENT | places), dispatch=InlineDispatch()) as room:
+        room.cache.set("k", 1, tags=["ordered"])
+        leave(room, b'o:invalidate_tags {"tags":["ordered"]}')
+        room.upkeep.reclaim()
+        assert left_in(room) == []
+        assert room.upkeep.reclaim()["done"] >= 1
+        assert room.cache.get("k") is None
 
 
 @pytest.mark.any_server

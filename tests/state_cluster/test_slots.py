@@ -20,8 +20,6 @@ from stillroom.limits.settling import BITE
 from stillroom.operation import Operation
 from stillroom.scripts import ban_spread
 from stillroom.wire import Command, slot_of
-from stillroom.wire.server import Server
-from stillroom.wire.sync import Wire
 from tests.support.abuse import ARMED
 from tests.support.celery_process import until
 from tests.support.cluster import HURRIED, NODES, RedisCluster, begin_move, give_away, migrate
@@ -594,22 +592,29 @@ def reads(room: Any, session: Any) -> bool:
         return False
 
 
-def test_a_node_of_a_cluster_that_is_down_is_not_back(settings: Settings) -> None:
+@pytest.mark.parametrize("role", ["state", "cache"])
+def test_a_node_of_a_cluster_that_is_down_is_not_back(server: EmbeddedServer, role: str) -> None:
     """A node that answers PING and refuses all keys is away for the prober, until the cluster serves its slots."""
     with RedisCluster() as cluster:
         asked, other, _ = cluster.nodes
+        urls = {"cache_url": server.url, "broker_url": server.url}
+        places = {
+            "state": {"redis_url": cluster.url, "state_cluster": True} | urls,
+            "cache": {"redis_url": server.url, "cache_url": cluster.url, "cluster": True},
+        }
 
         def says(state: bytes) -> bool:
             return state in cluster.client(asked).execute_command("CLUSTER INFO")
 
-        wire = Wire(Server(settings, asked.url, "Redis, node 1", "redis_url", is_node=True))
-        wire.ping(to_read=True)
-        other.freeze()
-        cluster.await_that("the cluster is down", lambda: says(b"cluster_state:fail"))
-        with pytest.raises(RedisUnavailable) as refused:
+        with Stillroom(Settings(**PATIENT | places[role]), dispatch=NoDispatch()) as room:
+            nodes: Any = room.state_wire if role == "state" else room.wire
+            wire = nodes.at(("127.0.0.1", asked.port))
             wire.ping(to_read=True)
-        assert refused.value.reason == "clusterdown"
-        other.thaw()
-        cluster.await_that("the cluster is up", lambda: says(b"cluster_state:ok"))
-        wire.ping(to_read=True)
-        wire.close()
+            other.freeze()
+            cluster.await_that("the cluster is down", lambda: says(b"cluster_state:fail"))
+            with pytest.raises(RedisUnavailable) as refused:
+                wire.ping(to_read=True)
+            assert refused.value.reason == "clusterdown"
+            other.thaw()
+            cluster.await_that("the cluster is up", lambda: says(b"cluster_state:ok"))
+            wire.ping(to_read=True)

@@ -10,12 +10,12 @@ from typing import Any
 from stillroom.cache.body import CacheBody
 from stillroom.cache.ordering import Ordering
 from stillroom.cache.orders import Load, Order
-from stillroom.cache.reclaim import Progress, Reclaim, Report
+from stillroom.cache.reclaim import Progress, Reclaim, Report, Work
 from stillroom.cache.sharded import ShardedBody
 from stillroom.cache.warm import Warming
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import RedisUnavailable
-from stillroom.operation import Operation
+from stillroom.operation import On, Operation
 from stillroom.pauses import Pauses
 
 BUDGET_S = 20.0  # of one run; the rest is due at once
@@ -56,16 +56,16 @@ class Housekeeping:
         except RedisUnavailable as error:  # perhaps of one shard: the others have work to do
             away = error
         share = (seconds - (time.monotonic() - began)) / len(self._parts)
-        left: list[list[bytes]] = [[] for _ in self._parts]
+        left: list[list[Work]] = [[] for _ in self._parts]
         cleared = yield from self._cache.everywhere(
             [
                 part.clear_up(budget=share, progress=progress, loads=loads, orders=orders)
                 for part, orders in zip(self._parts, left, strict=True)
             ]
         )
-        for shard, orders in enumerate(left):
-            if orders and loads:
-                yield from self._orders.adopt(shard, orders)
+        for shard, works in enumerate(left):
+            if works and loads and (yield from self._orders.adopt([one.member for one in works])):
+                yield On([(shard, self._parts[shard].cross_off(works))])
         if away is not None:
             raise away
         return _added_up([ordered, *cleared])

@@ -98,8 +98,7 @@ class Ordering:
         Redis away: RedisUnavailable.
         """
         yield On([(STATE, self._written(map(to_member, orders)))])
-        if not self._dispatch.inline:
-            self._dispatch.wake(RECLAIM_TASK)
+        self._wake()
 
     def carry_out(self, budget: float) -> Operation[dict[str, int]]:
         """Do what is due, for `budget` seconds, each order once.
@@ -126,19 +125,18 @@ class Ordering:
         ((left, due),) = yield On([(STATE, self._count())])
         return {"done": counts["done"], "dead": counts["dead"], "left": left, "due": due}
 
-    def adopt(self, shard: int, works: Sequence[bytes]) -> Operation[None]:
-        """Take over orders that 0.1 wrote down in `todo` of this shard. They are carried out like all others.
+    def adopt(self, works: Sequence[bytes]) -> Operation[bool]:
+        """Write down orders that 0.1 wrote down in `todo`, where they may be crossed off then.
 
-        They leave `todo` once they are written down. Where 10,000 orders wait already, they stay there and are due
-        again later. Redis away: RedisUnavailable; they stay there, too.
+        False: 10,000 orders wait already, so they have to stay there. Redis away: RedisUnavailable.
         """
         try:
             yield On([(STATE, self._written(work.removeprefix(OF_0_1) for work in works))])
         except DispatchFailed as error:
             self._stats.say("orders that 0.1 left wait for room", "", error)
-            return
-        yield On([(shard, self._left(self._cache.shards[shard].keys.todo, works))])
-        self._dispatch.wake(RECLAIM_TASK)
+            return False
+        self._wake()
+        return True
 
     # Carrying out
 
@@ -190,8 +188,9 @@ class Ordering:
         if not written:
             raise DispatchFailed(f"{ORDERS_LIMIT:,} orders wait and no worker takes them")
 
-    def _left(self, todo: bytes, works: Sequence[bytes]) -> Operation[None]:
-        yield [(b"ZREM", todo, *works)]
+    def _wake(self) -> None:
+        if not self._dispatch.inline:
+            self._dispatch.wake(RECLAIM_TASK)
 
     def _take(self, by_us: int) -> Operation[tuple[Taken | None, int]]:
         # Not while its load may be under way: another worker would take the lease over, and lose it in turn.

@@ -165,7 +165,7 @@ class Reclaim:
         budget: float,
         progress: Report | None = None,
         loads: bool = True,
-        orders: list[bytes] | None = None,
+        orders: list[Work] | None = None,
     ) -> Operation[dict[str, int]]:
         """Do what is written down in `todo`. Return the counts that `reclaim` returns.
 
@@ -177,7 +177,7 @@ class Reclaim:
         while run.left > 0 and (work := (yield from self._take())) is not None:
             if work.name.startswith(OF_0_1):
                 if orders is not None:
-                    orders.append(work.member)
+                    orders.append(work)
                 continue
             if work.name.startswith(SOFT) and not loads:
                 yield self._finishing(work, work.member, PUT_OFF_MS)
@@ -239,6 +239,10 @@ class Reclaim:
         return counts
 
     # Taking work and handing it back
+
+    def cross_off(self, works: Sequence[Work]) -> Operation[None]:
+        """Cross off what is done elsewhere. What was written down again meanwhile stays."""
+        yield [command for work in works for command in self._finishing(work, b"", 0)]
 
     def _take(self) -> Operation[Work | None]:
         longest = self._sweep_again_ms() + HELD_MS

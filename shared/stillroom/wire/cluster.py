@@ -199,8 +199,10 @@ class _Cluster(Generic[W]):
         make: Callable[[Server], W],
         setting: str,
         followed: Sequence[int] | None,
+        probe: bytes,
     ) -> None:
         self.settings = settings
+        self._probe = probe
         self._url = url
         self._name = name
         self._setting = setting
@@ -267,7 +269,12 @@ class _Cluster(Generic[W]):
         url = at_address(self._url, host, port)
         name = f"{self._name}, node {next(self._numbers)}"
         is_found = address != self._seed
-        server = Server(self.settings, url, name, self._setting, is_node=True, is_found=is_found)
+        server = Server(
+            *(self.settings, url, name, self._setting),
+            is_node=True,
+            is_found=is_found,
+            probe=self._probe,
+        )
         wire = self._make(server)
         wire.breaker.recovered = self.breaker.recovered
         return wire
@@ -285,8 +292,9 @@ class ClusterWire(_Cluster[Wire]):
         setting: str = "cache_url",
         *,
         followed: Sequence[int] | None = None,
+        probe: bytes = b"",
     ) -> None:
-        super().__init__(settings, url, name, slots, Wire, setting, followed)
+        super().__init__(settings, url, name, slots, Wire, setting, followed, probe)
         self.shards = [ShardWire(self, slot, lambda wire: wire) for slot in self._followed]
 
     def ping(self, *, to_read: bool = False) -> None:
@@ -311,8 +319,9 @@ class AsyncClusterWire(_Cluster[AsyncWire]):
         setting: str = "cache_url",
         *,
         followed: Sequence[int] | None = None,
+        probe: bytes = b"",
     ) -> None:
-        super().__init__(settings, url, name, slots, AsyncWire, setting, followed)
+        super().__init__(settings, url, name, slots, AsyncWire, setting, followed, probe)
         # The question after the slots that is under way in each event loop.
         self.asked: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
         self.shards = [AsyncShardWire(self, slot) for slot in self._followed]

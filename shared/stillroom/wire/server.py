@@ -102,6 +102,7 @@ class Server:
         *,
         is_node: bool = False,
         is_found: bool = False,
+        probe: bytes = b"",
     ) -> None:
         self.settings = settings
         self.name = name
@@ -111,6 +112,7 @@ class Server:
         self.generation = 0
         self._source = source_of(settings, setting, url, is_found=is_found)
         self._is_node = is_node
+        self._probe = probe  # a key that each user may read, for a node of a cluster
         # Replicas that followed when it was last known for sure who is the primary.
         self._followers = 0
         self.reset()
@@ -238,10 +240,7 @@ class Server:
 
         A node of a cluster that is down answers PING, and refuses each command that names a key.
         """
-        if not self._is_node:
-            return b"", 0
-        key = f"{self.settings.namespace}:{{0}}:probe"  # as the ACL lets apps and workers read
-        return pack_command((b"GET", key.encode())), 1
+        return (pack_command((b"GET", self._probe)), 1) if self._probe else (b"", 0)
 
     def looked(self, replies: Sequence[Any], asked_ns: int) -> None:
         """Take in the replies to a look. Raises RedisUnavailable if this is not the server to talk to."""

@@ -198,8 +198,9 @@ class StateServer:
     watch = None
     primary = None
 
-    def __init__(self, settings: Settings, home: bytes) -> None:
+    def __init__(self, settings: Settings, home: bytes, probe: bytes) -> None:
         self.settings = settings
+        self.probe = probe
         self.name = "Redis"
         self.home = slot_of(home)
         self.nodes: ClusterWire | AsyncClusterWire | None = None
@@ -265,7 +266,11 @@ class SpreadWire(ClusterWire):
     def __init__(self, server: StateServer) -> None:
         url, slots = server.settings.redis_url, range(SLOTS)
         self.state = server
-        super().__init__(server.settings, url, "Redis", slots, "redis_url", followed=[server.home])
+        super().__init__(
+            *(server.settings, url, "Redis", slots, "redis_url"),
+            followed=[server.home],
+            probe=server.probe,
+        )
         server.nodes = self
         self.breaker = StateBreakers(self._wires)
 
@@ -347,7 +352,11 @@ class AsyncSpreadWire(AsyncClusterWire):
     def __init__(self, server: StateServer) -> None:
         url, slots = server.settings.redis_url, range(SLOTS)
         self.state = server
-        super().__init__(server.settings, url, "Redis", slots, "redis_url", followed=[server.home])
+        super().__init__(
+            *(server.settings, url, "Redis", slots, "redis_url"),
+            followed=[server.home],
+            probe=server.probe,
+        )
         server.nodes = self
         self.breaker = StateBreakers(self._wires)
         self.for_threads = SpreadThreadsWire(self)
