@@ -24,7 +24,10 @@ from tests.support.crowd import PATIENCE, PATIENT
 from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
 
-pytest_plugins = ["stillroom.testing"]  # what apps get, for tests/redis/test_testing.py
+pytest_plugins = [
+    "stillroom.testing",  # what apps get, for tests/redis/test_testing.py
+    "tests.support.scheduling",
+]
 SERVERS = ["valkey", "redis"]
 HAS_REDIS = shutil.which("redis-server") is not None
 
