@@ -5,7 +5,7 @@
 -- ARGV  1 epoch to begin  2 while the caller waits (see is_late)  3 name  4 body  5 ttl ms  6 life ms
 --       7 the first bytes of the dead entry, '' for none
 -- returns 1 stored, 0 the key holds another entry, -1 too late
--- include: clock entry near
+-- include: clock entry near in_time
 
 if is_late(ARGV[2]) then
   return -1

@@ -8,7 +8,7 @@
 --         {0, holder} when another load holds it
 --         {-1} when the caller has given up before this arrived: a lease without an owner would make
 --         everybody wait for nothing
--- include: clock lease
+-- include: clock lease in_time
 
 if is_late(ARGV[4]) then
   return {-1}

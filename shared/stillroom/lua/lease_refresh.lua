@@ -3,7 +3,7 @@
 -- ARGV  1 token  2 lease ms  3 the first bytes of the stale entry (others: it was refreshed since)
 --       4 while the caller waits (see is_late)  5 how long the count of failures is kept after a backoff, ms
 -- returns the lease's value, `refresh.<token>.<lease ms>.<failures so far>`; nil if there is nothing to do; -1 too late
--- include: time lease
+-- include: time lease in_time
 
 if is_late(ARGV[4]) then
   return -1

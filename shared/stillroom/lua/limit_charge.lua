@@ -5,7 +5,7 @@
 --       5 how many such hits there have ever been  6 longest window of the limit's name, µs
 --       7… hits of each reservation, µs since them
 -- returns {hits used, µs until some come back, 0, µs until all have, now}
--- include: time hits reservation
+-- include: time hits late_hits reservation
 -- flags: allow-oom
 
 local now, quota, window = now_us(), tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -44,5 +44,8 @@ end
 for i = first + 1, #log, 2 do
   used = used + log[i]
 end
-local some, all = comes_back({unpack(log, first)}, now, window)
-return {used, some, 0, all, now}
+local last = #log - 1
+if first > last then
+  return {0, 0, 0, 0, now}
+end
+return {used, log[first] + window - now, 0, log[last] + window - now, now}

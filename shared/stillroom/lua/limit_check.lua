@@ -16,8 +16,7 @@
 -- flags: allow-oom
 
 local NEAR_SHARE, NEAR_LEAST = 0.8, 10
-local taking, telling, cost = ARGV[1] ~= 'look', ARGV[1] == 'take', tonumber(ARGV[2])
-local bans, count = tonumber(ARGV[3]), tonumber(ARGV[4])
+local cost, bans, count = ARGV[2] + 0, ARGV[3] + 0, ARGV[4] + 0
 local now = now_us()
 
 -- One MGET for all of them: each command of a script costs as much as the rest of it.
@@ -39,86 +38,99 @@ for i = 1, bans do
   end
 end
 
--- Returns µs until the oldest surplus hits have left.
-local function wait_of(log, excess, window)
-  for i = 1, #log, 2 do
-    excess = excess - log[i + 1]
-    if excess <= 0 then
-      return log[i] + window - now
-    end
-  end
-  return -1
-end
-
-local limits, denied = {}, nil
+-- The answer says of limit i, from 4 * i - 1 on: hits used, µs until some come back, µs to wait, µs until all have.
+-- The nils make room for those of two limits at once. No limit has a table of its own: to make it would take as long as
+-- to read its log.
+local answer, logs = {1, now, nil, nil, nil, nil, nil, nil, nil, nil}, {nil, nil}
+local older, denied = nil, nil
 for i = 1, count do
-  local key, numbers = KEYS[2 + bans + i], 7 + 3 * i
-  local quota, window, life = tonumber(ARGV[numbers]), tonumber(ARGV[numbers + 1]), ARGV[numbers + 2]
-  local log, used, old, raw = read_hits(key, held[1 + bans + i], now, window, life)
-  local excess = used + cost - quota
-  local wait = excess > 0 and wait_of(log, excess, window) or 0
-  -- A limit in shadow counts what it would have admitted, and nobody is denied for it.
-  local is_let_off = wait ~= 0 and string.sub(ARGV[9], i, i) == 's'
-  limits[i] = {
-    key = key, quota = quota, window = window, life = life,
-    log = log, used = used, old = old, raw = raw, wait = wait, is_let_off = is_let_off,
-  }
-  denied = denied or (wait ~= 0 and not is_let_off and limits[i])
+  local at, numbers, said = 1 + bans + i, 7 + 3 * i, 4 * i - 1
+  local quota, window = ARGV[numbers] + 0, ARGV[numbers + 1] + 0
+  local log, used, packed, old = read_hits(KEYS[1 + at], held[at], now, window, ARGV[numbers + 2])
+  local wait, excess, last = 0, used + cost - quota, #log - 1
+  if excess > 0 then
+    wait = -1
+    for j = 1, last, 2 do -- until the oldest surplus hits have left
+      excess = excess - log[j + 1]
+      if excess <= 0 then
+        wait = log[j] + window - now
+        break
+      end
+    end
+    -- A limit in shadow counts what it would have admitted, and nobody is denied for it.
+    denied = denied or (string.sub(ARGV[9], i, i) ~= 's' and i or nil)
+  end
+  logs[i], held[at] = log, packed
+  if old then
+    older = older or {}
+    older[i] = old
+  end
+  answer[said], answer[said + 2] = used, wait
+  answer[said + 1], answer[said + 3] = 0, 0
+  if last > 0 then
+    answer[said + 1], answer[said + 3] = log[1] + window - now, log[last] + window - now
+  end
 end
-
+answer[1] = denied and 0 or 1
 -- A reservation that was refunded before it came here, or that comes a second time, takes nothing.
-local is_reserved = ARGV[6] ~= '' and redis.call('EXISTS', KEYS[#KEYS]) == 1
+if ARGV[1] == 'look' or (ARGV[6] ~= '' and redis.call('EXISTS', KEYS[#KEYS]) == 1) then
+  return answer
+end
 
 local near = nil
-if taking and not is_reserved and not denied then
+if not denied then
   for i = 1, cost > 0 and count or 0 do
-    local limit = limits[i]
-    if not limit.is_let_off then
-      local same = put_hits(limit.log, now, cost, limit.quota, limit.window)
-      limit.used = limit.used + cost
-      save(limit.key, limit.log, limit.life, limit.old, limit.raw, same)
-      if limit.used >= NEAR_SHARE * limit.quota and limit.quota >= NEAR_LEAST and i <= tonumber(ARGV[7]) then
+    local at, numbers, said = 1 + bans + i, 7 + 3 * i, 4 * i - 1
+    if answer[said + 2] == 0 then
+      local quota, window, life = ARGV[numbers] + 0, ARGV[numbers + 1] + 0, ARGV[numbers + 2]
+      local log, slice = logs[i], window / SLICES
+      local size, hits = #log, cost
+      if quota > SLICES and size > 0 and math.floor(log[size - 1] / slice) == math.floor(now / slice) then
+        size, hits = size - 2, math.min(log[size] + cost, MOST)
+      end
+      -- The entries before it are as they were.
+      local packed = string.sub(held[at], 1, size / 2 * ENTRY) .. struct.pack(ONE, now, hits)
+      if older and older[i] then
+        -- include: older_hits
+        packed = pack_older(older[i], life) .. packed
+      end
+      write_log(KEYS[1 + at], packed, life)
+      local used = answer[said] + cost
+      answer[said], answer[said + 3] = used, window
+      answer[said + 1] = size > 0 and answer[said + 1] or window
+      if used >= NEAR_SHARE * quota and quota >= NEAR_LEAST and i <= ARGV[7] + 0 then
         near = near or {}
-        near[#near + 1] = limit
+        near[#near + 1] = i
       end
     end
   end
   if ARGV[6] ~= '' then
     -- include: reservation
-    for _, limit in ipairs(limits) do
-      if not limit.is_let_off then
-        note_reserved(KEYS[#KEYS], limit.key, now, now, tonumber(ARGV[6]))
+    for i = 1, count do
+      if answer[4 * i + 1] == 0 then
+        note_reserved(KEYS[#KEYS], KEYS[2 + bans + i], now, now, tonumber(ARGV[6]))
       end
     end
     redis.call('PEXPIRE', KEYS[#KEYS], ARGV[6])
   end
 end
 
-if taking and not is_reserved and (denied or near or ARGV[5] ~= '') then
+if denied or near or ARGV[5] ~= '' then
   -- include: limit_events
-  local fields = 11 + 3 * count
+  local fields, denials, is_telling = 11 + 3 * count, {}, ARGV[1] == 'take'
   for number, more in string.gmatch(ARGV[5], '(%d+):(%d+)') do
-    limits[tonumber(number)].denials = tonumber(more)
+    denials[tonumber(number)] = tonumber(more)
   end
-  if denied and telling then
-    denied.denials = (denied.denials or 0) + 1
+  if denied and is_telling then
+    denials[denied] = (denials[denied] or 0) + 1
   end
-  for _, limit in ipairs(limits) do
-    if limit.denials then
-      count_denials(limit, limit.denials, fields)
+  for i = 1, count do
+    if denials[i] then
+      count_denials(KEYS[2 + bans + i], denials[i], fields)
     end
   end
-  for _, limit in ipairs(telling and near or {}) do
-    tell_if_near(limit, fields)
+  for _, i in ipairs(is_telling and near or {}) do
+    tell_if_near(KEYS[2 + bans + i], answer[4 * i - 1], ARGV[8 + 3 * i], fields)
   end
 end
-
-local function said_of(i)
-  local limit = limits[i]
-  if limit then
-    local some, all = comes_back(limit.log, now, limit.window)
-    return limit.used, some, limit.wait, all, said_of(i + 1)
-  end
-end
-
-return {denied and 0 or 1, now, said_of(1)}
+return answer

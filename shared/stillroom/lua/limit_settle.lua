@@ -6,7 +6,7 @@
 --       5… quota, window µs, and longest window of its name, µs, of each limit
 -- returns 1 settled, or it will be where it comes yet; 0 it was settled or committed before, or its time is over, or it is
 --         not known
--- include: time hits reservation
+-- include: time hits late_hits reservation
 -- flags: allow-oom
 
 local now, held_cost, cost = now_us(), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -72,7 +72,7 @@ for i = 2, #KEYS do
   if at and tonumber(ARGV[1]) > 0 then
     at = tonumber(ARGV[1])
   end
-  local log, _, old = read_hits(KEYS[i], held[i - 1], now, window, life)
+  local log, _, _, old = read_hits(KEYS[i], held[i - 1], now, window, life)
   local hits = at and (at > now - window and log or old)
   if cost > held_cost and at then
     put_hits(log, now, cost - held_cost, quota, window)

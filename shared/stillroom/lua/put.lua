@@ -6,7 +6,7 @@
 -- ARGV  1 epoch to begin  2 while the caller waits (see is_late)  3 name: the entry's key without its prefix  4 body
 --       5 ttl ms  6 life ms
 -- returns 1 stored, -1 too late
--- include: clock entry near
+-- include: clock entry near in_time
 
 if is_late(ARGV[2]) then
   return -1

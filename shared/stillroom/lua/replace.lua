@@ -8,7 +8,7 @@
 --       10 '1': the value is another, and a load that is under way must not overwrite it
 --       11 epoch to begin if the clock or the marks are lost  12 the key's name, in whichever place
 -- returns 1 replaced, 0 another entry is there now, or none, or the caller has to look again, -1 too late
--- include: clock entry near
+-- include: clock entry near in_time
 
 if is_late(ARGV[8]) then
   return -1

@@ -8,7 +8,7 @@
 --       kept, ms  5 while the caller waits (see is_late)  6 most waiters  7 '1': a place is wanted
 -- returns {1, fence} taken: the fence is larger than any that was given for this name before
 --         {0} all slots are taken, or others were first  {-1} the caller has given up  {-2} too many wait
--- include: time
+-- include: time in_time
 
 if is_late(ARGV[5]) then
   return {-1}

@@ -6,7 +6,7 @@
 --       5 while the caller waits (see is_late): a place that nobody gives back would keep others from loading
 --       6… the leases of the loads that wait for this one: it shares the place of one of them
 -- returns 1 taken, and the lease begins anew; 0 queued: ask again; -1 too late; -2 the queue is full
--- include: time
+-- include: time in_time
 
 if is_late(ARGV[5]) then
   return -1

@@ -5,17 +5,17 @@ local DENIED_MS = 600000
 
 -- An event names an address only if its limit counts by address. A limit by user counts guesses from everywhere: the
 -- 64th may come from the user himself, and his address must not be banned for the 63 guesses of others.
-local function first_field(limit, fields)
-  local kinds = '&' .. string.match(limit.key, '{rl:([^:]+):') .. '&'
+local function first_field(log, fields)
+  local kinds = '&' .. string.match(log, '{rl:([^:]+):') .. '&'
   local is_told = ARGV[fields] ~= 'ip' or string.find(kinds, '&ip&', 1, true)
   return is_told and fields or fields + 2
 end
 
-local function tell(kind, n, limit, fields)
-  local name = string.match(limit.key, '[^:]+$')
+local function tell(kind, n, log, fields)
+  local name = string.match(log, '[^:]+$')
   -- The check is answered even if the server refuses the event.
   redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', ARGV[fields - 1], '*', 'kind', kind, 'n', plain(n), 'limit', name,
-    unpack(ARGV, first_field(limit, fields)))
+    unpack(ARGV, first_field(log, fields)))
 end
 
 local function crosses_power_of_two(before, after)
@@ -27,20 +27,20 @@ local function crosses_power_of_two(before, after)
 end
 
 -- Writes events at powers of two only, so that a flood of denials makes few events.
-local function count_denials(limit, more, fields)
-  local key = string.match(limit.key, '^.*:') .. '!denied'
+local function count_denials(log, more, fields)
+  local key = string.match(log, '^.*:') .. '!denied'
   redis.call('UNLINK', key .. '!') -- no such key exists; the first write takes no memory: see save
   local n = redis.call('INCRBY', key, plain(more))
   if n == more then
     redis.call('PEXPIRE', key, DENIED_MS)
   end
   if crosses_power_of_two(n - more, n) then
-    tell('denied', n, limit, fields)
+    tell('denied', n, log, fields)
   end
 end
 
-local function tell_if_near(limit, fields)
-  if redis.call('SET', limit.key .. '!near', '', 'NX', 'PX', plain(limit.window / 1000)) then
-    tell('near', limit.used, limit, fields)
+local function tell_if_near(log, used, window, fields)
+  if redis.call('SET', log .. '!near', '', 'NX', 'PX', plain(window / 1000)) then
+    tell('near', used, log, fields)
   end
 end

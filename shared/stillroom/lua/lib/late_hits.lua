@@ -1,0 +1,29 @@
+-- Changes a log in its midst: hits that are told late, or given back. See hits.
+-- include: older_hits
+
+-- Returns how long a log is kept whose name has this longest window, in ms.
+local function life_of(keep)
+  return plain(keep / 1000 + SLACK_MS)
+end
+
+-- `old`: what read_hits gave beside the log.
+local function save(key, log, life, old)
+  local packed = struct.pack('>' .. string.rep(EACH, #log / 2), unpack(log))
+  write_log(key, (old and pack_older(old, life) or '') .. packed, life)
+end
+
+local function put_hits(log, at, count, quota, window)
+  local place, slice, floor = #log + 1, window / SLICES, math.floor
+  while place > 1 and log[place - 2] > at do
+    place = place - 2
+  end
+  local before, after = log[place - 2], log[place]
+  if quota > SLICES and before and floor(before / slice) == floor(at / slice) then
+    log[place - 2], log[place - 1] = at, math.min(log[place - 1] + count, MOST)
+  elseif quota > SLICES and after and floor(after / slice) == floor(at / slice) then
+    log[place + 1] = math.min(log[place + 1] + count, MOST)
+  else
+    table.insert(log, place, at)
+    table.insert(log, place + 1, math.min(count, MOST))
+  end
+end
