@@ -88,8 +88,10 @@ if not denied then
       if quota > SLICES and size > 0 and math.floor(log[size - 1] / slice) == math.floor(now / slice) then
         size, hits = size - 2, math.min(log[size] + cost, MOST)
       end
-      -- The entries before it are as they were.
-      local packed = string.sub(held[at], 1, size / 2 * ENTRY) .. struct.pack(ONE, now, hits)
+      local packed = struct.pack(ONE, now, hits)
+      if size > 0 then -- the entries before it are as they were
+        packed = string.sub(held[at], 1, size / 2 * ENTRY) .. packed
+      end
       if older and older[i] then
         -- include: older_hits
         packed = pack_older(older[i], life) .. packed
