@@ -12,8 +12,8 @@ from functools import partial
 from ipaddress import ip_network
 from typing import NamedTuple
 
+from stillroom.broker import publish
 from stillroom.dead_messages import KIND, sender
-from stillroom.dispatch import publish
 from stillroom.errors import InvalidArgument, InvalidLimit, StillroomError, did_you_mean
 from stillroom.limits import Limit
 from stillroom.limits.changes import read_time, write_rate, write_time

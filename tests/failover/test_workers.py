@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from stillroom import Settings, Stillroom
-from stillroom.dispatch import sentinel_options
+from stillroom.broker import sentinel_options
 from stillroom.embedded import free_port
 from tests.failover.conftest import UNHURRIED
 from tests.support.celery_process import CeleryProcess, until

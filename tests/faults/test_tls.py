@@ -13,7 +13,7 @@ import pytest
 
 import redis
 from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
-from stillroom.dispatch import reach
+from stillroom.broker import reach
 from stillroom.embedded import EmbeddedServer, EmbeddedServerError, free_port
 from stillroom.wire import Server
 from tests.support.celery_process import CeleryProcess, until

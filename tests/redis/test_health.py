@@ -14,7 +14,7 @@ import pytest
 from kombu.transport.redis import Channel
 
 from stillroom import NoDispatch, Settings, Stillroom
-from stillroom.dispatch import SENT_HEADER
+from stillroom.broker import SENT_HEADER
 from stillroom.embedded import EmbeddedServer
 from stillroom.health.body import SCHEDULED
 from stillroom.health.metrics import exposition

@@ -382,7 +382,7 @@ class TestSecrets:
         """The broker's rediss:// needs a valid certificate unless the URL says otherwise."""
         import ssl
 
-        from stillroom.dispatch import broker_tls
+        from stillroom.broker import broker_tls
 
         assert broker_tls(Settings(redis_url="redis://x")) is None
         assert broker_tls(Settings(redis_url="rediss://x")) == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
@@ -394,7 +394,7 @@ class TestSecrets:
         """Numbers, flags and a "no" in a URL are that to kombu too, and not text."""
         import ssl
 
-        from stillroom.dispatch import broker_tls
+        from stillroom.broker import broker_tls
 
         options = (
             "ssl_check_hostname=no&ssl_min_version=772&ssl_exclude_verify_flags=VERIFY_X509_STRICT"
@@ -411,7 +411,7 @@ class TestSecrets:
     @pytest.mark.parametrize("url", ["rediss://x", "rediss+sentinel://x/main"])
     def test_nobody_is_asked_for_the_password_of_a_key(self, url: str) -> None:
         """A key whose password is not in the URL is opened without one: OpenSSL would ask on the terminal."""
-        from stillroom.dispatch import broker_tls
+        from stillroom.broker import broker_tls
 
         settings = Settings(redis_url=f"{url}?ssl_certfile=/a.crt&ssl_keyfile=/a.key")
         assert (broker_tls(settings) or {})["ssl_password"] == ""

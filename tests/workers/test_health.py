@@ -12,7 +12,7 @@ from celery import signals
 from celery.worker import state
 
 from stillroom import Settings, Stillroom
-from stillroom.dispatch import publish
+from stillroom.broker import publish
 from stillroom.embedded import EmbeddedServer
 from stillroom.health.body import SCHEDULED
 from stillroom.keys import Keys

@@ -16,7 +16,8 @@ from pydantic import BaseModel
 
 import redis
 from stillroom import Settings, Stillroom
-from stillroom.dispatch import CeleryDispatch, publish
+from stillroom.broker import publish
+from stillroom.dispatch import CeleryDispatch
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
 from stillroom.own_celery import AMBIENT

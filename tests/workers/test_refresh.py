@@ -14,7 +14,8 @@ from celery import Celery
 
 import redis
 from stillroom import NoDispatch, Settings, Stillroom
-from stillroom.dispatch import REFRESH_TASK, CeleryDispatch, publish
+from stillroom.broker import publish
+from stillroom.dispatch import REFRESH_TASK, CeleryDispatch
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
 from stillroom_workers.app import make_app

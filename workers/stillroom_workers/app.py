@@ -9,14 +9,7 @@ from typing import Any
 from kombu import Exchange, Queue
 
 from stillroom import Settings, Stillroom
-from stillroom.dispatch import (
-    broker_tls,
-    is_amqp,
-    kept_alive,
-    own_names,
-    sent_now,
-    sentinel_options,
-)
+from stillroom.broker import broker_tls, is_amqp, kept_alive, own_names, sent_now, sentinel_options
 from stillroom.keys import Keys
 from stillroom.own_celery import OwnCelery, read_no_options
 from stillroom_workers.contained import contained

@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any
 
 from stillroom import Settings
-from stillroom.dispatch import broker_tls, sentinel_options
+from stillroom.broker import broker_tls, sentinel_options
 from stillroom.shown import shown
 
 log = logging.getLogger("stillroom.workers")

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import typer
 from rich.text import Text
 
+from stillroom.broker import is_amqp, reach
 from stillroom.cli.health import COLOURS, console, number, size
 from stillroom.cli.tables import AsJson, print_json
-from stillroom.dispatch import NoDispatch, is_amqp, reach
+from stillroom.dispatch import NoDispatch
 from stillroom.errors import DispatchFailed, RedisUnavailable, StillroomError, did_you_mean
 from stillroom.health import Advice, Report
 from stillroom.health.advice import NO, WHY, codes

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from stillroom.dispatch import MESSAGE_LIMIT, SENT_HEADER
+from stillroom.broker import SENT_HEADER
+from stillroom.dispatch import MESSAGE_LIMIT
 from stillroom.health.probe import Counts
 from stillroom.health.queues import BrokerHere
 from stillroom.health.source import counts_in

@@ -17,12 +17,7 @@ from stillroom import LoadShed, RedisUnavailable, UnknownLoader
 from stillroom.cache.loaders import BadArguments
 from stillroom.cache.refreshes import Piece, Refreshes
 from stillroom.cache.sharded import shard_of
-from stillroom.dispatch import (
-    REFRESH_MANY_TASK,
-    REFRESH_TASK,
-    RefreshOrder,
-    RefreshOrders,
-)
+from stillroom.dispatch import REFRESH_MANY_TASK, REFRESH_TASK, RefreshOrder, RefreshOrders
 from stillroom.operation import Failed
 from stillroom_workers.contained import WouldEnd, loading
 from stillroom_workers.crew import Alone, Crew, Hands
