@@ -36,6 +36,8 @@ def test_a_response_says_once_that_it_varies_by_the_cookie(said: list[str], is_a
         (["public, max-age=60"], "private, max-age=60"),
         (["Private, S-MaxAge = 60, must-revalidate"], "private, must-revalidate"),
         (["no-store, public"], "private, no-store"),
+        (["no-store, Must-Understand"], "private, no-store, Must-Understand"),
+        (["private, no-store, must-understand"], None),
         (["Private, max-age=60"], None),
         (["max-age=60", "No-Store"], None),
     ],

@@ -76,7 +76,9 @@ def private(headers: Iterable[Header]) -> tuple[list[Header], frozenset[str]]:
     rules = [rule.strip() for rule in _values(headers, "cache-control") if rule.strip()]
     without = frozenset(name.lower() for name, _ in headers if _is_for_caches(name.lower()))
     names = {rule.lower() for rule in rules}
-    if names & {"no-store", "private"} and not any(map(_opens, names)):
+    # A cache that knows must-understand ignores a no-store beside it (RFC 9111, section 5.2.2.3).
+    closing = {"private"} if "must-understand" in names else {"private", "no-store"}
+    if names & closing and not any(map(_opens, names)):
         return [], without
     kept = [rule for rule in rules if not _opens(rule.lower()) and rule.lower() != "private"]
     return [("Cache-Control", ", ".join(["private", *kept]))], without | {"cache-control"}
