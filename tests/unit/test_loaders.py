@@ -24,7 +24,9 @@ from stillroom import (
     UnknownLoader,
 )
 from stillroom.cache.loaders import BadArguments, result_of
+from stillroom.integrations.model_tags import ModelTags
 from stillroom.integrations.sqlalchemy import AfterCommit
+from stillroom.web.pages import Pages
 
 
 class Parcel(BaseModel):
@@ -115,19 +117,72 @@ def test_a_key_has_one_loader_whatever_its_parameters_are_called(room: Stillroom
         ("a:{id}", lambda room: room.tasks.invalidate_pattern("a:{id}")),
         ("tag:{id}", lambda room: AfterCommit(room).invalidate_by_tag(Session(), "tag:{id}")),
         ("a:{id}", lambda room: AfterCommit(room).invalidate(Session(), "a:{id}")),
+        ("a:{id}", lambda room: room.cache.invalidate_many(["b:7", "a:{id}"])),
+        ("a:{id}", lambda room: room.cache.set("a:{id}", 1)),
+        ("tag:{id}", lambda room: room.cache.set("b:7", 1, tags=["tag:{id}"])),
+        ("a:{id}", lambda room: room.cache.set_many({"a:{id}": 1})),
+        ("tag:{id}", lambda room: room.cache.set_many({"b:7": 1}, tags="tag:{id}")),
+        ("a:{id}", lambda room: room.cache.add("a:{id}", 1)),
+        ("tag:{id}", lambda room: room.cache.add("b:7", 1, tags=["tag:{id}"])),
+        ("a:{id}", lambda room: room.cache.get_or_set("a:{id}", lambda: 1)),
+        ("tag:{id}", lambda room: room.cache.get_or_set("b:7", lambda: 1, tags=["tag:{id}"])),
+        ("a:{id}", lambda room: room.cache.get_or_set_many(["a:{id}"], lambda keys: {})),
+        ("a:{id}", lambda room: room.cache.incr("a:{id}")),
+        ("a:{id}", lambda room: room.cache.touch("a:{id}")),
+        ("page:{id}", lambda room: room.cache.invalidate_by_tag("page:{id}")),
+        ("page:{id}", lambda room: room.cache.set("b:7", 1, tags=["page:{id}"])),
     ],
 )
 def test_a_template_is_no_key_and_no_tag(
     room: Stillroom, forgotten: str, call: Callable[[Stillroom], object]
 ) -> None:
-    """An invalidation of a loader's template, whose f was forgotten, is refused: it would reach no entry."""
+    """A template of a loader or a page in the place of a key or a tag, whose f was forgotten, is refused.
+
+    An invalidation would reach no entry, and a value would be everybody's.
+    """
     room.cache.cached("a:{id}", tags=["tag:{id}", "tags"], name="one")(lambda id: id)  # noqa: A006
+    Pages(room).page(tags=["page:{id}"], name="one")(lambda id: id)  # noqa: A006
     with pytest.raises(InvalidKey, match=re.escape(f"did you mean f{forgotten!r}?")):
         call(room)
     with pytest.raises(InvalidKey, match="a str, not list"):  # what is no text is told as such
         AfterCommit(room).invalidate(Session(), ["a:{id}"])  # type: ignore[arg-type]
     with pytest.raises(RedisUnavailable):  # it goes on to Redis, which is not there
         room.cache.invalidate_by_tag("tags", "tag:{ID}", "tag:7")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("brand:<brand>", "brand:{brand}"),
+        ("brand:<string(length=2):brand>:x", "brand:{brand}:x"),
+        ("{id}:%(brand)s", "{id}:{brand}"),
+        ("brand:$brand", "brand:{brand}"),
+        ("brand:{{ brand }}", "brand:{brand}"),
+    ],
+)
+def test_a_parameter_of_another_language_is_refused(
+    room: Stillroom, written: str, meant: str
+) -> None:
+    """A parameter written as paths, format strings or other templates write it is refused with what was meant.
+
+    It would stand in the tags of all values as it is written, and no invalidation would reach one of them.
+    """
+    said = "did you mean '.*" + re.escape(f"{meant}'?")
+    with pytest.raises(InvalidKey, match=said):
+        room.cache.cached("a:{id}:{brand}", tags=[written], name="one")(lambda id, brand: id)  # noqa: A006
+    with pytest.raises(InvalidKey, match=said):
+        room.cache.cached(f"a:{written}", ignore=["id", "brand"], name="one")(lambda id, brand: id)  # noqa: A006
+    with pytest.raises(InvalidKey, match=said):
+        Pages(room).page(tags=[written], name="one")(lambda id, brand: id)  # noqa: A006
+    with pytest.raises(InvalidKey, match=said):
+        ModelTags("Product", [written], ["id", "brand"])
+
+
+def test_signs_of_other_languages_may_stand_beside_parameters(room: Stillroom) -> None:
+    """What means no parameter, or one that is in braces as well, is text as any other."""
+    tags = ["<b>", "{id}$id", "$brands", "%(ID)s", "{{a}}", "100 %"]
+    room.cache.cached("<id>:{id}", tags=tags, name="one")(lambda id: id)  # noqa: A006
+    assert room.cache.loaders["one"].tag_templates == tags
 
 
 @pytest.mark.parametrize(

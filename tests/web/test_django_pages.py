@@ -697,3 +697,14 @@ def test_times_of_values_may_be_timedeltas() -> None:
             cache.set("a", 1, wrong)
         with pytest.raises(InvalidArgument, match="swr="):
             cache.get_or_set("d", 1, 60, swr=wrong)
+
+
+def test_a_template_of_a_page_is_no_tag(port: int, room: Stillroom) -> None:
+    """A page's template in the place of a tag, whose f was forgotten, is refused once the page was asked for."""
+    assert ask(port, PRODUCT).status == 200
+    for call in (
+        lambda: room.cache.invalidate_by_tag("product:{id}"),
+        lambda: caches["default"].set("a", 1, tags=["product:{id}"]),  # type: ignore[call-arg]
+    ):
+        with pytest.raises(InvalidKey, match=r"did you mean f'product:\{id\}'"):
+            call()

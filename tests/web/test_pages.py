@@ -47,7 +47,7 @@ from stillroom.web.fastapi import limited as limited_by_fastapi
 from stillroom.web.fastapi_room import CurrentSession
 from stillroom.web.flask import StillroomLimits
 from stillroom.web.flask import limited as limited_by_flask
-from stillroom.web.pages import Pages
+from stillroom.web.pages import Pages, tag_page
 from stillroom.web.wsgi import StillroomMiddleware as WsgiMiddleware
 from tests.support.bookshop import Shop, serving
 from tests.support.entries import Recording
@@ -969,3 +969,38 @@ def test_a_page_that_looks_at_the_session_is_rendered_for_nobody(
         assert begun[0]
         assert not begun[1]
         assert client.get("/all").json() == "ann"
+
+
+def test_a_template_that_a_view_adds_as_a_tag_is_refused(settings: Settings) -> None:
+    """A view that adds a page's own template as a tag, its f forgotten, fails where that is written.
+
+    Nobody invalidates such a tag: the page would stay as it is until it ends.
+    """
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        flask, pages = Flask("shop"), Pages(room)
+        pages.install(flask)
+
+        @flask.get("/products/<int:number>")
+        @pages.page(tags=["product:{number}"])
+        def product(number: int) -> str:
+            tag_page("product:{number}")
+            return str(number)
+
+        flask.testing = True
+        with pytest.raises(InvalidKey, match=r"did you mean f'product:\{number\}'"):
+            flask.test_client().get(PRODUCT)
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    fastapi, own = FastAPI(lifespan=room.lifespan), Pages(room)
+    own.install(fastapi)
+
+    @fastapi.get("/products/{number}")
+    @own.page(tags=["product:{number}"])
+    async def product_async(number: int) -> int:
+        tag_page("product:{number}")
+        return number
+
+    with (
+        TestClient(fastapi) as client,
+        pytest.raises(InvalidKey, match=r"did you mean f'product:\{number\}'"),
+    ):
+        client.get(PRODUCT)

@@ -12,7 +12,7 @@ from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.failures import is_of_the_caller
 from stillroom.cache.keeping import TtlOf
 from stillroom.cache.leases import load_lease, loading
-from stillroom.cache.loaders import Recipe, TagSpec, several, value_type_of
+from stillroom.cache.loaders import Recipe, TagSpec, value_type_of
 from stillroom.cache.loads import LATE, WON, Attempt
 from stillroom.codec import MISS
 from stillroom.durations import Duration
@@ -85,10 +85,11 @@ class Bulk(Core):
         type: Any = Any,
     ) -> dict[str, Ready]:
         """Return ready values by key. Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument."""
-        life, given = self._keeper.life(ttl, swr), several("tags", tags)
+        life, given = self._keeper.life(ttl, swr), self._given_tags(tags)
         if not isinstance(values, Mapping):
             raise InvalidArgument(f"values: a mapping of keys to values, not {values!r:.100}")
         names = {key: sanitized(key) for key in values}
+        self.loaders.refuse_unfilled(*names)
         return {
             key: Ready(names[key], self._pack(names[key], value, type, given, b"", life))
             for key, value in values.items()
@@ -105,6 +106,7 @@ class Bulk(Core):
         Many keys go in bites, and all of them are tried. Redis away: RedisUnavailable; nothing is promised then.
         """
         names = names_of(keys)
+        self.loaders.refuse_unfilled(*names)
         replies = yield from self._invalidator.tell(
             [b"k:" + name for name in names.values()], False
         )
@@ -158,6 +160,7 @@ class Bulk(Core):
         Redis away: loads all and returns them.
         """
         names = names_of(keys)
+        self.loaders.refuse_unfilled(*names)
         if not callable(load_many):
             raise InvalidArgument(f"load_many={load_many!r:.100}: a function of a list of keys")
         kind = value_type_of(load_many) if type is None else type

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from stillroom.cache.core import STORED_VALUE, Core
 from stillroom.cache.entry import Entry
 from stillroom.cache.keeping import Life
-from stillroom.cache.loaders import several
 from stillroom.cache.loads import LATE, STORED
 from stillroom.cache.marks import read_clock
 from stillroom.codec import MISS
@@ -57,8 +56,9 @@ class Changes(Core):
         Redis away, full or read-only: False.
         """
         name = sanitized(key)
+        self.loaders.refuse_unfilled(key)
         packed = self._pack(
-            *(name, value, type, several("tags", tags), b""), self._keeper.life(ttl, swr)
+            *(name, value, type, self._given_tags(tags), b""), self._keeper.life(ttl, swr)
         )
         keys = self._writing_keys(name, packed)
         self.away.forget([b"k:" + name])
@@ -91,6 +91,7 @@ class Changes(Core):
         float. Redis away: RedisUnavailable; whether it was added is unknown then.
         """
         name = sanitized(key)
+        self.loaders.refuse_unfilled(key)
         if not isinstance(by, int | float):
             raise InvalidArgument(f"by={by!r:.100}: a number, an int or a float")
         self.away.forget([b"k:" + name])
@@ -130,6 +131,7 @@ class Changes(Core):
         Seconds or a timedelta, by default the settings'. What was invalidated stays so. Redis away: False.
         """
         name = sanitized(key)
+        self.loaders.refuse_unfilled(key)
         life = self._keeper.jittered(self._keeper.life(ttl, swr))
         try:
             for turn in range(TRIES):

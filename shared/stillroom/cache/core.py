@@ -26,7 +26,6 @@ from stillroom.cache.loaders import (
     Recipe,
     TagSpec,
     recipe_of,
-    several,
 )
 from stillroom.cache.loads import LATE, STORED, WON, Loads, Packed
 from stillroom.cache.lookup import Looked, Wish
@@ -246,6 +245,7 @@ class Core(Loads):
         what the value is, by default what `load` says it returns. `near`: this process may keep it, see `cached`.
         """
         name = sanitized(key)
+        self.loaders.refuse_unfilled(key)
         keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
         recipe = self.recipe(Call(load), tags, type, keeping)._replace(near=near_of(near))
         going_on = partial(self._get_or_set, name, recipe)
@@ -349,8 +349,9 @@ class Core(Loads):
         Redis away, full or read-only: False; a write that arrives after this returned is refused by the script.
         """
         name = sanitized(key)
+        self.loaders.refuse_unfilled(key)
         life = self._keeper.life(ttl, swr)
-        packed = self._pack(name, value, type, several("tags", tags), b"", life)
+        packed = self._pack(name, value, type, self._given_tags(tags), b"", life)
         (stored,) = yield from self._put_all("set", [Ready(name, packed)])
         return stored
 

@@ -9,7 +9,7 @@ import json
 import operator
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import (
     Annotated,
@@ -417,6 +417,7 @@ class Loaders:
     def __init__(self) -> None:
         self._by_name: dict[str, Loader] = {}
         self._unfilled: frozenset[str] = frozenset()
+        self._of_pages: frozenset[str] = frozenset()
         self.around: list[Around] = []
 
     def register(self, loader: Loader) -> None:
@@ -436,14 +437,25 @@ class Loaders:
             if loader.around is None:
                 loader.around = self.around
             self._by_name = {other.name: other for other in [*others, loader]}
-            self._unfilled = frozenset(
-                text for one in self._by_name.values() for text in one.unfilled_texts()
-            )
+            self._note_unfilled()
+
+    def know_tags_of_pages(self, templates: Collection[str]) -> None:
+        """Take note of templates of tags that are filled with what a page's address says: see refuse_unfilled."""
+        if self._of_pages.issuperset(templates):  # Django makes some views anew for each request
+            return
+        with no_fork():
+            self._of_pages = self._of_pages.union(templates)
+            self._note_unfilled()
+
+    def _note_unfilled(self) -> None:
+        own = (text for one in self._by_name.values() for text in one.unfilled_texts())
+        self._unfilled = self._of_pages.union(own)
 
     def refuse_unfilled(self, *names: str) -> None:
-        """Raise InvalidKey for a loader's template in the place of a key or a tag: its `f` was forgotten.
+        """Raise InvalidKey for a template in the place of a key or a tag: its `f` was forgotten.
 
-        No entry is reached by it, so an edit would go unseen until the values end.
+        It is one of a loader or a page. No entry is reached by it, and what is stored under it is everybody's: an
+        edit would go unseen until the values end.
         """
         for name in names:
             if isinstance(name, str) and name in self._unfilled:
@@ -457,6 +469,7 @@ class Loaders:
         for loader in others._by_name.values():
             if self._by_name.get(loader.name) is not loader:
                 self.register(loader)
+        self.know_tags_of_pages(others._of_pages)
 
     def __getitem__(self, name: str) -> Loader:
         try:

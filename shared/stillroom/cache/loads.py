@@ -92,7 +92,8 @@ class Loads(Lookup):
             raise InvalidArgument(
                 f"load={call.function!r:.100}: a function; what it returns is kept"
             )
-        given, kind = several("tags", tags), result_of(call.function) if type is None else type
+        given = self._given_tags(tags)
+        kind = result_of(call.function) if type is None else type
         refuse_crowd(given)
         if any(map(callable, given)):
             refuse_awaited("tags", *given)
@@ -108,6 +109,13 @@ class Loads(Lookup):
         release = self._codec.fingerprint(kind)
         keeping = keeping or self._keeper.keeping()
         return Recipe(call, kind, keeping, self._keeper.lease(None), tags_of, release)
+
+    def _given_tags(self, tags: Any) -> Sequence[Any]:
+        """Return the tags that an entry is given. Raises InvalidKey for a template: see refuse_unfilled."""
+        given = several("tags", tags)
+        if given:
+            self.loaders.refuse_unfilled(*given)
+        return given
 
     # Whose turn it is
 

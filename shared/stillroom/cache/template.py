@@ -17,6 +17,10 @@ HASHED = "\x1e"  # between the readable front of a long key and its hash; in Red
 FRONT = 200  # characters
 PREFIX = 100  # bytes
 _HEXADECIMAL = frozenset("0123456789ABCDEF")
+# A parameter as Flask's and Django's paths have it, Python's % and string.Template, and Jinja.
+_FOREIGN = re.compile(
+    r"<(?:\w+(?:\([^)]*\))?:)?([^\W\d]\w*)>|%\(([^\W\d]\w*)\)s|\$([^\W\d]\w*)|\{\{\s*([^\W\d]\w*)\s*\}\}"
+)
 
 
 class Piece(NamedTuple):
@@ -53,6 +57,7 @@ class Template:
         self.text = text
         pieces = list(_parsed(text, parameters))
         self.names = [piece.name for piece in pieces if piece.name]
+        refuse_foreign(text, parameters, self.names)
         # Templates of one shape make the same texts of the same arguments, whatever their parameters are called.
         self.shape = [(piece.literal, bool(piece.name)) for piece in pieces]
         self.head = pieces[0].literal if pieces else ""  # the beginning of all its texts
@@ -98,6 +103,21 @@ class Template:
 def prefix_of(text: str) -> bytes:
     """Return what all keys begin with, as they stand in Redis, that begin with this text."""
     return sanitized(text).partition(b"%")[0][:PREFIX] if text else b""
+
+
+def refuse_foreign(text: str, parameters: Iterable[str], filled: Iterable[str]) -> None:
+    """Raise InvalidKey for a parameter that is written in another language's way: it would stay as it is written.
+
+    `filled`: the parameters that are in braces. What else is said of them is text.
+    """
+    known = {*parameters}.difference(filled)
+    for found in _FOREIGN.finditer(text) if known else ():
+        name = next(filter(None, found.groups()))
+        if name in known:
+            raise InvalidKey(
+                text,
+                f"a parameter is written {{{name}}}; did you mean {text.replace(found[0], f'{{{name}}}')!r}?",
+            )
 
 
 def fitting(text: str) -> tuple[str, bytes]:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from stillroom.cache.arguments import text_in_tag
 from stillroom.cache.loaders import several
-from stillroom.cache.template import Template
+from stillroom.cache.template import Template, refuse_foreign
 from stillroom.errors import InvalidArgument, InvalidKey, did_you_mean
 from stillroom.keys import sanitized
 
@@ -42,7 +42,10 @@ class ModelTags:
         for spec in specs:
             if callable(spec):
                 self._functions.append(spec)
-            elif names := names_in(spec):
+                continue
+            names = names_in(spec)
+            refuse_foreign(spec, known, names)
+            if names:
                 for name in names:
                     if name not in known:
                         reason = f"{{{name}}} is no field of {model}{did_you_mean(name, known)}"

@@ -132,11 +132,13 @@ class CachedView:
         self._cdn = cdn
         self._harmless = harmless
         self._passes = passes
+        self._told: object = None  # the room that knows the templates of the tags
 
     def answer(
         self, request: HttpRequest, parameters: dict[str, Any], view: Callable[[], HttpResponseBase]
     ) -> HttpResponseBase:
         """Return the page from the cache, or what the view says."""
+        self._tell_templates()
         visit = _visit(request)
         identity = identify(visit, self._policy, self._harmless)
         if not isinstance(identity, Identity):
@@ -159,6 +161,7 @@ class CachedView:
                 response = _rendered(request, view())
                 rendered.append(response)
                 _refuse_what_is_private(request, self._policy)
+                room().cache.loaders.refuse_unfilled(*added)
                 tags = [*self._tags.of({**request.GET.dict(), **parameters}), *added]
                 page = _kept(self._policy, request, response, tags)
             is_new = True
@@ -178,6 +181,13 @@ class CachedView:
         if not fits_origin(found, self._policy, visit.headers):
             return self._marked(view(), is_private=False)
         return self._page(found, visit, "fwd=miss; stored" if is_new else "hit")
+
+    def _tell_templates(self) -> None:
+        """Tell the room, which is made by the first request, of the templates of this view's tags."""
+        own = room()
+        if self._told is not own:
+            own.cache.loaders.know_tags_of_pages(self._tags.unfilled_texts())
+            self._told = own
 
     def _page(self, page: StoredPage, visit: Visit, status: str = "hit") -> HttpResponse:
         asked = visit.headers

@@ -100,6 +100,7 @@ class Renderer:
                 if response.refused is None:
                     raise
                 raise response.refused from None
+        self.pages.room.cache.loaders.refuse_unfilled(*added)
         tags = [*marked.tags.of({**found[1], **_query(identity)}), *added]
         headers = [*response.headers, *self._varying(response.headers)]
         return kept(marked.policy, response.status, headers, bytes(response.body), tags)

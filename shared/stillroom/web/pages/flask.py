@@ -80,6 +80,7 @@ class PageMiddleware:
                 self.app, environ, self._pages.room.settings.decoded_limit
             )
         query = dict(parse_qsl(environ["QUERY_STRING"], keep_blank_values=True))
+        self._pages.room.cache.loaders.refuse_unfilled(*added)
         tags = [*marked.tags.of({**found[1], **query}), *added]
         return kept(marked.policy, status, headers, body, tags)
 

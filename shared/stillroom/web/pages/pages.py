@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from stillroom.cache.arguments import text_in_tag
 from stillroom.cache.loaders import several
-from stillroom.cache.template import Template
+from stillroom.cache.template import Template, refuse_foreign
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidArgument, InvalidKey, LoadFailed, SettingsError, did_you_mean
 from stillroom.integrations.model_tags import names_in
@@ -96,6 +96,7 @@ class PageTags:
         )
         for tag in several("tags", tags):
             names = names_in(tag)
+            refuse_foreign(tag, known, names)
             for name in names:
                 if name not in known and not takes_any:
                     reason = f"{{{name}}} is no parameter of {endpoint.__name__}"
@@ -108,6 +109,10 @@ class PageTags:
             template.fill({name: self._value(name, parameters) for name in template.names})
             for template in self._templates
         ]
+
+    def unfilled_texts(self) -> list[str]:
+        """Return the templates that have parameters."""
+        return [template.text for template in self._templates if template.names]
 
     def _value(self, name: str, parameters: Mapping[str, Any]) -> Any:
         """Return the parameter as the endpoint gets it: `007` for an int is 7, as in the tags of a loader."""
@@ -199,9 +204,9 @@ class Pages(Generic[R]):
             origin = _name_of(endpoint)
             known = self._own_name(name or origin, origin, times)
             load = self._load_of(known, origin, times)
-            marked = Marked(
-                known, origin, policy, PageTags(tags, endpoint, policy.query), times, load
-            )
+            tagged = PageTags(tags, endpoint, policy.query)
+            self.room.cache.loaders.know_tags_of_pages(tagged.unfilled_texts())
+            marked = Marked(known, origin, policy, tagged, times, load)
             self._marked[known] = marked
             setattr(endpoint, ATTRIBUTE, marked)
             return endpoint
