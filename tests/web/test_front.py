@@ -20,6 +20,7 @@ from fastapi import APIRouter, FastAPI
 from flask import Blueprint, Flask, Response, session
 from starlette.applications import Starlette
 from starlette.endpoints import WebSocketEndpoint
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Host, Mount, WebSocketRoute
@@ -430,6 +431,49 @@ def test_a_preflight_that_the_cors_layer_answers_frees_the_next_ones(
         assert ask(port, path, "OPTIONS", stranger).status == 400
         got = [ask(port, path, "OPTIONS", PREFLIGHT).status for _ in range(5)]
     assert got == [200] * 5, "one was charged, of two that may be"
+
+
+@pytest.mark.parametrize("place", ["inside", "around", "both"])
+@pytest.mark.parametrize("how", ["mount", "layer", "whole"])
+def test_a_page_may_read_the_refusal_of_a_mounted_apps_limits(
+    how: str, place: str, settings: Settings
+) -> None:
+    """A page of another origin may read a 429 of the limits around an app, wherever its CORS layer is.
+
+    Other origins may read nothing, and the app is asked in a client's name a few times at the most.
+    """
+    methods = []
+
+    async def api(request: Any) -> PlainTextResponse:
+        methods.append(request.method)
+        return PlainTextResponse("ok")
+
+    layer = [Middleware(CORSMiddleware, allow_origins=[SPA], allow_methods=["*"])]
+    inside, around = (layer if place in (one, "both") else [] for one in ("inside", "around"))
+    route = StarletteRoute("/api", api, methods=["GET", "POST"])
+    inner = Starlette(routes=[route], middleware=inside)
+    path, limits = "/in/api", Middleware(limited(TWO))
+    if how == "mount":
+        app: Any = Starlette(routes=[Mount("/in", app=limited(TWO)(inner))], middleware=around)
+    elif how == "layer":
+        mount = Mount("/in", routes=[route], middleware=[limits, *inside])
+        app = Starlette(routes=[mount], middleware=around)
+    else:
+        path, app = "/api", Starlette(routes=[route], middleware=[*around, limits, *inside])
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    with serving_asgi(lambda room: Asgi(app, room), room) as port:
+        for _ in range(2):
+            assert ask(port, path, "POST", FROM_SPA).status == 200
+        for _ in range(3):
+            denied = ask(port, path, "POST", FROM_SPA)
+            assert denied.status == 429
+            assert denied.all("access-control-allow-origin") == [SPA]
+            assert "retry-after" in names_of(denied.one("access-control-expose-headers"))
+            assert "origin" in names_of(denied.one("vary"))
+        stranger = ask(port, path, "POST", {"Origin": "https://evil.example"})
+        assert (stranger.status, stranger.one("access-control-allow-origin")) == (429, None)
+        assert ask(port, path, "POST").one("access-control-expose-headers") is None
+    assert methods == ["POST", "POST"]
 
 
 def test_an_answer_to_a_preflight_may_have_no_headers(settings: Settings) -> None:

@@ -16,7 +16,7 @@ from stillroom.misuse import explained
 from stillroom.operation import Driver, Operation
 from stillroom.room import AsyncStillroom
 from stillroom.shown import repr_of, shown
-from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
+from stillroom.web.cors import EXPOSE, Learned, asking_for, exposing, kept, with_exposed
 from stillroom.web.ending import Ending, answer_to, report_loss
 from stillroom.web.explain import ExplainASGI
 from stillroom.web.fetched import is_meant_in_scope
@@ -236,21 +236,26 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         return self._gate.refusal(scope[VISIT], decoded(scope["headers"]))
 
     async def cors_of(self, scope: Scope) -> list[Header]:
-        """Return the headers of the app's CORS layer, further in, for the page that sent this request.
+        """Return the headers of the app's CORS layer, further in, for the page that sent this request."""
+        return await self.cors_within(self.app, self._learned, scope)
 
-        The layer is asked as a browser asks: by a preflight, which does nothing.
+    async def cors_within(self, app: App, learned: Learned, scope: Scope) -> list[Header]:
+        """Return the headers of the CORS layer in this app, for the page that sent this request.
+
+        The layer is asked as a browser asks: by a preflight, which does nothing. `learned`: what the app has said
+        before.
         """
         origin, method, path = _first(scope, "origin"), scope["method"], scope["path"]
         if origin is None or method == "OPTIONS":
             return []
         now, key, client = time.monotonic(), (origin, method, path), scope[VISIT].client
-        known = self._learned.get(key, client, now)
+        known = learned.get(key, client, now)
         if known is None:
-            said = kept(await self._preflight(scope, method, origin))
-            known = self._learned.add(key, client, now, said)
+            said = kept(await self._preflight(app, scope, method, origin))
+            known = learned.add(key, client, now, said)
         return with_exposed(known)
 
-    async def _preflight(self, scope: Scope, method: str, origin: str) -> list[Header]:
+    async def _preflight(self, app: App, scope: Scope, method: str, origin: str) -> list[Header]:
         """Return the headers of the app's answer to a preflight that the client did not send and does
         not pay for.
         """
@@ -287,7 +292,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         }
         asking[VISIT] = Visit(visit.asked, visit.client, None, visit.is_meant, visit.home)
         try:
-            await self.app(asking, receive, keep)
+            await app(asking, receive, keep)
         except Exception as error:  # the client is refused anyway
             why = shown(repr_of(error), 300)
             log.warning("a preflight of %.200r was not answered: %s", scope["path"], why)

@@ -23,7 +23,7 @@ from stillroom.limits.routes import Counted
 from stillroom.misuse import explained
 from stillroom.web.asgi import LIMITER, StillroomMiddleware
 from stillroom.web.carriers import note_within
-from stillroom.web.cors import Unanswered, is_preflight
+from stillroom.web.cors import Learned, Unanswered, is_preflight
 from stillroom.web.limited import (
     EXEMPT,
     MARK,
@@ -162,6 +162,7 @@ class LimitedApp:
         setattr(self, MARK, (declaration,))
         self._is_endpoint = inspect.isroutine(app)
         self._unanswered = Unanswered()
+        self._learned = Learned()
 
     @property
     def routes(self) -> list[Any]:
@@ -173,11 +174,28 @@ class LimitedApp:
             connection = HTTPConnection(scope)
             can_learn = self._is_preflight(connection)
             is_free = can_learn and not self._charges(scope)
-            if not is_free and not await _admits(connection, send, self._declaration):
+            if not is_free and not await self._admits(connection, send):
                 return
             if can_learn:
                 send = self._watching(scope, send)
         await self.app(scope, receive, send)
+
+    async def _admits(self, connection: HTTPConnection, send: Send) -> bool:
+        """Return whether the request may go on. If not, it has been answered."""
+        scope = connection.scope
+        denial = await charge(connection, self._declaration)
+        if denial is None:
+            return True
+        limiter = _entered(scope)[0]
+        answer = limiter.refusal(scope)
+        if scope["type"] == "websocket":
+            await refuse(send, answer, can_answer(scope) and not denial.banned, POLICY_VIOLATION)
+        else:
+            # The app's CORS layer is behind the limits, and a page may read no answer that has not passed it.
+            cors = await limiter.cors_within(self.app, self._learned, scope)
+            answered = answer._replace(headers=[*answer.headers, *cors])
+            await _response(answered)(scope, _nothing, send)
+        return False
 
     def _is_preflight(self, connection: HTTPConnection) -> bool:
         method = connection.scope.get("method", "GET")
@@ -231,20 +249,6 @@ def _entered(scope: Scope) -> tuple[StillroomMiddleware, Visit]:
             "this endpoint is limited, and there is no StillroomMiddleware around it: "
             "app.add_middleware(StillroomMiddleware, room=room)"
         ) from None
-
-
-async def _admits(connection: HTTPConnection, send: Send, declaration: Limited) -> bool:
-    """Return whether the request may go on. If not, it has been answered."""
-    scope = connection.scope
-    denial = await charge(connection, declaration)
-    if denial is None:
-        return True
-    answer = _entered(scope)[0].refusal(scope)
-    if scope["type"] == "websocket":
-        await refuse(send, answer, can_answer(scope) and not denial.banned, POLICY_VIOLATION)
-    else:
-        await _response(answer)(scope, _nothing, send)
-    return False
 
 
 def _limited_function(endpoint: Any, declaration: Limited) -> Any:
