@@ -605,6 +605,49 @@ def test_another_user_does_not_inherit_the_session(room: Stillroom) -> None:
     assert (room.sessions.count("ann"), room.sessions.count("bob")) == (0, 1)
 
 
+CHANGES: dict[str, Callable[[str | None], object]] = {
+    "set": lambda user: flask.session.__setitem__("_user_id", user),
+    "update": lambda user: flask.session.update(_user_id=user),
+    "changed in place": lambda user: flask.session.mutate(lambda data: data.update(_user_id=user)),  # type: ignore[attr-defined]
+    "another dict": lambda user: flask.session.mutate(lambda data: {**data, "_user_id": user}),  # type: ignore[attr-defined]
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.parametrize(
+    ("before", "user"), [(None, "ann"), ("ann", None), ("bob", "ann"), ("ann", "ann")]
+)
+def test_a_change_of_flask_logins_user_is_a_login_or_a_logout(
+    how: str, before: str | None, user: str | None, room: Stillroom
+) -> None:
+    """Whoever changes Flask-Login's user logs in or out, by whatever a session can do, under a new token."""
+    app = login_app(room)
+
+    @app.get("/change")
+    def change() -> str:
+        flask.session["set"] = "now"
+        CHANGES[how](user)
+        return "changed"
+
+    browser = Jar(app)
+    browser.get("/set/cart/tea")
+    if before:
+        browser.get(f"/in/{before}")
+    planted = browser.token
+    assert browser.get("/change").status_code == 200
+    assert browser.get("/who").text == (user or "nobody")
+    assert {name: room.sessions.count(name) for name in ("ann", "bob")} == {
+        "ann": int(user == "ann"),
+        "bob": 0,
+    }
+    shown = browser.get("/shown").json
+    assert shown["set"] == "now"
+    assert ("cart" in shown) == (before != "bob")
+    if how in ("set", "update") or user != before:  # to set the same user is a login
+        assert browser.token != planted
+        assert room.sessions.get(planted or "") is None
+
+
 def test_a_login_of_the_session_goes_before_flask_logins(room: Stillroom) -> None:
     """A login on the session wins over Flask-Login's in one request, in either order."""
     app = login_app(room)

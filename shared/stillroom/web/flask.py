@@ -32,7 +32,7 @@ from stillroom.web.flask_limits import LimitExceeded, StillroomLimits, exempt, l
 from stillroom.web.headers import varies
 from stillroom.web.placing import checked_cookie, checked_room
 from stillroom.web.problem import Answer, failed
-from stillroom.web.request_session import Login, RequestSession, WebSession
+from stillroom.web.request_session import Change, Login, RequestSession, WebSession
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.wsgi import ALONG
 
@@ -122,26 +122,46 @@ class FlaskSession(WebSession, SessionMixin):
         if key == PERMANENT and not value and key not in self:
             return  # it is not, and that alone begins no session
         confirms = key == FRESH and value is True and self.get(FRESH) is False
-        if key == USER and value is not None:
-            self._log_in(str(value))
+        if key == USER:
+            self._follow(value)
         super().__setitem__(key, value)
         if confirms:
             self.confirm()
 
     def __delitem__(self, key: str) -> None:
         super().__delitem__(key)
-        if key == USER and (self._login is None or self._follows_flask_login):
+        if key == USER:
+            self._follow(None)
+
+    def mutate(self, change: Change) -> None:
+        """See WebSession.mutate. A change of Flask-Login's user is a login, or a logout, as anywhere else."""
+        before = self._look().get(USER)
+        super().mutate(change)
+        user_id = self._look().get(USER)
+        if user_id != before:
+            self._follow(user_id)
+            if user_id is not None:
+                super().__setitem__(
+                    USER, user_id
+                )  # which a login has dropped with another user's data
+
+    def _follow(self, user_id: Any) -> None:
+        """Log in whom Flask-Login's login_user() or its "remember me" cookie names; None: log out."""
+        if self._login is not None and not self._follows_flask_login:
+            return
+        if user_id is not None:
+            self._log_in(str(user_id))
+        elif self.user_id is not None:
             # The rest of the data belongs to no user: it begins an anonymous session.
             self._login, self._is_ended, self._follows_flask_login = None, True, False
 
     def _log_in(self, user_id: str) -> None:
-        """Log in for Flask-Login's login_user() or its "remember me" cookie."""
-        if self._login is None or self._follows_flask_login:
-            before, kept = self.user_id, {key: self[key] for key in self._changed if key in self}
-            super().login(user_id)
-            self._follows_flask_login = True
-            if before not in (None, user_id):
-                self.update(kept)
+        before, changed = self.user_id, (self._changed | self._mutated) - {USER}
+        kept = {key: self[key] for key in changed if key in self}
+        super().login(user_id)
+        self._follows_flask_login = True
+        if before not in (None, user_id):
+            self.update(kept)
 
     def _settle(self) -> None:
         # Also for who looks when it is written.
