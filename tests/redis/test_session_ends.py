@@ -235,6 +235,26 @@ def test_a_new_device_is_told(room: Any, client: Any) -> None:
     assert len(told) == 1
 
 
+def test_each_device_is_forgotten_by_itself(make_room: Any, client: Any) -> None:
+    """A device whose last login was too long ago is new, although the user has logged in on another one since."""
+    room, told = make_room(session_device_memory=1_000), []
+    room.sessions.on_event.append(told.append)
+    for name in ("phone", "laptop"):
+        room.sessions.create("u1", device=name)
+    (key,) = client.keys("*:d:u1")
+    phone, laptop = client.zrange(key, 0, -1)
+    for ago_s, count in ((999, 1), (1_001, 2)):
+        client.zincrby(key, -ago_s * 1_000_000, phone)
+        for name in ("laptop", "phone"):
+            room.sessions.create("u1", device=name)
+        assert [event.kind for event in told] == ["new_device"] * count
+    for device in (phone, laptop):
+        client.zincrby(key, -1_001_000_000, device)
+    room.sessions.create("u1", device="tablet")
+    assert len(told) == 2, "the only one that is known is no news"
+    assert client.zcard(key) == 1
+
+
 def test_a_listener_that_nobody_would_await_is_told(
     room: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

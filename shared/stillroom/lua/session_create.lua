@@ -84,7 +84,9 @@ local function is_new_device(names, life)
   end
   local key = prefix .. 'd:' .. user
   local known = asked_of('ZCARD', key)
-  if not known then
+  if known then -- each device for itself: the key lives on by any of them
+    known = known - redis.call('ZREMRANGEBYSCORE', key, '-inf', plain(now - 1000 * tonumber(life)))
+  else
     redis.call('UNLINK', key)
   end
   local is_new, count = true, 0
