@@ -68,6 +68,12 @@ class KnownBans:
         for key in [key for key in map(without_home, keys) if key in self.until]:
             self.forget(key)
 
+    def end_sooner(self, ms: int) -> None:
+        """Let all bans that this process knows end so many ms earlier: a test has moved its clock."""
+        for key, until in list(self.until.items()):
+            self._keep(key, until - ms)
+            self._append(key, until - ms)
+
     def look(self) -> None:
         """Take in what others have written since; `until`, `widths` and `left_ms` are what was known then."""
         now = time.monotonic()

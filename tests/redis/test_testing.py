@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from stillroom import (
     AUTH,
     AsyncStillroom,
     Freshness,
+    InvalidArgument,
     Limit,
     SessionEnded,
     SessionStoreUnavailable,
@@ -222,6 +225,139 @@ def test_changes_of_limits_end(stillroom: Stillroom, stillroom_clock: Clock) -> 
     stillroom_clock.advance(540)
     assert quotas() == [1, 1]
     assert stillroom.limits.changes() == []
+
+
+RULES = """
+[rules.cards]
+kinds = ["card_declined"]
+group_by = "ip"
+threshold = 3
+window = 600
+action = "ban"
+ban = 300
+shadow = false
+
+[rules.minutes]
+kinds = ["card_tried"]
+group_by = "ip"
+consecutive = true
+threshold = 3
+window = 60
+"""
+CLIENT = "203.0.113.7"
+
+
+@pytest.fixture
+def ruled(stillroom_settings: Settings, tmp_path: Path) -> Iterator[Stillroom]:
+    """Yield a room with rules of abuse, in the same namespace."""
+    (tmp_path / "rules.toml").write_text(RULES)
+    changed = stillroom_settings.model_copy(
+        update={"abuse_rules": tmp_path / "rules.toml", "ban_cap": 2}
+    )
+    with Stillroom(changed, dispatch=InlineDispatch()) as room:
+        yield room
+
+
+def reported(room: Stillroom, kind: str, times: int = 1, client: str = CLIENT) -> int:
+    """Report so many events, and return how many patterns they completed."""
+    for _ in range(times):
+        assert room.abuse.report(kind, ip=client)
+    return room.upkeep.scan_abuse()["patterns"]
+
+
+def test_what_a_rule_has_counted_gets_old(ruled: Stillroom, stillroom_clock: Clock) -> None:
+    """Events leave a rule's window, a pattern is told again in the next one, and peace after a lift ends."""
+    for seconds in (400, 201, 1):
+        assert reported(ruled, "card_declined") == 0, "three, and the first of them too long ago"
+        stillroom_clock.advance(seconds)
+    assert reported(ruled, "card_declined") == 1
+    ruled.abuse.lift(CLIENT)
+    stillroom_clock.advance(599)
+    assert reported(ruled, "card_declined", 3) == 0, "it was told less than ten minutes ago"
+    stillroom_clock.advance(602)
+    assert reported(ruled, "card_declined", 3) == 1
+    assert [ban.subject for ban in ruled.abuse.bans()] == [CLIENT]
+
+
+def test_bans_of_a_minute_ago_are_not_in_the_cap(ruled: Stillroom, stillroom_clock: Clock) -> None:
+    """A rule bans again when the bans of the last minute are fewer than the cap."""
+    for client, seconds in (("203.0.113.1", 40), ("203.0.113.2", 21), ("203.0.113.3", 1)):
+        assert reported(ruled, "card_declined", 3, client) == 1
+        stillroom_clock.advance(seconds)
+    assert reported(ruled, "card_declined", 3) == 1
+    banned = {ban.subject for ban in ruled.abuse.bans()}
+    assert banned == {f"203.0.113.{n}" for n in (1, 2, 3)}, "two in the last minute"
+
+
+def test_windows_in_a_row_are_those_of_the_clock(ruled: Stillroom, stillroom_clock: Clock) -> None:
+    """A rule that counts windows in a row finds an event in each of them, and none where some lie between."""
+    assert reported(ruled, "card_tried", 3) == 0
+    for _ in range(3):
+        stillroom_clock.advance(300)
+        assert reported(ruled, "card_tried") == 0
+    assert [reported(ruled, "card_tried") for _ in range(2) if not stillroom_clock.advance(60)] == [
+        0,
+        1,
+    ]
+
+
+def test_bans_are_served(stillroom: Stillroom, stillroom_clock: Clock) -> None:
+    """What is left of a ban gets less, of a network as well, and it ends when it is over."""
+    for subject in (CLIENT, "198.51.100.0/24"):
+        stillroom.abuse.ban(subject, 600)
+    stillroom_clock.advance(400)
+    left = [ban.until - time.time() for ban in stillroom.abuse.bans()]
+    assert left == [pytest.approx(200, abs=20)] * 2
+    for address in (CLIENT, "198.51.100.7"):
+        denied = stillroom.limits.check(address, [AUTH])
+        assert denied.banned
+        assert denied.retry_after == pytest.approx(200, abs=20)
+    stillroom.abuse.ban("203.0.113.8", 300)
+    assert stillroom.abuse.bans(1)[0].subject == "203.0.113.8", "it ends last"
+    stillroom_clock.advance(201)
+    assert [ban.subject for ban in stillroom.abuse.bans()] == ["203.0.113.8"]
+    assert all(stillroom.limits.check(one, [AUTH]) for one in (CLIENT, "198.51.100.7"))
+
+
+def test_a_ban_that_was_served_is_over_while_the_server_is_away_too(
+    stillroom: Stillroom, stillroom_clock: Clock, stillroom_server: TestServer
+) -> None:
+    """A ban that this process remembers ends when the clock has moved past it, also while the server is frozen."""
+    for subject, seconds in ((CLIENT, 600), ("203.0.113.8", 6_000)):
+        stillroom.abuse.ban(subject, seconds)
+        assert stillroom.limits.check(subject, [AUTH]).banned
+    stillroom_clock.advance(601)
+    stillroom_server.freeze()
+    assert stillroom.limits.check(CLIENT, [AUTH])
+    assert stillroom.limits.check("203.0.113.8", [AUTH]).banned
+
+
+def test_devices_are_forgotten_and_warm_ups_are_due(
+    stillroom: Stillroom, stillroom_clock: Clock
+) -> None:
+    """A device is new when nobody has used it for too long, and a warm-up is due again in the next period."""
+    told = []
+    stillroom.sessions.on_event.append(told.append)
+    stillroom.cache.cached("hot:{n}", name="hot", warm_every=300, warm_with=[1, 2])(lambda n: n)
+    half = stillroom.settings.session_device_memory / 2
+    for device in ("phone", "laptop"):
+        stillroom.sessions.create("ann", device=device)
+    for _ in range(3):
+        assert stillroom.upkeep.warm() == {"loaders": 1, "values": 2}
+        assert stillroom.upkeep.warm() == {"loaders": 0, "values": 0}
+        stillroom_clock.advance(301)
+    for _ in range(3):
+        stillroom.sessions.create("ann", device="laptop")
+        stillroom_clock.advance(half)
+    stillroom.sessions.create("ann", device="phone")
+    assert [event.kind for event in told] == ["new_device"] * 2
+
+
+@pytest.mark.parametrize("wrong", [None, "shop.room", Settings()])
+def test_a_clock_is_a_rooms(wrong: Any) -> None:
+    """A clock of what is no room is refused where it is made."""
+    with pytest.raises(InvalidArgument, match="a Stillroom or AsyncStillroom"):
+        Clock(wrong)
 
 
 def test_both_rooms_share_the_namespace(

@@ -9,7 +9,8 @@ from typing import Any
 import redis
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidArgument
-from stillroom.keys import glob_literal, kind_of
+from stillroom.keys import Keys, glob_literal, kind_of
+from stillroom.misuse import refuse_other
 from stillroom.moving import TIMES, moved
 from stillroom.room import AsyncStillroom, Stillroom, living_rooms
 
@@ -23,13 +24,16 @@ class Clock:
 
     All rooms of this process in the same namespace are moved, whichever face they have.
 
-    Entries get stale and run out, leases and backoffs end, sessions idle away, quotas come back, bans are served,
-    changes of limits end.
-    What is ordered by a logical clock (invalidations, revocations) stays as it is. Not for use while others
-    write.
+    Entries get stale and run out, leases and backoffs end, warm-ups are due, sessions idle away, devices are
+    forgotten, quotas come back, bans are served, what a rule of abuse has counted leaves its window, changes of
+    limits end.
+    What is ordered by a logical clock (invalidations, revocations) stays as it is, and so do the history of health
+    and events of abuse that no worker has read: `room.upkeep.scan_abuse()` reads them. Not for use while others
+    write. Raises InvalidArgument for what is no room.
     """
 
     def __init__(self, room: Stillroom | AsyncStillroom) -> None:
+        refuse_other("room", room, (Stillroom, AsyncStillroom), "a Stillroom or AsyncStillroom")
         self._room = room
 
     def advance(self, seconds: Duration) -> None:
@@ -45,13 +49,11 @@ class Clock:
         if settings.cluster or settings.state_cluster:
             one = "state" if settings.state_cluster else "cache"
             raise InvalidArgument(f"a clock moves one server's time, and the {one} is on a cluster")
-        keys = self._room.keys
-        named = {keys.orders: "orders", keys.limit_changes: "changes"}
+        us = round(seconds * 1_000_000)
         for client in self._clients():
             for key in self._keys(client):
                 _shorten(client, key, seconds)
-                if rewrite := REWRITES.get(named.get(key) or kind_of(key)):
-                    rewrite(client, key, round(seconds * 1_000_000))
+                self._age(client, key, us)
         self._forget(seconds)
 
     def _clients(self) -> Iterator[Any]:
@@ -66,11 +68,42 @@ class Clock:
         prefix = glob_literal(self._room.settings.namespace.encode())
         return list(client.scan_iter(match=prefix + b":*", count=1_000))
 
+    def _age(self, client: Any, key: bytes, us: int) -> None:
+        """Make what a key holds older, where it holds times."""
+        kind = _kind(self._room.keys, key)
+        name = (
+            key.rpartition(b":")[2]
+            if kind == "warm"
+            else key.partition(b":c:")[2].partition(b":")[0]
+        )
+        if kind == "warm":
+            _age_claim(client, key, us, self._period_of(name.decode()))
+        elif kind == "count" and (window := self._row_of(name.decode())):
+            _age_row(client, key, us, window)
+        elif rewrite := REWRITES.get(kind):
+            rewrite(client, key, us)
+
+    def _period_of(self, loader: str) -> float:
+        """Return how often this loader's warm-ups are due, seconds; 0 if no room here has it."""
+        loaders = [room.cache.loaders for room in self._rooms()]
+        warms = [known[loader].warm for known in loaders if loader in known.names()]
+        return next((warm.every for warm in warms if warm is not None), 0.0)
+
+    def _row_of(self, rule: str) -> int:
+        """Return the windows of a rule that counts them in a row, seconds; 0 of any other."""
+        rules = (one for room in self._rooms() for one in room.abuse.rules if one.name == rule)
+        return next((one.window for one in rules if one.consecutive), 0)
+
+    def _rooms(self) -> list[Any]:
+        """Return the rooms of this process in the same namespace."""
+        rooms = {id(room): room for room in (self._room, *living_rooms)}.values()
+        own = self._room.settings.namespace
+        return [room for room in rooms if room.settings.namespace == own]
+
     def _forget(self, seconds: float) -> None:
         """Forget what this process remembers for a while, in each room of the namespace."""
-        for room in {id(room): room for room in (self._room, *living_rooms)}.values():
-            if room.settings.namespace == self._room.settings.namespace:
-                _forget(room, seconds)
+        for room in self._rooms():
+            _forget(room, seconds)
 
 
 def _forget(room: Any, seconds: float) -> None:
@@ -79,6 +112,27 @@ def _forget(room: Any, seconds: float) -> None:
     room.operations.limits._denials.reset()
     room.operations.limits._local.reset()
     room.operations.limits._changes.end_sooner(seconds)
+    room.operations.limits._bans.end_sooner(round(seconds * 1_000))
+
+
+def _kind(keys: Keys, key: bytes) -> str:
+    """Return what a key holds, where it holds times: see REWRITES."""
+    if (known := _named(keys).get(key)) is not None:
+        return known
+    for prefix, kind in ((keys.abuse + b":c:", "count"), (keys.abuse + b":seen:", "seen")):
+        if key.startswith(prefix):
+            return kind
+    kind = kind_of(key)
+    return key.rpartition(b"!")[2].decode() if kind == "mark of a limit" else kind
+
+
+def _named(keys: Keys) -> dict[bytes, str]:
+    return {
+        keys.orders: "orders",
+        keys.limit_changes: "changes",
+        keys.bans: "bans",
+        keys.ban_times: "times of bans",
+    }
 
 
 def _shorten(client: Any, key: bytes, seconds: float) -> None:
@@ -107,6 +161,59 @@ def _age_changes(client: Any, key: bytes, us: int) -> None:
         change = json.loads(text)
         earlier = {name: change[name] - us / 1_000_000 for name in ("since", "until")}
         client.hset(key, limit, json.dumps(change | earlier, separators=(",", ":")))
+
+
+def _age_ban(client: Any, key: bytes, us: int) -> None:
+    if text := client.get(key):
+        ban = json.loads(text)
+        earlier = {name: ban[name] - us / 1_000_000 for name in ("since", "until")}
+        client.set(key, json.dumps(ban | earlier, separators=(",", ":")), keepttl=True)
+
+
+def _age_moment(client: Any, key: bytes, us: int) -> None:
+    if text := client.get(key):
+        client.set(key, int(text) - us // 1_000, keepttl=True)
+
+
+def _age_times(client: Any, key: bytes, us: int) -> None:
+    for number, text in enumerate(client.lrange(key, 0, -1)):
+        client.lset(key, number, int(text) - us // 1_000)
+
+
+def _age_seen(client: Any, key: bytes, us: int) -> None:
+    """Let a pattern have been found earlier: fields with tabs between, two of them ms (abuse_judge.lua)."""
+    fields = (client.get(key) or b"").split(b"\t")
+    if len(fields) > 5:
+        fields[4:6] = [b"%d" % max(0, int(field) - us // 1_000) for field in fields[4:6]]
+        client.set(key, b"\t".join(fields), keepttl=True)
+
+
+def _age_row(client: Any, key: bytes, us: int, window: int) -> None:
+    """Let windows in a row have been earlier: number → when it had an event, ms."""
+    passed = _passed(client, us, window)
+    rows = client.zrange(key, 0, -1, withscores=True)
+    earlier = {int(number) - passed: at - us // 1_000 for number, at in rows}
+    if earlier and passed:
+        left = client.pttl(key)
+        client.delete(key)
+        client.zadd(key, earlier)
+        client.pexpire(key, left)
+
+
+def _age_claim(client: Any, key: bytes, us: int, every: float) -> None:
+    """Let a period of warm-ups have been claimed earlier: its number, a token, and until when it is held, ms."""
+    if every and (text := client.get(key)):
+        period, token, *until = text.split()
+        numbers = [b"%d" % (int(one) - us // 1_000) for one in until]
+        period = b"%d" % (int(period) - _passed(client, us, every))
+        client.set(key, b" ".join([period, token, *numbers]), keepttl=True)
+
+
+def _passed(client: Any, us: int, period: float) -> int:
+    """Return how many periods of so many seconds, which are counted from 1970, begin in the time to come."""
+    seconds, micros = client.time()
+    now, length = seconds * 1_000_000 + micros, round(period * 1_000_000)
+    return int((now + us) // length - now // length)
 
 
 def _age_scores(unit_us: int) -> Callable[[Any, bytes, int], None]:
@@ -142,4 +249,11 @@ REWRITES: dict[str, Callable[[Any, bytes, int], None]] = {
     "limit": _age_hits,
     "slots": _age_scores(1),
     "waiters": _age_scores(1),
+    "d": _age_scores(1),
+    "ban": _age_ban,
+    "lifted": _age_moment,
+    "bans": _age_scores(1_000),
+    "times of bans": _age_times,
+    "count": _age_scores(1_000),
+    "seen": _age_seen,
 }
