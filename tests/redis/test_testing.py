@@ -457,6 +457,14 @@ def test_a_room_is_led_back_also_where_the_test_s_room_can_t_be_closed(
     assert room.settings.redis_url == "redis://127.0.0.1:1"
 
 
+@pytest.mark.parametrize("wrong", [None, {"namespace": "test"}, "redis://127.0.0.1:1"])
+def test_a_room_is_overridden_by_settings_alone(wrong: Any) -> None:
+    """What are no settings is refused: without any, a test would work on the servers that the environment names."""
+    room = Stillroom(Settings(**APP_SETTINGS))
+    with pytest.raises(InvalidArgument, match="settings="), overridden(room, wrong):
+        pass
+
+
 def test_an_async_app_s_room_works_on_the_test_s_server(
     stillroom: Stillroom, stillroom_override: Any, stillroom_clock: Clock
 ) -> None:

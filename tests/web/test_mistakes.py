@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from django.contrib.sessions.backends.cache import SessionStore
 from django.http import HttpRequest
+from fastapi import FastAPI
 from flask import Flask
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -28,19 +29,27 @@ from stillroom import (
     StillroomError,
 )
 from stillroom.web.asgi import StillroomMiddleware as Asgi
+from stillroom.web.asgi_health import HealthASGI
 from stillroom.web.django.limits import limited as on_django
 from stillroom.web.django.views import fresh as fresh_in_django
+from stillroom.web.explain import ExplainASGI, ExplainWSGI
 from stillroom.web.fastapi import limited as on_fastapi
+from stillroom.web.fastapi_room import load_within as within_fastapi
 from stillroom.web.flask import StillroomLimits, StillroomSessions
 from stillroom.web.flask import fresh as fresh_in_flask
 from stillroom.web.flask import limited as on_flask
+from stillroom.web.flask_room import load_within as within_flask
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.starlette import limited as on_starlette
 from stillroom.web.wsgi import StillroomMiddleware as Wsgi
+from stillroom.web.wsgi_health import HealthWSGI
 
 OFFLINE: dict[str, Any] = {"redis_url": "redis://127.0.0.1:1", "session_peppers": "p" * 40}
 ROOM = Stillroom(Settings(**OFFLINE), dispatch=NoDispatch())
 ASYNC_ROOM = AsyncStillroom(Settings(**OFFLINE), dispatch=NoDispatch())
+LAYERS: dict[str, Any] = {
+    one.__name__: one for one in (HealthWSGI, HealthASGI, ExplainWSGI, ExplainASGI)
+}
 TWINS = [AUTH, Limit("auth", 3, 5)]
 
 
@@ -88,6 +97,35 @@ def test_what_the_middleware_is_put_around() -> None:
     for inner in (flask, flask.wsgi_app):
         said = refused(lambda inner=inner: Asgi(inner, ASYNC_ROOM))
         assert "did you mean that of stillroom.web.wsgi?" in said
+
+
+@pytest.mark.parametrize("kind", ["Health", "Explain"])
+def test_what_other_layers_are_put_around(kind: str) -> None:
+    """Health and explanations are put around an app of their own face, and a layer that needs an app has one."""
+    wsgi, asgi = LAYERS[f"{kind}WSGI"], LAYERS[f"{kind}ASGI"]
+    for order in (1, -1):
+        said = refused(lambda order=order: wsgi(*[Starlette(), ROOM][::order]))
+        assert f"{kind}WSGI is put around an app of the other face" in said
+        assert f"did you mean {kind}ASGI?" in said
+        said = refused(lambda order=order: asgi(*[Flask("x"), ASYNC_ROOM][::order]))
+        assert f"did you mean {kind}WSGI?" in said
+    for layer, room, inner in ((wsgi, ROOM, Flask("x")), (asgi, ASYNC_ROOM, Starlette())):
+        assert "is put around an app, not around int" in refused(
+            lambda layer=layer, room=room: layer(app=3, room=room)
+        )
+        assert layer(inner, room)
+        if kind == "Health":
+            assert layer(room)
+        else:
+            assert "not around NoneType" in refused(lambda layer=layer, room=room: layer(room))
+
+
+def test_whose_context_loads_happen_in() -> None:
+    """Loads happen in the context of an app of the framework that the function is for."""
+    for load_within, app in ((within_flask, FastAPI()), (within_fastapi, Flask("x"))):
+        for wrong in (app, None):
+            assert "app=" in refused(lambda load=load_within, app=wrong: load(ASYNC_ROOM, app))
+    assert "room=" in refused(lambda: within_fastapi(None, FastAPI()))  # type: ignore[arg-type]
 
 
 def test_what_flask_is_given() -> None:

@@ -25,6 +25,7 @@ def overridden(room: R, settings: Settings, *, dispatch: Dispatch | None = None)
     otherwise. A room that is used in an event loop is closed there by its app (`lifespan`), or by `async with`.
     """
     refuse_other("room", room, (Stillroom, AsyncStillroom), "the app's Stillroom or AsyncStillroom")
+    refuse_other("settings", settings, Settings, "the test's Settings(…)")
     other = type(room)(settings, dispatch=dispatch or InlineDispatch())
     loaders, listeners = room.cache.loaders, _listeners(room)
     pairs = list(twins(room, other))

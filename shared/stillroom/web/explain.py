@@ -138,7 +138,7 @@ class ExplainWSGI:
     """
 
     def __init__(self, *given: Any, app: Any = None, room: Stillroom | None = None) -> None:
-        self.app, room = app_and_room(given, app, room, Stillroom, "ExplainWSGI")
+        self.app, room = app_and_room(given, app, room, Stillroom, "ExplainWSGI", needs_app=True)
         self._explainer = explainer_of(room)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -166,7 +166,9 @@ class ExplainASGI:
     """
 
     def __init__(self, *given: Any, app: Any = None, room: AsyncStillroom | None = None) -> None:
-        self.app, room = app_and_room(given, app, room, AsyncStillroom, "ExplainASGI")
+        self.app, room = app_and_room(
+            given, app, room, AsyncStillroom, "ExplainASGI", needs_app=True
+        )
         self._explainer = explainer_of(room)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:

@@ -19,7 +19,8 @@ from starlette.requests import HTTPConnection
 
 from stillroom.background import in_background_loop
 from stillroom.errors import SettingsError
-from stillroom.room import AsyncStillroom
+from stillroom.misuse import refuse_other
+from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.asgi import LIMITER
 from stillroom.web.request_session import AsyncWebSession
 from stillroom.web.starlette import load_session
@@ -55,8 +56,10 @@ def load_within(room: AsyncStillroom, app: Starlette) -> None:
     In a worker no server runs it: the first load does, once, and it lasts as long as the process. Where a server
     runs it, nothing changes.
 
-    What loaders need stands in `app.state`; what the lifespan yields is for requests only.
+    What loaders need stands in `app.state`; what the lifespan yields is for requests only. Raises InvalidArgument.
     """
+    refuse_other("room", room, (AsyncStillroom, Stillroom), "an AsyncStillroom")
+    refuse_other("app", app, Starlette, "an app of FastAPI or Starlette")
     room.around_load(AppLifespan(app))
 
 

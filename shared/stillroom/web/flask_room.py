@@ -18,7 +18,7 @@ from werkzeug.local import LocalProxy
 
 from stillroom.errors import InvalidArgument, SettingsError
 from stillroom.limits import Routes
-from stillroom.misuse import explained
+from stillroom.misuse import explained, refuse_other
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.flask import StillroomSessions
 from stillroom.web.flask_limits import answer_shed_loads
@@ -75,8 +75,11 @@ def init_app(
 
 
 def load_within(room: Stillroom | AsyncStillroom, app: Flask) -> None:
-    """Run the room's loaders in the app's context: in a worker, or a script, there is none."""
+    """Run the room's loaders in the app's context: in a worker, or a script, there is none.
 
+    Raises InvalidArgument for what is no Flask app.
+    """
+    refuse_other("app", app, Flask, "a Flask app")
     around = room.cache.loaders.around
     # One app at a time: a factory that is called again, as in tests, makes the one that counts.
     around[:] = [*(one for one in around if not isinstance(one, AppContext)), AppContext(app)]

@@ -33,11 +33,12 @@ def checked_room(room: object, kind: type[R], who: str) -> R:
 
 
 def app_and_room(
-    given: Sequence[Any], app: Any, room: Any, kind: type[R], who: str
+    given: Sequence[Any], app: Any, room: Any, kind: type[R], who: str, *, needs_app: bool = False
 ) -> tuple[Any, R]:
     """Return the app, or None, and the room, by name or in whichever order they were given.
 
-    Frameworks that add middleware give the app first: `app.add_middleware(HealthASGI, room=room)`.
+    Frameworks that add middleware give the app first: `app.add_middleware(HealthASGI, room=room)`. Raises
+    SettingsError for a room, or an app, of the other face.
     """
     for one in given:
         if room is None and isinstance(one, Stillroom | AsyncStillroom):
@@ -48,7 +49,10 @@ def app_and_room(
             raise SettingsError(
                 f"{who} takes an app and a room; {type(one).__name__} is one too many"
             )
-    return app, checked_room(room, kind, who)
+    room = checked_room(room, kind, who)
+    if needs_app or app is not None:
+        checked_app(app, kind, who)
+    return app, room
 
 
 def checked_routes(routes: object) -> Routes | None:
@@ -66,10 +70,10 @@ def checked_app(app: object, kind: type[R], who: str) -> None:
         raise SettingsError(f"{who} is put around an app, not around {type(app).__name__}")
     module, number, others, other = _CALLS[kind]
     if not takes(app, number) and takes(app, other):
-        raise SettingsError(
-            f"{who} of stillroom.web.{module} is put around an app of the other face; did you mean that of "
-            f"stillroom.web.{others}?"
-        )
+        meant = who.replace(module.upper(), others.upper())
+        if meant == who:  # both are called so
+            who, meant = f"{who} of stillroom.web.{module}", f"that of stillroom.web.{others}"
+        raise SettingsError(f"{who} is put around an app of the other face; did you mean {meant}?")
 
 
 def checked_cookie(cookie: object) -> SessionCookie | None:
