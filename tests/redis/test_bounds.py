@@ -254,6 +254,42 @@ def test_a_failing_refresh_backs_off_in_a_batch_too(make_room: Any) -> None:
     assert calls == {"one": 1, "many": 1}
 
 
+@pytest.mark.parametrize("why", ["keep", "an error", "none given"])
+def test_a_refresh_that_brings_nothing_to_keep_backs_off(
+    make_room: Any, dispatch: Any, why: str
+) -> None:
+    """A refresh whose value is not kept backs off as a failed one: a stale value is not loaded with each read."""
+    calls = {"ordered": 0, "one": 0, "many": 0}
+    nothing: Any = object() if why == "an error" else None
+    options: dict[str, Any] = {} if why == "an error" else {"keep": lambda found: found is not None}
+
+    def load() -> Any:
+        calls["ordered"] += 1
+        return 1 if calls["ordered"] == 1 else nothing
+
+    def one() -> Any:
+        calls["one"] += 1
+        return nothing
+
+    def many(keys: list[str]) -> dict[str, Any]:
+        calls["many"] += 1
+        return {} if why == "none given" else dict.fromkeys(keys, nothing)
+
+    app = make_room(ttl=0.01, swr=600, backoff=60)
+    app.cache.set_many({"one": 1, "many": 1})
+    cached = app.cache.cached("ordered", **options)(load)
+    cached()
+    time.sleep(0.02)
+    for _ in range(4):
+        assert cached() == 1
+        dispatch.run_all(app)
+        app.cache.get_or_set("one", one, **options)
+        app.cache.get_or_set_many(["many"], many, **options)
+        for shard in app.operations.cache.shards:
+            shard.forget_asked()
+    assert calls == {"ordered": 2, "one": 1, "many": 1}
+
+
 @pytest.mark.parametrize("change", ["touch", "get", "get_many"])
 def test_a_refresh_that_is_under_way_is_stopped_by_no_read_and_no_touch(
     make_room: Any, dispatch: Any, change: str

@@ -51,6 +51,25 @@ def test_values_are_loaded_whether_anybody_asks_or_not(
     assert sorted(loads) == expected
 
 
+def test_a_value_that_keep_refuses_is_no_failed_order(room: Any) -> None:
+    """An ordered load whose value `keep` refuses is done: it is not tried again, and becomes no dead letter."""
+    loads: list[int] = []
+
+    @room.cache.cached(
+        "row:{id}", keep=lambda row: row is not None, warm_every=60, warm_with=[1, 2]
+    )
+    def row(id: int) -> str | None:
+        loads.append(id)
+        return "one" if id == 1 else None
+
+    room.tasks.warm()
+    counts = room.cache.reclaim()
+    assert (counts["done"], counts["left"]) == (2, 0)
+    assert sorted(loads) == [1, 2]
+    assert room.cache.get("row:1") == "one"
+    assert room.cache.get("row:2") is None
+
+
 def test_a_generator_is_good_for_every_period(make_room: Any, client: Any) -> None:
     """Arguments that can be read once only are a list from the registration on."""
     room: Stillroom = make_room()

@@ -411,17 +411,17 @@ class Bulk(Core):
         ready = {
             key: self._pack_loaded(leases[key][0], value, recipe) for key, value in wanted.items()
         }
-        packed = {key: one for key, (one, _) in ready.items() if one is not None}
+        packed = {key: made.packed for key, made in ready.items() if made.packed is not None}
         batch = Freeing(
             self._commit(*leases[key], turns[key].clock, one) for key, one in packed.items()
         )
-        yield from self._leases.release(lease for key, lease in leases.items() if key not in packed)
+        yield from self._give_back(lease for key, lease in leases.items() if key not in packed)
         stored = yield from self._each("store", batch)
         self._leases.owe(
             leases[key] for key, reply in zip(packed, stored, strict=True) if reply is None
         )
         self.stats.counts["leases_lost"] += sum(reply in (0, -1) for reply in stored)
-        return {key: back for key, (_, back) in ready.items()}
+        return {key: made.back for key, made in ready.items()}
 
     def _failed_turns(
         self, leases: Iterable[tuple[bytes, bytes]], error: BaseException

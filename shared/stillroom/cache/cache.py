@@ -122,7 +122,8 @@ class Cache(Face):
         - `tags`: texts, templates that are filled as f-strings are, or functions of the value that return texts.
         - `type`: the type of the values. Default: the function's return annotation.
         - `keep`: a function of the value. A value for which it returns false is not kept, or only for
-          `negative_ttl`. Without `keep`, `negative_ttl` is how long None is kept.
+          `negative_ttl`. Without `keep`, `negative_ttl` is how long None is kept. Where a refresh gives a value
+          that is not kept, the stale one is served on, and the next refresh waits as after a failed one.
         - `ignore`: parameters that are not in the key. Calls that differ only in these share a value.
         - `name`: what messages to workers call the loader. Default: the function's name. Keep it stable.
         - `lease`: the longest load. The value of a longer one is returned and not stored.

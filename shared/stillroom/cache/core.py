@@ -30,6 +30,7 @@ from stillroom.cache.loaders import (
 from stillroom.cache.loads import LATE, STORED, WON, Loads, Packed
 from stillroom.cache.lookup import Looked, Wish
 from stillroom.cache.means import Means, Place
+from stillroom.cache.orders import LOADED
 from stillroom.cache.probe import LAG_SUM, lag_bucket
 from stillroom.cache.refreshes import Piece
 from stillroom.codec import MISS
@@ -527,7 +528,7 @@ class Core(Loads):
         )
         if not lost:
             yield from self._memo.changing([self._invalidator.naming([name])])
-        return {"outcome": lost or "loaded", "loader": order.loader, "key": key}
+        return {"outcome": lost or LOADED, "loader": order.loader, "key": key}
 
     def undelivered(self, leases: Sequence[tuple[bytes, bytes]]) -> Operation[None]:
         """Note that refreshes could not be sent: free their leases, and let the next stale read ask again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,7 +20,7 @@ from stillroom.cache.loaders import Recipe, TagSpec, result_of, several
 from stillroom.cache.lookup import Lookup
 from stillroom.cache.marks import read_clock
 from stillroom.cache.means import Means, Place
-from stillroom.cache.orders import NotDone
+from stillroom.cache.orders import NOT_WANTED, NotDone
 from stillroom.codec import MISS, Encoded, Unencodable
 from stillroom.errors import InvalidArgument, LoadShed, RedisUnavailable, ValueTooLarge
 from stillroom.keys import refuse_crowd, sanitized, written
@@ -44,6 +44,8 @@ QUEUE_S = 1.0  # how long a load waits for a place …
 QUEUE_MS = 2_000  # … and when a waiter that is gone is forgotten
 RETRY_AFTER_S = 1.0
 KEY_SHOWN = 100  # bytes of a key in an error
+# Why a loaded value is not stored, besides NOT_WANTED: it can't be, or the load ran in a transaction.
+NOT_KEPT, UNSETTLED = "not kept", "in a transaction"
 
 
 class Packed(NamedTuple):
@@ -53,6 +55,14 @@ class Packed(NamedTuple):
     tags: list[bytes]
     life: Life
     release: bytes
+
+
+class Made(NamedTuple):
+    """A loaded value: ready to be stored, or None with the reason in `why_not`; and as a reader gets it."""
+
+    packed: Packed | None
+    back: Any
+    why_not: str = ""
 
 
 class Attempt(NamedTuple):
@@ -270,7 +280,7 @@ class Loads(Lookup):
             if recipe.at_once:
                 yield from self._take_place(name, held, recipe)
             value = yield from self._call(recipe, recipe.loading(held))
-            packed, back = self._pack_loaded(name, value, recipe)
+            made = self._pack_loaded(name, value, recipe)
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -278,7 +288,7 @@ class Loads(Lookup):
                 self.stats.counts["loads_shed"] += 1
             yield from on_failure([(name, held)], error, leaving)
             raise
-        return back, (yield from self._store(name, held, clock, packed, leaving))
+        return made.back, (yield from self._store(name, held, clock, made, leaving))
 
     def _load_ordered(
         self, name: bytes, held: bytes, clock: bytes, recipe: Recipe, on_failure: OnFailure
@@ -335,15 +345,15 @@ class Loads(Lookup):
         name: bytes,
         held: bytes,
         clock: bytes,
-        packed: Packed | None,
+        made: Made,
         leaving: Sequence[Command],
     ) -> Operation[str]:
         """Commit, if the lease is still ours. The caller has its value either way. Return why not, or nothing."""
-        if packed is None:
-            yield from self._leases.release([(name, held)], leaving)
-            return "not kept"
+        if made.packed is None:
+            yield from self._give_back([(name, held)], leaving)
+            return made.why_not
         try:
-            commits = Freeing([self._commit(name, held, clock, packed), *leaving])
+            commits = Freeing([self._commit(name, held, clock, made.packed), *leaving])
             stored, *_ = yield commits
             self._memo.forget(name)  # a request that has seen the new value never sees the old one
             self.near.forget(name)
@@ -361,6 +371,22 @@ class Loads(Lookup):
                 "a load was not stored", "lease", f"{name[:100]!r}: {slow}", logging.INFO
             )
         return "" if stored == STORED else "lease lost"
+
+    def _give_back(
+        self, leases: Iterable[tuple[bytes, bytes]], besides: Sequence[Command] = ()
+    ) -> Operation[None]:
+        """Give back the leases of loads that brought nothing to store.
+
+        After a refresh the stale value is still there. The next refresh waits as after a failed one, or the stale
+        reads would have the value loaded again and again. What a load in a transaction gave, another may store.
+        """
+        some = list(leases)
+        freed = [one for one in some if loading(one[1]) or is_unsettled()]
+        if backed_off := [one for one in some if one not in freed]:
+            yield from self._leases.back_off(backed_off, besides)
+            besides = ()
+        if freed or besides:
+            yield from self._leases.release(freed, besides)
 
     # While Redis is away
 
@@ -393,7 +419,7 @@ class Loads(Lookup):
 
     def _taken_away(self, name: bytes, value: Any, recipe: Recipe) -> Taken:
         """Keep a value that was loaded while Redis is away. A value not to be kept still serves the waiters."""
-        packed, back = self._pack_loaded(name, value, recipe)
+        packed, back, _ = self._pack_loaded(name, value, recipe)
         if packed is None:
             try:
                 encoded = self._codec.encoded(value, recipe.type)
@@ -405,21 +431,20 @@ class Loads(Lookup):
 
     # What is stored
 
-    def _pack_loaded(self, name: bytes, value: Any, recipe: Recipe) -> tuple[Packed | None, Any]:
-        """Return (a loaded value ready to be stored or None, the value as a reader gets it).
-
-        A value that cannot be kept is returned to its caller all the same.
-        """
+    def _pack_loaded(self, name: bytes, value: Any, recipe: Recipe) -> Made:
+        """Return a loaded value ready to be stored. What can't be kept is returned to its caller all the same."""
         back = value
         try:
             life = recipe.keeping.life_of(value)
             encoded = self._codec.encoded(value, recipe.type)
             back = encoded.back
             # A load in a transaction may show rows that will be rolled back, and a rollback invalidates nothing.
-            if life is None or is_unsettled():
-                return None, back
+            if is_unsettled():
+                return Made(None, back, UNSETTLED)
+            if life is None:
+                return Made(None, back, NOT_WANTED)
             tags, source = recipe.tags(value), self._source(recipe)
-            return self._packed(name, encoded, tags, source, life, recipe.release), back
+            return Made(self._packed(name, encoded, tags, source, life, recipe.release), back)
         except Exception as error:  # too large, no JSON, a tag that is none, a function that failed
             if is_of_the_caller(error):
                 raise
@@ -429,7 +454,7 @@ class Loads(Lookup):
                 recipe.name,
                 f"{name[:100]!r}: {recipe.name}: {message_of(error)}",
             )
-            return None, back
+            return Made(None, back, NOT_KEPT)
 
     def _pack(
         self,

@@ -14,6 +14,8 @@ from stillroom.errors import StillroomError
 from stillroom.keys import KEY_LIMIT
 from stillroom.operation import Operation
 
+# Outcomes of an ordered load that has been done: the value is stored, or `keep` of its loader refuses it.
+LOADED, NOT_WANTED = "loaded", "not wanted"
 OF_0_1 = b"o:"  # in front of an order that 0.1 wrote down, in the cache's list of work
 Name = Annotated[str, Field(min_length=1, max_length=KEY_LIMIT)]
 
@@ -70,7 +72,7 @@ class Load(Order):
 
     def carried_out_by(self, cache: Any) -> Operation[Any]:
         report = yield from cache.load(self)
-        if report["outcome"] != "loaded":
+        if report["outcome"] not in (LOADED, NOT_WANTED):
             raise NotDone(f"{self.loader} was called and its value not kept: {report['outcome']}")
         return report
 

@@ -52,6 +52,7 @@ class TasksBody:
     def load(self, function: Any, *args: Any, **kwargs: Any) -> Operation[None]:
         """Order that the value of this call of a cached function is loaded, whether there is one or not.
 
+        A value that `keep` refuses is loaded and not stored, and the order is done.
         The arguments travel as JSON. An argument that has none, or that does not fit the function's signature,
         raises ValueError; a call that Python would refuse raises TypeError.
         """
