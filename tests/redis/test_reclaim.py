@@ -308,6 +308,23 @@ class TestRuns:
         assert first["seen"] + second["seen"] == 2_000
         assert first["deleted"] + second["deleted"] == 1_111
 
+    @pytest.mark.parametrize("how", ["in parts", "put off"])
+    def test_what_is_left_of_the_work_has_an_end(
+        self, room: Any, client: Any, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        """What is left to do is not kept for ever, also where it is all there is: its entries end by themselves."""
+
+        def stop(_: Progress) -> None:
+            monkeypatch.setattr(Run, "left", property(lambda run: 0.0))
+
+        fill(room, 200)
+        room.cache.invalidate_by_tag("t", soft=how == "put off")
+        longest = client.pttl(room.keys.todo)
+        monkeypatch.setattr(reclaim, "SAVE_EVERY_S", 0.0)
+        room.upkeep.reclaim(progress=stop, loads=how != "put off")
+        assert client.zrange(room.keys.todo, 0, -1) == [b"+t:t" if how == "in parts" else b"s:t"]
+        assert 0 < client.pttl(room.keys.todo) <= longest
+
     def test_after_a_restart_of_the_server_it_begins_anew(self, room: Any, client: Any) -> None:
         """After a restart of the server a run begins anew, because an old cursor would miss entries."""
         fill(room, 50)
