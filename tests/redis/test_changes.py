@@ -110,6 +110,19 @@ def test_incr_refuses_a_sum_that_no_float_can_be(room: Any) -> None:
     assert room.cache.incr("n", 10**400) == 10**400 + 1
 
 
+def test_incr_makes_no_infinity_of_numbers(room: Any) -> None:
+    """A sum of two floats that is too large for one is refused, too, and so is `by` that counts nothing."""
+    room.cache.set("f", -1.5e308)
+    with pytest.raises(InvalidArgument, match=r"float under 'f'.* 1\.8e308"):
+        room.cache.incr("f", -1e308)
+    for nothing in (float("inf"), float("nan"), True, "1"):
+        with pytest.raises(InvalidArgument, match="a number, an int or a finite float"):
+            room.cache.incr("f", nothing)
+    assert room.cache.get("f") == -1.5e308
+    room.cache.set("n", float("inf"))  # it was the app's own
+    assert room.cache.incr("n") == float("inf")
+
+
 @pytest.mark.parametrize("value", [None, "1", True, [1], {"a": 1}])
 def test_what_is_no_number_is_not_added_to(room: Any, value: Any) -> None:
     """incr on a value that is no number raises a clear error and leaves the value."""

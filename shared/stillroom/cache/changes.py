@@ -6,6 +6,7 @@ same one. So a change that an invalidation overtakes has found nothing, and brin
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -88,12 +89,14 @@ class Changes(Core):
 
         Of several calls at the same time none is lost; one whose time is up before its turn raises
         RedisUnavailable. Raises InvalidArgument if `by` or the value is not a number, or the sum is too large for a
-        float. Redis away: RedisUnavailable; whether it was added is unknown then.
+        float; Unencodable for an int of more digits than JSON readers take. Redis away: RedisUnavailable; whether
+        it was added is unknown then.
         """
         name = sanitized(key)
         self.loaders.refuse_unfilled(key)
-        if not isinstance(by, int | float):
-            raise InvalidArgument(f"by={by!r:.100}: a number, an int or a float")
+        is_number = isinstance(by, int | float) and not isinstance(by, bool)
+        if not is_number or not (isinstance(by, int) or math.isfinite(by)):
+            raise InvalidArgument(f"by={by!r:.100}: a number, an int or a finite float")
         self.away.forget([b"k:" + name])
         for turn in range(TRIES):
             seen = yield from self._see(name)
@@ -105,13 +108,7 @@ class Changes(Core):
                     f"{key!r} holds a {type(number).__name__}, which can't be added to"
                 )
             tags = [*map(written, seen.entry.tags)]
-            try:
-                total = number + by
-            except OverflowError:  # an int of hundreds of digits and a float
-                raise InvalidArgument(
-                    f"by: this {type(by).__name__} can't be added to the {type(number).__name__} under {key!r}; "
-                    "their sum would be a float, which is 1.8e308 at most"
-                ) from None
+            total = _sum(key, number, by)
             encoded = self._codec.encoded(total)
             packed = self._packed(name, encoded, tags, seen.entry.source, Life(0, 0))
             adds = self._replace(name, seen, packed.rest, "", "", is_new=True)
@@ -182,3 +179,19 @@ class Changes(Core):
         becomes = (entry.epoch, entry.stamp, indexed, body, ttl, life)
         given = IN_TIME, seen.seq, int(is_new), self.terms.new_epoch(), name
         return replace(keys, seen.head, *becomes, *given)
+
+
+def _sum(key: str, number: float, by: float) -> float:
+    """Return the sum. Raises InvalidArgument where it is too large for a float: Python makes an infinity of it, or
+    raises OverflowError where one of both is an int of hundreds of digits.
+    """
+    try:
+        total = number + by
+        if isinstance(total, int) or math.isfinite(total) or not math.isfinite(number):
+            return total
+    except OverflowError:
+        pass
+    raise InvalidArgument(
+        f"by: this {type(by).__name__} can't be added to the {type(number).__name__} under {key!r}; "
+        "their sum would be a float, which is 1.8e308 at most"
+    )
