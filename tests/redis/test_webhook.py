@@ -197,6 +197,15 @@ def test_a_clock_that_was_set_back_does_not_silence_it(
     assert room.upkeep.tell_webhook() == {"told": 1, "outcome": "told"}
 
 
+def test_a_worker_that_died_before_the_clock_was_set_back_does_not_silence_it(
+    room: Any, client: Any, receiver: Receiver
+) -> None:
+    """The place of a worker that died while the clock stood an hour ahead is taken at once, not an hour later."""
+    begin_finding(room, client)
+    client.set(room.keys.webhook_lease, "another's", px=60_000 + 3_600_000)
+    assert room.upkeep.tell_webhook() == {"told": 1, "outcome": "told"}
+
+
 def test_one_worker_at_a_time_tells_it(room: Any, client: Any, receiver: Receiver) -> None:
     """One worker at a time tells events. A dead worker's place is taken within a minute."""
     begin_finding(room, client)
