@@ -14,6 +14,7 @@ C = TypeVar("C", bound=Callable[..., Any])
 BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 # inspect's words
 TOO_MANY, MISSING = "too many positional arguments", "missing a required"
+YES_OR_NO = "True or False"  # what is meant by a flag: the text "no" would be taken for yes
 SLIP = 0.65  # how like a name a slip of it is: `expire` is no slip of `ignore`, nor `wait` of `warm_with`
 
 

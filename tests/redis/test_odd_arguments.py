@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from ipaddress import ip_address, ip_network
 from typing import Any, Protocol, TypedDict
 
@@ -116,6 +117,46 @@ def test_sessions_say_what_is_allowed(
     with pytest.raises(InvalidArgument, match=sentence):
         call(room.sessions, session)
     assert room.sessions.get(session.token).version == session.version
+
+
+FLAGS: dict[str, Callable[..., Any]] = {
+    "touch": lambda room, given: room.sessions.get("", touch=given),
+    "defer": lambda room, given: room.sessions.destroy("", defer=given),
+    "meant": lambda room, given: room.limits.check("8.8.8.8", [Limit("odd", 5, 60)], meant=given),
+    "loads": lambda room, given: room.upkeep.reclaim(loads=given),
+}
+
+
+@pytest.mark.parametrize("given", ["no", None, 0, []])
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_flag_is_true_or_false(room: Any, client: Any, flag: str, given: Any) -> None:
+    """What is neither True nor False is refused at the call: the text "no" would be taken for yes."""
+    with pytest.raises(InvalidArgument, match=rf"^{flag}=.*: True or False"):
+        FLAGS[flag](room, given)
+    assert client.keys("*odd*") == []
+    for right in (True, False):
+        FLAGS[flag](room, right)
+
+
+@pytest.mark.parametrize("given", [{}, 5, "dict"])
+def test_a_type_of_a_session_is_looked_at_without_one_too(room: Any, given: Any) -> None:
+    """What is no type is refused where there is no session to be read, and before a session gets a new token."""
+    session = room.sessions.create("ann", {"n": 1})
+    for token in ("", "00." + "a" * 43, session.token):
+        with pytest.raises(InvalidArgument, match="is no type"):
+            room.sessions.get(token, given)
+    with pytest.raises(InvalidArgument, match="is no type"):
+        room.sessions.rotate(session, given)
+    assert room.stats.counts["sessions_missing"] == 0
+
+
+@pytest.mark.parametrize("given", ["5", float("nan"), True, None, -1])
+def test_a_run_of_upkeep_says_what_seconds_are(room: Any, given: Any) -> None:
+    """How long a run may take is refused in words where it is no number of seconds; a timedelta is one."""
+    for run in (room.upkeep.sweep_sessions, room.upkeep.scan_abuse):
+        with pytest.raises(InvalidArgument, match=r"^seconds=.*: a number of seconds"):
+            run(seconds=given)
+        assert run(seconds=timedelta(seconds=5))["done"]
 
 
 def test_an_order_says_whose_arguments_have_no_json(room: Any) -> None:

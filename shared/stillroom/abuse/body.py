@@ -165,19 +165,21 @@ class AbuseBody:
 
     # Background work
 
-    def scan(self, limit: int = BITE, seconds: float = SCAN_S) -> Operation[dict[str, Any]]:
+    def scan(self, limit: int = BITE, seconds: Duration = SCAN_S) -> Operation[dict[str, Any]]:
         """Read what has happened, `limit` events a bite, and log the patterns in it. For a worker.
 
         Each pattern is one line of the logger `stillroom.abuse`, one entry of the stream `ns:abuse:log`, and a ban
         if its rule bans. Returns counts: {"events", "patterns", "bans", "aside", "late", "done"}; `aside` could not
         be read, `late` came too late to be judged, and `done` is False if `seconds` were up first.
-        Several at once share the work. Redis away: RedisUnavailable; what was read is read again, a minute later.
+        Several at once share the work. Raises InvalidArgument.
+        Redis away: RedisUnavailable; what was read is read again, a minute later.
         """
         if not is_whole(limit):
             raise InvalidArgument(f"limit={limit!r}: 1 or more events a bite")
+        within = seconds_of("seconds", seconds, least=0)
         about = (self.settings, self._server, self._keys, self._stats, self._bans)
         scan = Scan(*about, self.rules, self._exempt)
-        done = yield from scan.run(limit, seconds)
+        done = yield from scan.run(limit, within)
         yield from self._lift_exempt()
         yield from self._spread_again()
         return done

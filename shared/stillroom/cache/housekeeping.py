@@ -15,6 +15,7 @@ from stillroom.cache.sharded import ShardedBody
 from stillroom.cache.warm import Warming
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import RedisUnavailable
+from stillroom.misuse import YES_OR_NO, refuse_other
 from stillroom.operation import On, Operation
 from stillroom.pauses import Pauses
 
@@ -47,6 +48,7 @@ class Housekeeping:
         Raises InvalidArgument. Redis away: RedisUnavailable; the work stays written down.
         """
         seconds = seconds_of("budget", budget)
+        refuse_other("loads", loads, bool, YES_OR_NO)
         began = time.monotonic()
         ordered: dict[str, int] = {}
         away: RedisUnavailable | None = None

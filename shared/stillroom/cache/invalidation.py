@@ -20,7 +20,7 @@ from stillroom.cache.terms import Terms
 from stillroom.dispatch import RECLAIM_TASK, Dispatch
 from stillroom.errors import FINAL, InvalidKey, RedisUnavailable
 from stillroom.keys import Keys, pattern, sanitized
-from stillroom.misuse import refuse_other
+from stillroom.misuse import YES_OR_NO, refuse_other
 from stillroom.operation import Operation
 from stillroom.replicas import kept
 from stillroom.scripts import clear, drop, mark
@@ -249,7 +249,7 @@ def _warn_of_regex(glob: str) -> None:
 def _check_flags(**flags: object) -> None:
     """Raise InvalidArgument for what is neither True nor False: the text "no" would be taken for yes."""
     for name, given in flags.items():
-        refuse_other(name, given, bool, "True or False")
+        refuse_other(name, given, bool, YES_OR_NO)
 
 
 def names_given(operation: str, given: Sequence[Any]) -> list[bytes]:

@@ -45,7 +45,7 @@ from stillroom.errors import (
     did_you_mean,
 )
 from stillroom.keys import refuse_crowd, sanitized
-from stillroom.misuse import misuse, name_of, refuse_awaited, refuse_other, refuse_unfit
+from stillroom.misuse import YES_OR_NO, misuse, name_of, refuse_awaited, refuse_other, refuse_unfit
 from stillroom.operation import Call
 from stillroom.sameness import is_plain, is_same
 from stillroom.shown import complaints
@@ -168,7 +168,7 @@ class Loader:
         self._defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
         self._not_sent = frozenset(n for n in ignored if n in self._defaults)
         self._arguments = self._arguments_type()
-        refuse_other("memo", memo, bool, "True or False")
+        refuse_other("memo", memo, bool, YES_OR_NO)
         self.is_remembered = memo
         self.near = near_of(near)
         self.near_prefix = prefix_of(self._template.head)

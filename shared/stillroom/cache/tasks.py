@@ -16,7 +16,7 @@ from stillroom.errors import InvalidArgument
 from stillroom.face import Service, awaiting, blocking
 from stillroom.groups import groups
 from stillroom.keys import pattern
-from stillroom.misuse import refuse_other
+from stillroom.misuse import YES_OR_NO, refuse_other
 from stillroom.operation import Operation
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class TasksBody:
     def invalidate_tags(self, *tags: str, soft: bool = False) -> Operation[None]:
         """Order that the entries with one of these tags are invalidated. See Cache.invalidate_by_tag."""
         names_given("invalidate_tags", tags)
-        refuse_other("soft", soft, bool, "True or False")
+        refuse_other("soft", soft, bool, YES_OR_NO)
         self._orders.refuse_unfilled(*tags)
         some = groups(tags, TAGS_IN_ONE)
         yield from self._order(InvalidateTags(tags=bite, soft=soft) for bite in some)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from stillroom.cache import AsyncCache, Cache
 from stillroom.keys import pattern, sanitized
-from stillroom.misuse import refuse_other
+from stillroom.misuse import YES_OR_NO, refuse_other
 from stillroom.room import AsyncStillroom, Stillroom
 
 log = logging.getLogger("stillroom.integrations")
@@ -40,7 +40,7 @@ class Pending:
 
     def add_tags(self, tags: Iterable[str], *, soft: bool = False) -> None:
         """Add tags. Raises InvalidKey, and InvalidArgument for a `soft` that is neither True nor False."""
-        refuse_other("soft", soft, bool, "True or False")
+        refuse_other("soft", soft, bool, YES_OR_NO)
         (self._soft if soft else self._tags).update(dict.fromkeys(_checked(tags)))
 
     def add_glob(self, glob: str) -> None:

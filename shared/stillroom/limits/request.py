@@ -22,7 +22,7 @@ from stillroom.limits.changes import Changes
 from stillroom.limits.identity import CROWD, Crowd, Networks
 from stillroom.limits.limit import Limit, check_cost, check_limits
 from stillroom.limits.log import Said, fuller
-from stillroom.misuse import refuse_other
+from stillroom.misuse import YES_OR_NO, refuse_other
 from stillroom.scripts import Script, limit_check
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -217,6 +217,8 @@ class Requests:
         self._count += 1
         if type(cost) is not int:
             check_cost(cost)  # a request that is known is found by True as well as by 1
+        if meant is not True:
+            refuse_other("meant", meant, bool, YES_OR_NO)
         # A list of them is checked once, with its plan.
         wanted = tuple(limits) if type(limits) in _LISTS else check_limits(limits)
         if self.changes.found:

@@ -32,7 +32,7 @@ from stillroom.errors import (
     is_in_doubt,
 )
 from stillroom.keys import Keys
-from stillroom.misuse import refuse_other
+from stillroom.misuse import YES_OR_NO, refuse_other
 from stillroom.operation import Call, Once, Operation
 from stillroom.scripts import (
     session_get,
@@ -307,7 +307,7 @@ class SessionsBody(Many):
         about = (prefix, user, labels, *numbers, note)
         proved = b"" if fresh is True else b"0"
         if fresh is not True:
-            refuse_other("fresh", fresh, bool, "True or False")
+            refuse_other("fresh", fresh, bool, YES_OR_NO)
         known_by = self._device_of(device) if user and device else (b"", b"")
         more = (proved, b"%d" % cookie, *known_by, *_flat(fields))
         begins = Beginning(self, place, keys, old, ending, about, more)
@@ -366,6 +366,10 @@ class SessionsBody(Many):
         """
         token = session if isinstance(session, str) else token_of(session)
         within = None if fresh is None else seconds_of("fresh", fresh, least=0)
+        if touch is not True:
+            refuse_other("touch", touch, bool, YES_OR_NO)
+        if type is not None:
+            self._codec.adapter(type)  # refuses what is no type, where there is no session too
         place = self._place(token)
         if place is None:
             return None
@@ -465,6 +469,7 @@ class SessionsBody(Many):
         know it from then on. If the room is closed, or the process ends, before that, the logout is lost, with a
         line in the log.
         """
+        refuse_other("defer", defer, bool, YES_OR_NO)
         place = self._place(session, denied=True)
         if place is None:
             return False
@@ -524,6 +529,8 @@ class SessionsBody(Many):
         is_proof: bool,
         brings_cookie: bool = False,
     ) -> Operation[Session[Any]]:
+        if type is not None:
+            self._codec.adapter(type)
         place = self._place(session)
         if place is None:
             raise SessionEnded("missing")

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from stillroom.dispatch import Dispatch
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
     OF_THE_COMMAND,
     InvalidArgument,
@@ -137,18 +138,19 @@ class Many(Named):
         )
         return sum(replies)
 
-    def sweep(self, limit: int = BITE, seconds: float = SWEEP_S) -> Operation[dict[str, Any]]:
+    def sweep(self, limit: int = BITE, seconds: Duration = SWEEP_S) -> Operation[dict[str, Any]]:
         """Delete what has expired, oldest first, and what was revoked, in bites of `limit`. For a worker.
 
         Returns {"expired", "deleted", "lag_s", "done"}: `lag_s` is how long the oldest of them had waited, and
         `done` is False if `seconds` were up first. Two at once share the work. It works on a server that is full.
-        Raises SettingsError for a `limit` that is none. Redis away: SessionStoreUnavailable. Where only a node of
-        a cluster is away, or a foreign key is in the place of an index, the others' sessions are swept before this
-        is raised. A shard that `stillroom move-state` has shut is left out.
+        Raises SettingsError for a `limit` that is none, InvalidArgument for `seconds`.
+        Redis away: SessionStoreUnavailable. Where only a node of a cluster is away, or a foreign key is in the
+        place of an index, the others' sessions are swept before this is raised. A shard that `stillroom move-state`
+        has shut is left out.
         """
         if not is_whole(limit, most=BITE_LIMIT):
             raise SettingsError(f"limit={limit!r}: 1 to {BITE_LIMIT:,} sessions a bite")
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds_of("seconds", seconds, least=0)
         expired = deleted = lag = 0
         yield from self._compare_shards()
         left = set(range(self._known_shards))

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidArgument
-from stillroom.misuse import refuse_other
+from stillroom.misuse import YES_OR_NO, refuse_other
 
 # Query parameters that tell who sent the visitor, and change nothing on a page.
 CAMPAIGNS = ("utm_*", "fbclid", "gclid", "msclkid", "mc_cid", "mc_eid")
@@ -63,7 +63,7 @@ class Policy:
     def __post_init__(self) -> None:
         for name in ("query", "ignore", "vary"):
             object.__setattr__(self, name, listed(name, getattr(self, name)))
-        refuse_other("sessions", self.sessions, bool, "True or False")
+        refuse_other("sessions", self.sessions, bool, YES_OR_NO)
         for header in self.vary:
             if not _HEADER.fullmatch(header) or header.lower() in ("cookie", "authorization"):
                 raise InvalidArgument(f"vary={header!r}: the name of a header other than Cookie")
