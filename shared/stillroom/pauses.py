@@ -73,6 +73,10 @@ class Pauses:
         found = zip(WHATS, texts, left, strict=True)
         return [Paused(what, ms / 1000, said_by(text)) for what, text, ms in found if ms > 0]
 
+    def look_again(self) -> None:
+        """Ask Redis with the next call: a test's clock was moved."""
+        self._due = 0.0
+
     def refreshes_are_paused(self) -> Operation[bool]:
         """Return whether workers leave refreshes alone. Asks once a second. Redis away: as it was last seen."""
         now = time.monotonic()

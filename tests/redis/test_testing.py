@@ -353,6 +353,19 @@ def test_devices_are_forgotten_and_warm_ups_are_due(
     assert [event.kind for event in told] == ["new_device"] * 2
 
 
+def test_a_lift_and_a_pause_end(stillroom: Stillroom, stillroom_clock: Clock) -> None:
+    """Ten minutes after a lift a subject may be banned again, and a pause of refreshes ends when it is over."""
+    stillroom.abuse.ban("192.0.2.1", 60)
+    stillroom.abuse.lift("192.0.2.1")
+    stillroom.upkeep.pause("refresh", 300)
+    assert stillroom.upkeep.refreshes_are_paused()
+    stillroom_clock.advance(301)
+    assert not stillroom.upkeep.refreshes_are_paused()
+    with redis.Redis.from_url(stillroom.settings.redis_url) as client:
+        lifted = int(client.get(stillroom.keys.ban_lifted("192.0.2.1")) or 0)
+        assert client.time()[0] - lifted / 1_000 == pytest.approx(301, abs=5)
+
+
 @pytest.mark.parametrize("wrong", [None, "shop.room", Settings()])
 def test_a_clock_is_a_rooms(wrong: Any) -> None:
     """A clock of what is no room is refused where it is made."""

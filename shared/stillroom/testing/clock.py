@@ -26,7 +26,7 @@ class Clock:
 
     Entries get stale and run out, leases and backoffs end, warm-ups are due, sessions idle away, devices are
     forgotten, quotas come back, bans are served, what a rule of abuse has counted leaves its window, changes of
-    limits end.
+    limits and pauses end.
     What is ordered by a logical clock (invalidations, revocations) stays as it is, and so do the history of health
     and events of abuse that no worker has read: `room.upkeep.scan_abuse()` reads them. Not for use while others
     write. Raises InvalidArgument for what is no room.
@@ -71,14 +71,12 @@ class Clock:
     def _age(self, client: Any, key: bytes, us: int) -> None:
         """Make what a key holds older, where it holds times."""
         kind = _kind(self._room.keys, key)
-        name = (
-            key.rpartition(b":")[2]
-            if kind == "warm"
-            else key.partition(b":c:")[2].partition(b":")[0]
-        )
         if kind == "warm":
-            _age_claim(client, key, us, self._period_of(name.decode()))
-        elif kind == "count" and (window := self._row_of(name.decode())):
+            loader = key.removeprefix(self._room.keys.warm(b""))
+            _age_claim(client, key, us, self._period_of(loader.decode()))
+            return
+        rule = key.partition(b":c:")[2].partition(b":")[0] if kind == "count" else b""
+        if window := self._row_of(rule.decode()):
             _age_row(client, key, us, window)
         elif rewrite := REWRITES.get(kind):
             rewrite(client, key, us)
@@ -113,6 +111,7 @@ def _forget(room: Any, seconds: float) -> None:
     room.operations.limits._local.reset()
     room.operations.limits._changes.end_sooner(seconds)
     room.operations.limits._bans.end_sooner(round(seconds * 1_000))
+    room._pauses.look_again()
 
 
 def _kind(keys: Keys, key: bytes) -> str:
@@ -132,6 +131,7 @@ def _named(keys: Keys) -> dict[bytes, str]:
         keys.limit_changes: "changes",
         keys.bans: "bans",
         keys.ban_times: "times of bans",
+        keys.abuse_groups: "groups",
     }
 
 
@@ -249,11 +249,14 @@ REWRITES: dict[str, Callable[[Any, bytes, int], None]] = {
     "limit": _age_hits,
     "slots": _age_scores(1),
     "waiters": _age_scores(1),
+    "n": _age_scores(1_000),
+    "q": _age_scores(1_000),
     "d": _age_scores(1),
     "ban": _age_ban,
     "lifted": _age_moment,
     "bans": _age_scores(1_000),
     "times of bans": _age_times,
     "count": _age_scores(1_000),
+    "groups": _age_scores(1_000),
     "seen": _age_seen,
 }

@@ -18,7 +18,8 @@ PATIENT: dict[str, Any] = {
     "request_timeout": 60.0,
     "pool_timeout": 10.0,
 }
-# The one server of the tests, whatever servers the environment names: a test writes into none of those.
+# The one server of the tests, whatever servers, and file of bans, the environment names: a test writes into none of
+# those.
 ALONE: dict[str, Any] = {
     "redis_password": None,
     "cache_url": None,
@@ -28,6 +29,7 @@ ALONE: dict[str, Any] = {
     "cache_replicas": None,
     "broker_url": None,
     "result_backend": None,
+    "ban_file": None,
 }
 _CALL, _COMMAND = "_call_timeout", "_command_timeout"  # of a driver
 
