@@ -175,6 +175,27 @@ def test_an_order_says_whose_arguments_have_no_json(room: Any) -> None:
     assert [again(b"\xff"), again(b"\xff")] == [1, 1]
 
 
+@pytest.mark.parametrize("depth", [199, 245, 2_000])
+def test_arguments_that_no_worker_could_read_are_refused(
+    room: Any, state_client: Any, depth: int
+) -> None:
+    """What is nested deeper than an order can be read back raises ValueError, and is no dead letter later."""
+    options: Any = 1
+    for _ in range(depth):
+        options = [options]
+    inner = getattr(room, "inner", room)
+
+    @inner.cache.cached("report:{id}", ttl=60, swr=60, ignore=["options"])
+    def report(id: int, options: Any) -> int:
+        return id
+
+    with pytest.raises(InvalidArgument, match="report: its arguments have no JSON"):
+        room.tasks.load(report, 7, options)
+    assert not state_client.exists(room.keys.orders)
+    room.tasks.load(report, 7, options[0] if depth == 199 else [])
+    assert room.upkeep.reclaim()["done"] == 1
+
+
 class Repository(Protocol):
     def names(self) -> list[str]: ...
 

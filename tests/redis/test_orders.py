@@ -80,6 +80,21 @@ def test_an_order_that_0_1_left_is_carried_out(
     assert work not in left_in(app)
 
 
+def test_equal_calls_are_one_order(room: Any, state_client: Any) -> None:
+    """Equal sets and dicts make one order, whatever order their members have: in another process it is another."""
+    inner = getattr(room, "inner", room)
+
+    @inner.cache.cached("by:{sizes}:{names}")
+    def by(sizes: set[int], names: dict[str, int]) -> int:
+        return len(sizes)
+
+    assert [*{0, 8}] != [*{8, 0}]  # as CPython keeps them
+    room.tasks.load(by, {0, 8}, {"a": 1, "b": 2})
+    room.tasks.load(by, names={"b": 2, "a": 1}, sizes={8, 0})
+    assert state_client.zcard(room.keys.orders) == 1
+    assert room.upkeep.reclaim()["done"] == 1
+
+
 @pytest.mark.any_server
 def test_a_tool_without_workers_takes_over_what_0_1_left(places: dict[str, Any]) -> None:
     """A room that does its own maintenance carries such an order out in its next reclaim."""

@@ -301,7 +301,10 @@ class Loader:
         Raises TypeError as the call itself would, InvalidArgument as `source` does, BadArguments, Unkeyable.
         """
         values = self.values(args, kwargs)
-        fields: dict[str, Any] = json.loads(self._as_json(values))
+        fields = _fields_of(self.name, self._as_json(values))
+        for name, value in values.items():
+            if isinstance(value, set | frozenset) and isinstance(fields.get(name), list):
+                fields[name].sort(key=json.dumps)  # each process has them in an order of its own
         key, loads = self.key(values), self.key(self.validated(fields))
         if loads != key:  # an int in a list[float]
             raise InvalidArgument(
@@ -311,6 +314,12 @@ class Loader:
         return fields
 
     def _as_json(self, values: Mapping[str, Any]) -> bytes:
+        try:
+            return self._as_read_back(values)
+        except RecursionError:
+            raise _too_deep(self.name) from None
+
+    def _as_read_back(self, values: Mapping[str, Any]) -> bytes:
         sent = {n: value for n, value in values.items() if n not in self._not_sent}
         options: Any = {"by_alias": True, "round_trip": True, "warnings": False}
         try:
@@ -730,6 +739,20 @@ def _has_schema(hint: Any) -> bool:
     except _NO_SCHEMA:
         return False
     return True
+
+
+def _fields_of(loader: str, text: bytes) -> dict[str, Any]:
+    """Return arguments from their JSON. Raises InvalidArgument where a worker could not read them in an order."""
+    try:
+        pydantic_core.from_json(b'{"":%b}' % text)  # one deeper, as they are in there
+    except ValueError:
+        raise _too_deep(loader) from None
+    fields: dict[str, Any] = json.loads(text)
+    return fields
+
+
+def _too_deep(loader: str) -> InvalidArgument:
+    return InvalidArgument(f"{loader}: its arguments have no JSON: they are nested too deep")
 
 
 def _meant(text: str) -> Any:

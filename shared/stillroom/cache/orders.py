@@ -87,8 +87,10 @@ KINDS: dict[str, type[Order]] = {
 
 
 def to_member(order: Order) -> bytes:
-    """Return the order as it waits in Redis: `<kind> <JSON>`."""
-    return f"{order.kind} {order.model_dump_json(exclude_defaults=True)}".encode()
+    """Return the order as it waits in Redis: `<kind> <JSON>`, which is the same text for equal orders."""
+    fields = order.model_dump(mode="json", exclude_defaults=True)
+    text = json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return f"{order.kind} {text}".encode()
 
 
 def from_member(member: bytes) -> Order:
