@@ -568,6 +568,43 @@ class TestSoft:
         second = room.cache.reclaim()
         assert (second["refreshed"], second["left"]) == (3, 0)
 
+    def test_a_worker_without_the_loader_leaves_it_to_another(
+        self, make_room: Any, client: Any
+    ) -> None:
+        """A worker of the release before, which lacks a loader, leaves the soft invalidation to one that has it."""
+        app, before, after = make_room(), make_room(), make_room()
+        values = iter(range(9))
+        loads = [
+            one.cache.cached("k", ttl=60, swr=600, tags=["t"], name="load")(lambda: next(values))
+            for one in (app, after)
+        ]
+        assert loads[0]() == 0
+        app.cache.set("of no loader", 1, tags=["t"])
+        app.cache.invalidate_by_tag("t", soft=True)
+        assert before.upkeep.reclaim()["left"] == 1
+        assert before.upkeep.reclaim()["due"] == 0  # not at once, again and again
+        let_pass(client, app, 15)
+        report = after.upkeep.reclaim()
+        assert (report["refreshed"], report["left"]) == (1, 0)
+        assert app.cache.get("k") == 1
+
+    def test_a_loader_that_is_gone_is_not_waited_for_without_end(
+        self, room: Any, make_room: Any, client: Any
+    ) -> None:
+        """Where no worker has the loader the work is given up after some minutes. Reads serve what is stale."""
+
+        def load() -> int:
+            return 1
+
+        assert make_room().cache.cached("k", ttl=60, swr=600, tags=["t"])(load)() == 1
+        room.cache.invalidate_by_tag("t", soft=True)
+        runs = 1
+        while room.upkeep.reclaim()["left"]:
+            runs += 1
+            let_pass(client, room, 300)
+        assert runs == 1 + reclaim.LEFT_LIMIT
+        assert room.cache.get("k") == 1
+
     def test_an_index_of_names_whose_entries_are_gone_is_no_hindrance(
         self, room: Any, client: Any
     ) -> None:

@@ -51,6 +51,8 @@ TRIM_BITE = 2_000  # marks dropped by one script call: 2 ms of the server
 BYTES = "latin-1"  # any bytes as text: a cursor may name an entry
 SCRIPT_KEYS = 1_000  # Lua's stack takes no more at once
 TIME = (b"TIME",)
+# A soft invalidation's entries whose loaders this worker does not know are left to another one, so often.
+LEFT_LIMIT = 4
 LOOKS = 3  # at a bite in which something dead could not be deleted
 
 
@@ -69,6 +71,8 @@ class Progress(BaseModel):
     epoch: str = ""  # of the cache
     # Another server answered on the way, or something dead could not be deleted.
     is_broken: bool = False
+    left: int = 0  # how often it was left to a worker that knows the loaders …
+    is_left: bool = False  # … and whether it is now
 
 
 Report: TypeAlias = Callable[[Progress], object]
@@ -139,12 +143,17 @@ class Hottest:
         self.measure = b"FREQ" if counted else b"IDLETIME"
         self._tag, self._seq, self._loaders = tag, seq, loaders
         self._heap: list[tuple[int, bytes, Stale]] = []
+        self.unknown = 0  # entries of other loaders
 
     def offer(self, entry: Entry, degree: int) -> None:
-        if entry.stamp < self._seq and self._tag in entry.tags and entry.loader in self._loaders:
+        if entry.stamp >= self._seq or self._tag not in entry.tags or not entry.loader:
+            return
+        if entry.loader in self._loaders:
             heat = degree if self.measure == b"FREQ" else -degree
             push = heapq.heappush if len(self._heap) < HOTTEST else heapq.heappushpop
             push(self._heap, (heat, entry.key, Stale(entry.key, entry, entry.source)))
+        else:
+            self.unknown += 1
 
     def first(self) -> list[Stale]:
         """Return the stale values, the hottest first."""
@@ -275,8 +284,11 @@ class Reclaim:
         """Cross the work off, or write down the rest of it. Return how many patterns need no mark any more."""
         state, dropped, again_ms = work.progress, 0, 0
         left = b"" if state.done else ON + work.name
-        if left and work.name.startswith(SOFT) and (yield from are_paused(self._pauses)):
-            again_ms = PUT_OFF_MS
+        if left and work.name.startswith(SOFT):
+            if (yield from are_paused(self._pauses)):
+                again_ms = PUT_OFF_MS
+            elif state.is_left:
+                again_ms = PUT_OFF_MS * 2 ** (state.left - 1)
         if state.done and work.name == SWEEP:
             is_complete = yield from self._is_complete(state)
             dropped, is_left = (yield from self._drop_globs(state)) if is_complete else (0, True)
@@ -502,9 +514,11 @@ class Reclaim:
     def _refresh_tag(self, work: Work, run: Run) -> Operation[None]:
         """Load the entries that this tag made stale, the most read first, until a pass finds nothing to load.
 
-        While refreshes are paused it is left to do.
+        While refreshes are paused it is left to do. So it is where this worker lacks loaders: another one, of the
+        release that is being deployed, may have them. After some tries the reads are to order the rest.
         """
         tag, state = work.name.removeprefix(SOFT), work.progress
+        state.is_left = False
         if (yield from are_paused(self._pauses)):
             return
         _, policy = yield from self._about_server()
@@ -521,7 +535,10 @@ class Reclaim:
                 return
             progressed = (yield from self._refresh_one(stale, state)) or progressed
             yield from self._tell(work, run)
-        state.done = found_all and not progressed
+        is_over = found_all and not progressed
+        state.is_left = is_over and hottest.unknown > 0 and state.left < LEFT_LIMIT
+        state.left += state.is_left
+        state.done = is_over and not state.is_left
 
     def _bite_stale(
         self, hottest: Hottest, tag: bytes, cursor: bytes, run: Run
