@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import redis
-from stillroom import DEFAULT, NoDispatch, Settings, Stillroom
+from stillroom import DEFAULT, Limit, NoDispatch, Settings, Stillroom
 from stillroom.abuse import scan
 from stillroom.scripts import abuse_count
 from tests.support.abuse import (
@@ -250,6 +250,46 @@ def test_a_ban_and_a_lift_last_no_longer_after_the_clock_stepped_back(
     assert scans(room, 25, word="b")["bans"] == 0
     clocked.set_clock(HOUR + 700)
     assert scans(room, 25, word="c")["bans"] == 1
+
+
+def test_denials_are_of_ten_minutes_after_the_clock_stepped_back(
+    clocked: ClockedServer, db: Any, clocked_room: Make
+) -> None:
+    """One denial a minute never counts as many in ten minutes, also where the clock stepped back an hour."""
+    room = clocked_room()
+    limit = Limit("search", 1, 50)
+    clocked.set_clock(2 * HOUR)
+    for minute in range(70):
+        if minute:
+            clocked.set_clock(HOUR + minute * 60)
+        for _ in range(2):
+            room.limits.check(CLIENT, [limit])
+            forget_denials(room)
+    told = [int(fields[b"n"]) for _, fields in db.xrange(room.keys.abuse)]
+    assert 2 <= max(told) <= 16
+    room.abuse.scan()
+    assert ban_of(db, room) is None
+
+
+def test_a_quota_that_is_nearly_used_is_told_again_after_the_clock_stepped_back(
+    clocked: ClockedServer, db: Any, clocked_room: Make
+) -> None:
+    """A subject near its quota is an event in each window, also after the clock stepped back an hour."""
+    room = clocked_room()
+
+    def use_up() -> int:
+        for _ in range(9):
+            room.limits.check(CLIENT, [Limit("search", 10, 60)])
+            forget_denials(room)
+        return sum(fields[b"kind"] == b"near" for _, fields in db.xrange(room.keys.abuse))
+
+    clocked.set_clock(HOUR)
+    assert use_up() == 1
+    told = []
+    for n in range(1, 5):
+        clocked.set_clock(n * 62)
+        told.append(use_up())
+    assert told[-2:] == [told[1] + 1, told[1] + 2]
 
 
 def test_the_cap_is_a_minutes_after_the_clock_stepped_back(

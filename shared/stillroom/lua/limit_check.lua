@@ -132,7 +132,8 @@ if denied or near or ARGV[5] ~= '' then
     end
   end
   for _, i in ipairs(is_telling and near or {}) do
-    tell_if_near(KEYS[2 + bans + i], answer[4 * i - 1], ARGV[8 + 3 * i], fields)
+    local numbers = 7 + 3 * i
+    tell_if_near(KEYS[2 + bans + i], answer[4 * i - 1], ARGV[numbers + 1], ARGV[numbers + 2], fields)
   end
 end
 return answer

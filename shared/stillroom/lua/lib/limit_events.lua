@@ -1,6 +1,9 @@
 -- Adds the limits' events to their stream, KEYS[1]: denials, at 1, 2, 4, 8 … of a subject, and subjects near a quota.
 -- `fields`: where among the arguments the fields of an event begin. Before them stands how many events are kept.
 
+-- A key that has more time left than it was given is from before the clock was put back: it ends as if it had just been
+-- given its time.
+
 local DENIED_MS = 600000
 
 -- An event names an address only if its limit counts by address. A limit by user counts guesses from everywhere: the
@@ -31,7 +34,7 @@ local function count_denials(log, more, fields)
   local key = string.match(log, '^.*:') .. '!denied'
   redis.call('UNLINK', key .. '!') -- no such key exists; the first write takes no memory: see save
   local n = redis.call('INCRBY', key, plain(more))
-  if n == more then
+  if n == more or redis.call('PTTL', key) > DENIED_MS then
     redis.call('PEXPIRE', key, DENIED_MS)
   end
   if crosses_power_of_two(n - more, n) then
@@ -39,8 +42,12 @@ local function count_denials(log, more, fields)
   end
 end
 
-local function tell_if_near(log, used, window, fields)
-  if redis.call('SET', log .. '!near', '', 'NX', 'PX', plain(window / 1000)) then
+-- `life`: how long the log is kept, ms: the longest window of its name, and a little more.
+local function tell_if_near(log, used, window, life, fields)
+  local key = log .. '!near'
+  if redis.call('SET', key, '', 'NX', 'PX', plain(window / 1000)) then
     tell('near', used, log, fields)
+  elseif redis.call('PTTL', key) > tonumber(life) then
+    redis.call('PEXPIRE', key, plain(window / 1000))
   end
 end
