@@ -272,6 +272,23 @@ def test_a_listener_that_nobody_would_await_is_told(
     assert "on_event=tell: a plain function; this one has to be awaited" in caplog.text
 
 
+def test_a_new_device_is_told_once_where_others_are_ahead_of_the_clock(
+    room: Any, client: Any
+) -> None:
+    """A device that is new after the server's clock was set back an hour is known with its next login."""
+    told: list[SessionEvent] = []
+    for n in range(50):
+        room.sessions.create("u1", device=f"d{n}")
+    (key,) = client.keys("*:d:u1")
+    for device in client.zrange(key, 0, -1):
+        client.zincrby(key, 3_600_000_000, device)
+    room.sessions.on_event.append(told.append)
+    for _ in range(3):
+        room.sessions.create("u1", device="phone")
+    assert [event.kind for event in told] == ["new_device"]
+    assert client.zcard(key) == 50
+
+
 def test_devices_are_bounded_and_forgotten(make_room: Any, client: Any) -> None:
     """A user has fifty devices at most, which expire `session_device_memory` after the last login."""
     room = make_room(session_device_memory=1_000)

@@ -89,6 +89,10 @@ local function is_new_device(names, life)
   else
     redis.call('UNLINK', key)
   end
+  -- Logins from before the clock was put back are of just before now, or they would push this one out.
+  for _, ahead in ipairs(asked_of('ZRANGE', key, '+inf', plain(now), 'BYSCORE', 'REV') or {}) do
+    redis.call('ZADD', key, plain(now - 1), ahead)
+  end
   local is_new, count = true, 0
   for device in string.gmatch(names, '%S+') do
     is_new, count = redis.call('ZADD', key, plain(now), device) == 1 and is_new, count + 1
