@@ -821,6 +821,31 @@ def test_more_kinds_of_keys_than_are_told_apart_are_one(
     assert values() == [1] * 7 + [2] + [1] * (len(keys) - 8)
 
 
+@pytest.mark.parametrize("of_many", [False, True])
+def test_what_a_process_enters_is_bounded(
+    room: Any, make_room: Any, client: Any, monkeypatch: pytest.MonkeyPatch, of_many: bool
+) -> None:
+    """However many keys without a colon are read, each a prefix of its own, Redis is told of a hundred at most."""
+    entered: list[int] = []
+    joins = near.near_join
+
+    def joining(keys: Any, *given: Any) -> Any:
+        entered.append(len(given) - 3)
+        return joins(keys, *given)
+
+    monkeypatch.setattr(near, "near_join", joining)
+    other: Stillroom = make_room()
+    keys = [f"{n:03}" if of_many else f"user{n}" for n in range(500)]
+    other.cache.set_many(dict.fromkeys(keys, 1))
+    for expected in (1, 2):
+        with room.request():
+            assert [room.cache.get(key, near=True) for key in keys] == [expected] * len(keys)
+        other.cache.set_many(dict.fromkeys(keys, expected + 1))
+    assert max(entered) <= near.PREFIXES
+    assert len(entered) <= (near.PREFIXES + 2 if of_many else 12)
+    assert len(client.get(room.keys.near).split(b"\n")) == (2 if of_many else 11)
+
+
 def test_health_tells_what_is_kept(make_room: Any) -> None:
     """Hits, those near among them, proofs, evictions, and the bytes that this process keeps."""
     room: Stillroom = make_room(near_limit=20_000)

@@ -45,6 +45,8 @@ NAMES_AT_ONCE = 1_000  # changed keys that are asked for; more of them: all copi
 JOINED_S = 3_600.0  # how often the prefixes are entered again
 REGISTRY_MS = 8 * 86_400_000  # how long they stay without that
 PREFIXES = 100  # more are one: every key
+EVERY_KEY = b""  # begins with this
+NEVER = float("-inf")  # as time.monotonic()
 COPY_BYTES = 600  # memory of a copy besides its text, measured
 SHARED_FACTOR = 4  # a decoded value takes so many times its text
 CALLS = 4  # ways to call a loader that mean one key: with a default, and without
@@ -68,6 +70,18 @@ def near_prefix(name: bytes) -> bytes:
     """Return the prefix that a key which no loader owns is kept under: up to its last colon, or all of it."""
     head, colon, _ = name.rpartition(b":")
     return (head + colon or name).partition(b"%")[0][:PREFIX]
+
+
+def _shortest(prefixes: set[bytes]) -> tuple[bytes, ...]:
+    """Return those that begin with none of the others; every key's, where they are too many.
+
+    Keys that no loader owns may each have a prefix of their own.
+    """
+    found: tuple[bytes, ...] = ()
+    for prefix in sorted(prefixes):
+        if not prefix.startswith(found):
+            found += (prefix,)
+    return found if len(found) <= PREFIXES else (EVERY_KEY,)
 
 
 class Proof(NamedTuple):
@@ -299,12 +313,14 @@ class Near:
         """Know nothing: no lock of another thread, no proof of another process."""
         self._lock = threading.RLock()
         self._registry: bytes | None = None
-        self._registry_asked = float("-inf")  # when it was asked for, time.monotonic()
+        self._registry_asked = NEVER  # when it was asked for, time.monotonic()
         self._prefixes: tuple[bytes, ...] = ()  # that are in it
-        self._joined: dict[bytes, float] = {}  # prefix → when it was entered, time.monotonic()
+        # Prefixes that this process has entered, and when it has, time.monotonic().
+        self._joined: tuple[bytes, ...] = ()
+        self._joined_at = NEVER
         self._epoch = b""
         self._synced = 0  # up to this clock the changed keys are known
-        self._proof = Proof(float("-inf"), None)
+        self._proof = Proof(NEVER, None)
 
     # Without Redis
 
@@ -392,15 +408,17 @@ class Near:
     def joining(self, prefix: bytes) -> Operation[None]:
         """Enter the prefix of keys that are to be kept, before any of them is read for that."""
         now = time.monotonic()
-        if now - self._joined.get(prefix, float("-inf")) < JOINED_S:
+        if now - self._joined_at < JOINED_S and prefix.startswith(self._joined):
             return
-        fresh_id, prefixes = secrets.token_hex(8), {*self._joined, prefix}
+        fresh_id, prefixes = secrets.token_hex(8), _shortest({*self._joined, prefix})
         (registry,) = yield [
             near_join([self._keys.near], fresh_id, REGISTRY_MS, PREFIXES, *prefixes)
         ]
         with self._lock:
-            self._joined = dict.fromkeys(prefixes, now)
+            self._joined, self._joined_at = prefixes, now
             self._take_registry(registry, now)
+            if EVERY_KEY in self._prefixes:
+                self._joined = (EVERY_KEY,)
 
     @property
     def synced(self) -> int:
@@ -511,11 +529,11 @@ class Near:
             return
         self._prefixes = tuple(registry.split(b"\n")[1:]) if registry else ()
         if before is not None and (registry is None or not registry.startswith(before)):
-            self._joined = {}
+            self._joined = ()
             self.store.forget(self)
 
     def _begin(self, epoch: bytes, seq: int) -> None:
         self._epoch, self._synced = epoch, seq
         # A look from before this epoch may arrive behind its proof, and begin the epoch before it again.
-        self._proof = Proof(float("-inf"), None)
+        self._proof = Proof(NEVER, None)
         self.store.forget(self)
