@@ -18,6 +18,7 @@ from stillroom.leash import until
 from stillroom_workers.app import make_app
 from tests.support.crowd import PATIENT
 from tests.support.faces import FACES, open_room
+from tests.support.trips import Trips
 
 ORDERS: dict[str, Callable[[Any], object]] = {
     "keys": lambda app: app.tasks.invalidate_keys("k"),
@@ -93,6 +94,20 @@ def test_equal_calls_are_one_order(room: Any, state_client: Any) -> None:
     room.tasks.load(by, names={"b": 2, "a": 1}, sizes={8, 0})
     assert state_client.zcard(room.keys.orders) == 1
     assert room.upkeep.reclaim()["done"] == 1
+
+
+def test_orders_of_megabytes_have_a_deadline_each(
+    make_room: Any, state_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would take longer than one call may is written down in several; many small orders are one round trip."""
+    room: Stillroom = make_room()
+    room.tasks.invalidate_keys("first")
+    trips = Trips(room, monkeypatch)
+    room.tasks.invalidate_keys(*(f"{n:04}{'x' * 900}" for n in range(2_500)))
+    assert trips.taken() == 3
+    room.tasks.invalidate_tags(*(f"tag:{n}" for n in range(4_000)))
+    assert trips.taken() == 1
+    assert state_client.zcard(room.keys.orders) == 1 + 3 + 40
 
 
 @pytest.mark.any_server

@@ -46,6 +46,7 @@ NOT_HERE = {
         "test_looking_at_a_list_writes_nothing",
         "test_in_order_the_count_is_exact",
         "test_a_command_that_arrives_late_takes_nothing",
+        "test_orders_of_megabytes_have_a_deadline_each",
     ),
     "events and bans are in several shards, in orders of their own": (
         "test_an_event_is_written_down",

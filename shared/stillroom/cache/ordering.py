@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from stillroom.cache.bites import BYTES_AT_ONCE
 from stillroom.cache.orders import (
     OF_0_1,
     Load,
@@ -63,6 +64,17 @@ class Taken(NamedTuple):
     tries: int
 
 
+def _in_bites(members: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Yield the orders in groups that one script takes in time: 512 kB, or a single order."""
+    start = size = 0
+    for place, member in enumerate(members):
+        size += len(member)
+        if size > BYTES_AT_ONCE and place > start:
+            yield members[start:place]
+            start, size = place, len(member)
+    yield members[start:]
+
+
 class Ordering:
     """The operations. A driver of the cache runs them; orders are read and written on the state's server."""
 
@@ -94,10 +106,11 @@ class Ordering:
     def order(self, *orders: Order) -> Operation[None]:
         """Write down what a worker is to do: it will be done, whatever becomes of workers and broker.
 
-        The same order twice, not yet done, is one. Raises DispatchFailed if 10,000 wait already.
-        Redis away: RedisUnavailable.
+        The same order twice, not yet done, is one. Large ones go in several scripts, each with its own deadline.
+        Raises DispatchFailed if 10,000 wait already. Redis away: RedisUnavailable. Some may be written down then.
         """
-        yield On([(STATE, self._written(map(to_member, orders)))])
+        for some in _in_bites(list(map(to_member, orders))):
+            yield On([(STATE, self._written(some))])
         self._wake()
 
     def carry_out(self, budget: float) -> Operation[dict[str, int]]:

@@ -30,7 +30,7 @@ class TasksBody:
         self._orders = orders
 
     def invalidate_keys(self, *keys: str) -> Operation[None]:
-        """Order that these keys are forgotten. See Cache.invalidate. Cost: one script."""
+        """Order that these keys are forgotten. See Cache.invalidate. Cost: a script for each 512 kB."""
         names_given("invalidate_keys", keys)
         self._orders.refuse_unfilled(*keys)
         yield from self._order(InvalidateKeys(keys=some) for some in groups(keys, KEYS_IN_ONE))
