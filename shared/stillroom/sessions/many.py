@@ -27,7 +27,7 @@ from stillroom.scripts import (
 from stillroom.sessions.asking import LOGOUT, is_shut, steady_us
 from stillroom.sessions.ends import End
 from stillroom.sessions.named import Known, Named
-from stillroom.sessions.session import Device, encoded_tags, encoded_user, listed_device
+from stillroom.sessions.session import Device, encoded_user, listed_device, tag_names
 from stillroom.sessions.token import Place, make_handle, read_handle
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -103,7 +103,9 @@ class Many(Named):
     def destroy_by_tag(self, *tags: str) -> Operation[int]:
         """End all sessions that carry one of these tags. Return how many lived. See destroy_for_user."""
         ended = 0
-        for tag in encoded_tags(tags):
+        for place, tag in enumerate(tag_names(tags)):
+            if place:
+                yield Pause(0)  # others first; and each tag has its own deadline
             ended += yield from self._revoke(b"g:" + tag, None)
         return ended
 

@@ -395,9 +395,14 @@ def encoded_user(given: object) -> bytes:
     return sanitized(given, "a user")
 
 
+def tag_names(tags: Sequence[str]) -> list[bytes]:
+    """Return each tag once, as it stands in Redis. Raises InvalidKey, InvalidArgument."""
+    return list(dict.fromkeys(map(sanitized, texts_of("tags", tags))))
+
+
 def encoded_tags(tags: Sequence[str]) -> list[bytes]:
-    """Return each tag once. Raises InvalidKey or SessionDataRefused."""
-    names = list(dict.fromkeys(map(sanitized, texts_of("tags", tags))))
+    """Return the tags of one session. Raises as tag_names, or SessionDataRefused."""
+    names = tag_names(tags)
     if len(names) > TAGS_LIMIT:
         raise SessionDataRefused(f"{len(names)} tags, the limit is {TAGS_LIMIT}")
     return names
