@@ -821,6 +821,23 @@ def test_more_kinds_of_keys_than_are_told_apart_are_one(
     assert values() == [1] * 7 + [2] + [1] * (len(keys) - 8)
 
 
+@pytest.mark.parametrize("key", ["\x01report", "%41", "%:1"])
+def test_a_key_that_begins_with_an_escape_is_not_every_key(
+    room: Any, make_room: Any, client: Any, key: str
+) -> None:
+    """A key that begins with a percent sign or a control character has others kept near that do, and no more."""
+    other: Stillroom = make_room()
+    other.cache.set(key, 1)
+    for expected in (1, 2):
+        with room.request():
+            assert room.cache.get(key, near=True) == expected
+        other.cache.set(key, expected + 1)
+    assert client.get(room.keys.near).partition(b"\n")[2] == b"%"
+    clock = client.get(room.keys.clock)
+    other.cache.set("another", 1)
+    assert client.get(room.keys.clock) == clock
+
+
 @pytest.mark.parametrize("of_many", [False, True])
 def test_what_a_process_enters_is_bounded(
     room: Any, make_room: Any, client: Any, monkeypatch: pytest.MonkeyPatch, of_many: bool

@@ -30,7 +30,7 @@ from stillroom.cache.judge import Judge
 from stillroom.cache.marks import Verdict, read_clock, seqs_of
 from stillroom.cache.memo import KEPT_S, LIMIT, Memo, Remembered
 from stillroom.cache.sharing import is_frozen
-from stillroom.cache.template import PREFIX
+from stillroom.cache.template import up_to_escape
 from stillroom.codec import MISS, UNREADABLE, Parse
 from stillroom.keys import Keys
 from stillroom.oldest import oldest
@@ -69,7 +69,7 @@ def remembered_by(loader: object, args: Sequence[Any]) -> tuple[Any, ...] | None
 def near_prefix(name: bytes) -> bytes:
     """Return the prefix that a key which no loader owns is kept under: up to its last colon, or all of it."""
     head, colon, _ = name.rpartition(b":")
-    return (head + colon or name).partition(b"%")[0][:PREFIX]
+    return up_to_escape(head + colon or name)
 
 
 def _shortest(prefixes: set[bytes]) -> tuple[bytes, ...]:

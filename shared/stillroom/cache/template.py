@@ -102,7 +102,15 @@ class Template:
 
 def prefix_of(text: str) -> bytes:
     """Return what all keys begin with, as they stand in Redis, that begin with this text."""
-    return sanitized(text).partition(b"%")[0][:PREFIX] if text else b""
+    return up_to_escape(sanitized(text)) if text else b""
+
+
+def up_to_escape(name: bytes) -> bytes:
+    """Return the beginning of a key as it stands in Redis, up to the first escaped character.
+
+    If it begins with one, that is `%`, and not nothing: with nothing all keys begin.
+    """
+    return name.partition(b"%")[0][:PREFIX] or name[:1]
 
 
 def refuse_foreign(text: str, parameters: Iterable[str], filled: Iterable[str]) -> None:
