@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import hishel
 import pytest
-from fastapi import BackgroundTasks, Depends, FastAPI, Request
+from fastapi import BackgroundTasks, Cookie, Depends, FastAPI, Header, Request
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from flask import Flask, Response, url_for
@@ -1004,3 +1004,54 @@ def test_a_template_that_a_view_adds_as_a_tag_is_refused(settings: Settings) -> 
         pytest.raises(InvalidKey, match=r"did you mean f'product:\{number\}'"),
     ):
         client.get(PRODUCT)
+
+
+def tenant_of(x_tenant: Annotated[str | None, Header()] = None) -> str | None:
+    return x_tenant
+
+
+class Client:
+    """What a view knows of its client, as a class that is a dependency."""
+
+    def __init__(
+        self, tenant: str | None = Depends(tenant_of), agent: str = Header("", alias="User-Agent")
+    ):
+        self.tenant, self.agent = tenant, agent
+
+
+def by_annotation(accept_language: Annotated[str | None, Header()] = None) -> None: ...
+def by_default(lang: str = Header("en", alias="X-Lang")) -> None: ...
+def by_dependency(tenant: str | None = Depends(tenant_of)) -> None: ...
+def by_class(client: Annotated[Client, Depends()]) -> None: ...
+def by_cookie(theme: Annotated[str, Cookie()] = "light") -> None: ...
+def by_token(authorization: Annotated[str, Header()] = "") -> None: ...
+def by_nothing(id: int, q: str = "", request: Request = None) -> None: ...  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("view", "options", "told"),
+    [
+        (by_annotation, {}, ["header accept-language"]),
+        (by_annotation, {"vary": ["Accept-Language"]}, []),
+        (by_default, {}, ["header X-Lang"]),
+        (by_dependency, {"vary": ["X-Lang"]}, ["header x-tenant"]),
+        (by_class, {}, ["header x-tenant", "header User-Agent"]),
+        (by_class, {"vary": ["user-agent"]}, ["header x-tenant"]),
+        (by_cookie, {}, []),
+        (by_cookie, {"sessions": True}, ["cookie theme"]),
+        (by_token, {}, []),
+        (by_token, {"sessions": True}, ["header authorization"]),
+        (by_nothing, {}, []),
+    ],
+)
+def test_what_a_page_is_rendered_without_is_told(
+    room: Stillroom, caplog: pytest.LogCaptureFixture, view: Any, options: Any, told: list[str]
+) -> None:
+    """A header or a cookie that a view of FastAPI takes, and its pages are rendered without, is told at the start.
+
+    Everybody would get the page of who sends none. Who sends a cookie goes past the cache, unless sessions=True.
+    """
+    Pages(room).page(name="p", **options)(view)
+    takes = "the view of the page p takes the "
+    found = [line.removeprefix(takes).partition(",")[0] for line in caplog.messages]
+    assert found == told

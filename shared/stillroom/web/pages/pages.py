@@ -41,6 +41,7 @@ from stillroom.web.pages.policy import (
     listed,
 )
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage
+from stillroom.web.pages.taken import taken_by
 from stillroom.web.problem import Answer
 
 log = logging.getLogger("stillroom.web")
@@ -207,6 +208,7 @@ class Pages(Generic[R]):
             tagged = PageTags(tags, endpoint, policy.query)
             self.room.cache.loaders.know_tags_of_pages(tagged.unfilled_texts())
             marked = Marked(known, origin, policy, tagged, times, load)
+            _tell_of_taken(known, endpoint, policy)
             self._marked[known] = marked
             setattr(endpoint, ATTRIBUTE, marked)
             return endpoint
@@ -328,6 +330,23 @@ def own_mark(endpoint: Any, marked: Marked) -> Marked:
     if own is None or own.name != marked.name:
         raise NotKept("its address leads to another endpoint")
     return own
+
+
+def _tell_of_taken(name: str, view: Callable[..., Any], policy: Policy) -> None:
+    """Log which headers and cookies a view takes that its pages are rendered without, though all visitors get them.
+
+    Requests with a cookie, or with Authorization, go past the cache unless the endpoint says `sessions=True`.
+    """
+    known = [("header", header.lower()) for header in policy.vary]
+    for kind, taken in dict.fromkeys(taken_by(view)):
+        is_own = kind == "cookie" or taken.lower() == "authorization"
+        if (kind, taken.lower()) in known or (is_own and not policy.sessions):
+            continue
+        todo = "" if is_own else f". If it matters, name it: vary=[{taken!r}]"
+        log.warning(
+            "the view of the page %s takes the %s %s, and is called without it for all visitors%s",
+            *(name, kind, taken, todo),
+        )
 
 
 def _tags_of_page(page: Any) -> Iterable[str]:
