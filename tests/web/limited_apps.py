@@ -4,9 +4,10 @@
 who is not; `/tiers` has limits by the header X-Tier; `/cost?n=3` costs 3 of 10; `/mine` counts by user, `/keyed` by
 the header X-API-Key, `/tenant` by a function; `/login?who`; `/shared/a` and `/shared/b` share a limit; `/both` has
 two; `/sync/7` and `/async`; `/class` and `/method` of a class; `/group/x` is limited by its group, `/group/own` by
-its own too, `/group/free` is exempt; `/probed` is exempt for who sends X-Probe; `/open` has none; `/touch` looks at
-its session, `/page` too, and reads five values near; `/stream` has one place at a time, and sends the second piece
-when GATE opens; `/sized` has one too, says its length, and ends when GATE opens; `/fails` has one too.
+its own too, `/group/free` is exempt, `/group/freed` and `/group/class` are but for their own; `/probed` is exempt
+for who sends X-Probe; `/open` has none; `/touch` looks at its session, `/page` too, and reads five values near;
+`/stream` has one place at a time, and sends the second piece when GATE opens; `/sized` has one too, says its
+length, and ends when GATE opens; `/fails` has one too.
 """
 
 from __future__ import annotations

@@ -113,6 +113,10 @@ class Parts(View):
         return HttpResponse("post")
 
 
+@exempt
+class FreedParts(Parts): ...
+
+
 def login(request: HttpRequest) -> HttpResponse:
     request.session.cycle_key()
     request.session[SESSION_KEY] = request.GET["who"]
@@ -190,6 +194,8 @@ group = [
     path("x", says("x")),
     path("own", limited(ONE)(says("own"))),
     path("free", exempt(says("free"))),
+    path("freed", exempt(limited(ONE)(says("freed")))),
+    path("class", FreedParts.as_view()),
 ]
 urlpatterns = [
     path("guess", guess),

@@ -48,6 +48,10 @@ class Parts(MethodView):
         return "post"
 
 
+@exempt
+class FreedParts(Parts): ...
+
+
 def make_app(room: Stillroom, **options: Any) -> Flask:  # noqa: C901 - one view after the other
     app = Flask("limited")
     app.session_interface = StillroomSessions(room)
@@ -140,6 +144,8 @@ def make_app(room: Stillroom, **options: Any) -> Flask:  # noqa: C901 - one view
     group.add_url_rule("/x", "x", says("x"))
     group.add_url_rule("/own", "own", limited(ONE)(says("own")))
     group.add_url_rule("/free", "free", exempt(says("free")))
+    group.add_url_rule("/freed", "freed", exempt(limited(ONE)(says("freed"))))
+    group.add_url_rule("/class", view_func=FreedParts.as_view("freed-class"))
     app.register_blueprint(group)
     return app
 

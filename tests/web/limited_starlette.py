@@ -108,6 +108,7 @@ def make_fastapi(room: AsyncStillroom, **options: Any) -> FastAPI:  # noqa: C901
     group.add_api_route("/x", said("x"))
     group.add_api_route("/own", said("own"), dependencies=needs(ONE))
     group.add_api_route("/free", exempt(said("free")))
+    group.add_api_route("/freed", limited(ONE)(exempt(said("freed"))))
     app.include_router(group)
     return wrapped(app, room, options)
 

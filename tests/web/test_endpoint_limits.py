@@ -189,6 +189,19 @@ def test_a_group_limits_its_endpoints(framework: str, port: int) -> None:
     assert not [name for name, _ in ask(port, "/open").headers if "ratelimit" in name.lower()]
 
 
+def test_an_exempt_endpoint_keeps_its_own_limits(framework: str, port: int) -> None:
+    """An endpoint that is exempt from its group's limits has those that it carries itself, and no others."""
+    if framework == "starlette":  # its Mount limits whatever it leads to
+        return
+    first = ask(port, "/group/freed")
+    assert (first.status, read(first.one("ratelimit-policy")).keys()) == (200, {"one"})
+    assert statuses(port, "/group/freed", 2) == [429, 429]
+    if framework not in ("fastapi",):
+        assert statuses(port, "/group/class", 3) == [200] * 3
+        assert statuses(port, "/group/class", 3, "POST") == [200, 200, 429]
+    assert statuses(port, "/group/x", 3) == [200, 200, 429]
+
+
 def test_functions_and_classes_are_endpoints(port: int) -> None:
     """Sync and async functions, methods of a class and whole classes can have limits."""
     assert statuses(port, "/sync/7", 3) == [200, 200, 429]

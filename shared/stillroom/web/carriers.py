@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from stillroom.limits import Limit
-from stillroom.web.limited import EXEMPT, Limited, carried, kind_of
+from stillroom.web.limited import Limited, carried, is_exempt, kind_of
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 FLASK_EXTENSION = "stillroom.limits"  # in app.extensions
@@ -266,8 +266,8 @@ def _endpoint(
     named: dict[str, str] | None = None,
 ) -> Endpoint:
     """Return an endpoint, with what its carriers declare for all methods, and the methods of its class for one."""
-    if getattr(view, EXEMPT, False):
-        return Endpoint(name)
+    if is_exempt(view):
+        outer, carriers = (), [one for one in carriers if one is view or one is kind]
     whole = [*outer, *[one for carrier in carriers for one in carried(carrier)]]
     found = [Carried(one, methods) for one in dict.fromkeys(whole)]
     for method in METHODS if kind is not None else ():

@@ -33,6 +33,7 @@ from stillroom.web.limited import (
     When,
     carried,
     declared_in_threads,
+    is_exempt,
 )
 from stillroom.web.placing import checked_function, checked_room
 from stillroom.web.problem import Answer, shed
@@ -148,13 +149,14 @@ class StillroomLimits:
                 log.warning("the view %s %s", name, LOST)
         visit = self._visit(asked)
         view = app.view_functions.get(asked.endpoint or "")
+        is_free = is_exempt(view)
+        declarations = self._declared_for(app, asked, view) or (() if is_free else self._default)
         visit.exempt = (
             RENDERING in asked.environ
             or _is_answered_by_flask(asked)
-            or getattr(view, EXEMPT, False)
+            or (is_free and not declarations)
             or bool(self._exempt_when and self._exempt_when(request))
         )
-        declarations = self._declared_for(app, asked, view) or self._default
         if declarations and visit.refused is None:
             self._charge(visit, asked, view, declarations)
 
@@ -251,7 +253,7 @@ def limited(
             )
         if isinstance(view, Blueprint):
             setattr(view, MARK, (declaration, *carried(view)))
-            view.before_request(lambda: _charge_once(declaration))
+            view.before_request(lambda: _charge_for_blueprint(declaration))
             return view
         if isinstance(view, Flask) or not callable(view):
             meant = (
@@ -283,7 +285,10 @@ def _answer_shed(error: LoadShed) -> Response:
 
 
 def exempt(view: V) -> V:
-    """Free a view from all limits but those of the middleware's table: its blueprints', and the default."""
+    """Free a view, or a class of views, from the limits of its blueprints, and from the default.
+
+    What `@limited` puts on the view itself counts all the same, and so does the middleware's table.
+    """
     setattr(view, EXEMPT, True)
     return view
 
@@ -406,8 +411,16 @@ def _charge_once(declaration: Limited) -> None:
         _extension().charge([declaration])
 
 
+def _charge_for_blueprint(declaration: Limited) -> None:
+    """Charge the request for the blueprint of its view, unless that is free from it. Raises LimitExceeded."""
+    view = _now(current_app).view_functions.get(_now(request).endpoint or "")
+    if not is_exempt(view):
+        _charge_once(declaration)
+
+
 def _declared_for(app: Flask, asked: Request, view: Any) -> list[Limited]:
-    blueprints = [app.blueprints[name] for name in reversed(asked.blueprints)]
+    outer = () if is_exempt(view) else reversed(asked.blueprints)
+    blueprints = [app.blueprints[name] for name in outer]
     kind = getattr(view, "view_class", None)
     method = getattr(kind, "get" if asked.method == "HEAD" else asked.method.lower(), None)
     carriers = [*blueprints, kind, view, method]

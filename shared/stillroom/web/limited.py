@@ -200,6 +200,15 @@ def carried(endpoint: object) -> tuple[Limited, ...]:
     return getattr(endpoint, MARK, ())
 
 
+def is_exempt(endpoint: object) -> bool:
+    """Return whether an endpoint, or the class that it was made of, is free from limits further out.
+
+    Those that it carries itself count all the same: whoever put both there meant both.
+    """
+    made_of = getattr(endpoint, "view_class", None) or getattr(endpoint, "cls", None)
+    return bool(getattr(endpoint, EXEMPT, False) or getattr(made_of, EXEMPT, False))
+
+
 def run(steps: Steps[T]) -> T:
     """Take the steps in a thread. Raises SettingsError for a coroutine function."""
     try:

@@ -33,6 +33,7 @@ from stillroom.web.limited import (
     When,
     carried,
     declared,
+    is_exempt,
     run_async,
 )
 from stillroom.web.problem import Answer
@@ -108,19 +109,25 @@ def limited(
 
 
 def exempt(endpoint: E) -> E:
-    """Free an endpoint of FastAPI from the limits that its routers and its app put on it.
+    """Free an endpoint of FastAPI from the limits that its routers and its app put on it, and all its dependencies.
 
-    What stands in front of the routing knows no endpoint: the middleware's table, and limits around an ASGI app.
+    What `@limited` puts on the endpoint itself counts all the same. What stands in front of the routing knows no
+    endpoint: the middleware's table, and limits around an ASGI app.
     """
     setattr(endpoint, EXEMPT, True)
     return endpoint
 
 
-async def charge(connection: HTTPConnection, declaration: Limited) -> Decision | None:
-    """Charge this request. Returns the denial, if it is one. Raises SettingsError without the middleware."""
+async def charge(
+    connection: HTTPConnection, declaration: Limited, *, is_own: bool = False
+) -> Decision | None:
+    """Charge this request. Returns the denial, if it is one. Raises SettingsError without the middleware.
+
+    `is_own`: the endpoint itself carries the limits.
+    """
     scope = connection.scope
     endpoint = scope.get("endpoint")
-    if RENDERING in scope or getattr(endpoint, EXEMPT, False):
+    if RENDERING in scope or (is_exempt(endpoint) and not is_own):
         return None
     limiter, visit = _entered(scope)
     due = declaration.at_once(visit.client)
@@ -133,9 +140,9 @@ async def charge(connection: HTTPConnection, declaration: Limited) -> Decision |
     return visit.refused
 
 
-async def check(connection: HTTPConnection, declaration: Limited) -> None:
+async def check(connection: HTTPConnection, declaration: Limited, *, is_own: bool = False) -> None:
     """Charge this request. Raises LimitExceeded if it is over a limit, or what closes a websocket with 1008."""
-    denial = await charge(connection, declaration)
+    denial = await charge(connection, declaration, is_own=is_own)
     if denial is None:
         return
     scope = connection.scope
@@ -263,7 +270,7 @@ def _limited_function(endpoint: Any, declaration: Limited) -> Any:
             raise SettingsError(
                 f"{endpoint.__qualname__} is limited, and is called without its request"
             )
-        await check(connection, declaration)
+        await check(connection, declaration, is_own=True)
         if is_async:
             return await endpoint(*args, **kwargs)
         return await run_in_threadpool(endpoint, *args, **kwargs)
@@ -316,7 +323,7 @@ def _limited_class(endpoint: type, declaration: Limited) -> type:
         connection = (
             Request(self.scope) if self.scope["type"] == "http" else HTTPConnection(self.scope)
         )
-        await check(connection, declaration)
+        await check(connection, declaration, is_own=True)
         await endpoint.dispatch(self)
 
     marks = {MARK: (declaration, *carried(endpoint)), "dispatch": dispatch}

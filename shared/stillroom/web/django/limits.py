@@ -49,6 +49,7 @@ from stillroom.web.limited import (
     When,
     carried,
     declared_in_threads,
+    is_exempt,
 )
 from stillroom.web.placing import checked_function
 from stillroom.web.problem import shed
@@ -113,17 +114,17 @@ class LimitsMiddleware(InRequest):
         self, request: HttpRequest, view: Any, _: Sequence[Any], __: dict[str, Any]
     ) -> HttpResponseBase | None:
         visit: Visit = getattr(request, HERE)[1]
+        declarations, is_free = carried_in_django(view, request.method or "GET"), is_exempt(view)
         visit.exempt = (
             RENDERING in _around(request)
             or _is_answered_by_django(request, view)
-            or bool(getattr(view, EXEMPT, False))
+            or (is_free and not declarations)
             or bool(self.exempt_when(request))
         )
         if visit.refused is not None:
             return None
         self._let_session_ride(request, visit)
-        declarations = carried_in_django(view, request.method or "GET")
-        return self.charge(request, declarations or self._default)
+        return self.charge(request, declarations or (() if is_free else self._default))
 
     def process_exception(
         self, request: HttpRequest, exception: Exception
@@ -247,7 +248,10 @@ def limited(
 
 
 def exempt(view: V) -> V:
-    """Free a view from the limits of the URLs that lead to it, and from the default."""
+    """Free a view, or a class of views, from the limits of the URLs that lead to it, and from the default.
+
+    What `@limited` puts on the view itself counts all the same.
+    """
     setattr(view, EXEMPT, True)
     return view
 
@@ -325,8 +329,8 @@ def _limited_urls(urls: Any, declaration: Limited) -> Any:
 
 
 def _guarded(match: Any, declarations: Sequence[Limited]) -> Any:
-    """Return the resolved match with its view behind these limits."""
-    if match is not None:
+    """Return the resolved match with its view behind these limits, unless that is free from them."""
+    if match is not None and not is_exempt(match.func):
         for declaration in reversed(declarations):
             match.func = _known(match.func, declaration)
     return match
