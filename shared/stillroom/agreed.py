@@ -20,8 +20,10 @@ from stillroom.errors import RedisUnavailable, SettingsDiffer
 from stillroom.keys import Keys
 from stillroom.operation import Operation
 from stillroom.scripts import agree
+from stillroom.shown import shown
 
 FIELDS_LIMIT = 1_000
+TEXT_LIMIT = 200  # characters of a value, or of a process' name, that are shown
 ASK_AGAIN_S = 5.0  # after the server did not answer
 COMPARED_S = 60.0  # and then once more
 
@@ -137,7 +139,8 @@ class Agreed:
 
 
 def _text(reply: bytes) -> str:
-    return reply.decode(errors="replace")
+    """Return what is kept, as it may stand in a log: whoever may write into the namespace chose it."""
+    return shown(reply.decode(errors="replace"), TEXT_LIMIT)
 
 
 def this_process() -> str:

@@ -36,6 +36,19 @@ def test_the_first_value_is_the_agreed_one(room: Any) -> None:
     assert error.reason == "settings"
 
 
+def test_what_another_process_wrote_is_told_on_one_line(room: Any, client: Any) -> None:
+    """The agreed value and its process are shown as text, because whoever may write there chose them."""
+    one = another(room)
+    one.require("fruits", 1)
+    evil = "\x1b[2J\r\nFORGED\u202e".encode()
+    client.hset(room.keys.agreed, "fruits", b"\t".join([b"4" + evil, b"1", evil]))
+    room.state.run(one.compare())
+    with pytest.raises(SettingsDiffer) as raised:
+        one.check("fruits")
+    assert str(raised.value).isprintable()
+    assert raised.value.agreed == "4\\x1b[2J\\r\\nFORGED\\u202e"
+
+
 def test_nothing_is_checked_before_it_could_be_compared(room: Any) -> None:
     """A process that cannot reach the state's server goes on without a comparison."""
     one = another(room)

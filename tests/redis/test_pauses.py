@@ -50,6 +50,15 @@ def test_refreshes_are_paused_and_go_on(room: Any, client: Any) -> None:
     assert not [one for one in room.health.check().advice if one.code == "paused"]
 
 
+def test_who_paused_forges_no_line_of_the_log(room: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A finding is logged on one line of text, whatever name the one who pauses gives himself."""
+    room.upkeep.pause("refresh", 600, by="ann\x1b[2J\r\nCRITICAL forged\u202e")
+    room.upkeep.snapshot()
+    (line,) = [one for one in caplog.messages if "Refreshes are paused" in one]
+    assert line.isprintable()
+    assert r"by ann\x1b[2J\r\nCRITICAL" in line
+
+
 def test_workers_load_nothing_meanwhile(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Soft invalidations and orders to load wait for the end of a pause; other orders are carried out in it."""
     loads: list[int] = []

@@ -264,7 +264,8 @@ class HealthBody:
         for name in began:
             found = by_name[name]
             level = logging.ERROR if found.severity == "fail" else logging.WARNING
-            log.log(level, "%s: %s Good: %s %s", name, found.what, found.good, found.todo)
+            what, todo = shown(found.what), shown(found.todo)  # names in them are an app's
+            log.log(level, "%s: %s Good: %s %s", shown(name), what, found.good, todo)
         for name, length_ms in ended.items():
             log.warning("%s: over after %.0f min", shown(name), length_ms / 60_000)
 
