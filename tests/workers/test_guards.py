@@ -805,6 +805,8 @@ def test_guarded_worker_outlives_a_server_that_is_full_and_loses_no_message(
         "unacked_index",
         "unacked_mutex",
         "_kombu.binding.celery",
+        "_kombu.binding_deadlines",
+        "_kombu.binding.celery.pidbox",
     ],
 )
 def test_a_key_of_a_wrong_type_ends_no_guarded_worker(

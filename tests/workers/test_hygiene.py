@@ -202,6 +202,41 @@ def test_no_message_is_run_that_asks_for_more_than_its_task(
     assert worker.log.count("received") == 1
 
 
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
+def test_what_stands_among_the_unacknowledged_messages_stops_nobody(
+    start_worker: StartWorker, db: Any, pool: str
+) -> None:
+    """A worker starts whatever was noted as taken. What is no message of its queues becomes a dead letter, and what a
+    killed worker held is carried out.
+    """
+    noted = json.loads(message())
+    sound = [noted, "", QUEUE]
+    bad = {
+        "no JSON": b"garbage",
+        "bytes": b"\xff\xfe\x00",
+        "a number": b"5",
+        "two of three": b"[1, 2]",
+        "deep": b"[" * 100_000,
+        "no message": json.dumps(["x", "", QUEUE]),
+        "headers that are a list": json.dumps([noted | {"headers": []}, "", QUEUE]),
+        "no route": json.dumps([noted, None, None]),
+        "an exchange": json.dumps([noted, QUEUE, QUEUE]),
+        "another list": json.dumps([noted, "", "stillroom:bans:times"]),
+        "a list of lists": json.dumps([noted, "", [QUEUE]]),
+        "a date that is none": json.dumps([{"__type__": "datetime", "__value__": "x"}, "", QUEUE]),
+    }
+    for number, (tag, note) in enumerate([("sound", json.dumps(sound)), *bad.items()]):
+        db.hset("stillroom:unacked", tag, note)
+        db.zadd("stillroom:unacked_index", {tag: number + 1})  # the sound one was taken first
+    worker = start_worker("-P", pool)
+    until(lambda: db.zcard("stillroom:unacked_index") == 0, "all to be looked at")
+    until(lambda: "succeeded in" in worker.log, "the sound one to be done")
+    assert db.xlen("stillroom:dead-letters") == len(bad)
+    assert not db.exists("stillroom:bans:times")
+    assert "Traceback" not in worker.log
+    assert worker.terminate() == 0
+
+
 def test_a_bomb_takes_no_memory(start_worker: StartWorker, db: Any) -> None:
     """A body of 200 MB in 200 kB does not fill the worker's memory, and neither do a thousand of a megabyte."""
     worker = start_worker()
@@ -238,10 +273,14 @@ def test_a_flood_of_tasks_that_wait_takes_no_memory(
 def test_a_command_is_answered_on_the_exchange_of_replies_alone(
     start_worker: StartWorker, own_server: EmbeddedServer, db: Any
 ) -> None:
-    """A command to workers that names another place for its answer makes them write nothing there."""
+    """A command to workers that names another place for its answer makes them write nothing there, whatever is bound
+    to the exchange.
+    """
     start_worker()
-    for exchange in ("", "stillroom.maintenance"):
-        reply_to = {"exchange": exchange, "routing_key": VICTIM}
+    bindings = "_kombu.binding.reply.stillroom.pidbox"
+    db.sadd(bindings, "reply.stillroom.pidbox", b"\xff", "", f"evil\x06\x16\x06\x16{VICTIM}")
+    for exchange, key in (("", VICTIM), ("stillroom.maintenance", VICTIM), ("", "evil")):
+        reply_to = {"exchange": exchange, "routing_key": key}
         command = {"method": "ping", "arguments": {}, "ticket": "t", "reply_to": reply_to}
         db.publish("/0.stillroom.pidbox", message(raw=json.dumps(command).encode()))
     with make_app(Settings(redis_url=own_server.url)) as app:

@@ -191,7 +191,9 @@ def _queue(settings: Settings, name: str) -> Queue:
 def transport_options(settings: Settings) -> dict[str, Any]:
     """Return the options of kombu's transport, with deadlines: it has none of its own."""
     names: dict[str, Any] = own_names(settings)["broker_transport_options"]
+    keys = Keys(settings.namespace)
     return names | {
+        "own_queues": [keys.queue(kind) for kind in ("refresh", "maintenance")],
         # Longer than any task: what a killed worker held comes back after it, within seconds.
         "visibility_timeout": 3_600,
         "unacked_restore_interval": 5,

@@ -24,7 +24,7 @@ import logging
 import warnings
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from math import inf
@@ -96,6 +96,7 @@ _PEER_CLASSES = (
 )
 # What is raised where Redis does not note who has a message. redis-py's TimeoutError is no ConnectionError.
 _UNNOTED = (redis.ConnectionError, redis.TimeoutError, OSError)
+_BINDING = ("routing key", "pattern", "queue")
 # Between two connections to a server that says so: it answers at once, and for seconds.
 PEER_PAUSE_S = 1.0
 
@@ -137,6 +138,20 @@ class Unacked(_StockQoS):  # type: ignore[misc]
         with self._giving_its_place(delivery_tag):
             super().reject(delivery_tag, requeue=requeue)
 
+    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
+        """Put a message back into its queue. What is noted and can't be given back becomes a dead letter.
+
+        Stock raises for what is no message: while that lies there no worker starts, and those that run give nothing
+        back. And a note names any list, to which the worker would push it with its own rights.
+        """
+        with self.channel.conn_or_acquire(client) as connected:
+            noted = connected.hget(self.unacked_key, tag)
+            if noted is None or self.channel.is_sound_note(noted):
+                super().restore_by_tag(tag, connected, leftmost)
+                return
+            with connected.pipeline() as pipe:
+                self._remove_from_indices(tag, pipe).execute()
+
     @contextmanager
     def _giving_its_place(self, delivery_tag: Any) -> Iterator[None]:
         try:
@@ -151,9 +166,11 @@ class Channel(_StockChannel):  # type: ignore[misc]
 
     QoS: Any = Unacked
     undeliverable: Callable[[bytes, str, str], None] | None = None
+    own_queues: Sequence[str] = ()  # to which alone messages are given back; where none are named, to any
     from_transport_options = (
         *_StockChannel.from_transport_options,
         "undeliverable",
+        "own_queues",
         "keyprefix_binding_deadlines",
     )
     # When the broker last answered anybody in this process: time.monotonic().
@@ -274,18 +291,55 @@ class Channel(_StockChannel):  # type: ignore[misc]
             return repr(exc)
         return flaw
 
+    def is_sound_note(self, noted: bytes) -> bool:
+        """Return whether what stands among the unacknowledged messages may go back to its queue; if not, it becomes
+        a dead letter."""
+        raw, queue, flaw = noted, "", flaw_in_json(noted)
+        try:
+            if flaw is None:
+                raw, queue, flaw = self._note_of(noted)
+        except _WRONG_SHAPE as exc:
+            flaw = repr(exc)
+        if flaw is not None:
+            self.bury(raw, queue, f"not a message: {flaw}")
+        return flaw is None
+
+    def _note_of(self, noted: bytes) -> tuple[bytes, str, str | None]:
+        """Return a message that was noted, the queue that it goes back to, and what is wrong with it."""
+        match loads(bytes_to_str(noted)):
+            case [{**message}, "", str(queue)] if queue in (self.own_queues or [queue]):
+                raw = dumps(message).encode()
+                is_marked = isinstance(message.get("headers", {}), dict)  # as delivered again
+                return raw, queue, self._flaw(raw, queue) if is_marked else "it has no headers"
+            case [{**message}, _, where]:
+                flaw = f"it was to be given back to {shown(repr(where), 60)}, no queue of ours"
+                return dumps(message).encode(), "", flaw
+        return noted, "", "it is not [message, exchange, routing key]"
+
     def bury(self, raw: bytes, queue: str, reason: str) -> None:
         """Hand an element that can't run to the keeper of dead letters."""
         (self.undeliverable or _log_undeliverable)(raw, queue, reason)
 
-    def heal(self, queues: Iterable[Any]) -> None:
+    def get_table(self, exchange: str) -> list[tuple[str, ...]]:
+        """Return the bindings of an exchange: to a queue of its own name, or to one that bears it at its end.
+
+        Whoever may publish may add others. Stock raises for what is no binding, and then no command of remote
+        control is answered; and a reply would go to any list, with this process' rights.
+        """
+        rows = [row for row in super().get_table(exchange) if len(row) == len(_BINDING)]
+        return [row for row in rows if row[-1] == exchange or row[-1].endswith(f".{exchange}")]
+
+    def heal(self, queues: Iterable[Any], others: Iterable[str]) -> None:
         """Delete what has another type than kombu keeps under that name: somebody else wrote it there, and as
-        long as it is there no message is taken, from any queue."""
+        long as it is there no message is taken, from any queue. `others`: exchanges that are not the queues'."""
         kinds = {self.unacked_key: "hash", self.unacked_index_key: "zset"}
+        kinds[self.keyprefix_binding_deadlines] = "zset"
+        exchanges = [*others]
         for queue in queues:
             kinds |= {self._q_for_pri(queue.name, step): "list" for step in self.priority_steps}
-            for table in (self.keyprefix_queue, self.keyprefix_binding_permanent):
-                kinds[table % queue.exchange.name] = "set"
+            exchanges.append(queue.exchange.name)
+        for table in (self.keyprefix_queue, self.keyprefix_binding_permanent):
+            kinds |= {table % name: "set" for name in exchanges}
         with redis.Redis(connection_pool=self.pool) as client:
             for key, kind in {**kinds, self.unacked_mutex_key: "string"}.items():
                 found = bytes_to_str(client.type(key))
@@ -348,6 +402,19 @@ class Transport(_StockTransport):  # type: ignore[misc]
     Channel = Channel
     # Messages that were taken from their queue while Redis could not note that: by queue, oldest first.
     unnoted: ClassVar[deque[tuple[str, Any]]] = deque()
+    _restores_at = 0.0  # time.monotonic()
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> Any:
+        """Wait for a message. From time to time, what killed workers held is given back first.
+
+        A worker with greenlets takes its messages this way, and stock gives back only where a wait ends without any
+        word: with an answer to BRPOP each second none does, and what was held would never come back.
+        """
+        if monotonic() >= self._restores_at:
+            every = self.client.transport_options.get("unacked_restore_interval", 10)
+            self._restores_at = monotonic() + every
+            self.cycle.maybe_restore_messages()
+        return super().drain_events(connection, timeout)
 
     def _deliver(self, message: Any, queue: Any) -> None:
         """Hand a message to its consumer, with the route of the queue it came from, whatever the message says.
@@ -554,7 +621,9 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
         """Heal by a channel of its own, because the existing ones have lost their connections."""
         try:
             with self.app.connection_for_write() as connection:
-                connection.channel().heal(self.app.amqp.queues.consume_from.values())
+                mailbox = self.app.control.mailbox
+                others = (mailbox.exchange.name, mailbox.reply_exchange.name)
+                connection.channel().heal(self.app.amqp.queues.consume_from.values(), others)
         except (redis.RedisError, OSError) as error:
             why = shown(error, REASON_LENGTH)
             _logger.error("A key of a wrong type could not be deleted: %s", why)
