@@ -22,6 +22,7 @@ from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
 from stillroom.own_celery import AMBIENT
 from stillroom_workers.app import make_app
+from stillroom_workers.schedule import SCHEDULE
 from tests.support.celery_process import PATIENCE_S, CeleryProcess, until
 from tests.support.crowd import PATIENT
 from tests.support.entries import age
@@ -359,6 +360,16 @@ def test_no_configuration_of_another_app_is_read(
     dispatch = CeleryDispatch(settings, Keys(settings.namespace))
     dispatch._connect()
     assert not dispatch._app.conf.task_always_eager
+
+
+def test_an_app_below_a_spawned_worker_has_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app has all of its tasks where FORKED_BY_MULTIPROCESSING is set, which a spawned worker leaves to what it
+    starts.
+    """
+    monkeypatch.setattr("celery.app.base.USING_EXECV", "1")
+    with make_app(Settings()) as app:
+        known = set(app.tasks)
+    assert {tick.task for tick in SCHEDULE} <= known
 
 
 def test_publishing_leaves_the_projects_celery_alone(

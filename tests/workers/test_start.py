@@ -228,6 +228,15 @@ def test_threads_are_not_scaled(start: StartCelery) -> None:
     assert "Traceback" not in worker.log
 
 
+@pytest.mark.parametrize("scale", ["0,0", "-1,-3"])
+def test_a_scale_of_nothing_is_refused(start: StartCelery, scale: str) -> None:
+    """A worker that could never have a process does not start: it would take messages for ever, and look alive."""
+    worker = start("worker", "-P", "prefork", "--autoscale", scale)
+    assert worker.process.wait(110) == 1
+    assert "--autoscale takes the most processes, at least 1" in worker.log
+    assert "Traceback" not in worker.log
+
+
 def test_a_pool_that_is_named_is_taken(start_worker: StartCelery) -> None:
     """`-P prefork` runs processes, which also scale. Celery takes it for its own default, and an app's pool for
     that."""

@@ -77,6 +77,9 @@ class StillroomCelery(OwnCelery):
         """Make a task. It is not shared with other apps of this process: each has tasks that work on its own room.
 
         While it runs, the project's Celery app is the current one: loaders may call the project's tasks.
+
+        It is made at once. Stock shares each task that is made later where FORKED_BY_MULTIPROCESSING is set, as it is
+        in processes that a spawned worker starts: this app would have none, and every order become a dead letter.
         """
 
         @wraps(body)
@@ -84,7 +87,7 @@ class StillroomCelery(OwnCelery):
             with self.neighbour.at_home(), contained():
                 return body(*args, **fields)
 
-        return super().task(run, **{"shared": False} | options)
+        return super().task(run, **{"shared": False, "lazy": False} | options)
 
     def queue_of(self, task: str) -> str:
         """Return the queue that a task of ours goes to."""

@@ -43,7 +43,7 @@ class Worker(_StockWorker):  # type: ignore[misc]
             super().__init__(
                 app=ours,
                 hostname=node_name(ours.settings.namespace, hostname),
-                **options | alone | _pool(**options),
+                **options | alone | _pool(**options) | _scale(**options),
             )
 
     def on_before_init(self, **options: Any) -> None:
@@ -109,6 +109,16 @@ def _pool(pool: Any = None, pool_cls: Any = None, **_: Any) -> dict[str, Any]:
         command is None or command.get_parameter_source("pool") is not ParameterSource.DEFAULT
     )
     return {"pool": (is_named and (pool or pool_cls)) or POOL}
+
+
+def _scale(autoscale: Any = None, **_: Any) -> dict[str, Any]:
+    """Return how many processes there may be, and how few. With none at most, a worker takes messages for ever."""
+    if not autoscale:
+        return {}
+    most, *least = map(int, autoscale.split(",") if isinstance(autoscale, str) else autoscale)
+    if most < 1 or min(least, default=0) < 0:
+        raise SettingsError("--autoscale takes the most processes, at least 1, and the fewest: 10,2")
+    return {"autoscale": (most, *(least or [0]))}
 
 
 def _stoppable(pool: Any) -> Any:
