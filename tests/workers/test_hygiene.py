@@ -206,8 +206,8 @@ def test_no_message_is_run_that_asks_for_more_than_its_task(
 def test_what_stands_among_the_unacknowledged_messages_stops_nobody(
     start_worker: StartWorker, db: Any, pool: str
 ) -> None:
-    """A worker starts whatever was noted as taken. What is no message of its queues becomes a dead letter, and what a
-    killed worker held is carried out.
+    """A worker starts whatever was noted as taken. What is no message of its queues becomes a dead letter, and
+    what a killed worker held is carried out.
     """
     noted = json.loads(message())
     sound = [noted, "", QUEUE]
@@ -273,8 +273,8 @@ def test_a_flood_of_tasks_that_wait_takes_no_memory(
 def test_a_command_is_answered_on_the_exchange_of_replies_alone(
     start_worker: StartWorker, own_server: EmbeddedServer, db: Any
 ) -> None:
-    """A command to workers that names another place for its answer makes them write nothing there, whatever is bound
-    to the exchange.
+    """A command to workers that names another place for its answer makes them write nothing there, whatever is
+    bound to the exchange.
     """
     start_worker()
     bindings = "_kombu.binding.reply.stillroom.pidbox"

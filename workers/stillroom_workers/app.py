@@ -78,8 +78,8 @@ class StillroomCelery(OwnCelery):
 
         While it runs, the project's Celery app is the current one: loaders may call the project's tasks.
 
-        It is made at once. Stock shares each task that is made later where FORKED_BY_MULTIPROCESSING is set, as it is
-        in processes that a spawned worker starts: this app would have none, and every order become a dead letter.
+        It is made at once. Stock shares each task that is made later where FORKED_BY_MULTIPROCESSING is set, as it
+        is in processes that a spawned worker starts: this app would have none, and every order be a dead letter.
         """
 
         @wraps(body)

@@ -166,7 +166,8 @@ class Channel(_StockChannel):  # type: ignore[misc]
 
     QoS: Any = Unacked
     undeliverable: Callable[[bytes, str, str], None] | None = None
-    own_queues: Sequence[str] = ()  # to which alone messages are given back; where none are named, to any
+    # To these alone messages are given back. Where none are named: to any.
+    own_queues: Sequence[str] = ()
     from_transport_options = (
         *_StockChannel.from_transport_options,
         "undeliverable",

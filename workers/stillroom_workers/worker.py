@@ -117,7 +117,9 @@ def _scale(autoscale: Any = None, **_: Any) -> dict[str, Any]:
         return {}
     most, *least = map(int, autoscale.split(",") if isinstance(autoscale, str) else autoscale)
     if most < 1 or min(least, default=0) < 0:
-        raise SettingsError("--autoscale takes the most processes, at least 1, and the fewest: 10,2")
+        raise SettingsError(
+            "--autoscale takes the most processes, at least 1, and the fewest: 10,2"
+        )
     return {"autoscale": (most, *(least or [0]))}
 
 
