@@ -158,12 +158,13 @@ def _open_own(path: str, flags: int) -> int:
 
 def ban_file(given: Path | None, namespace: str, server: str) -> Path | None:
     """Return where the bans of one namespace on one server are kept: the file given, or one in a folder of this
-    user's own under the machine's temporary one. None where that folder is somebody else's.
+    user's own under the machine's temporary one. None where that folder is somebody else's, or none can be made.
     """
     if given is not None:
         return given
-    folder = Path(tempfile.gettempdir()) / f"stillroom-{os.getuid()}"
     try:
+        # A machine may have no folder that can be written to, as a container with a read-only file system.
+        folder = Path(tempfile.gettempdir()) / f"stillroom-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         about = folder.lstat()
     except OSError as error:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -123,6 +126,33 @@ def test_the_file_is_in_a_folder_of_ones_own(
     found.parent.rmdir()
     os.symlink("/tmp", found.parent)
     assert ban_file(None, "shop", "redis://a") is None
+
+
+def test_without_a_temporary_folder_a_process_has_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where no temporary folder can be written to, a process remembers the bans that it has met."""
+    monkeypatch.setattr(tempfile, "tempdir", None)  # found once in a process
+    bans = KnownBans(lambda: ban_file(None, "ns", "redis://one"))
+    with nothing_can_be_written():
+        assert left_ms(bans, [KEY], NOW) == 0
+        bans.learn(KEY, NOW + 5_000)
+        assert left_ms(bans, [KEY], NOW) == 5_000
+        bans.forget(KEY)
+        assert left_ms(bans, [KEY], NOW) == 0
+
+
+@contextmanager
+def nothing_can_be_written() -> Iterator[None]:
+    """Let no file of this process grow, as on a read-only file system, which only root can mount."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(FileNotFoundError):
+            tempfile.gettempdir()
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
