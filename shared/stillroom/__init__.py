@@ -16,7 +16,7 @@ else:
         """Return a public name, which has a capital, or a module, which has none. Each name is looked up once."""
         if name != "__all__" and (name.startswith("__") or name.islower()):
             return _module(name)
-        public = import_module("stillroom.public")
+        public = _imported("public")
         if name != "__all__" and name not in public.__all__:
             raise AttributeError(f"module 'stillroom' has no attribute {name!r}")
         found = globals()[name] = getattr(public, name)
@@ -25,11 +25,18 @@ else:
     def _module(name: str) -> Any:
         # Not through public.py: a module that it imports may be asking for another one.
         try:
-            return import_module(f"stillroom.{name}")
+            return _imported(name)
         except ModuleNotFoundError as missing:
             if missing.name != f"stillroom.{name}":
                 raise
             raise AttributeError(f"module 'stillroom' has no attribute {name!r}") from None
 
+    def _imported(name: str) -> Any:
+        try:
+            return import_module(f"stillroom.{name}")
+        except AttributeError as error:
+            # Python would say of that one that stillroom lacks the name, and nothing of the reason.
+            raise ImportError(f"stillroom can't be imported: {error}") from error
+
     def __dir__() -> list[str]:
-        return sorted({*globals(), *import_module("stillroom.public").__all__})
+        return sorted({*globals(), *_imported("public").__all__})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +94,35 @@ def test_modules_can_be_reached_through_the_package() -> None:
     assert "stillroom.errors" in loaded(code)
     with pytest.raises(AttributeError, match="Stilroom"):
         stillroom.Stilroom  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_what_an_import_lacks_is_what_it_says(tmp_path: Path) -> None:
+    """A project's logging.py in the place of Python's is what `from stillroom import …` complains of."""
+    (tmp_path / "logging.py").write_text("")
+    said = complaint("from stillroom import Stillroom", tmp_path)
+    assert said.startswith("ImportError: stillroom can't be imported: module 'logging' has no")
+
+
+@pytest.mark.parametrize("name", ["app", "make_app"])
+def test_what_the_workers_lack_is_what_they_say(name: str, tmp_path: Path) -> None:
+    """What a library lacks is what `celery -A stillroom_workers` says, and not that there is no app."""
+    code = f"from celery.apps import worker; del worker.Worker; import stillroom_workers as s; s.{name}"
+    why = "module 'celery.apps.worker' has no attribute 'Worker'"
+    said = complaint(code, tmp_path)
+    assert said == f"ImportError: stillroom_workers can't be loaded: {why}"
+
+
+def complaint(code: str, folder: Path) -> str:
+    """Return the last line that this code ends with in a new process, which has the folder's modules."""
+    known = os.pathsep.join(filter(None, sys.path))
+    failed = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": known},
+        cwd=folder,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert failed.returncode == 1
+    return failed.stderr.splitlines()[-1]
