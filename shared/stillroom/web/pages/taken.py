@@ -1,4 +1,4 @@
-"""This module finds the headers and cookies that a view of FastAPI takes as parameters. It imports no framework."""
+"""Find the headers and cookies that a view of FastAPI takes as parameters. It imports no framework."""
 
 from __future__ import annotations
 
