@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from stillroom import (
+    SessionDataRefused,
     SessionEnded,
     SessionEvent,
     SessionNotFresh,
@@ -331,6 +332,19 @@ def test_values_keep_their_type(room: Any) -> None:
     found = room.sessions.mutate(made, change)
     assert found.data["items"] == ("tea", "jam", "rye")
     assert (found.data["raw"], found.data["deep"]) == (b"\xff", [{"s": {1, 2}}])
+
+
+def test_meta_keeps_its_types_too(room: Any, client: Any) -> None:
+    """What lists of devices show keeps its types as the data does, and what would come back changed is refused."""
+    at = datetime.datetime(2026, 1, 2, 3, 4, 5, 6, datetime.UTC)
+    meta = {"at": at, "where": ("de", 7), "id": uuid.UUID(int=7), "raw": b"\xff", "!": "tuple"}
+    made = room.sessions.create("u1", meta=meta)
+    assert room.sessions.get(made).meta == meta
+    assert [device.meta for device in room.sessions.list_for_user("u1")] == [meta]
+    assert room.sessions.get(room.sessions.rotate(made)).meta == meta
+    for wrong in (Cart(items=(), at=at, price=decimal.Decimal(1)), object()):
+        with pytest.raises(SessionDataRefused, match=r"meta: .* would come back as something else"):
+            room.sessions.create("u1", meta={"cart": wrong})
 
 
 def test_a_mark_that_is_broken_is_told(room: Any, client: Any) -> None:

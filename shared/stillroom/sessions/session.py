@@ -349,12 +349,16 @@ _known_key = lru_cache(1_024)(checked_key)  # an app has few keys, and uses them
 
 
 def encoded_meta(meta: Mapping[str, Any] | None) -> bytes:
-    """Return the JSON of a session's meta. Raises SessionDataRefused, SessionUnreadable or ValueTooLarge."""
+    """Return the JSON of a session's meta, whose values keep their types as the data's do.
+
+    Raises SessionDataRefused, SessionUnreadable or ValueTooLarge.
+    """
     if not meta:
         return b"{}"
     if not isinstance(meta, MAPPINGS):
         raise InvalidArgument(f"meta={meta!r:.100}: a mapping of what a list of devices shows")
-    text = _json("meta", dict(meta))
+    check_kept("meta", dict(meta))
+    text = encoded_value("meta", dict(meta))
     if len(text) > META_LIMIT:
         raise ValueTooLarge(len(text), META_LIMIT)
     if len(text) > _SURE_BYTES:
@@ -472,7 +476,7 @@ def read_device(shard: int, name: bytes, head: bytes) -> Device:
             ends_by=int(limit) / 1e6,
             version=int(version),
             tags=tuple([_as_given(tag) for tag in tags.split("\n")]) if tags else (),
-            meta=from_json(meta) if meta != "{}" else {},
+            meta=decoded(meta.encode(), None) if meta != "{}" else {},
             authenticated_at=(int(proved or created) / 1e6 or None) if user else None,
         )
     except (ValueError, OverflowError):
