@@ -115,6 +115,50 @@ def test_a_stale_value_is_refreshed_by_the_read_that_finds_it(
     assert stillroom.cache.get("price:7") is None
 
 
+def test_orders_are_carried_out_at_once(
+    stillroom: Stillroom, async_stillroom: AsyncStillroom
+) -> None:
+    """What an app orders from workers is done when the call returns: invalidations, loads and warm-ups."""
+    loads: list[int] = []
+
+    @stillroom.cache.cached("price:{id}", tags=["prices"], warm_every=60, warm_with=[1, 2])
+    def price(id: int) -> int:
+        loads.append(id)
+        stillroom.tasks.load(price, id)  # which a load must not wait for
+        return len(loads)
+
+    stillroom.cache.set_many({"a": 1, "b": 1, "c:1": 1}, tags=["letters"])
+    stillroom.tasks.invalidate_keys("a")
+    assert stillroom.cache.get_many(["a", "b"]) == {"b": 1}
+    stillroom.tasks.invalidate_pattern("c:*")
+    assert stillroom.cache.get("c:1") is None
+    stillroom.tasks.invalidate_tags("letters")
+    assert stillroom.cache.get("b") is None
+    stillroom.tasks.load(price, 7)
+    assert stillroom.cache.get("price:7") == 1
+    stillroom.upkeep.warm()
+    assert {1, 2} <= {*loads}
+
+    async def order() -> object:
+        async with async_stillroom as room:
+            await room.cache.set("d", 1)
+            await room.tasks.invalidate_keys("d")
+            return await room.cache.get("d")
+
+    assert asyncio.run(order()) is None
+
+
+def test_an_order_that_fails_is_not_the_callers_error(stillroom: Stillroom) -> None:
+    """An order whose loader fails is tried again, as in a worker: its caller hears nothing of it."""
+
+    @stillroom.cache.cached("broken")
+    def broken() -> int:
+        raise ZeroDivisionError
+
+    stillroom.tasks.load(broken)
+    assert stillroom.upkeep.reclaim()["left"] == 1
+
+
 @pytest.mark.parametrize("options", [{}, {"memo": True}, {"near": True}, {"near": 60}], ids=str)
 @pytest.mark.parametrize("is_in_request", [True, False])
 def test_what_this_process_keeps_gets_older_too(

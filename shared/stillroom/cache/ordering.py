@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from stillroom.cache.bites import BYTES_AT_ONCE
@@ -42,7 +43,7 @@ from stillroom.scripts import finish_order, take_order, write_orders
 from stillroom.settings import Settings
 from stillroom.shown import message_of
 from stillroom.stats import Stats
-from stillroom.wire import micros
+from stillroom.wire import leases_of_loads, micros
 
 ORDERS_LIMIT = 10_000
 TRIES_LIMIT = 8
@@ -50,6 +51,7 @@ HELD_MS = 60_000  # at least; then the order of a worker that died is due again
 # After the first try it is due for the next run, which may be another worker's; then later each time.
 FIRST_DELAY_MS, LONGEST_DELAY_MS = 15_000, 300_000
 KIND = "order"  # of dead letter
+INLINE_S = 20.0  # for orders that are carried out by who gives them
 # Orders of one run that may meet a shard that is away: each takes up to a call's time.
 AWAY_LIMIT = 20
 # Redis refuses the order then, and is not away. Where the configuration is wrong, orders wait until it is mended.
@@ -111,7 +113,19 @@ class Ordering:
         """
         for some in _in_bites(list(map(to_member, orders))):
             yield On([(STATE, self._written(some))])
-        self._wake()
+        if self._dispatch.inline:
+            yield from self._carry_out_here()
+        else:
+            self._wake()
+
+    def _carry_out_here(self) -> Operation[None]:
+        """Do at once what is due, because no worker will. What can't be done now is due again with a later order.
+
+        An order that a load gives waits for that one: the load might order itself.
+        """
+        if not leases_of_loads():
+            with suppress(RedisUnavailable):
+                yield from self.carry_out(INLINE_S)
 
     def carry_out(self, budget: float) -> Operation[dict[str, int]]:
         """Do what is due, for `budget` seconds, each order once.

@@ -11,8 +11,9 @@
         stillroom_clock.advance(61)
 
 Each test has a namespace of its own, which is empty. Background work is done inline, so a stale value is refreshed
-by the read that finds it. `stillroom` and `async_stillroom` are rooms for tests without an app. The deadlines are
-generous, so that a busy machine fails no test; `stillroom_server.freeze()` brings back the real ones.
+by the read that finds it, and what `room.tasks` orders is done when the call returns. `stillroom` and
+`async_stillroom` are rooms for tests without an app. The deadlines are generous, so that a busy machine fails no
+test; `stillroom_server.freeze()` brings back the real ones.
 """
 
 from __future__ import annotations
