@@ -99,7 +99,7 @@ class Housekeeping:
         return self._orders.order(Load(loader=loader, args=dict(args)))
 
     def order(self, order: Order) -> Operation[None]:
-        """Write an order down for a later `reclaim`. Redis away: RedisUnavailable. See Ordering.order."""
+        """Write an order down, for workers to carry it out. Redis away: RedisUnavailable. See Ordering.order."""
         return self._orders.order(order)
 
     def trim_marks(self) -> Operation[dict[str, int]]:
