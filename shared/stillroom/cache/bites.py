@@ -58,6 +58,8 @@ class Bites(Generic[T]):
         self._bite = self._things[self._start : self._start + self._size]
         if isinstance(self._bite[0], tuple):  # commands
             self._bite = _small_enough(self._bite)
+        if self._start + len(self._bite) < len(self._things):  # few, and large
+            self._are_several = True
         return self._bite
 
     def done(self) -> None:
