@@ -321,7 +321,7 @@ class Channel(_StockChannel):  # type: ignore[misc]
         """Hand an element that can't run to the keeper of dead letters."""
         (self.undeliverable or _log_undeliverable)(raw, queue, reason)
 
-    def get_table(self, exchange: str) -> list[tuple[str, ...]]:
+    def get_table(self, exchange: str) -> list[Any]:
         """Return the bindings of an exchange: to a queue of its own name, or to one that bears it at its end.
 
         Whoever may publish may add others. Stock raises for what is no binding, and then no command of remote
@@ -405,7 +405,7 @@ class Transport(_StockTransport):  # type: ignore[misc]
     unnoted: ClassVar[deque[tuple[str, Any]]] = deque()
     _restores_at = 0.0  # time.monotonic()
 
-    def drain_events(self, connection: Any, timeout: float | None = None) -> Any:
+    def drain_events(self, *args: Any, **options: Any) -> Any:
         """Wait for a message. From time to time, what killed workers held is given back first.
 
         A worker with greenlets takes its messages this way, and stock gives back only where a wait ends without any
@@ -415,7 +415,7 @@ class Transport(_StockTransport):  # type: ignore[misc]
             every = self.client.transport_options.get("unacked_restore_interval", 10)
             self._restores_at = monotonic() + every
             self.cycle.maybe_restore_messages()
-        return super().drain_events(connection, timeout)
+        return super().drain_events(*args, **options)
 
     def _deliver(self, message: Any, queue: Any) -> None:
         """Hand a message to its consumer, with the route of the queue it came from, whatever the message says.
