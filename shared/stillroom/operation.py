@@ -377,8 +377,10 @@ class Driver:
             raise
 
     def _exchange_kept(self, step: Kept, deadline: float) -> Replies:
-        left = min(deadline - time.monotonic(), self._command_timeout)
-        batch, how = step.with_wait(left), step.is_idempotent
+        left = (
+            deadline - time.monotonic()
+        )  # also for a repair, where the first WAIT took all of a batch's time
+        batch, how = step.with_wait(min(left, self._command_timeout)), step.is_idempotent
         try:
             replies = self._exchange(batch, left, idempotent=how, timed=step.is_timed)
         except RedisRefused as refused:
@@ -545,8 +547,10 @@ class AsyncDriver:
             raise
 
     async def _exchange_kept(self, step: Kept, deadline: float) -> Replies:
-        left = min(deadline - time.monotonic(), self._command_timeout)
-        batch, how = step.with_wait(left), step.is_idempotent
+        left = (
+            deadline - time.monotonic()
+        )  # also for a repair, where the first WAIT took all of a batch's time
+        batch, how = step.with_wait(min(left, self._command_timeout)), step.is_idempotent
         try:
             replies = await self._exchange(batch, left, idempotent=how, timed=step.is_timed)
         except RedisRefused as refused:

@@ -17,7 +17,7 @@ from stillroom.wire.breaker import Breaker
 from stillroom.wire.failure import is_turned_away, unavailable
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.idle import IdleTimeout, Lateness
-from stillroom.wire.outcome import PeerFailed, checked, judged, may_repeat
+from stillroom.wire.outcome import PeerFailed, checked, ended, judged, may_repeat
 from stillroom.wire.server import (
     Command,
     Server,
@@ -297,7 +297,7 @@ class AsyncWire:
         except RedisRefused:
             raise
         except BaseException as error:
-            raise judged(error, self.breaker) from None
+            return ended(commands, link, error, self.breaker)
 
     async def _ask_another(
         self,
@@ -363,7 +363,11 @@ class AsyncWire:
         server = self.server
         if not server.is_clock_good:
             server.due = 0.0
-            await self._exchange(pool, link, b"", 0, deadline)
+            try:
+                await self._exchange(pool, link, b"", 0, deadline)
+            except BaseException:
+                link.heard.clear()  # these are no replies to the batch
+                raise
         now = time.monotonic()
         given_up = min(deadline, now + self._settings.command_timeout)
         packed = pack_timed(commands, server.in_time(now, given_up))

@@ -183,6 +183,11 @@ class AsyncLink(asyncio.BufferedProtocol):
         replies, self._replies = self._replies, []
         return replies
 
+    @property
+    def heard(self) -> list[Any]:
+        """Return the replies that have arrived to a batch that was not answered in time."""
+        return self._replies
+
     # Called by the transport
 
     def get_buffer(self, sizehint: int) -> memoryview:

@@ -25,6 +25,7 @@ from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.outcome import (
     PeerFailed,
     checked,
+    ended,
     greeted,
     judged,
     may_repeat,
@@ -70,6 +71,7 @@ class Link:
         "_timeout",
         "_wait",
         "generation",
+        "heard",
         "used",
     )
 
@@ -83,6 +85,7 @@ class Link:
         self._is_plain = False
         self._timeout = 0.0
         self.generation = server.generation
+        self.heard: list[Any] = []  # the replies to the last batch, where it has several
         self.used = False
 
     def open(self, deadline: float) -> None:
@@ -121,6 +124,8 @@ class Link:
 
     def exchange(self, packed: bytes, count: int, deadline: float, now: float) -> list[Any]:
         """Send, then read `count` replies before `deadline` (time.monotonic(), as `now`)."""
+        replies: list[Any] = []
+        self.heard = replies
         left = deadline - now
         if left <= 0:
             raise TimeoutError
@@ -131,7 +136,6 @@ class Link:
         else:
             sock.sendall(packed)
         buffer, reader = self._buffer, self._reader
-        replies: list[Any] = []
         reset: OSError | None = None
         while True:
             # A plain socket blocks for five milliseconds by the kernel's own timeout, which costs no system call
@@ -331,7 +335,7 @@ class Wire:
         except RedisRefused:
             raise
         except BaseException as error:
-            raise judged(error, self.breaker) from None
+            return ended(commands, link, error, self.breaker)
 
     def _ask_another(
         self,
@@ -408,7 +412,11 @@ class Wire:
         server, now = self.server, time.monotonic()
         if not server.is_clock_good:
             server.due = 0.0
-            self._exchange(link, b"", 0, deadline, now)
+            try:
+                self._exchange(link, b"", 0, deadline, now)
+            except BaseException:
+                link.heard.clear()  # these are no replies to the batch
+                raise
             now = time.monotonic()
         given_up = min(deadline, now + self._patience)
         packed = pack_timed(commands, server.in_time(now, given_up))
