@@ -377,9 +377,8 @@ class Driver:
             raise
 
     def _exchange_kept(self, step: Kept, deadline: float) -> Replies:
-        left = (
-            deadline - time.monotonic()
-        )  # also for a repair, where the first WAIT took all of a batch's time
+        # All that the call has: the first WAIT may take a batch's whole time before its script is repaired.
+        left = deadline - time.monotonic()
         batch, how = step.with_wait(min(left, self._command_timeout)), step.is_idempotent
         try:
             replies = self._exchange(batch, left, idempotent=how, timed=step.is_timed)
@@ -547,9 +546,8 @@ class AsyncDriver:
             raise
 
     async def _exchange_kept(self, step: Kept, deadline: float) -> Replies:
-        left = (
-            deadline - time.monotonic()
-        )  # also for a repair, where the first WAIT took all of a batch's time
+        # All that the call has: the first WAIT may take a batch's whole time before its script is repaired.
+        left = deadline - time.monotonic()
         batch, how = step.with_wait(min(left, self._command_timeout)), step.is_idempotent
         try:
             replies = await self._exchange(batch, left, idempotent=how, timed=step.is_timed)
