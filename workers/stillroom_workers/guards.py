@@ -431,7 +431,7 @@ class Transport(_StockTransport):  # type: ignore[misc]
             raise
 
 
-class SentinelChannel(Channel, transport.SentinelChannel):  # type: ignore[misc]
+class SentinelChannel(Channel, transport.SentinelChannel):
     """Guard the channel to a primary that Sentinels name. kombu asks them each time it connects."""
 
     from_transport_options = tuple(
@@ -441,7 +441,7 @@ class SentinelChannel(Channel, transport.SentinelChannel):  # type: ignore[misc]
     )
 
 
-class SentinelTransport(Transport, transport.SentinelTransport):  # type: ignore[misc]
+class SentinelTransport(Transport, transport.SentinelTransport):
     """kombu's transport for Sentinels with the guarded channel."""
 
     default_port = transport.SentinelTransport.default_port

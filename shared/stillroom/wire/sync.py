@@ -85,7 +85,7 @@ class Link:
         self._is_plain = False
         self._timeout = 0.0
         self.generation = server.generation
-        self.heard: list[Any] = []  # the replies to the last batch, where it has several
+        self.heard: list[Any] = []  # the replies so far to a batch that has not all of them
         self.used = False
 
     def open(self, deadline: float) -> None:
@@ -124,8 +124,6 @@ class Link:
 
     def exchange(self, packed: bytes, count: int, deadline: float, now: float) -> list[Any]:
         """Send, then read `count` replies before `deadline` (time.monotonic(), as `now`)."""
-        replies: list[Any] = []
-        self.heard = replies
         left = deadline - now
         if left <= 0:
             raise TimeoutError
@@ -136,6 +134,7 @@ class Link:
         else:
             sock.sendall(packed)
         buffer, reader = self._buffer, self._reader
+        replies: list[Any] = []
         reset: OSError | None = None
         while True:
             # A plain socket blocks for five milliseconds by the kernel's own timeout, which costs no system call
@@ -168,7 +167,9 @@ class Link:
             replies += [reply, *iter(self._reader.gets, NOT_YET)]
         if len(replies) > count:
             raise EOFError(TOO_MANY)
-        return len(replies) == count
+        is_all = len(replies) == count
+        self.heard = [] if is_all else replies  # an idle connection keeps no values
+        return is_all
 
     def _await_data(self, left: float) -> None:
         """Wait until a plain socket has data; have a receive of TLS or greenlets wait so long, in its own way."""
