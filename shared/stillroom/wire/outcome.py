@@ -75,7 +75,7 @@ class PeerFailed(RedisUnavailable):
 
 class _Heard(Protocol):
     @property
-    def heard(self) -> list[Any]: ...
+    def heard(self) -> Sequence[Any]: ...
 
 
 def ended(

@@ -85,7 +85,7 @@ class Link:
         self._is_plain = False
         self._timeout = 0.0
         self.generation = server.generation
-        self.heard: list[Any] = []  # the replies so far to a batch that has not all of them
+        self.heard: Sequence[Any] = ()  # the replies so far to a batch that has not all of them
         self.used = False
 
     def open(self, deadline: float) -> None:
@@ -158,7 +158,9 @@ class Link:
             if count == 1 and reply is not NOT_YET and not reader.has_data():  # nearly always
                 return [reply]
             if self._takes_all(replies, reply, count):
+                self.heard = ()  # an idle connection keeps no values
                 return replies
+            self.heard = replies
             left = deadline - time.monotonic()
 
     def _takes_all(self, replies: list[Any], reply: Any, count: int) -> bool:
@@ -167,9 +169,7 @@ class Link:
             replies += [reply, *iter(self._reader.gets, NOT_YET)]
         if len(replies) > count:
             raise EOFError(TOO_MANY)
-        is_all = len(replies) == count
-        self.heard = [] if is_all else replies  # an idle connection keeps no values
-        return is_all
+        return len(replies) == count
 
     def _await_data(self, left: float) -> None:
         """Wait until a plain socket has data; have a receive of TLS or greenlets wait so long, in its own way."""
@@ -416,7 +416,7 @@ class Wire:
             try:
                 self._exchange(link, b"", 0, deadline, now)
             except BaseException:
-                link.heard.clear()  # these are no replies to the batch
+                link.heard = ()  # these are no replies to the batch
                 raise
             now = time.monotonic()
         given_up = min(deadline, now + self._patience)
