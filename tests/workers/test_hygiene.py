@@ -220,7 +220,7 @@ def test_what_stands_among_the_unacknowledged_messages_stops_nobody(
         "no message": json.dumps(["x", "", QUEUE]),
         "headers that are a list": json.dumps([noted | {"headers": []}, "", QUEUE]),
         "no route": json.dumps([noted, None, None]),
-        "an exchange": json.dumps([noted, QUEUE, QUEUE]),
+        "an exchange": json.dumps([noted, "stillroom.refresh", QUEUE]),
         "another list": json.dumps([noted, "", "stillroom:bans:times"]),
         "a list of lists": json.dumps([noted, "", [QUEUE]]),
         "a date that is none": json.dumps([{"__type__": "datetime", "__value__": "x"}, "", QUEUE]),

@@ -308,7 +308,7 @@ class Channel(_StockChannel):  # type: ignore[misc]
     def _note_of(self, noted: bytes) -> tuple[bytes, str, str | None]:
         """Return a message that was noted, the queue that it goes back to, and what is wrong with it."""
         match loads(bytes_to_str(noted)):
-            case [{**message}, "", str(queue)] if queue in (self.own_queues or [queue]):
+            case [{**message}, exchange, str(queue)] if self._is_own(exchange, queue):
                 raw = dumps(message).encode()
                 is_marked = isinstance(message.get("headers", {}), dict)  # as delivered again
                 return raw, queue, self._flaw(raw, queue) if is_marked else "it has no headers"
@@ -316,6 +316,9 @@ class Channel(_StockChannel):  # type: ignore[misc]
                 flaw = f"it was to be given back to {shown(repr(where), 60)}, no queue of ours"
                 return dumps(message).encode(), "", flaw
         return noted, "", "it is not [message, exchange, routing key]"
+
+    def _is_own(self, exchange: Any, queue: str) -> bool:
+        return exchange in ("", queue) and queue in (self.own_queues or [queue])
 
     def bury(self, raw: bytes, queue: str, reason: str) -> None:
         """Hand an element that can't run to the keeper of dead letters."""
