@@ -365,22 +365,27 @@ class SessionsBody(Many):
         Redis away: SessionStoreUnavailable, which is not a logout.
         """
         token = session if isinstance(session, str) else token_of(session)
-        within = None if fresh is None else seconds_of("fresh", fresh, least=0)
-        if touch is not True:
-            refuse_other("touch", touch, bool, YES_OR_NO)
-        if type is not None:
-            self._codec.adapter(type)  # refuses what is no type, where there is no session too
+        if fresh is not None:
+            fresh = seconds_of("fresh", fresh, least=0)
         place = self._place(token)
         if place is None:
+            refuse_other("touch", touch, bool, YES_OR_NO)
+            self._refuse_no_type(type)
             return None
         reply = yield from self._looked_up(place, touch)
         if reply[0] != b"ok":
             self._refused(place, reply)
+            self._refuse_no_type(type)
             return None
         found = self._read(place.shard, reply, token, type, reply[4])
-        if within is not None and not found.is_fresh(within):
-            raise not_fresh(found, within)
+        if fresh is not None and not found.is_fresh(fresh):
+            raise not_fresh(found, fresh)
         return found
+
+    def _refuse_no_type(self, type: Any) -> None:
+        """Refuse what is no type where there is no session, as where there is one."""
+        if type is not None:
+            self._codec.adapter(type)
 
     def update(
         self,
@@ -653,7 +658,12 @@ class SessionsBody(Many):
         read once a minute is one round trip, too.
         """
         shard, names = place
-        now, due = time.monotonic(), self._touch_due.get(names[0], _NEVER) if touch else _NEVER
+        due = _NEVER
+        if touch is True:
+            due = self._touch_due.get(names[0], _NEVER)
+        else:
+            refuse_other("touch", touch, bool, YES_OR_NO)
+        now = time.monotonic()
         if due > now >= self._scripted_until[shard]:
             try:
                 replies = yield from self._ask(self._plain_reads(place))
