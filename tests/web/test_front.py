@@ -476,6 +476,22 @@ def test_a_page_may_read_the_refusal_of_a_mounted_apps_limits(
     assert methods == ["POST", "POST"]
 
 
+def test_a_function_behind_limits_does_nothing_for_who_is_refused(settings: Settings) -> None:
+    """A plain function that is mounted behind limits is not called in the name of a refused client."""
+    methods = []
+
+    async def work(scope: Any, receive: Any, send: Any) -> None:
+        methods.append(scope["method"])
+        await PlainTextResponse("done")(scope, receive, send)
+
+    app = Starlette(routes=[Mount("/in", app=limited(TWO)(work))])
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    with serving_asgi(lambda room: Asgi(app, room), room) as port:
+        got = [ask(port, "/in/work", "POST", FROM_SPA).status for _ in range(4)]
+    assert got == [200, 200, 429, 429]
+    assert methods == ["POST", "POST"]
+
+
 def test_an_answer_to_a_preflight_may_have_no_headers(settings: Settings) -> None:
     """A mounted app that answers a preflight without any headers, as ASGI allows, is served."""
 

@@ -199,7 +199,9 @@ class LimitedApp:
             await refuse(send, answer, can_answer(scope) and not denial.banned, POLICY_VIOLATION)
         else:
             # The app's CORS layer is behind the limits, and a page may read no answer that has not passed it.
-            cors = await limiter.cors_within(self.app, self._learned, scope)
+            # A function has no such layer. Asked, it would do its work for a client that is refused.
+            asks = not self._is_endpoint
+            cors = await limiter.cors_within(self.app, self._learned, scope) if asks else []
             answered = answer._replace(headers=[*answer.headers, *cors])
             await _response(answered)(scope, _nothing, send)
         return False
