@@ -20,6 +20,7 @@ from fastapi.testclient import TestClient
 from flask import Flask, Response, url_for
 from flask import request as flask_request
 from hishel.httpx2 import CacheClient
+from pydantic import BaseModel, Field
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
@@ -1019,12 +1020,24 @@ class Client:
         self.tenant, self.agent = tenant, agent
 
 
+class Common(BaseModel):
+    """Headers that several views take."""
+
+    save_data: bool = False
+    trace: str = Field("", alias="X-Trace")
+
+
 def by_annotation(accept_language: Annotated[str | None, Header()] = None) -> None: ...
 def by_default(lang: str = Header("en", alias="X-Lang")) -> None: ...
 def by_dependency(tenant: str | None = Depends(tenant_of)) -> None: ...
 def by_class(client: Annotated[Client, Depends()]) -> None: ...
 def by_cookie(theme: Annotated[str, Cookie()] = "light") -> None: ...
 def by_token(authorization: Annotated[str, Header()] = "") -> None: ...
+def by_model(common: Annotated[Common, Header()]) -> None: ...
+def by_model_as_it_is(
+    common: Annotated[Common, Header(convert_underscores=False)],
+) -> None: ...
+def by_host(host: Annotated[str, Header()]) -> None: ...
 def by_nothing(id: int, q: str = "", request: Request = None) -> None: ...  # type: ignore[assignment]
 
 
@@ -1041,6 +1054,10 @@ def by_nothing(id: int, q: str = "", request: Request = None) -> None: ...  # ty
         (by_cookie, {"sessions": True}, ["cookie theme"]),
         (by_token, {}, []),
         (by_token, {"sessions": True}, ["header authorization"]),
+        (by_model, {}, ["header save-data", "header X-Trace"]),
+        (by_model, {"vary": ["Save-Data", "X-Trace"]}, []),
+        (by_model_as_it_is, {}, ["header save_data", "header X-Trace"]),
+        (by_host, {}, []),
         (by_nothing, {}, []),
     ],
 )

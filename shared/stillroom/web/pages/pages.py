@@ -336,8 +336,9 @@ def _tell_of_taken(name: str, view: Callable[..., Any], policy: Policy) -> None:
     """Log which headers and cookies a view takes that its pages are rendered without, though all visitors get them.
 
     Requests with a cookie, or with Authorization, go past the cache unless the endpoint says `sessions=True`.
+    A page is rendered with the host of its address.
     """
-    known = [("header", header.lower()) for header in policy.vary]
+    known = [("header", header.lower()) for header in ("host", *policy.vary)]
     for kind, taken in dict.fromkeys(taken_by(view)):
         is_own = kind == "cookie" or taken.lower() == "authorization"
         if (kind, taken.lower()) in known or (is_own and not policy.sessions):

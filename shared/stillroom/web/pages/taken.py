@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_type_hints
 
 DEEP = 20  # dependencies of dependencies
@@ -21,15 +21,25 @@ def taken_by(view: Callable[..., Any], depth: int = DEEP) -> Iterator[tuple[str,
         hint = hints.get(one.name, one.annotation)
         for said in (one.default, *getattr(hint, "__metadata__", ())):
             kind = type(said).__name__ if type(said).__module__ == FASTAPI else ""
-            if kind == "Header":
-                written = one.name.replace("_", "-") if said.convert_underscores else one.name
-                yield "header", said.alias or written
-            elif kind == "Cookie":
-                yield "cookie", said.alias or one.name
+            if kind in ("Header", "Cookie"):
+                is_spelled = getattr(said, "convert_underscores", False)
+                for name, alias in _named(one.name, said, hint):
+                    written = name.replace("_", "-") if is_spelled else name
+                    yield kind.lower(), alias or written
             elif kind in ("Depends", "Security"):
                 inner = said.dependency or getattr(hint, "__origin__", hint)
                 if callable(inner):
                     yield from taken_by(inner, depth - 1)
+
+
+def _named(parameter: str, said: Any, hint: Any) -> Iterator[tuple[str, str | None]]:
+    """Yield (name, alias) of what is taken: the parameter, or each field of a model that stands for several."""
+    model = getattr(hint, "__origin__", hint)  # of Annotated
+    fields: Mapping[str, Any] | None = getattr(model, "model_fields", None)
+    if fields is None:
+        yield parameter, said.alias
+    for name, field in (fields or {}).items():
+        yield name, field.alias
 
 
 def _hints(view: Callable[..., Any]) -> dict[str, Any]:
