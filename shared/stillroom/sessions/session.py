@@ -357,7 +357,6 @@ def encoded_meta(meta: Mapping[str, Any] | None) -> bytes:
         return b"{}"
     if not isinstance(meta, MAPPINGS):
         raise InvalidArgument(f"meta={meta!r:.100}: a mapping of what a list of devices shows")
-    check_kept("meta", dict(meta))
     text = encoded_value("meta", dict(meta))
     if len(text) > META_LIMIT:
         raise ValueTooLarge(len(text), META_LIMIT)
