@@ -144,7 +144,7 @@ class _Room:
         self._sessions_body = SessionsBody(
             self.settings, self._state_server, self._state_keys, self.dispatch, self.state_stats
         )
-        self._bans = KnownBans(partial(known_bans_of, self.settings))
+        self._bans = KnownBans(partial(ban_file_of, self.settings))
         reset_after_fork(self._bans)
         self._abuse_body = AbuseBody(
             self.settings, self._state_server, self._state_keys, self.state_stats, self._bans
@@ -632,7 +632,7 @@ def _check_dispatch(dispatch: object) -> None:
         )
 
 
-def known_bans_of(settings: Settings) -> Path | None:
+def ban_file_of(settings: Settings) -> Path | None:
     """Return the file of the bans that this machine knows of; None where there is none."""
     return ban_file(settings.ban_file, settings.namespace, settings.redis_url)
 

@@ -196,7 +196,7 @@ def test_an_exempt_endpoint_keeps_its_own_limits(framework: str, port: int) -> N
     first = ask(port, "/group/freed")
     assert (first.status, read(first.one("ratelimit-policy")).keys()) == (200, {"one"})
     assert statuses(port, "/group/freed", 2) == [429, 429]
-    if framework not in ("fastapi",):
+    if framework != "fastapi":  # which has no classes of views
         assert statuses(port, "/group/class", 3) == [200] * 3
         assert statuses(port, "/group/class", 3, "POST") == [200, 200, 429]
     assert statuses(port, "/group/x", 3) == [200, 200, 429]

@@ -28,7 +28,7 @@ import pytest
 import redis
 from stillroom.dispatch import InlineDispatch
 from stillroom.keys import glob_literal
-from stillroom.room import AsyncStillroom, Stillroom, known_bans_of
+from stillroom.room import AsyncStillroom, Stillroom, ban_file_of
 from stillroom.settings import Settings
 from stillroom.testing.clock import Clock
 from stillroom.testing.override import overridden
@@ -87,7 +87,7 @@ def stillroom_settings(
     }
     settings = Settings(**PATIENT | ALONE | own | stillroom_options)
     yield settings
-    if settings.ban_file is None and (bans := known_bans_of(settings)):
+    if settings.ban_file is None and (bans := ban_file_of(settings)):
         bans.unlink(missing_ok=True)
     _revive(stillroom_server)
     with redis.Redis.from_url(settings.redis_url) as client:

@@ -140,10 +140,8 @@ class FlaskSession(WebSession, SessionMixin):
         user_id = self._look().get(USER)
         if user_id != before:
             self._follow(user_id)
-            if user_id is not None:
-                super().__setitem__(
-                    USER, user_id
-                )  # which a login has dropped with another user's data
+            if user_id is not None:  # a login has dropped it with another user's data
+                super().__setitem__(USER, user_id)
 
     def _follow(self, user_id: Any) -> None:
         """Log in whom Flask-Login's login_user() or its "remember me" cookie names; None: log out."""
