@@ -1,88 +1,231 @@
-"""limit_check leaves a log packed: it keeps packed entries and packs only changed ones."""
+"""limit_check does to several logs what a model in plain Python says: it packs only what has changed."""
 
 from __future__ import annotations
 
+import math
 import random
-import struct
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-from stillroom import Stillroom
 from stillroom.scripts import limit_check
+from tests.support.limits import packed, read_log
 
 Log = list[tuple[int, int]]  # (last µs, hits), oldest first
 
-KEY = b"stillroom:{rl:ip:203.0.113.7}:any"
+STREAM, RESERVATION = b"stillroom:abuse", b"stillroom:{rl:!held}:it"
+KINDS = ["ip", "user", "ip&user"]
 SLICES = 24
+LEASE_MS = 90_000
 
 
-def packed(log: Log) -> bytes:
-    return b"".join(at.to_bytes(7) + hits.to_bytes(4) for at, hits in log)
+class Counted(NamedTuple):
+    """One limit of a check, and its log before."""
+
+    number: int
+    key: bytes
+    kind: str
+    quota: int
+    window: int  # µs
+    keep: int  # µs: the longest window of its name
+    letter: str  # s: in shadow
+    before: Log
+
+    @property
+    def life_ms(self) -> int:
+        return self.keep // 1_000 + 1_000
+
+    def standing(self, log: Log, now: int, cost: int) -> list[int]:
+        """Return what the script says of this limit: used, µs until some come back, to wait, until all have."""
+        log = [(at, hits) for at, hits in log if at > now - self.window]
+        used = sum(hits for _, hits in log)
+        left, wait = used + cost - self.quota, 0
+        if left > 0:
+            wait = -1
+            for at, hits in log:
+                left -= hits
+                if left <= 0:
+                    wait = at + self.window - now
+                    break
+        some, all_of_them = (
+            (at + self.window - now for at, _ in (log[0], log[-1])) if log else (0, 0)
+        )
+        return [used, some, wait, all_of_them]
+
+    def taken(self, log: Log, now: int, cost: int) -> Log:
+        """Return the log after a hit, as lua/lib/hits.lua documents it."""
+        old = [one for one in log if now - self.keep < one[0] <= now - self.window]
+        log = [one for one in log if one[0] > now - self.window]
+        slice_us = self.window / SLICES
+        if self.quota > SLICES and log and is_same_slice(log[-1][0], now, slice_us):
+            cost += log.pop()[1]
+        return [*self.shared(old), *log, (now, cost)]
+
+    def shared(self, old: Log) -> Log:
+        """Return the hits that only a longer window counts: many of them share its slices."""
+        if len(old) <= SLICES:
+            return old
+        entries: Log = []
+        for at, hits in old:
+            is_shared = entries and is_same_slice(entries[-1][0], at, self.keep / SLICES)
+            entries.append((at, hits + (entries.pop()[1] if is_shared else 0)))
+        return entries
 
 
-def unpacked(raw: bytes) -> Log:
-    return [
-        (int.from_bytes(raw[i : i + 7]), *struct.unpack(">I", raw[i + 7 : i + 11]))
-        for i in range(0, len(raw), 11)
-    ]
+def is_same_slice(one: int, other: int, slice_us: float) -> bool:
+    return math.floor(one / slice_us) == math.floor(other / slice_us)
 
 
-def taken(log: Log, now: int, window: int, keep: int, quota: int, cost: int) -> Log:
-    """Return the log after a hit, as lua/lib/hits.lua documents it."""
-    is_ahead = bool(log) and log[-1][0] > now
-    log = [(min(at, now), hits) for at, hits in log]
-    kept = [(at, hits) for at, hits in log if at > now - keep]
-    used = sum(hits for at, hits in kept if at > now - window)
-    if used + cost > quota:
-        return log if is_ahead else []
-    last = kept[-1] if kept else (0, 0)
-    slice_us = window / SLICES
-    is_shared = last[0] > now - window and last[0] // slice_us == now // slice_us
-    if quota > SLICES and is_shared:
-        return [*kept[:-1], (now, last[1] + cost)]
-    return [*kept, (now, cost)]
+class Outcome(NamedTuple):
+    """What a check answers and leaves behind."""
+
+    allowed: bool
+    said: list[int]
+    logs: list[Log]
+    events: list[tuple[str, int, int]]  # kind, which limit, n
+    held: list[Counted]  # what the reservation took
 
 
-def check(client: Any, window: int, keep: int, quota: int, cost: int) -> Sequence[int]:
-    """Return the script's reply to one hit."""
-    keys = (b"stillroom:abuse", b"stillroom:{rl:!widths}", KEY)
-    about = ("take", cost, 0, 1, "", "", 1, "", "")
-    numbers = (quota, window, keep // 1_000 + 1_000)
-    words = (*keys, *about, *numbers, "ip", "203.0.113.7")
-    reply: Sequence[int] = client.eval(limit_check.plain.source, len(keys), *words)
-    return reply
+class Check(NamedTuple):
+    """One run of the script."""
+
+    limits: list[Counted]
+    mode: str
+    cost: int
+    bans: int
+    unseen: dict[int, int]  # denials that the process answered from memory, of each limit
+    telling: int
+    is_held: bool  # it is a reservation
+    has_come: bool  # which came before
+
+    def run(self, client: Any) -> list[int]:
+        bans = [f"ban-{n}" for n in range(self.bans)]
+        keys = (STREAM, "widths", *bans, *[one.key for one in self.limits])
+        keys = (*keys, RESERVATION) if self.is_held else keys
+        unseen = " ".join(f"{n + 1}:{count}" for n, count in self.unseen.items())
+        life, letters = LEASE_MS if self.is_held else "", "".join(one.letter for one in self.limits)
+        numbers = [n for one in self.limits for n in (one.quota, one.window, one.life_ms)]
+        about = (self.mode, self.cost, self.bans, len(self.limits), unseen, life, self.telling)
+        words = (*about, "", letters, *numbers, 1_000, "ip", "203.0.113.7", "user", "ann")
+        reply: list[int] = client.eval(limit_check.plain.source, len(keys), *keys, *words)
+        return reply
+
+    def outcome(self, now: int) -> Outcome:
+        """Return the outcome at this time of the server, as the script documents it."""
+        logs = [[(min(at, now), hits) for at, hits in one.before] for one in self.limits]
+        stands = [
+            one.standing(log, now, self.cost) for one, log in zip(self.limits, logs, strict=True)
+        ]
+        fitting = [one for one in self.limits if stands[one.number][2] == 0]
+        denying = [one for one in self.limits if one not in fitting and one.letter != "s"]
+        is_done = self.mode == "look" or self.has_come
+        near = []
+        for one in fitting if self.cost and not denying and not is_done else ():
+            logs[one.number] = one.taken(logs[one.number], now, self.cost)
+            stands[one.number] = one.standing(logs[one.number], now, 0)
+            used = stands[one.number][0]
+            if one.quota >= 10 and used >= 0.8 * one.quota and one.number < self.telling:
+                near.append(("near", one.number, used))
+        denials = dict(self.unseen)
+        if denying and self.mode == "take":
+            denials[denying[0].number] = denials.get(denying[0].number, 0) + 1
+        events = [("denied", *one) for one in sorted(denials.items())]
+        events += near if self.mode == "take" else []
+        return Outcome(
+            allowed=not denying,
+            said=[part for stand in stands for part in stand],
+            logs=logs,
+            events=[] if is_done else events,
+            held=fitting if self.is_held and not denying and not is_done else [],
+        )
+
+
+def some_limit(chance: random.Random, number: int, now: int) -> Counted:
+    kind = chance.choice(KINDS)
+    window = chance.choice([30, 60, 300, 3_600]) * 1_000_000
+    youngest = chance.choice([1, 1, -window // 8])  # below 0: the clock stepped back
+    count = chance.choice([0, 1, 2, 9, 23, 99])
+    ages = sorted({chance.randrange(youngest, 12 * window) for _ in range(count)}, reverse=True)
+    before = [(now - age, chance.randint(1, 3)) for age in ages]
+    used = sum(hits for at, hits in before if at > now - window)
+    return Counted(
+        number=number,
+        key=b"stillroom:{rl:%b:%d}:limit-%d" % (kind.encode(), number, number),
+        kind=kind,
+        quota=chance.choice([3, 10, 24, 25, 1_000, used, used + 2, used + 5]),
+        window=window,
+        keep=window * chance.choice([1, 1, 2, 10]),
+        letter=chance.choice("--s"),
+        before=before,
+    )
+
+
+def some_check(chance: random.Random, now: int) -> Check:
+    numbers = range(chance.choice([0, 1, 2, 3, 3]))
+    is_held = chance.random() < 0.5
+    return Check(
+        limits=[some_limit(chance, number, now) for number in numbers],
+        mode=chance.choice(["take", "take", "quiet", "look"]),
+        cost=chance.choice([0, 1, 1, 5]),
+        bans=chance.randint(0, 2),
+        unseen={number: chance.randint(1, 9) for number in numbers if chance.random() < 0.2},
+        telling=chance.randint(0, 3),
+        is_held=is_held,
+        has_come=is_held and chance.random() < 0.2,
+    )
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_a_log_after_a_hit_is_what_the_model_says(
-    make_room: Callable[..., Stillroom], client: Any, seed: int
-) -> None:
-    """A log after a hit is the model's, with expired hits, two windows, shared slices and a clock that
-    stepped back.
+def test_a_check_of_several_limits_is_what_the_model_says(client: Any, seed: int) -> None:
+    """The reply, logs, events and reservation of a check are the model's, with no limit to three in any order,
+    expired hits, two windows, shared slices, limits in shadow and a clock that stepped back.
     """
     chance = random.Random(seed)
     for _ in range(15):
-        window = chance.choice([1, 60, 300, 3_600]) * 1_000_000
-        keep = window * chance.choice([1, 1, 2, 10])
-        quota, cost = chance.choice([3, 24, 25, 1_000]), chance.choice([1, 1, 5])
-        seconds, micros = client.time()
-        now = seconds * 1_000_000 + micros
-        ages = sorted(
-            {
-                chance.randrange(-window // 8, 12 * window)
-                for _ in range(chance.choice([0, 1, 2, 9, 23]))
-            }
-        )
-        before: Log = [(now - age, chance.randint(1, 3)) for age in reversed(ages)]
-        client.delete(KEY)
-        if before:
-            client.set(KEY, packed(before), px=100_000_000)
-        reply = check(client, window, keep, quota, cost)
-        expected = taken(before, reply[1], window, keep, quota, cost)
-        if reply[0] == 1 or expected:
-            assert unpacked(client.get(KEY)) == expected
-            assert 0 < client.pttl(KEY) <= keep // 1_000 + 1_000
-        else:
-            assert unpacked(client.get(KEY) or b"") == before
+        client.flushall()
+        check = some_check(chance, server_us(client))
+        for one in check.limits:
+            if one.before:
+                client.set(one.key, packed(one.before), px=100_000_000)
+        if check.has_come:
+            client.hset(RESERVATION, "over", "1")
+        allowed, now, *said = check.run(client)
+        outcome = check.outcome(now)
+        assert (allowed, said) == (outcome.allowed, outcome.said)
+        assert [read_log(client, one.key) for one in check.limits] == outcome.logs
+        assert told(client) == [
+            (kind.encode(), b"limit-%d" % n, count, "ip" in check.limits[n].kind)
+            for kind, n, count in outcome.events
+        ]
+        held = {b"over"} if check.has_come else {one.key for one in outcome.held}
+        assert {*client.hkeys(RESERVATION)} == held
+        assert_lives(client, now, lives_of(check, outcome))
+
+
+def server_us(client: Any) -> int:
+    seconds, micros = client.time()
+    return int(seconds) * 1_000_000 + int(micros)
+
+
+def told(client: Any) -> list[tuple[bytes, bytes, int, bool]]:
+    """Return the events: kind, limit, n, and whether they name an address."""
+    return [
+        (fields[b"kind"], fields[b"limit"], int(fields[b"n"]), b"ip" in fields)
+        for _, fields in client.xrange(STREAM)
+    ]
+
+
+def lives_of(check: Check, outcome: Outcome) -> dict[bytes, int]:
+    """Return how long the keys live that were written, in ms."""
+    logs = zip(check.limits, outcome.logs, strict=True)
+    lives = {one.key: one.life_ms for one, log in logs if log != one.before}
+    near = [check.limits[n] for kind, n, _ in outcome.events if kind == "near"]
+    lives |= {one.key + b"!near": one.window // 1_000 for one in near}
+    return lives | ({RESERVATION: LEASE_MS} if outcome.held else {})
+
+
+def assert_lives(client: Any, since: int, lives: dict[bytes, int]) -> None:
+    left = {key: client.pttl(key) for key in lives}
+    passed_ms = (server_us(client) - since) // 1_000 + 2
+    for key, life in lives.items():
+        assert life - passed_ms <= left[key] <= life, key

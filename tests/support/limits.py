@@ -15,9 +15,12 @@ def read_log(client: Any, key: bytes) -> list[tuple[int, int]]:
     return [(int.from_bytes(p[:ENTRY], "big"), int.from_bytes(p[ENTRY:], "big")) for p in parts]
 
 
+def packed(log: list[tuple[int, int]]) -> bytes:
+    return b"".join(at.to_bytes(ENTRY, "big") + n.to_bytes(4, "big") for at, n in log)
+
+
 def write_log(client: Any, key: bytes, log: list[tuple[int, int]]) -> None:
-    raw = b"".join(at.to_bytes(ENTRY, "big") + n.to_bytes(4, "big") for at, n in log)
-    client.set(key, raw, keepttl=True)
+    client.set(key, packed(log), keepttl=True)
 
 
 def logs(client: Any) -> list[bytes]:
