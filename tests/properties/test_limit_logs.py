@@ -1,4 +1,4 @@
-"""limit_check does to several logs what a model in plain Python says: it packs only what has changed."""
+"""The scripts do to the logs of limits what a model in plain Python says, packed or not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from stillroom.scripts import limit_check
+from stillroom.scripts import limit_charge, limit_check
 from tests.support.limits import packed, read_log
 
 Log = list[tuple[int, int]]  # (last µs, hits), oldest first
@@ -229,3 +229,79 @@ def assert_lives(client: Any, since: int, lives: dict[bytes, int]) -> None:
     passed_ms = (server_us(client) - since) // 1_000 + 2
     for key, life in lives.items():
         assert life - passed_ms <= left[key] <= life, key
+
+
+# Charged
+
+
+class Owed(NamedTuple):
+    """Hits that a process admitted without Redis."""
+
+    hits: int
+    age: int  # µs
+    known: str  # of a reservation: "yes", "no", or "settled" at another cost before it came
+
+    @property
+    def counted(self) -> int:
+        return {"yes": 0, "no": self.hits, "settled": self.hits + 2}[self.known]
+
+
+def put(log: Log, at: int, hits: int, limit: Counted) -> Log:
+    """Return the log after hits that are told late."""
+    before, after = [one for one in log if one[0] <= at], [one for one in log if one[0] > at]
+    slice_us = limit.window / SLICES
+    if limit.quota > SLICES and before and is_same_slice(before[-1][0], at, slice_us):
+        before[-1] = (at, before[-1][1] + hits)
+    elif limit.quota > SLICES and after and is_same_slice(after[0][0], at, slice_us):
+        after[0] = (after[0][0], after[0][1] + hits)
+    else:
+        before.append((at, hits))
+    return before + after
+
+
+def some_owed(chance: random.Random, limit: Counted) -> Owed:
+    age = chance.choice([0, limit.window // 48, limit.window, chance.randrange(2 * limit.keep)])
+    return Owed(chance.choice([0, 1, 5]), age, chance.choice(["yes", "no", "no", "settled"]))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_charge_is_what_the_model_says(client: Any, seed: int) -> None:
+    """A charge counts what Redis has not heard of, at the time it was admitted, in the log of the name's longest
+    window, and its reply is of the limit's own window.
+    """
+    chance = random.Random(seed)
+    for _ in range(15):
+        client.flushall()
+        limit = some_limit(chance, 7, server_us(client))
+        if limit.before:
+            client.set(limit.key, packed(limit.before), px=100_000_000)
+        hits, total, heard = chance.choice([0, 1, 5]), chance.randint(5, 9), chance.randint(0, 9)
+        client.set("process", heard)
+        plain, held = some_owed(chance, limit)._replace(hits=hits), [some_owed(chance, limit)]
+        held += [some_owed(chance, limit)] * chance.randint(0, 1)
+        names = [b"held-%d" % n for n in range(len(held))]
+        for name, one in zip(names, held, strict=True):
+            if one.known != "no":
+                noted = limit.key if one.known == "yes" else b"!" + limit.key
+                client.hset(name, noted, one.counted)
+        words = (plain.hits, plain.age, limit.quota, limit.window, total, limit.keep)
+        words += tuple(part for one in held for part in (one.hits, one.age))
+        keys = (limit.key, "process", *names)
+        *said, now = client.eval(limit_charge.plain.source, len(keys), *keys, *words)
+
+        clipped = [(min(at, now), count) for at, count in limit.before]
+        log = [one for one in clipped if one[0] > now - limit.keep]
+        new = min(hits, max(0, total - heard))
+        charges = [(new, plain.age), *[(one.counted, one.age) for one in held]]
+        charges = [(count, age) for count, age in charges if count and age < limit.keep]
+        for count, age in charges:
+            log = put(log, now - age, count, limit)
+        used, some, _, every = limit.standing(log, now, 0)
+        assert said == [used, some, 0, every]
+        assert read_log(client, limit.key) == (log if charges else clipped)
+        assert int(client.get("process")) == max(heard, total)
+        noting = [(name, one) for name, one in zip(names, held, strict=True) if one.known != "yes"]
+        for name, one in noting:
+            assert client.hget(name, limit.key) == b"%d %d" % (now - one.age, now)
+        lives = dict.fromkeys([b"process", *[name for name, _ in noting]], limit.keep // 1_000)
+        assert_lives(client, now, lives | ({limit.key: limit.life_ms} if charges else {}))
