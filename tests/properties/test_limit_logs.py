@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from stillroom.scripts import limit_charge, limit_check
+from stillroom.scripts import limit_charge, limit_check, limit_settle
 from tests.support.limits import packed, read_log
 
 Log = list[tuple[int, int]]  # (last µs, hits), oldest first
@@ -305,3 +305,130 @@ def test_a_charge_is_what_the_model_says(client: Any, seed: int) -> None:
             assert client.hget(name, limit.key) == b"%d %d" % (now - one.age, now)
         lives = dict.fromkeys([b"process", *[name for name, _ in noting]], limit.keep // 1_000)
         assert_lives(client, now, lives | ({limit.key: limit.life_ms} if charges else {}))
+
+
+# Settled
+
+
+def without(log: Log, at: int, count: int) -> Log:
+    """Return the log without so many of the hits of one time, or of what they are merged with."""
+    log, every = list(log), range(len(log))
+    later = next((n for n in every if log[n][0] > at), len(log) - 1)
+    exact = [n for n in every if log[n][0] == at]
+    for n in exact or [*every[later:], *reversed(every[:later])]:
+        taken = min(count, log[n][1])
+        log[n], count = (log[n][0], log[n][1] - taken), count - taken
+    return [one for one in log if one[1]]
+
+
+def settled(limit: Counted, log: Log, now: int, at: int, more: int) -> Log:
+    """Return the log after a reservation of this time has cost so much more, or less than nothing more."""
+    old = [one for one in log if now - limit.keep < one[0] <= now - limit.window]
+    kept = [one for one in log if one[0] > now - limit.window]
+    if more > 0:
+        return limit.shared(old) + put(kept, now, more, limit)
+    if at > now - limit.window and kept and more:
+        return limit.shared(old) + without(kept, at, -more)
+    if at <= now - limit.window and old and more:
+        return limit.shared(without(old, at, -more)) + kept
+    return log
+
+
+class Settlement(NamedTuple):
+    """One run of limit_settle, and what was noted of the reservation."""
+
+    limits: list[Counted]
+    noted: list[
+        int
+    ]  # when each limit counted it; 0: it did not; below 0: it did, and was reset since
+    is_over: bool
+    at: int  # as the process says, 0: it does not
+    held: int
+    cost: int
+    may_come: int  # ms
+
+    def arrange(self, client: Any) -> None:
+        for one, at in zip(self.limits, self.noted, strict=True):
+            if one.before:
+                client.set(one.key, packed(one.before), px=100_000_000)
+            if at:
+                client.hset(RESERVATION, one.key, f"{abs(at)} 12345")
+                client.set(one.key + b"!born", "12345" if at > 0 else "12346")
+        if self.is_over:
+            client.hset(RESERVATION, "over", "1")
+
+    def run(self, client: Any) -> int:
+        keys = (RESERVATION, *[one.key for one in self.limits])
+        numbers = [n for one in self.limits for n in (one.quota, one.window, one.keep)]
+        words = (self.at, self.held, self.cost, self.may_come, *numbers)
+        return int(client.eval(limit_settle.plain.source, len(keys), *keys, *words))
+
+    def logs(self, now: int) -> list[Log]:
+        """Return the logs after it, if the script ran at this time."""
+        if self.is_over or not any(self.noted):
+            return [one.before for one in self.limits]
+        logs = [[(min(at, now), hits) for at, hits in one.before] for one in self.limits]
+        return [
+            settled(one, log, now, self.at or at, self.cost - self.held) if at > 0 else log
+            for one, log, at in zip(self.limits, logs, self.noted, strict=True)
+        ]
+
+    def notes(self) -> dict[bytes, bytes]:
+        """Return what is to be read of it by the reservation, if that is still on its way."""
+        if self.is_over or not self.may_come:
+            return {}
+        limits = zip(self.limits, self.noted, strict=True)
+        later = {b"!" + one.key: b"%d" % self.cost for one, at in limits if not at}
+        return {b"over": b"1", **later}
+
+
+def some_settlement(chance: random.Random, now: int) -> Settlement:
+    limits = [some_limit(chance, number, now) for number in range(chance.randint(1, 3))]
+    times = [
+        chance.choice([now - 1, *[at - chance.choice([0, 0, 1]) for at, _ in one.before]])
+        for one in limits
+    ]
+    return Settlement(
+        limits=limits,
+        noted=[at * chance.choice([1, 1, 1, 0, -1]) for at in times],
+        is_over=chance.random() < 0.2,
+        at=chance.choice([0, times[0]]),
+        held=chance.randint(0, 6),
+        cost=chance.randint(0, 6),
+        may_come=chance.choice([0, LEASE_MS]),
+    )
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_settlement_is_what_the_model_says(client: Any, seed: int) -> None:
+    """What a reservation cost less leaves the entries it is in, and what it cost more counts from now on, once and
+    in each limit that has counted it.
+    """
+    chance = random.Random(seed)
+    for _ in range(20):
+        client.flushall()
+        since = server_us(client)
+        settlement = some_settlement(chance, since)
+        settlement.arrange(client)
+        is_known = any(settlement.noted) or settlement.may_come > 0
+        assert settlement.run(client) == int(is_known and not settlement.is_over)
+        until = server_us(client)
+        logs = [read_log(client, one.key) for one in settlement.limits]
+        # The script does not say when it ran. What it writes as of now is compared as of `since`.
+        expected = [as_of(since, settlement.logs(now)) for now in (since, until)]
+        assert as_of(since, logs) in expected
+        written = [
+            one
+            for one, log in zip(settlement.limits, logs, strict=True)
+            if log not in ([], one.before)
+        ]
+        lives = {one.key: one.life_ms for one in written}
+        lives |= {RESERVATION: LEASE_MS} if settlement.notes() else {}
+        assert_lives(client, since, lives)
+        left = client.hgetall(RESERVATION)
+        assert {key: left.get(key) for key in settlement.notes()} == settlement.notes()
+        assert bool(left) == (settlement.is_over or settlement.may_come > 0)
+
+
+def as_of(since: int, logs: list[Log]) -> list[Log]:
+    return [[(min(at, since), hits) for at, hits in log] for log in logs]
