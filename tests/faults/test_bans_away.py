@@ -67,7 +67,9 @@ def assert_banned(room: Any, address: str) -> None:
 def test_a_ban_that_one_process_has_met_holds_in_all(
     make: Callable[..., Any], own_server: EmbeddedServer
 ) -> None:
-    """A ban on an address, a /64 or a network that one process met holds in all, and others are admitted."""
+    """A ban on an address, a /64 or a network that one process met holds in all, for each address of the network,
+    and others are admitted.
+    """
     operator, met, other = make(ban_file=os.devnull), make(), make()
     for subject, address in (
         (CLIENT, CLIENT),
@@ -82,6 +84,8 @@ def test_a_ban_that_one_process_has_met_holds_in_all(
     for room in (met, other):
         for address in (CLIENT, "2001:db8:1:2::", "198.51.100.7", "2001:db8:9:9::9"):
             assert_banned(room, address)
+        for not_met in ("198.51.100.8", "2001:db8:9:8::1"):
+            assert_banned(room, not_met)
         assert room.limits.check(OTHER, [DEFAULT])
         assert room.limits.check("2001:db8:1:3::", [DEFAULT])
     late = make()  # begun while Redis is away

@@ -284,8 +284,8 @@ def test_a_charge_is_what_the_model_says(client: Any, seed: int) -> None:
             if one.known != "no":
                 noted = limit.key if one.known == "yes" else b"!" + limit.key
                 client.hset(name, noted, one.counted)
-        words = (plain.hits, plain.age, limit.quota, limit.window, total, limit.keep)
-        words += tuple(part for one in held for part in (one.hits, one.age))
+        ages = [part for one in held for part in (one.hits, one.age)]
+        words = (plain.hits, plain.age, limit.quota, limit.window, total, limit.keep, *ages)
         keys = (limit.key, "process", *names)
         *said, now = client.eval(limit_charge.plain.source, len(keys), *keys, *words)
 
