@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from stillroom.scripts import limit_charge, limit_check, limit_settle
+from stillroom.scripts import Script, limit_charge, limit_check, limit_settle
 from tests.support.limits import packed, read_log
 
 Log = list[tuple[int, int]]  # (last µs, hits), oldest first
@@ -200,6 +200,38 @@ def test_a_check_of_several_limits_is_what_the_model_says(client: Any, seed: int
         held = {b"over"} if check.has_come else {one.key for one in outcome.held}
         assert {*client.hkeys(RESERVATION)} == held
         assert_lives(client, now, lives_of(check, outcome))
+
+
+def run_at(client: Any, us: int, script: Script, keys: tuple[Any, ...], *words: Any) -> Any:
+    """Run a script as if it were this time of the server, for what depends on a microsecond."""
+    source = script.plain.source
+    assert source.count("redis.call('TIME')") == 1
+    time = f"{{{us // 1_000_000}, {us % 1_000_000}}}"
+    return client.eval(source.replace("redis.call('TIME')", time), len(keys), *keys, *words)
+
+
+@pytest.mark.parametrize("cost", [0, 1])
+def test_a_hit_counts_for_exactly_its_window(client: Any, cost: int) -> None:
+    """A hit counts until the microsecond that its window is over, and its longest window keeps it as exactly."""
+    now, window, keep = server_us(client), 60_000_000, 600_000_000
+    key = b"stillroom:{rl:ip:1}:x"
+    before = [(now - age, 1) for age in (keep, keep - 1, window, window - 1)]
+    client.set(key, packed(before), px=1_000_000)
+    about = ("take", cost, 0, 1, "", "", 0, "", "", 10, window, keep // 1_000 + 1_000, 1_000)
+    reply = run_at(client, now, limit_check, (STREAM, "widths", key), *about)
+    every = window if cost else 1
+    assert reply == [1, now, 1 + cost, 1, 0, every]
+    kept = [*before[1:], (now, 1)] if cost else before
+    assert read_log(client, key) == kept
+    reply = run_at(client, now, limit_charge, (key, "process"), 0, 0, 10, window, 0, keep)
+    assert reply == [1 + cost, 1, 0, every, now]
+    client.set(key + b"!born", "12345", ex=60)
+    client.hset(RESERVATION, key, f"{now - window} 12345")
+    words = (0, 1, 0, 0, 10, window, keep)
+    assert run_at(client, now, limit_settle, (RESERVATION, key), *words) == 1
+    assert read_log(client, key) == [
+        one for one in kept[-4:] if one[0] not in (now - window, now - keep)
+    ]
 
 
 def server_us(client: Any) -> int:

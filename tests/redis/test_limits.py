@@ -644,6 +644,15 @@ def test_use_near_the_quota_is_told_once_a_window(room: Any, client: Any) -> Non
     assert told == {"kind": "near", "n": "8", "limit": "ten", "ip": IP, "route": "/x"}
 
 
+def test_a_check_is_answered_though_its_event_is_refused(room: Any, client: Any) -> None:
+    """A check is answered and counted though the server refuses its event, near the quota and at a denial."""
+    client.set(room.keys.abuse, "no stream", ex=60)
+    decisions = [room.limits.check(IP, [Limit("ten", 10, 60)]) for _ in range(11)]
+    assert [one.allowed for one in decisions] == [True] * 10 + [False]
+    assert {one.degraded for one in decisions} == {""}
+    assert client.get(client.keys("*!denied")[0]) == b"1"
+
+
 def test_a_log_that_somebody_else_wrote_is_none(room: Any, client: Any) -> None:
     """A log of another type or form is written anew and has a TTL again."""
     room.limits.check(IP, [AUTH])
