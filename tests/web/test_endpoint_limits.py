@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ from stillroom import (
 )
 from stillroom.sessions.token import make_token
 from stillroom.web import Header, Refusal
+from stillroom.web.limited import is_exempt
+from stillroom.web.starlette_limits import exempt
 from stillroom.web.wsgi import StillroomMiddleware as WsgiMiddleware
 from tests.support.celery_process import until
 from tests.support.monitor import ON_ITS_WAY, sent
@@ -200,6 +203,22 @@ def test_an_exempt_endpoint_keeps_its_own_limits(framework: str, port: int) -> N
         assert statuses(port, "/group/class", 3) == [200] * 3
         assert statuses(port, "/group/class", 3, "POST") == [200, 200, 429]
     assert statuses(port, "/group/x", 3) == [200, 200, 429]
+
+
+def test_what_is_made_of_an_exempt_class_is_exempt_and_no_subclass_of_it() -> None:
+    """An exempt class of views frees what is made of it. A login that extends it keeps the limits of its group."""
+
+    @exempt
+    class Status:
+        def __call__(self) -> None: ...
+
+    class Login(Status): ...
+
+    assert is_exempt(Status)
+    assert is_exempt(Status())
+    assert not is_exempt(Login)
+    for made_of, expected in ((Status, True), (Login, False)):
+        assert is_exempt(SimpleNamespace(view_class=made_of)) is expected
 
 
 def test_functions_and_classes_are_endpoints(port: int) -> None:

@@ -1007,6 +1007,24 @@ def test_a_template_that_a_view_adds_as_a_tag_is_refused(settings: Settings) -> 
         client.get(PRODUCT)
 
 
+def test_a_visitor_may_ask_for_what_looks_like_a_template(settings: Settings) -> None:
+    """A page that is asked for with braces, and tags itself with that, is a page as any other."""
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        flask, pages = Flask("shop"), Pages(room)
+        pages.install(flask)
+
+        @flask.get("/found/<text>")
+        @pages.page(tags=["found:{text}"])
+        def found(text: str) -> str:
+            tag_page(f"found:{text}")
+            return text
+
+        for status in ("fwd=miss; stored", "hit"):
+            answer = flask.test_client().get("/found/{text}")
+            assert (answer.status_code, answer.text) == (200, "{text}")
+            assert status in answer.headers["cache-status"]
+
+
 def tenant_of(x_tenant: Annotated[str | None, Header()] = None) -> str | None:
     return x_tenant
 

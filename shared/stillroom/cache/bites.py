@@ -6,7 +6,7 @@ no time for goes again, with less in it. What fits into one bite has the time of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from stillroom.errors import RedisUnavailable
@@ -57,7 +57,7 @@ class Bites(Generic[T]):
         """Return the next bite."""
         self._bite = self._things[self._start : self._start + self._size]
         if isinstance(self._bite[0], tuple):  # commands
-            self._bite = _small_enough(self._bite)
+            self._bite = small_enough(self._bite, bytes_of)
         if self._start + len(self._bite) < len(self._things):  # few, and large
             self._are_several = True
         return self._bite
@@ -88,14 +88,14 @@ def in_bites(batch: list[Any]) -> Operation[list[Any]]:
     return replies
 
 
-def _small_enough(commands: Sequence[Any]) -> Sequence[Any]:
-    """Return the first of these commands that fit one batch in bytes."""
+def small_enough(things: Sequence[T], size_of: Callable[[T], int]) -> Sequence[T]:
+    """Return the first of these commands, or arguments, that fit one batch in bytes: one at least."""
     size = 0
-    for number, command in enumerate(commands):
-        size += bytes_of(command)
+    for number, thing in enumerate(things):
+        size += size_of(thing)
         if number and size > BYTES_AT_ONCE:
-            return commands[:number]
-    return commands
+            return things[:number]
+    return things
 
 
 def bytes_of(command: Any) -> int:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from stillroom.cache.bites import BYTES_AT_ONCE
+from stillroom.cache.bites import small_enough
 from stillroom.cache.orders import (
     OF_0_1,
     Load,
@@ -66,17 +66,6 @@ class Taken(NamedTuple):
     tries: int
 
 
-def _in_bites(members: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """Yield the orders in groups that one script takes in time: 512 kB, or a single order."""
-    start = size = 0
-    for place, member in enumerate(members):
-        size += len(member)
-        if size > BYTES_AT_ONCE and place > start:
-            yield members[start:place]
-            start, size = place, len(member)
-    yield members[start:]
-
-
 class Ordering:
     """The operations. A driver of the cache runs them; orders are read and written on the state's server."""
 
@@ -111,8 +100,11 @@ class Ordering:
         The same order twice, not yet done, is one. Large ones go in several scripts, each with its own deadline.
         Raises DispatchFailed if 10,000 wait already. Redis away: RedisUnavailable. Some may be written down then.
         """
-        for some in _in_bites(list(map(to_member, orders))):
+        left: Sequence[bytes] = list(map(to_member, orders))
+        while left:
+            some = small_enough(left, len)
             yield On([(STATE, self._written(some))])
+            left = left[len(some) :]
         if self._dispatch.inline:
             yield from self._carry_out_here()
         else:

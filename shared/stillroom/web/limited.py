@@ -203,10 +203,14 @@ def carried(endpoint: object) -> tuple[Limited, ...]:
 def is_exempt(endpoint: object) -> bool:
     """Return whether an endpoint, or the class that it was made of, is free from limits further out.
 
-    Those that it carries itself count all the same: whoever put both there meant both.
+    Those that it carries itself count all the same: whoever put both there meant both. A subclass of an exempt class is
+    not exempt by that.
     """
     made_of = getattr(endpoint, "view_class", None) or getattr(endpoint, "cls", None)
-    return bool(getattr(endpoint, EXEMPT, False) or getattr(made_of, EXEMPT, False))
+    return any(
+        EXEMPT in vars(one) if isinstance(one, type) else getattr(one, EXEMPT, False)
+        for one in (endpoint, made_of)
+    )
 
 
 def run(steps: Steps[T]) -> T:

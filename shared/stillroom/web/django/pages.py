@@ -29,7 +29,7 @@ from stillroom.web.django import room
 from stillroom.web.django.requests import is_async_view
 from stillroom.web.django.values import FOR_MIDDLEWARE
 from stillroom.web.pages.answer import answer_from, bypassed, checked_cdn, fits_origin
-from stillroom.web.pages.pages import PageTags, Rendering, tag_page
+from stillroom.web.pages.pages import PageTags, Rendering, all_tags, tag_page
 from stillroom.web.pages.passes import Passes
 from stillroom.web.pages.policy import (
     ANALYTICS,
@@ -161,8 +161,8 @@ class CachedView:
                 response = _rendered(request, view())
                 rendered.append(response)
                 _refuse_what_is_private(request, self._policy)
-                room().cache.loaders.refuse_unfilled(*added)
-                tags = [*self._tags.of({**request.GET.dict(), **parameters}), *added]
+                own = self._tags.of({**request.GET.dict(), **parameters})
+                tags = all_tags(own, added, room().cache.loaders)
                 page = _kept(self._policy, request, response, tags)
             is_new = True
             return page

@@ -18,7 +18,7 @@ from stillroom.web.asgi import App, Message, Receive, Scope, Send, StillroomMidd
 from stillroom.web.carriers import layers
 from stillroom.web.headers import Header, decoded, encoded
 from stillroom.web.pages.answer import bypassed, fits_origin
-from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering, own_mark
+from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering, all_tags, own_mark
 from stillroom.web.pages.policy import Identity, Visit
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
 from stillroom.web.problem import Answer
@@ -100,8 +100,8 @@ class Renderer:
                 if response.refused is None:
                     raise
                 raise response.refused from None
-        self.pages.room.cache.loaders.refuse_unfilled(*added)
-        tags = [*marked.tags.of({**found[1], **_query(identity)}), *added]
+        own = marked.tags.of({**found[1], **_query(identity)})
+        tags = all_tags(own, added, self.pages.room.cache.loaders)
         headers = [*response.headers, *self._varying(response.headers)]
         return kept(marked.policy, response.status, headers, bytes(response.body), tags)
 

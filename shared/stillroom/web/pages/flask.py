@@ -16,7 +16,7 @@ from stillroom.errors import LoadFailed, SettingsError
 from stillroom.room import Stillroom
 from stillroom.web.carriers import layers
 from stillroom.web.pages.answer import bypassed, fits_origin
-from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering, own_mark
+from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering, all_tags, own_mark
 from stillroom.web.pages.policy import Identity, Visit
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
 from stillroom.web.problem import Answer
@@ -80,8 +80,8 @@ class PageMiddleware:
                 self.app, environ, self._pages.room.settings.decoded_limit
             )
         query = dict(parse_qsl(environ["QUERY_STRING"], keep_blank_values=True))
-        self._pages.room.cache.loaders.refuse_unfilled(*added)
-        tags = [*marked.tags.of({**found[1], **query}), *added]
+        own = marked.tags.of({**found[1], **query})
+        tags = all_tags(own, added, self._pages.room.cache.loaders)
         return kept(marked.policy, status, headers, body, tags)
 
     def _find(self, environ: Environ) -> tuple[Found, Visit] | None:

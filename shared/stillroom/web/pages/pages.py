@@ -21,7 +21,7 @@ from uuid import UUID
 from pydantic import TypeAdapter, ValidationError
 
 from stillroom.cache.arguments import text_in_tag
-from stillroom.cache.loaders import several
+from stillroom.cache.loaders import Loaders, several
 from stillroom.cache.template import Template, refuse_foreign
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidArgument, InvalidKey, LoadFailed, SettingsError, did_you_mean
@@ -321,6 +321,15 @@ class Asking:
 
     def __exit__(self, *_: object) -> None:
         _rendered.reset(self._token)
+
+
+def all_tags(own: Sequence[str], added: Sequence[str], loaders: Loaders) -> list[str]:
+    """Return the tags of a page: its own, and those that its view added. Raises InvalidKey for a template.
+
+    What a visitor asks for may have braces, so a view may add what one of the page's own tags is filled to.
+    """
+    loaders.refuse_unfilled(*(tag for tag in added if tag not in own))
+    return [*own, *added]
 
 
 def own_mark(endpoint: Any, marked: Marked) -> Marked:
