@@ -1,4 +1,4 @@
-"""The scripts do to the logs of limits what a model in plain Python says, packed or not."""
+"""The scripts of limits do to the logs what a model in plain Python says."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def run_at(client: Any, us: int, script: Script, keys: tuple[Any, ...], *words: 
 
 @pytest.mark.parametrize("cost", [0, 1])
 def test_a_hit_counts_for_exactly_its_window(client: Any, cost: int) -> None:
-    """A hit counts until the microsecond that its window is over, and its longest window keeps it as exactly."""
+    """A hit counts until the microsecond when its window ends, and its log keeps it until the longest one ends."""
     now, window, keep = server_us(client), 60_000_000, 600_000_000
     key = b"stillroom:{rl:ip:1}:x"
     before = [(now - age, 1) for age in (keep, keep - 1, window, window - 1)]
@@ -298,8 +298,8 @@ def some_owed(chance: random.Random, limit: Counted) -> Owed:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_a_charge_is_what_the_model_says(client: Any, seed: int) -> None:
-    """A charge counts what Redis has not heard of, at the time it was admitted, in the log of the name's longest
-    window, and its reply is of the limit's own window.
+    """A charge counts the hits that Redis has not heard of at the time they were admitted, and its reply is of the
+    limit's own window.
     """
     chance = random.Random(seed)
     for _ in range(15):
@@ -433,8 +433,8 @@ def some_settlement(chance: random.Random, now: int) -> Settlement:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_a_settlement_is_what_the_model_says(client: Any, seed: int) -> None:
-    """What a reservation cost less leaves the entries it is in, and what it cost more counts from now on, once and
-    in each limit that has counted it.
+    """A settlement takes hits out of the entries that hold them, or counts more from now on. It does so once,
+    in each limit that counted the reservation.
     """
     chance = random.Random(seed)
     for _ in range(20):
