@@ -25,7 +25,7 @@ from stillroom import (
 )
 from stillroom.embedded import EmbeddedServer
 from stillroom.limits.request import Request
-from stillroom.scripts import Script
+from stillroom.scripts import Script, limit_settle
 from tests.support.celery_process import until
 from tests.support.clocked import misjudge
 from tests.support.faces import open_room
@@ -269,6 +269,10 @@ def test_a_full_redis_still_counts(
         assert [d.allowed for d in decisions] == [True] * 5 + [False] * 2
         assert {d.degraded for d in [*decisions, held.decision]} == {""}
         assert room.limits.check(IP, [Limit("ten", 10, 60)], cost=9)
+        # A refund that overtakes its reservation is noted.
+        words = ("stillroom:{rl:!held}:late", "stillroom:{rl:ip:x}:ten", 0, 1, 0, 60_000)
+        script = limit_settle.text.source
+        assert client.eval(script, 2, *words, 10, 60_000_000, 60_000_000) == 1
         assert_bounded(client)
         client.config_set("maxmemory", 0)
 

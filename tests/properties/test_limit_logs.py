@@ -189,6 +189,8 @@ def test_a_check_of_several_limits_is_what_the_model_says(client: Any, seed: int
                 client.set(one.key, packed(one.before), px=100_000_000)
         if check.has_come:
             client.hset(RESERVATION, "over", "1")
+        if check.limits:  # its log was born with a reservation that is over sooner
+            client.set(check.limits[0].key + b"!born", "12345", px=LEASE_MS // 2)
         allowed, now, *said = check.run(client)
         outcome = check.outcome(now)
         assert (allowed, said) == (outcome.allowed, outcome.said)
@@ -253,6 +255,7 @@ def lives_of(check: Check, outcome: Outcome) -> dict[bytes, int]:
     lives = {one.key: one.life_ms for one, log in logs if log != one.before}
     near = [check.limits[n] for kind, n, _ in outcome.events if kind == "near"]
     lives |= {one.key + b"!near": one.window // 1_000 for one in near}
+    lives |= {one.key + b"!born": LEASE_MS for one in outcome.held}
     return lives | ({RESERVATION: LEASE_MS} if outcome.held else {})
 
 
