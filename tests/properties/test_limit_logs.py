@@ -17,6 +17,7 @@ STREAM, RESERVATION = b"stillroom:abuse", b"stillroom:{rl:!held}:it"
 KINDS = ["ip", "user", "ip&user"]
 SLICES = 24
 LEASE_MS = 90_000
+BORN_FOR_MS = (LEASE_MS // 2, LEASE_MS + 10_000)  # the logs of the first two limits
 
 
 class Counted(NamedTuple):
@@ -183,14 +184,14 @@ def test_a_check_of_several_limits_is_what_the_model_says(client: Any, seed: int
     chance = random.Random(seed)
     for _ in range(15):
         client.flushall()
-        check = some_check(chance, server_us(client))
+        check = some_check(chance, since := server_us(client))
         for one in check.limits:
             if one.before:
                 client.set(one.key, packed(one.before), px=100_000_000)
         if check.has_come:
             client.hset(RESERVATION, "over", "1")
-        if check.limits:  # its log was born with a reservation that is over sooner
-            client.set(check.limits[0].key + b"!born", "12345", px=LEASE_MS // 2)
+        for one, life in zip(check.limits, BORN_FOR_MS, strict=False):
+            client.set(one.key + b"!born", "12345", px=life)  # with an earlier reservation
         allowed, now, *said = check.run(client)
         outcome = check.outcome(now)
         assert (allowed, said) == (outcome.allowed, outcome.said)
@@ -201,7 +202,7 @@ def test_a_check_of_several_limits_is_what_the_model_says(client: Any, seed: int
         ]
         held = {b"over"} if check.has_come else {one.key for one in outcome.held}
         assert {*client.hkeys(RESERVATION)} == held
-        assert_lives(client, now, lives_of(check, outcome))
+        assert_lives(client, since, lives_of(check, outcome))
 
 
 def run_at(client: Any, us: int, script: Script, keys: tuple[Any, ...], *words: Any) -> Any:
@@ -255,7 +256,8 @@ def lives_of(check: Check, outcome: Outcome) -> dict[bytes, int]:
     lives = {one.key: one.life_ms for one, log in logs if log != one.before}
     near = [check.limits[n] for kind, n, _ in outcome.events if kind == "near"]
     lives |= {one.key + b"!near": one.window // 1_000 for one in near}
-    lives |= {one.key + b"!born": LEASE_MS for one in outcome.held}
+    for one in outcome.held:
+        lives[one.key + b"!born"] = max(LEASE_MS, (*BORN_FOR_MS, 0)[one.number])
     return lives | ({RESERVATION: LEASE_MS} if outcome.held else {})
 
 
