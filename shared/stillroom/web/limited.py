@@ -203,8 +203,8 @@ def carried(endpoint: object) -> tuple[Limited, ...]:
 def is_exempt(endpoint: object) -> bool:
     """Return whether an endpoint, or the class that it was made of, is free from limits further out.
 
-    Those that it carries itself count all the same: whoever put both there meant both. A subclass of an exempt class is
-    not exempt by that.
+    Those that it carries itself count all the same: whoever put both there meant both. A subclass of an exempt
+    class is not exempt by that.
     """
     made_of = getattr(endpoint, "view_class", None) or getattr(endpoint, "cls", None)
     return any(
