@@ -374,8 +374,8 @@ class SessionsBody(Many):
             return None
         reply = yield from self._looked_up(place, touch)
         if reply[0] != b"ok":
-            self._refused(place, reply)
             self._refuse_no_type(type)
+            self._refused(place, reply)
             return None
         found = self._read(place.shard, reply, token, type, reply[4])
         if fresh is not None and not found.is_fresh(fresh):
