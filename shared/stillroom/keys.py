@@ -389,6 +389,18 @@ class Keys:
     def abuse_seen(self, rule: str, claim: str) -> bytes:
         return b"%b:seen:%b:%b" % (self.abuse, rule.encode(), claim.encode())
 
+    def of_rule(self, key: bytes) -> tuple[str, str]:
+        """Return what a rule of abuse keeps under a key, `count` or `seen`, and the rule; empty texts for others.
+
+        >>> keys = Keys("shop")
+        >>> keys.of_rule(keys.abuse_count("hammer", "ip:192.0.2.1")), keys.of_rule(keys.abuse_groups)
+        (('count', 'hammer'), ('', ''))
+        """
+        for kind, prefix in (("count", b":c:"), ("seen", b":seen:")):
+            if key.startswith(self.abuse + prefix):
+                return kind, key[len(self.abuse + prefix) :].partition(b":")[0].decode()
+        return "", ""
+
     def stats(self, minute: int) -> bytes:
         """Return the key for the counts of one minute. `minute` counts from 1970."""
         return f"{self._stats}{minute}".encode()

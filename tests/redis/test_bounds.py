@@ -27,6 +27,7 @@ from stillroom.embedded import EmbeddedServer
 from stillroom.scripts import forget
 from tests.support.clocked import ClockedServer
 from tests.support.crowd import PATIENT
+from tests.support.entries import age
 from tests.support.lag import least
 from tests.support.proxy import Proxy
 from tests.support.stepper import Stepper
@@ -229,7 +230,7 @@ def test_orders_that_do_not_fit_cost_the_event_loop_nothing(own_server: Embedded
 # Single and many
 
 
-def test_a_failing_refresh_backs_off_in_a_batch_too(make_room: Any) -> None:
+def test_a_failing_refresh_backs_off_in_a_batch_too(make_room: Any, client: Any) -> None:
     """In a batch a failing refresh backs off too: eight reads in two processes call each loader once."""
     calls = {"one": 0, "many": 0}
 
@@ -241,11 +242,12 @@ def test_a_failing_refresh_backs_off_in_a_batch_too(make_room: Any) -> None:
         calls["many"] += 1
         raise OSError
 
-    times = {"ttl": 0.01, "swr": 600, "backoff": 60}
+    times = {"ttl": 60, "swr": 600, "backoff": 60}
     app = make_room(**times)
     app.cache.set("one", 1)
     app.cache.set("many", 1)
-    time.sleep(0.02)
+    for key in (b"one", b"many"):
+        age(client, app.keys.entry(key), 61)
     for _ in range(4):
         for process in (make_room(**times), make_room(**times)):
             process.cache.get("x")
@@ -256,7 +258,7 @@ def test_a_failing_refresh_backs_off_in_a_batch_too(make_room: Any) -> None:
 
 @pytest.mark.parametrize("why", ["keep", "an error", "none given"])
 def test_a_refresh_that_brings_nothing_to_keep_backs_off(
-    make_room: Any, dispatch: Any, why: str
+    make_room: Any, client: Any, dispatch: Any, why: str
 ) -> None:
     """A refresh whose value is not kept backs off as a failed one: a stale value is not loaded with each read."""
     calls = {"ordered": 0, "one": 0, "many": 0}
@@ -275,11 +277,12 @@ def test_a_refresh_that_brings_nothing_to_keep_backs_off(
         calls["many"] += 1
         return {} if why == "none given" else dict.fromkeys(keys, nothing)
 
-    app = make_room(ttl=0.01, swr=600, backoff=60)
+    app = make_room(ttl=60, swr=600, backoff=60)
     app.cache.set_many({"one": 1, "many": 1})
     cached = app.cache.cached("ordered", **options)(load)
     cached()
-    time.sleep(0.02)
+    for key in (b"ordered", b"one", b"many"):
+        age(client, app.keys.entry(key), 61)
     for _ in range(4):
         assert cached() == 1
         dispatch.run_all(app)

@@ -39,8 +39,7 @@ for i = 1, bans do
 end
 
 -- The answer says of limit i, from 4 * i - 1 on: hits used, µs until some come back, µs to wait, µs until all have.
--- The nils make room for those of two limits at once. No limit has a table of its own: to make it would take as long as
--- to read its log.
+-- The nils make room for those of two limits at once, and no limit has a table of its own: see decision 96.
 local answer, logs = {1, now, nil, nil, nil, nil, nil, nil, nil, nil}, {nil, nil}
 local older, denied = nil, nil
 for i = 1, count do

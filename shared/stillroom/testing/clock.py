@@ -75,8 +75,8 @@ class Clock:
             loader = key.removeprefix(self._room.keys.warm(b""))
             _age_claim(client, key, us, self._period_of(loader.decode()))
             return
-        rule = key.partition(b":c:")[2].partition(b":")[0] if kind == "count" else b""
-        if window := self._row_of(rule.decode()):
+        _, rule = self._room.keys.of_rule(key)
+        if kind == "count" and (window := self._row_of(rule)):
             _age_row(client, key, us, window)
         elif rewrite := REWRITES.get(kind):
             rewrite(client, key, us)
@@ -116,11 +116,8 @@ def _forget(room: Any, seconds: float) -> None:
 
 def _kind(keys: Keys, key: bytes) -> str:
     """Return what a key holds, where it holds times: see REWRITES."""
-    if (known := _named(keys).get(key)) is not None:
+    if known := _named(keys).get(key) or keys.of_rule(key)[0]:
         return known
-    for prefix, kind in ((keys.abuse + b":c:", "count"), (keys.abuse + b":seen:", "seen")):
-        if key.startswith(prefix):
-            return kind
     kind = kind_of(key)
     return key.rpartition(b"!")[2].decode() if kind == "mark of a limit" else kind
 

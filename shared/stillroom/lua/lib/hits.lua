@@ -6,8 +6,8 @@
 -- while it lives. Two limits may have one name and two windows: two plans, or a deploy that changes one. A
 -- check with the shorter window keeps the hits that only the longer one counts. `life`: how long a log is kept, ms: the
 -- longest window of its name, and SLACK_MS.
--- Redis makes the functions of a script anew each time it runs, and a call takes as long as ten plain steps. So what each
--- check runs is in two functions, and what few scripts need is in late_hits and older_hits.
+-- Redis makes the functions of a script anew each time it runs. So what each check runs is in two functions, and what few
+-- scripts need is in late_hits and older_hits.
 
 local ENTRY, ONE, EACH = 11, '>I7I4', 'I7I4'
 local SLICES = 24
