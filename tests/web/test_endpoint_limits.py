@@ -23,6 +23,7 @@ from stillroom import (
     DEFAULT,
     InvalidLimit,
     Limit,
+    NoDispatch,
     Route,
     Routes,
     Settings,
@@ -36,7 +37,7 @@ from stillroom.web.starlette_limits import exempt
 from stillroom.web.wsgi import StillroomMiddleware as WsgiMiddleware
 from tests.support.celery_process import until
 from tests.support.monitor import ON_ITS_WAY, sent
-from tests.support.web import WITHIN, Browser, Reply, ask
+from tests.support.web import WITHIN, Browser, Reply, ask, serving_asgi
 from tests.web.limited_apps import FRAMEWORKS, GATE, ONE, ORIGIN, PLACE, serving
 from tests.web.test_limits import read
 
@@ -385,6 +386,41 @@ def test_what_is_on_two_servers_is_asked_for_at_once(
             browser.get("/page")
         assert trips(client, lambda: browser.get("/page")) == (1, 3)
         assert trips(of_cache, lambda: browser.get("/page")) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", ["fastapi:FastAPI", "starlette.applications:Starlette"])
+def test_limits_of_an_endpoint_bring_request_session_along(
+    settings: Settings, client: Any, kind: str
+) -> None:
+    """`request.session` behind `@limited` is one round trip with the limit: nothing is read ahead of both."""
+    from pkgutil import resolve_name
+
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+
+    from stillroom import AsyncStillroom
+    from stillroom.web.asgi import StillroomMiddleware
+    from stillroom.web.starlette import limited
+
+    @limited(Limit("page", 1_000, 60))
+    async def page(request: Any) -> JSONResponse:
+        return JSONResponse(request.session["theme"])
+
+    async def begin(request: Any) -> JSONResponse:
+        request.session["theme"] = "dark"
+        return JSONResponse({})
+
+    def app(room: Any) -> Any:
+        made = resolve_name(kind)(routes=[Route("/page", page), Route("/begin", begin)])
+        made.add_middleware(StillroomMiddleware, room=room)
+        return made
+
+    with serving_asgi(app, AsyncStillroom(settings, dispatch=NoDispatch())) as port:
+        browser = Browser(port)
+        browser.get("/begin")
+        for _ in range(2):
+            assert browser.get("/page").text == '"dark"'
+        assert trips(client, lambda: browser.get("/page")) == (1, 3)
 
 
 @pytest.mark.parametrize("framework", ["fastapi", "starlette"], indirect=True)

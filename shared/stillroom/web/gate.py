@@ -186,8 +186,11 @@ class Gate:
         visit.keys += (key,)
         checks = visit.charging(self.body, charge, name)
         riders: list[Operation[Any]] = []
-        if visit.session is not None and not visit.session.is_read and key in self._look:
-            riders.append(visit.session.prefetching())
+        session = visit.session
+        if session is not None and not session.is_read:
+            session.rides = True
+            if key in self._look:
+                riders.append(session.prefetching())
         is_near = key in self._near
         if is_near and self._is_near_here:
             riders += [proof for _, proof in self._proofs()]

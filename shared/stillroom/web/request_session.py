@@ -112,6 +112,8 @@ class RequestSession(MutableMapping[str, Any]):
 
     # The cookie of the framework (Flask, Django) that took over a session which was read along with the limits.
     taken_by: SessionCookie | None = None
+    # Whether a check of limits came by, which reads it along where the last request looked at it.
+    rides = False
 
     # What most requests leave as it is.
     _found: Session[Any] | None = None

@@ -20,7 +20,10 @@ LOOKING = frozenset(
 
 
 class Ahead:
-    """The paths whose last requests used `request.session` without having loaded it: it is read ahead for them."""
+    """The paths whose last requests used `request.session` without having loaded it: it is read ahead for them.
+
+    Not those of endpoints that carry limits: their check reads it along. See Gate.charging.
+    """
 
     def __init__(self) -> None:
         self._paths: OrderedDict[str, None] = OrderedDict()
@@ -38,8 +41,9 @@ class ScopeSession(dict[str, Any]):
     """The request's session (see AsyncWebSession) as a dict that nobody has to load.
 
     What was not loaded before is read by the first look at it. That holds the event loop for one round trip, so
-    from then on it is read ahead for requests of this path. `await load_session(request)` first is better where the
-    code is one's own. Redis away: SessionStoreUnavailable, answered with 503.
+    from then on it is read ahead for requests of this path, along with the limits of its endpoint where it carries
+    some. `await load_session(request)` first is better where the code is one's own. Redis away:
+    SessionStoreUnavailable, answered with 503.
     """
 
     def __init__(self, session: AsyncWebSession, driver: Driver, ahead: Ahead, path: str) -> None:
@@ -57,7 +61,7 @@ class ScopeSession(dict[str, Any]):
         """Fill this dict with the session's current data."""
         session = self._session
         if not session.is_loaded:
-            if not session.is_read:
+            if not session.is_read and not session.rides:
                 self._ahead.add(self._path)
             self._driver.run(session.reading())
         super().clear()
