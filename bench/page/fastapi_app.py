@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 
 from bench.page import ours as our
 from bench.page import shop
@@ -103,22 +103,22 @@ def near() -> FastAPI:
 def _ours(**how: bool) -> FastAPI:
     from stillroom import AsyncStillroom
     from stillroom.web.asgi import StillroomMiddleware
-    from stillroom.web.fastapi import limited
-    from stillroom.web.starlette import load_session
+    from stillroom.web.starlette import limited, load_session
 
     room = AsyncStillroom()
     read = our.async_reads(room, **how)
     app = FastAPI(lifespan=room.lifespan)
     app.add_middleware(StillroomMiddleware, room=room)
-    loaded = Depends(load_session)
 
     @app.get("/login")
-    async def login(session: Any = loaded) -> dict[str, Any]:
-        session.update(shop.SESSION)
+    async def login(request: Request) -> dict[str, Any]:
+        (await load_session(request)).update(shop.SESSION)
         return {}
 
-    @app.get("/", dependencies=[Depends(limited(our.LIMIT))])
-    async def page(session: Any = loaded) -> dict[str, Any]:
+    @app.get("/")
+    @limited(our.LIMIT)
+    async def page(request: Request) -> dict[str, Any]:
+        session = await load_session(request)
         visit = shop.visit()
         if visit.changed is not None:
             await room.cache.invalidate(f"product:{visit.changed}")
