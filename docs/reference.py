@@ -31,6 +31,7 @@ from stillroom.cache.ordering import ORDERS_LIMIT, TRIES_LIMIT
 from stillroom.dead_letters import KEPT_S, LETTERS_LIMIT
 from stillroom.dispatch import REFRESH_MANY_TASK, REFRESH_TASK, RefreshOrder, RefreshOrders
 from stillroom.health import advice, metrics
+from stillroom.health.findings import OTHERS
 from stillroom.health.report import Report
 from stillroom.keys import EVENTS_KEPT
 from stillroom.limits.changes import LONGEST_S, MOST
@@ -287,7 +288,7 @@ def findings() -> str:
         "was measured.\n\n"
         + _table(("Finding", "Warns, fails at", "What", "Good", "Do", "Source"), rows)
         + "\nOthers have no threshold. What to do stands in the report.\n\n"
-        + _table(("Finding", "What"), [(f"`{code}`", what) for code, what in advice.OTHERS.items()])
+        + _table(("Finding", "What"), [(f"`{code}`", what) for code, what in OTHERS.items()])
         + "\n`STILLROOM_HEALTH_ACCEPT` takes these codes.\n"
     )
 

@@ -14,7 +14,8 @@ from stillroom import AUTH, Limit, NoDispatch, Settings
 from stillroom.cli import app
 from stillroom.embedded import EmbeddedServer
 from stillroom.health import rfc
-from stillroom.health.advice import SLOTS, advise
+from stillroom.health.advice import advise
+from stillroom.health.findings import SLOTS
 from stillroom.health.metrics import exposition
 from stillroom.health.report import each_server
 from stillroom.keys import HOUSE, Keys

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from stillroom.cache.probe import LAG_LONGER, LAG_SUM, CacheProbe, lag_bucket
-from stillroom.health import advice
-from stillroom.health.advice import RULES, Counted, advise, status_of
+from stillroom.health import findings as others
+from stillroom.health.advice import RULES, Counted, advise, codes, status_of
 from stillroom.health.metrics import exposition
 from stillroom.health.redis_info import parse_info
 from stillroom.health.report import (
@@ -460,7 +460,7 @@ def test_a_snapshot_survives_the_stream() -> None:
 
 def test_every_finding_has_a_code_that_can_be_accepted() -> None:
     """STILLROOM_HEALTH_ACCEPT knows the code of each finding that is made anywhere."""
-    source = Path(inspect.getfile(advice)).read_text(encoding="utf-8")
+    source = Path(inspect.getfile(others)).read_text(encoding="utf-8")
     made = {"rights", "refused", *re.findall(r'code="([^"]+)"', source)}
-    assert made == set(advice.OTHERS)
-    assert advice.codes() == made | {rule.code for rule in RULES}
+    assert made == set(others.OTHERS)
+    assert codes() == made | {rule.code for rule in RULES}

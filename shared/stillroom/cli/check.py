@@ -18,7 +18,7 @@ from stillroom.cli.tables import AsJson, print_json
 from stillroom.cli.version import versions
 from stillroom.dispatch import NoDispatch
 from stillroom.errors import RedisUnavailable, SettingsError, StillroomError
-from stillroom.health.advice import why
+from stillroom.health.findings import why
 from stillroom.health.report import ORDER, Status, worst
 from stillroom.room import Stillroom
 from stillroom.settings import Settings

@@ -16,7 +16,8 @@ from stillroom.cli.tables import AsJson, print_json
 from stillroom.dispatch import NoDispatch
 from stillroom.errors import DispatchFailed, RedisUnavailable, StillroomError, did_you_mean
 from stillroom.health import Advice, Report
-from stillroom.health.advice import NO, WHY, codes
+from stillroom.health.advice import codes
+from stillroom.health.findings import NO, WHY
 from stillroom.health.report import Persistence, Replication, Server, Status, each_server, worst
 from stillroom.limits import Limit
 from stillroom.limits.changes import REHEARSED

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from stillroom.counted import rare
 from stillroom.errors import InvalidArgument, RedisUnavailable, did_you_mean
-from stillroom.health.advice import advise, misconfigured, status_of
+from stillroom.health.advice import advise, status_of
+from stillroom.health.findings import misconfigured
 from stillroom.health.past import NOT_TOLD, Past, began, patterns_in
 from stillroom.health.probe import Counts, Probe
 from stillroom.health.report import (
