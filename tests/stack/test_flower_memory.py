@@ -16,7 +16,7 @@ import redis
 from stillroom import Settings
 from stillroom.embedded import EmbeddedServer, free_port
 from stillroom_workers import make_app
-from stillroom_workers.guards import EVENT_LIMITS
+from stillroom_workers.request import EVENT_LIMITS
 from tests.support.celery_process import CeleryProcess, until
 
 STACK_FILE = (Path(__file__).parents[2] / "stack.yml").read_text(encoding="utf-8")

@@ -29,7 +29,7 @@ from kombu import Connection as StockConnection
 
 import redis
 from stillroom.embedded import EmbeddedServer
-from stillroom_workers import guards
+from stillroom_workers import channels, guards
 from tests.support import nursery
 from tests.support.celery_process import PATIENCE_S, until
 from tests.support.processes import halted
@@ -41,10 +41,10 @@ import json, os, time
 from pathlib import Path
 import redis
 from celery import Celery
-from {guards.__name__} import _log_undeliverable
+from {channels.__name__} import log_undeliverable
 
 def keep(raw, queue, reason):
-    _log_undeliverable(raw, queue, reason)
+    log_undeliverable(raw, queue, reason)
     about = dict(queue=queue, reason=reason, bytes=len(raw))
     note.lpush("kept", json.dumps(about).encode() + b"\\n" + raw)
     if os.environ.get("DIES"):
@@ -461,7 +461,7 @@ def test_bad_elements_are_kept(broker: Broker, worker: StartWorker, pool: str) -
     assert broker.redis.llen("celery") == 0
     assert guarded.log.count("ERROR") == guarded.log.count("can't run") == len(BAD) + 1
     assert "CRITICAL" not in guarded.log
-    assert "x" * (guards.REASON_LENGTH + 1) not in guarded.log
+    assert "x" * (channels.REASON_LENGTH + 1) not in guarded.log
     assert guarded.stop() == 0
 
 
@@ -680,8 +680,8 @@ def test_every_connection_of_the_app_is_guarded(url: str) -> None:
     failed_over = app.connection_for_read(url=f"{url};{url.replace('h:1', 'h:3')}")
     failed_over.maybe_switch_next()
     for connection in (read, write, app.connection(), read.clone(), failed_over):
-        assert type(connection.transport) is guards.Transport
-        assert connection.transport.Channel is guards.Channel
+        assert type(connection.transport) is channels.Transport
+        assert connection.transport.Channel is channels.Channel
         assert connection.transport.driver_type == "redis"
         assert connection.as_uri().startswith(url.partition("://")[0] + "://")
         assert bool(connection.ssl) == url.startswith("rediss")

@@ -20,8 +20,9 @@ from stillroom import RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers import lifecycle
 from stillroom_workers.app import make_app
-from stillroom_workers.guards import Channel, Request
+from stillroom_workers.channels import Channel
 from stillroom_workers.lifecycle import open_room
+from stillroom_workers.request import Request
 from tests.support.celery_process import PATIENCE_S, CeleryProcess, until
 from tests.support.crowd import PATIENT
 from tests.support.entries import age

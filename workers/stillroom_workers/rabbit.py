@@ -1,4 +1,4 @@
-"""Guards a worker's connections to RabbitMQ, whose messages never were JSON in a list: see guards.py for Redis."""
+"""Guards a worker's connections to RabbitMQ, whose messages never were JSON in a list: channels.py is for Redis."""
 
 from __future__ import annotations
 

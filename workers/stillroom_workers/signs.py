@@ -15,14 +15,19 @@ from celery.worker import state
 
 from stillroom import Settings, Stillroom
 from stillroom.health import WorkerStats
-from stillroom_workers.guards import Channel
+from stillroom_workers.channels import Channel
 
 log = logging.getLogger("stillroom.workers")
 
 SEEN_EVERY_S = 5.0
 # The broker answers at least every two seconds: to BRPOP, or to the heartbeat that is published beside it.
 ANSWERED_WITHIN_S = 15.0
-ANSWERING = ("redis", "rediss", "redis+socket", "sentinel")  # brokers whose answers guards.py notes
+ANSWERING = (
+    "redis",
+    "rediss",
+    "redis+socket",
+    "sentinel",
+)  # brokers whose answers channels.py notes
 BEAT_WITHIN_S = 20.0  # its tightest tick comes every five
 # Twice as long as the longest lease: what has not ended by then is not going to, and its value would be refused.
 STUCK_AFTER_LEASES = 2.0

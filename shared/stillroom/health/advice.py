@@ -1,6 +1,7 @@
 """Judges a report: each finding says what is the matter, what would be good, and what to do.
 
-The thresholds are data, each with its source. An unknown number is not a finding. The reason why it is unknown is.
+The thresholds are data, each with its source. An unknown number is not a finding. The reason why it is unknown is:
+see findings.py, for what is no number.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ class Task(_StockTask):  # type: ignore[misc]
     """A task whose events are small, and whose refusals are no surprise."""
 
     abstract = True
-    Request = "stillroom_workers.guards:Request"
+    Request = "stillroom_workers.request:Request"
 
     def __call__(self, /, *args: Any, **fields: Any) -> Any:
         """Run the task. A field called `self`, which no order has, is the task's to refuse, not Celery's."""
