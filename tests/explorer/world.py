@@ -133,6 +133,7 @@ class SteppedLink:
     """A connection of the wire's, through this world's network. See Link in wire/sync.py."""
 
     world: World
+    is_interrupted = False  # there are no signals in this world
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -164,6 +165,9 @@ class SteppedLink:
         if not (self.world.is_asked_by_a_call and self.is_alive()):
             raise ConnectionResetError(104, "reset")
         return self.world.deliver(self, packed, count, deadline)
+
+    def failed(self, error: BaseException, deadline: float) -> None:
+        """Do nothing: each failure is this world's."""
 
     def is_alive(self) -> bool:
         return self._is_open and self._place == self.world.place and not self.world.is_away

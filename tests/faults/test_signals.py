@@ -257,6 +257,34 @@ def _interrupt(app: Stillroom, every: float) -> None:
     assert rounds > 20
 
 
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_a_time_limit_of_the_app_ends_a_call_that_waits(
+    own_server: EmbeddedServer, replicas: int
+) -> None:
+    """Where a signal's handler raises TimeoutError while a call waits for Redis or for a replica, the app gets that
+    error, and it does not count as a failure of the server.
+    """
+
+    def end(*_: Any) -> NoReturn:
+        raise TimeoutError("the app's")
+
+    patient = PATIENT | {"redis_url": own_server.url, "replicas": replicas, "command_timeout": 2.0}
+    with Stillroom(Settings(**patient), dispatch=NoDispatch()) as room:
+        room.cache.clear()  # scripts are loaded
+        if not replicas:
+            own_server.freeze()
+        before = signal.signal(signal.SIGALRM, end)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            with pytest.raises(TimeoutError, match="the app's"):
+                room.cache.clear() if replicas else room.cache.get("k")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            own_server.thaw()
+        assert room.wire.breaker.streak == 0
+
+
 class TooLong(Exception):  # as Celery's SoftTimeLimitExceeded
     """No OSError, which asyncio takes for one of its own pipe's."""
 

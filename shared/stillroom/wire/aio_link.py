@@ -109,6 +109,8 @@ class AsyncLink(asyncio.BufferedProtocol):
         "used",
     )
 
+    is_interrupted = False  # no signal's handler raises in a task
+
     def __init__(self, connection: Any, generation: int) -> None:
         stream: Any = connection._reader
         # It closes its transport when it goes.

@@ -77,6 +77,9 @@ class _Heard(Protocol):
     @property
     def heard(self) -> Sequence[Any]: ...
 
+    @property
+    def is_interrupted(self) -> bool: ...
+
 
 def ended(
     commands: Sequence[Command], link: _Heard | None, error: BaseException, breaker: Breaker
@@ -84,8 +87,11 @@ def ended(
     """Return the replies, with 0 for WAIT, if that alone was not answered in time. Raises the error else.
 
     Nothing is wrong with a server that is late with WAIT. Where nobody else talks to it, it looks only ten times a
-    second (`hz`) whether the time of a WAIT is over.
+    second (`hz`) whether the time of a WAIT is over. Nor is anything where a signal's handler raised TimeoutError
+    meanwhile, as an app's own time limit does: that is for the app.
     """
+    if link is not None and link.is_interrupted:
+        raise error
     is_waiting = isinstance(error, TimeoutError) and name_of(commands[-1]) == b"WAIT"
     if is_waiting and link is not None and len(link.heard) == len(commands) - 1:
         try:

@@ -72,6 +72,7 @@ class Link:
         "_wait",
         "generation",
         "heard",
+        "is_interrupted",
         "used",
     )
 
@@ -86,6 +87,7 @@ class Link:
         self._timeout = 0.0
         self.generation = server.generation
         self.heard: Sequence[Any] = ()  # the replies so far to a batch that has not all of them
+        self.is_interrupted = False  # a TimeoutError of the app's ended a batch
         self.used = False
 
     def open(self, deadline: float) -> None:
@@ -198,6 +200,11 @@ class Link:
         self._timeout = 0.0
         if self._is_plain:
             self._socket.settimeout(None)
+
+    def failed(self, error: BaseException, deadline: float) -> None:
+        """Take in why an exchange has failed. A timeout before its deadline was raised by a signal's handler."""
+        if isinstance(error, TimeoutError) and error.errno is None:
+            self.is_interrupted = time.monotonic() < deadline - _SLICE_S
 
     def is_alive(self) -> bool:
         """Return whether the idle connection is open and silent. Costs a system call."""
@@ -322,6 +329,7 @@ class Wire:
                         when = time.monotonic()
                         replies = self._exchange(link, packed, len(commands), deadline, when)
                 except BaseException as error:
+                    link.failed(error, min(deadline, now + self._patience))
                     self._drop(link)
                     if once or not link.used or not _is_dead(error):
                         raise
@@ -383,8 +391,9 @@ class Wire:
                 replies = self._exchange_looking(link, packed, count, deadline, now)
             else:
                 replies = link.exchange(packed, count, deadline, now)
-        except BaseException:
+        except BaseException as error:
             # After any error unread replies may follow on this connection, so no call may use it again.
+            link.failed(error, deadline)
             self._drop(link)
             raise
         link.used = True
