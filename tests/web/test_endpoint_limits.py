@@ -218,6 +218,8 @@ def test_what_is_made_of_an_exempt_class_is_exempt_and_no_subclass_of_it() -> No
     assert is_exempt(Status)
     assert is_exempt(Status())
     assert not is_exempt(Login)
+    assert not is_exempt(Login())
+    assert is_exempt(exempt(Login()))
     for made_of, expected in ((Status, True), (Login, False)):
         assert is_exempt(SimpleNamespace(view_class=made_of)) is expected
 

@@ -207,10 +207,16 @@ def is_exempt(endpoint: object) -> bool:
     class is not exempt by that.
     """
     made_of = getattr(endpoint, "view_class", None) or getattr(endpoint, "cls", None)
-    return any(
-        EXEMPT in vars(one) if isinstance(one, type) else getattr(one, EXEMPT, False)
-        for one in (endpoint, made_of)
-    )
+    return _bears_exempt(endpoint) or _bears_exempt(made_of)
+
+
+def _bears_exempt(one: object) -> bool:
+    """Return whether a view was exempted itself, or by its class. What its class extends does not count."""
+    if isinstance(one, type):
+        return EXEMPT in vars(one)
+    if EXEMPT in getattr(one, "__dict__", ()) or EXEMPT in vars(type(one)):
+        return True
+    return not hasattr(type(one), EXEMPT) and bool(getattr(one, EXEMPT, False))
 
 
 def run(steps: Steps[T]) -> T:
