@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 
@@ -318,6 +319,53 @@ def test_each_load_happens_inside_what_the_app_wants_around_it(room: Any) -> Non
     with pytest.raises(ZeroDivisionError):
         bad()
     assert story[5:] == ["enter a", "enter b", "leave b", "leave a"]
+
+
+ASKED: ContextVar[str] = ContextVar("asked", default="outside")
+
+
+@asynccontextmanager
+async def awaited() -> AsyncIterator[None]:
+    token = ASKED.set("inside")
+    yield
+    ASKED.reset(token)
+
+
+@contextmanager
+def entered() -> Iterator[None]:
+    token = ASKED.set("inside")
+    yield
+    ASKED.reset(token)
+
+
+def listed_at_once() -> list[str]:
+    return [ASKED.get()]
+
+
+def listed_late() -> Iterator[str]:
+    yield ASKED.get()
+
+
+@pytest.mark.parametrize("given", [listed_at_once, listed_late])
+@pytest.mark.parametrize("context", [awaited, entered])
+def test_a_list_is_made_inside_the_contexts_of_its_loader(
+    make_room: Any, context: Any, given: Any
+) -> None:
+    """A blocking warm_with function of an async loader, also a generator, lists inside the contexts of loads."""
+    loads: list[str] = []
+    room: Stillroom = make_room()
+    source = AsyncStillroom(room.settings, dispatch=NoDispatch())
+    source.around_load(context)
+
+    @source.cache.cached("{where}", warm_every=60, warm_with=given)
+    async def load(where: str) -> int:
+        loads.append(where)
+        return 1
+
+    room.cache.loaders.adopt(source.cache.loaders)
+    assert room.tasks.warm() == {"loaders": 1, "values": 1}
+    room.cache.reclaim()
+    assert loads == ["inside"]
 
 
 def test_an_awaited_load_happens_inside_too(settings: Settings) -> None:

@@ -21,6 +21,10 @@ from stillroom.misuse import refuse_awaited, refuse_unfit
 Around: TypeAlias = Callable[[], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
 
 
+class OnlyAsync(InvalidArgument):
+    """A blocking function was to be called inside a context that has to be awaited."""
+
+
 def checked(make: Any) -> Around:
     """Return the function that makes a context manager, also from a generator function. Raises InvalidArgument."""
     if not callable(make):
@@ -40,7 +44,7 @@ def within(
 ) -> Callable[..., Any]:
     """Return the function with these contexts entered around each of its calls, in their order.
 
-    An async function may have async ones as well. A blocking function that has one raises InvalidArgument.
+    An async function may have async ones as well. A blocking function that has one raises OnlyAsync.
     """
     if is_async:
 
@@ -63,7 +67,7 @@ def within(
             for make in around:
                 context = make()
                 if not isinstance(context, AbstractContextManager):
-                    raise InvalidArgument(
+                    raise OnlyAsync(
                         f"the loader {function.__name__} is not async, and around_load gives it a "
                         f"{type(context).__name__}, which only an async one can enter"
                     )

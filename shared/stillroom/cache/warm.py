@@ -9,10 +9,14 @@ wrote it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial, wraps
+from inspect import isgeneratorfunction
 from typing import Any, NamedTuple
 
+from stillroom.background import aside
+from stillroom.cache.around import OnlyAsync
 from stillroom.cache.ordering import Ordering
 from stillroom.cache.orders import Load
 from stillroom.cache.terms import LEASE_LIMIT
@@ -126,7 +130,7 @@ class Warming:
     def _orders_of(self, loader: Any) -> Operation[list[Load]]:
         try:
             given: Any = loader.warm.given
-            found = listed((yield Call(loader.within(given))) if callable(given) else given)
+            found = (yield from _given_by(loader, given)) if callable(given) else given
         except Exception as error:
             self._say(loader, error)
             return []
@@ -154,6 +158,26 @@ class Warming:
 
     def _say(self, loader: Any, error: Exception) -> None:
         self._cache.stats.say("a warm-up failed", loader.name, f"{loader.name}: {repr_of(error)}")
+
+
+def _given_by(loader: Any, function: Callable[[], Any]) -> Operation[list[Any]]:
+    """Call a `warm_with` function inside the contexts of its loader, and make the list there.
+
+    A blocking one is called in a thread where such a context has to be awaited.
+    """
+    listing = _listing(function)
+    try:
+        found = yield Call(loader.within(listing))
+    except OnlyAsync:
+        found = yield Call(loader.within(partial(aside, listing)))
+    return listed(found)
+
+
+def _listing(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Return the function, which returns a list where it was a generator function."""
+    if not isgeneratorfunction(function):
+        return function
+    return wraps(function)(lambda: list(function()))
 
 
 def order_of(loader: Any, one: Any) -> Load:
