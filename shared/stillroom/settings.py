@@ -163,6 +163,8 @@ RedisUrl = Annotated[str, AfterValidator(check_url)]
 BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
 LONGEST = 366 * 86_400
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=LONGEST)]
+# What Redis counts in whole milliseconds: it refuses a life of none.
+SecondsKept = Annotated[float, BeforeValidator(_seconds), Field(ge=0.001, le=LONGEST)]
 SecondsOrNone = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=LONGEST)]
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_peppers)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
@@ -263,7 +265,7 @@ class Settings(BaseModel):
     """Seconds between two probes at most."""
 
     # The cache.
-    ttl: Seconds = 300.0
+    ttl: SecondsKept = 300.0
     """Seconds an entry is fresh."""
     swr: SecondsOrNone = 0.0
     """Seconds after that in which an entry is served stale while a worker refreshes it."""
@@ -275,16 +277,16 @@ class Settings(BaseModel):
     this long."""
     lease_limit: Seconds = 300.0
     """The longest lease, in seconds. It bounds how late a load can still be stored."""
-    lease: Seconds = 10.0
+    lease: SecondsKept = 10.0
     """Seconds a loader may take. The value of a slower one is returned and not stored."""
     wait: Seconds = 10.0
     """Seconds a caller waits for another caller's load of the key before it loads for itself."""
-    refresh_lease: Seconds = 30.0
+    refresh_lease: SecondsKept = 30.0
     """Seconds after which a refresh that was ordered and not done is ordered again."""
-    backoff: Seconds = 1.0
+    backoff: SecondsKept = 1.0
     """Seconds for which a key is not refreshed after a refresh has failed. They double with each failure in a
     row."""
-    backoff_limit: Seconds = 300.0
+    backoff_limit: SecondsKept = 300.0
     """The most that `backoff` grows to, in seconds."""
     refresh_rate: float = Field(20.0, gt=0, le=10_000)
     """Loads a second that workers make after a soft invalidation."""
@@ -324,9 +326,9 @@ class Settings(BaseModel):
     session_peppers: Secrets = Field((), alias="STILLROOM_SESSION_PEPPERS")
     """Secrets of 32 characters or more with which tokens and user names are hashed. New tokens use the first one;
     tokens in use are found under each."""
-    session_idle: Seconds = 86_400.0
+    session_idle: SecondsKept = 86_400.0
     """Seconds without a request after which a session ends."""
-    session_absolute: Seconds = 7 * 86_400.0
+    session_absolute: SecondsKept = 7 * 86_400.0
     """Seconds after which a session ends in any case."""
     session_touch: Seconds = 60.0
     """How often at most the time when a session was last seen is written, in seconds; or a twentieth of its idle
@@ -340,7 +342,7 @@ class Settings(BaseModel):
     """The largest session, in bytes of keys and JSON."""
     session_keys_limit: int = Field(64, ge=1, le=1_000)
     """The most keys in a session."""
-    session_device_memory: Seconds = 180 * 86_400.0
+    session_device_memory: SecondsKept = 180 * 86_400.0
     """Seconds for which a user's device is known after its last login. A login from an unknown one is an
     event."""
     session_login_drops: Words = ("csrf_token", "_csrf_token", "csrf", "_csrftoken")

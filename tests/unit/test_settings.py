@@ -52,7 +52,11 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("STILLROOM_OTEL", "on please", "STILLROOM_OTEL='on please': 0 or 1"),
         ("STILLROOM_HOST", "x", "STILLROOM_HOST is not a setting; did you mean REDIS_URL?"),
         ("STILLROOM_KEY_PREFIX", "x", "is not a setting; did you mean STILLROOM_NAMESPACE?"),
-        ("STILLROOM_TTL", "-1", "STILLROOM_TTL='-1': Input should be greater than 0"),
+        (
+            "STILLROOM_TTL",
+            "-1",
+            "STILLROOM_TTL='-1': Input should be greater than or equal to 0.001",
+        ),
         (
             "STILLROOM_POOL_SIZE",
             "0",
@@ -161,6 +165,19 @@ def test_an_unknown_argument_is_a_mistake_too() -> None:
     """An unknown keyword argument is refused as in the environment."""
     with pytest.raises(SettingsError, match=r"tll is not a setting; did you mean ttl\?"):
         Settings(tll=5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ttl", "lease", "refresh_lease", "backoff", "backoff_limit"),
+        *("session_idle", "session_absolute", "session_device_memory"),
+    ],
+)
+def test_what_redis_keeps_lasts_a_millisecond_at_least(name: str) -> None:
+    """A lifetime below a millisecond, which each call would refuse, is refused where it is set."""
+    with pytest.raises(SettingsError, match=f"{name.upper()}=1e-06: .* 0.001"):
+        Settings(**{name: 1e-6})
 
 
 def test_every_mistake_is_named_at_once() -> None:
