@@ -259,6 +259,7 @@ class World:
         numbers = {
             "time.monotonic": lambda: self._monotonic,
             "time.monotonic_ns": lambda: int(self._monotonic * 1e9),
+            "time.clock_gettime_ns": lambda _: int(self._monotonic * 1e9),
             "time.time": lambda: self.server_us / 1e6,
             "time.time_ns": lambda: self.server_us * 1_000,
             "time.sleep": self.sleep,

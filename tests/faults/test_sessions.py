@@ -142,11 +142,15 @@ def test_a_deferred_end_is_told_though_there_was_no_outage(
         until(lambda: _get(elsewhere, session) is None, "the delivery")
 
 
+@pytest.mark.parametrize("slept", [0, 60])
 @pytest.mark.parametrize("face", FACES)
 def test_a_deferred_end_reaches_who_was_rotated_meanwhile(
-    own_server: EmbeddedServer, face: str
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, face: str, slept: int
 ) -> None:
-    """A deferred end reaches a session that another process rotated meanwhile without grace."""
+    """A deferred end reaches a session that another process rotated meanwhile without grace, also where this
+    machine slept meanwhile, and time.monotonic() with it.
+    """
+    read = time.monotonic_ns
     with (
         Proxy(own_server.port) as proxy,
         other(own_server) as elsewhere,
@@ -159,6 +163,7 @@ def test_a_deferred_end_reaches_who_was_rotated_meanwhile(
         assert room.sessions.destroy(session, defer=True) is True
         assert room.sessions.destroy(stolen, defer=True) is True
         rotated = elsewhere.sessions.rotate(elsewhere.sessions.rotate(session, grace=0), grace=0)
+        monkeypatch.setattr(time, "monotonic_ns", lambda: read() - slept * 1_000_000_000)
         proxy.heal()
         until(lambda: not room.wire.breaker.is_open, "recovery")
         assert room.sessions.get(stays) is not None

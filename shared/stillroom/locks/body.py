@@ -20,19 +20,17 @@ from stillroom.replicas import kept
 from stillroom.scripts import slot_renew, slot_take
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import IN_TIME, Clock, Command
+from stillroom.wire import IN_TIME, STEADY, Clock, Command
 
 TAKEN, LATE, CROWDED = 1, -1, -2  # the replies of lua/slot_take.lua
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.005, 0.1  # between two tries
 PLACE_KEPT_MS = 2_000  # a waiter that was not heard of for so long loses its place in the queue
 WAITERS = 1_000
-# It goes on while the machine sleeps, and others take what it holds. On Linux time.monotonic() stands still then.
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def steady_s() -> float:
-    """Return the time by which a lease is held, in seconds."""
-    return time.clock_gettime(_CLOCK)
+    """Return the time by which a lease is held, in seconds. While this machine sleeps others take what it holds."""
+    return time.clock_gettime(STEADY)
 
 
 class Grant(NamedTuple):

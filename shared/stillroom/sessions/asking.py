@@ -26,7 +26,7 @@ from stillroom.sessions.ends import End, Undo, late_in
 from stillroom.sessions.token import SHARDS_LIMIT, Place
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import Command, Server, StateServer, refusal
+from stillroom.wire import STEADY, Command, Server, StateServer, refusal
 
 log = logging.getLogger("stillroom.sessions")
 
@@ -312,8 +312,8 @@ class Asking:
 
 
 def steady_us() -> int:
-    """Return the time by this machine's steady clock, µs."""
-    return time.monotonic_ns() // 1_000
+    """Return the time by this machine's steady clock, µs. A logout gets older while the machine sleeps."""
+    return time.clock_gettime_ns(STEADY) // 1_000
 
 
 def is_shut(error: RedisUnavailable) -> bool:

@@ -23,7 +23,7 @@ from stillroom.wire.cluster import (
 )
 from stillroom.wire.forks import no_fork, reset_after_fork
 from stillroom.wire.outcome import AWAY, NodeAway, refusal
-from stillroom.wire.server import IN_TIME, Clock, Command, Server, micros, pack, words_of
+from stillroom.wire.server import IN_TIME, STEADY, Clock, Command, Server, micros, pack, words_of
 from stillroom.wire.spread import (
     AsyncSpreadWire,
     AtSlot,
@@ -36,6 +36,7 @@ from stillroom.wire.sync import Wire
 __all__ = [
     "AWAY",
     "IN_TIME",
+    "STEADY",
     "AsyncClusterWire",
     "AsyncShardWire",
     "AsyncSpreadWire",

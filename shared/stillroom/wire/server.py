@@ -37,6 +37,8 @@ CLOCK_GOOD_FOR_NS = 20_000_000_000  # an older reading is no base for a deadline
 # A server's clock that is being set right slowly moves 500 µs a second, the most that NTP does.
 DRIFT = 2_000
 LEAST_ERROR_NS = 50_000
+# The clock of this machine that goes on while it sleeps. On Linux time.monotonic() stands still then.
+STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 pack_command: Any = hiredis.pack_command  # its stubs want a tuple of one
 ReplyError = hiredis.ReplyError
