@@ -149,6 +149,16 @@ from ipaddress import ip_network
 from stillroom.errors import InvalidArgument, InvalidKey
 from stillroom.subject import SITE_PREFIX, UNKNOWN, site_of
 
+# The type of each key that there is one of, by its name in Keys: of a shard of the cache, and of the state.
+OF_A_SHARD = {
+    **dict.fromkeys(("clock", "near", "trimmed"), "string"),
+    **dict.fromkeys(("marks", "globs", "named", "todo"), "zset"),
+}
+OF_THE_STATE = {
+    **dict.fromkeys(("orders", "bans", "workers"), "zset"),
+    **dict.fromkeys(("order_tries", "agreed", "limit_windows", "limit_changes", "ticks"), "hash"),
+    **dict.fromkeys(("abuse", "abuse_log", "dead_letters", "health", "health_week"), "stream"),
+}
 # Before the name of a limit in shadow: a field of ns:stats and ns:counts.
 WOULD_DENY = "limit_would_deny:"
 # In a cluster: the hash tag of what there is one of, and the tags of the shards of limits (see Keys.home).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import NoDispatch, Settings, Stillroom
+from stillroom import NoDispatch, Settings, Stillroom, keys
+from stillroom.cache import shard_keys
 from stillroom.cli.doctor import Line, examined, rights
 from stillroom.cli.health import console, shown
 from stillroom.embedded import EmbeddedServer
+from stillroom.keys import OF_A_SHARD, OF_THE_STATE
 from stillroom.moving import ARRIVING, LEFT, Side
 from stillroom.scripts import session_shut
 from tests.support.crowd import PATIENT
@@ -237,6 +240,32 @@ def test_missing_rights_are_found_by_trying(
     assert found[about].status == status
     assert says in found[about].sentence
     assert SECRET not in repr(lines)
+
+
+@pytest.mark.parametrize("name", [*OF_A_SHARD, *OF_THE_STATE])
+def test_a_key_that_another_program_has_written_is_named(
+    make_room: Any, client: Any, name: str
+) -> None:
+    """The doctor names a key in whose place there is one of another type, and says what to do."""
+    room = make_room(shards=2)
+    own = shard_keys(room.settings)[1 if name in OF_A_SHARD else 0]
+    client.sadd(key := getattr(own, name), "foreign")
+    (line,) = lines_about(room, "keys")
+    assert line.status == "fail"
+    kind = (OF_A_SHARD | OF_THE_STATE)[name]
+    assert line.sentence.startswith(
+        f"{key.decode()} is a set, where Stillroom has a {kind}. Another program"
+    )
+
+
+def test_the_doctor_knows_types_as_the_data_dictionary_does() -> None:
+    """The types that the doctor looks for are those of the table in keys.py."""
+    table = re.findall(r"^\| (ns:\S+) +\| (\w+)", keys.__doc__ or "", re.MULTILINE)
+    told = {
+        getattr(keys.Keys("ns"), name).decode(): kind
+        for name, kind in (OF_A_SHARD | OF_THE_STATE).items()
+    }
+    assert told.items() <= set(table)
 
 
 def test_two_doctors_are_not_in_each_others_way(

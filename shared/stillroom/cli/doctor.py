@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import typer
 from rich.text import Text
 
 from stillroom.broker import is_amqp, reach
+from stillroom.cache import shard_keys
 from stillroom.cli.health import COLOURS, console, number, size
 from stillroom.cli.tables import AsJson, print_json
 from stillroom.dispatch import NoDispatch
@@ -19,13 +20,16 @@ from stillroom.health import Advice, Report
 from stillroom.health.advice import codes
 from stillroom.health.findings import NO, WHY
 from stillroom.health.report import Persistence, Replication, Server, Status, each_server, worst
+from stillroom.keys import OF_A_SHARD, OF_THE_STATE
 from stillroom.limits import Limit
 from stillroom.limits.changes import REHEARSED
 from stillroom.moving import SHARDS, Side, shut_shards
+from stillroom.probes import state_keys
 from stillroom.room import Stillroom
 from stillroom.settings import Settings, redact
 from stillroom.shown import shown
 from stillroom.stats import Stats
+from stillroom.wire import ShardWire, Wire
 from stillroom.wire.sentinel import Watch
 
 CLOCK_S = 1.0
@@ -88,6 +92,7 @@ def examined(room: Stillroom) -> Iterator[Line]:
             yield _clock(server.name, wire.server.now_ms() / 1000 - time.time())
     if all(server.connection.is_up for server in report.servers):
         yield from _moved(room)
+        yield from _foreign(room)
         yield from rights(room)
     yield from _pending(report)
     if report.system is None:
@@ -231,6 +236,34 @@ def _moved(room: Stillroom) -> Iterator[Line]:
             f"{arriving} of {len(SHARDS)} shards are on their way to this server, and unavailable meanwhile. If no "
             "stillroom move-state runs, it broke off: run it again, or the other way round",
         )
+
+
+def _foreign(room: Stillroom) -> Iterator[Line]:
+    """Yield a line for each key in whose place another program has written something else."""
+    places = zip(_wires_of_shards(room), shard_keys(room.settings), strict=True)
+    asked = [(wire, keys, OF_A_SHARD) for wire, keys in places]
+    for wire, keys, types in [*asked, (room.state_wire, state_keys(room.settings), OF_THE_STATE)]:
+        named: list[bytes] = [getattr(keys, name) for name in types]
+        found = _types(wire, named, room.settings.call_timeout)
+        for key, own, other in zip(named, types.values(), found, strict=False):
+            if isinstance(other, bytes) and other.decode() not in (own, "none"):
+                what = f"{key.decode()} is a {other.decode()}, where Stillroom has a {own}"
+                todo = f"{NO['wrongtype']} If nobody needs that key, delete it: Stillroom makes its own."
+                yield Line("fail", "keys", f"{what}. {todo}")
+
+
+def _wires_of_shards(room: Stillroom) -> Sequence[Wire | ShardWire[Wire]]:
+    wire = room.wire
+    return [wire] * room.settings.shards if isinstance(wire, Wire) else wire.shards
+
+
+def _types(wire: Any, keys: Sequence[bytes], left: float) -> Sequence[Any]:
+    """Return the type of each key, with an error in the place of one that this user may not ask for."""
+    try:
+        replies: Sequence[Any] = wire.execute([(b"TYPE", key) for key in keys], left)
+    except RedisUnavailable as error:
+        return getattr(error, "replies", ())
+    return replies
 
 
 # The rights of this user are found out by using each service once.
