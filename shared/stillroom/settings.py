@@ -208,10 +208,11 @@ class Settings(BaseModel):
     """The server of the cache, which may evict (`allkeys-lfu`). If its data are lost, the cache is cold. Default:
     REDIS_URL."""
     cluster: bool = False
-    """Set this if `cache_url` is a node of a Redis Cluster."""
+    """Set this if `cache_url` is a node of a Redis Cluster, or a name that several of its nodes have."""
     state_cluster: bool = False
-    """Set this if `REDIS_URL` is a node of a Redis Cluster: sessions, limits, bans, abuse and health are on it
-    then. It needs a `cache_url` and a `broker_url`. All processes of a namespace have the same value."""
+    """Set this if `REDIS_URL` is a node of a Redis Cluster, or a name that several of its nodes have: sessions,
+    limits, bans, abuse and health are on it then. It needs a `cache_url` and a `broker_url`. All processes of a
+    namespace have the same value."""
     shards: int = Field(1, ge=1, le=64)
     """How many shards the cache has; in a cluster each is on one node. All processes of a namespace have the
     same number. A process with another one works without the cache (SettingsDiffer);

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -130,3 +132,25 @@ def test_upkeep_runs_on_a_cluster(room: Any) -> None:
     assert room.health.history(1)
     assert room.sessions.destroy_by_tag("t") == 1
     assert room.sessions.get(session.token) is None
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_name_of_several_nodes_starts_a_process_while_one_is_away(
+    settings: Settings, cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch, face: str
+) -> None:
+    """Where the host in the setting is a name of several nodes, a process starts while one of them is away."""
+    look_up, name = socket.getaddrinfo, "nodes.internal"
+    port = urlsplit(settings.redis_url).port
+
+    def getaddrinfo(host: Any, *args: Any, **options: Any) -> Any:
+        if host not in (name, name.encode()):
+            return look_up(host, *args, **options)
+        found = [look_up(address, *args, **options) for address in ("127.0.0.9", "127.0.0.1")]
+        return [one for answers in found for one in answers]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    given = settings.model_dump() | {"redis_url": f"redis://{name}:{port}", "connect_attempts": 1}
+    with open_room(face, Settings(**given), Recording()) as room:
+        room.connect()
+        session = room.sessions.create("ann", {"n": 1})
+        assert room.sessions.get(session.token).data == {"n": 1}
