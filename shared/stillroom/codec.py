@@ -219,8 +219,15 @@ class Codec:
                     return Encoded(codec, text, back)
                 other = f"another value, or of another type ({_named(back)})"
                 why = lost or f"what comes back is {other}"
-            except (PydanticSerializationError, Undecodable, ValueError, RecursionError) as error:
+            except Undecodable as error:
+                why = f"it can't be read back as {error}"
+            except (PydanticSerializationError, ValueError, RecursionError) as error:
                 why = _without_values(error)
+        if value is None:
+            declared = _written(type)
+            raise Unencodable(
+                f"None: it is declared as {declared}; did you mean {declared} | None?"
+            )
         raise Unencodable(f"{_named(value)}: {why}")
 
     def _forms(self, value: Any, type: Any) -> Iterator[tuple[bytes, Callable[[], bytes]]]:
@@ -296,7 +303,7 @@ def _plain_adapter(type: Any) -> TypeAdapter[Any]:
     try:
         return TypeAdapter(type)
     except PydanticSchemaGenerationError:
-        reason = "a value is a model, a dataclass, a TypedDict, or made of what JSON has"
+        reason = "a value is a pydantic model, a dataclass, a TypedDict, or made of what JSON has"
         raise InvalidArgument(f"{type!r:.100} has no schema; {reason}") from None
     except PydanticUserError as error:
         reason = str(error).partition("\n")[0]
@@ -357,6 +364,10 @@ def _with_infinities(value: Any) -> bytes:
 
 def _named(value: Any) -> str:
     return type(value).__name__
+
+
+def _written(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else f"{annotation!r:.100}"
 
 
 def _without_values(error: Exception) -> str:

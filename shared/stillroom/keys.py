@@ -171,6 +171,7 @@ IN_A_HOME = "{r[0-3][0-9a-f]}"  # a glob for the tags above
 OF_EACH_HOME = ("abuse",)  # what each of these shards has one of
 OF_THE_BROKER = ("unacked", "binding_deadlines")  # kombu's keys, which are on no cluster
 KEY_LIMIT = 1024  # bytes of a key or tag, escaped
+KEY_SHOWN = 100  # bytes of a key in a log or an error
 TAGS_LIMIT = 1_000  # of one entry: writing their indexes takes the server 3 ms
 OTHER = b"%other"  # behind an entry's key: its other place. No escaped key ends so
 
@@ -531,6 +532,15 @@ def original(name: bytes) -> bytes:
 def written(name: bytes) -> str:
     """Return a sanitized key or tag as the text that its user wrote."""
     return original(name).decode(errors="replace")
+
+
+def quoted(name: bytes) -> str:
+    """Return the beginning of a sanitized key as logs and errors show it: as its user wrote it, in quotes.
+
+    >>> quoted(b"r%C3%A9sum%C3%A9:7")
+    "'r\u00e9sum\u00e9:7'"
+    """
+    return repr(written(name[:KEY_SHOWN]))
 
 
 def pattern(glob: str) -> bytes:

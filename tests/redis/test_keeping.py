@@ -89,6 +89,35 @@ def test_a_ttl_of_a_value_that_is_none_is_told_and_nothing_is_kept(
     assert "ttl" in caplog.text
 
 
+def test_a_log_names_a_key_as_the_app_writes_it(
+    room: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A log about a key shows the text that the app uses, and not the bytes that stand in Redis."""
+
+    @room.cache.cached("größe:{id}")
+    def load_size(id: Any) -> int:
+        return None  # type: ignore[return-value]
+
+    assert load_size({"a%": 1}) is None
+    (told,) = [text for text in caplog.messages if "can't be kept" in text]
+    assert f"{load_size.key({'a%': 1})!r}: load_size: None: it is declared as int" in told
+
+
+def test_who_can_not_repeat_a_call_is_told_once(
+    room: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A call that no worker can repeat is logged with the loader's name once, and with the reason."""
+
+    @room.cache.cached("size:{id}", ignore=["shop"])
+    def load_size(shop: Any, id: int) -> int:
+        return id
+
+    assert load_size(object(), 7) == 7
+    (told,) = [text for text in caplog.messages if "no worker" in text]
+    assert told.startswith("no worker can repeat a call of load_size: its arguments have no JSON: ")
+    assert told.count("load_size") == 1
+
+
 def test_an_error_of_several_lines_forges_no_line_of_the_log(
     room: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

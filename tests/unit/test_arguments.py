@@ -440,8 +440,8 @@ def test_a_single_value_stands_as_it_is() -> None:
     [
         ("k:{idd}", r"\{idd\} is not a parameter of the loader; did you mean \{id\}\?"),
         ("k:{nothing}", r"it has id, brand"),
-        ("k:{id!r}", "only the name of a parameter"),
-        ("k:{id:>3}", "only the name of a parameter"),
+        ("k:{id!r}", r"\{id!r\}: only the name of a parameter"),
+        ("k:{id:>3}", r"\{id:>3\}: only the name of a parameter"),
         ("k:{id.x}", "only the name of a parameter"),
         ("k:{}", "only the name of a parameter"),
         ("k:{id", "not a template"),

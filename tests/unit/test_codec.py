@@ -445,6 +445,13 @@ def test_a_refusal_says_what_would_be_lost(value: Any, type: Any, said: str) -> 
         ({"label": None}, Parcel, "dict: it is declared as Parcel"),
         (Item.model_construct(id="canary"), Item, "Item: id is declared as int"),
         ("canary", int | list[int], "str: it is declared as int, it is declared as list[int]"),
+        (None, Item, "None: it is declared as Item; did you mean Item | None?"),
+        (None, list[int], "None: it is declared as list[int]; did you mean list[int] | None?"),
+        (
+            {(1, 2): "a"},
+            dict[tuple[int, int], str],
+            "dict: it can't be read back as dict[tuple[int, int],str]: tuple_type",
+        ),
     ],
     ids=lambda one: f"{one!r:.30}",
 )
@@ -556,7 +563,9 @@ def test_a_class_that_is_defined_nowhere_is_refused_in_our_words() -> None:
 
 def test_a_class_without_json_is_refused_in_our_words() -> None:
     """A class without a JSON form is refused in Stillroom's words, not in pydantic's."""
-    with pytest.raises(InvalidArgument, match="has no schema; a value is a model, a dataclass"):
+    with pytest.raises(
+        InvalidArgument, match="has no schema; a value is a pydantic model, a dataclass"
+    ):
         codec.adapter(type("Plain", (), {}))
 
 

@@ -203,6 +203,8 @@ def test_a_loaders_name_is_checked_when_it_is_given(room: Stillroom, name: str) 
     """A loader's name is checked when it is given, because it travels in entries and messages."""
     with pytest.raises(ValueError, match="1 to 200 letters, digits"):
         room.cache.cached("k", name=name)(lambda: 1)
+    with pytest.raises(ValueError, match=r"'<lambda>': .*; give it one by name="):
+        room.cache.cached("k")(lambda: 1)
 
 
 def test_a_lease_is_some_time(room: Stillroom) -> None:
@@ -247,13 +249,24 @@ def test_a_template_is_not_empty(room: Stillroom) -> None:
 
 
 def test_only_plain_parameters(room: Stillroom) -> None:
-    """A loader has plain parameters only, because a message carries arguments by name."""
+    """A loader has plain parameters only, because a message carries arguments by name. The error says what else."""
 
-    def load(*ids: int) -> int:
+    def several(*ids: int) -> int:
         return len(ids)
 
-    with pytest.raises(TypeError, match="plain named parameters only"):
-        room.cache.cached("k")(load)
+    def named(**names: int) -> int:
+        return len(names)
+
+    def placed(id: int, /) -> int:
+        return id
+
+    for load, instead in (
+        (several, "take one list"),
+        (named, "name each"),
+        (placed, "leave out the /"),
+    ):
+        with pytest.raises(TypeError, match=f"plain named parameters only, .*; {instead}"):
+            room.cache.cached("k")(load)
 
 
 def test_a_type_that_cannot_be_found_is_named(room: Stillroom) -> None:

@@ -38,7 +38,7 @@ from stillroom.dispatch import RefreshOrder
 from stillroom.durations import Duration
 from stillroom.errors import LoadShed, RedisUnavailable, UnknownLoader, is_in_doubt
 from stillroom.fingerprint import fingerprint
-from stillroom.keys import sanitized, written
+from stillroom.keys import quoted, sanitized, written
 from stillroom.misuse import refuse_unfit
 from stillroom.operation import Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import claim_refresh, lease_refresh
@@ -581,7 +581,7 @@ class Core(Loads):
             if is_of_the_caller(error):
                 raise
             self.stats.say(
-                "a refresh failed", order.loader, f"{order.key[:100]!r}: {repr_of(error)}"
+                "a refresh failed", order.loader, f"{quoted(order.key.encode())}: {repr_of(error)}"
             )
 
     def _refresh_here(
@@ -602,7 +602,7 @@ class Core(Loads):
         except Exception as error:
             if is_of_the_caller(error):
                 raise
-            self.stats.say("a refresh failed", "here", f"{name[:100]!r}: {repr_of(error)}")
+            self.stats.say("a refresh failed", "here", f"{quoted(name)}: {repr_of(error)}")
             return value
         return fresh
 

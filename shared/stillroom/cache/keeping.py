@@ -25,7 +25,10 @@ def near_of(given: bool | Duration | None) -> float | None:
         return None
     if given is True:
         return 0.0
-    return seconds_of("near", given, most=LONGEST_NEAR_S)
+    try:
+        return seconds_of("near", given, most=LONGEST_NEAR_S)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{error}; True serves requests only") from None
 
 
 class Life(NamedTuple):

@@ -102,6 +102,12 @@ _results: dict[tuple[int, str], tuple[Any, Any]] = {}
 _NAME = re.compile(r"[\w.:-]{1,200}", re.ASCII)
 _EXACT = frozenset([int, str, bool])  # not float: JSON has no infinity
 _NO_SCHEMA = (PydanticUserError, pydantic_core.SchemaError)
+# What to write in the place of a parameter that has no name in a call, or is several.
+_INSTEAD: Mapping[Any, str] = {
+    inspect.Parameter.VAR_POSITIONAL: "take one list or tuple",
+    inspect.Parameter.VAR_KEYWORD: "name each of them",
+    inspect.Parameter.POSITIONAL_ONLY: "leave out the / behind it",
+}
 _ITERATED = (
     "Iterator",
     "Iterable",
@@ -636,7 +642,7 @@ def _place_of(loader: Loader) -> tuple[str, str]:
 def _checked_name(name: Any) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidArgument(
-            f"{name!r}: a loader's name has 1 to 200 letters, digits or any of _ . : -"
+            f"{name!r}: a loader's name has 1 to 200 letters, digits or any of _ . : -; give it one by name=…"
         )
     return name
 
@@ -715,9 +721,9 @@ def _signature_of(function: Any) -> inspect.Signature:
 
 def _plain_parameters(signature: inspect.Signature, name: str) -> list[str]:
     for parameter in signature.parameters.values():
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+        if (instead := _INSTEAD.get(parameter.kind)) is not None:
             raise InvalidArgument(
-                f"{name}: a loader has plain named parameters only, not {parameter}"
+                f"{name}: a loader has plain named parameters only, not {parameter}; {instead}"
             )
     return list(signature.parameters)
 

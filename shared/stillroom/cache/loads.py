@@ -23,7 +23,7 @@ from stillroom.cache.means import Means, Place
 from stillroom.cache.orders import NOT_WANTED, NotDone
 from stillroom.codec import MISS, Encoded, Unencodable
 from stillroom.errors import InvalidArgument, LoadShed, RedisUnavailable, ValueTooLarge
-from stillroom.keys import refuse_crowd, sanitized, written
+from stillroom.keys import quoted, refuse_crowd, sanitized
 from stillroom.misuse import refuse_awaited
 from stillroom.operation import Call, Freeing, Operation, Pause, Timed
 from stillroom.scripts import commit, lease_load, put, take_place
@@ -43,7 +43,6 @@ TAKEN, QUEUED = 1, 0  # the replies of lua/take_place.lua; -2: the queue is full
 QUEUE_S = 1.0  # how long a load waits for a place …
 QUEUE_MS = 2_000  # … and when a waiter that is gone is forgotten
 RETRY_AFTER_S = 1.0
-KEY_SHOWN = 100  # bytes of a key in an error
 # Why a loaded value is not stored, besides NOT_WANTED: it can't be, or the load ran in a transaction.
 NOT_KEPT, UNSETTLED = "not kept", "in a transaction"
 
@@ -145,14 +144,14 @@ class Loads(Lookup):
             if attempt.holder in leases_of_loads():
                 self.stats.say(
                     "a load asks for its own key; loading without storing",
-                    *("own", f"{name[:100]!r}"),
+                    *("own", quoted(name)),
                 )
                 return (yield from self._load_for_myself(recipe))
             if recipe.at_once:
                 raise LoadShed(recipe.name, recipe.at_once, RETRY_AFTER_S)
             self.stats.say(
                 "gave up waiting for another caller's load; loading without storing",
-                *("wait", f"{name[:100]!r}"),
+                *("wait", quoted(name)),
             )
             return (yield from self._load_for_myself(recipe))
         value, _ = yield from self._load_under(
@@ -368,7 +367,7 @@ class Loads(Lookup):
             self.stats.counts["leases_lost"] += 1
             slow = "invalidated meanwhile, or the load took longer than its lease"
             self.stats.say(
-                "a load was not stored", "lease", f"{name[:100]!r}: {slow}", logging.INFO
+                "a load was not stored", "lease", f"{quoted(name)}: {slow}", logging.INFO
             )
         return "" if stored == STORED else "lease lost"
 
@@ -452,7 +451,7 @@ class Loads(Lookup):
             self.stats.say(
                 "a loaded value can't be kept",
                 recipe.name,
-                f"{name[:100]!r}: {recipe.name}: {message_of(error)}",
+                f"{quoted(name)}: {recipe.name}: {message_of(error)}",
             )
             return Made(None, back, NOT_KEPT)
 
@@ -468,8 +467,7 @@ class Loads(Lookup):
         try:
             encoded = self._codec.encoded(value, type)
         except (Unencodable, ValueTooLarge) as error:
-            key = written(name[:KEY_SHOWN])
-            error.args = (f"{key!r}: {error}",)  # of many values at once it was this one
+            error.args = (f"{quoted(name)}: {error}",)  # of many values at once it was this one
             raise
         return self._packed(name, encoded, tags, source, self._keeper.jittered(life))
 
@@ -495,8 +493,9 @@ class Loads(Lookup):
         try:
             return recipe.loader.source(recipe.values)
         except ValueError as error:
-            why = f"its arguments have no JSON: {error}"
-            self.stats.say(f"no worker can run {recipe.loader.name}", recipe.loader.name, why)
+            name = recipe.loader.name
+            why = message_of(error).removeprefix(f"{name}: ")
+            self.stats.say(f"no worker can repeat a call of {name}", name, why)
             return b""
 
     def _count_not_kept(self, loader: str) -> None:

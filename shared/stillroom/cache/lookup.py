@@ -22,6 +22,7 @@ from stillroom.cache.memo import Memo, Remembered
 from stillroom.cache.near import Near, Proof, near_prefix
 from stillroom.codec import MISS, PLAIN_JSON, UNREADABLE, Codec, Parse, Undecodable
 from stillroom.errors import RedisRefused, RedisUnavailable
+from stillroom.keys import quoted
 from stillroom.operation import UNUSUAL, Ahead, Once, Operation
 from stillroom.scripts import verify_epoch
 from stillroom.unsettled import is_unsettled
@@ -489,7 +490,7 @@ class Lookup:
 
     def _count_unreadable(self, what: str, name: bytes, error: Exception) -> None:
         self.stats.counts["decode_errors"] += 1
-        self.stats.say(f"unreadable {what}, a miss", what, f"{name[:100]!r}: {error}")
+        self.stats.say(f"unreadable {what}, a miss", what, f"{quoted(name)}: {error}")
 
     def _count(self, value: Any, freshness: Freshness, loader: Loader | None = None) -> None:
         """Count a lookup of this kind, and one of its loader. This runs on every hit."""

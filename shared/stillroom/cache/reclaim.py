@@ -23,7 +23,7 @@ from stillroom.cache.marks import TRIMMED, Marks, Verdict, question, read_clock,
 from stillroom.cache.orders import OF_0_1
 from stillroom.cache.terms import LEASE_LIMIT, LIFE_LIMIT
 from stillroom.errors import RedisRefused, RedisUnavailable
-from stillroom.keys import OTHER, glob_literal
+from stillroom.keys import OTHER, glob_literal, quoted
 from stillroom.operation import Once, Operation, Pause
 from stillroom.pauses import PUT_OFF_MS, Pauses, are_paused
 from stillroom.scripts import (
@@ -568,7 +568,7 @@ class Reclaim:
             raise
         except Exception as error:
             self._cache.stats.say(
-                "a refresh failed", task.loader, f"{stale.name[:100]!r}: {repr_of(error)}"
+                "a refresh failed", task.loader, f"{quoted(stale.name)}: {repr_of(error)}"
             )
             refreshed = False
         state.refreshed += refreshed

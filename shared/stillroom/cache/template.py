@@ -179,14 +179,17 @@ def _parsed(text: str, parameters: Sequence[str]) -> Iterator[Piece]:
         if name is None:
             yield Piece(literal)
             continue
-        _check(text, name, f"{conversion or ''}{spec or ''}", parameters)
+        more = (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+        _check(text, name, more, parameters)
         yield Piece(literal, name, following[:1])
     _check_gaps(text, pieces)
 
 
 def _check(text: str, name: str, more: str, parameters: Iterable[str]) -> None:
     if more or not name.isidentifier():
-        raise InvalidKey(text, f"{{{name}}}: only the name of a parameter can stand in braces")
+        raise InvalidKey(
+            text, f"{{{name}{more}}}: only the name of a parameter can stand in braces"
+        )
     known = list(parameters)
     if name not in known:
         near = did_you_mean(name, known, "{%s}") or f"; it has {', '.join(known) or 'none'}"
