@@ -15,6 +15,17 @@ BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ON
 # inspect's words
 TOO_MANY, MISSING = "too many positional arguments", "missing a required"
 YES_OR_NO = "True or False"  # what is meant by a flag: the text "no" would be taken for yes
+# What options are called in Django, cashews, fastapi-cache, redis-py, slowapi and Flask-Limiter → here.
+ELSEWHERE = {
+    "condition": "keep",
+    "deduct_when": "count",
+    "ex": "ttl",
+    "expire": "ttl",
+    "key_func": "by",
+    "on_breach": "render",
+    "stale_while_revalidate": "swr",
+    "timeout": "ttl",
+}
 SLIP = 0.65  # how like a name a slip of it is: `expire` is no slip of `ignore`, nor `wait` of `warm_with`
 
 
@@ -57,9 +68,13 @@ def misuse(
         if unknown:
             return InvalidArgument(_unknown(name, unknown[0], by_name, known))
         only = [p.name for p in known if p.kind is p.KEYWORD_ONLY]
-        hint = f"; by name only: {', '.join(only)}" if only and str(unfit) == TOO_MANY else ""
-        if str(unfit).startswith(MISSING):
-            hint = f"; it takes {_taken(known)}"
+        hint = (
+            f"; it takes {_taken(known) or 'none'}"
+            if str(unfit).startswith((MISSING, TOO_MANY))
+            else ""
+        )
+        if only and str(unfit) == TOO_MANY:
+            hint = f"; by name only: {', '.join(only)}"
         return InvalidArgument(f"{name}(): {unfit}{hint}")
     return None
 
@@ -137,7 +152,11 @@ def _name_of(function: Callable[..., Any], args: Sequence[Any]) -> str:
 def _unknown(
     function: str, given: str, by_name: Iterable[str], known: Iterable[inspect.Parameter]
 ) -> str:
-    hint = did_you_mean(given, by_name, cutoff=SLIP) or f"; it takes {_taken(known)}"
+    names = [*by_name]
+    if (meant := ELSEWHERE.get(given)) in names:
+        hint = f"; did you mean {meant}?"
+    else:
+        hint = did_you_mean(given, names, cutoff=SLIP) or f"; it takes {_taken(known)}"
     return f"{function}() got an unexpected keyword argument {given!r}{hint}"
 
 

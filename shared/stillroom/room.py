@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from weakref import WeakSet
 
 from stillroom.abuse import Abuse, AbuseBody, AsyncAbuse
@@ -107,6 +107,12 @@ class Operations(Generic[D]):
     is_near_here: bool
 
 
+_WITH_THE_OTHER = {
+    "init_app": ": it is for asyncio; Flask takes a Stillroom()",
+    "lifespan": ": it blocks the event loop; FastAPI and Starlette take an AsyncStillroom()",
+}
+
+
 class _Room:
     """The part that both rooms share. Nothing connects before the first call."""
 
@@ -118,6 +124,14 @@ class _Room:
     _wire_in_threads: Wire | SpreadWire | SpreadThreadsWire  # of the state
     _cache_body: CacheBody | ShardedBody
     _limits_body: LimitsBody
+
+    if not TYPE_CHECKING:  # a type checker is to know the others only
+
+        def __getattr__(self, name: str) -> Any:
+            """Say which room has what this one lacks: the two are easily taken for one another."""
+            kind, hint = type(self).__name__, _WITH_THE_OTHER.get(name, "")
+            said = f"{kind!r} object has no attribute {name!r}{hint}"
+            raise AttributeError(said, name=name, obj=self)
 
     def __init__(
         self, settings: Settings | str | None, dispatch: Dispatch | None, values: Mapping[str, Any]

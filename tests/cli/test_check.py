@@ -200,7 +200,7 @@ def test_the_limits_of_views_are_looked_at_too(
     lines = check(VIEWS[framework] + "guard()\n", "--offline")
     assert said(lines, "warn views", "/login has auth on GET", "count='failures'"), lines
     assert said(lines, "warn views", "api is 5/60 s here and 6/60 s there")
-    assert said(lines, "pass views", "6 carry limits")
+    assert said(lines, "pass views", "6 views with limits")
     assert said(lines, "lost has a @limited that the app does not know") == (framework != "fastapi")
     for right in ("/right", "/post", "/when"):
         assert not said(lines, f" {right} ")

@@ -113,6 +113,7 @@ def refusals() -> dict[str, tuple[Callable[[Any], Any], str]]:
             "did you mean db",
         ),
         "a misspelt option": (lambda cached: cached("k:{n}", tll=3), "did you mean ttl"),
+        "Django's name of it": (lambda cached: cached("k:{n}", timeout=3), "did you mean ttl"),
         "tags that are none": (
             lambda cached: cached("k:{id}", tags=None)(function),
             "tags=None",

@@ -225,6 +225,8 @@ def limits_on_endpoints(room: AsyncStillroom) -> None:
     assert_type(view(7), str)
     view("seven")  # type: ignore[arg-type]
     flask.limited("auth")  # type: ignore[arg-type]
+    flask.session.login("ann", device="laptop")
+    assert_type(flask.session.user_id, str | None)
     starlette.limited(AUTH, by=7)  # type: ignore[arg-type]
     starlette.limited(AUTH, count="some")  # type: ignore[arg-type]
     fastapi.limited(AUTH, tiers=[])  # type: ignore[call-arg]

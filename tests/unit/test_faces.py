@@ -202,7 +202,7 @@ WRONG: dict[str, tuple[Callable[[Stillroom], Any], str]] = {
     ),
     "another library's name": (
         lambda room: room.cache.cached("rates", expire=60),  # type: ignore[call-arg]
-        "'expire'; it takes key, ttl, swr",
+        "'expire'; did you mean ttl\\?$",
     ),
     "what is like nothing that there is": (
         lambda room: room.cache.cached("rates", wait=60),  # type: ignore[call-arg]
@@ -255,6 +255,14 @@ WRONG: dict[str, tuple[Callable[[Stillroom], Any], str]] = {
     "a place for what has a name": (
         lambda room: room.cache.set("rates", 1, 60),  # type: ignore[call-arg]
         "too many positional arguments; by name only: ttl, swr, tags, type$",
+    ),
+    "one argument too many": (
+        lambda room: room.cache.clear("rates"),  # type: ignore[call-arg]
+        "too many positional arguments; by name only: defer$",
+    ),
+    "one more where nothing is by name only": (
+        lambda room: room.limits.names("api"),  # type: ignore[call-arg]
+        "too many positional arguments; it takes none$",
     ),
 }
 

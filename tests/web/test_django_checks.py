@@ -18,13 +18,21 @@ from stillroom import Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.sessions.token import SECRET_BYTES, make_token
 from stillroom.web.django import room as room_of_django
-from stillroom.web.django.checks import DJANGOS_MIDDLEWARE, ENGINE, MIDDLEWARE, NEEDS_SESSION
+from stillroom.web.django.checks import (
+    DJANGOS_MIDDLEWARE,
+    ENGINE,
+    LIMITS,
+    MIDDLEWARE,
+    NEEDS_SESSION,
+)
 from tests.support.crowd import PATIENT
 from tests.support.django_project import configure
 
 configure()
 
+urlpatterns: list[Any] = []
 GOOD: dict[str, Any] = {
+    "ROOT_URLCONF": __name__,
     "STILLROOM": {
         "redis_url": "redis://127.0.0.1:1",
         "session_peppers": "p" * 40,
@@ -52,6 +60,14 @@ WRONG: dict[str, tuple[dict[str, Any], set[str]]] = {
     "no middleware for sessions": ({"MIDDLEWARE": []}, {"W020"}),
     "the wrong order": ({"MIDDLEWARE": [*NEEDS_SESSION, MIDDLEWARE]}, {"E021"}),
     "two middlewares": ({"MIDDLEWARE": [MIDDLEWARE, DJANGOS_MIDDLEWARE]}, {"E022"}),
+    "limits that nothing charges": ({"ROOT_URLCONF": "tests.web.limited_django"}, {"E023"}),
+    "limits that are charged": (
+        {
+            "ROOT_URLCONF": "tests.web.limited_django",
+            "MIDDLEWARE": [MIDDLEWARE, *NEEDS_SESSION, LIMITS],
+        },
+        set(),
+    ),
     "a timeout that is cut": ({"CACHES": OURS}, {"W030"}),
     "no Redis": ({"STILLROOM": None}, {"W040", "W041", "E060"}),
     "no production": (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from django.contrib.sessions.backends.cache import SessionStore
 from django.http import HttpRequest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from flask import Flask
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -39,6 +39,8 @@ from stillroom.web.flask import StillroomLimits, StillroomSessions
 from stillroom.web.flask import fresh as fresh_in_flask
 from stillroom.web.flask import limited as on_flask
 from stillroom.web.flask_room import load_within as within_flask
+from stillroom.web.limited import Header
+from stillroom.web.request_session import WebSession
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.starlette import limited as on_starlette
 from stillroom.web.wsgi import StillroomMiddleware as Wsgi
@@ -246,6 +248,47 @@ def test_a_fresh_session_where_there_is_none_of_ours() -> None:
     assert "SESSION_ENGINE" in refused(lambda: fresh_in_django(600)(lambda request: "")(request))
     request.session = SessionStore()  # type: ignore[assignment]  # Django's own
     assert "SESSION_ENGINE" in refused(lambda: fresh_in_django(600)(lambda request: "")(request))
+
+
+def test_a_class_in_the_place_of_what_is_made_of_it() -> None:
+    """`by=Header` and `limited(Limit)` are told where they are written: a class is no function of a request."""
+    for limited in (on_flask, on_django, on_starlette, on_fastapi):
+        assert "did you mean Header(…)?" in refused(lambda it=limited: it(AUTH, by=Header))
+        assert "did you mean Limit(…)?" in refused(lambda it=limited: it(Limit))
+
+
+def test_options_that_have_another_name_elsewhere() -> None:
+    """An option of slowapi or Flask-Limiter is answered with its name here."""
+    for limited in (on_flask, on_django, on_starlette, on_fastapi):
+        for name, meant in (("key_func", "by"), ("deduct_when", "count")):
+            given = {name: lambda request: "x"}
+            said = refused(lambda it=limited, given=given: it(AUTH, **given))
+            assert f"{name!r}; did you mean {meant}?" in said
+
+
+def test_a_decorator_in_the_place_of_a_dependency() -> None:
+    """Starlette's decorator as a dependency of FastAPI is refused at the route: it asks visitors for `app`."""
+    fastapi = FastAPI()
+
+    def add() -> None:
+        fastapi.get("/", dependencies=[Depends(on_starlette(AUTH))])(lambda: "a view")
+
+    assert "import it from stillroom.web.fastapi" in refused(add)
+
+
+def test_what_a_session_is_changed_by() -> None:
+    """`session.mutate` refuses a coroutine function, which nobody would await, and what is no function."""
+    session = WebSession(ROOM.operations.sessions, None, SessionCookie(), None, {})
+    for given in (*AWAITED, {"n": 1}):
+        assert "mutate" in refused(lambda given=given: session.mutate(given))
+
+
+def test_a_room_says_what_the_other_one_has() -> None:
+    """A room of the wrong face is told which one the framework takes."""
+    with pytest.raises(AttributeError, match=r"Flask takes a Stillroom\(\)"):
+        ASYNC_ROOM.init_app(Flask("x"))  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"FastAPI and Starlette take an AsyncStillroom\(\)"):
+        FastAPI(lifespan=ROOM.lifespan)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("given", AWAITED, ids=["function", "partial", "object"])

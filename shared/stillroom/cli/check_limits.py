@@ -12,6 +12,7 @@ from stillroom.cli.doctor import Line
 from stillroom.errors import did_you_mean
 from stillroom.limits import AUTH, Limit, Route, Routes
 from stillroom.limits.changes import Change
+from stillroom.shown import plural
 from stillroom.web.carriers import LOST, charges, default_of, looking, lost_views
 from stillroom.web.known_routes import Known, misfits
 
@@ -112,7 +113,7 @@ def _views(about: str, app: Any, limited: Sequence[Known]) -> Iterator[Line]:
             said = f"{known.text} {LOOKING} count='failures', or put it on the view of POST alone."
             yield Line("warn", about, said)
     if limited:
-        yield Line("pass", about, f"{len(limited)} carry limits")
+        yield Line("pass", about, f"{plural(len(limited), 'view')} with limits")
 
 
 def _at_odds(limits: Iterable[tuple[str, Limit]]) -> Iterator[Line]:

@@ -139,7 +139,7 @@ def _facts(report: Report) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     if cache is not None:
         facts = [("hits", cache.hits), ("stale", cache.stale), ("misses", cache.misses)]
         hits = [("hit ratio", percent(cache.hit_ratio))]
-        lag = [("refresh lag s", number(cache.refresh_lag_s))]
+        lag = [("seconds of refresh lag", number(cache.refresh_lag_s))]
         yield "cache", hits + [(what, number(count)) for what, count in facts] + lag
     if sessions is not None:
         due = ("due for the sweep", number(sessions.expired_pending))
@@ -150,7 +150,7 @@ def _facts(report: Report) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     if tasks is not None:
         waiting = [(f"{queue.name} waiting", number(queue.depth)) for queue in tasks.queues or ()]
         rest = [("todo", number(tasks.todo)), ("workers", number(tasks.workers))]
-        yield "tasks", [*waiting, *rest, ("beat's last tick s ago", number(tasks.beat_s))]
+        yield "tasks", [*waiting, *rest, ("seconds since beat's last tick", number(tasks.beat_s))]
     if report.system is not None:
         system = report.system
         shares = [("cpu", system.cpu), ("memory", system.memory), ("disk", system.disk)]

@@ -177,6 +177,9 @@ def check_plain(name: str, given: object) -> None:
 
 def check_takes_one(name: str, given: object) -> None:
     """Raise InvalidLimit for a function that can't be called with one argument, the request or the answer."""
+    if isinstance(given, type):
+        name_here = f"{name}= is called with one argument, and this is a class"
+        raise InvalidLimit(given.__name__, f"{name_here}; did you mean {given.__name__}(…)?")
     if not takes(given, 1):
         meant = "; did you mean @limited(AUTH)?" if name == "limits" else ""
         raise InvalidLimit(

@@ -204,7 +204,8 @@ def django_limits() -> list[Any]:
 
     from stillroom.web.django.limits import LimitsMiddleware
 
-    found = [import_string(path) for path in settings.MIDDLEWARE]
+    others = [path for path in settings.MIDDLEWARE if not path.startswith("django.")]
+    found = [import_string(path) for path in others]
     return [one for one in found if isinstance(one, type) and issubclass(one, LimitsMiddleware)]
 
 

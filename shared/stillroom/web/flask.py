@@ -10,9 +10,10 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from flask import Flask, Request, Response, abort, g, has_app_context, request, session
+from flask import Flask, Request, Response, abort, g, has_app_context, request
+from flask import session as flasks_session
 from flask.sessions import SessionInterface, SessionMixin
 
 from stillroom.durations import Duration, seconds_of
@@ -60,6 +61,7 @@ __all__ = [
     "exempt",
     "fresh",
     "limited",
+    "session",
 ]
 
 
@@ -240,6 +242,10 @@ class FlaskSession(WebSession, SessionMixin):
 
     def _kept_for(self, made: Session[Any]) -> float | None:
         return super()._kept_for(made) if self.permanent else None
+
+
+# `flask.session`, with its type: a type checker does not know that it has `login`.
+session = cast(FlaskSession, flasks_session)
 
 
 @explained

@@ -144,10 +144,15 @@ def known_routes(app: object) -> list[Known] | None:
         if isinstance(getattr(one, "routes", None), Sequence):
             return list(_of_starlette(one.routes, (), "", around(app)))
         if is_django(one):
-            from django.urls import get_resolver
-
-            return list(_of_django(get_resolver().url_patterns, (), "", ()))
+            return django_routes()
     return None
+
+
+def django_routes() -> list[Known]:
+    """Return all routes of Django's ROOT_URLCONF."""
+    from django.urls import get_resolver
+
+    return list(_of_django(get_resolver().url_patterns, (), "", ()))
 
 
 def inner_apps(app: object) -> Iterator[Any]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
+    InvalidArgument,
     SessionConflict,
     SessionEnded,
     SessionNotFresh,
@@ -26,7 +27,7 @@ from stillroom.errors import (
     StillroomError,
 )
 from stillroom.marked import FIXED
-from stillroom.misuse import explained
+from stillroom.misuse import explained, refuse_awaited
 from stillroom.operation import AsyncDriver, Driver, Operation
 from stillroom.sessions import (
     Session,
@@ -240,8 +241,11 @@ class RequestSession(MutableMapping[str, Any]):
 
         `change(data)` changes the dict it is given, or returns another one. It is called now, and the session shows
         what it did; when the session is written and somebody else was first, it is called with theirs. So a counter
-        that two requests add to counts both.
+        that two requests add to counts both. Raises InvalidArgument for a coroutine function.
         """
+        if not callable(change):
+            raise InvalidArgument(f"mutate({change!r:.100}): a function that is given the data")
+        refuse_awaited("mutate", change)
         data = self._look()
         self._change()
         before = {key: encoded_value(key, value) for key, value in data.items()}

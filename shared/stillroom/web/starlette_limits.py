@@ -47,6 +47,17 @@ CONNECTION = "stillroom_connection"  # by which FastAPI hands a decorated endpoi
 ANSWERS_HANDSHAKES = tuple(map(int, starlette_version.split(".")[:2])) >= (0, 41)
 
 
+class _Endpoint:
+    """What a decorator is put on. FastAPI asks for its schema where the decorator is given as a dependency."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> Any:
+        raise InvalidLimit(
+            "limited",
+            "it is a decorator here; for Depends(limited(…)) import it from stillroom.web.fastapi",
+        )
+
+
 class LimitExceeded(HTTPException):
     """A request was refused at its endpoint: answered with 429 or 503, problem+json.
 
@@ -104,6 +115,7 @@ def limited(
         found: E = made
         return found
 
+    put_on.__annotations__["app"] = _Endpoint
     setattr(put_on, MARK, (declaration,))  # a Middleware(limited(…)) is known by it
     return put_on
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from django.apps import apps
@@ -14,12 +15,15 @@ from django.core.checks import Warning as Caution
 from stillroom.errors import SettingsError
 from stillroom.room import Stillroom
 from stillroom.sessions.token import TOKEN_LENGTH
+from stillroom.web.carriers import django_limits
 from stillroom.web.django import room
+from stillroom.web.known_routes import django_routes
 from stillroom.web.session_cookie import SessionCookie
 
 BACKEND = "stillroom.web.django.cache.StillroomCache"
 ENGINE = "stillroom.web.django.sessions"
 MIDDLEWARE = "stillroom.web.django.middleware.SessionMiddleware"
+LIMITS = "stillroom.web.django.limits.LimitsMiddleware"
 DJANGOS_MIDDLEWARE = "django.contrib.sessions.middleware.SessionMiddleware"
 # Middleware that reads the session, and so has to come after the one that provides it.
 NEEDS_SESSION = (
@@ -35,7 +39,15 @@ def check_settings(**_: Any) -> list[CheckMessage]:
     except (SettingsError, ImportError) as error:
         hint = 'STILLROOM is the path of a room ("shop.cache:room"), a dict of its settings, or not set.'
         return [Error(f"There is no room: {error}", hint=hint, id="stillroom.E001")]
-    return [*_sessions(found), *_columns(), *_middleware(), *_refused_cookie(), *_caches(found)]
+    lines = (
+        _sessions(found),
+        _columns(),
+        _middleware(),
+        _limits(),
+        _refused_cookie(),
+        _caches(found),
+    )
+    return [*chain.from_iterable(lines)]
 
 
 def check_deployment(**_: Any) -> list[CheckMessage]:
@@ -113,6 +125,18 @@ def _middleware() -> Iterator[CheckMessage]:
             "MIDDLEWARE has two middlewares for sessions.",
             hint=f"Take {DJANGOS_MIDDLEWARE} out.",
             id="stillroom.E022",
+        )
+
+
+def _limits() -> Iterator[CheckMessage]:
+    if not getattr(settings, "ROOT_URLCONF", None):
+        return
+    limited = [known for known in django_routes() if known.carries]
+    if limited and not django_limits():
+        yield Error(
+            f"{limited[0].text} carries limits, and no middleware charges them: it is answered with 500.",
+            hint=f'Put "{LIMITS}" into MIDDLEWARE, behind the sessions.',
+            id="stillroom.E023",
         )
 
 

@@ -233,7 +233,9 @@ def _footer(
 
 def _flower(url: str | None) -> list[str]:
     """Link Flower, if the setting is a web address: a javascript: link would run in another's browser."""
-    if url is None or not url.startswith(("http://", "https://")):
+    if url is None:
+        return ["Tasks one by one: Flower (set STILLROOM_FLOWER_URL to have its link here)"]
+    if not url.startswith(("http://", "https://")):
         return ["Tasks one by one: Flower (STILLROOM_FLOWER_URL names no web address)"]
     return ["Tasks one by one: ", el("a", "Flower", href=url, rel="noreferrer")]
 
