@@ -14,6 +14,7 @@ import os
 import re
 import stat
 from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -50,6 +51,7 @@ from stillroom.subject import unwrapped_network
 
 PREFIX = "STILLROOM_"
 URLS = ("_url", "_backend")  # how a setting's name ends that may hold a password in the middle
+ROLES = ("state", "cache")  # of servers
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 USUAL_BROKERS = ("redis", "rediss", "redis+sentinel", "amqp", "amqps", "sqs")
 UNIX = "unix"  # among the trusted proxies: whoever comes through a socket file
@@ -89,9 +91,19 @@ def _network(text: str) -> str:
     try:
         network = ip_network(text)
     except ValueError as error:
-        raise ValueError(f"a network is written as 10.0.0.0/8 or 2001:db8::/32; {error}") from None
+        hint = f"; did you mean {meant}?" if (meant := _without_host_bits(text)) else ""
+        raise ValueError(
+            f"a network is written as 10.0.0.0/8 or 2001:db8::/32; {error}{hint}"
+        ) from None
     plain = unwrapped_network(network, nat64=False)
     return text if plain is network else str(plain)
+
+
+def _without_host_bits(text: str) -> str:
+    """Return the network that an address with a prefix is in: 10.0.0.0/8 for 10.0.0.1/8. Empty if it is none."""
+    with suppress(ValueError):
+        return str(ip_network(text, strict=False))
+    return ""
 
 
 def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -448,11 +460,14 @@ class Settings(BaseModel):
             )
         return self
 
-    @model_validator(mode="after")
-    def _check_roles(self) -> Settings:
-        if unknown := set(self.ready_requires) - {"state", "cache"}:
-            raise ValueError(f"ready_requires has {sorted(unknown)}: the roles are state and cache")
-        return self
+    @field_validator("ready_requires")
+    @classmethod
+    def _check_roles(cls, roles: tuple[str, ...]) -> tuple[str, ...]:
+        for role in roles:
+            if role not in ROLES:
+                hint = did_you_mean(role, ROLES)
+                raise ValueError(f"{role!r} is none; the roles are {' and '.join(ROLES)}{hint}")
+        return roles
 
     @field_validator("webhook_url")
     @classmethod
@@ -779,6 +794,8 @@ def _explain_one(detail: Any, fields: Mapping[str, str], names: Mapping[str, str
         message += did_you_mean(detail["input"], get_args(Settings.model_fields[name].annotation))
     if detail["type"].startswith("bool_"):
         message = "0 or 1"
+    if detail["type"] == "string_pattern_mismatch":
+        message = "1 to 64 letters, digits or any of . _ -"  # the namespace's
     if detail["type"] == "too_short" and name in SECRETS:
         message = "at least {min_length} characters, not {actual_length}".format(**detail["ctx"])
     return f"{names.get(name, where)}={_given(name, detail['input'])}: {message}"
