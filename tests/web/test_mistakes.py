@@ -45,6 +45,7 @@ from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.starlette import limited as on_starlette
 from stillroom.web.wsgi import StillroomMiddleware as Wsgi
 from stillroom.web.wsgi_health import HealthWSGI
+from tests.support.djangoshop.models import Product
 
 OFFLINE: dict[str, Any] = {"redis_url": "redis://127.0.0.1:1", "session_peppers": "p" * 40}
 ROOM = Stillroom(Settings(**OFFLINE), dispatch=NoDispatch())
@@ -281,6 +282,19 @@ def test_what_a_session_is_changed_by() -> None:
     session = WebSession(ROOM.operations.sessions, None, SessionCookie(), None, {})
     for given in (*AWAITED, {"n": 1}):
         assert "mutate" in refused(lambda given=given: session.mutate(given))
+
+
+def test_a_row_of_django_is_no_argument() -> None:
+    """A row of Django as an argument of a loader is refused where the loader is written, with what to give."""
+
+    def load(product: Product) -> int:
+        return 1
+
+    said = refused(lambda: ROOM.cache.cached("row:{product}")(load))
+    assert (
+        "{product}: tests.support.djangoshop.models.Product is a row of Django's; give its pk"
+        in said
+    )
 
 
 def test_a_room_says_what_the_other_one_has() -> None:

@@ -54,7 +54,7 @@ ADDRESSES = (
 CONTAINERS = (list, tuple, set, frozenset, dict)
 TABLE = (
     "None, bool, int, float, str, bytes, Decimal, UUID, date, time, datetime, timedelta, Enum, paths, URLs and IP "
-    "addresses, models and dataclasses, and lists, tuples, sets and dicts of these"
+    "addresses, pydantic models and dataclasses, and lists, tuples, sets and dicts of these"
 )
 
 # The form of the texts of values other than str.
@@ -307,6 +307,8 @@ def _sentence(kind: type) -> str:
     if is_row(kind):
         what = "is a row that belongs to a session of SQLAlchemy; give its id"
         return f"{_full_name(kind)} {what}"
+    if hasattr(kind, "_meta") and hasattr(kind, "pk"):
+        return f"{_full_name(kind)} is a row of Django's; give its pk"
     return f"{_full_name(kind)} has no text that says all of a value; a key is made of {TABLE}"
 
 

@@ -172,7 +172,7 @@ class SessionsBody(Many):
     ) -> Operation[Session[Any]]:
         """Begin a session; its `token` goes into the cookie. `user_id=None` makes an anonymous session.
 
-        - `data`: a mapping, a model or a dataclass. `meta`: what lists of devices show.
+        - `data`: a mapping, a pydantic model or a dataclass. `meta`: what lists of devices show.
         - `idle`, `absolute`: seconds or timedeltas; by default the settings.
         - `replaces`: the session before the login, which ends, so that a token that was planted opens nothing.
         - `max_per_user`: up to 300. `on_cap`: "evict_oldest", or "reject", which raises TooManySessions and ends

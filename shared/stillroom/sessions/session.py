@@ -511,7 +511,7 @@ def _items(data: object) -> dict[str, Any]:
         plain = None
     if not isinstance(plain, dict):
         raise SessionDataRefused(
-            f"the data of a session is a mapping or a model, not {data.__class__.__name__}"
+            f"the data of a session is a mapping, a pydantic model or a dataclass, not {data.__class__.__name__}"
         )
     return plain
 
