@@ -99,6 +99,10 @@ def test_what_somebody_has_used_is_shown(
     assert "did you mean auth?" in run("peek", IP, "auht", *app, code=1)
     said = run("peek", IP, code=1)
     assert "no limit by ip is in" in said
+    assert "; it counts by user; --app" in run("peek", "ann", "mine", "--by", "usr", *app, code=1)
+    assert "; those there count by ip, user; --app" in run(
+        "peek", "ann", "--by", "usr", *app, code=1
+    )
     assert "--app says where the limits are" in said
     assert room.limits.peek(IP, [AUTH]).remaining == 2
     sys.modules.pop(name).room.close()
@@ -158,7 +162,10 @@ def test_who_was_not_counted_is_not_told_as_forgotten(
     room, search = make_room(session_peppers="q" * 32), Limit("search", 3, 60, by="x_api_key")
     room.limits.check({"x_api_key": "k1"}, [search])
     assert "this user has used nothing" in run("reset", "k1", "search", "--by", "user")
-    assert "this x_api_key has used nothing" in run("reset", "k2", "search", "--by", "x_api_key")
+    said = run("reset", "k2", "search", "--by", "x_api_key")
+    assert (
+        "this x_api_key has used nothing. By what search counts, `stillroom routes` shows" in said
+    )
     assert room.limits.peek({"x_api_key": "k1"}, [search]).remaining == 2
-    assert "is forgotten" in run("reset", "k1", "search", "--by", "x_api_key")
+    assert "is forgotten" in run("reset", "k1", "search", "--by", "X-API-Key")
     assert "'ann' is no address: say --by user" in run("reset", "ann", "search", code=2)

@@ -29,12 +29,14 @@ from stillroom.room import Stillroom
 from stillroom.shown import shown
 from stillroom.subject import UNKNOWN, subject_of
 
-app = typer.Typer(help="Which limits are changed, and changing one.", no_args_is_help=True)
+app = typer.Typer(help="Show limits and what was used, and change them.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The limit's name, such as api.")]
 By = Annotated[
-    str, typer.Option(help="What the limit counts by: ip, user, or as `routes` shows it.")
+    str,
+    typer.Option(help="What the limit counts by: ip, user, a header, or as `routes` shows it."),
 ]
+USUAL = {"ip", "user"}  # kinds that every request has
 COLUMNS = ("limit", "is now", "until", "since", "by")
 
 
@@ -73,6 +75,7 @@ def peek(
 
     What a limit admits stands in the app: its modules are imported for it, or `--rate` says it.
     """
+    by = _kind(by)
     with open_room() as room:
         _check_subject(room, by, subject)
         limits = _named(name, by, rate, app or list(room.settings.loaders))
@@ -125,15 +128,23 @@ def reset(
     by: By = "ip",
     as_json: AsJson = False,
 ) -> None:
-    """Forget what somebody has used of a limit. A process that has just denied him may do so for 5 s more."""
+    """Forget what somebody has used of a limit. A process that has just denied them may do so for 5 s more."""
+    by = _kind(by)
     with open_room() as room:
         _check_subject(room, by, subject)
         had_used = forget_used(room, by, subject, name)
     if as_json:
         print_json({"reset": name, "by": by, "had_used": had_used})
         return
-    said = "what this {by} has used is forgotten" if had_used else "this {by} has used nothing"
-    typer.echo(f"{name}: {said.format(by=by)}")
+    said = f"what this {by} has used is forgotten" if had_used else f"this {by} has used nothing"
+    is_usual = USUAL.issuperset(by.split("&"))
+    hint = "" if had_used or is_usual else f". By what {name} counts, `stillroom routes` shows"
+    typer.echo(f"{name}: {said}{hint}")
+
+
+def _kind(by: str) -> str:
+    """Return the kind that this names: x_api_key for the header X-API-Key."""
+    return by.lower().replace("-", "_")
 
 
 def _check_subject(room: Stillroom, by: str, subject: str) -> None:
@@ -154,10 +165,17 @@ def _named(name: str | None, by: str, rate: str | None, specs: list[str]) -> lis
     """Return the limit of this name as the app has it, or as `rate` says; without a name all that count so."""
     if rate is not None and name is not None:
         return [Limit(name, *_admitted(rate, "--rate"), by=by)]
-    there = [limit for _, limit in in_app(apps_of(specs)).limits() if limit.by == by]
+    seen = [limit for _, limit in in_app(apps_of(specs)).limits()]
+    there = [limit for limit in seen if limit.by == by]
     found = {limit.name: limit for limit in there if name in (None, limit.name)}
     if not found:
-        hint = did_you_mean(name, {limit.name for limit in there})
+        others = sorted({limit.by for limit in seen if name in (None, limit.name)})
+        whose = "it counts" if name else "those there count"
+        hint = (
+            f"; {whose} by {', '.join(others)}"
+            if others
+            else did_you_mean(name, {limit.name for limit in there})
+        )
         what = f"limit {name}" if name else "limit"
         where = ", ".join(specs) or "STILLROOM_LOADERS"
         raise SettingsError(
