@@ -601,6 +601,8 @@ class AsyncStillroom(_Room):
         """
         if hasattr(app, "state"):
             app.state.stillroom = self
+        for name in self.cache.loaders.uninstalled_pages():
+            log.warning("the page %s is cached nowhere: Pages.install(app) was not called", name)
         async with self:
             yield
 

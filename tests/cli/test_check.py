@@ -45,6 +45,18 @@ app.add_url_rule("/login", "login", lambda: "")
 api = [Limit("api", 5, 60)], [Limit("api", 6, 60)]
 routes = Routes([Route("/login", [AUTH]), Route("/lgoin", api[0]), Route("/x", api[1]), Route("/x", api[0])])
 """
+PAGES = """
+from flask import Flask
+from stillroom import Stillroom
+from stillroom.web.pages import Pages
+room = Stillroom()
+app = Flask(__name__)
+pages = Pages(room)
+@app.get("/about")
+@pages.page(ttl=60)
+def about():
+    return "about"
+"""
 DJANGO = """
 from django.core.handlers.wsgi import WSGIHandler
 from stillroom import Stillroom
@@ -190,6 +202,15 @@ def test_what_breaks_a_promise_is_named(check: Callable[..., list[str]]) -> None
         ("warn routes", "api is 5/60 s here and 6/60 s there"),
     ):
         assert said(lines, *words), lines
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_a_page_that_no_app_has_installed_is_named(
+    check: Callable[..., list[str]], is_installed: bool
+) -> None:
+    """A page is cached nowhere where `Pages.install` was forgotten, and the command says so."""
+    lines = check(PAGES + "pages.install(app)\n" * is_installed, "--offline")
+    assert said(lines, "warn page", "Pages.install(app) was not called") is not is_installed
 
 
 @pytest.mark.parametrize("framework", VIEWS)

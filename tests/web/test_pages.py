@@ -1090,3 +1090,26 @@ def test_what_a_page_is_rendered_without_is_told(
     takes = "the view of the page p takes the "
     found = [line.removeprefix(takes).partition(",")[0] for line in caplog.messages]
     assert found == told
+
+
+def test_a_forgotten_install_is_told_at_the_start(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A page that no app has installed is never cached: the log says so when the app of the room starts."""
+    room = AsyncStillroom(settings)
+    app, pages = FastAPI(lifespan=room.lifespan), Pages(room)
+
+    @app.get("/about")
+    @pages.page(ttl=60, name="about")
+    async def about() -> str:
+        return "about"
+
+    with TestClient(app) as client:
+        assert "cache-status" not in client.get("/about").headers
+    assert "the page about is cached nowhere: Pages.install(app) was not called" in caplog.messages
+    caplog.clear()
+    app.middleware_stack = None  # as in an app that has not started
+    pages.install(app)
+    with TestClient(app) as client:
+        assert "cache-status" in client.get("/about").headers
+    assert not [told for told in caplog.messages if "cached nowhere" in told]

@@ -96,6 +96,7 @@ class Recipe(NamedTuple):
 
 
 PLACES_LIMIT = 1_000
+UNINSTALLED = "__stillroom_uninstalled__"  # on the function of a page's loader: whether no app has installed it
 RESULTS_LIMIT = 10_000  # annotations that are remembered
 # (id of a function's code, annotation) → that code, the type
 _results: dict[tuple[int, str], tuple[Any, Any]] = {}
@@ -497,6 +498,14 @@ class Loaders:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
+
+    def uninstalled_pages(self) -> list[str]:
+        """Return the names of pages that are cached nowhere, since no app has installed them: see Pages.install."""
+        return [
+            name.removeprefix("page.")
+            for name, one in self._by_name.items()
+            if getattr(one.function, UNINSTALLED, bool)()
+        ]
 
     def longest_lease(self) -> int:
         """Return the longest lease of a loader, in ms; 0 without loaders."""

@@ -111,6 +111,10 @@ def _loaders(room: Stillroom) -> Iterator[Line]:
                 "a slow refresh comes after the value is gone."
             )
             yield Line("warn", f"loader {loader.name}", said)
+    for name in room.cache.loaders.uninstalled_pages():
+        yield Line(
+            "warn", f"page {name}", "it is cached nowhere: Pages.install(app) was not called."
+        )
     names = ", ".join(loader.name for loader in loaders) or "none"
     yield Line("pass" if loaders else "warn", "loaders", f"{len(loaders)}: {names}")
 

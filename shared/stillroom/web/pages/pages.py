@@ -21,7 +21,7 @@ from uuid import UUID
 from pydantic import TypeAdapter, ValidationError
 
 from stillroom.cache.arguments import text_in_tag
-from stillroom.cache.loaders import Loaders, several
+from stillroom.cache.loaders import UNINSTALLED, Loaders, several
 from stillroom.cache.template import Template, refuse_foreign
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidArgument, InvalidKey, LoadFailed, SettingsError, did_you_mean
@@ -244,9 +244,9 @@ class Pages(Generic[R]):
         key = f"page:{name}:{{vary}}:{{site}}:{{target}}"
         options: Any = {"tags": [_tags_of_page], "name": f"page.{name}", **times}
         register: Any = self.room.cache.cached(key, **options)
-        load: Callable[..., Any] = register(
-            render_async if isinstance(self.room, AsyncStillroom) else render
-        )
+        made: Any = render_async if isinstance(self.room, AsyncStillroom) else render
+        setattr(made, UNINSTALLED, lambda: self.render is None)
+        load: Callable[..., Any] = register(made)
         return load
 
     def install(self, app: Any) -> None:
