@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, event, text, update
+from sqlalchemy import create_engine, delete, event, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import (
     AsyncSession,
@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from stillroom import AsyncStillroom, InvalidKey, NoDispatch, Settings, Stillroom
+from stillroom import AsyncStillroom, InvalidArgument, InvalidKey, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.integrations.sqlalchemy import AfterCommit, invalidates
 from stillroom.unsettled import is_unsettled
@@ -498,6 +498,17 @@ def test_a_wrong_password_is_logged_and_the_commit_stands(
     assert catalogue.price() == 5
     assert "after a commit" in caplog.text
     catalogue.close()
+
+
+def test_what_is_no_session_is_refused(settings: Settings) -> None:
+    """An engine in the place of sessions, and a tag in the place of the session, are refused in our words."""
+    after_commit: Any = AfterCommit(Stillroom(settings, dispatch=NoDispatch()))
+    for wrong in (create_engine("sqlite://"), Product, None):
+        with pytest.raises(InvalidArgument, match=r"^watch\(.*a sessionmaker"):
+            after_commit.watch(wrong)
+    for forgotten in ("invalidate", "invalidate_by_tag"):
+        with pytest.raises(InvalidArgument, match=r"session='products': the session .* comes first"):
+            getattr(after_commit, forgotten)("products")
 
 
 async def cancelled_commit(settings: Settings, folder: Path) -> None:

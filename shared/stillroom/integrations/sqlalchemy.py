@@ -35,7 +35,7 @@ from sqlalchemy.orm.attributes import get_history
 from sqlalchemy.orm.base import PassiveFlag
 from sqlalchemy.util.concurrency import await_only, in_greenlet
 
-from stillroom.errors import InvalidKey
+from stillroom.errors import InvalidArgument, InvalidKey
 from stillroom.integrations.model_tags import (
     ATTRIBUTE,
     Before,
@@ -122,8 +122,16 @@ class AfterCommit:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def watch(self, sessions: Watchable) -> None:
-        """Watch all sessions of this maker, class or registry, or this one. Watching twice changes nothing."""
+        """Watch all sessions of this maker, class or registry, or this one. Watching twice changes nothing.
+
+        Raises InvalidArgument for anything else, such as an engine.
+        """
         target = _target(sessions)
+        is_class = isinstance(target, type) and issubclass(target, Session)
+        if not is_class and not isinstance(target, sessionmaker | scoped_session | Session):
+            raise InvalidArgument(
+                f"watch({sessions!r:.100}): a sessionmaker, a scoped_session, a Session or its class"
+            )
         for name, listener in (
             ("after_transaction_create", self._created),
             ("after_begin", self._began),
@@ -447,7 +455,11 @@ def _sync_session(session: AnySession) -> Session:
     found: Any = session
     if isinstance(found, scoped_session) or _is_async(found, "async_scoped_session"):
         found = found()
-    inner: Session = found.sync_session if _is_async(found, "AsyncSession") else found
+    inner = found.sync_session if _is_async(found, "AsyncSession") else found
+    if not isinstance(inner, Session):
+        raise InvalidArgument(
+            f"session={session!r:.100}: the session whose commit is waited for comes first"
+        )
     return inner
 
 
