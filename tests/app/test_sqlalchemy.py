@@ -507,7 +507,9 @@ def test_what_is_no_session_is_refused(settings: Settings) -> None:
         with pytest.raises(InvalidArgument, match=r"^watch\(.*a sessionmaker"):
             after_commit.watch(wrong)
     for forgotten in ("invalidate", "invalidate_by_tag"):
-        with pytest.raises(InvalidArgument, match=r"session='products': the session .* comes first"):
+        with pytest.raises(
+            InvalidArgument, match=r"session='products': the session .* comes first"
+        ):
             getattr(after_commit, forgotten)("products")
 
 

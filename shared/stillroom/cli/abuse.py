@@ -14,8 +14,8 @@ from stillroom.cli.tables import AsJson, Table, lasting, open_room, print_json, 
 from stillroom.settings import Settings
 from stillroom.shown import plural, shown
 
-bans = typer.Typer(help="Who is banned, and ending it.", no_args_is_help=True)
-abuse = typer.Typer(help="What looks like abuse.", no_args_is_help=True)
+bans = typer.Typer(help="List bans, add them, and lift them.", no_args_is_help=True)
+abuse = typer.Typer(help="Show the rules that look for abuse.", no_args_is_help=True)
 
 Subject = Annotated[
     str, typer.Argument(help="An address (of IPv6: its client's /64), or a network.")
@@ -26,7 +26,7 @@ RULE_COLUMNS = ("rule", "what", "does", "why")
 
 @bans.command("list")
 def show(
-    limit: Annotated[int, typer.Option(help="Not more than so many.")] = 1_000,
+    limit: Annotated[int, typer.Option(help="Show at most this many.")] = 1_000,
     as_json: AsJson = False,
 ) -> None:
     """Show the bans in force, the one that ends last first."""
@@ -44,7 +44,7 @@ def show(
 def add(
     subject: Subject,
     for_: Annotated[str, typer.Option("--for", help="90s, 10m, 6h, 30d.")],
-    reason: Annotated[str, typer.Option(help="For whoever reads the list.")] = "",
+    reason: Annotated[str, typer.Option(help="The reason, which `bans list` shows.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Ban somebody. Private ranges, trusted proxies and the allowlist can't be banned."""

@@ -23,7 +23,7 @@ from stillroom.health.report import ORDER, Status, worst
 from stillroom.room import Stillroom
 from stillroom.settings import Settings
 
-Offline = Annotated[bool, typer.Option("--offline", help="Without asking Redis.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Do not ask Redis.")]
 
 
 def check(

@@ -45,20 +45,22 @@ class NothingToPromote(StillroomError, LookupError):
     """No new value of this secret waits to be used first, or no process can have it yet."""
 
 
-Folder = Annotated[Path, typer.Argument(help="Where they are; made if it is not there.")]
+Folder = Annotated[
+    Path, typer.Argument(help="The folder of the secrets. It is made if it does not exist.")
+]
 Rotate = Annotated[
     list[str] | None,
     typer.Option(
-        help="Replace this one, named as its file; the old one works on. Of the peppers: add one that all can read."
+        help="Replace this secret, named as its file; the old one still works. For peppers: add one to read with."
     ),
 ]
 Promote = Annotated[
     list[str] | None,
     typer.Option(
-        help="Of the peppers, once every process has the new one: use it for what is new."
+        help="For peppers, once every process has the new one: hash new sessions with it."
     ),
 ]
-Forget = Annotated[list[str] | None, typer.Option(help="End what this one was before.")]
+Forget = Annotated[list[str] | None, typer.Option(help="Forget the former value of this secret.")]
 
 
 def write_secrets(

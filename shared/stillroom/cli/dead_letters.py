@@ -14,7 +14,7 @@ from stillroom.dead_letters import LETTERS_LIMIT, PAGE, DeadLetter
 from stillroom.errors import DeadLetterRefused, NoDeadLetter
 from stillroom.shown import plural, shown
 
-app = typer.Typer(help="What could not be done, and sending it again.", no_args_is_help=True)
+app = typer.Typer(help="List dead letters, send them again, or drop them.", no_args_is_help=True)
 
 Id = Annotated[str, typer.Argument(help="As `list` shows it.")]
 Ids = Annotated[list[str], typer.Argument(help="As `list` shows them.")]
@@ -22,15 +22,15 @@ IdsOrNone = Annotated[
     list[str] | None,
     typer.Argument(metavar="[ID]...", help="As `list` shows them.", show_default=False),
 ]
-Everything = Annotated[bool, typer.Option("--all", help="Each letter there is now.")]
+Everything = Annotated[bool, typer.Option("--all", help="All dead letters that there are now.")]
 COLUMNS = ("id", "when", "kind", "what", "tries", "reason")
 WHAT_LENGTH, REASON_LENGTH = 60, 120  # characters in the list
 
 
 @app.command("list")
 def show_all(
-    limit: Annotated[int, typer.Option(min=1, help="Not more than so many.")] = PAGE,
-    after: Annotated[str, typer.Option(help="Those behind this id.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many.")] = PAGE,
+    after: Annotated[str, typer.Option(help="Show only those after this id.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Show the dead letters, the oldest first."""

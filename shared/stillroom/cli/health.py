@@ -25,8 +25,8 @@ COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 UNKNOWN = "?"
 
 AsJson = Annotated[bool, typer.Option("--json", help="The whole report, as one JSON document.")]
-Watch = Annotated[bool, typer.Option(help="Again every two seconds, until Ctrl-C.")]
-Strict = Annotated[bool, typer.Option(help="A warning is a failure too.")]
+Watch = Annotated[bool, typer.Option(help="Repeat every two seconds, until Ctrl-C.")]
+Strict = Annotated[bool, typer.Option(help="Treat a warning as a failure.")]
 
 
 def health(as_json: AsJson = False, watch: Watch = False, strict: Strict = False) -> None:

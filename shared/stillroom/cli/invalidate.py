@@ -32,7 +32,7 @@ Keys = Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", show_defau
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="Entries with this tag.")]
 Patterns = Annotated[list[str] | None, typer.Option("--pattern", help="Keys this glob matches.")]
 Everything = Annotated[bool, typer.Option("--all", help="Every entry of the namespace.")]
-Soft = Annotated[bool, typer.Option(help="Tags: serve them stale, and refresh them.")]
+Soft = Annotated[bool, typer.Option(help="For tags: serve the entries stale, and refresh them.")]
 Wait = Annotated[bool, typer.Option(help="Wait until the memory is freed, with a progress bar.")]
 
 

@@ -60,9 +60,13 @@ def show(as_json: AsJson = False) -> None:
 @app.command("peek")
 def peek(
     subject: Annotated[str, typer.Argument(help="An address, or a user's name with --by user.")],
-    name: Annotated[str | None, typer.Argument(help="One limit; none: all the app has.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="The limit's name. Without it: all limits of the app.")
+    ] = None,
     by: By = "ip",
-    rate: Annotated[str | None, typer.Option(help="5/300s, where no module has the limit.")] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="What the limit admits, such as 5/300s, if no module has it.")
+    ] = None,
     app: Annotated[
         list[str] | None,
         typer.Option(

@@ -19,8 +19,8 @@ from stillroom.room import Stillroom
 from stillroom.shown import shown
 
 Key = Annotated[str, typer.Argument(help="As the app writes it: product:7")]
-Value = Annotated[bool, typer.Option("--value", help="The value too.")]
-Minutes = Annotated[int, typer.Option(min=1, max=119, help="What was counted in so many minutes.")]
+Value = Annotated[bool, typer.Option("--value", help="Show the value, too.")]
+Minutes = Annotated[int, typer.Option(min=1, max=119, help="How many minutes to look back.")]
 COLUMNS = (
     *("loader", "key", "hits", "stale", "misses", "ratio", "loads", "failed"),
     *("p50 ms", "p95 ms", "lag s", "not kept", "last error"),

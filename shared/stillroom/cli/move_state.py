@@ -40,7 +40,7 @@ FromReplicas = Annotated[
         "--from-replicas",
         min=0,
         show_default="STILLROOM_REPLICAS",
-        help="So many replicas of that server have to know what has left it; 0 if it has none.",
+        help="How many replicas of that server must confirm what has left it; 0 if it has none.",
     ),
 ]
 

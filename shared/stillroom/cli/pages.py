@@ -22,7 +22,8 @@ class NoPage(StillroomError, LookupError):
 
 def docs(
     page: Annotated[
-        str | None, typer.Argument(help="A page, such as howto/tags; none: their list.")
+        str | None,
+        typer.Argument(help="A page, such as howto/tags. Without it: the list of pages."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

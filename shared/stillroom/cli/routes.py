@@ -22,8 +22,10 @@ from stillroom.web.known_routes import Known, fits
 COLUMNS = ("in", "view", "methods", "path", "limits", "cost", "counts")
 OTHERS = "all others"
 
-Path = Annotated[str | None, typer.Argument(help="Only what this path has: /login")]
-Method = Annotated[str, typer.Option(help="Of the request for the path.")]
+Path = Annotated[
+    str | None, typer.Argument(help="Show only the limits of this path, such as /login.")
+]
+Method = Annotated[str, typer.Option(help="The method of the request for the path.")]
 
 
 def routes(

@@ -11,7 +11,7 @@ from stillroom.cli.tables import AsJson, Table, open_room, print_json, print_tab
 from stillroom.sessions import Device, Sessions
 from stillroom.shown import plural
 
-app = typer.Typer(help="Who is logged in, and ending it.", no_args_is_help=True)
+app = typer.Typer(help="List sessions, count them, and end them.", no_args_is_help=True)
 
 User = Annotated[str, typer.Argument(help="The user's id, as the app gave it to `create`.")]
 COLUMNS = ("handle", "last seen", "created", "ends", "tags", "meta")
@@ -32,10 +32,12 @@ def show(user: User, as_json: AsJson = False) -> None:
 @app.command()
 def end(
     user: Annotated[str | None, typer.Argument(help="The user's id.")] = None,
-    handle: Annotated[str | None, typer.Option(help="Only this one.")] = None,
-    keep: Annotated[str | None, typer.Option(help="All but the one with this handle.")] = None,
+    handle: Annotated[
+        str | None, typer.Option(help="End only the session with this handle.")
+    ] = None,
+    keep: Annotated[str | None, typer.Option(help="Keep the session with this handle.")] = None,
     everybody: Annotated[
-        bool, typer.Option("--all", help="Those of all users, and of the anonymous.")
+        bool, typer.Option("--all", help="End the sessions of all users, and all anonymous ones.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

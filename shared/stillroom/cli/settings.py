@@ -10,7 +10,7 @@ from stillroom.cli.tables import AsJson, Table, print_json, print_table
 from stillroom.in_force import in_force
 from stillroom.settings import Settings
 
-Changed = Annotated[bool, typer.Option(help="Without those that have their defaults.")]
+Changed = Annotated[bool, typer.Option(help="Leave out settings that have their defaults.")]
 
 
 def settings(as_json: AsJson = False, changed: Changed = False) -> None:

@@ -24,7 +24,7 @@ from stillroom.shown import shown
 
 WIDEST = 10_000  # characters of a line in a pipe
 
-AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @contextmanager

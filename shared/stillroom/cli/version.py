@@ -13,8 +13,10 @@ from stillroom.cli.tables import print_json
 
 BESIDE = ("redis", "hiredis", "celery", "kombu", "pydantic", "flower", "opentelemetry-api")
 
-Version = Annotated[bool, typer.Option("--version", help="The versions of all that matters.")]
-AsJson = Annotated[bool, typer.Option("--json", help="With --version: as one JSON document.")]
+Version = Annotated[
+    bool, typer.Option("--version", help="Print the versions of Stillroom and of what it needs.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="With --version: print one JSON document.")]
 
 
 def version(context: typer.Context, version: Version = False, as_json: AsJson = False) -> None:

@@ -13,7 +13,10 @@ from stillroom.cli.stack import MODULE, WORKERS
 
 def worker(
     threads: Annotated[
-        int | None, typer.Option(min=1, max=1_000, help="As STILLROOM_WORKER_THREADS.")
+        int | None,
+        typer.Option(
+            min=1, max=1_000, help="How many threads load. Default: STILLROOM_WORKER_THREADS."
+        ),
     ] = None,
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
 ) -> None:
