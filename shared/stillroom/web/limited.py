@@ -20,6 +20,7 @@ from stillroom.limits import Limit
 from stillroom.limits.limit import check_cost, check_limits
 from stillroom.limits.request import Subject
 from stillroom.limits.routes import Counted, check_count, check_plain, check_takes_one
+from stillroom.misuse import name_of
 
 T = TypeVar("T")
 # The result of a function of the request is yielded, because in an ASGI app it may have to be awaited.
@@ -129,7 +130,11 @@ class Limited:
         limits = self.limits
         if not isinstance(limits, tuple):
             found = yield limits(request)
-            limits = check_limits([found] if isinstance(found, Limit) else found or ())
+            if found is None:  # a branch without a return, or a tier that is not in the table
+                raise InvalidLimit(
+                    name_of(limits), "it returned None; return limits, or [] for none"
+                )
+            limits = check_limits([found] if isinstance(found, Limit) else found)
         if not limits:
             return None
         limits, subject = yield from self._counted(limits, here)
