@@ -168,7 +168,8 @@ class SessionsModel:
                 born.doubts = self._doubts_of_newborn(born)
                 self.lives.append(born)
                 if old and replaces:
-                    self._have_ended(old, replaces, call, began, None)
+                    deferred = self.rooms[process]._sessions_body._deferred
+                    self._have_ended(old, replaces, call, began, process if deferred else None)
 
         create = partial(sessions.create, user, {"n": value}, replaces=token, **cap)
         called = f"create for {user}, replacing {token and token[:8]}"

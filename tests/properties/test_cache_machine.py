@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 )
 
 import redis
-from stillroom import Freshness, Stillroom
+from stillroom import Freshness, LoadFailed, Stillroom
 from stillroom.cache.calls import Asked, Unread
 from stillroom.dispatch import RefreshOrder
 from stillroom.embedded import EmbeddedServer
@@ -495,7 +495,8 @@ class CacheMachine(RuleBasedStateMachine):
     def _ended(self, running: Running) -> None:
         stepper = running.stepper
         if stepper.error is not None:
-            assert isinstance(stepper.error, LoaderFailed), repr(stepper.error)
+            # Its own load has failed, or one of the other process that it waited for.
+            assert isinstance(stepper.error, LoaderFailed | LoadFailed), repr(stepper.error)
         elif running.invalidation is not None:
             running.invalidation.returned = self._tick()
         elif running.reads is not None:
