@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -251,6 +252,19 @@ def is_in_doubt(error: BaseException) -> bool:
     if isinstance(error, RedisUnavailable):
         return error.may_be_done
     return not isinstance(error, GeneratorExit)  # nobody drives that operation any more
+
+
+@contextmanager
+def partly_done(is_so: bool = True) -> Iterator[None]:
+    """Let an error of this block say that Redis may have done what was asked: an earlier exchange may have.
+
+    `is_so=False`: the block's errors stay as they are.
+    """
+    try:
+        yield
+    except RedisUnavailable as error:
+        error._may_be_done = error._may_be_done or is_so
+        raise
 
 
 def is_misconfigured(error: RedisUnavailable) -> bool:

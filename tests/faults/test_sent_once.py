@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from stillroom.cache.orders import Load
 from stillroom.dispatch import RefreshOrder
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
+from stillroom.operation import Operation
 from stillroom.scripts import add, clear, lease_load, mark, put, replace, take_place
 from tests.support.clocked import misjudge
 from tests.support.faces import FACES, locked, open_room
@@ -276,6 +277,51 @@ def test_an_act_whose_answer_is_lost_is_not_said_to_have_found_nothing(
     with pytest.raises(RedisUnavailable) as lost:
         LOST_ANSWERS[act](app)
     assert lost.value.may_be_done
+
+
+SESSION_ACTS: dict[str, Callable[[Any, str], Operation[Any]]] = {
+    "update": lambda body, token: body.update(token, {"n": 1}),
+    "mutate": lambda body, token: body.mutate(token, lambda data: {"n": 1}),
+    "rotate": lambda body, token: body.rotate(token),
+    "destroy": lambda body, token: body.destroy(token),
+    "destroy_for_user": lambda body, token: body.destroy_for_user("ann"),
+    "destroy_by_tag": lambda body, token: body.destroy_by_tag("a", "b"),
+    "destroy_all": lambda body, token: body.destroy_all(),
+}
+
+
+def cut_off(operation: Operation[Any], fates: Mapping[int, str]) -> Operation[Any]:
+    """Run an operation whose exchanges with Redis end so: closed, the reply is lost; refused, nothing was sent."""
+    exchanges, answer, fate = 0, None, ""
+    while True:
+        try:
+            step = operation.throw(RedisUnavailable(fate)) if fate else operation.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        fate = ""
+        if isinstance(step, list):
+            fate, exchanges = fates.get(exchanges, ""), exchanges + 1
+        answer = None if fate == "refused" else (yield step)
+
+
+@pytest.mark.parametrize("first", [{}, {0: "closed"}, {1: "closed"}])
+@pytest.mark.parametrize("act", SESSION_ACTS)
+def test_an_error_says_that_something_may_be_done_if_an_earlier_exchange_has_done_it(
+    make_room: Any, act: str, first: dict[int, str]
+) -> None:
+    """Wherever an act on sessions is cut off, an error that says nothing was done leaves the session as it was."""
+    room = make_room(session_shards=2)
+    for last in range(6):
+        session = room.sessions.create("ann", {"n": 0}, tags=["a"])
+        operation = SESSION_ACTS[act](room._sessions_body, session.token)
+        is_told = True
+        try:
+            room.state.run(cut_off(operation, {last: "refused"} | first))
+        except RedisUnavailable as error:
+            is_told = error.may_be_done
+        found = room.sessions.get(session.token)
+        is_untouched = found is not None and (found.data, found.version) == ({"n": 0}, 1)
+        assert is_told or is_untouched, (last, found)
 
 
 def test_a_lock_whose_release_is_answered_by_nobody_was_not_lost(app: Any, proxy: Proxy) -> None:

@@ -17,6 +17,7 @@ from stillroom.errors import (
     RedisRefused,
     RedisUnavailable,
     SessionStoreUnavailable,
+    partly_done,
 )
 from stillroom.keys import Keys
 from stillroom.operation import Once, Operation, Pause
@@ -131,7 +132,8 @@ class Asking:
         except SessionStoreUnavailable as error:
             if error.reason != "closed":
                 raise
-            (reply,) = yield from self._ask([command], kept_as=LOGOUT)
+            with partly_done(error.may_be_done):
+                (reply,) = yield from self._ask([command], kept_as=LOGOUT)
             return reply, error.may_be_done
         return reply, False
 
@@ -239,12 +241,14 @@ class Asking:
             done = replies_of(error, 1 + len(own))[1:]
             if done and not any(isinstance(reply, Exception) for reply in done):
                 return list(done)  # asked again, the shards would find nothing left to end
-            return (yield from self._ask(own, kind, kept_as))
+            with partly_done(error.may_be_done):
+                return (yield from self._ask(own, kind, kept_as))
         if compares:
             self._learn_shards(replies.pop(0))
         if self._known_shards > known:
             more = map(command, range(known, self._known_shards))
-            replies += yield from self._ask(list(more), kind, kept_as)
+            with partly_done(kind is not list):  # else it reads
+                replies += yield from self._ask(list(more), kind, kept_as)
         return replies
 
     def _saying_shards(self) -> list[Command]:

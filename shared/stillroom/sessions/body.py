@@ -30,6 +30,7 @@ from stillroom.errors import (
     TooManySessions,
     ValueTooLarge,
     is_in_doubt,
+    partly_done,
 )
 from stillroom.keys import Keys
 from stillroom.misuse import YES_OR_NO, refuse_other
@@ -449,7 +450,8 @@ class SessionsBody(Many):
             except SessionConflict as conflict:
                 current = conflict.current or 0
             else:
-                return (yield from self._must_get(session, type))
+                with partly_done():
+                    return (yield from self._must_get(session, type))
         raise SessionConflict(current)
 
     def touch(self, session: Known) -> Operation[bool]:

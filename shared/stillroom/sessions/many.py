@@ -13,6 +13,7 @@ from stillroom.errors import (
     SessionEnded,
     SessionStoreUnavailable,
     SettingsError,
+    partly_done,
 )
 from stillroom.keys import Keys
 from stillroom.operation import Once, Operation, Pause
@@ -106,7 +107,8 @@ class Many(Named):
         for place, tag in enumerate(tag_names(tags)):
             if place:
                 yield Pause(0)  # others first; and each tag has its own deadline
-            ended += yield from self._revoke(b"g:" + tag, None)
+            with partly_done(place > 0):
+                ended += yield from self._revoke(b"g:" + tag, None)
         return ended
 
     def destroy_all(self) -> Operation[int]:
@@ -125,7 +127,8 @@ class Many(Named):
         ended: int = sum((yield from self._everywhere(ending_all, Once.apart)))
         self.stats.counts["sessions_revoked"] += ended
         if ended:
-            yield from self._have_swept()
+            with partly_done():
+                yield from self._have_swept()
         return ended
 
     def count(self, user_id: str | None = None) -> Operation[int]:
@@ -233,21 +236,22 @@ class Many(Named):
             return session_revoke([prefix + name, *names], prefix, name, BITE, age)
 
         replies = yield from self._everywhere(revoking, Once.apart, LOGOUT)
-        if keep is not None and keep.shard < len(replies) and replies[keep.shard][0] < 0:
-            # It did nothing there: the name to keep was rotated. After this was asked for, perhaps: see End.
-            again: End | None = self._destroying(keep)._replace(asked_us=asked)
-            while again is not None:
-                sent = steady_us()
-                more = revoking(keep.shard, keep, again.age(sent))
-                (reply,) = yield from self._ask([more], Once, LOGOUT)
-                again = again.after(int(reply[1]) if reply[0] < 0 else -1, steady_us() - sent)
-            if reply[0] < 0:  # before: then nothing is kept
-                (reply,) = yield from self._ask([revoking(keep.shard, None)], Once, LOGOUT)
-            replies[keep.shard] = reply
-        ended = sum(int(count) for count, _ in replies)
-        self.stats.counts["sessions_revoked"] += ended
-        if any(unfinished for _, unfinished in replies):
-            yield from self._have_swept()
+        with partly_done():
+            if keep is not None and keep.shard < len(replies) and replies[keep.shard][0] < 0:
+                # It did nothing there: the name to keep was rotated. After this was asked for, perhaps: see End.
+                again: End | None = self._destroying(keep)._replace(asked_us=asked)
+                while again is not None:
+                    sent = steady_us()
+                    more = revoking(keep.shard, keep, again.age(sent))
+                    (reply,) = yield from self._ask([more], Once, LOGOUT)
+                    again = again.after(int(reply[1]) if reply[0] < 0 else -1, steady_us() - sent)
+                if reply[0] < 0:  # before: then nothing is kept
+                    (reply,) = yield from self._ask([revoking(keep.shard, None)], Once, LOGOUT)
+                replies[keep.shard] = reply
+            ended = sum(int(count) for count, _ in replies)
+            self.stats.counts["sessions_revoked"] += ended
+            if any(unfinished for _, unfinished in replies):
+                yield from self._have_swept()
         return ended
 
     def _have_swept(self) -> Operation[None]:
