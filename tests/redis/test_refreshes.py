@@ -135,6 +135,15 @@ def test_quick_refreshes_share_their_round_trips(
     assert ordered.leases() == []
 
 
+def test_the_first_refresh_is_alone_on_a_machine_that_has_just_started(
+    ordered: Ordered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first refresh of a message is claimed alone also where the steady clock has just begun."""
+    refreshes = Refreshes(ordered.orders(5))
+    monkeypatch.setattr(module.time, "monotonic", lambda: module.QUICK_S / 2)
+    assert len(refreshes.popleft().waiting) == 1
+
+
 def test_what_was_passed_on_is_not_done_here(ordered: Ordered, quick: None) -> None:
     """Where the broker goes away in the midst of a piece, only the rest of it is done here."""
     refreshes = Refreshes(ordered.orders(5))

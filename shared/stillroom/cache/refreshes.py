@@ -20,6 +20,7 @@ from stillroom.together import Side, answers, rest
 
 QUICK_S = 0.05  # loads that take longer than this, together, share nothing
 PIECE_S = 0.05  # how long a piece goes on with what is claimed
+NEVER = float("-inf")  # as time.monotonic(), which may begin with the machine
 MOST = 16  # in one round trip; the first of a message is alone, then four times as many as before
 
 Refresh: TypeAlias = Callable[[RefreshOrder], Operation[dict[str, Any]]]
@@ -57,7 +58,7 @@ class Refreshes:
         self._ordered = deque(ordered)
         self._claimed: deque[_Refresh] = deque()
         self._loaded: deque[_Refresh] = deque()
-        self._size, self._claimed_at, self._loaded_at = 1, 0.0, 0.0
+        self._size, self._claimed_at, self._loaded_at = 1, NEVER, NEVER
 
     def __len__(self) -> int:
         """Return how many pieces are left to take, or a few more."""
