@@ -143,8 +143,9 @@ def test_a_damaged_entry_is_a_miss(
     """An entry that is flipped, cut or stretched behind the server's fields is a miss, by its checksum."""
     raw = real_entry(stillroom, client)
     rest = raw.split(b"\t", FRONT)[-1]
-    # The checksum's own number may be written in other ways: +1, 01, 1_0. Behind it every byte counts.
-    begin = len(raw) - len(rest) + rest.index(b"\t")
+    # The checksum's own number may be written in other ways: +1, 01, 1_0, or with a line break put in behind it.
+    # Behind that every byte counts.
+    begin = len(raw) - len(rest) + rest.index(b"\t") + (damage is put_in)
     at = begin + int((len(raw) - begin) * where)
     damaged = damage(raw, at, by)
     client.set(stillroom.keys.entry(b"k"), damaged)
