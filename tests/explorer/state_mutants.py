@@ -11,6 +11,7 @@ from stillroom.limits import body as limits_body
 from stillroom.limits import settling
 from stillroom.limits.local import LocalLimits
 from stillroom.limits.settling import Settling
+from stillroom.locks.body import LocksBody
 from stillroom.operation import Once
 from stillroom.sessions.beginning import Beginning
 from stillroom.sessions.ends import End
@@ -103,6 +104,28 @@ ABUSE: Mutants = {
         scan.Scan, "_take_over", _no_operation
     ),
 }
+
+
+LOCKS: Mutants = {
+    "a lock has one more slot": lambda: with_lua(
+        "+ ahead >= slots", "+ ahead > slots", "slot_take"
+    ),
+    "a fence is the time": lambda: with_lua(
+        "math.max(now, (last", "math.min(now, (last", "slot_take"
+    ),
+    "a lease is shorter than its holder believes": lambda: replaced(
+        LocksBody, "_try", _asks_for_less
+    ),
+}
+
+
+def _asks_for_less(
+    self: LocksBody, name: str, token: bytes, slots: int, lease: float, **how: Any
+) -> Any:
+    return (yield from _real_try(self, name, token, slots, lease * 0.9, **how))
+
+
+_real_try = LocksBody._try
 
 
 def _says_false(self: Any, events: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Sessions, limits and abuse keep their promises in every accident the explorer knows, and broken ones
+"""Sessions, limits, abuse and locks keep their promises in every accident the explorer knows, and broken ones
 are found.
 """
 
@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from stillroom import Settings
-from tests.explorer import abuse, limits, sessions
+from tests.explorer import abuse, limits, locks, sessions
 from tests.explorer.explorer import Broken, explore, search
-from tests.explorer.state_mutants import ABUSE, LIMITS, SESSIONS
+from tests.explorer.state_mutants import ABUSE, LIMITS, LOCKS, SESSIONS
 from tests.explorer.world import World
 
 RUNS = {
@@ -21,7 +21,12 @@ RUNS = {
 }  # of each kind; in full they are ten thousand together with the cache's
 FINDS_WITHIN = 2_500
 
-MODELS: dict[str, Any] = {"sessions": sessions, "limits": limits, "abuse": abuse}
+MODELS: dict[str, Any] = {
+    "sessions": sessions,
+    "limits": limits,
+    "abuse": abuse,
+    "locks": locks,
+}
 # Events that happen more often than usual, by the subject of a part of the runs.
 ABOUT: dict[str, tuple[str, dict[str, float]]] = {
     "sessions": ("sessions", {}),
@@ -32,10 +37,16 @@ ABOUT: dict[str, tuple[str, dict[str, float]]] = {
     "reservations": ("limits", {"reserve": 10.0, "refund": 8.0, "commit": 3.0}),
     "abuse": ("abuse", {}),
     "workers": ("abuse", {"die": 3.0, "scan": 8.0, "lift": 2.0}),
+    "locks": ("locks", {}),
 }
 MUTANTS: dict[str, tuple[str, Callable[[], Any]]] = {
     name: (model, mutant)
-    for model, mutants in (("sessions", SESSIONS), ("limits", LIMITS), ("abuse", ABUSE))
+    for model, mutants in (
+        ("sessions", SESSIONS),
+        ("limits", LIMITS),
+        ("abuse", ABUSE),
+        ("locks", LOCKS),
+    )
     for name, mutant in mutants.items()
 }
 # Each of these shows itself in one of a thousand stories.
@@ -64,8 +75,8 @@ def maker(model: str, weights: dict[str, float]) -> Callable[[World], Any]:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("about", ABOUT)
 def test_no_accident_breaks_a_promise(world: World, about: str, is_full: bool) -> None:
-    """Ended sessions stay so, no quota is exceeded and no one is banned wrongly, whatever is lost,
-    late or doubled.
+    """Ended sessions stay so, no quota is exceeded, no one is banned wrongly and no two hold a lock, whatever is
+    lost, late or doubled.
     """
     first, runs = list(ABOUT).index(about) * 1_000_000, RUNS[is_full]
     assert explore(world, range(first, first + runs), maker(*ABOUT[about])) == runs

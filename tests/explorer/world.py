@@ -263,6 +263,8 @@ class World:
             "time.time": lambda: self.server_us / 1e6,
             "time.time_ns": lambda: self.server_us * 1_000,
             "time.sleep": self.sleep,
+            "stillroom.locks.body.steady_s": lambda: self._monotonic,
+            "stillroom.locks.held.steady_s": lambda: self._monotonic,
             "secrets.token_hex": lambda size=32: (
                 f"{self.random.getrandbits(8 * size):0{2 * size}x}"
             ),
