@@ -402,6 +402,59 @@ def test_a_session_that_may_go_on_counts_for_the_cap_of_its_user(
     assert room.sessions.count(ann.user_id) == left
 
 
+OVERTAKING: dict[str, Callable[[Any, Any], Any]] = {
+    "destroy": lambda sessions, ann: sessions.destroy(ann),
+    "end": lambda sessions, ann: sessions.end(ann.user_id, ann.handle),
+    "all of hers": lambda sessions, ann: sessions.destroy_for_user(ann.user_id),
+    "by tag": lambda sessions, ann: sessions.destroy_by_tag("t"),
+    "everybody": lambda sessions, ann: sessions.destroy_all(),
+    "anonymous": lambda sessions, ann: sessions.create(None, replaces=ann),
+    "her login": lambda sessions, ann: sessions.create(ann.user_id, replaces=ann),
+    "her only login": lambda sessions, ann: sessions.create(
+        ann.user_id, replaces=ann, max_per_user=1, on_cap="reject"
+    ),
+    "another's login": lambda sessions, ann: sessions.create("eve", replaces=ann),
+}
+
+
+@pytest.mark.parametrize("way", OVERTAKING)
+def test_a_session_that_ended_meanwhile_is_not_given_back(make_room: Make, way: str) -> None:
+    """While it is open whether Bob's login takes Ann's place, her session ends, and stays so if he is refused."""
+    room = make_room()
+    for _ in range(REJECT["max_per_user"]):
+        bob = room.sessions.create("bob")
+    users = (f"ann-{n}" for n in range(100))
+    anns = (room.sessions.create(user, tags=["t"]) for user in users)
+    ann = next(one for one in anns if one.handle[:2] != bob.handle[:2])
+    login = Stepper(room, room._sessions_body.create("bob", replaces=ann, **REJECT))
+    while room.sessions.get(ann) is not None:
+        login.step()
+    OVERTAKING[way](room.sessions, ann)
+    if way != "everybody":  # then there is room for Bob
+        with pytest.raises(TooManySessions):
+            login.value()
+    assert room.sessions.get(ann) is None
+    assert [one.handle for one in room.sessions.list_for_user(ann.user_id)].count(ann.handle) == 0
+
+
+def test_a_logout_of_what_is_empty_leaves_the_data_of_a_visitor_whose_login_is_refused(
+    make_room: Make,
+) -> None:
+    """A session with data that a login holds is not ended by a response that ends it only if it is empty."""
+    room = make_room()
+    for _ in range(REJECT["max_per_user"]):
+        bob = room.sessions.create("bob")
+    guests = (room.sessions.create(None, {"cart": [1]}) for _ in range(100))
+    guest = next(one for one in guests if one.handle[:2] != bob.handle[:2])
+    login = Stepper(room, room._sessions_body.create("bob", replaces=guest, **REJECT))
+    while room.sessions.get(guest) is not None:
+        login.step()
+    assert not room.state.run(room._sessions_body.log_out(guest.token, if_empty=True))
+    with pytest.raises(TooManySessions):
+        login.value()
+    assert room.sessions.get(guest) is not None
+
+
 def test_a_login_that_may_be_refused_takes_no_cookie_from_the_visitor(make_room: Make) -> None:
     """Requests that look while it is open whether the login is refused leave the visitor's cookie alone."""
     here, there = make_room(), make_room()

@@ -31,7 +31,10 @@ end
 local others = tonumber(ARGV[9])
 local old = {unpack(KEYS, 2 + others)}
 local cookie = tonumber(ARGV[12])
-local replaced, _, _, late, gone_by = find(prefix, now, old, now - tonumber(ARGV[10]), HOPS_TO_END)
+local replaced, _, dead, late, gone_by = find(prefix, now, old, now - tonumber(ARGV[10]), HOPS_TO_END)
+-- Another login may take the place of the same session, and has taken it out of use (session_hold). If that login is
+-- refused it gives the session back, so it is ended here like one that lives.
+local held = dead and dead.limit == 0 and dead or nil
 if known[1] then -- names are never chosen twice, so this call was sent again
   return {'ok', known[1], {}, {}, late and plain(late) or '-1', 0}
 end
@@ -46,7 +49,7 @@ if most > 0 then
     local session = read_record(prefix, other)
     if not session then
       gone[#gone + 1] = other
-    elseif not (replaced and replaced.h == other) then
+    elseif other ~= (replaced or held or {}).h then
       local is_held = session.limit == 0 -- until it is known whether another login takes its place: see session_hold
       table.insert((is_held or lives(prefix, session, now)) and living or stale, session)
     end
@@ -125,12 +128,15 @@ redis.call('PEXPIRE', KEYS[1], plain(life_of(session.deadline, now)))
 local ended, evicted = {}, {}
 note_end(prefix, gone_by)
 clear_away(ended)
+if held then
+  drop(prefix, held)
+end
 for i = 1, most > 0 and math.min(#living - most + 1, DROPPED) or 0 do
   drop(prefix, living[i])
   evicted[i] = living[i].h
 end
 if cookie >= 2 and old[1] then
-  mark_late(prefix, old[1], replaced)
+  mark_late(prefix, old[1], replaced or held)
 elseif cookie == 1 and old[1] then
   mark_begun(prefix, old[1])
 end

@@ -9,12 +9,13 @@
 local now = now_us()
 local session, _, dead, late, old = find(ARGV[1], now, KEYS, now - tonumber(ARGV[2]), HOPS_TO_END)
 
-if ARGV[4] == '1' and session and redis.call('HGET', session.key, '_b') ~= '0' then -- bytes of data
+local found = session or dead -- which another login may have taken out of use, and may give back: see session_hold
+if ARGV[4] == '1' and found and redis.call('HGET', found.key, '_b') ~= '0' then -- bytes of data
   return {0}
 end
 note_end(ARGV[1], old)
-if session or dead then
-  drop(ARGV[1], session or dead)
+if found then
+  drop(ARGV[1], found)
 end
 if ARGV[3] == '2' or (session and ARGV[3] == '1') then
   mark_late(ARGV[1], KEYS[1], session)
