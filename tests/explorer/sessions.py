@@ -31,7 +31,9 @@ from tests.explorer.world import Actor, World
 WORKER = 2  # the process that works in the background
 CAPPED = "cy"  # each login of this user counts the others
 CAP = 1
-USERS = ("ann", "bob", CAPPED, CAPPED, None)
+TAGGED = "bob"  # each of this user's sessions has the tag
+TAG = "t"
+USERS = ("ann", TAGGED, CAPPED, CAPPED, None)
 GRACE_S = 10.0
 LATE_S = 400.0  # a command that is on its way for longer is not known any more
 WEIGHTS: dict[str, float] = {
@@ -44,6 +46,12 @@ WEIGHTS: dict[str, float] = {
     "work": 1,
     "lose": 0.5,
     "die": 0.5,
+    # Only where a test says so: the stories of the others stay what they were.
+    "mutate": 0,
+    "confirm": 0,
+    "end": 0,
+    "destroy by tag": 0,
+    "destroy everybody": 0,
 }
 SETTINGS: dict[str, Any] = {
     "session_peppers": ["a-pepper-of-thirty-two-bytes-....", "another-of-thirty-two-bytes-....."],
@@ -93,6 +101,7 @@ class Life:
     doubts: int = 0  # how many calls may have ended it
     written: dict[int, int] = field(default_factory=dict)  # version → what was written
     ends: list[Ended] = field(default_factory=list)
+    mutations: list[Actor] = field(default_factory=list)
 
     @property
     def newest(self) -> Name:
@@ -139,6 +148,11 @@ class SessionsModel:
             "work": self._work,
             "lose": self._lose_scripts,
             "die": self._begin_anew,
+            "mutate": self._mutate,
+            "confirm": partial(self._rotate, how="confirm"),
+            "end": self._end,
+            "destroy by tag": self._destroy_by_tag,
+            "destroy everybody": self._destroy_everybody,
         }
         (name,) = chance.choices(list(self._weights), list(self._weights.values()))
         acts[name](chance.randint(0, 1))
@@ -171,7 +185,8 @@ class SessionsModel:
                     deferred = self.rooms[process]._sessions_body._deferred
                     self._have_ended(old, replaces, call, began, process if deferred else None)
 
-        create = partial(sessions.create, user, {"n": value}, replaces=token, **cap)
+        tags = (TAG,) if user == TAGGED else ()
+        create = partial(sessions.create, user, {"n": value}, tags=tags, replaces=token, **cap)
         called = f"create for {user}, replacing {token and token[:8]}"
         began = self.world.monotonic
         self._call(called, process, create, check, [old] if old else [])
@@ -203,7 +218,24 @@ class SessionsModel:
         update = partial(self.rooms[process].sessions.update, token, {"n": value})
         self._call(f"update {token[:8]} to {value}", process, update, check, [])
 
-    def _rotate(self, process: int) -> None:
+    def _mutate(self, process: int) -> None:
+        life = self._some()
+        if life is None:
+            return
+        token = life.newest.token
+
+        def count(data: dict[str, Any]) -> None:
+            data["mutated"] = data.get("mutated", 0) + 1
+
+        def check(call: Actor) -> None:
+            self._expect(call, (SessionStoreUnavailable, SessionEnded))
+            if call.error is None:
+                self._check_is_over(life, call)
+
+        mutate = partial(self.rooms[process].sessions.mutate, token, count)
+        life.mutations.append(self._call(f"mutate {token[:8]}", process, mutate, check, []))
+
+    def _rotate(self, process: int, how: str = "rotate") -> None:
         life = self._some()
         if life is None:
             return
@@ -217,8 +249,8 @@ class SessionsModel:
                 life.names.append(Name(call.value.token))
                 rotation.returned_s = self.world.monotonic
 
-        rotate = partial(self.rooms[process].sessions.rotate, name.token, grace=grace)
-        called = f"rotate {name.token[:8]}, {grace=}"
+        rotate = partial(getattr(self.rooms[process].sessions, how), name.token, grace=grace)
+        called = f"{how} {name.token[:8]}, {grace=}"
         call = Actor(self.world, called, process, rotate, check)
         rotation = Rotation(call, self.world.monotonic, grace)
         name.rotations.append(rotation)
@@ -262,6 +294,37 @@ class SessionsModel:
         called = f"destroy all of {user} but {keep and keep[:8]}"
         self._revocations.append((user, self._call(called, process, destroy, check, touched)))
 
+    def _end(self, process: int) -> None:
+        """End a session by the handle that it began with, as a list showed it that is old by now."""
+        life = self._some()
+        if life is None or life.user is None:
+            return
+        handle = life.born.value.handle
+        end = partial(self.rooms[process].sessions.end, life.user, handle)
+        self._end_those([life], f"end {handle[:8]}", process, end)
+
+    def _destroy_by_tag(self, process: int) -> None:
+        theirs = [life for life in self.lives if life.user == TAGGED]
+        destroy = partial(self.rooms[process].sessions.destroy_by_tag, "unknown", TAG)
+        call = self._end_those(theirs, f"destroy all with the tag {TAG}", process, destroy)
+        self._revocations.append((TAGGED, call))
+
+    def _destroy_everybody(self, process: int) -> None:
+        destroy = self.rooms[process].sessions.destroy_all
+        call = self._end_those(list(self.lives), "destroy everybody", process, destroy)
+        self._revocations += [(user, call) for user in set(USERS)]
+
+    def _end_those(
+        self, those: Sequence[Life], name: str, process: int, act: Callable[[], Any]
+    ) -> Actor:
+        def check(call: Actor) -> None:
+            self._expect(call, (SessionStoreUnavailable,))
+            for life in those:
+                if call.error is None:
+                    life.ends.append(Ended(call))
+
+        return self._call(name, process, act, check, those)
+
     def _work(self, _: int) -> None:
         sweep = partial(self.rooms[WORKER].sessions.sweep, 2, 1.0)
         expect = partial(self._expect, errors=(SessionStoreUnavailable,))
@@ -302,7 +365,9 @@ class SessionsModel:
                 get = partial(self.rooms[0].sessions.get, name.token)
                 called = f"last get {name.token[:8]}"
                 self._check_read(life, world.run(called, 0, get))
-            self._check_lives(life, world.run(called, 0, get))
+            last = world.run(called, 0, get)
+            self._check_lives(life, last)
+            self._check_mutations(life, last)
         self._check_lists()
         if endings := endless(world, "*:{s*"):
             raise Broken(f"these have no end: {endings}")
@@ -358,6 +423,15 @@ class SessionsModel:
         is_late = any(one.call.error for one in rotations) and self.watch.passed > LATE_S
         if call.value is None and not life.doubts and not is_late and self._is_known(life):
             raise Broken(f"{call.name}: gone, and nobody has ended it")
+
+    def _check_mutations(self, life: Life, call: Actor) -> None:
+        """Check that each mutation was done once if it returned, and not if its error says so."""
+        if call.value is None or not self._is_known(life):
+            return
+        done = sum(one.returned is not None and one.error is None for one in life.mutations)
+        open_ = sum(one.returned is None or _may_be_done(one.error) for one in life.mutations)
+        if not done <= call.value.data.get("mutated", 0) <= done + open_:
+            raise Broken(f"{call.name}: {call.value.data}, {done} mutations and {open_} perhaps")
 
     def _is_known(self, life: Life) -> bool:
         """Return whether the server has lost nothing since this session began."""
@@ -419,6 +493,12 @@ class SessionsModel:
         self._look()
         if call.error is not None and not isinstance(call.error, errors):
             raise Broken(f"{call.name} raised {call.error!r}") from call.error
+
+
+def _may_be_done(error: BaseException | None) -> bool:
+    return isinstance(error, SessionEnded) or (
+        isinstance(error, SessionStoreUnavailable) and error.may_be_done
+    )
 
 
 def maker(settings: Settings, **weights: float) -> Callable[[World], SessionsModel]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 from stillroom.abuse import body as abuse_body
@@ -13,6 +14,7 @@ from stillroom.limits.local import LocalLimits
 from stillroom.limits.settling import Settling
 from stillroom.locks.body import LocksBody
 from stillroom.operation import Once
+from stillroom.sessions import body as sessions_body
 from stillroom.sessions.beginning import Beginning
 from stillroom.sessions.ends import End
 from tests.explorer.mutants import replaced, with_lua
@@ -49,6 +51,12 @@ SESSIONS: Mutants = {
     ),
     "an old name has no end": lambda: with_lua(
         "redis.call('PEXPIRE', old, ", "redis.call('PTTL', old, ", "session_rotate"
+    ),
+    "a mutation overwrites another": lambda: with_lua(
+        "ARGV[2] ~= '' and ARGV[2] ~= held[1]", "false", "session_update"
+    ),
+    "a mutation whose result is not read is told as none": lambda: replaced(
+        sessions_body, "partly_done", nullcontext
     ),
     "a name ends its session for ever": lambda: with_lua(
         "asked >= old.grace_until", "false", "session_destroy"

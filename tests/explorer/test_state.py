@@ -38,6 +38,16 @@ ABOUT: dict[str, tuple[str, dict[str, float]]] = {
     "abuse": ("abuse", {}),
     "workers": ("abuse", {"die": 3.0, "scan": 8.0, "lift": 2.0}),
     "locks": ("locks", {}),
+    "mutations": (
+        "sessions",
+        {
+            "mutate": 10.0,
+            "confirm": 3.0,
+            "end": 3.0,
+            "destroy by tag": 1.0,
+            "destroy everybody": 0.7,
+        },
+    ),
 }
 MUTANTS: dict[str, tuple[str, Callable[[], Any]]] = {
     name: (model, mutant)
@@ -54,6 +64,8 @@ SELDOM = ("an end has no age", "a doubt is not cleared", "a refund knows no rese
 # Events that make a mutant show itself soon.
 SHOWN_BY: dict[str, dict[str, float]] = {
     "a revocation is sent twice": {"destroy all": 12.0, "create": 10.0},
+    "a mutation overwrites another": {"mutate": 20.0},
+    "a mutation whose result is not read is told as none": {"mutate": 20.0},
     "a name ends its session for ever": {"rotate": 12.0, "destroy": 8.0},
     "a check does not wait for what is owed": {"away": 6.0, "check": 10.0},
     "a refund takes from one entry only": {"reserve": 14.0, "refund": 10.0, "check": 3.0},
