@@ -30,6 +30,7 @@ from stillroom.cache import shard_keys
 from stillroom.cache.sharded import shard_of
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
+from stillroom.operation import On, Operation
 from stillroom.testing import Clock
 from stillroom.wire import AsyncClusterWire, ClusterWire
 from stillroom.wire.cluster import slot_of
@@ -98,6 +99,59 @@ def test_many_keys_at_once(room: Any, cluster: RedisCluster) -> None:
     }
     assert room.cache.invalidate("k:2", "k:3", "k:4", "no") == 3
     assert set(room.cache.get_many(NAMES)) == set(NAMES[5:])
+
+
+PAGES = range(12)
+ENDS: dict[str, Callable[[Any], Any]] = {
+    "tag": lambda cache: cache.invalidate_by_tag("product"),
+    "pattern": lambda cache: cache.invalidate_by_pattern("*"),
+    "clear": lambda cache: cache.clear(),
+    "keys": lambda cache: cache.invalidate(*PARTS),
+    "many": lambda cache: cache.invalidate_many(PARTS),
+}
+PARTS = [f"{kind}:{n}" for kind in ("product", "view") for n in PAGES]
+
+
+def acting_between(operation: Operation[Any], act: Callable[[], object]) -> Operation[Any]:
+    """Run an operation on several shards, and act once the first of them has done its part."""
+    answer: Any = None
+    acts = [act]
+    while True:
+        try:
+            step = operation.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        if isinstance(step, On) and len(step.operations) > 1 and acts:
+            first, *others = step.operations
+            done = yield On([first])
+            acts.pop()()
+            answer = [*done, *(yield On(others))]
+        else:
+            answer = yield step
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_is_made_of_another_shards_value_during_an_invalidation_ends_with_it(
+    sharded: Stillroom, settings: Settings, end: str
+) -> None:
+    """A page that is loaded when one shard has its mark, of a product whose shard has none yet, is not kept."""
+    price = 1
+    with Stillroom(settings, dispatch=Recording()) as other:
+
+        @other.cache.cached("product:{n}", ttl=600, tags=["product"])
+        def product(n: int) -> int:
+            return price
+
+        @other.cache.cached("view:{n}", ttl=600, tags=["product"])
+        def view(n: int) -> str:
+            return f"it costs {product(n)}"
+
+        assert {view(n) for n in PAGES} == {"it costs 1"}
+        price, seen = 2, set[str]()
+        act = acting_between(ENDS[end](sharded._cache_body), lambda: seen.update(map(view, PAGES)))
+        sharded.cache._driver.run(act)
+        assert "it costs 1" in seen
+        assert {view(n) for n in PAGES} == {"it costs 2"}
 
 
 def test_many_calls_at_once(room: Any, cluster: RedisCluster) -> None:

@@ -88,19 +88,28 @@ def one_key(
 
 def each_key(
     operation: Callable[Concatenate[CacheBody, Iterable[str], P], Operation[dict[str, T]]],
+    *,
+    twice: bool = False,
 ) -> Callable[Concatenate[Any, Iterable[str], P], Operation[dict[str, T]]]:
-    """Let the shards that have some of the keys run it; what they give is put together in the order of the keys."""
+    """Let the shards that have some of the keys run it; what they give is put together in the order of the keys.
+
+    `twice`: see ShardedBody.twice.
+    """
 
     @functools.wraps(operation)  # events name an operation by where it is written
     def spread(
         self: ShardedBody, /, keys: Iterable[str], *args: P.args, **options: P.kwargs
     ) -> Operation[dict[str, T]]:
         names = names_of(keys)
-        operations = [
-            (shard, operation(self.shards[shard], some, *args, **options))
-            for shard, some in self.by_shard(names).items()
-        ]
-        return _in_order(names, (yield from self.on(operations)))
+
+        def in_shards() -> list[tuple[int, Operation[dict[str, T]]]]:
+            return [
+                (shard, operation(self.shards[shard], some, *args, **options))
+                for shard, some in self.by_shard(names).items()
+            ]
+
+        parts = self.twice(in_shards) if twice else self.on(in_shards())
+        return _in_order(names, (yield from parts))
 
     return spread  # type: ignore[return-value]  # `keys` may be named
 
@@ -112,7 +121,10 @@ def all_shards(
 
     @functools.wraps(operation)  # events name an operation by where it is written
     def spread(self: ShardedBody, /, *args: P.args, **options: P.kwargs) -> Operation[None]:
-        yield from self.everywhere([operation(shard, *args, **options) for shard in self.shards])
+        def everywhere() -> list[tuple[int, Operation[None]]]:
+            return [(n, operation(shard, *args, **options)) for n, shard in enumerate(self.shards)]
+
+        yield from self.twice(everywhere)
 
     return spread
 
@@ -152,7 +164,7 @@ class ShardedBody:
 
     get_many = each_key(CacheBody.get_many)
     get_or_set_many = each_key(CacheBody.get_or_set_many)
-    invalidate_many = each_key(CacheBody.invalidate_many)
+    invalidate_many = each_key(CacheBody.invalidate_many, twice=True)
 
     invalidate_by_tag = all_shards(CacheBody.invalidate_by_tag)
     invalidate_by_pattern = all_shards(CacheBody.invalidate_by_pattern)
@@ -190,11 +202,14 @@ class ShardedBody:
     def invalidate(self, *keys: str, defer: bool = False) -> Operation[int]:
         """Forget each key in its shard, and add up how many held a value."""
         names = dict(zip(keys, names_given("invalidate", keys), strict=True))
-        operations = [
-            (shard, self.shards[shard].invalidate(*some, defer=defer))
-            for shard, some in self.by_shard(names).items()
-        ]
-        return sum((yield from self.on(operations)))
+
+        def in_shards() -> list[tuple[int, Operation[int]]]:
+            return [
+                (shard, self.shards[shard].invalidate(*some, defer=defer))
+                for shard, some in self.by_shard(names).items()
+            ]
+
+        return sum((yield from self.twice(in_shards)))
 
     def proofs(self) -> list[tuple[int, Operation[None]]]:
         """Return the operations that prove the copies of this process, by the number of their shard.
@@ -239,6 +254,22 @@ class ShardedBody:
         with contextlib.suppress(RedisUnavailable):  # each operation documents what that means
             yield from self.terms.agree()
         results: list[T] = yield On(operations)
+        return results
+
+    def twice(
+        self, operations: Callable[[], Sequence[tuple[int, Operation[T]]]]
+    ) -> Operation[list[T]]:
+        """Run an invalidation on its shards, and once more where they are several. Return the first results.
+
+        One shard has its mark before another. A load in the first that begins in between may read a value of the
+        other, which is not invalidated yet, and what it makes of that is newer than the mark that would name it.
+        When the second run begins all shards have their marks: it ends such values, and no later load makes any.
+        A shard for which it was deferred is told once, when it is back.
+        """
+        results = yield from self.on(operations())
+        if len(results) > 1:
+            told = [one for one in operations() if not self.shards[one[0]].deferred]
+            yield from self.on(told)
         return results
 
     def on_first(self, operation: Operation[T]) -> Operation[T]:
