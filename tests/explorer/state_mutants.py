@@ -127,6 +127,15 @@ LOCKS: Mutants = {
 }
 
 
+FLIGHTS: Mutants = {
+    "a place is not given back": lambda: replaced(limits_body.LimitsBody, "let_go", _no_operation),
+    "a place that waits to be given back is given up": lambda: replaced(
+        Settling, "settle_later", _nothing
+    ),
+    "a place is asked for twice": lambda: replaced(limits_body, "Once", list),
+}
+
+
 def _asks_for_less(
     self: LocksBody, name: str, token: bytes, slots: int, lease: float, **how: Any
 ) -> Any:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from stillroom import Settings
-from tests.explorer import abuse, limits, locks, sessions
+from tests.explorer import abuse, flights, limits, locks, sessions
 from tests.explorer.explorer import Broken, explore, search
-from tests.explorer.state_mutants import ABUSE, LIMITS, LOCKS, SESSIONS
+from tests.explorer.state_mutants import ABUSE, FLIGHTS, LIMITS, LOCKS, SESSIONS
 from tests.explorer.world import World
 
 RUNS = {
@@ -26,6 +26,7 @@ MODELS: dict[str, Any] = {
     "limits": limits,
     "abuse": abuse,
     "locks": locks,
+    "flights": flights,
 }
 # Events that happen more often than usual, by the subject of a part of the runs.
 ABOUT: dict[str, tuple[str, dict[str, float]]] = {
@@ -48,6 +49,7 @@ ABOUT: dict[str, tuple[str, dict[str, float]]] = {
             "destroy everybody": 0.7,
         },
     ),
+    "flights": ("flights", {}),
 }
 MUTANTS: dict[str, tuple[str, Callable[[], Any]]] = {
     name: (model, mutant)
@@ -56,6 +58,7 @@ MUTANTS: dict[str, tuple[str, Callable[[], Any]]] = {
         ("limits", LIMITS),
         ("abuse", ABUSE),
         ("locks", LOCKS),
+        ("flights", FLIGHTS),
     )
     for name, mutant in mutants.items()
 }
