@@ -13,7 +13,7 @@ from tests.explorer.world import World
 RUNS = {
     True: 750,
     False: 50,
-}  # of each kind; in full they are ten thousand together with the state's
+}  # of each kind; in full they are 12,600 together with the state's
 FINDS_WITHIN = 2_500
 
 # Events that happen more often than usual, by the subject of a part of the runs.

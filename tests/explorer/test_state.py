@@ -18,7 +18,7 @@ from tests.explorer.world import World
 RUNS = {
     True: 875,
     False: 60,
-}  # of each kind; in full they are ten thousand together with the cache's
+}  # of each kind; in full they are 12,600 together with the cache's
 FINDS_WITHIN = 2_500
 
 MODELS: dict[str, Any] = {
