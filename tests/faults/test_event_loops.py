@@ -100,6 +100,22 @@ def test_no_loop_is_kept_alive(room: AsyncStillroom) -> None:
 
 
 @pytest.mark.usefixtures("is_clean")
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_word_that_can_not_be_sent_takes_no_connection(
+    room: AsyncStillroom, is_clean: None, timed: bool
+) -> None:
+    """A command with a word that can't be encoded raises, and the loop has all of its connections afterwards."""
+
+    async def send() -> None:
+        await use(room)
+        for _ in range(room.settings.pool_size + 1):
+            with pytest.raises(UnicodeEncodeError):
+                await room.wire.execute([(b"GET", "\ud800")], 10.0, timed=timed)
+        await use(room)
+
+    asyncio.run(send())
+
+
 def test_two_loops_at_once_have_their_own(room: AsyncStillroom) -> None:
     """Two event loops in two threads have their own connections, and the end of one does not disturb the other."""
 

@@ -273,6 +273,17 @@ def read_now(room: Any) -> None:
     getattr(room, "inner", room)._limits_body._changes.due = 0.0
 
 
+@pytest.mark.parametrize("wrong", [[None], [[Limit("ten", 10, 60)]]])
+def test_what_is_no_limit_is_named_while_limits_are_changed(room: Any, wrong: Any) -> None:
+    """A check with something else in its list of limits raises InvalidLimit, also while an operator's change holds."""
+    room.limits.check(IP, [Limit("ten", 10, 60)])
+    room.limits.change("ten", 5, 60, 3_600)
+    read_now(room)
+    room.limits.check(IP, [Limit("ten", 10, 60)])
+    with pytest.raises(InvalidLimit):
+        room.limits.check(IP, wrong)
+
+
 def test_a_change_is_seen_by_every_process(room: Any, make_room: Any, client: Any) -> None:
     """Every process sees a change behind a check, without a round trip of its own, and earlier hits still count."""
     other = make_room()
@@ -294,6 +305,8 @@ def test_a_change_is_seen_by_every_process(room: Any, make_room: Any, client: An
     assert not other.limits.restore("ten")
     with pytest.raises(InvalidLimit):
         other.limits.restore("\udcff")  # as an argument that is no UTF-8
+    assert other.limits.change("ten", 20, 60, 3_600, by="j\udcfcrgen").by == "j?rgen"
+    assert other.limits.restore("ten")
     read_now(room)
     room.limits.check(IP, [ten])
     assert room.limits.check(IP, [ten]).limits == (ten,)

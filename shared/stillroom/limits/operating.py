@@ -38,7 +38,9 @@ class Operating:
         name = checked(name, quota, window, 0.0).name
         refuse_other("by", by, str, "a text that says who changes it; leave it out for nobody")
         lasts = seconds_of("seconds", seconds, least=1, most=LONGEST_S)
-        return self._changing(name, quota, window, round(lasts), by[:100])
+        # A half surrogate, as in a login's name that is no UTF-8, can't be sent.
+        told = by[:100].encode(errors="replace").decode()
+        return self._changing(name, quota, window, round(lasts), told)
 
     def restore(self, name: str) -> Operation[bool]:
         """End a change before its time. Return True if there was one. Raises InvalidLimit for what is no name."""

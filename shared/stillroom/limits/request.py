@@ -221,15 +221,15 @@ class Requests:
             refuse_other("meant", meant, bool, YES_OR_NO)
         # A list of them is checked once, with its plan.
         wanted = tuple(limits) if type(limits) in _LISTS else check_limits(limits)
-        if self.changes.found:
-            wanted = self.changes.applied(wanted, time.monotonic())
         try:
+            if self.changes.found:
+                wanted = self.changes.applied(wanted, time.monotonic())
             if isinstance(subject, str):
                 flagged = Script.flags_are_known
                 request = self._of_address(subject, wanted, cost, route, meant, flagged)
             else:
                 request = self._of_subject(subject, wanted, cost, route, meant)
-        except TypeError:  # what is no limit, or no text, can't be looked up
+        except (TypeError, AttributeError):  # what is no limit, or no text, can't be looked up
             check_limits(wanted)
             refuse_other("route", route, str, ROUTE)
             raise

@@ -271,6 +271,8 @@ class AsyncWire:
             raise RedisUnavailable("budget")
         once = timed or not idempotent
         deadline = time.monotonic() + left
+        # First: a word that can't be sent raises, and no connection is leased yet that would be lost.
+        packed = b"" if timed else pack(commands)
         pool, link = self._pool(), None
         try:
             link = pool.lease_at_once(check=once)
@@ -279,7 +281,6 @@ class AsyncWire:
             if timed:
                 replies = await self._exchange_timed(pool, link, commands, deadline)
             else:
-                packed = pack(commands)
                 try:
                     replies = await self._exchange(pool, link, packed, len(commands), deadline)
                 except (OSError, EOFError) as error:
@@ -370,7 +371,11 @@ class AsyncWire:
                 raise
         now = time.monotonic()
         given_up = min(deadline, now + self._settings.command_timeout)
-        packed = pack_timed(commands, server.in_time(now, given_up))
+        try:
+            packed = pack_timed(commands, server.in_time(now, given_up))
+        except BaseException:
+            pool.drop(link)
+            raise
         try:
             return await self._exchange(pool, link, packed, len(commands), given_up)
         except (PeerFailed, GeneratorExit):
