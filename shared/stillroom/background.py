@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
+from stillroom.daemon import Daemon, refuse_at_the_end
 from stillroom.errors import Misplaced
 
 log = logging.getLogger("stillroom")
@@ -46,6 +47,7 @@ def in_background_loop(awaitable: Awaitable[Any]) -> Any:
             "an async loader called a blocking room that has async loaders: use AsyncStillroom in it"
         )
     try:
+        refuse_at_the_end()  # the loop's thread would finish nothing
         loop = _background_loop()
     except BaseException:
         if inspect.iscoroutine(awaitable):
@@ -76,7 +78,7 @@ def _give_up(work: Coroutine[Any, Any, Any]) -> None:
 
 def started(work: Callable[[], object], name: str) -> threading.Thread | None:
     """Start a daemon thread. Return None where none can be started: there may be one later."""
-    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread = Daemon(work, name)
     try:
         thread.start()
     except RuntimeError:
@@ -100,9 +102,7 @@ def _background_loop() -> asyncio.AbstractEventLoop:
     with _background_lock:
         if _background is None or _background.is_closed():
             loop = asyncio.new_event_loop()
-            thread = threading.Thread(
-                target=_run, args=(loop,), name="stillroom async loaders", daemon=True
-            )
+            thread = Daemon(_run, "stillroom async loaders", (loop,))
             try:
                 thread.start()
             except BaseException:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stillroom.at_exit import AtExit
 from stillroom.broker import import_celery, producer_settings, sent_now
+from stillroom.daemon import Daemon
 from stillroom.keys import KEY_LIMIT, Keys
 from stillroom.oldest import oldest
 from stillroom.settings import Settings
@@ -229,9 +230,7 @@ class CeleryDispatch:
         if self._thread is None:
             # Not a Queue: its lock would lock out a signal handler that reads the cache in the middle of `put`.
             self._errands = queue.SimpleQueue()
-        thread = threading.Thread(
-            target=self._work, args=(self._errands,), name="stillroom dispatch", daemon=True
-        )
+        thread = Daemon(self._work, "stillroom dispatch", (self._errands,))
         thread.start()
         self._thread = thread
         self._at_exit.arm()

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import redis
-from stillroom import AsyncStillroom, InlineDispatch, NoDispatch, Settings, Stillroom
+from stillroom import AsyncStillroom, InlineDispatch, Limit, NoDispatch, Settings, Stillroom
 from stillroom.dispatch import CeleryDispatch, RefreshOrder
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
@@ -45,6 +45,50 @@ def test_a_child_counts_only_what_it_did(own_server: EmbeddedServer) -> None:
             room.cache.get("k")
         assert in_child(lambda: room.cache.get("k") == 1 and room.stats.counts["hits"] == 1)
         assert room.stats.counts["hits"] == 5
+
+
+def test_a_child_gives_back_no_place_of_its_parent(own_server: EmbeddedServer) -> None:
+    """A child that is forked while its parent holds a place, and leaves the block, gives back nothing."""
+    one = Limit("one", 1, 60, in_flight=True)
+    with Stillroom(Settings(**PATIENT, redis_url=own_server.url), dispatch=NoDispatch()) as room:
+
+        def leave() -> bool:
+            holding.__exit__(None, None, None)
+            return not room.limits.reserve("192.0.2.1", [one])
+
+        holding = room.limits.hold("192.0.2.1", [one])
+        with holding as held:
+            assert held
+            assert in_child(leave)
+        assert room.limits.reserve("192.0.2.1", [one])
+
+
+AT_THE_END = textwrap.dedent("""
+    import sys, time
+    from stillroom import Settings, Stillroom
+    room = Stillroom(Settings(redis_url=sys.argv[1], session_peppers="x" * 40))
+
+    @room.cache.cached("one", ttl=0.001, swr=60)
+    def one() -> int:
+        return 1
+
+    class Ends:
+        def __del__(self):
+            assert sys.is_finalizing()
+            print(one(), room.sessions.create("ann").user_id, bool(room.health.check()), flush=True)
+
+    one(), room.sessions.create("ann"), room.health.check()
+    time.sleep(0.1)
+    kept = Ends()
+    room.dispatch.close()
+""")
+
+
+def test_what_is_collected_at_the_very_end_waits_for_no_thread(own_server: EmbeddedServer) -> None:
+    """A call from the `__del__` of what lives until the end starts no thread there: Python would wait for ever."""
+    command = [sys.executable, "-c", AT_THE_END, own_server.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "1 ann True\n", done.stderr
 
 
 def test_a_fork_while_marks_are_learned_does_not_lock_the_child(own_server: EmbeddedServer) -> None:

@@ -275,7 +275,7 @@ def read_now(room: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [[None], [[Limit("ten", 10, 60)]]])
 def test_what_is_no_limit_is_named_while_limits_are_changed(room: Any, wrong: Any) -> None:
-    """A check with something else in its list of limits raises InvalidLimit, also while an operator's change holds."""
+    """A check with what is no limit in its list raises InvalidLimit, also while an operator's change holds."""
     room.limits.check(IP, [Limit("ten", 10, 60)])
     room.limits.change("ten", 5, 60, 3_600)
     read_now(room)

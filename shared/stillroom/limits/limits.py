@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
@@ -70,11 +71,15 @@ class Limits(_Face):
         counted stays consumed. If the process dies, the place is free when the lease ends. Raises InvalidLimit.
         Redis away: this process has its share of the places; those taken in Redis are given back when it is back.
         """
-        held = self._driver.run(self._body.hold(subject, limits, cost, route=route))
+        held, process = (
+            self._driver.run(self._body.hold(subject, limits, cost, route=route)),
+            os.getpid(),
+        )
         try:
             yield held
         finally:
-            self._driver.run(self._body.let_go(held))
+            if process == os.getpid():  # a child that was forked in the block leaves it, too
+                self._driver.run(self._body.let_go(held))
 
 
 class AsyncLimits(_Face):
@@ -109,8 +114,10 @@ class AsyncLimits(_Face):
         counted stays consumed. If the process dies, the place is free when the lease ends. Raises InvalidLimit.
         Redis away: this process has its share of the places; those taken in Redis are given back when it is back.
         """
+        process = os.getpid()
         held = await self._driver.run(self._body.hold(subject, limits, cost, route=route))
         try:
             yield held
         finally:
-            await to_its_end(self._driver.run(self._body.let_go(held)))
+            if process == os.getpid():
+                await to_its_end(self._driver.run(self._body.let_go(held)))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from stillroom.daemon import Daemon
 from stillroom.wire import reset_after_fork
 
 log = logging.getLogger("stillroom")
@@ -62,7 +63,7 @@ class Renewer:
         event, whose lock would lock out a signal handler that takes a lock of ours in the middle of `set`.
         """
         self._sooner = queue.SimpleQueue()
-        thread = threading.Thread(target=self._work, name="stillroom locks", daemon=True)
+        thread = Daemon(self._work, "stillroom locks")
         thread.start()
         self._thread = thread
 

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from stillroom.daemon import Daemon
 from stillroom.errors import RedisUnavailable
 from stillroom.settings import Settings
 
@@ -69,11 +70,8 @@ class Breaker:
 
     def _open(self, error: RedisUnavailable) -> None:
         stop = threading.Event()
-        watch = threading.Thread(
-            target=self._watch, args=(stop,), name=f"probe {self._name}", daemon=True
-        )
         try:
-            watch.start()
+            Daemon(self._watch, f"probe {self._name}", (stop,)).start()
         except RuntimeError:  # no more threads: nobody would close it again, so it stays closed
             return
         self._stop = stop
@@ -120,11 +118,8 @@ class Breaker:
                 return
             self._is_reminded = True
             self._forget = forget = threading.Event()
-        remind = threading.Thread(
-            target=self._remind, args=(forget,), name=f"remind {self._name}", daemon=True
-        )
         try:
-            remind.start()
+            Daemon(self._remind, f"remind {self._name}", (forget,)).start()
         except RuntimeError:  # no more threads: the next call delivers it
             self._is_reminded = False
 

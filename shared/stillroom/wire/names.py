@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from ipaddress import ip_address
 
+from stillroom.daemon import Daemon
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.idle import IdleTimeout, Lateness
 
@@ -128,9 +129,8 @@ class Names:
 
     def _start(self, lookup: Lookup) -> None:
         lookup.tell(lambda: self._lookups.pop(lookup.host, None))
-        thread = threading.Thread(target=lookup.run, name=f"resolve {lookup.host}", daemon=True)
         try:
-            thread.start()
+            Daemon(lookup.run, f"resolve {lookup.host}").start()
         except RuntimeError:  # no more threads: better to wait than not to know
             lookup.run()
 

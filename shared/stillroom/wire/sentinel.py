@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import hiredis
 
 from stillroom.address import Host, SentinelAddress
+from stillroom.daemon import Daemon
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.readable import watch
 from stillroom.settings import Settings
@@ -249,12 +250,8 @@ class Watch:
     def _ask_if_wanted(self) -> None:
         if self._bell is None:
             bell = self._bell = Bell()
-            arguments = weakref.ref(self), bell
-            thread = threading.Thread(
-                target=_watch, args=arguments, name="stillroom sentinels", daemon=True
-            )
             try:
-                thread.start()
+                Daemon(_watch, "stillroom sentinels", (weakref.ref(self), bell)).start()
             except RuntimeError:  # no more threads: better to wait than not to know
                 self._bell = None
                 self.ask_all()
