@@ -182,7 +182,11 @@ class _Nursery:
             self._process = subprocess.Popen(
                 [sys.executable, __file__, str(theirs.fileno())],
                 cwd=ROOT,
-                env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+                # This tree's: in a worktree with a shared environment that imports another one's.
+                env={
+                    **os.environ,
+                    "PYTHONPATH": f"{ROOT / 'shared'}{os.pathsep}{ROOT / 'workers'}",
+                },
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,

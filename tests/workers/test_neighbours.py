@@ -236,6 +236,24 @@ def test_a_loader_calls_its_projects_shared_tasks(
     assert not db.exists("stillroom.maintenance")
 
 
+@pytest.mark.parametrize("pool", ["threads", "prefork", "solo"])
+def test_a_projects_decoder_of_json_does_not_read_our_messages(
+    start_worker: StartCelery, own_server: EmbeddedServer, db: Any, pool: str
+) -> None:
+    """Where a project has kombu read JSON in its own way, an argument of an order stays what the app gave."""
+    start_worker("-P", pool, STILLROOM_LOADERS="tests.support.project_json")
+    with Stillroom(Settings(redis_url=own_server.url, swr=600, **PATIENT)) as room:
+
+        @room.cache.cached("day:{day}", ttl=60, name="day")
+        def day(day: str) -> str:
+            return "the app's"
+
+        assert day("2020-01-01") == "the app's"
+        age(db, b"stillroom:{0}:e:day:2020-01-01", 61)
+        day("2020-01-01")
+        until(lambda: day("2020-01-01") == "the worker's", "a refresh")
+
+
 def test_a_shared_task_of_no_app_says_what_to_do(
     start_worker: StartCelery, own_server: EmbeddedServer, db: Any
 ) -> None:

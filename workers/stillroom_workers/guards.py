@@ -37,7 +37,8 @@ from celery.worker.consumer import heart
 from kombu import connection, pidbox
 from kombu.transport import pyamqp
 from kombu.transport import redis as transport
-from kombu.utils.json import dumps
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
 
 import redis
 from stillroom.errors import did_you_mean
@@ -353,6 +354,10 @@ def _flaw(message: Any) -> str | None:
         return f"it has {len(message.body):,} bytes, and may have {RAW_LIMIT:,}"
     held = partial(_held, message)
     flaw = flaw_in_content(message.content_type) or flaw_in_json(message.body)
+    if flaw is None and message.content_encoding == "utf-8":
+        # Not by kombu's registry: a project may have put a decoder of its own there, under the name of JSON, which
+        # makes a date of each text that looks like one.
+        message._decoded_cache = loads(bytes_to_str(message.body))
     return flaw or flaw_in_task(message.headers, message.payload, held)
 
 

@@ -24,6 +24,14 @@ class Request(_StockRequest):  # type: ignore[misc]
     # By time.monotonic(), in the worker: the machine's clock may be set while the task runs.
     began = inf
 
+    def __init__(
+        self, message: Any, *, body: Any = None, decoded: bool = False, **given: Any
+    ) -> None:
+        """Take what was looked at. Stock has the pool decode the message once more, as kombu's registry says."""
+        if not decoded:
+            body, decoded = message.payload, True
+        super().__init__(message, body=body, decoded=decoded, **given)
+
     def on_accepted(self, pid: Any, time_accepted: float) -> None:
         self.began = time_accepted
         super().on_accepted(pid, time_accepted)
