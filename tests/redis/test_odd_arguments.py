@@ -242,3 +242,15 @@ def test_an_order_loads_what_its_call_reads(room: Any) -> None:
     room.upkeep.reclaim()
     assert room.cache.get(mean.key([1.0, 2.0])) == 1.5
     assert room.cache.get(mean.key([1, 2])) is None
+
+
+@pytest.mark.parametrize("name", ["self", "function", "args", "kwargs", "key"])
+def test_a_parameter_may_have_any_name(room: Any, name: str) -> None:
+    """A loader's parameter may be called as one of the library's own, wherever it is given by its name."""
+    made: dict[str, Any] = {}
+    exec(f"def double({name}: int) -> int:\n    return 2 * {name}", made)
+    double = room.cache.cached(f"double:{{{name}}}")(made["double"])
+    assert double(**{name: 2}) == 4
+    assert double.key(**{name: 2}) == "double:2"
+    assert double.invalidate(**{name: 2}) == 1
+    room.tasks.load(getattr(double, "_inner", double), **{name: 2})

@@ -52,7 +52,7 @@ class Blocking:
     def __getattr__(self, name: str) -> Any:
         return self._blocking(getattr(self._inner, name))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._blocking(self._inner)(*args, **kwargs)
 
     def _blocking(self, value: Any) -> Any:

@@ -54,7 +54,7 @@ class _Cached(Generic[P, T_co]):
         self._driver = driver
         self._first: tuple[Any, ...] = ()  # the object it is bound to
 
-    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+    def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key of this call, as `get` and `invalidate` of the cache take it. Never awaited."""
         return self.loader.key(self.loader.values(self._first + args, kwargs))
 
@@ -125,7 +125,7 @@ def _not_ours(call: Any, function: Any) -> InvalidArgument:
 class CachedFunction(_Cached[P, T_co]):
     """A loader that `cached` has made. It is called like the function it stands for."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T_co:
         """Return the cached value, loaded if it has to be. See Cache.get_or_set."""
         if self.loader.near is not None and not kwargs:
             kept: T_co = self._copies.of_call(self.loader, self._first + args)
@@ -158,7 +158,7 @@ class CachedFunction(_Cached[P, T_co]):
             drop_our_frames(error)
             raise
 
-    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> int:
+    def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> int:
         """Forget the value of this call. See Cache.invalidate."""
         try:
             count: int = self._driver.run(self._body.invalidate(self.key(*args, **kwargs)))
@@ -184,7 +184,7 @@ class AsyncCachedFunction(_Cached[P, T_co]):
         super().__init__(loader, body, driver)
         _mark_coroutine_function(self)
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T_co:
         """Return the cached value, loaded if it has to be. See Cache.get_or_set."""
         if self.loader.near is not None and not kwargs:
             kept: T_co = self._copies.of_call(self.loader, self._first + args)
@@ -218,7 +218,7 @@ class AsyncCachedFunction(_Cached[P, T_co]):
             drop_our_frames(error)
             raise
 
-    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> int:
+    async def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> int:
         """Forget the value of this call. See Cache.invalidate."""
         try:
             count: int = await self._driver.run(self._body.invalidate(self.key(*args, **kwargs)))

@@ -49,7 +49,7 @@ class TasksBody:
         self._orders.refuse_unfilled(glob)
         yield from self._order([InvalidatePattern(pattern=glob)])
 
-    def load(self, function: Any, *args: Any, **kwargs: Any) -> Operation[None]:
+    def load(self, function: Any, /, *args: Any, **kwargs: Any) -> Operation[None]:
         """Order that the value of this call of a cached function is loaded, whether there is one or not.
 
         A value that `keep` refuses is loaded and not stored, and the order is done.
