@@ -27,6 +27,7 @@ from stillroom import (
     background,
 )
 from stillroom.cache.orders import Load
+from stillroom.daemon import Daemon
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
 from stillroom.locks.renewer import Renewer
@@ -326,7 +327,7 @@ def test_an_interruption_while_the_loop_of_loaders_starts_is_told(
     """
     started: list[threading.Thread] = []
 
-    class Interrupted(threading.Thread):
+    class Interrupted(Daemon):
         def start(self) -> None:
             super().start()
             started.append(self)
@@ -342,7 +343,7 @@ def test_an_interruption_while_the_loop_of_loaders_starts_is_told(
     before = signal.signal(signal.SIGUSR1, end)
     try:
         with monkeypatch.context() as patched:
-            patched.setattr(threading, "Thread", Interrupted)
+            patched.setattr(background, "Daemon", Interrupted)
             with pytest.raises(TooLong):
                 background.in_background_loop(own_thread())
     finally:

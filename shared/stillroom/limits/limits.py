@@ -71,10 +71,8 @@ class Limits(_Face):
         counted stays consumed. If the process dies, the place is free when the lease ends. Raises InvalidLimit.
         Redis away: this process has its share of the places; those taken in Redis are given back when it is back.
         """
-        held, process = (
-            self._driver.run(self._body.hold(subject, limits, cost, route=route)),
-            os.getpid(),
-        )
+        process = os.getpid()
+        held = self._driver.run(self._body.hold(subject, limits, cost, route=route))
         try:
             yield held
         finally:
