@@ -421,9 +421,9 @@ class TestRuns:
             assert run.measure([[b"7", b"999000"], b"x", [b"7", b"%d" % (999_000 + us)]]) == [b"x"]
             return run.took(us / 1e6 + way)
 
-        assert took(100) == 0.0001 * Run.PAUSED
+        took(90)
         assert run.bite == 25
-        took(100, way=0.3)
+        took(90, way=0.3)
         assert run.bite == 31
         took(500)
         assert run.bite == 15
@@ -431,8 +431,18 @@ class TestRuns:
             took(500)
         assert run.bite == Run.SMALLEST
         for _ in range(99):
-            took(100, way=0.3)
+            took(90, way=0.3)
         assert run.bite == Run.LARGEST
+
+    def test_pauses_are_slept_once_they_are_long_enough(self) -> None:
+        """Pauses are a tenth of the time that bites took. Short ones are put together, long ones are bounded."""
+        run = Run(20, None)
+        bites = 25
+        pauses = [run.took(0.000_4) for _ in range(bites)]
+        assert pauses[: bites - 1] == [0.0] * (bites - 1)
+        assert pauses[-1] == pytest.approx(Run.PAUSED * bites * 0.000_4)
+        assert run.took(0.1) == pytest.approx(Run.PAUSED * 0.1)
+        assert run.took(60) == Run.LONGEST
 
     @pytest.mark.parametrize("kind", ["tag", "sweep", "soft", "indexes"])
     def test_each_kind_of_bite_is_measured(
@@ -460,7 +470,7 @@ class TestRuns:
     def test_what_holds_redis_in_parts_adds_up(self) -> None:
         """A bite of several batches holds Redis for as long as all of them; a clock put back counts for nothing."""
         run = Run(20, None)
-        for began, ended in ((b"0", b"200"), (b"500", b"100"), (b"0", b"200")):
+        for began, ended in ((b"0", b"120"), (b"500", b"100"), (b"0", b"120")):
             run.measure([[b"7", began], [b"7", ended]])
         run.took(0.01)
         assert run.bite == 10

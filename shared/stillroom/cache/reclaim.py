@@ -95,7 +95,8 @@ class Run:
     """
 
     SMALLEST, FIRST, LARGEST = 10, 20, 100
-    GOOD_S, SLOW_S = 0.000_15, 0.000_3
+    GOOD_S, SLOW_S = 0.000_1, 0.000_2
+    SHORTEST, LONGEST = 0.001, 0.05  # pauses, seconds: a sleep of less takes longer than it is to
     PAUSED = 0.1  # of a bite's time; other clients wait for the length of a bite, not for the number of bites
 
     def __init__(self, budget: float, report: Report | None) -> None:
@@ -103,6 +104,7 @@ class Run:
         self.report = report
         self.bite = self.FIRST
         self.held = 0.0  # seconds for which the bite under way has held Redis so far
+        self.owed = 0.0  # seconds of pauses that are too short to be slept
         self.saved = 0.0
 
     @property
@@ -117,7 +119,11 @@ class Run:
             self.bite = max(self.SMALLEST, self.bite // 2)
         elif held < self.GOOD_S:
             self.bite = min(self.LARGEST, self.bite + self.bite // 4)
-        return min(seconds * self.PAUSED, 0.05)
+        self.owed += seconds * self.PAUSED
+        if self.owed < self.SHORTEST:
+            return 0.0
+        pause, self.owed = min(self.owed, self.LONGEST), 0.0
+        return pause
 
     def measure(self, replies: list[Any]) -> list[Any]:
         """Take the answers to TIME off both ends, and add for how long Redis was held in between."""
