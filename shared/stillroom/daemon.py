@@ -7,9 +7,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from stillroom.errors import Misplaced
+
 
 class Daemon(threading.Thread):
-    """Run a function in a daemon thread. `start` raises RuntimeError where no thread can be started."""
+    """Run a function in a daemon thread. `start` raises a RuntimeError where no thread can be started."""
 
     def __init__(
         self, target: Callable[..., object], name: str, args: tuple[Any, ...] = ()
@@ -27,6 +29,6 @@ class Daemon(threading.Thread):
 
 
 def refuse_at_the_end() -> None:
-    """Raise RuntimeError where Python has stopped all threads but this one: none would answer it."""
+    """Raise Misplaced where Python has stopped all threads but this one: none would answer it."""
     if sys.is_finalizing():
-        raise RuntimeError("no other thread runs at the end of the interpreter")
+        raise Misplaced("no other thread runs at the end of the interpreter")

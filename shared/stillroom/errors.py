@@ -42,8 +42,8 @@ class InvalidArgument(StillroomError, TypeError, ValueError):
 class Misplaced(StillroomError, RuntimeError):
     """A call can't work where it stands.
 
-    That is a lock's object in a second `with` block, a blocking room's async loader in the loop that awaits it, or
-    an AsyncStillroom in an event loop that is not asyncio's.
+    That is a lock's object in a second `with` block, a blocking room's async loader in the loop that awaits it, an
+    AsyncStillroom in an event loop that is not asyncio's, or what needs a thread when the interpreter is ending.
 
     Answer: a mistake in the code; the message says what to call instead.
     """
