@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.support.scheduling import Scheduling
 
 ROOT = Path(__file__).parents[1]
 FILES = {
@@ -36,3 +40,35 @@ def test_all_other_tests_run_where_two_end_their_processes(tmp_path: Path, proce
         timeout=100,
     )
     assert run.stdout.splitlines()[-1].startswith("2 failed, 8 passed"), run.stdout + run.stderr
+
+
+class Process:
+    """Stands in the place of a process of pytest-xdist's, which may have ended without its end being told yet."""
+
+    shutting_down = False
+
+    def __init__(self, *, has_ended: bool = False) -> None:
+        self.has_ended = has_ended
+        self.handed: list[int] = []
+
+    def send_runtest_some(self, tests: list[int]) -> None:
+        if self.has_ended:
+            raise OSError("cannot send (already closed?)")
+        self.handed += tests
+
+    def shutdown(self) -> None:
+        self.shutting_down = True
+
+
+def test_what_a_process_that_has_ended_can_not_take_is_run_by_another() -> None:
+    """Its end is told behind what it said last: until then it is handed more, which does not end the run."""
+    scheduling: Any = Scheduling.__new__(Scheduling)  # without a run's options
+    gone, other = Process(has_ended=True), Process()
+    tests = [f"test_{n}.py::test" for n in range(3)]
+    scheduling.assigned_work = {gone: {}, other: {}}
+    scheduling.registered_collections = {gone: tests, other: tests}
+    scheduling.workqueue = OrderedDict((test.partition("::")[0], {test: False}) for test in tests)
+    scheduling._reschedule(gone)
+    assert scheduling.remove_node(gone) is None
+    assert sorted(other.handed) == [0, 1, 2]
+    assert not scheduling.workqueue

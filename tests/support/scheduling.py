@@ -42,7 +42,12 @@ class Scheduling(LoadFileScheduling):
             and not node.shutting_down
             and self._pending_of(self.assigned_work[node]) <= 2
         ):
-            self._assign_work_unit(node)
+            try:
+                self._assign_work_unit(node)
+            except OSError:  # it has ended, which is told next
+                file, tests = self.assigned_work[node].popitem()
+                self.workqueue[file] = tests
+                return
         if not self.workqueue:
             node.shutdown()
 
