@@ -1,4 +1,4 @@
-"""Build the check of health: it asks the servers by their roles, with the services' probes on them."""
+"""Build what looks at the servers: the check of health, by their roles and with the services' probes, and types."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from stillroom.cache import CacheProbe, TodoProbe, shard_keys
+from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.health import TICKS_OF_BEAT, CrewProbe, HealthBody, PauseProbe, Source, TaskProbe
 from stillroom.keys import Keys
 from stillroom.limits import LimitsProbe
+from stillroom.operation import Operation
 from stillroom.sessions import SessionProbe
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -25,6 +27,17 @@ def wires_of_cache(settings: Settings, wires: Sequence[Any]) -> Sequence[Any]:
 def state_keys(settings: Settings) -> Keys:
     """Return the keys of sessions, limits, abuse, orders and health."""
     return Keys(settings.namespace, state_in_cluster=settings.state_cluster)
+
+
+def types_of(keys: Sequence[bytes]) -> Operation[Sequence[Any]]:
+    """Return the type of each key, with an error in the place of one that this user may not ask for."""
+    try:
+        replies: Sequence[Any] = yield [(b"TYPE", key) for key in keys]
+    except RedisRefused as refused:
+        return refused.replies
+    except RedisUnavailable:
+        return ()
+    return replies
 
 
 def health_on(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import typer
 from rich.text import Text
@@ -24,7 +24,8 @@ from stillroom.keys import OF_A_SHARD, OF_THE_STATE
 from stillroom.limits import Limit
 from stillroom.limits.changes import REHEARSED
 from stillroom.moving import SHARDS, Side, shut_shards
-from stillroom.probes import state_keys
+from stillroom.operation import Driver
+from stillroom.probes import state_keys, types_of
 from stillroom.room import Stillroom
 from stillroom.settings import Settings, redact
 from stillroom.shown import shown
@@ -244,7 +245,7 @@ def _foreign(room: Stillroom) -> Iterator[Line]:
     asked = [(wire, keys, OF_A_SHARD) for wire, keys in places]
     for wire, keys, types in [*asked, (room.state_wire, state_keys(room.settings), OF_THE_STATE)]:
         named: list[bytes] = [getattr(keys, name) for name in types]
-        found = _types(wire, named, room.settings.call_timeout)
+        found = Driver(wire).run(types_of(named))
         for key, own, other in zip(named, types.values(), found, strict=False):
             if isinstance(other, bytes) and other.decode() not in (own, "none"):
                 what = f"{key.decode()} is a {other.decode()}, where Stillroom has a {own}"
@@ -255,15 +256,6 @@ def _foreign(room: Stillroom) -> Iterator[Line]:
 def _wires_of_shards(room: Stillroom) -> Sequence[Wire | ShardWire[Wire]]:
     wire = room.wire
     return [wire] * room.settings.shards if isinstance(wire, Wire) else wire.shards
-
-
-def _types(wire: Any, keys: Sequence[bytes], left: float) -> Sequence[Any]:
-    """Return the type of each key, with an error in the place of one that this user may not ask for."""
-    try:
-        replies: Sequence[Any] = wire.execute([(b"TYPE", key) for key in keys], left)
-    except RedisUnavailable as error:
-        return getattr(error, "replies", ())
-    return replies
 
 
 # The rights of this user are found out by using each service once.

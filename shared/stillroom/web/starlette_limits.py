@@ -48,7 +48,7 @@ ANSWERS_HANDSHAKES = tuple(map(int, starlette_version.split(".")[:2])) >= (0, 41
 
 
 class _Endpoint:
-    """What a decorator is put on. FastAPI asks for its schema where the decorator is given as a dependency."""
+    """Stands for what a decorator is put on. FastAPI asks for its schema where the decorator is a dependency."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, *_: Any) -> Any:
