@@ -260,16 +260,26 @@ def test_a_worker_begins_beside_files_with_the_names_of_libraries(tmp_path: Path
 
 
 def test_docs_prints_the_pages(tmp_path: Path) -> None:
-    """`stillroom docs` lists the pages, prints one, and knows one that is spelled alike."""
+    """`stillroom docs` lists the pages, prints one, and knows one that is spelled alike, or where to look."""
 
     def said(*words: str) -> subprocess.CompletedProcess[str]:
         return nursery.run_text([STILLROOM, "docs", *words], os.environ)
 
     assert "(howto/tags.md)" in said().stdout
     assert said("howto/tags").stdout.startswith("# How to choose tags\n")
-    wrong = said("howto/tag")
-    assert wrong.returncode == 2
-    assert "did you mean howto/tags?" in wrong.stderr
+    assert said("tags").stdout == said("howto/tags").stdout
+    for page, hint in [
+        ("howto/tag", "did you mean howto/tags?"),
+        (
+            "migration",
+            "several pages: migration/cashews-fastapi-cache, migration/django-redis, ",
+        ),
+        ("quota", "these mention it: "),
+        ("zzz", "there is no page 'zzz'\n"),
+    ]:
+        wrong = said(page)
+        assert wrong.returncode == 2
+        assert hint in wrong.stderr
 
 
 @pytest.mark.parametrize(
