@@ -23,7 +23,8 @@ from stillroom import (
     Stillroom,
     UnknownLoader,
 )
-from stillroom.cache.loaders import BadArguments, result_of
+from stillroom.cache.declared import result_of
+from stillroom.cache.loaders import BadArguments
 from stillroom.integrations.model_tags import ModelTags
 from stillroom.integrations.sqlalchemy import AfterCommit
 from stillroom.web.pages import Pages

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 
 from stillroom.cache.bites import KEYS_AT_ONCE, Bites, in_bites
 from stillroom.cache.core import Core, Ready, Stale
+from stillroom.cache.declared import value_type_of
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.failures import is_of_the_caller
 from stillroom.cache.keeping import TtlOf
 from stillroom.cache.leases import load_lease, loading
-from stillroom.cache.loaders import Recipe, TagSpec, value_type_of
+from stillroom.cache.loaders import Recipe, TagSpec
 from stillroom.cache.loads import LATE, WON, Attempt
 from stillroom.codec import MISS
 from stillroom.durations import Duration

@@ -7,10 +7,11 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar, overload
 
 from stillroom.cache.body import CacheBody
 from stillroom.cache.cached import AsyncCachedFunction, AsyncRegister, CachedFunction, asked_of
+from stillroom.cache.declared import is_coroutine_function
 from stillroom.cache.gathering import gather, gather_async
 from stillroom.cache.images import Images
 from stillroom.cache.keeping import TtlOf
-from stillroom.cache.loaders import Loaders, TagSpec, is_coroutine_function
+from stillroom.cache.loaders import Loaders, TagSpec
 from stillroom.cache.sharded import ShardedBody
 from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument

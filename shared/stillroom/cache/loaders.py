@@ -6,31 +6,29 @@ import ast
 import functools
 import inspect
 import json
-import operator
 import re
-import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    NotRequired,
-    Protocol,
-    Self,
-    TypeAlias,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import pydantic_core
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict
+from pydantic import TypeAdapter, ValidationError
 
 from stillroom.cache.arguments import Text, Texts, Unkeyable
 from stillroom.cache.around import Around, within
+from stillroom.cache.declared import (
+    NO_SCHEMA,
+    behind,
+    check_function,
+    checked_as,
+    has_schema,
+    hints_of,
+    is_coroutine_function,
+    place_of,
+    plain_parameters,
+    result_of,
+    signature_of,
+)
 from stillroom.cache.entry import Entry
 from stillroom.cache.keeping import Keeping, near_of
 from stillroom.cache.sharing import is_frozen
@@ -97,26 +95,8 @@ class Recipe(NamedTuple):
 
 PLACES_LIMIT = 1_000
 UNINSTALLED = "__stillroom_uninstalled__"  # on the function of a page's loader: whether no app has installed it
-RESULTS_LIMIT = 10_000  # annotations that are remembered
-# (id of a function's code, annotation) → that code, the type
-_results: dict[tuple[int, str], tuple[Any, Any]] = {}
 _NAME = re.compile(r"[\w.:-]{1,200}", re.ASCII)
 _EXACT = frozenset([int, str, bool])  # not float: JSON has no infinity
-_NO_SCHEMA = (PydanticUserError, pydantic_core.SchemaError)
-# What to write in the place of a parameter that has no name in a call, or is several.
-_INSTEAD: Mapping[Any, str] = {
-    inspect.Parameter.VAR_POSITIONAL: "take one list or tuple",
-    inspect.Parameter.VAR_KEYWORD: "name each of them",
-    inspect.Parameter.POSITIONAL_ONLY: "leave out the / behind it",
-}
-_ITERATED = (
-    "Iterator",
-    "Iterable",
-    "Generator",
-    "AsyncIterator",
-    "AsyncIterable",
-    "AsyncGenerator",
-)
 
 
 class Loader:
@@ -150,10 +130,10 @@ class Loader:
         self.keeping = keeping
         self.lease = lease
         self.name = _checked_name(name_of(function) if name is None else name)
-        _check_function(function, self.name)
-        self._signature = _signature_of(function)
-        self._names = _plain_parameters(self._signature, self.name)
-        self._hints = _hints(function, self.name)
+        check_function(function, self.name)
+        self._signature = signature_of(function)
+        self._names = plain_parameters(self._signature, self.name)
+        self._hints = hints_of(function, self.name)
         self._texts = texts
         self.type = result_of(function) if type is None else type
         self._template = Template(key, self._names, self._text_of)
@@ -413,10 +393,10 @@ class Loader:
     def _arguments_type(self) -> TypeAdapter[dict[str, Any]]:
         hints = {name: self._hints.get(name, Any) for name in self._names}
         try:
-            return _checked_as(hints, self._not_sent)
-        except _NO_SCHEMA:  # of a protocol, for example
-            known = {name: hint if _has_schema(hint) else Any for name, hint in hints.items()}
-            return _checked_as(known, self._not_sent)
+            return checked_as(hints, self._not_sent)
+        except NO_SCHEMA:  # of a protocol, for example
+            known = {name: hint if has_schema(hint) else Any for name, hint in hints.items()}
+            return checked_as(known, self._not_sent)
 
 
 class BadArguments(StillroomError, ValueError):
@@ -542,93 +522,6 @@ def several(what: str, given: Any) -> Sequence[Any]:
     return list(given)
 
 
-def result_of(function: Any) -> Any:
-    """Return the type of what a loader returns, by its annotation; Any if it has none. Raises InvalidArgument.
-
-    Asked for on each get_or_set: what has been found once is remembered by the function's code.
-    """
-    declared = _declared(function)
-    if isinstance(declared, type):
-        return declared  # a class makes objects of itself
-    annotation = getattr(declared, "__annotations__", {}).get("return", Any)
-    if annotation is Any:
-        return Any
-    if isinstance(annotation, str):
-        annotation = _result_named(annotation, declared)
-    if (owner := getattr(declared, "__self__", None)) is not None:
-        annotation = _of_owner(annotation, owner if isinstance(owner, type) else type(owner))
-    return _checked_result(annotation, name_of(function))
-
-
-def _of_owner(annotation: Any, owner: type) -> Any:
-    """Return an annotation of a bound method with its class in the place of Self."""
-    if annotation is Self:
-        return owner
-    args, origin = get_args(annotation), get_origin(annotation)
-    if not args or origin is Literal:
-        return annotation
-    found = tuple(_of_owner(one, owner) for one in args)
-    if found == args:
-        return annotation
-    if isinstance(annotation, types.UnionType):
-        return functools.reduce(operator.or_, found)
-    is_builtin = isinstance(annotation, types.GenericAlias)
-    return origin[found] if is_builtin or origin is Annotated else annotation.copy_with(found)
-
-
-def _result_named(annotation: str, declared: Any) -> Any:
-    """Return the type that an annotation names, which is looked up once for each function.
-
-    The codes of two modules' functions may be equal, and so are those of a module before and after it is reloaded.
-    """
-    code = getattr(inspect.unwrap(declared), "__code__", declared)
-    place = id(code), annotation
-    if place not in _results:
-        if len(_results) > RESULTS_LIMIT:
-            _results.clear()
-        _results[place] = code, _hints(declared, name_of(declared)).get("return", Any)
-    return _results[place][1]
-
-
-def value_type_of(load_many: Any) -> Any:
-    """Return the type of the values in the mapping that a loader of many returns; Any if it does not say."""
-    result = result_of(load_many)
-    args = get_args(result)
-    is_mapping = isinstance(get_origin(result), type) and issubclass(get_origin(result), Mapping)
-    return args[1] if is_mapping and len(args) == 2 else Any
-
-
-def place_of(function: Any) -> str:
-    """Return where a function is written: `shop.views.page.<locals>.load`."""
-    function = _declared(function)
-    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', name_of(function))}"
-
-
-def is_coroutine_function(function: Any) -> bool:
-    """Return whether calling a function gives a coroutine. A partial and an object with a `__call__` count, too."""
-    function = _called(function)
-    return inspect.iscoroutinefunction(function)
-
-
-def _called(function: Any) -> Any:
-    """Return the function behind a partial, a static method or a callable object."""
-    function = _bare(function)
-    return function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
-
-
-def _declared(function: Any) -> Any:
-    """Return what says the types of a call: a function, a class, or an object that functools.wraps was used on."""
-    function = _bare(function)
-    says_so = isinstance(function, type) or hasattr(function, "__wrapped__")
-    return function if says_so else _called(function)
-
-
-def _bare(function: Any) -> Any:
-    while isinstance(function, functools.partial | staticmethod):
-        function = function.func if isinstance(function, functools.partial) else function.__func__
-    return function
-
-
 def _is_again(one: Loader, other: Loader) -> bool:
     """Return whether a loader is the other one defined anew, in the same place of the same module.
 
@@ -644,7 +537,7 @@ def _is_again(one: Loader, other: Loader) -> bool:
 
 
 def _place_of(loader: Loader) -> tuple[str, str]:
-    function = _called(loader.function)
+    function = behind(loader.function)
     return str(getattr(function, "__module__", "")), str(getattr(function, "__qualname__", ""))
 
 
@@ -676,84 +569,6 @@ def _checked_version(version: Any) -> str | int | None:
     if isinstance(version, bool) or not isinstance(version, str | int | None):
         raise InvalidArgument(f"version={version!r:.100}: a text or a number without a fraction")
     return version
-
-
-def _check_function(function: Any, name: str) -> None:
-    if isinstance(function, classmethod):
-        raise InvalidArgument(f"{name}: write @classmethod above @….cached(…), not below it")
-    if isinstance(function, type) or not callable(function):
-        raise InvalidArgument(f"{name}: a loader is a function, not {function!r:.100}")
-    called = _called(function)
-    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
-        raise InvalidArgument(f"{name}: what it yields could be read once only; return a list")
-
-
-def _checked_result(result: Any, name: str) -> Any:
-    """Return the type of a result, or of an awaitable's result."""
-    kind = get_origin(result) or result
-    if getattr(kind, "__module__", "") != "collections.abc":
-        return type(None) if result is None else result
-    if kind.__name__ in ("Awaitable", "Coroutine"):
-        return (get_args(result) or (Any,))[-1]
-    if kind.__name__ in _ITERATED:
-        raise InvalidArgument(
-            f"{name}: {kind.__name__} could be read once only; declare and return a list"
-        )
-    return result
-
-
-def _hints(function: Any, name: str) -> dict[str, Any]:
-    try:
-        declared = _declared(function)
-        if isinstance(declared, type):
-            return {}  # a partial of a class: those of the class are no parameters
-        return get_type_hints(declared, include_extras=True)
-    except NameError as error:
-        raise InvalidArgument(
-            f"{name}: {error}; types in a loader's signature are found in its module"
-        ) from None
-
-
-def _signature_of(function: Any) -> inspect.Signature:
-    """Return the parameters of what is called: a decorator may give the function behind it one by itself.
-
-    One that takes any arguments passes them on, so there the parameters of that function count.
-    """
-    try:
-        own = inspect.signature(function, follow_wrapped=False)
-    except ValueError:  # what functools.lru_cache makes has none of its own
-        return inspect.signature(function)
-    any_kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    takes_any = any(one.kind in any_kinds for one in own.parameters.values())
-    return inspect.signature(function) if takes_any else own
-
-
-def _plain_parameters(signature: inspect.Signature, name: str) -> list[str]:
-    for parameter in signature.parameters.values():
-        if (instead := _INSTEAD.get(parameter.kind)) is not None:
-            raise InvalidArgument(
-                f"{name}: a loader has plain named parameters only, not {parameter}; {instead}"
-            )
-    return list(signature.parameters)
-
-
-def _checked_as(
-    hints: Mapping[str, Any], not_required: frozenset[str] = frozenset()
-) -> TypeAdapter[dict[str, Any]]:
-    """Return what checks arguments of these types by name. Raises one of _NO_SCHEMA."""
-    fields = {n: NotRequired[hint] if n in not_required else hint for n, hint in hints.items()}
-    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-    # A type checker wants literals; a signature is known when the app runs.
-    make: Any = TypedDict
-    return TypeAdapter(with_config(config)(make("arguments", fields)))
-
-
-def _has_schema(hint: Any) -> bool:
-    try:
-        _checked_as({"argument": hint})
-    except _NO_SCHEMA:
-        return False
-    return True
 
 
 def _fields_of(loader: str, text: bytes) -> dict[str, Any]:

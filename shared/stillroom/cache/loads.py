@@ -11,12 +11,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 from stillroom.cache.away import Form, Load, Taken
 from stillroom.cache.away import Packed as PackedAway
+from stillroom.cache.declared import result_of
 from stillroom.cache.entry import body
 from stillroom.cache.failures import is_of_the_caller
 from stillroom.cache.figures import LoaderFigures
 from stillroom.cache.keeping import Keeper, Keeping, Life
 from stillroom.cache.leases import Leases, load_lease, loading
-from stillroom.cache.loaders import Recipe, TagSpec, result_of, several
+from stillroom.cache.loaders import Recipe, TagSpec, several
 from stillroom.cache.lookup import Lookup
 from stillroom.cache.marks import read_clock
 from stillroom.cache.means import Means, Place
