@@ -39,7 +39,8 @@ from stillroom.limits.denials import REMEMBERED_S
 from stillroom.limits.limit import QUOTA_LIMIT, WINDOW_LIMIT
 from stillroom.limits.log import SLICES
 from stillroom.locks.body import WAITERS
-from stillroom.settings import PEPPER_LEAST, SECRETS, environment_names
+from stillroom.setting_types import PEPPER_LEAST
+from stillroom.settings import SECRETS, environment_names
 from stillroom_workers import app as celery
 from stillroom_workers.schedule import SCHEDULE
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pydantic import SecretStr
 
 from stillroom.errors import SettingsError
-from stillroom.settings import PEPPER_LEAST, Settings
+from stillroom.setting_types import PEPPER_LEAST
+from stillroom.settings import Settings
 
 log = logging.getLogger("stillroom")
 

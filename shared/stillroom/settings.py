@@ -14,16 +14,11 @@ import os
 import re
 import stat
 from collections.abc import Container, Iterable, Mapping
-from contextlib import suppress
-from ipaddress import ip_network
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
-from urllib.parse import parse_qs, quote, unquote, urlsplit, urlunsplit
+from typing import Annotated, Any, get_args
+from urllib.parse import urlsplit
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -33,166 +28,41 @@ from pydantic import (
     model_validator,
 )
 
-from stillroom.address import (
-    OPTIONS,
-    SCHEMES,
-    SERVERS,
-    TLS_OPTIONS,
-    check_url,
-    is_sentinel,
-    read_sentinel,
-)
-from stillroom.durations import meant_seconds
-from stillroom.edges import EDGES, networks_of
+from stillroom.address import is_sentinel
+from stillroom.edges import networks_of
 from stillroom.errors import SettingsError, did_you_mean
-from stillroom.place import each_url, is_same_place
+from stillroom.place import is_same_place
 from stillroom.readable import watch
-from stillroom.subject import unwrapped_network
+from stillroom.setting_types import (
+    UNIX,
+    BrokerOrNone,
+    Networks,
+    PathOrNone,
+    Proxies,
+    ProxyHeader,
+    RedisUrl,
+    ReplicasOrNone,
+    Seconds,
+    SecondsKept,
+    SecondsOrNone,
+    Secrets,
+    TextOrNone,
+    UrlOrNone,
+    Words,
+)
+from stillroom.urls import check_node, for_broker, redact
 
 PREFIX = "STILLROOM_"
 URLS = ("_url", "_backend")  # how a setting's name ends that may hold a password in the middle
 ROLES = ("state", "cache")  # of servers
 LOOPBACK = ("127.0.0.0/8", "::1/128")
-USUAL_BROKERS = ("redis", "rediss", "redis+sentinel", "amqp", "amqps", "sqs")
-UNIX = "unix"  # among the trusted proxies: whoever comes through a socket file
-PEPPER_LEAST = 32  # characters
 SECRET_LIMIT = 64 * 1024  # bytes of a file
 PIPE_WITHIN_MS = 5_000
-
-
-def _broker_url(url: str) -> str:
-    """Check a broker URL that is a Redis URL. Of other brokers kombu must know the scheme."""
-    scheme, mark, _ = url.partition("://")
-    if scheme == "sentinel":
-        form = "redis+sentinel://host:26379,host:26379/<master>/<database>"
-        raise ValueError(f"Sentinels are named as in REDIS_URL: {form}")
-    if scheme in SCHEMES and len(each_url(url)) == 1:
-        return check_url(url, of_broker=True)
-    from kombu.transport import TRANSPORT_ALIASES  # slow to import: only for what is not Redis
-
-    kind = scheme.partition("+")[0]
-    if not mark or kind not in TRANSPORT_ALIASES:
-        usual = ", ".join(f"{name}://" for name in USUAL_BROKERS)
-        hint = did_you_mean(kind.lower(), USUAL_BROKERS)
-        raise ValueError(f"a broker's URL starts with {usual} or another scheme of kombu's{hint}")
-    return url
-
-
-def _words(value: object) -> object:
-    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
-
-
-def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Check the networks. An IPv4 network in IPv6 notation becomes that IPv4 network, as addresses do."""
-    return tuple(map(_network, values))
-
-
-def _network(text: str) -> str:
-    try:
-        network = ip_network(text)
-    except ValueError as error:
-        hint = f"; did you mean {meant}?" if (meant := _without_host_bits(text)) else ""
-        raise ValueError(
-            f"a network is written as 10.0.0.0/8 or 2001:db8::/32; {error}{hint}"
-        ) from None
-    plain = unwrapped_network(network, nat64=False)
-    return text if plain is network else str(plain)
-
-
-def _without_host_bits(text: str) -> str:
-    """Return the network that an address with a prefix is in: 10.0.0.0/8 for 10.0.0.1/8. Empty if it is none."""
-    with suppress(ValueError):
-        return str(ip_network(text, strict=False))
-    return ""
-
-
-def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
-    known = (*EDGES, UNIX)
-    for text in values:
-        if text.isalpha() and text not in known:
-            raise ValueError(
-                f"a network is written as 10.0.0.0/8 or 2001:db8::/32, or is one of {', '.join(known)}"
-                f"{did_you_mean(text, known)}"
-            )
-    return tuple([text if text in known else _network(text) for text in values])
-
-
-def _with_addresses(proxies: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(text for text in proxies if text != UNIX)
-
-
-def _none_if_empty(value: object) -> object:
-    """Return None for what is set to nothing, as `${CACHE_URL:-}` in a stack file does: it is not set."""
-    return None if isinstance(value, str) and not value.strip() else value
-
-
-def _has_host(url: str) -> bool:
-    """Return whether a web address names a host, and no port that there can't be."""
-    try:
-        parts = urlsplit(url)
-        return bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-
-
-def _in_small_letters(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _seconds(value: object) -> object:
-    """Return a timedelta as seconds. Refuse True, which would be read as one, and text such as 5m."""
-    if isinstance(value, bool) or (isinstance(value, str) and not _is_number(value)):
-        hint = f"; did you mean {meant}?" if (meant := meant_seconds(value)) else ""
-        raise ValueError(f"a number of seconds, or a timedelta{hint}")
-    total_seconds = getattr(value, "total_seconds", None)
-    return total_seconds() if total_seconds else value
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _peppers(value: object) -> object:
-    given = value.get_secret_value() if isinstance(value, SecretStr) else value
-    peppers = given.replace(",", " ").split() if isinstance(given, str) else given
-    if isinstance(peppers, list | tuple):
-        texts = [p.get_secret_value() if isinstance(p, SecretStr) else str(p) for p in peppers]
-        if any(len(text) < PEPPER_LEAST for text in texts):
-            raise ValueError(f"a pepper has at least {PEPPER_LEAST} characters")
-        return tuple(SecretStr(text) for text in texts)
-    return peppers
 
 
 # Kubernetes sets SERVICE and PORT in every pod for a Service that is called stillroom.
 # IMAGE is for stack.yml: it is in the shell that deploys, where commands run too.
 _NO_SETTING = re.compile(r"STILLROOM_((SERVICE|PORT)_?|IMAGE$)")
-
-RedisUrl = Annotated[str, AfterValidator(check_url)]
-BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
-LONGEST = 366 * 86_400
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=LONGEST)]
-# What Redis counts in whole milliseconds: it refuses a life of none.
-SecondsKept = Annotated[float, BeforeValidator(_seconds), Field(ge=0.001, le=LONGEST)]
-SecondsOrNone = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=LONGEST)]
-Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_peppers)]
-Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
-Networks = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_networks)]
-ProxyHeader = Annotated[
-    Literal["x-forwarded-for", "forwarded", "cf-connecting-ip", "x-real-ip"],
-    BeforeValidator(_in_small_letters),  # the name of a header has no case
-]
-PathOrNone = Annotated[Path | None, BeforeValidator(_none_if_empty)]
-TextOrNone = Annotated[str | None, BeforeValidator(_none_if_empty)]
-UrlOrNone = Annotated[RedisUrl | None, BeforeValidator(_none_if_empty)]
-ReplicasOrNone = Annotated[
-    Annotated[int, Field(ge=0, le=10)] | None, BeforeValidator(_none_if_empty)
-]
-BrokerOrNone = Annotated[BrokerUrl | None, BeforeValidator(_none_if_empty)]
-Proxies = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_proxies)]
 
 
 class Settings(BaseModel):
@@ -452,12 +322,14 @@ class Settings(BaseModel):
     def _agree(self) -> Settings:
         if self.ttl + self.swr > self.life_limit:
             raise ValueError(
-                f"ttl + swr is {self.ttl + self.swr:,.15g} s; life_limit allows {self.life_limit:,.15g} s"
+                f"STILLROOM_TTL + STILLROOM_SWR is {self.ttl + self.swr:,.15g} s; "
+                f"STILLROOM_LIFE_LIMIT allows {self.life_limit:,.15g} s"
             )
-        if (longest := max(self.lease, self.refresh_lease)) > self.lease_limit:
-            raise ValueError(
-                f"lease or refresh_lease is {longest:,.15g} s; lease_limit allows {self.lease_limit:,.15g} s"
-            )
+        for name, lease in {"LEASE": self.lease, "REFRESH_LEASE": self.refresh_lease}.items():
+            if lease > self.lease_limit:
+                raise ValueError(
+                    f"STILLROOM_{name} is {lease:,.15g} s; STILLROOM_LEASE_LIMIT allows {self.lease_limit:,.15g} s"
+                )
         return self
 
     @field_validator("ready_requires")
@@ -504,29 +376,29 @@ class Settings(BaseModel):
     def _check_cluster(self) -> Settings:
         if self.cluster:
             if self.cache_url is None:
-                raise ValueError("cluster is for the cache: give its cache_url")
+                raise ValueError("STILLROOM_CLUSTER is for the cache: set STILLROOM_CACHE_URL")
             if self.cache_url == self.redis_url and not self.state_cluster:
                 raise ValueError(
-                    "cluster is for the cache alone: give its cache_url, and a redis_url that is no cluster; "
-                    "or set STILLROOM_STATE_CLUSTER=1, if sessions and limits are to be on the cluster, too"
+                    "STILLROOM_CLUSTER is for the cache alone: set STILLROOM_CACHE_URL, and a REDIS_URL that is "
+                    "no cluster; or set STILLROOM_STATE_CLUSTER=1, if sessions and limits are to be on it, too"
                 )
-            _check_node(self.cache_url)
+            check_node(self.cache_url)
         return self
 
     @model_validator(mode="after")
     def _check_state_cluster(self) -> Settings:
         if not self.state_cluster:
             return self
-        _check_node(self.redis_url)
+        check_node(self.redis_url)
         if self.cache_url is None or (self.cache_url == self.redis_url and not self.cluster):
             raise ValueError(
-                "state_cluster is for sessions and limits alone: give a cache_url. If the cache is on a cluster, "
-                "too, set STILLROOM_CLUSTER=1"
+                "STILLROOM_STATE_CLUSTER is for sessions and limits alone: set STILLROOM_CACHE_URL. If the cache "
+                "is on a cluster, too, set STILLROOM_CLUSTER=1"
             )
         if self.broker_url is None:
             raise ValueError(
-                "state_cluster needs a broker_url: Celery can't use a cluster as its broker. STILLROOM_BROKER_URL "
-                "leads to one server, to Sentinels, or to RabbitMQ"
+                "STILLROOM_STATE_CLUSTER needs STILLROOM_BROKER_URL, which leads to one server, to Sentinels, "
+                "or to RabbitMQ: Celery can't use a cluster as its broker"
             )
         return self
 
@@ -546,7 +418,7 @@ class Settings(BaseModel):
     @property
     def proxy_networks(self) -> tuple[str, ...]:
         """Return the networks of the trusted proxies, without those that come through a socket file."""
-        return networks_of(_with_addresses(self.trusted_proxies))
+        return networks_of([text for text in self.trusted_proxies if text != UNIX])
 
     @property
     def exempt(self) -> tuple[str, ...]:
@@ -576,7 +448,7 @@ class Settings(BaseModel):
     @property
     def broker(self) -> str:
         """Return the broker's URL for Celery, the password filled in where the URL has none."""
-        return _for_broker(self.broker_url or self.redis_url, self.password)
+        return for_broker(self.broker_url or self.redis_url, self.password)
 
     @property
     def results(self) -> str | None:
@@ -588,7 +460,7 @@ class Settings(BaseModel):
         url = self.result_backend
         if url is None and is_same_place(os.environ.get("CELERY_RESULT_BACKEND"), self.broker):
             return self.broker
-        return None if url is None else _for_broker(url, self.password)
+        return None if url is None else for_broker(url, self.password)
 
     def differs_in(self, other: Settings) -> str:
         """Return the name of the first setting by which another process is elsewhere; empty if there is none.
@@ -674,62 +546,6 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def redact(url: str) -> str:
-    """Return the URL, or a broker's several, without passwords, for logs and errors.
-
-    >>> redact("redis://app:secret@cache:6379/0")
-    'redis://app:***@cache:6379/0'
-    >>> redact("unix:///run/redis.sock?password=secret;redis://:other@b")
-    'unix:///run/redis.sock?password=***;redis://:***@b'
-    """
-    return ";".join(map(_redact_one, each_url(url)))
-
-
-def _redact_one(url: str) -> str:
-    scheme, mark, rest = url.rpartition("://")
-    before, at, after = rest.rpartition("@")
-    user = before.partition(":")[0] + ":***" if ":" in before or not mark else before
-    plain = f"{scheme}{mark}{user if at else ''}{at}{after}"
-    return re.sub(r"(?s)(password=).*?(?=&\w+=|\Z)", r"\1***", plain)
-
-
-def _for_broker(url: str, password: str | None) -> str:
-    """Return a Redis URL as kombu reads it, the password filled in where it has none.
-
-    What it says of TLS is told apart from it: see `broker_tls` in dispatch.py. Of Sentinels kombu wants one URL
-    each; the primary's name is among its options.
-    """
-    if len(several := each_url(url)) > 1:
-        return ";".join(_for_broker(one, password) for one in several)
-    if is_sentinel(url):
-        sentinels, _, primary = read_sentinel(url)
-        direct = urlsplit(_for_broker(primary, password))
-        who, at, _ = direct.netloc.rpartition("@")
-        hosts = [f"[{host}]" if ":" in host else host for host, _ in sentinels]
-        return ";".join(
-            f"sentinel://{who}{at}{host}:{port}{direct.path}"
-            for host, (_, port) in zip(hosts, sentinels, strict=True)
-        )
-    parts = urlsplit(url)
-    if parts.scheme not in SERVERS:
-        return url
-    query = parse_qs(parts.query)
-    given = parts.username or "", parts.password or ""
-    user, secret = (quote(unquote(text), safe="") for text in given)  # kombu reads `;` as an end
-    user = user or quote(query.get("username", [""])[0], safe="")
-    secret = secret or quote(query.get("password", [password or ""])[0], safe="")
-    login = f"{user}:{secret}@" if secret else f"{user}@" if user else ""
-    location = login + parts.netloc.rpartition("@")[2]
-    if parts.scheme == "unix":  # kombu has another name for it, and for the database
-        database = query.get("db", ["0"])[0]
-        return f"redis+socket://{location}{parts.path}?virtual_host={database}"
-    # kombu fails at these options of redis-py, which prefers the database in the option to that in the path.
-    path = f"/{query['db'][0]}" if "db" in query else parts.path
-    told = (*OPTIONS, *TLS_OPTIONS)
-    rest = [one for one in parts.query.split("&") if one.partition("=")[0] not in told]
-    return urlunsplit(parts._replace(netloc=location, path=path, query="&".join(rest)))
-
-
 # What redis-py, Django, Flask and other caches call it → the setting.
 ELSEWHERE = {
     **dict.fromkeys(
@@ -807,11 +623,10 @@ def _given(name: str, value: object) -> str:
     return repr(redact(value)) if name.endswith(URLS) and isinstance(value, str) else repr(value)
 
 
-def _check_node(url: str) -> None:
-    """Raise ValueError for a URL that leads to no node of a cluster."""
-    if is_sentinel(url):
-        raise ValueError("a cluster fails over by itself: its URL names a node, no Sentinels")
-    parts = urlsplit(url)
-    database = parts.path.strip("/") or parse_qs(parts.query).get("db", ["0"])[0]
-    if parts.scheme == "unix" or database != "0":
-        raise ValueError("a cluster is reached by host and port, and has no database but 0")
+def _has_host(url: str) -> bool:
+    """Return whether a web address names a host, and no port that there can't be."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

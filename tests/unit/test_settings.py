@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from stillroom import Settings, SettingsError
-from stillroom.settings import SECRETS, environment_names, redact
+from stillroom.settings import SECRETS, environment_names
+from stillroom.urls import redact
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
@@ -48,7 +49,11 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
             "STILLROOM_TTL='5m': a number of seconds, or a timedelta; did you mean 300?",
         ),
         ("STILLROOM_TTL", "soon", "STILLROOM_TTL='soon': a number of seconds, or a timedelta"),
-        ("STILLROOM_SWR", "1000000", "ttl + swr is 1,000,300 s; life_limit allows 604,800 s"),
+        (
+            "STILLROOM_SWR",
+            "1000000",
+            "STILLROOM_TTL + STILLROOM_SWR is 1,000,300 s; STILLROOM_LIFE_LIMIT allows 604,800 s",
+        ),
         ("STILLROOM_OTEL", "on please", "STILLROOM_OTEL='on please': 0 or 1"),
         ("STILLROOM_HOST", "x", "STILLROOM_HOST is not a setting; did you mean REDIS_URL?"),
         ("STILLROOM_KEY_PREFIX", "x", "is not a setting; did you mean STILLROOM_NAMESPACE?"),
@@ -130,7 +135,11 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("REDIS_URL", ":canary@redis", "REDIS_URL=':***@redis': a Redis URL starts with"),
         ("STILLROOM_WEBHOOK_URL", "https://u:[canary]@x/", "=***: a webhook's address"),
         ("STILLROOM_WEBHOOK_URL", "https://u:canary℀@x/", "=***: in a webhook's address a space"),
-        ("STILLROOM_LIFE_LIMIT", "10", "ttl + swr is 300 s; life_limit allows 10 s"),
+        (
+            "STILLROOM_LIFE_LIMIT",
+            "10",
+            "STILLROOM_TTL + STILLROOM_SWR is 300 s; STILLROOM_LIFE_LIMIT allows 10 s",
+        ),
     ],
 )
 def test_a_mistake_is_answered_with_what_is_allowed(

@@ -24,7 +24,8 @@ from stillroom.cli.stack import redis_url, services
 from stillroom.cli.supervisor import Supervisor
 from stillroom.embedded import free_port
 from stillroom.errors import StillroomError
-from stillroom.settings import Settings, redact
+from stillroom.settings import Settings
+from stillroom.urls import redact
 
 # Seconds a page is fresh for somebody who looks at it; a real shop would say minutes.
 FRESH_SERVED = "10"

@@ -11,8 +11,8 @@ from typing import Any
 
 from stillroom.errors import LoadFailed, LoadShed
 from stillroom.oldest import oldest
-from stillroom.settings import redact
 from stillroom.shown import message_of
+from stillroom.urls import redact
 
 TOLD_MS = 2_000  # a waiter looks every 75 ms at the latest
 KEPT_S = TOLD_MS / 1000

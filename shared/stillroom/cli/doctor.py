@@ -27,9 +27,10 @@ from stillroom.moving import SHARDS, Side, shut_shards
 from stillroom.operation import Driver
 from stillroom.probes import state_keys, types_of
 from stillroom.room import Stillroom
-from stillroom.settings import Settings, redact
+from stillroom.settings import Settings
 from stillroom.shown import shown
 from stillroom.stats import Stats
+from stillroom.urls import redact
 from stillroom.wire import ShardWire, Wire
 from stillroom.wire.sentinel import Watch
 

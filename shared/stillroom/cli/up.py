@@ -8,7 +8,8 @@ import typer
 
 from stillroom.cli.stack import redis_url, services
 from stillroom.cli.supervisor import Supervisor
-from stillroom.settings import Settings, redact
+from stillroom.settings import Settings
+from stillroom.urls import redact
 
 
 def up(

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_network
 from itertools import islice
 
-from stillroom.settings import UNIX, Settings
+from stillroom.setting_types import UNIX
+from stillroom.settings import Settings
 from stillroom.subject import UNKNOWN, Address, peer_address, subject_of, unwrapped_network
 
 HOPS = 64  # proxies in a row; nobody has so many

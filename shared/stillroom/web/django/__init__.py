@@ -20,7 +20,8 @@ from django.utils.module_loading import import_string
 
 from stillroom.errors import SettingsError
 from stillroom.room import Stillroom
-from stillroom.settings import Settings, redact
+from stillroom.settings import Settings
+from stillroom.urls import redact
 
 _lock = threading.RLock()  # a signal handler may call while this thread holds it
 # By the id of the setting STILLROOM, for tests that override it.
