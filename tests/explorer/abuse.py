@@ -8,18 +8,17 @@ an end.
 
 from __future__ import annotations
 
-import atexit
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from stillroom import Limit, NoDispatch, RedisUnavailable, Settings, Stillroom
-from tests.explorer.explorer import Broken
-from tests.explorer.watch import Watch, endless
+from stillroom import Limit, RedisUnavailable, Settings
+from tests.explorer.explorer import Broken, Model
+from tests.explorer.watch import endless
 from tests.explorer.world import Actor, World
 
 SUBJECTS = ("203.0.113.7", "203.0.113.7", "198.51.100.9")
@@ -28,21 +27,6 @@ FREE = Limit("free", 1_000_000, 60)
 PEACE_S, REMEMBERED_S = 600.0, 5.0
 KEPT_S = 58.0  # what has to be read by another worker, a minute later, still counts then
 STREAMS = (b":abuse", b":abuse:log", b":abuse:aside")  # these have a length
-WEIGHTS: dict[str, float] = {
-    "report": 8,
-    "scan": 3,
-    "check": 2,
-    "lift": 0.7,
-    "time": 0.7,
-    "die": 0.7,
-    "lose": 0.3,
-}
-SETTINGS: dict[str, Any] = {
-    "session_peppers": ["a-pepper-of-thirty-two-bytes-...."],
-    "abuse_rules": Path(__file__).with_name("rules.toml"),
-    "breaker_failures": 1_000_000,
-    "breaker_calls": 1_000_000,
-}
 
 
 @dataclass(frozen=True)
@@ -80,15 +64,27 @@ class Lift:
     ended_s: float
 
 
-class AbuseModel:
+class AbuseModel(Model):
     """Models two processes that report events, and two workers that judge them."""
 
+    SETTINGS: ClassVar[dict[str, Any]] = {
+        "session_peppers": ["a-pepper-of-thirty-two-bytes-...."],
+        "abuse_rules": Path(__file__).with_name("rules.toml"),
+        "breaker_failures": 1_000_000,
+        "breaker_calls": 1_000_000,
+    }
+    WEIGHTS: ClassVar[dict[str, float]] = {
+        "report": 8,
+        "scan": 3,
+        "check": 2,
+        "lift": 0.7,
+        "time": 0.7,
+        "die": 0.7,
+        "lose": 0.3,
+    }
+
     def __init__(self, world: World, settings: Settings, weights: Mapping[str, float]) -> None:
-        self.world = world
-        self.watch = Watch(world)
-        self._settings = settings
-        self._weights = weights
-        self._opened: list[Stillroom] = []
+        super().__init__(world, settings, weights)
         self.rooms = [self._room() for _ in range(4)]
         self.events: list[Event] = []
         self.lifts: list[Lift] = []
@@ -96,15 +92,10 @@ class AbuseModel:
         self._numbers = iter(range(1_000_000))
         self._ended_s = 0.0
 
-    def _room(self) -> Stillroom:
-        self._opened.append(Stillroom(self._settings, dispatch=NoDispatch()))
-        return self._opened[-1]
-
     # Events
 
     def act(self) -> None:
         self._look()
-        chance = self.world.random
         acts: dict[str, Callable[[], None]] = {
             "report": self._report,
             "scan": self._scan,
@@ -114,11 +105,7 @@ class AbuseModel:
             "die": self._let_a_worker_die,
             "lose": self.world.lose_scripts,
         }
-        (name,) = chance.choices(list(self._weights), list(self._weights.values()))
-        acts[name]()
-
-    def _look(self) -> None:
-        self.watch.look()
+        acts[self._next()]()
 
     def _report(self) -> None:
         chance = self.world.random
@@ -179,11 +166,6 @@ class AbuseModel:
         self.rooms[worker] = self._room()
 
     # Invariants
-
-    def close(self) -> None:
-        for room in self._opened:
-            atexit.unregister(room._cache_body.deliver_last)
-            room._at_exit.disarm()
 
     def end(self) -> None:
         self._look()
@@ -287,13 +269,3 @@ class AbuseModel:
     def _stream(self, key: bytes) -> list[tuple[bytes, dict[bytes, bytes]]]:
         entries = self.world.ask("XRANGE", key, "-", "+")
         return [(name, dict(zip(f[::2], f[1::2], strict=True))) for name, f in entries]
-
-    def _expect(self, call: Actor, errors: tuple[type[Exception], ...] = ()) -> None:
-        self._look()
-        if call.error is not None and not isinstance(call.error, errors):
-            raise Broken(f"{call.name} raised {call.error!r}") from call.error
-
-
-def maker(settings: Settings, **weights: float) -> Callable[[World], AbuseModel]:
-    """Makes a model for each run, with these settings, and other weights for what happens."""
-    return lambda world: AbuseModel(world, settings, WEIGHTS | weights)

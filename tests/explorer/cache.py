@@ -8,13 +8,12 @@ promise.
 
 from __future__ import annotations
 
-import atexit
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache, partial
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 from pydantic import TypeAdapter
@@ -22,39 +21,15 @@ from typing_extensions import TypedDict
 
 from stillroom import Freshness, LoadFailed, RedisUnavailable, Settings, Stillroom
 from stillroom.cache.loaders import Loader
-from tests.explorer.explorer import Broken
+from tests.explorer.explorer import Broken, Model
 from tests.explorer.world import Actor, World
 from tests.support.entries import Recording
 
 KEYS = ("a1", "a2", "b1")
 WEIGHTS_OF_KEYS = (6, 1, 2)  # most of what happens is about one key
 GLOBS = ("*", "a*", "a1", "[ab]1", "x*")
-WEIGHTS_OF_ACTS: dict[str, float] = {
-    "read": 7,
-    "write": 5,
-    "invalidate": 6,
-    "work": 2,
-    "order": 1.5,
-    "lose": 1.2,
-    "die": 0.8,
-}
 WORKER = 2  # the process that works in the background
 EVERYTHING = "everything"
-SETTINGS: dict[str, Any] = {
-    "ttl": 60.0,
-    "swr": 300.0,
-    "jitter": 0.0,  # every step follows from the seed
-    "life_limit": 900.0,
-    "lease": 2.0,
-    "wait": 3.0,
-    "refresh_lease": 2.0,
-    "lease_limit": 5.0,
-    "backoff": 1.0,
-    "backoff_limit": 4.0,
-    "breaker_failures": 1_000_000,
-    "breaker_calls": 1_000_000,
-    "outbox_limit": 3,
-}
 
 
 def tags_of(key: str) -> list[str]:
@@ -117,25 +92,43 @@ class Invalidation:
         )
 
 
-class CacheModel:
+class CacheModel(Model):
     """Two processes and a worker on one cache."""
 
+    SETTINGS: ClassVar[dict[str, Any]] = {
+        "ttl": 60.0,
+        "swr": 300.0,
+        "jitter": 0.0,  # every step follows from the seed
+        "life_limit": 900.0,
+        "lease": 2.0,
+        "wait": 3.0,
+        "refresh_lease": 2.0,
+        "lease_limit": 5.0,
+        "backoff": 1.0,
+        "backoff_limit": 4.0,
+        "breaker_failures": 1_000_000,
+        "breaker_calls": 1_000_000,
+        "outbox_limit": 3,
+    }
+    WEIGHTS: ClassVar[dict[str, float]] = {
+        "read": 7,
+        "write": 5,
+        "invalidate": 6,
+        "work": 2,
+        "order": 1.5,
+        "lose": 1.2,
+        "die": 0.8,
+    }
+
     def __init__(self, world: World, settings: Settings, weights: Mapping[str, float]) -> None:
-        self.world = world
-        self._settings = settings
-        self._weights = weights
+        super().__init__(world, settings, weights)
         self.dispatch = Recording()
-        self._opened: list[Stillroom] = []
         self.rooms = [self._room() for _ in range(3)]
         self.loaders = [self._loaders(room) for room in self.rooms]
         self.made: dict[int, Made] = {}
         self.failed: list[float] = []  # when loads have failed
         self.invalidations: list[Invalidation] = []
         self.ordered: list[tuple[str, Actor, int]] = []  # what, by which call, on which server
-
-    def _room(self) -> Stillroom:
-        self._opened.append(Stillroom(self._settings, dispatch=self.dispatch))
-        return self._opened[-1]
 
     def _loaders(self, room: Stillroom) -> Any:
         def load(key: str) -> int:
@@ -162,8 +155,7 @@ class CacheModel:
     # Events
 
     def act(self) -> None:
-        chance = self.world.random
-        process = chance.randint(0, 1)
+        process = self.world.random.randint(0, 1)
         acts: dict[str, Callable[[int], None]] = {
             "read": self._read,
             "write": self._write,
@@ -173,8 +165,7 @@ class CacheModel:
             "lose": self._lose,
             "die": self._begin_anew,
         }
-        (name,) = chance.choices(list(self._weights), list(self._weights.values()))
-        acts[name](process)
+        acts[self._next()](process)
 
     def _key(self) -> str:
         return self.world.random.choices(KEYS, WEIGHTS_OF_KEYS)[0]
@@ -327,11 +318,6 @@ class CacheModel:
 
     # Invariants
 
-    def close(self) -> None:
-        for room in self._opened:
-            atexit.unregister(room._cache_body.deliver_last)
-            room._at_exit.disarm()
-
     def end(self) -> None:
         world = self.world
         if self.ordered:
@@ -362,10 +348,6 @@ class CacheModel:
         """Begin a call; it is checked as soon as it has ended."""
         self.world.call(name, process, act, check)
 
-    def _expect(self, call: Actor, errors: tuple[type[Exception], ...]) -> None:
-        if call.error is not None and not isinstance(call.error, errors):
-            raise Broken(f"{call.name} raised {call.error!r}") from call.error
-
     def _check_read(self, call: Actor) -> None:
         self._expect(call, (OSError, LoadFailed))
         if isinstance(call.error, LoadFailed) and not any(at > call.began for at in self.failed):
@@ -391,8 +373,3 @@ class CacheModel:
                     f"{call.name}, begun at {call.began}, saw value {value}, made at {made.at}, in spite of "
                     f"{one.call.name}, begun at {one.call.began} and ended at {one.call.returned}"
                 )
-
-
-def maker(settings: Settings, **weights: float) -> Callable[[World], CacheModel]:
-    """Makes a model for each run, with these settings, and other weights for what happens."""
-    return lambda world: CacheModel(world, settings, WEIGHTS_OF_ACTS | weights)

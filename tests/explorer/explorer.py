@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
-from tests.explorer.world import SOCKET, Fate, World
+from stillroom import NoDispatch, Settings, Stillroom
+from stillroom.dispatch import Dispatch
+from tests.explorer.watch import Watch
+from tests.explorer.world import SOCKET, Actor, Fate, World
 from tests.support.clocked import ClockedServer
 
 SERVERS = 3
@@ -49,17 +53,59 @@ class Broken(AssertionError):
     """A promise was broken."""
 
 
-class Model(Protocol):
+class Model:
     """Makes the calls of a run, and checks what must be true of them. Each run has a new one."""
+
+    SETTINGS: ClassVar[dict[str, Any]] = {}
+    WEIGHTS: ClassVar[dict[str, float]] = {}  # how often each kind of event happens
+    dispatch: Dispatch = NoDispatch()
+
+    def __init__(self, world: World, settings: Settings, weights: Mapping[str, float]) -> None:
+        self.world = world
+        self.watch = Watch(world)
+        self._settings = settings
+        self._weights = weights
+        self._opened: list[Stillroom] = []
 
     def act(self) -> None:
         """Begin a call, or let something happen that only this model knows."""
+        raise NotImplementedError
 
     def end(self) -> None:
         """Look at everything once more, when all calls have ended. Raises Broken."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Clean up after the run, whatever came of it."""
+        for room in self._opened:
+            atexit.unregister(room._cache_body.deliver_last)
+            room._at_exit.disarm()
+
+    def _room(self) -> Stillroom:
+        """Open a room, as a new process does."""
+        self._opened.append(Stillroom(self._settings, dispatch=self.dispatch))
+        return self._opened[-1]
+
+    def _next(self) -> str:
+        """Choose the kind of the next event."""
+        (name,) = self.world.random.choices(list(self._weights), list(self._weights.values()))
+        return name
+
+    def _look(self) -> None:
+        """Look for an accident that happened meanwhile."""
+        self.watch.look()
+
+    def _expect(self, call: Actor, errors: tuple[type[Exception], ...] = ()) -> None:
+        """Check that the call raised no other errors than these."""
+        self._look()
+        if call.error is not None and not isinstance(call.error, errors):
+            raise Broken(f"{call.name} raised {call.error!r}") from call.error
+
+
+def maker(model: type[Model], **weights: float) -> Callable[[World], Model]:
+    """Makes a model for each run, with other weights for what happens."""
+    settings = Settings(**model.SETTINGS)
+    return lambda world: model(world, settings, model.WEIGHTS | weights)
 
 
 def run(world: World, seed: int, make: Callable[[World], Model], acts: int = 12) -> None:

@@ -10,24 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from stillroom import Limit, Settings
-from tests.explorer import limits
 from tests.explorer.explorer import Broken
 from tests.explorer.limits import IP, LATE_S, LimitsModel
 from tests.explorer.world import Actor, World
 
 PLACES = Limit("places", 2, 30, in_flight=True)
-SETTINGS = limits.SETTINGS
-WEIGHTS: dict[str, float] = {
-    "take off": 7,
-    "land": 6,
-    "deliver": 1,
-    "away": 1.5,
-    "lose": 0.5,
-    "die": 0.3,
-}
 
 
 @dataclass
@@ -43,6 +33,15 @@ class Flight:
 class FlightsModel(LimitsModel):
     """One process that has all of the places, or two that share them."""
 
+    WEIGHTS: ClassVar[dict[str, float]] = {
+        "take off": 7,
+        "land": 6,
+        "deliver": 1,
+        "away": 1.5,
+        "lose": 0.5,
+        "die": 0.3,
+    }
+
     def __init__(self, world: World, settings: Settings, weights: Mapping[str, float]) -> None:
         super().__init__(world, settings, weights)
         self.flights: list[Flight] = []
@@ -57,8 +56,7 @@ class FlightsModel(LimitsModel):
             "lose": self._lose_scripts,
             "die": self._begin_anew,
         }
-        (name,) = self.world.random.choices(list(self._weights), list(self._weights.values()))
-        acts[name](self.world.random.randrange(self.processes))
+        acts[self._next()](self.world.random.randrange(self.processes))
 
     def _take_off(self, process: int) -> None:
         began_s = self.world.monotonic
@@ -112,8 +110,3 @@ class FlightsModel(LimitsModel):
             left = world.run("last peek of places", 9, peek).value.remaining
             if left != PLACES.quota:
                 raise Broken(f"{left} of {PLACES.quota} places are free, and nobody is in flight")
-
-
-def maker(settings: Settings, **weights: float) -> Callable[[World], FlightsModel]:
-    """Makes a model for each run, with these settings, and other weights for what happens."""
-    return lambda world: FlightsModel(world, settings, WEIGHTS | weights)

@@ -8,15 +8,14 @@ given back. No check raises anything, and every key has an end.
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
-from stillroom import Limit, NoDispatch, RedisUnavailable, Reservation, Settings, Stillroom
-from tests.explorer.explorer import Broken
-from tests.explorer.watch import Watch, endless
+from stillroom import Limit, RedisUnavailable, Reservation, Settings
+from tests.explorer.explorer import Broken, Model
+from tests.explorer.watch import endless
 from tests.explorer.world import Actor, World
 
 IP = "203.0.113.7"
@@ -24,24 +23,6 @@ LONG, SHORT, MANY = Limit("long", 4, 60), Limit("short", 3, 20), Limit("many", 3
 LIMITS = (LONG, SHORT, MANY)
 ASKED_NOBODY = ("breaker", "charging", "settling")  # why Redis had no part in a decision
 LATE_S = 400.0  # a command that is on its way for longer is not known any more
-WEIGHTS: dict[str, float] = {
-    "check": 6,
-    "reserve": 4,
-    "refund": 3,
-    "commit": 1,
-    "peek": 1,
-    "deliver": 1,
-    "away": 1.5,
-    "reset": 0.3,
-    "lose": 0.5,
-    "die": 0.3,
-}
-SETTINGS: dict[str, Any] = {
-    "session_peppers": ["a-pepper-of-thirty-two-bytes-...."],
-    "probe_limit": 2.0,
-    "breaker_failures": 1_000_000,  # a model opens it by hand: a prober is a thread
-    "breaker_calls": 1_000_000,
-}
 
 
 @dataclass
@@ -72,30 +53,41 @@ class Hits:
         return 0 if is_back else self.cost * (int(is_own) + int(may_have_been))
 
 
-class LimitsModel:
+class LimitsModel(Model):
     """One process that has all of a quota, or two that share it."""
 
+    SETTINGS: ClassVar[dict[str, Any]] = {
+        "session_peppers": ["a-pepper-of-thirty-two-bytes-...."],
+        "probe_limit": 2.0,
+        "breaker_failures": 1_000_000,  # a model opens it by hand: a prober is a thread
+        "breaker_calls": 1_000_000,
+    }
+    WEIGHTS: ClassVar[dict[str, float]] = {
+        "check": 6,
+        "reserve": 4,
+        "refund": 3,
+        "commit": 1,
+        "peek": 1,
+        "deliver": 1,
+        "away": 1.5,
+        "reset": 0.3,
+        "lose": 0.5,
+        "die": 0.3,
+    }
+
     def __init__(self, world: World, settings: Settings, weights: Mapping[str, float]) -> None:
-        self.world = world
-        self.watch = Watch(world)
         self.processes = world.random.choice([1, 2])
-        self._weights = weights
-        self._settings = settings.model_copy(update={"processes": self.processes})
-        self._opened: list[Stillroom] = []
+        settings = settings.model_copy(update={"processes": self.processes})
+        super().__init__(world, settings, weights)
         self.rooms = [self._room() for _ in range(self.processes)]
         self.hits: list[Hits] = []
         self.since = 0  # the tick of the last event that took hits away
         self._is_lost = False  # what is on its way may take away more
 
-    def _room(self) -> Stillroom:
-        self._opened.append(Stillroom(self._settings, dispatch=NoDispatch()))
-        return self._opened[-1]
-
     # Events
 
     def act(self) -> None:
         self._look()
-        chance = self.world.random
         acts: dict[str, Callable[[int], None]] = {
             "check": self._check,
             "reserve": self._reserve,
@@ -108,11 +100,10 @@ class LimitsModel:
             "lose": self._lose_scripts,
             "die": self._begin_anew,
         }
-        (name,) = chance.choices(list(self._weights), list(self._weights.values()))
-        acts[name](chance.randrange(self.processes))
+        acts[self._next()](self.world.random.randrange(self.processes))
 
     def _look(self) -> None:
-        self.watch.look()
+        super()._look()
         forward = [step.tick for step in self.watch.steps if step.seconds > 0]
         self.since = max([self.since, self.watch.lost, *forward])
 
@@ -219,11 +210,6 @@ class LimitsModel:
 
     # Invariants
 
-    def close(self) -> None:
-        for room in self._opened:
-            atexit.unregister(room._cache_body.deliver_last)
-            room._at_exit.disarm()
-
     def end(self) -> None:
         world = self.world
         self._look()
@@ -299,16 +285,6 @@ class LimitsModel:
         own = [one for one in held if one.call.process == process or self.world.chance(0.2)]
         return self.world.random.choice(own) if own else None
 
-    def _expect(self, call: Actor, errors: tuple[type[Exception], ...] = ()) -> None:
-        self._look()
-        if call.error is not None and not isinstance(call.error, errors):
-            raise Broken(f"{call.name} raised {call.error!r}") from call.error
-
 
 def _within(hits: Iterable[Hits], begin: float, end: float) -> int:
     return sum(one.cost for one in hits if begin <= one.began_s and one.ended_s < end)
-
-
-def maker(settings: Settings, **weights: float) -> Callable[[World], LimitsModel]:
-    """Makes a model for each run, with these settings, and other weights for what happens."""
-    return lambda world: LimitsModel(world, settings, WEIGHTS | weights)

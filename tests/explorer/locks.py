@@ -8,27 +8,18 @@ No call raises what it does not promise, and every key has an end.
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from stillroom import LockLost, LockTaken, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom import LockLost, LockTaken, RedisUnavailable, Settings, Stillroom
 from stillroom.locks.renewer import Renewal
-from tests.explorer.explorer import Broken
-from tests.explorer.watch import Watch, endless
+from tests.explorer.explorer import Broken, Model
+from tests.explorer.watch import endless
 from tests.explorer.world import Actor, World
 
 SLOTS = {"lock": 1, "semaphore": 2}
 LEASES_S, WAITS_S = (1.0, 2.0, 5.0, 30.0), (0.0, 0.05, 0.3, 1.0, 5.0)
-WEIGHTS: dict[str, float] = {
-    "take": 8,
-    "release": 6,
-    "renew": 3,
-    "time": 1,
-    "lose": 0.4,
-    "die": 0.4,
-}
 SETTINGS: dict[str, Any] = {"breaker_failures": 1_000_000, "breaker_calls": 1_000_000}
 
 
@@ -52,28 +43,32 @@ class Hold:
     is_over: bool = False  # it is given back, or is being given back, or its process has died
 
 
-class LocksModel:
+class LocksModel(Model):
     """Three processes that want the same lock and the same semaphore."""
 
+    WEIGHTS: ClassVar[dict[str, float]] = {
+        "take": 8,
+        "release": 6,
+        "renew": 3,
+        "time": 1,
+        "lose": 0.4,
+        "die": 0.4,
+    }
+
     def __init__(self, world: World, settings: Settings, weights: Mapping[str, float]) -> None:
-        self.world = world
-        self.watch = Watch(world)
-        self._settings = settings
-        self._weights = weights
-        self._opened: list[Stillroom] = []
+        super().__init__(world, settings, weights)
         self.rooms = [self._room() for _ in range(3)]
         self.holds: list[Hold] = []
 
     def _room(self) -> Stillroom:
-        room = Stillroom(self._settings, dispatch=NoDispatch())
+        room = super()._room()
         room._locks_body.renewer = ByHand()  # type: ignore[assignment]
-        self._opened.append(room)
         return room
 
     # Events
 
     def act(self) -> None:
-        self.watch.look()
+        self._look()
         acts: dict[str, Callable[[int], None]] = {
             "take": self._take,
             "release": self._release,
@@ -82,8 +77,7 @@ class LocksModel:
             "lose": lambda _: self.world.lose_scripts(),
             "die": self._begin_anew,
         }
-        (name,) = self.world.random.choices(list(self._weights), list(self._weights.values()))
-        acts[name](self.world.random.randrange(3))
+        acts[self._next()](self.world.random.randrange(3))
 
     def _take(self, process: int) -> None:
         chance = self.world.random
@@ -139,11 +133,6 @@ class LocksModel:
 
     # Invariants
 
-    def close(self) -> None:
-        for room in self._opened:
-            atexit.unregister(room._cache_body.deliver_last)
-            room._at_exit.disarm()
-
     def end(self) -> None:
         world = self.world
         for process in range(3):
@@ -152,7 +141,7 @@ class LocksModel:
                 world.finish()
         while world.copies:
             world.deliver_a_copy()
-        self.watch.look()
+        self._look()
         if endings := endless(world, "*{lk:*"):
             raise Broken(f"these have no end: {endings}")
         world.pass_time(max(LEASES_S) + 1)  # of those that died, or were told nothing
@@ -185,13 +174,3 @@ class LocksModel:
     def _some(self, process: int) -> Hold | None:
         own = [one for one in self.holds if one.call.process == process and not one.is_over]
         return self.world.random.choice(own) if own else None
-
-    def _expect(self, call: Actor, errors: tuple[type[Exception], ...]) -> None:
-        self.watch.look()
-        if call.error is not None and not isinstance(call.error, errors):
-            raise Broken(f"{call.name} raised {call.error!r}") from call.error
-
-
-def maker(settings: Settings, **weights: float) -> Callable[[World], LocksModel]:
-    """Makes a model for each run, with these settings, and other weights for what happens."""
-    return lambda world: LocksModel(world, settings, WEIGHTS | weights)

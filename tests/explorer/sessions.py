@@ -8,24 +8,21 @@ what it does not promise, and every key has an end.
 
 from __future__ import annotations
 
-import atexit
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from stillroom import (
-    NoDispatch,
     SessionConflict,
     SessionEnded,
     SessionStoreUnavailable,
     Settings,
-    Stillroom,
     TooManySessions,
 )
-from tests.explorer.explorer import CALM, Broken
-from tests.explorer.watch import Watch, endless
+from tests.explorer.explorer import CALM, Broken, Model
+from tests.explorer.watch import endless
 from tests.explorer.world import Actor, World
 
 WORKER = 2  # the process that works in the background
@@ -36,31 +33,6 @@ TAG = "t"
 USERS = ("ann", TAGGED, CAPPED, CAPPED, None)
 GRACE_S = 10.0
 LATE_S = 400.0  # a command that is on its way for longer is not known any more
-WEIGHTS: dict[str, float] = {
-    "create": 5,
-    "read": 5,
-    "update": 2,
-    "rotate": 4,
-    "destroy": 4,
-    "destroy all": 1,
-    "work": 1,
-    "lose": 0.5,
-    "die": 0.5,
-    # Only where a test says so: the stories of the others stay what they were.
-    "mutate": 0,
-    "confirm": 0,
-    "end": 0,
-    "destroy by tag": 0,
-    "destroy everybody": 0,
-}
-SETTINGS: dict[str, Any] = {
-    "session_peppers": ["a-pepper-of-thirty-two-bytes-....", "another-of-thirty-two-bytes-....."],
-    "session_shards": 2,
-    "session_idle": 200_000.0,
-    "session_grace": GRACE_S,
-    "breaker_failures": 1_000_000,
-    "breaker_calls": 1_000_000,
-}
 
 
 @dataclass
@@ -113,15 +85,40 @@ class Life:
         return [rotation for one in later for rotation in one.rotations]
 
 
-class SessionsModel:
+class SessionsModel(Model):
     """Two processes and a worker."""
 
+    SETTINGS: ClassVar[dict[str, Any]] = {
+        "session_peppers": [
+            "a-pepper-of-thirty-two-bytes-....",
+            "another-of-thirty-two-bytes-.....",
+        ],
+        "session_shards": 2,
+        "session_idle": 200_000.0,
+        "session_grace": GRACE_S,
+        "breaker_failures": 1_000_000,
+        "breaker_calls": 1_000_000,
+    }
+    WEIGHTS: ClassVar[dict[str, float]] = {
+        "create": 5,
+        "read": 5,
+        "update": 2,
+        "rotate": 4,
+        "destroy": 4,
+        "destroy all": 1,
+        "work": 1,
+        "lose": 0.5,
+        "die": 0.5,
+        # Only where a test says so: the stories of the others stay what they were.
+        "mutate": 0,
+        "confirm": 0,
+        "end": 0,
+        "destroy by tag": 0,
+        "destroy everybody": 0,
+    }
+
     def __init__(self, world: World, settings: Settings, weights: Mapping[str, float]) -> None:
-        self.world = world
-        self.watch = Watch(world)
-        self._settings = settings
-        self._weights = weights
-        self._opened: list[Stillroom] = []
+        super().__init__(world, settings, weights)
         self.rooms = [self._room() for _ in range(3)]
         self.lives: list[Life] = []
         self._numbers = iter(range(1_000_000))
@@ -129,15 +126,10 @@ class SessionsModel:
         self._revocations: list[tuple[str, Actor]] = []  # of whom
         self._is_somebody_lost = False  # a process died, and what it would have undone is not
 
-    def _room(self) -> Stillroom:
-        self._opened.append(Stillroom(self._settings, dispatch=NoDispatch()))
-        return self._opened[-1]
-
     # Events
 
     def act(self) -> None:
         self._look()
-        chance = self.world.random
         acts: dict[str, Callable[[int], None]] = {
             "create": self._create,
             "read": self._read,
@@ -154,12 +146,11 @@ class SessionsModel:
             "destroy by tag": self._destroy_by_tag,
             "destroy everybody": self._destroy_everybody,
         }
-        (name,) = chance.choices(list(self._weights), list(self._weights.values()))
-        acts[name](chance.randint(0, 1))
+        acts[self._next()](self.world.random.randint(0, 1))
 
     def _look(self) -> None:
         before = self.watch.lost
-        self.watch.look()
+        super()._look()
         if self.watch.lost > before:  # an ended session may be there again, and a new one may not
             self.lives.clear()
 
@@ -348,11 +339,6 @@ class SessionsModel:
 
     # Invariants
 
-    def close(self) -> None:
-        for room in self._opened:
-            atexit.unregister(room._cache_body.deliver_last)
-            room._at_exit.disarm()
-
     def end(self) -> None:
         world = self.world
         self._look()
@@ -489,18 +475,8 @@ class SessionsModel:
             life.doubts += 1
         return self.world.call(name, process, act, check)
 
-    def _expect(self, call: Actor, errors: tuple[type[Exception], ...]) -> None:
-        self._look()
-        if call.error is not None and not isinstance(call.error, errors):
-            raise Broken(f"{call.name} raised {call.error!r}") from call.error
-
 
 def _may_be_done(error: BaseException | None) -> bool:
     return isinstance(error, SessionEnded) or (
         isinstance(error, SessionStoreUnavailable) and error.may_be_done
     )
-
-
-def maker(settings: Settings, **weights: float) -> Callable[[World], SessionsModel]:
-    """Makes a model for each run, with these settings, and other weights for what happens."""
-    return lambda world: SessionsModel(world, settings, WEIGHTS | weights)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stillroom import Settings
-from tests.explorer.cache import SETTINGS, maker
-from tests.explorer.explorer import Broken, explore, search
+from tests.explorer.cache import CacheModel
+from tests.explorer.explorer import Broken, explore, maker, search
 from tests.explorer.mutants import MUTANTS
 from tests.explorer.world import World
 
@@ -31,7 +30,7 @@ ABOUT: dict[str, dict[str, float]] = {
 def test_no_accident_breaks_a_promise(world: World, about: str, is_full: bool) -> None:
     """No read shows an invalidated value, whatever is lost, late, doubled, restarted or stepped."""
     first, runs = list(ABOUT).index(about) * 1_000_000, RUNS[is_full]
-    make = maker(Settings(**SETTINGS), **ABOUT[about])
+    make = maker(CacheModel, **ABOUT[about])
     assert explore(world, range(first, first + runs), make) == runs
 
 
@@ -40,7 +39,7 @@ def test_no_accident_breaks_a_promise(world: World, about: str, is_full: bool) -
 def test_what_is_broken_is_found(world: World, mutant: str) -> None:
     """Each broken variant of the cache breaks a promise in one of the runs, whose story is printed."""
     acts = {"read": 14.0, "write": 2.0} if "load" in mutant else {"write": 9.0}
-    make = maker(Settings(**SETTINGS), **acts)
+    make = maker(CacheModel, **acts)
     with MUTANTS[mutant](), pytest.raises(Broken, match="in spite of") as broken:
         search(world, mutant, FINDS_WITHIN, make)
     assert "begins in process" in str(broken.value)

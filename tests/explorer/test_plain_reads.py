@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from stillroom import Settings
 from stillroom.sessions import body, many
 from stillroom.sessions.reading import read_plain
-from tests.explorer.explorer import Broken, explore
+from tests.explorer.explorer import Broken, explore, maker
 from tests.explorer.mutants import replaced
-from tests.explorer.sessions import SETTINGS, maker
+from tests.explorer.sessions import SessionsModel
 from tests.explorer.world import World
 
 RUNS = {True: 750, False: 60}
@@ -32,7 +31,7 @@ def _finds_no_revocation(names: Any, replies: list[Any], touch_us: int) -> Any:
 def test_no_accident_shows_a_session_that_had_ended(world: World, is_full: bool) -> None:
     """No session that had ended is shown, with revocations, deleting workers, rotations and two peppers."""
     runs = RUNS[is_full]
-    assert explore(world, range(runs), maker(Settings(**SETTINGS))) == runs
+    assert explore(world, range(runs), maker(SessionsModel)) == runs
 
 
 @pytest.mark.long
@@ -42,4 +41,4 @@ def test_a_read_that_looks_for_no_revocations_is_found(world: World) -> None:
         replaced(body, "read_plain", _finds_no_revocation),
         pytest.raises(Broken, match="in spite of"),
     ):
-        explore(world, range(FINDS_WITHIN), maker(Settings(**SETTINGS)))
+        explore(world, range(FINDS_WITHIN), maker(SessionsModel))

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from stillroom import Settings
-from tests.explorer import abuse, flights, limits, locks, sessions
-from tests.explorer.explorer import Broken, explore, search
+from tests.explorer.abuse import AbuseModel
+from tests.explorer.explorer import Broken, Model, explore, maker, search
+from tests.explorer.flights import FlightsModel
+from tests.explorer.limits import LimitsModel
+from tests.explorer.locks import LocksModel
+from tests.explorer.sessions import SessionsModel
 from tests.explorer.state_mutants import ABUSE, FLIGHTS, LIMITS, LOCKS, SESSIONS
 from tests.explorer.world import World
 
@@ -21,26 +24,19 @@ RUNS = {
 }  # of each kind; in full they are 12,600 together with the cache's
 FINDS_WITHIN = 2_500
 
-MODELS: dict[str, Any] = {
-    "sessions": sessions,
-    "limits": limits,
-    "abuse": abuse,
-    "locks": locks,
-    "flights": flights,
-}
 # Events that happen more often than usual, by the subject of a part of the runs.
-ABOUT: dict[str, tuple[str, dict[str, float]]] = {
-    "sessions": ("sessions", {}),
-    "ends": ("sessions", {"destroy": 10.0, "rotate": 8.0}),
-    "logins": ("sessions", {"create": 12.0, "destroy all": 4.0}),
-    "limits": ("limits", {}),
-    "outages": ("limits", {"away": 6.0, "check": 10.0}),
-    "reservations": ("limits", {"reserve": 10.0, "refund": 8.0, "commit": 3.0}),
-    "abuse": ("abuse", {}),
-    "workers": ("abuse", {"die": 3.0, "scan": 8.0, "lift": 2.0}),
-    "locks": ("locks", {}),
+ABOUT: dict[str, tuple[type[Model], dict[str, float]]] = {
+    "sessions": (SessionsModel, {}),
+    "ends": (SessionsModel, {"destroy": 10.0, "rotate": 8.0}),
+    "logins": (SessionsModel, {"create": 12.0, "destroy all": 4.0}),
+    "limits": (LimitsModel, {}),
+    "outages": (LimitsModel, {"away": 6.0, "check": 10.0}),
+    "reservations": (LimitsModel, {"reserve": 10.0, "refund": 8.0, "commit": 3.0}),
+    "abuse": (AbuseModel, {}),
+    "workers": (AbuseModel, {"die": 3.0, "scan": 8.0, "lift": 2.0}),
+    "locks": (LocksModel, {}),
     "mutations": (
-        "sessions",
+        SessionsModel,
         {
             "mutate": 10.0,
             "confirm": 3.0,
@@ -49,16 +45,16 @@ ABOUT: dict[str, tuple[str, dict[str, float]]] = {
             "destroy everybody": 0.7,
         },
     ),
-    "flights": ("flights", {}),
+    "flights": (FlightsModel, {}),
 }
-MUTANTS: dict[str, tuple[str, Callable[[], Any]]] = {
+MUTANTS: dict[str, tuple[type[Model], Callable[[], Any]]] = {
     name: (model, mutant)
     for model, mutants in (
-        ("sessions", SESSIONS),
-        ("limits", LIMITS),
-        ("abuse", ABUSE),
-        ("locks", LOCKS),
-        ("flights", FLIGHTS),
+        (SessionsModel, SESSIONS),
+        (LimitsModel, LIMITS),
+        (AbuseModel, ABUSE),
+        (LocksModel, LOCKS),
+        (FlightsModel, FLIGHTS),
     )
     for name, mutant in mutants.items()
 }
@@ -79,13 +75,6 @@ SHOWN_BY: dict[str, dict[str, float]] = {
 }
 
 
-def maker(model: str, weights: dict[str, float]) -> Callable[[World], Any]:
-    made: Callable[[World], Any] = MODELS[model].maker(
-        Settings(**MODELS[model].SETTINGS), **weights
-    )
-    return made
-
-
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("about", ABOUT)
@@ -94,7 +83,8 @@ def test_no_accident_breaks_a_promise(world: World, about: str, is_full: bool) -
     lost, late or doubled.
     """
     first, runs = list(ABOUT).index(about) * 1_000_000, RUNS[is_full]
-    assert explore(world, range(first, first + runs), maker(*ABOUT[about])) == runs
+    model, weights = ABOUT[about]
+    assert explore(world, range(first, first + runs), maker(model, **weights)) == runs
 
 
 @pytest.mark.long
@@ -107,5 +97,5 @@ def test_what_is_broken_is_found(world: World, mutant: str) -> None:
     """Each broken variant of the services breaks a promise in one of the runs, whose story is printed."""
     model, broken = MUTANTS[mutant]
     with broken(), pytest.raises(Broken) as told:
-        search(world, mutant, FINDS_WITHIN, maker(model, SHOWN_BY.get(mutant, {})))
+        search(world, mutant, FINDS_WITHIN, maker(model, **SHOWN_BY.get(mutant, {})))
     assert "begins in process" in str(told.value)

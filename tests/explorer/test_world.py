@@ -10,8 +10,8 @@ from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.operation import Once, Operation
 from stillroom.scripts import Text, clear, put
 from stillroom.wire.server import pack
-from tests.explorer.cache import SETTINGS, maker
-from tests.explorer.explorer import Broken, run, told
+from tests.explorer.cache import CacheModel
+from tests.explorer.explorer import Broken, Model, maker, run, told
 from tests.explorer.world import Fate, World
 
 KEY = b"counter"
@@ -25,7 +25,7 @@ def story(world: World, seed: int) -> list[str]:
     """Return what happened in a run, with how it ended."""
     world.trace = []
     try:
-        run(world, seed, maker(Settings(**SETTINGS)))
+        run(world, seed, maker(CacheModel))
     except Broken as broken:
         world.trace.append(str(broken))
     told, world.trace = world.trace, None
@@ -41,21 +41,14 @@ def test_a_run_is_the_same_each_time(world: World) -> None:
 def test_a_broken_promise_is_told_as_a_story(world: World) -> None:
     """A broken promise is printed as a story with the seed and the commands in order."""
 
-    class Model:
-        def __init__(self, world: World) -> None:
-            self.room = Stillroom(Settings(**SETTINGS), dispatch=NoDispatch())
-            self.world = world
-
+    class Forgetful(Model):
         def act(self) -> None:
-            self.world.run("set k", 0, lambda: self.room.cache.set("k", 1))
+            self.world.run("set k", 0, lambda: self._room().cache.set("k", 1))
 
         def end(self) -> None:
             raise Broken("k is gone")
 
-        def close(self) -> None:
-            pass
-
-    text = told(world, 7, Model, AssertionError())
+    text = told(world, 7, maker(Forgetful), AssertionError())
     assert text.startswith("seed 7: Broken('k is gone')")
     assert "set k: put.lua" in text
 
@@ -80,7 +73,7 @@ def test_a_fate_is_what_it_says(
     """Each fate of a batch acts as often as it says, before its caller gives up and after the copies arrive."""
     world.begin(1)
     with world.inside():
-        room = Stillroom(Settings(**SETTINGS), dispatch=NoDispatch())
+        room = Stillroom(Settings(**CacheModel.SETTINGS), dispatch=NoDispatch())
         world.run("connect", 0, lambda: room.state.run(batch(list)))
         world.ask("DEL", KEY)
         fates = iter([fate])
