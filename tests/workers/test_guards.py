@@ -379,6 +379,21 @@ def test_guarded_worker_outlives_a_killed_connection(
     assert guarded.exit_code is None
 
 
+def test_a_task_that_runs_is_not_begun_again_where_redis_stayed_up(
+    broker: Broker, worker: StartWorker, tmp_path: Path
+) -> None:
+    """A worker that loses a connection gives back the message that waits, and not that of a running task."""
+    guarded, gate = worker(guarded=True), tmp_path / "gate"
+    hold(broker, gate)
+    broker.redis.client_kill_filter(_type="pubsub")  # by the other one kombu can give back
+    until(lambda: "Restoring 1 unacknowledged message" in guarded.log, "the waiting one goes back")
+    broker.push(mark("after"))
+    until(lambda: broker.redis.exists("ran:after"), "it takes new work")
+    assert broker.redis.get("began:slow") == b"1"
+    broker.let_visibility_time_out()
+    until(lambda: broker.redis.get("began:slow") == b"2", "it is delivered again in time")
+
+
 @pytest.mark.parametrize("pool", ["solo", "prefork"])
 def test_other_pools_outlive_a_restart_too(broker: Broker, worker: StartWorker, pool: str) -> None:
     """Workers of other pools outlive a restart too, because the guard is in the channel."""

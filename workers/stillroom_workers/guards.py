@@ -229,11 +229,25 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         self._raise_where_refused(exc)
+        self._keep_what_runs()
         # Celery tells in seven lines of a setting that is as it is on purpose: see app.py.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CPendingDeprecationWarning)
             super().on_connection_error_after_connected(exc)
         self._mend(exc)
+
+    def _keep_what_runs(self) -> None:
+        """Keep the messages of running tasks from being given back as the channel closes.
+
+        Stock gives back all of them where Redis stayed up, or is up again by then: such a task ran twice at the
+        same time. Now its message comes back after the visibility timeout, as it does where Redis is away. RabbitMQ
+        gives back by itself, and its channel knows no such messages.
+        """
+        qos: Any = getattr(getattr(self.task_consumer, "channel", None), "qos", None)
+        for request in list(state.requests.values()) if qos is not None else ():
+            # What waits for its time in this process is given back: the timer is cleared.
+            if request.eta is None or request in state.active_requests:
+                qos._delivered.pop(request.message.delivery_tag, None)
 
     @staticmethod
     def _raise_where_refused(error: Exception) -> None:
