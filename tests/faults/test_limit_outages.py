@@ -518,6 +518,25 @@ def test_what_was_given_back_does_not_count_in_the_next_outage(
     assert knock(room, LOGIN, 15) == 10
 
 
+@pytest.mark.parametrize("how", ["a reset", "a server without data"])
+def test_what_redis_has_forgotten_is_not_given_back_without_it(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom], how: str
+) -> None:
+    """A refund of a reservation that Redis has forgotten admits nobody in the outage that follows."""
+    room = make()
+    held = [room.limits.reserve(IP, [LOGIN]) for _ in range(3)]
+    if how == "a reset":
+        make().limits.reset(IP, [LOGIN])
+    else:
+        with redis.Redis.from_url(own_server.url) as client:
+            client.flushall()
+    assert knock(room, LOGIN, 4) == 4
+    assert [room.limits.refund(one) for one in held[:2]] == [how == "a reset"] * 2
+    own_server.kill()
+    assert room.limits.refund(held[2]) is None
+    assert knock(room, LOGIN, 10) == 6
+
+
 def test_a_charge_goes_by_the_longest_window_of_its_name(
     own_server: EmbeddedServer, make: Callable[..., Stillroom]
 ) -> None:

@@ -667,7 +667,8 @@ class LimitsBody(Operating, OverShards):
                 known_as.append((names[key], limit))
         for one in oldest(self._corrected, max(0, len(self._corrected) - SETTLED_KNOWN)):
             self._corrected.pop(one, None)
-        self._local.correct(known_as, cost - reservation.decision.cost, sent_ns // 1_000)
+        more = cost - reservation.decision.cost
+        self._local.correct(known_as, more, sent_ns // 1_000, reservation.at_us)
 
     def _known_as(self, reservation: Reservation) -> Mapping[bytes, bytes]:
         """Return by log the name under which this process remembers what Redis said of it."""

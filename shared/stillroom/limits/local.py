@@ -19,7 +19,7 @@ from typing import NamedTuple
 from stillroom.keys import home_of
 from stillroom.limits.decision import OK, PARTS, TOO_MANY, UNTOLD
 from stillroom.limits.limit import Limit
-from stillroom.limits.log import Charge, Entry, Hits, Log, Said
+from stillroom.limits.log import SLICES, Charge, Entry, Hits, Log, Said
 from stillroom.limits.neighbours import LOOKED_AT, Neighbours
 from stillroom.oldest import oldest
 
@@ -83,16 +83,21 @@ class LocalLimits:
         while len(known) > self._most_known:
             known.popitem(last=False)
 
-    def correct(self, pairs: Iterable[tuple[bytes, Limit]], more: int, now: int) -> None:
+    def correct(
+        self, pairs: Iterable[tuple[bytes, Limit]], more: int, now: int, at_us: int = 0
+    ) -> None:
         """Add hits, or take some off, in what Redis said of these logs: it has settled a reservation since `now`.
 
-        What it said later counts them already, perhaps.
+        What it said later counts them already, perhaps. `at_us`: when the server says that it was reserved; 0 where
+        it did not. Nothing is taken off what was said without the reservation.
         """
         for key, limit in pairs:
             known = self._known.get(key)
             if known is None or known.at > now:
                 continue
             said, place = list(known.said), PARTS * known.keys.index(key)
+            if more < 0 < at_us and not _may_include(known, place, limit, at_us):
+                continue
             said[place] = max(0, said[place] + more)
             if more > 0:
                 said[place + 3] = now + limit.window * _US - known.at
@@ -317,6 +322,21 @@ class LocalLimits:
         self._settled[key] = log
         while len(self._settled) > self._most:
             self._settled.popitem(last=False)
+
+
+def _may_include(known: Known, place: int, limit: Limit, at_us: int) -> bool:
+    """Return whether a hit of this time may be among those that Redis told of.
+
+    None are as old where the log was reset since, or lost with a server's data; and none as new where it was told
+    before. Hits that share an entry, as those of one slice do where the quota is large, have the time of the last.
+    """
+    _, some, _, full = known.said[place : place + PARTS]
+    window = limit.window * _US
+    began = known.server_us - window
+    oldest, newest = float(began + some), began + full
+    if limit.quota > SLICES:
+        oldest -= oldest % (window / SLICES)
+    return oldest <= at_us <= newest
 
 
 def _flat(said: Iterable[Said]) -> tuple[int, ...]:
