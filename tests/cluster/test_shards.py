@@ -34,6 +34,7 @@ from stillroom.operation import On, Operation
 from stillroom.testing import Clock
 from stillroom.wire import AsyncClusterWire, ClusterWire
 from stillroom.wire.cluster import slot_of
+from tests.support.celery_process import until
 from tests.support.cluster import HURRIED, NODES, RedisCluster, begin_move, give_away, migrate
 from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
@@ -445,6 +446,33 @@ def test_a_replica_takes_over(state_server: EmbeddedServer, face: str) -> None:
                 "all keys are written again", lambda: all(room.cache.set_many(twos).values())
             )
             assert room.cache.get_many(NAMES) == twos
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("face", FACES)
+def test_a_node_that_has_taken_over_twice_is_another_one(
+    state_server: EmbeddedServer, face: str
+) -> None:
+    """What was stored while another node had the shard is served by nobody once the first one has it again."""
+    slot = slot_of(Keys("stillroom").clock)
+    name = next(name for name in NAMES if shard_of(name.encode(), SHARDS) == 0)
+    with RedisCluster(replicas=NODES) as cluster:
+        places = {"redis_url": state_server.url, "cache_url": cluster.url, "cluster": True}
+        settings = Settings(**PATIENT | places | {"shards": SHARDS})
+        with (
+            open_room(face, settings, Recording()) as room,
+            open_room(face, settings, Recording()) as other,
+        ):
+            assert room.cache.set(name, 1)
+            assert other.cache.get(name) == 1
+            first = cluster.owner(Keys("stillroom").clock)
+            second = cluster.nodes[NODES + cluster.nodes.index(first)]
+            cluster.promote(second, slot)
+            until(lambda: room.cache.set(name, 2), "a write")
+            cluster.promote(first, slot)
+            other.wire.shards[0].ask_time()  # as each other second: it has not seen the second node
+            assert other.cache.get(name) is None
+            assert room.cache.get(name) is None
 
 
 # The rest

@@ -54,7 +54,7 @@ class Places:
         if how == "snapshot":
             with redis.Redis.from_url(self.server.url) as client:
                 client.save()
-        elif how == "replica":
+        elif how in ("replica", "first server"):
             self._replica = self._started()
             with (
                 redis.Redis.from_url(self._replica.url) as client,
@@ -63,10 +63,17 @@ class Places:
                 client.execute_command("REPLICAOF", "127.0.0.1", self.server.port)
                 assert until(lambda: bool(master.wait(1, 100)), 10.0)
                 client.execute_command("REPLICAOF", "NO", "ONE")
+                if how == "first server":  # it is to follow the other one, and never reaches it
+                    master.execute_command("REPLICAOF", "127.0.0.1", 1)
+                    self.proxy.lead_to(self._replica.port)
 
     def come_back(self, how: str) -> None:
         """Stop the server and start another run of it under its address."""
-        if how == "snapshot":
+        if how == "first server":
+            with redis.Redis.from_url(self.server.url) as master:
+                master.execute_command("REPLICAOF", "NO", "ONE")
+            self.proxy.lead_to(self.server.port)
+        elif how == "snapshot":
             self.server.kill()
             self.server.restart()
         else:
@@ -91,7 +98,7 @@ def opened(places: Places) -> Iterator[Opening]:
 
 
 @pytest.mark.any_server
-@pytest.mark.parametrize("how", ["snapshot", "replica", "empty"])
+@pytest.mark.parametrize("how", ["snapshot", "replica", "first server", "empty"])
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("shards", [1, 3])
 def test_nothing_that_was_invalidated_comes_back(

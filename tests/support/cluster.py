@@ -70,6 +70,15 @@ class RedisCluster:
             migrate(self, old, target, keys)
         self.move(slot, target)
 
+    def promote(self, replica: EmbeddedServer, slot: int) -> None:
+        """Have a replica take the place of its master, who loses nothing and follows it."""
+        self.await_that("it is in step", lambda: self._is_in_step(replica))
+        self.client(replica).execute_command("CLUSTER FAILOVER")
+        self.await_that(
+            "it alone has its master's slots",
+            lambda: [node for node in self.nodes if self._serves(node, slot)] == [replica],
+        )
+
     def keys_in(self, slot: int, node: EmbeddedServer, most: int = 100) -> list[bytes]:
         found: list[bytes] = self.client(node).execute_command("CLUSTER GETKEYSINSLOT", slot, most)
         return found

@@ -36,7 +36,7 @@ from stillroom.scripts import (
     trim_marks,
 )
 from stillroom.shown import repr_of
-from stillroom.wire import Command, micros
+from stillroom.wire import Command, micros, run_of
 
 # Three times the length of a run: then the work of a worker that died is due again.
 HELD_MS = 60_000
@@ -594,11 +594,11 @@ class Reclaim:
         yield Pause(run.took(time.monotonic() - began))
 
     def _about_server(self) -> Operation[tuple[str, str]]:
-        """Return (the server's run id, its eviction policy), empty where this user may not ask."""
-        replies = yield from self._tolerant([(b"INFO", b"server"), (b"INFO", b"memory")])
-        lines = b"\n".join(reply or b"" for reply in replies).decode().splitlines()
-        facts = dict(line.split(":", 1) for line in lines if ":" in line)
-        return facts.get("run_id", ""), facts.get("maxmemory_policy", "")
+        """Return (which run of the server this is, its eviction policy), empty where this user may not ask."""
+        asked = [(b"INFO", section) for section in (b"server", b"replication", b"memory")]
+        said = b"\n".join(reply or b"" for reply in (yield from self._tolerant(asked)))
+        facts = dict(line.split(":", 1) for line in said.decode().splitlines() if ":" in line)
+        return run_of(said, said).decode(), facts.get("maxmemory_policy", "")
 
 
 def _head(key: bytes, size: int = HEAD_BYTES) -> Command:

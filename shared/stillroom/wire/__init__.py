@@ -23,7 +23,17 @@ from stillroom.wire.cluster import (
 )
 from stillroom.wire.forks import no_fork, reset_after_fork
 from stillroom.wire.outcome import AWAY, NodeAway, refusal
-from stillroom.wire.server import IN_TIME, STEADY, Clock, Command, Server, micros, pack, words_of
+from stillroom.wire.server import (
+    IN_TIME,
+    STEADY,
+    Clock,
+    Command,
+    Server,
+    micros,
+    pack,
+    run_of,
+    words_of,
+)
 from stillroom.wire.spread import (
     AsyncSpreadWire,
     AtSlot,
@@ -63,6 +73,7 @@ __all__ = [
     "pack",
     "refusal",
     "reset_after_fork",
+    "run_of",
     "running_loop",
     "side_by_side",
     "slot_of",

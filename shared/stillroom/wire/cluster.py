@@ -100,6 +100,9 @@ class Topology:
         except KeyError:
             raise RedisUnavailable("clusterdown", f"no node has slot {slot}") from None
 
+    def __contains__(self, slot: int) -> bool:
+        return slot in self._owners
+
     @property
     def owners(self) -> set[Address]:
         return set(self._owners.values())
@@ -249,12 +252,30 @@ class _Cluster(Generic[W]):
 
         Nobody would talk to one again, so its breaker would stay open: for a node that is gone all were away.
         """
+        before = self._homes()
         self.topology.learn(ranges, asked)
+        for _, node in self._homes() - before if before else ():
+            self.at(node).server.leave()
         with self._lock:
             gone = [node for node in self._wires if self._has_left(node)]
             left = [self._wires.pop(node) for node in gone]
         for wire in left:
             wire.forget()
+
+    def moved(self, slot: int, named: Address) -> W:
+        """Return the wire to the node that has the slot now: see Topology.moved.
+
+        A node that has come to a slot is asked anew who it is: it may have been a replica until now.
+        """
+        wire = self.at(self.topology.moved(slot, named))
+        wire.server.leave()
+        return wire
+
+    def _homes(self) -> set[tuple[int, Address]]:
+        """Return the slots that are followed, each with the node that has it."""
+        return {
+            (slot, self.topology.owner(slot)) for slot in self._followed if slot in self.topology
+        }
 
     def _has_left(self, node: Address) -> bool:
         """Return whether the cluster no longer names this node.
@@ -409,7 +430,7 @@ class ShardWire(_Follower[W]):
         except RedisUnavailable as error:
             self._topology.doubt(self.slot, error)
             raise
-        wire = self.at(self._topology.moved(self.slot, moved.named))
+        wire = self._pick(self._cluster.moved(self.slot, moved.named))
         left = deadline - time.monotonic()
         try:
             replies = wire.execute(moved.commands, left, **how)
@@ -462,7 +483,7 @@ class AsyncShardWire(_Follower[AsyncWire]):
         except RedisUnavailable as error:
             self._topology.doubt(self.slot, error)
             raise
-        wire = self._cluster.at(self._topology.moved(self.slot, moved.named))
+        wire = self._cluster.moved(self.slot, moved.named)
         left = deadline - time.monotonic()
         try:
             replies = await wire.execute(moved.commands, left, **how)

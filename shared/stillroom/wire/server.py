@@ -51,6 +51,8 @@ ROLE: Command = ("INFO", "replication")
 LOOK: bytes = TIME + pack_command(ROLE)
 
 _RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
+# The history that a replica copied before it took over; zeros in a server that never did.
+_COPIED = re.compile(rb"^master_replid2:(?!0+\b)(\w+)", re.MULTILINE)
 _IS_IN_CLUSTER = re.compile(rb"^(?:redis|server)_mode:cluster", re.MULTILINE)
 _VERSION = re.compile(rb"^redis_version:((\d+)\.(\d+)[\w.]*)", re.MULTILINE)
 # The version that a server has at least; Valkey and others say which Redis they are like.
@@ -64,7 +66,7 @@ class Clock(Protocol):
 
     @property
     def run(self) -> bytes:
-        """Return the server's run id, empty while it is not known."""
+        """Return the server's run: see run_of. Empty while it is not known."""
 
     @property
     def primary(self) -> str | None:
@@ -108,7 +110,7 @@ class Server:
     ) -> None:
         self.settings = settings
         self.name = name
-        self.run = b""  # the server's run id, as the newest connection heard it; empty while it is not known
+        self.run = b""  # see run_of, as it was last heard; empty while it is not known
         # Counts up after an outage, and when the server that answered turns out not to be, or no longer, the one to
         # talk to. Connections of an earlier generation are closed when they are looked at next.
         self.generation = 0
@@ -222,8 +224,7 @@ class Server:
         """
         self._refuse_replica(replication)
         self._refuse_unfit(info)
-        found = None if isinstance(info, ReplyError) else _RUN_ID.search(info)
-        run = found[1] if found else b""
+        run = run_of(info, replication)
         with self._lock:
             is_another = bool(self.run) and run != self.run
             self.run = run
@@ -250,6 +251,8 @@ class Server:
         if not isinstance(clock, ReplyError):
             self.learn_clock(clock, asked_ns)
         self._refuse_replica(replication)
+        if self.run:
+            self.run = run_of(b"run_id:" + self.run, replication)
         if self.watch is not None and not isinstance(replication, ReplyError):
             self._must_be_believed(replication)
 
@@ -356,6 +359,19 @@ def _handshake(options: Mapping[str, Any]) -> list[tuple[str, Command]]:
     if database := options.get("db"):
         parts.append(("select", ("SELECT", str(database))))
     return [*parts, ("time", ("TIME",)), ("info", ("INFO", "server")), ("role", ROLE)]
+
+
+def run_of(info: Any, replication: Any) -> bytes:
+    """Return which run of a server this is, by INFO server and INFO replication; empty where neither may be asked.
+
+    A server that was a replica meanwhile, and has taken over again, is another one: it may lack what another server
+    has acknowledged. So the history that it copied is a part of the name.
+    """
+    run, copied = (
+        None if isinstance(said, ReplyError) else word.search(said)
+        for word, said in ((_RUN_ID, info), (_COPIED, replication))
+    )
+    return b"" if run is None else run[1] + (b"" if copied is None else b"+" + copied[1])
 
 
 def micros(time: Sequence[bytes]) -> int:

@@ -6,8 +6,9 @@
 -- the next can tell.
 --
 -- A server may also come back with an older state of clock, marks and entries together, which still agree. So `@` in
--- the marks tells which run of the server the epoch lives on, and `#` how many shards the cache had when the epoch
--- began; verify_epoch.lua compares them with today's. Where every process waits until a replica has its invalidation,
+-- the marks tells which run of the server the epoch lives on (and which history that copied before it took over: a
+-- server that was a replica meanwhile is another one), and `#` how many shards the cache had when the epoch began;
+-- verify_epoch.lua compares them with today's. Where every process waits until a replica has its invalidation,
 -- `&` holds the id of the history that the server writes and its replicas copy.
 -- include: time
 
@@ -22,8 +23,10 @@ local function short_id(text, name)
   return tonumber(string.sub(string.match(text, name .. ':(%x+)') or '0', 1, 12), 16)
 end
 
+-- Returns 0 where this user may not ask.
 local function this_run()
-  return short_id(info('server'), 'run_id')
+  local run = short_id(info('server'), 'run_id')
+  return run == 0 and 0 or (run + short_id(info('replication'), 'master_replid2')) % 2 ^ 48
 end
 
 local function write_clock(clock, marks, epoch, seq)
