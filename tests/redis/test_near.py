@@ -300,7 +300,9 @@ LOSSES: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("moment", ["before the change", "after the change", "both"])
+@pytest.mark.parametrize(
+    "moment", ["before the change", "after the change", "both", "between two changes"]
+)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_what_is_lost_in_redis_is_a_miss(
     room: Any, make_room: Any, client: Any, loss: str, moment: str
@@ -309,11 +311,13 @@ def test_what_is_lost_in_redis_is_a_miss(
     price = price_of(room)
     other: Stillroom = make_room()
     kept(price, room)
-    if moment != "after the change":
+    if moment in ("before the change", "both"):
         LOSSES[loss](client, room.keys)
     other.cache.invalidate("price:7")
     if moment != "before the change":
         LOSSES[loss](client, room.keys)
+    if moment == "between two changes":
+        other.cache.invalidate("price:8")
     with room.request():
         assert price(7) == [2]
 

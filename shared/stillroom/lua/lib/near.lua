@@ -2,8 +2,8 @@
 -- prefix a line. A script that changes such a value moves the clock on and names the key, so that a process with a copy
 -- reads it anew. A change by a tag or a pattern is told by its mark.
 -- The names are bounded: enough for a process that asks often. `!` tells since when they are complete, and `K` in the
--- marks how new the newest must be, so a loss of names shows. Another id tells that the registry itself was lost, and
--- with it changes that no process was told of.
+-- marks how new the newest must be, so a loss of names shows, also once there are new ones. Another id tells that the
+-- registry itself was lost, and with it changes that no process was told of.
 
 local NAMES_LIMIT = 10000
 local NAMES_DROPPED = 1000
@@ -35,6 +35,9 @@ local function name_changed(near, named, clock, marks, begin, names)
   end
   local epoch, seq = next_moment(clock, marks, begin)
   local score = plain(seq)
+  if redis.call('EXISTS', named) == 0 then
+    redis.call('ZADD', named, redis.call('ZSCORE', marks, 'K') or '0', '!')
+  end
   for _, name in ipairs(kept) do
     redis.call('ZADD', named, score, 'k:' .. name)
   end
