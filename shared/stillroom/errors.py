@@ -231,6 +231,8 @@ UNANSWERED = frozenset({"timeout", "closed", "protocol", "proxy", "unblocked"})
 OF_THE_COMMAND = frozenset({"wrongtype", "err", "unsupported", "noperm"})
 # Of these no other answer will come. A right is given back, and what Redis is owed has to be told then.
 REFUSED_FOR_GOOD = OF_THE_COMMAND - {"noperm"}
+# A server that answers this to each write can't write its file, or has too few replicas. It answers all reads.
+READS_ONLY = frozenset({"misconf", "noreplicas"})
 # Stillroom can't work as it is configured: the server is of the wrong kind, or this user lacks a right. Unlike an
 # outage this does not end by itself.
 MISCONFIGURED = frozenset({"cluster", "old", "crossslot", "moved", "ask", "unsupported", "noperm"})

@@ -1,4 +1,7 @@
-"""A server whose memory is full still invalidates, which is how it gets memory back."""
+"""A server whose memory is full still invalidates, which is how it gets memory back.
+
+One that takes no writes is read.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from stillroom.errors import RedisRefused
 from stillroom.repair import Repair
 from stillroom.scripts import Script, Text, clear, mark
 from tests.support.crowd import PATIENT
+from tests.support.faces import FACES, open_room
+from tests.support.full_disk import REFUSALS, take_writes
 
 
 @pytest.fixture
@@ -128,3 +133,21 @@ def test_a_login_that_a_full_server_refuses_ends_no_session(room: Stillroom, on_
     for guest in guests[:3]:
         assert room.sessions.create("ann", replaces=guest, max_per_user=3, on_cap=on_cap)
         assert room.sessions.get(guest) is None
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("face", FACES)
+def test_a_server_that_refuses_all_writes_is_read_by_processes_that_begin(
+    room: Stillroom, own_server: EmbeddedServer, refusal: str, face: str
+) -> None:
+    """A process that starts while nothing can be written serves what is cached, and loads the rest."""
+    room.cache.set_many({"a": 1, "b": 2})
+    REFUSALS[refusal](own_server)
+    with open_room(face, room.settings, NoDispatch()) as later:
+        for _ in range(10):  # more refusals would open the breaker
+            assert not later.cache.set("c", 3)
+        assert later.cache.get("a") == 1
+        assert later.cache.get_many(["a", "b"]) == {"a": 1, "b": 2}
+        assert later.cache.get_or_set("c", lambda: 3) == 3
+        take_writes(own_server)
+        assert later.cache.set("c", 3)

@@ -22,6 +22,7 @@ from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
 from tests.support.entries import age
 from tests.support.faces import FACES, open_room
+from tests.support.full_disk import REFUSALS, take_writes
 from tests.support.interruption import Interruption
 from tests.support.proxy import Proxy
 from tests.support.stepper import Stepper
@@ -81,9 +82,9 @@ def test_a_load_that_ends_in_an_outage_holds_nobody_up_after_it(
             assert leases(client) == client.keys("*:n:*") == []
 
 
-@pytest.mark.parametrize("is_for_good", [False, True], ids=["for a moment", "for good"])
+@pytest.mark.parametrize("refusal", [*REFUSALS, "for good"])
 def test_a_lease_that_redis_refuses_to_take_back_holds_nobody_up(
-    own_server: EmbeddedServer, is_for_good: bool
+    own_server: EmbeddedServer, refusal: str
 ) -> None:
     """A lease is given back again until Redis takes it. One that Redis never takes, because a stranger has made it
     a list, keeps no later call of its process from Redis.
@@ -95,20 +96,20 @@ def test_a_lease_that_redis_refuses_to_take_back_holds_nobody_up(
     ):
 
         def load() -> int:
-            if is_for_good:
+            if refusal in REFUSALS:
+                REFUSALS[refusal](own_server)
+            else:
                 [lease] = leases(client)
                 client.delete(lease)
                 client.rpush(lease, "a stranger's")
-            else:
-                client.config_set("min-replicas-to-write", 1)
             return 1
 
         assert room.cache.get_or_set("k", load) == 1
         assert room.cache.get_or_set("another", lambda: 2) == 2
         assert leases(client)
-        client.config_set("min-replicas-to-write", 0)
+        take_writes(own_server)
         until(lambda: room.cache.set("a third", 3), "a write")
-        assert bool(leases(client)) is is_for_good
+        assert bool(leases(client)) is (refusal == "for good")
 
 
 def test_a_refresh_that_nobody_knows_of_is_asked_for_again(

@@ -14,8 +14,10 @@ import pytest
 import redis
 from stillroom import AUTH, NoDispatch, Settings
 from stillroom.embedded import EmbeddedServer
+from stillroom.wire.server import LOOK_EVERY_S
 from tests.support.celery_process import until
 from tests.support.faces import FACES, open_room
+from tests.support.full_disk import want_replicas
 from tests.support.proxy import Proxy
 from tests.support.sentinels import COPIED_AT_ONCE
 
@@ -53,6 +55,12 @@ class Pair:
         self.address.lead_new_ones_to(self.new.port)
         self._follows(0, self.new)
 
+    def cut_off(self) -> None:
+        """Let the address lead to the new primary; the old one is still a primary, and wants a replica."""
+        self._clients[1].replicaof("NO", "ONE")
+        self.address.lead_new_ones_to(self.new.port)
+        want_replicas(self.old)
+
     def _follows(self, who: int, primary: EmbeddedServer) -> None:
         client = self._clients[who]
         client.replicaof("127.0.0.1", primary.port)
@@ -78,6 +86,29 @@ def test_the_first_write_after_a_failover_is_done(pair: Pair, open_here: Any) ->
     assert room.sessions.get(room.sessions.rotate(session)) is not None
     assert room.limits.refund(held)
     assert not room.limits.check("192.0.2.1", [AUTH]).degraded
+    assert not room.wire.breaker.is_open
+
+
+def test_a_primary_that_was_cut_off_is_left_at_the_first_write(pair: Pair, open_here: Any) -> None:
+    """A primary that wants a replica refuses the first write, and the new primary does it in the same call."""
+    room = open_here(pair.address.url)
+    assert room.cache.set("before", 1)
+    pair.cut_off()
+    assert room.cache.set("after", 1)
+
+
+def test_a_primary_without_replicas_is_read_on_the_connections_there_are(
+    own_server: EmbeddedServer, open_here: Any
+) -> None:
+    """Where no other primary is found, one is looked for now and then, and no outage begins."""
+    room = open_here(own_server.url)
+    assert room.cache.set("k", 1)
+    want_replicas(own_server)
+    began, generation = time.monotonic(), room.wire.server.generation
+    for _ in range(20):
+        assert not room.cache.set("l", 1)
+        assert room.cache.get("k") == 1
+    assert room.wire.server.generation - generation <= 1 + (time.monotonic() - began) / LOOK_EVERY_S
     assert not room.wire.breaker.is_open
 
 

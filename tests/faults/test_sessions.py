@@ -23,7 +23,7 @@ from stillroom.sessions import asking
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
 from tests.support.faces import FACES, open_room
-from tests.support.full_disk import refuse_writes
+from tests.support.full_disk import REFUSALS, refuse_writes, take_writes
 from tests.support.processes import Program
 from tests.support.proxy import Proxy
 
@@ -355,26 +355,31 @@ def test_the_last_counts_are_written_down(own_server: EmbeddedServer) -> None:
         assert client.ttl(key) > 0
 
 
-def test_sessions_are_read_from_a_server_that_can_not_write_its_file(
-    own_room: Any, own_server: EmbeddedServer
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_sessions_are_read_from_a_server_that_refuses_all_writes(
+    own_room: Any, own_server: EmbeddedServer, refusal: str
 ) -> None:
-    """A server that refuses all writes still opens sessions, also those that are due to be touched.
+    """A server that refuses all writes still opens and lists sessions, also those that are due to be touched.
 
     A deferred logout keeps no other session from being read, and is told when the server writes again.
     """
     sessions = own_room.sessions
     seen, left = sessions.create("u1", {"a": 1}), sessions.create("u2")
+    gone = sessions.create("u1")
     with redis.Redis.from_url(own_server.url) as client:
         for name in client.keys("*:s:*"):
             client.hincrby(name, "_l", -3_600_000_000)
-        refuse_writes(own_server)
-        assert sessions.get(seen).data == {"a": 1}
-        with pytest.raises(SessionStoreUnavailable, match="misconf"):
+        client.delete(*client.keys(f"*:s:{gone.handle.partition('-')[2]}"))
+    REFUSALS[refusal](own_server)
+    for _ in range(10):  # more would open the breaker
+        with pytest.raises(SessionStoreUnavailable, match=refusal):
             sessions.update(seen, {"a": 2})
-        assert sessions.destroy(left, defer=True)
-        assert sessions.get(left) is None
-        assert sessions.get(seen).data == {"a": 1}
-        client.config_set("save", "")
+    assert sessions.get(seen).data == {"a": 1}
+    assert sessions.destroy(left, defer=True)
+    assert sessions.get(left) is None
+    assert sessions.get(seen).data == {"a": 1}
+    assert [device.handle for device in sessions.list_for_user("u1")] == [seen.handle]
+    take_writes(own_server)
     with other(own_server) as elsewhere:
         until(lambda: elsewhere.sessions.get(left) is None, "the logout that was deferred")
 
@@ -392,6 +397,20 @@ def test_an_outage_ends_on_a_server_that_can_not_write_its_file(
     with pytest.raises(SessionStoreUnavailable, match="misconf"):
         own_room.sessions.create("u2")
     assert not why_away(own_room, seen)
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_an_outage_ends_for_a_user_who_may_not_ping(own_server: EmbeddedServer, face: str) -> None:
+    """A refused PING is an answer: a process whose user lacks that right is not left without Redis for ever."""
+    with redis.Redis.from_url(own_server.url) as client:
+        client.acl_setuser("app", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-ping"])
+    settings = impatient(own_server.url.replace("://", "://app@"))
+    with open_room(face, settings, NoDispatch()) as room:
+        seen = room.sessions.create("u1")
+        own_server.freeze()
+        until(lambda: "breaker" in why_away(room, seen), "the breaker opens")
+        own_server.thaw()
+        until(lambda: not why_away(room, seen), "the sessions are back", 3)
 
 
 def why_away(room: Any, session: Any) -> str:

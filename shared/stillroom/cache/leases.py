@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from stillroom.cache.bites import SCRIPTS_AT_ONCE, in_bites
 from stillroom.cache.failures import TOLD_MS, Failures, as_json, is_of_the_caller
-from stillroom.errors import LoadShed, RedisRefused, RedisUnavailable
+from stillroom.errors import READS_ONLY, LoadShed, RedisRefused, RedisUnavailable
 from stillroom.keys import Keys
 from stillroom.operation import Freeing, Operation
 from stillroom.scripts import back_off, fail_load, release
@@ -100,7 +100,8 @@ class Leases:
     def free_owed(self) -> Operation[None]:
         """Free what could not be freed. Raises RedisUnavailable.
 
-        Each of these commands acts on this process's own lease or place only, so late or twice does no harm.
+        Each of these commands acts on this process's own lease or place only, so late or twice does no harm. A
+        server that refuses all writes is asked again by the next call.
         """
         while some := list(self.owed)[:SCRIPTS_AT_ONCE]:
             try:
@@ -108,6 +109,8 @@ class Leases:
             except RedisRefused as refused:
                 if refused.reason in AWAY:
                     raise
+                if refused.reason in READS_ONLY:
+                    return
             for command in some:  # those that were refused run out by themselves
                 self.owed.pop(command, None)
 

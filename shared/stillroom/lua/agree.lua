@@ -5,10 +5,11 @@
 --   smallest the smaller number is agreed from now on
 --   change   the other value is agreed from now on, because a person ordered it
 -- The id of an agreement is the time it was made. It changes when `change` brings another value.
+-- Every process asks before its first read. So this has no flags: with some it would count as a script that writes, and
+-- a server that refuses all writes (MISCONF, NOREPLICAS) would refuse it where it only reads.
 -- KEYS  1 agreed
 -- ARGV  1 the calling process  2 most settings that are kept  3… name, value, rule of each setting
 -- returns for each setting the agreed value, its id, the process that set it, and 1 if nothing was agreed before
--- flags: allow-oom
 -- include: time
 
 local function kept(name)
@@ -17,6 +18,7 @@ local function kept(name)
 end
 
 local function keep(name, value, id)
+  redis.call('HDEL', KEYS[1], '') -- no such field exists; the first write takes no memory: see lib/hits
   if redis.call('HLEN', KEYS[1]) < tonumber(ARGV[2]) or redis.call('HEXISTS', KEYS[1], name) == 1 then
     redis.call('HSET', KEYS[1], name, value .. '\t' .. id .. '\t' .. ARGV[1])
   end

@@ -24,7 +24,7 @@ for i = 1, #page, 2 do
   end
 end
 if #gone > 0 then
-  redis.call('ZREM', KEYS[1], unpack(gone))
+  redis.pcall('ZREM', KEYS[1], unpack(gone)) -- the others are listed also where nothing can be written
 end
 if #page == 2 * tonumber(ARGV[3]) then
   found[1] = page[#page]

@@ -6,11 +6,12 @@
 -- A replica that took over may go on with the epoch if every process had waited until a replica had its invalidation.
 -- A server is such a replica if its history continues that of the server before, and if it has copied the end of that
 -- history itself: a server started with an older state tells the same history, and has no byte of it in its backlog.
+--
+-- Every process asks before its first read, and mostly nothing is written. For want of flags: see agree.
 -- KEYS  1 clock  2 marks  3 globs  4 todo
 -- ARGV  1 epoch to begin  2 how long the work that follows is kept, ms  3 an epoch the caller has seen
 --       4 how far its clock had got then
 -- returns the clock, `<epoch>.<seq>`, or nil if there is none: the next write begins an epoch
--- flags: allow-oom
 -- include: clock todo
 
 local epoch, seq, value = known_clock(KEYS[1])
@@ -40,6 +41,7 @@ local is_whole = seq >= seen and not is_another('#', tonumber(shards))
 local is_here = not is_another('@', this_run())
 if is_whole and (is_here or heritable == '+' and is_heir()) then
   if not is_here or (heritable == '+') ~= (noted('&') ~= 0) then
+    redis.call('ZREM', KEYS[2], '') -- no such member exists; the first write takes no memory: see lib/hits
     settle_epoch(KEYS[2], heritable == '+')
   end
   return value

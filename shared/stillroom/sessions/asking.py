@@ -13,6 +13,7 @@ from typing import Any
 from stillroom.agreed import FIELDS_LIMIT, Rule, this_process
 from stillroom.errors import (
     OF_THE_COMMAND,
+    READS_ONLY,
     REFUSED_FOR_GOOD,
     RedisRefused,
     RedisUnavailable,
@@ -158,9 +159,9 @@ class Asking:
     def _is_about_a_part(self, error: SessionStoreUnavailable) -> bool:
         """Return whether other sessions can be had.
 
-        A node of a cluster is away, a shard is being moved, or the server can't write its file, but reads.
+        A node of a cluster is away, a shard is being moved, or the server refuses writes alone.
         """
-        return self._keys.is_spread or error.reason in ("tryagain", "misconf")
+        return self._keys.is_spread or error.reason in READS_ONLY | {"tryagain"}
 
     def _tell_ends(self, *, rests: bool = False) -> Operation[None]:
         """Tell Redis of all deferred ends, in exchanges of their own that nothing overtakes, unless it `rests`.

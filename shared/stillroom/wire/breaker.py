@@ -45,6 +45,7 @@ class Breaker:
         self._nudge = threading.Event()
         # When, and after how many answered calls.
         self._failures: deque[tuple[float, int]] = deque()
+        self.elsewhere_at = 0.0  # time.monotonic(): see outcome.py
         self.is_open = False
         self.down_since: float | None = None  # time.time()
         self.streak = 0

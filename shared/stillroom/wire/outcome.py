@@ -8,13 +8,14 @@ lost its own connection). The configuration's: see explain.py.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.failure import unavailable
-from stillroom.wire.server import Command, ReplyError, Server, name_of
+from stillroom.wire.server import LOOK_EVERY_S, Command, ReplyError, Server, name_of
 
 # Errors of a server that is the wrong one to ask. It has executed nothing that it refused with one of these.
 UNAPPLIED = {"readonly", "masterdown", "loading", "noreplicas", "noauth"}
@@ -24,7 +25,7 @@ PEER = UNAPPLIED | UNKNOWN
 # After these errors the other replies of the batch are good: the server is the right one, but not ready for all.
 ANSWERS_KEPT = {"masterdown", "loading", "noreplicas", "noauth"}
 # Error replies that mean the server can't serve anybody right now; they count toward the breaker.
-AWAY = {"busy", "clusterdown", "tryagain"} | PEER - {"noauth"}
+AWAY = {"busy", "clusterdown", "tryagain"} | PEER - {"noauth", "noreplicas"}
 
 # Errors that proxies answer with in a server's place: twemproxy in the system's words, Envoy with its upstream's.
 _PROXY = re.compile(
@@ -113,12 +114,27 @@ def checked(replies: list[Any], breaker: Breaker) -> list[Any]:
 
 def _refused(replies: list[Any], breaker: Breaker) -> RedisUnavailable:
     for reply in replies:
-        if isinstance(reply, ReplyError) and (reason := owner_of(str(reply))) in PEER:
+        if isinstance(reply, ReplyError) and _is_the_peers(reason := owner_of(str(reply)), breaker):
             return PeerFailed(reason, str(reply).partition(" ")[2], replies)
     refused = refusal(replies)
     if refused.reason in AWAY and refused.reason != "tryagain":  # which is about one slot
         breaker.failed(refused)
     return refused
+
+
+def _is_the_peers(reason: str, breaker: Breaker) -> bool:
+    """Return whether another server is to be asked.
+
+    A server with too few replicas may have been cut off from them, and another one been appointed. Or it is the
+    right one, and refuses each write for hours, but no read: so another one is looked for now and then only.
+    """
+    if reason != "noreplicas":
+        return reason in PEER
+    now = time.monotonic()
+    if now < breaker.elsewhere_at:
+        return False
+    breaker.elsewhere_at = now + LOOK_EVERY_S
+    return True
 
 
 def owner_of(text: str) -> str:
@@ -131,6 +147,11 @@ def owner_of(text: str) -> str:
     if _NO_RIGHT.search(detail):
         return "noperm"
     return "proxy" if _PROXY.search(text) else "err"
+
+
+def is_there(text: str) -> bool:
+    """Return whether a server that answers with this error answers other commands."""
+    return owner_of(text) not in AWAY | {"noauth"}
 
 
 def may_repeat(commands: Sequence[Command], replies: Sequence[Any], *, idempotent: bool) -> bool:

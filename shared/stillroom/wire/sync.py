@@ -27,9 +27,9 @@ from stillroom.wire.outcome import (
     checked,
     ended,
     greeted,
+    is_there,
     judged,
     may_repeat,
-    owner_of,
     refusal,
 )
 from stillroom.wire.server import (
@@ -111,14 +111,15 @@ class Link:
     def ping(self, *, to_read: bool = False) -> None:
         """Send one PING, and look at who answers. Raises RedisUnavailable.
 
-        `to_read`: a server that can't write its file answers, too. It refuses writes and PING, and no read.
+        `to_read`: a server that refuses the PING alone answers, too: it can't write its file, or this user lacks
+        the right, and reads are answered.
         """
         server, now, asked = self._server, time.monotonic(), time.monotonic_ns()
         look, count = server.look(now)
         read, reads = server.read_of_a_node() if to_read else (b"", 0)
         packed, expected = PING + look + read, 1 + count + reads
         pong, *looked = self.exchange(packed, expected, now + self._patience, now)
-        if isinstance(pong, ReplyError) and not (to_read and owner_of(str(pong)) == "misconf"):
+        if isinstance(pong, ReplyError) and not (to_read and is_there(str(pong))):
             raise refusal([pong])
         if reads and str(looked.pop()).startswith(CLUSTER_IS_DOWN):
             raise refusal([ReplyError(CLUSTER_IS_DOWN)])

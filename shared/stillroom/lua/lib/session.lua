@@ -158,7 +158,8 @@ end
 -- A clock that has stepped back a little keeps the order in which sessions were seen. After a larger step it is seen now,
 -- and has as long to live as it had, or both its times would be longer by the step.
 -- PEXPIRE first: a server that is full refuses a script's first write if it takes memory, and only the first. One that
--- can't write its file refuses all writes (MISCONF) and answers all reads: the session is read, and is not seen.
+-- can't write its file, or wants more replicas than it has, refuses all writes (MISCONF, NOREPLICAS) and answers all
+-- reads: the session is read, and is not seen.
 -- Returns whether that was written down.
 local function see(session, now)
   local back = session.seen - now
@@ -174,7 +175,7 @@ local function see(session, now)
   local life = plain(math.ceil((session.deadline - now) / 1000) + SLACK_MS)
   local refused = redis.pcall('PEXPIRE', session.key, life)
   if type(refused) == 'table' then
-    if string.find(refused.err, 'MISCONF', 1, true) then
+    if string.find(refused.err, 'MISCONF', 1, true) or string.find(refused.err, 'NOREPLICAS', 1, true) then
       return false
     end
     redis.call('PEXPIRE', session.key, life) -- raises the error as the server words it
