@@ -27,6 +27,7 @@ from stillroom.web import health as web_health
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
 from tests.support.faces import FACES, open_room
+from tests.support.full_disk import want_replicas
 from tests.support.lag import Stopwatch
 from tests.support.processes import Program
 from tests.support.web import Reply, ask, serving_asgi, serving_wsgi
@@ -432,3 +433,19 @@ def answers_of(asking: Ask) -> list[str]:
     paths = ("/health", "/metrics", "/health/ready", "/health/live")
     with_token = [asking(path, headers=BEARER).body.decode() for path in paths]
     return [*with_token, *(asking(path, headers={"Via": "p"}).body.decode() for path in paths)]
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_server_that_refuses_writes_for_want_of_replicas_is_a_failure(
+    own_server: EmbeddedServer, face: str
+) -> None:
+    """A server that wants more replicas than follow it answers the check, and the report says that it takes no
+    writes. A server that wants none is well without any.
+    """
+    settings = Settings(**{**PATIENT, "redis_url": own_server.url})
+    with open_room(face, settings, NoDispatch()) as room:
+        assert room.health.check().advice == ()
+        want_replicas(own_server)
+        (found,) = room.health.check().advice
+        assert (found.name, found.severity) == ("redis:replication read-only", "fail")
+        assert "min-replicas-to-write" in found.what

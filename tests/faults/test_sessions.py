@@ -403,7 +403,9 @@ def test_an_outage_ends_on_a_server_that_can_not_write_its_file(
 def test_an_outage_ends_for_a_user_who_may_not_ping(own_server: EmbeddedServer, face: str) -> None:
     """A refused PING is an answer: a process whose user lacks that right is not left without Redis for ever."""
     with redis.Redis.from_url(own_server.url) as client:
-        client.acl_setuser("app", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-ping"])
+        client.acl_setuser(
+            "app", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-ping"]
+        )
     settings = impatient(own_server.url.replace("://", "://app@"))
     with open_room(face, settings, NoDispatch()) as room:
         seen = room.sessions.create("u1")

@@ -325,7 +325,7 @@ RULES: list[Rule] = [
         _of_servers("persistence", lambda info: _broken(info.persistence.rdb_ok)),
         1,
         None,
-        "The last background save failed.",
+        "The last background save failed. A server that saves by itself refuses all writes until one succeeds.",
         "rdb_last_bgsave_status is ok.",
         "Look at the server's disk and memory (fork needs room), and its log.",
         "INFO persistence",
@@ -348,6 +348,18 @@ RULES: list[Rule] = [
         "The room is connected to a replica: nothing can be written.",
         "It is connected to a master.",
         "Point REDIS_URL at the master.",
+        "INFO replication",
+    ),
+    Rule(
+        "read-only",
+        _of_replication(
+            "replication", lambda known: None if known.good is None else not known.good
+        ),
+        None,
+        1,
+        "No replica is close behind, and the server wants some (min-replicas-to-write): nothing can be written.",
+        "As many follow as the server wants.",
+        "Start them, or look at their logs for why they do not follow.",
         "INFO replication",
     ),
     Rule(

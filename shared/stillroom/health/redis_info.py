@@ -88,6 +88,11 @@ def followers_in(text: bytes) -> tuple[Follower, ...]:
     return tuple(_follower(row, written) for row in rows if row)
 
 
+def good_followers_in(text: bytes) -> int | None:
+    """Return how many replicas count for min-replicas-to-write; None where the server wants none."""
+    return Fields(text).number("min_slaves_good_slaves")
+
+
 def _follower(row: str, written: int | None) -> Follower:
     told = dict(part.partition("=")[::2] for part in row.split(","))
     offset, lag = told.get("offset", ""), told.get("lag", "")

@@ -154,6 +154,8 @@ class Replication(Part):
     primary: str | None = None  # where the Sentinels say that it is; null: nobody asks any
     followers: tuple[Follower, ...] | None = None  # null: it did not say
     wanted: int = 0  # STILLROOM_REPLICAS
+    # So many count for its min-replicas-to-write; null: it wants none, or did not say.
+    good: int | None = None
     unconfirmed: int | None = None  # acts that fewer had in time, in the last whole minute
 
     @property

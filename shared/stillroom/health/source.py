@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.health.probe import Counts, Probe
-from stillroom.health.redis_info import followers_in, parse_info
+from stillroom.health.redis_info import followers_in, good_followers_in, parse_info
 from stillroom.health.report import Connection, RedisInfo, Replication, Role, Server
 from stillroom.keys import Keys
 from stillroom.operation import Once, Operation
@@ -156,7 +156,9 @@ def ask_node(source: Source, node: Node) -> Operation[Server]:
         connection=_connection(node.breaker, outcome, took_s * 1000),
         redis=known,
         replication=Replication(
-            followers=None if info is None else followers_in(info), wanted=source.replicas
+            followers=None if info is None else followers_in(info),
+            wanted=source.replicas,
+            good=None if info is None else good_followers_in(info),
         ),
         slots=node.slots,
         ahead_s=None if at is None else round(at - begun_at - took_s / 2, 3),
@@ -273,6 +275,7 @@ def _replication(source: Source, info: bytes | None, minute: Counts | None) -> R
         primary=source.clock.primary,
         followers=None if info is None else followers_in(info),
         wanted=source.replicas,
+        good=None if info is None else good_followers_in(info),
         unconfirmed=None if minute is None else minute.get(UNCONFIRMED, 0),
     )
 
