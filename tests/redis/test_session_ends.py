@@ -77,6 +77,39 @@ def test_it_costs_one_script_a_shard_however_many_there_are(room: Any, client: A
     assert left == []
 
 
+USES: dict[str, Callable[[Any, Any], Any]] = {
+    "get": lambda sessions, one: sessions.get(one),
+    "touch": lambda sessions, one: sessions.touch(one),
+    "update": lambda sessions, one: sessions.update(one, {"a": 1}),
+    "rotate": lambda sessions, one: sessions.rotate(one),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_session_in_use_ends_with_its_user_and_tag_though_redis_has_evicted_their_lists(
+    room: Any, client: Any, use: str
+) -> None:
+    """The lists of a user's and a tag's sessions, which a server with volatile-lru takes before the sessions, come
+    back as these are used.
+    """
+    sessions = room.sessions
+    ends: list[Callable[[], int]] = [
+        lambda: sessions.destroy_for_user("u1"),
+        lambda: sessions.destroy_by_tag("t"),
+    ]
+    for end in ends:
+        made = [sessions.create("u1", tags=["t"]) for _ in range(20)]
+        for one in made:
+            age(client, room, one.handle, 120)
+        lists = [key for key in sessions_keys(client) if key.endswith((b":u:u1", b":g:t"))]
+        assert client.delete(*lists) == 2
+        for one in made:
+            assert USES[use](sessions, one)
+        assert len(sessions.list_for_user("u1")) == 20
+        assert end() == 20
+        assert [sessions.get(one) for one in made] == [None] * 20
+
+
 def test_a_session_may_not_slip_through(make_room: Callable[..., Stillroom]) -> None:
     """A session operation under way at any step of revoke_all ends up either ended or newer."""
     for name in ("create", "rotate", "update", "touch", "get"):

@@ -1,4 +1,5 @@
--- Reads a session, and remembers that it was seen unless that was written down a moment ago. It writes no index.
+-- Reads a session, and remembers that it was seen unless that was written down a moment ago. It writes no index, unless
+-- one is lost.
 -- KEYS  1… record, under each pepper
 -- ARGV  1 prefix  2 µs between two touches, '' to leave it untouched
 -- returns {'ok', h, the record's own fields, its data, µs since it was written down that it was seen}

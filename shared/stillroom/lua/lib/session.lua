@@ -155,6 +155,22 @@ local function find(prefix, now, keys, asked, hops)
   return nil, {'missing'}
 end
 
+-- A server that evicts (volatile-lru) takes first what nobody has asked for. The indexes by which all sessions of a user
+-- or a tag are ended must not go before the sessions: they are asked for as the session is, and one that is gone begins
+-- anew. The other sessions in it come back as they are used.
+local function ask_for_indexes(session, now)
+  local life = math.ceil((session.limit - now) / 1000) + SLACK_MS
+  for _, name in ipairs(indexes_of(session)) do
+    local index = ARGV[1] .. name
+    if not redis.pcall('ZSCORE', index, session.h) then
+      redis.call('ZADD', index, plain(session.stamp), session.h)
+      if redis.call('PTTL', index) < life then
+        redis.call('PEXPIRE', index, plain(life))
+      end
+    end
+  end
+end
+
 -- A clock that has stepped back a little keeps the order in which sessions were seen. After a larger step it is seen now,
 -- and has as long to live as it had, or both its times would be longer by the step.
 -- PEXPIRE first: a server that is full refuses a script's first write if it takes memory, and only the first. One that
@@ -181,6 +197,7 @@ local function see(session, now)
     redis.call('PEXPIRE', session.key, life) -- raises the error as the server words it
   end
   redis.call('HSET', session.key, '_l', plain(session.seen), '_x', plain(session.limit))
+  ask_for_indexes(session, now)
   return true
 end
 
