@@ -422,6 +422,22 @@ def test_patterns_that_redis_has_lost_revive_nothing(
     assert make_room().cache.get("k:1") is None
 
 
+@pytest.mark.parametrize("act", ["trim_marks", "invalidate_by_tag"])
+def test_patterns_are_asked_for_so_that_a_full_cache_does_not_evict_them(
+    room: Any, client: Any, act: str
+) -> None:
+    """Trimming and invalidations ask for the patterns, as a full cache takes first what nobody has asked for."""
+    room.cache.invalidate_by_pattern("k:*")
+    globs = room.keys.globs
+    client.restore(globs, 0, client.dump(globs), replace=True, idletime=3_600)
+    assert client.object("idletime", globs) >= 3_600
+    {
+        "trim_marks": room.cache.trim_marks,
+        "invalidate_by_tag": lambda: room.cache.invalidate_by_tag("t"),
+    }[act]()
+    assert client.object("idletime", globs) < 60
+
+
 def test_old_patterns_are_trimmed_with_the_marks(room: Any, client: Any) -> None:
     """Patterns older than the longest life of an entry are trimmed with the marks."""
     room.cache.invalidate_by_pattern("young*")

@@ -5,6 +5,10 @@ local STAYING = 6 -- these and `~<epoch>`; some are always the oldest
 
 -- Returns how many were dropped. `age_us`: the longest life of an entry and of the load before it.
 local function drop_old_marks(epoch, newest, marks, globs, age_us, most)
+  -- A cache that is full evicts first what nobody has asked for. No reader but one that begins asks for the globs, and
+  -- the first pattern after their loss begins a new epoch (see mark), in which nothing older lives. So they are asked
+  -- for here, each minute. By pcall: a stranger's key in their place must not keep tags from being invalidated.
+  redis.pcall('ZCARD', globs)
   local bound = plain(math.min(now_us() - age_us, newest))
   local old = redis.call('ZRANGE', marks, '-inf', '(' .. bound, 'BYSCORE', 'LIMIT', 0, most + STAYING, 'WITHSCORES')
   local dropped, youngest = 0, nil
