@@ -18,10 +18,11 @@ from authlib.integrations.starlette_client import OAuth
 from fastapi import Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.routing import Mount, WebSocketRoute
 from starlette.routing import Route as Path_
-from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 
 from stillroom import (
@@ -58,6 +59,108 @@ def async_room(settings: Settings) -> Iterator[AsyncStillroom]:
 def wrapped(app: Any, room: AsyncStillroom, **options: Any) -> Any:
     app.add_middleware(StillroomMiddleware, room=room, **options)
     return app
+
+
+class Around:
+    """A middleware further out: it looks at the scope when the response begins, and at the end; and tries again."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self.saw: list[Any] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def looking(message: Any) -> None:
+            if message["type"] in ("http.response.start", "websocket.accept"):
+                self.look(scope)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, looking)
+        except ZeroDivisionError:
+            await self._app(scope, receive, looking)
+        finally:
+            self.look(scope)
+
+    def look(self, scope: Any) -> None:
+        route = getattr(scope.get("route"), "path", None)
+        self.saw.append((route, scope.get("path_params"), scope.get("root_path")))
+
+
+# What is around
+
+
+@pytest.mark.parametrize("is_wrapped", [True, False])
+def test_a_middleware_further_out_sees_what_the_router_has_found(
+    async_room: AsyncStillroom, is_wrapped: bool
+) -> None:
+    """Further out there are the route and its parameters in the scope, for the names of spans and metrics."""
+
+    async def shown(request: Request) -> PlainTextResponse:
+        request.state.who = "ann"
+        return PlainTextResponse(request.path_params["number"])
+
+    async def accepted(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.close()
+
+    inner = [Path_("/price/{number}", shown), WebSocketRoute("/ws/{number}", accepted)]
+    app = Starlette(routes=[Mount("/in", routes=inner)])
+    ours: Any = StillroomMiddleware(app, async_room) if is_wrapped else wrapped(app, async_room)
+    around = Around(ours)
+    client = TestClient(around)
+    assert client.get("/in/price/7").text == "7"
+    assert around.saw == [("/price/{number}", {"number": "7"}, "/in")] * 2
+    around.saw.clear()
+    with client.websocket_connect("/in/ws/8"):
+        pass
+    assert around.saw[-1] == ("/ws/{number}", {"number": "8"}, "/in")
+
+
+def test_a_handler_of_all_errors_sees_the_session(
+    async_room: AsyncStillroom, room: Stillroom
+) -> None:
+    """The app's own page of a 500 may say who is logged in, and its log which path that was; it changes nothing."""
+    app = wrapped(FastAPI(), async_room)
+
+    @app.exception_handler(Exception)
+    async def told(request: Request, _: Exception) -> JSONResponse:
+        session = await load_session(request)
+        with pytest.raises(SessionTooLate):
+            session["told"] = True
+        said = [session.user_id, request.session["cart"], request.scope["route"].path]
+        return JSONResponse(said, 500)
+
+    @app.get("/fails/{looks}")
+    async def fails(looks: bool, request: Request) -> None:
+        if looks:
+            request.session["cart"] = "changed"
+        raise ZeroDivisionError
+
+    token = room.sessions.create("ann", {"cart": "tea"}).token
+    client = TestClient(app, raise_server_exceptions=False, cookies={COOKIE: token})
+    assert client.get("/fails/no").json() == ["ann", "tea", "/fails/{looks}"]
+    assert client.get("/fails/yes").json() == ["ann", "changed", "/fails/{looks}"]
+    found = room.sessions.get(token)
+    assert found is not None
+    assert found.data == {"cart": "tea"}
+
+
+def test_a_request_that_is_tried_again_has_its_session(async_room: AsyncStillroom) -> None:
+    """Where a middleware further out tries once more, the second try reads the session anew and writes it."""
+    tries: list[int] = []
+
+    async def fails_once(request: Request) -> JSONResponse:
+        request.session["tries"] = [*request.session.get("tries", []), len(tries)]
+        tries.append(1)
+        if len(tries) == 1:
+            raise ZeroDivisionError
+        return JSONResponse(request.session["tries"])
+
+    app = wrapped(Starlette(routes=[Path_("/", fails_once)]), async_room)
+    app.add_middleware(Around)
+    client = TestClient(app)
+    assert client.get("/").json() == [1]
+    assert client.get("/").json() == [1, 2]
 
 
 # request.session
@@ -215,6 +318,22 @@ def test_request_session_says_503_while_redis_is_away() -> None:
             assert (reply.status, reply.one("retry-after"), reply.token) == (503, "2", None)
         assert Browser(port, token).get("/untouched").status == 200
         assert Browser(port).get("/shown").text == "{}"
+
+
+@pytest.mark.parametrize("is_mounted", [True, False])
+def test_a_page_of_another_origin_reads_that_503(is_mounted: bool) -> None:
+    """A framework's 500 for a missing Redis passes no CORS layer, but the 503 in its place can be read."""
+    away = AsyncStillroom(Settings(redis_url="redis://127.0.0.1:1", session_peppers="p" * 40))
+    spa = "https://spa.example"
+    app = Starlette(routes=[Path_("/shown", shown)])
+    app.add_middleware(CORSMiddleware, allow_origins=[spa], allow_credentials=True)
+    ours: Any = StillroomMiddleware(app, away)
+    if is_mounted:
+        ours = wrapped(Starlette(routes=[Mount("/in", app)]), away)
+    client = TestClient(ours, cookies={COOKIE: "00." + "A" * 43})
+    reply = client.get("/in/shown" if is_mounted else "/shown", headers={"Origin": spa})
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "2")
+    assert reply.headers["access-control-allow-origin"] == spa
 
 
 def test_another_session_middleware_keeps_its_own(async_room: AsyncStillroom) -> None:

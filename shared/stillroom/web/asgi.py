@@ -43,6 +43,15 @@ KEY = "stillroom.session"
 STARLETTES = "session"  # where request.session is looked for
 TEST_CLIENT = ("testclient", 50000)
 LIMITER = "stillroom.limiter"  # the middleware that began the visit
+# What an app writes into its scope for middlewares further out, such as Starlette's own for OpenTelemetry.
+FOUND = frozenset(
+    [
+        *("app", "router", "route", "endpoint", "path_params", "root_path", "app_root_path"),
+        *("state", "user", "auth"),
+    ]
+)
+
+_OURS = ScopeSession, type(None)
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -97,7 +106,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
             await _refuse(scope, send)
             return
         route = None if LIMITED in scope else self._route(scope, scope["method"])
-        gives_session = self._has_sessions and KEY not in scope
+        gives_session = self._gives_session(scope)
         given = dict(scope["headers"])
         session = self._session(scope, given, gives_session)
         seen = self._with_session(scope, session) if gives_session else {**scope}
@@ -108,7 +117,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
             if route is None or await self._admits(route, visit, seen, send):
                 has_origin = bool(given.get(b"origin"))
                 response = _Response(
-                    self, route, session, visit, seen, budget, send, is_inner, has_origin
+                    self, route, session, visit, scope, seen, budget, send, is_inner, has_origin
                 )
                 try:
                     await response.of(receive)
@@ -130,7 +139,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
     async def _connect(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Connect a websocket, whose handshake is a GET and is limited as one."""
         route = None if LIMITED in scope else self._route(scope, "GET")
-        gives_session = self._has_sessions and KEY not in scope
+        gives_session = self._gives_session(scope)
         given = dict(scope["headers"])
         session = self._session(scope, given, gives_session)
         seen = self._with_session(scope, session) if gives_session else {**scope}
@@ -143,6 +152,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
                 try:
                     await handshake.of(self.app, seen, receive)
                 finally:
+                    _show(scope, seen)
                     if visit.is_holding and not is_inner:
                         status = SWITCHING if handshake.is_accepted else FORBIDDEN
                         await to_its_end(self._room.state.run(self._gate.closing(visit, status)))
@@ -169,6 +179,10 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
             return self._origin.is_foreign(*said)
         return self._origin.refuses(scope["method"], *said)
 
+    def _gives_session(self, scope: Scope) -> bool:
+        """Return whether the request gets its session here: it has none from further out, or one that is over."""
+        return self._has_sessions and (KEY not in scope or scope[KEY].is_over)
+
     def _session(
         self, scope: Scope, given: Mapping[bytes, bytes], is_given: bool
     ) -> AsyncWebSession:
@@ -184,7 +198,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
 
     def _with_session(self, scope: Scope, session: AsyncWebSession) -> Scope:
         seen = {**scope, KEY: session}
-        if STARLETTES not in scope:
+        if isinstance(scope.get(STARLETTES), _OURS):
             seen[STARLETTES] = ScopeSession(session, self._at_once, self._ahead, scope["path"])
         return seen
 
@@ -313,16 +327,19 @@ class _Response:
         route: Route | None,
         session: AsyncWebSession,
         visit: Visit,
+        around: Scope,
         scope: Scope,
         budget: Budget,
         send: Send,
         is_inner: bool,
         has_origin: bool,
     ) -> None:
+        """`around`: the scope as it came; `scope`: the app's."""
         self._middleware = middleware
         self._route = route
         self._session = session
         self._visit = visit
+        self._around = around
         self._scope = scope
         self._budget = budget
         self._really_send = send
@@ -340,9 +357,24 @@ class _Response:
             keeps, method = self._middleware._has_sessions, self._scope["method"]
             answer = answer_to(error, self._session, method, keeps_sessions=keeps)
             if answer is None:
+                self._leave()
                 raise
             if not is_told:
-                await self._answer(answer, await self._middleware.cors_of(self._scope))
+                await self._answer(answer, await self._cors())
+
+    async def _cors(self) -> list[Header]:
+        """Return the headers of the app's CORS layer, which an error has not passed."""
+        # By the path as it came: the app may have mounted another one below it.
+        return await self._middleware.cors_of({**self._scope, **self._around})
+
+    def _leave(self) -> None:
+        """Leave the request to whoever answers in the app's place, who may look at its session."""
+        _show(self._around, self._scope)
+        if self._scope.get(KEY) is self._session:
+            self._session.drop()
+            self._session.is_over = True
+            self._around[KEY] = self._session
+            self._around.setdefault(STARLETTES, self._scope[STARLETTES])
 
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start" and not self._has_begun:
@@ -374,9 +406,10 @@ class _Response:
             act = gate.ending(visit, session, status, headers)
             end = await self._middleware._room.state.run(act)
         if end.instead is not None:
-            await self._answer(end.instead, kept(headers))
+            await self._answer(end.instead, kept(headers) or await self._cors())
             return
         self._has_begun = True
+        _show(self._around, self._scope)
         self._budget.left = math.inf  # a stream may be hours long
         without, told = end.without, self._told(headers)
         if self._has_origin and self._tells and (exposed := exposing(headers)):
@@ -389,6 +422,7 @@ class _Response:
 
     async def _answer(self, answer: Answer, cors: list[Header]) -> None:
         self._has_begun = self._is_replaced = True
+        _show(self._around, self._scope)
         await _send_answer(self._really_send, answer, [*self._told(answer.headers), *cors])
 
     @property
@@ -398,6 +432,12 @@ class _Response:
     def _told(self, headers: list[Header]) -> list[Header]:
         """Return the headers on the client's limits that the app has not set."""
         return lacking(names_of(headers), self._visit.headers()) if self._tells else []
+
+
+def _show(around: Scope, scope: Scope) -> None:
+    """Show middlewares further out what the app has written into its own scope."""
+    for name in scope.keys() & FOUND:
+        around[name] = scope[name]
 
 
 async def _refuse(scope: Scope, send: Send) -> None:

@@ -90,6 +90,7 @@ class RequestSession(MutableMapping[str, Any]):
     """
 
     failure: StillroomError | None = None  # why it could not be read or written, or was refused
+    is_over = False  # its app has raised: who answers in the app's place may look at it
 
     def __init__(
         self,
