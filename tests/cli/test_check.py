@@ -74,7 +74,7 @@ VIEWS = {
     "flask": """
 from flask import Flask
 from stillroom import AUTH, Limit, Stillroom
-from stillroom.web.flask import StillroomLimits, limited
+from stillroom.web.flask import StillroomLimits, fresh, limited
 room = Stillroom()
 app = Flask(__name__)
 def guard():
@@ -87,6 +87,8 @@ app.add_url_rule("/a", "a", limited(Limit("api", 5, 60))(lambda: ""))
 app.add_url_rule("/b", "b", limited(Limit("api", 6, 60))(lambda: ""))
 app.add_url_rule("/lost", "lost", lost := lambda: "")
 limited(AUTH)(lost)
+app.add_url_rule("/unasked", "unasked", unasked := lambda: "")
+fresh(600)(unasked)
 """,
     "fastapi": """
 from fastapi import Depends, FastAPI
@@ -223,6 +225,7 @@ def test_the_limits_of_views_are_looked_at_too(
     assert said(lines, "warn views", "api is 5/60 s here and 6/60 s there")
     assert said(lines, "pass views", "6 views with limits")
     assert said(lines, "lost has a @limited that the app does not know") == (framework != "fastapi")
+    assert said(lines, "unasked has a @fresh that the app does not") == (framework == "flask")
     for right in ("/right", "/post", "/when"):
         assert not said(lines, f" {right} ")
     check(VIEWS[framework] + "guard()\n", "--offline", "--strict", code=1)

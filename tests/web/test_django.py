@@ -134,6 +134,12 @@ class Sensitive(View):
         return HttpResponse("open")
 
 
+class SensitiveMethods(View):
+    @fresh(600)
+    def get(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse("open")
+
+
 calls: list[str] = []
 
 
@@ -156,6 +162,7 @@ urlpatterns = [
     path("sensitive", sensitive),
     path("asensitive", asensitive),
     path("csensitive", Sensitive.as_view()),
+    path("msensitive", SensitiveMethods.as_view()),
     path("login/<who>", login),
     path("logout", logout),
     path("plain", plain),
@@ -725,7 +732,7 @@ def test_a_cookie_that_opens_nothing_is_forgotten_but_for_a_login(
 
 def test_a_sensitive_view_asks_again(browser: Browser, room: Stillroom, client: Any) -> None:
     """A sensitive view answers 401 without a recent login; after `confirm` it opens, under a new key."""
-    for path_ in ("/sensitive", "/asensitive", "/csensitive"):
+    for path_ in ("/sensitive", "/asensitive", "/csensitive", "/msensitive"):
         assert browser.get(path_).status == 401
         browser.get("/login/7")
         assert browser.get(path_).status == 200

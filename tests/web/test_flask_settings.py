@@ -7,10 +7,11 @@ import datetime
 import decimal
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flask
 import pytest
+from flask.views import MethodView
 from flask_login import (
     LoginManager,
     UserMixin,
@@ -712,6 +713,42 @@ def test_who_is_only_remembered_is_not_fresh(room: Stillroom, client: Any) -> No
         -601_000_000,
     )
     assert again.get("/ours").status_code == 401
+
+
+def test_a_view_that_is_awaited_asks_again_too(room: Stillroom) -> None:
+    """`@fresh` is for async views as well, and for those of a class."""
+    app = make_app(room, PLAIN)
+
+    @app.get("/pay")
+    @fresh(600)
+    async def pay() -> str:
+        return "paid"
+
+    class Account(MethodView):
+        decorators: ClassVar[list[Any]] = [fresh(600)]
+
+        async def get(self) -> str:
+            return "changed"
+
+    app.add_url_rule("/account", view_func=Account.as_view("account"))
+    browser = Jar(app, PLAIN.name)
+    assert [browser.get(path).status_code for path in ("/pay", "/account")] == [401, 401]
+    browser.get("/login/ann")
+    assert [browser.get(path).text for path in ("/pay", "/account")] == ["paid", "changed"]
+
+
+def test_a_fresh_that_the_app_does_not_know_is_told(
+    room: Stillroom, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A @fresh above @app.get asks nobody, so it is named with the first request, once."""
+    app = make_app(room, PLAIN)
+    fresh(600)(app.get("/lost", endpoint="lost")(lambda: "open"))
+    app.get("/kept", endpoint="kept")(fresh(600)(lambda: "kept"))
+    browser = Jar(app)
+    answered = [browser.get(path).status_code for path in ("/lost", "/kept", "/lost")]
+    assert answered == [200, 401, 200]
+    (told,) = [one.getMessage() for one in caplog.records if "asks nobody" in one.message]
+    assert "the view lost has a @fresh that the app does not know" in told
 
 
 # One round trip

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from django.contrib.sessions.backends.cache import SessionStore
 from django.http import HttpRequest
-from fastapi import Depends, FastAPI
-from flask import Flask
+from django.urls import path
+from fastapi import APIRouter, Depends, FastAPI
+from flask import Blueprint, Flask
+from flask.views import MethodView
 from starlette.applications import Starlette
 from starlette.requests import Request
+from werkzeug.test import Client
 
 import tests.web.test_django  # noqa: F401 - configures Django
 from stillroom import (
@@ -28,20 +31,24 @@ from stillroom import (
     Stillroom,
     StillroomError,
 )
+from stillroom.limits.routes import told
 from stillroom.web.asgi import StillroomMiddleware as Asgi
 from stillroom.web.asgi_health import HealthASGI
+from stillroom.web.django.limits import exempt as django_exempt
 from stillroom.web.django.limits import limited as on_django
 from stillroom.web.django.views import fresh as fresh_in_django
 from stillroom.web.explain import ExplainASGI, ExplainWSGI
 from stillroom.web.fastapi import limited as on_fastapi
 from stillroom.web.fastapi_room import load_within as within_fastapi
 from stillroom.web.flask import StillroomLimits, StillroomSessions
+from stillroom.web.flask import exempt as flask_exempt
 from stillroom.web.flask import fresh as fresh_in_flask
 from stillroom.web.flask import limited as on_flask
 from stillroom.web.flask_room import load_within as within_flask
-from stillroom.web.limited import Header
+from stillroom.web.limited import Answered, Header, is_exempt
 from stillroom.web.request_session import WebSession
 from stillroom.web.session_cookie import SessionCookie
+from stillroom.web.starlette import exempt as starlette_exempt
 from stillroom.web.starlette import limited as on_starlette
 from stillroom.web.wsgi import StillroomMiddleware as Wsgi
 from stillroom.web.wsgi_health import HealthWSGI
@@ -53,6 +60,7 @@ ASYNC_ROOM = AsyncStillroom(Settings(**OFFLINE), dispatch=NoDispatch())
 LAYERS: dict[str, Any] = {
     one.__name__: one for one in (HealthWSGI, HealthASGI, ExplainWSGI, ExplainASGI)
 }
+TEN = Limit("ten", 10, 60)
 TWINS = [AUTH, Limit("auth", 3, 5)]
 
 
@@ -249,6 +257,62 @@ def test_a_fresh_session_where_there_is_none_of_ours() -> None:
     assert "SESSION_ENGINE" in refused(lambda: fresh_in_django(600)(lambda request: "")(request))
     request.session = SessionStore()  # type: ignore[assignment]  # Django's own
     assert "SESSION_ENGINE" in refused(lambda: fresh_in_django(600)(lambda request: "")(request))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"count": lambda answer: answer.status_code}, "no status_code, but headers, status; did"),
+        ({"subject": lambda asked: asked.url}, "which has no url, but headers, method, path, peer"),
+        ({"exempt_when": lambda asked: asked.header("X")}, "no header, but headers"),
+        ({"render": lambda refusal: refusal.status_code}, "did you mean status?"),
+        ({"render": lambda refusal: "slow down"}, "render= returns (content type, body)"),
+        ({"render": lambda refusal: ("slow", "down")}, "not ('slow', 'down')"),
+        ({"render": lambda refusal: ("text/plain", {})}, "not ('text/plain', {})"),
+        ({"subject": lambda asked: None}, "returned a NoneType; it returns a mapping"),
+        ({"subject": lambda asked: "ann"}, "returned a str; it returns a mapping"),
+    ],
+)
+def test_a_function_that_takes_ours_for_a_frameworks_own(
+    options: dict[str, Any], said: str
+) -> None:
+    """A function that wants an attribute of a framework's response or request is told what there is."""
+
+    def answering(_: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return []
+
+    own = {"count": options.pop("count")} if "count" in options else {}
+    routes = Routes([Route("/", [Limit("own_words", 0, 60)] if not own else [TEN], **own)])
+    client = Client(Wsgi(answering, ROOM, routes=routes, **options))
+    assert said in refused(lambda: client.get("/"))
+
+
+def test_a_functions_own_mistake_is_its_own() -> None:
+    """An AttributeError about something else comes as it is."""
+    with pytest.raises(AttributeError, match="'NoneType' object"):
+        told("count", lambda answer: answer.headers.get("x").lower(), Answered(200, {}))
+
+
+def test_fresh_is_put_on_a_view() -> None:
+    """`@fresh` on a class or on what is no view is refused, with what is written for a class of views."""
+    for fresh, meant in (
+        (fresh_in_flask, "decorators = [fresh(…)]"),
+        (fresh_in_django, '@method_decorator(fresh(…), name="dispatch")'),
+    ):
+        assert meant in refused(lambda it=fresh: it(600)(MethodView))
+        assert "is put on a view, not on '/pay'" in refused(lambda it=fresh: it(600)("/pay"))
+
+
+def test_exempt_is_put_on_an_endpoint() -> None:
+    """`exempt` on what holds endpoints, or is none, is refused: nobody would look for the mark there."""
+    view = object.__new__(type("View", (), {"get": lambda self: "a view"}))
+    holders = (Blueprint("b", __name__), APIRouter(), Flask("x"), path("a", str), [str], None)
+    for exempt in (flask_exempt, starlette_exempt, django_exempt):
+        for given in holders:
+            said = refused(lambda it=exempt, given=given: it(given))
+            assert "put it on each, or give exempt_when=" in said
+        assert is_exempt(exempt(view.get))
 
 
 def test_a_class_in_the_place_of_what_is_made_of_it() -> None:

@@ -13,7 +13,7 @@ from stillroom.errors import did_you_mean
 from stillroom.limits import AUTH, Limit, Route, Routes
 from stillroom.limits.changes import Change
 from stillroom.shown import plural
-from stillroom.web.carriers import LOST, charges, default_of, looking, lost_views
+from stillroom.web.carriers import LOST, UNASKED, charges, default_of, looking, lost_views
 from stillroom.web.known_routes import Known, misfits
 
 LOOKING = f"has {AUTH.name} on GET: who looks at the form uses up the tries of a login. Write"
@@ -66,6 +66,8 @@ def examined(app: InApp) -> Iterator[Line]:
             *[known.endpoint.name for known in routes if known.endpoint.is_lost],
         ]
         yield from [Line("warn", f"views {name}", f"{view} {LOST}.") for view in lost]
+        for view in lost_views(one, UNASKED):
+            yield Line("warn", f"views {name}", f"{view} {UNASKED}.")
         yield from _views(f"views {name}", one, [known for known in routes if known.carries])
     yield from _at_odds(app.limits())
     said = ", ".join(f"{name} ({len(table.routes)})" for name, table in app.tables.items())

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
 
 from stillroom.errors import InvalidLimit, did_you_mean
@@ -19,6 +19,8 @@ from stillroom.limits.limit import DEFAULT, Limit, check_cost, check_limits
 from stillroom.limits.template import Template
 from stillroom.misuse import explained, is_awaited, name_of, takes
 
+T = TypeVar("T")
+R = TypeVar("R")
 Counted = Literal["all", "failures"] | Callable[[Any], bool]
 
 KEPT = 4_096  # paths whose route is remembered …
@@ -173,6 +175,22 @@ def check_plain(name: str, given: object) -> None:
             name_of(given), f"{name}= is a plain function; this one has to be awaited"
         )
     check_takes_one(name, given)
+
+
+def told(what: str, function: Callable[[T], R], given: T) -> R:
+    """Call a function of the app with a request, an answer or a refusal of ours.
+
+    Raises InvalidLimit where it wants an attribute of a framework's own request or response.
+    """
+    try:
+        return function(given)
+    except AttributeError as error:
+        if error.obj is not given:
+            raise
+        known = [name for name in dir(given) if name[0] != "_" and not hasattr(tuple, name)]
+        has = f"has no {error.name}, but {', '.join(known)}{did_you_mean(error.name, known)}"
+        why = f"{what}= is called with the {type(given).__name__}, which {has}"
+        raise InvalidLimit(name_of(function), why) from error
 
 
 def check_takes_one(name: str, given: object) -> None:

@@ -16,11 +16,10 @@ from stillroom.web.limited import Limited, carried, is_exempt, kind_of
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 FLASK_EXTENSION = "stillroom.limits"  # in app.extensions
-WITHIN = "__stillroom_within__"  # on a view: a limited one is around it
-LOST = (
-    "has a @limited that the app does not know, so it limits nothing: put it below @app.route, which takes what it "
-    "finds there"
-)
+WITHIN = "__stillroom_within__"  # on a view: which decorator of ours is around it
+_BELOW = "put it below @app.route, which takes what it finds there"
+LOST = f"has a @limited that the app does not know, so it limits nothing: {_BELOW}"
+UNASKED = f"has a @fresh that the app does not know, so it asks nobody: {_BELOW}"
 WEBSOCKET = frozenset({"WEBSOCKET"})
 CHARGES = "charges_endpoints"  # on a middleware of ASGI apps
 DEEP = 20  # apps within apps, functions within functions
@@ -160,10 +159,10 @@ def of_flask(app: Any, rule: Any) -> Endpoint:
     return _endpoint(rule.endpoint, view, [*blueprints, kind, view], kind, _methods(rule))
 
 
-def lost_views(app: Any) -> list[str]:
-    """Return the views that are in an app of Flask without the limits that were put around them."""
+def lost_views(app: Any, why: str = LOST) -> list[str]:
+    """Return the views that are in an app of Flask without what was put around them. `why`: LOST or UNASKED."""
     views = getattr(app, "view_functions", {})
-    return [name for name, view in views.items() if getattr(view, WITHIN, False)]
+    return [name for name, view in views.items() if getattr(view, WITHIN, None) == why]
 
 
 # Django
@@ -238,7 +237,7 @@ def of_starlette(route: Any, outer: Sequence[Limited]) -> Endpoint:
     name = f"{getattr(view, '__module__', '')}.{getattr(view, '__qualname__', type(view).__name__)}"
     found = _endpoint(name, view, carriers, kind, methods)
     carries = (*[Carried(one, methods) for one in outer], *found.carries)
-    return found._replace(carries=carries, is_lost=getattr(view, WITHIN, False))
+    return found._replace(carries=carries, is_lost=getattr(view, WITHIN, None) == LOST)
 
 
 def _dependencies(dependant: Any, depth: int) -> Iterator[Any]:
@@ -250,11 +249,11 @@ def _dependencies(dependant: Any, depth: int) -> Iterator[Any]:
 # Shared by the frameworks
 
 
-def note_within(view: Any, around: Any) -> None:
-    """Note that a limited view is around this one, which an app must not know without it."""
+def note_within(view: Any, around: Any, why: str = LOST) -> None:
+    """Note what is around a view, which an app must not know without it. `why`: LOST or UNASKED."""
     around.__dict__.pop(WITHIN, None)  # functools.wraps has copied the note of an earlier one
     with suppress(AttributeError):  # of a bound method
-        setattr(view, WITHIN, True)
+        setattr(view, WITHIN, why)
 
 
 def _endpoint(

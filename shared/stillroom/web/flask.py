@@ -12,7 +12,7 @@ from functools import partial, wraps
 from operator import itemgetter
 from typing import Any, TypeVar, cast
 
-from flask import Flask, Request, Response, abort, g, has_app_context, request
+from flask import Flask, Request, Response, abort, current_app, g, has_app_context, request
 from flask import session as flasks_session
 from flask.sessions import SessionInterface, SessionMixin
 
@@ -27,11 +27,12 @@ from stillroom.misuse import explained
 from stillroom.operation import Operation
 from stillroom.room import Stillroom
 from stillroom.sessions import LONGEST_S, Session
+from stillroom.web.carriers import UNASKED, lost_views, note_within
 from stillroom.web.cors import kept
 from stillroom.web.ending import ended, ending
 from stillroom.web.flask_limits import LimitExceeded, StillroomLimits, exempt, limited
 from stillroom.web.headers import varies
-from stillroom.web.placing import checked_cookie, checked_room
+from stillroom.web.placing import checked_cookie, checked_room, checked_view
 from stillroom.web.problem import Answer, failed
 from stillroom.web.request_session import Change, Login, RequestSession, WebSession
 from stillroom.web.session_cookie import SessionCookie
@@ -265,9 +266,14 @@ class StillroomSessions(SessionInterface):
         self._room = checked_room(room, Stillroom, type(self).__name__)
         self._cookie = checked_cookie(cookie)
         self._cookies: dict[tuple[Any, ...], SessionCookie] = {}
+        self._has_told = False
 
     def open_session(self, app: Flask, request: Request) -> FlaskSession:
         """Flask's first step in each request. Nothing is read yet."""
+        if not self._has_told:
+            self._has_told = True
+            for name in lost_views(app, UNASKED):
+                log.warning("the view %s %s", name, UNASKED)
         cookie = self._cookie or self._cookie_of(app)
         environ = request.environ
         token = cookie.read(environ.get("HTTP_COOKIE", ""))
@@ -397,11 +403,14 @@ def _cookie_of(config: Any) -> SessionCookie:
 def fresh(seconds: Duration) -> Callable[[View], View]:
     """Return a decorator: 401 unless the session's user has proved within so many seconds who they are.
 
-    For views that change a password or an address. After the user has proved it again, call `session.confirm()`.
+    For views, sync or async, that change a password or an address; on a class of views in its `decorators`. It
+    stands below `@app.route`. After the user has proved it again, call `session.confirm()`.
     """
     seconds = seconds_of("seconds", seconds, least=0)
 
     def decorated(view: View) -> View:
+        checked_view(view, "decorators = [fresh(…)]")
+
         @wraps(view)
         def checked(*args: Any, **kwargs: Any) -> Any:
             if not hasattr(session, "is_fresh"):
@@ -410,8 +419,9 @@ def fresh(seconds: Duration) -> Callable[[View], View]:
                 )
             if not session.is_fresh(seconds):
                 abort(401)
-            return view(*args, **kwargs)
+            return current_app.ensure_sync(view)(*args, **kwargs)
 
+        note_within(view, checked, UNASKED)
         return checked  # type: ignore[return-value]
 
     return decorated

@@ -25,7 +25,6 @@ from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Gate
 from stillroom.web.headers import lacking, names_of
 from stillroom.web.limited import (
-    EXEMPT,
     MARK,
     By,
     Limitation,
@@ -33,6 +32,7 @@ from stillroom.web.limited import (
     When,
     carried,
     declared_in_threads,
+    exempted,
     is_exempt,
 )
 from stillroom.web.placing import checked_function, checked_room
@@ -289,8 +289,7 @@ def exempt(view: V) -> V:
 
     What `@limited` puts on the view itself counts all the same, and so does the middleware's table.
     """
-    setattr(view, EXEMPT, True)
-    return view
+    return exempted(view)
 
 
 class _Here:

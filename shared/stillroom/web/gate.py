@@ -12,7 +12,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from stillroom.errors import InvalidLimit
 from stillroom.limits import Decision, Limit, LimitsBody, Route, Routes
-from stillroom.limits.routes import Counted
+from stillroom.limits.routes import Counted, told
+from stillroom.misuse import name_of
 from stillroom.operation import Operation
 from stillroom.place import place_of
 from stillroom.room import AsyncStillroom, Stillroom
@@ -161,7 +162,8 @@ class Gate:
 
         Its session is prefetched in the same batch, if the app is likely to look at it.
         """
-        if self._exempt_when is not None and self._exempt_when(visit.asked):
+        when = self._exempt_when
+        if when is not None and told("exempt_when", when, visit.asked):
             return nothing()
         plan = self._plans.get(route) or self._plan(route)
         if not plan.by_ip or self._subject:
@@ -173,7 +175,7 @@ class Gate:
         self, route: Route, plan: _Plan, visit: Visit
     ) -> Operation[Decision | None]:
         """Ask where more than the address is counted: the user, or subjects of the app."""
-        others = dict(self._subject(visit.asked)) if self._subject else {}
+        others = _subjects(self._subject, visit.asked) if self._subject else {}
         if USER not in others and plan.by_user:
             others[USER] = yield from _user_of(visit)
         charge = Charge(plan.limits, {**others, "ip": visit.client}, route.cost, plan.counted)
@@ -277,6 +279,15 @@ class Gate:
 def nothing() -> Operation[None]:
     """Return an operation that says nothing to Redis."""
     yield from ()
+
+
+def _subjects(of: SubjectOf, asked: Asked) -> dict[str, str | None]:
+    given = told("subject", of, asked)
+    try:
+        return dict(given)
+    except (TypeError, ValueError):
+        why = f"subject= returned a {type(given).__name__}; it returns a mapping, as in {{'tenant': …}}"
+        raise InvalidLimit(name_of(of), why) from None
 
 
 def _user_of(visit: Visit) -> Operation[str | None]:

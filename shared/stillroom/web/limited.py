@@ -205,6 +205,16 @@ def carried(endpoint: object) -> tuple[Limited, ...]:
     return getattr(endpoint, MARK, ())
 
 
+def exempted(endpoint: T) -> T:
+    """Mark an endpoint as exempt. Raises InvalidLimit for what holds endpoints, where nobody looks for the mark."""
+    function = getattr(endpoint, "__func__", endpoint)  # on a bound method nothing can be set
+    if not callable(function) or hasattr(function, "routes") or hasattr(function, "url_map"):
+        why = "@exempt is put on an endpoint, or a class of them"
+        raise InvalidLimit(endpoint, f"{why}; for several put it on each, or give exempt_when=")
+    setattr(function, EXEMPT, True)
+    return endpoint
+
+
 def is_exempt(endpoint: object) -> bool:
     """Return whether an endpoint, or the class that it was made of, is free from limits further out.
 

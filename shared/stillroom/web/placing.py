@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from stillroom.errors import InvalidLimit, SettingsError
+from stillroom.errors import InvalidArgument, InvalidLimit, SettingsError
 from stillroom.limits import Route, Routes
 from stillroom.limits.routes import check_plain
 from stillroom.misuse import takes
@@ -74,6 +74,13 @@ def checked_app(app: object, kind: type[R], who: str) -> None:
         if meant == who:  # both are called so
             who, meant = f"{who} of stillroom.web.{module}", f"that of stillroom.web.{others}"
         raise SettingsError(f"{who} is put around an app of the other face; did you mean {meant}?")
+
+
+def checked_view(view: object, for_class: str) -> None:
+    """Raise InvalidArgument for what is no view. `for_class`: how it is written for a class of views."""
+    if isinstance(view, type) or not callable(view):
+        hint = f"; for a class of views it is {for_class}" if isinstance(view, type) else ""
+        raise InvalidArgument(f"@fresh(…) is put on a view, not on {view!r:.100}{hint}")
 
 
 def checked_cookie(cookie: object) -> SessionCookie | None:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from stillroom.errors import InvalidLimit
 from stillroom.limits.decision import Decision, headers_of
-from stillroom.limits.routes import check_plain
+from stillroom.limits.routes import check_plain, told
+from stillroom.misuse import name_of
 from stillroom.web.headers import Header
 from stillroom.web.problem import Answer, answer
 
@@ -47,14 +48,23 @@ Render = Callable[[Refusal], tuple[str, str | bytes] | None]
 def refused(refusal: Refusal, said: Sequence[Decision], render: Render | None = None) -> Answer:
     """Return the answer. `said`: all that was decided about the request, the denial last."""
     headers = headers_of(said)
-    rendered = render(refusal) if render else None
-    if rendered is None:
+    rendered = told("render", render, refusal) if render else None
+    if render is None or rendered is None:
         return answer(refusal.status, refusal.problem, headers, refusal.method)
-    kind, body = rendered
+    kind, body = _checked(rendered, render)
     raw = body.encode() if isinstance(body, str) else body
     written = {"Content-Type": kind, "Content-Length": str(len(raw)), "Cache-Control": "no-store"}
     written |= headers
     return Answer(refusal.status, list(written.items()), b"" if refusal.method == "HEAD" else raw)
+
+
+def _checked(rendered: object, render: Render) -> tuple[str, str | bytes]:
+    """Return what `render` returned. Raises InvalidLimit for what is no content type and body."""
+    match rendered:
+        case [str() as kind, str() | bytes() as body] if "/" in kind:
+            return kind, body
+    why = "render= returns (content type, body), as in ('text/plain', 'later'), or None"
+    raise InvalidLimit(name_of(render), f"{why}; not {rendered!r:.100}")
 
 
 def checked_render(render: object) -> Render | None:

@@ -25,7 +25,6 @@ from stillroom.web.asgi import LIMITER, StillroomMiddleware
 from stillroom.web.carriers import note_within
 from stillroom.web.cors import Learned, Unanswered, is_preflight
 from stillroom.web.limited import (
-    EXEMPT,
     MARK,
     By,
     Limitation,
@@ -33,6 +32,7 @@ from stillroom.web.limited import (
     When,
     carried,
     declared,
+    exempted,
     is_exempt,
     run_async,
 )
@@ -105,13 +105,12 @@ def limited(
     def put_on(app: E) -> E:
         if isinstance(app, type):
             made: Any = _limited_class(app, declaration)
-        elif _is_app(app):
-            made = LimitedApp(app, declaration)
-        elif callable(app):
-            made = _limited_function(app, declaration)
-        else:
+        elif not callable(app):
             meant = "; did you mean @limited(AUTH)?" if isinstance(app, HTTPConnection) else ""
             raise InvalidLimit(app, f"limits are put on a function, a class or an ASGI app{meant}")
+        else:
+            limit = LimitedApp if _is_app(app) else _limited_function
+            made = limit(app, declaration)
         found: E = made
         return found
 
@@ -126,8 +125,7 @@ def exempt(endpoint: E) -> E:
     What `@limited` puts on the endpoint itself counts all the same. What stands in front of the routing knows no
     endpoint: the middleware's table, and limits around an ASGI app.
     """
-    setattr(endpoint, EXEMPT, True)
-    return endpoint
+    return exempted(endpoint)
 
 
 async def charge(
@@ -348,7 +346,7 @@ def _limited_class(endpoint: type, declaration: Limited) -> type:
 def _is_app(endpoint: Any) -> bool:
     """Return whether this is called as an ASGI app and not with a request."""
     if not inspect.isroutine(endpoint) and not isinstance(endpoint, functools.partial):
-        return callable(endpoint)
+        return True
     names = list(inspect.signature(endpoint).parameters)
     return names[:1] == ["scope"] or names[:2] == ["self", "scope"]
 

@@ -15,7 +15,7 @@ from stillroom.limits import Decision, LimitsBody, Reservation
 from stillroom.limits.decision import headers_of
 from stillroom.limits.limit import Limit
 from stillroom.limits.request import Subject
-from stillroom.limits.routes import Counted
+from stillroom.limits.routes import Counted, told
 from stillroom.operation import Failed, Operation
 from stillroom.together import together
 from stillroom.web.limited import ALL, Answered, Charge, Limited
@@ -215,5 +215,5 @@ def _whom(limit: Limit, subject: Subject) -> tuple[str | None, ...]:
 
 def _counts(count: Counted, answered: Answered) -> bool:
     if callable(count):
-        return bool(count(answered))
+        return bool(told("count", count, answered))
     return count == "all" or answered.status >= FAILED

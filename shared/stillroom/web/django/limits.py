@@ -41,7 +41,6 @@ from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Gate
 from stillroom.web.headers import lacking, length_of
 from stillroom.web.limited import (
-    EXEMPT,
     MARK,
     By,
     Limitation,
@@ -49,6 +48,7 @@ from stillroom.web.limited import (
     When,
     carried,
     declared_in_threads,
+    exempted,
     is_exempt,
 )
 from stillroom.web.placing import checked_function
@@ -252,8 +252,7 @@ def exempt(view: V) -> V:
 
     What `@limited` puts on the view itself counts all the same.
     """
-    setattr(view, EXEMPT, True)
-    return view
+    return exempted(view)
 
 
 class _Here:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpResponse
 
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import SessionNotFresh, SessionNotLoaded
 from stillroom.misuse import explained
 from stillroom.web.django.requests import is_async_view, response_of
+from stillroom.web.placing import checked_view
 from stillroom.web.problem import failed
 
 View = TypeVar("View", bound=Callable[..., Any])
@@ -22,28 +23,32 @@ View = TypeVar("View", bound=Callable[..., Any])
 def fresh(seconds: Duration) -> Callable[[View], View]:
     """Return a decorator: 401 unless the session's user has proved within so many seconds who they are.
 
-    After the user has proved it again, call `request.session.confirm()`.
+    For views and methods, sync or async. After the user has proved it again, call `request.session.confirm()`.
     """
     within = seconds_of("seconds", seconds, least=0)
 
     def decorated(view: View) -> View:
-        @wraps(view)
-        def checked(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-            return _refusal(request, within) or view(request, *args, **kwargs)
+        checked_view(view, '@method_decorator(fresh(…), name="dispatch")')
 
         @wraps(view)
-        async def awaited(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-            refusal = await sync_to_async(_refusal)(request, within)
-            return refusal or await view(request, *args, **kwargs)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            return _refusal(args, kwargs, within) or view(*args, **kwargs)
+
+        @wraps(view)
+        async def awaited(*args: Any, **kwargs: Any) -> Any:
+            refusal = await sync_to_async(_refusal)(args, kwargs, within)
+            return refusal or await view(*args, **kwargs)
 
         return awaited if is_async_view(view) else checked  # type: ignore[return-value]
 
     return decorated
 
 
-def _refusal(request: HttpRequest, seconds: float) -> HttpResponse | None:
-    session: Any = getattr(request, "session", None)
-    if not hasattr(session, "is_fresh"):
+def _refusal(args: Sequence[Any], kwargs: Mapping[str, Any], seconds: float) -> HttpResponse | None:
+    """Return the answer to a request that is refused. In a method the request comes after `self`."""
+    sessions = [getattr(one, "session", None) for one in (*args[:2], kwargs.get("request"))]
+    session: Any = next((one for one in sessions if hasattr(one, "is_fresh")), None)
+    if session is None:
         raise SessionNotLoaded(
             "this request has no session of Stillroom, so none is fresh: set SESSION_ENGINE to "
             "stillroom.web.django.sessions, and add the SessionMiddleware of stillroom.web.django.middleware"
