@@ -260,6 +260,23 @@ def test_a_fresh_session_where_there_is_none_of_ours() -> None:
 
 
 @pytest.mark.parametrize(
+    ("option", "meant"), [("subject", "by=…"), ("exempt_when", "exempt_when=…")]
+)
+def test_an_option_of_a_table_that_is_not_there(option: str, meant: str) -> None:
+    """What says how a table counts is refused without a table: it would say nothing of limits on endpoints."""
+
+    def given(_: object) -> dict[str, str]:
+        return {}
+
+    for make, room in ((Wsgi, ROOM), (Asgi, ASYNC_ROOM)):
+        said = refused(lambda it=make, room=room: it(app, room, **{option: given}))
+        assert "give routes=Routes([…]) too. Endpoints take it" in said
+        assert f"limited(API, {meant})" in said
+        make(app, room, routes=Routes(), **{option: given})  # type: ignore[operator]
+    assert "give routes=" in refused(lambda: ROOM.init_app(Flask("x"), subject=given))
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"count": lambda answer: answer.status_code}, "no status_code, but headers, status; did"),

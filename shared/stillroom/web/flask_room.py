@@ -23,7 +23,7 @@ from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.flask import StillroomSessions
 from stillroom.web.flask_limits import answer_shed_loads
 from stillroom.web.gate import SubjectOf
-from stillroom.web.placing import checked_flag
+from stillroom.web.placing import checked_flag, checked_table
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.within import budgeted
 from stillroom.web.wsgi import StillroomMiddleware
@@ -50,6 +50,7 @@ def init_app(
         raise InvalidArgument(f"init_app(app): a Flask app, not {type(app).__name__}")
     for name, flag in (("sessions", sessions), ("health", health)):
         checked_flag(name, flag)
+    checked_table(routes, subject=subject)
     if not isinstance(room, Stillroom):
         raise SettingsError("Flask needs a Stillroom: an AsyncStillroom is awaited")
     if app.extensions.get(EXTENSION) not in (None, room):

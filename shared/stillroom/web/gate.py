@@ -32,6 +32,7 @@ from stillroom.web.placing import (
     checked_function,
     checked_room,
     checked_routes,
+    checked_table,
 )
 from stillroom.web.problem import Answer
 from stillroom.web.refusal import Refusal, Render, checked_render, refused
@@ -336,6 +337,7 @@ class Middleware(Generic[A, R]):
         self.app = app
         checked_flag("sessions", sessions)
         self._gate = Gate(room, routes, subject, exempt_when, render, has_sessions=sessions)
+        checked_table(routes, subject=subject, exempt_when=exempt_when)
         tells = self._gate.routes is not None or getattr(self, CHARGES, False)
         self._misfits = Misfits(self._gate.routes) if tells else None
         self._roots = Roots(app)

@@ -64,6 +64,18 @@ def checked_routes(routes: object) -> Routes | None:
     raise InvalidLimit(routes, f"routes= is a Routes([…]), not a {type(routes).__name__}")
 
 
+def checked_table(routes: object, **given: object) -> None:
+    """Raise InvalidLimit for an option that says how a table of limits counts, where there is no table."""
+    for name, one in given.items():
+        if routes is None and one is not None:
+            own = "by" if name == "subject" else name
+            raise InvalidLimit(
+                one,
+                f"{name}= is for a table of limits: give routes=Routes([…]) too. Endpoints take it where they are "
+                f"limited, as in limited(API, {own}=…)",
+            )
+
+
 def checked_app(app: object, kind: type[R], who: str) -> None:
     """Raise SettingsError for what can't be called as the apps of this face are."""
     if not callable(app):
