@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from werkzeug.test import EnvironBuilder
 import redis
 from stillroom import (
     DEFAULT,
+    AsyncStillroom,
     InvalidLimit,
     Limit,
     NoDispatch,
@@ -32,7 +34,7 @@ from stillroom import (
 )
 from stillroom.sessions.token import make_token
 from stillroom.web import Header, Refusal
-from stillroom.web.limited import is_exempt
+from stillroom.web.limited import carried, is_exempt
 from stillroom.web.starlette_limits import exempt
 from stillroom.web.wsgi import StillroomMiddleware as WsgiMiddleware
 from tests.support.celery_process import until
@@ -677,6 +679,41 @@ def test_a_limit_above_the_route_is_told(room: Stillroom, caplog: pytest.LogCapt
     told = [record.getMessage() for record in caplog.records if "limits nothing" in record.message]
     assert len(told) == 1
     assert "the view lost" in told[0]
+
+
+@dataclass
+class Tea:
+    """An object as a view, that is equal to others and so can't be hashed."""
+
+    kind: str
+
+    def __call__(self) -> str:
+        return self.kind
+
+
+def test_a_view_that_can_t_be_hashed_is_limited(settings: Settings, room: Stillroom) -> None:
+    """A dataclass' instance as a view, which all frameworks take, is limited as any other."""
+    from django.urls import path
+    from fastapi import Depends, FastAPI
+    from fastapi.testclient import TestClient
+    from flask import Flask
+
+    from stillroom.web.asgi import StillroomMiddleware
+    from stillroom.web.django.limits import limited as django_limited
+    from stillroom.web.fastapi import limited
+    from stillroom.web.flask import StillroomLimits
+
+    flask, fastapi, twice = Flask("teas"), FastAPI(), Limit("teas", 2, 60)
+    StillroomLimits(flask, room, default=[twice])
+    flask.add_url_rule("/", "tea", Tea("rooibos"))
+    fastapi.get("/", dependencies=[Depends(limited(replace(twice, name="more_teas")))])(Tea("mint"))
+    fastapi.add_middleware(
+        StillroomMiddleware, room=AsyncStillroom(settings, dispatch=NoDispatch())
+    )
+    for client in (flask.test_client(), TestClient(fastapi)):
+        assert [client.get("/").status_code for _ in range(3)] == [200, 200, 429]
+    in_django = django_limited(twice)(path("tea", Tea("green"))).resolve("tea")
+    assert [one.limits for one in carried(in_django.func)] == [(twice,)]
 
 
 def test_requests_in_one_app_context_are_each_charged(room: Stillroom) -> None:

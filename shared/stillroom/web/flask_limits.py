@@ -134,8 +134,9 @@ class StillroomLimits:
     ) -> None:
         rule = asked.url_rule
         name = rule.rule if rule is not None else asked.path
-        key = view if view is not None else self
-        is_admitted = self._charger.admits(visit, declarations, _Here(visit, asked), name, key)
+        # By its id: a view may be an object that can't be hashed.
+        key, here = id(view), _Here(visit, asked)
+        is_admitted = self._charger.admits(visit, declarations, here, name, key)
         if visit.is_holding and asked.environ.get(VISIT) is not visit:
             asked.environ[HELD] = visit, math.inf  # the middleware around the app gives back itself
         if not is_admitted:

@@ -146,7 +146,8 @@ async def charge(
     if due is None:
         return None
     name = str(getattr(scope.get("route"), "path", "") or getattr(endpoint, "__name__", ""))
-    await limiter.charge(visit, due, name, endpoint or declaration)
+    # By its id: an endpoint may be an object that can't be hashed.
+    await limiter.charge(visit, due, name, id(endpoint or declaration))
     return visit.refused
 
 

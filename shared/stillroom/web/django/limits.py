@@ -11,7 +11,7 @@ urlpatterns = [path("api/", limited(API, by="user")(include("shop.api")))]
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -330,8 +330,10 @@ def _limited_urls(urls: Any, declaration: Limited) -> Any:
 def _guarded(match: Any, declarations: Sequence[Limited]) -> Any:
     """Return the resolved match with its view behind these limits, unless that is free from them."""
     if match is not None and not is_exempt(match.func):
+        # One that can't be hashed, such as an object of a dataclass, is wrapped for each request.
+        guard = _known if isinstance(match.func, Hashable) else _limited
         for declaration in reversed(declarations):
-            match.func = _known(match.func, declaration)
+            match.func = guard(match.func, declaration)
     return match
 
 
