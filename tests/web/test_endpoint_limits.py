@@ -8,7 +8,7 @@ import inspect
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from stillroom import (
 )
 from stillroom.sessions.token import make_token
 from stillroom.web import Header, Refusal
+from stillroom.web.known_routes import known_routes
 from stillroom.web.limited import carried, is_exempt
 from stillroom.web.starlette_limits import exempt
 from stillroom.web.wsgi import StillroomMiddleware as WsgiMiddleware
@@ -714,6 +715,37 @@ def test_a_view_that_can_t_be_hashed_is_limited(settings: Settings, room: Stillr
         assert [client.get("/").status_code for _ in range(3)] == [200, 200, 429]
     in_django = django_limited(twice)(path("tea", Tea("green"))).resolve("tea")
     assert [one.limits for one in carried(in_django.func)] == [(twice,)]
+
+
+async def awaited_leaves(kind: str = "mint") -> AsyncIterator[str]:
+    yield kind
+
+
+def leaves(kind: str = "mint") -> Iterator[str]:
+    yield kind
+
+
+@pytest.mark.parametrize("stream", [awaited_leaves, leaves])
+def test_a_stream_of_fastapi_is_limited(settings: Settings, stream: Any) -> None:
+    """A generator as an endpoint is charged before its response begins, the outermost limit first."""
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    from stillroom.web.asgi import StillroomMiddleware
+    from stillroom.web.starlette import limited
+
+    inner, outer = (Limit(name, 2, 60) for name in ("inner_leaves", "outer_leaves"))
+    app = FastAPI()
+    app.get("/")(limited(outer)(limited(inner)(stream)))
+    app.add_middleware(StillroomMiddleware, room=AsyncStillroom(settings, dispatch=NoDispatch()))
+    client = TestClient(app)
+    assert [client.get("/?kind=tea").text.strip() for _ in range(2)] == ['"tea"'] * 2
+    refused = client.get("/")
+    assert refused.status_code == 429
+    assert refused.headers["RateLimit-Policy"] == '"outer_leaves";q=2;w=60'
+    (known,) = [one for one in known_routes(app) or [] if one.text == "/"]
+    assert [one.limits for one in known.carries] == [(outer,), (inner,)]
+    assert [one["name"] for one in app.openapi()["paths"]["/"]["get"]["parameters"]] == ["kind"]
 
 
 def test_requests_in_one_app_context_are_each_charged(room: Stillroom) -> None:

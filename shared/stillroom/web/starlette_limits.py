@@ -6,7 +6,7 @@ import functools
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from starlette import __version__ as starlette_version
 from starlette._utils import is_async_callable
@@ -273,6 +273,9 @@ def _entered(scope: Scope) -> tuple[StillroomMiddleware, Visit]:
 
 def _limited_function(endpoint: Any, declaration: Limited) -> Any:
     """Wrap a function that is charged before it is called, wherever the framework calls it from."""
+    function = inspect.unwrap(endpoint)
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        return _limited_stream(endpoint, declaration)
     is_async = is_async_callable(endpoint)
 
     @functools.wraps(endpoint)
@@ -294,25 +297,54 @@ def _limited_function(endpoint: Any, declaration: Limited) -> Any:
     return charged
 
 
-def _with_connection(endpoint: Any) -> inspect.Signature:
-    """Return the endpoint's signature with a request, because FastAPI passes only what a signature names.
+def _limited_stream(endpoint: Any, declaration: Limited) -> Any:
+    """Wrap a generator. FastAPI calls it when its response begins, so a dependency charges: the first of all."""
+    from fastapi import Depends  # in Starlette itself there are no such endpoints
 
-    Annotations that are texts mean what they mean in the endpoint's module: before 0.124 FastAPI would look for
-    their names in this one.
-    """
-    signature = inspect.signature(endpoint)
-    names = getattr(inspect.unwrap(endpoint), "__globals__", {})
-    known = [
-        one.replace(annotation=_meant(one.annotation, names))
-        for one in signature.parameters.values()
-        if one.name != CONNECTION
-    ]
+    async def check_limits(connection: HTTPConnection) -> None:
+        await check(connection, declaration, is_own=True)
+
+    name = f"{CONNECTION}_{len(carried(endpoint))}"  # there may be several decorators
+
+    @functools.wraps(endpoint)
+    def charged(*args: Any, **kwargs: Any) -> Any:
+        kwargs.pop(name, None)
+        return endpoint(*args, **kwargs)
+
+    setattr(charged, MARK, (declaration, *carried(endpoint)))
+    note_within(endpoint, charged)
+    first = inspect.Parameter(
+        name,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        annotation=Annotated[None, Depends(check_limits)],
+    )
+    signature = _meaning(endpoint)
+    parameters = [first, *signature.parameters.values()]
+    charged.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return charged
+
+
+def _with_connection(endpoint: Any) -> inspect.Signature:
+    """Return the endpoint's signature with a request, because FastAPI passes only what a signature names."""
+    signature = _meaning(endpoint)
+    known = [one for one in signature.parameters.values() if one.name != CONNECTION]
     last = [one for one in known if one.kind is inspect.Parameter.VAR_KEYWORD]
     wanted = inspect.Parameter(
         CONNECTION, inspect.Parameter.KEYWORD_ONLY, annotation=HTTPConnection
     )
+    return signature.replace(parameters=[*[one for one in known if one not in last], wanted, *last])
+
+
+def _meaning(endpoint: Any) -> inspect.Signature:
+    """Return the endpoint's signature. Annotations that are texts mean what they mean in the endpoint's module.
+
+    Before 0.124 FastAPI would look for their names in this one.
+    """
+    signature = inspect.signature(endpoint)
+    names = getattr(inspect.unwrap(endpoint), "__globals__", {})
+    parameters = signature.parameters.values()
     return signature.replace(
-        parameters=[*[one for one in known if one not in last], wanted, *last],
+        parameters=[one.replace(annotation=_meant(one.annotation, names)) for one in parameters],
         return_annotation=_meant(signature.return_annotation, names),
     )
 
