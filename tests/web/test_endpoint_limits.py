@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -715,6 +716,29 @@ def test_a_view_that_can_t_be_hashed_is_limited(settings: Settings, room: Stillr
         assert [client.get("/").status_code for _ in range(3)] == [200, 200, 429]
     in_django = django_limited(twice)(path("tea", Tea("green"))).resolve("tea")
     assert [one.limits for one in carried(in_django.func)] == [(twice,)]
+
+
+def test_several_decorators_on_an_endpoint_of_fastapi(settings: Settings) -> None:
+    """Each of several `@limited` on one endpoint charges, the outermost first, though it takes no request."""
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    from stillroom.web.asgi import StillroomMiddleware
+    from stillroom.web.starlette import limited
+
+    inner, outer = (Limit(f"{name}_of_two", 2, 60) for name in ("inner", "outer"))
+    app = FastAPI()
+
+    @limited(inner)
+    async def poured(cups: int = 1) -> int:
+        return cups
+
+    app.get("/")(limited(outer)(poured))
+    app.get("/more")(limited(outer)(partial(poured, cups=3)))
+    app.add_middleware(StillroomMiddleware, room=AsyncStillroom(settings, dispatch=NoDispatch()))
+    client = TestClient(app)
+    assert [client.get(path).json() for path in ("/?cups=2", "/more")] == [2, 3]
+    assert client.get("/").headers["RateLimit"] == '"outer_of_two";r=0;t=60'
 
 
 async def awaited_leaves(kind: str = "mint") -> AsyncIterator[str]:

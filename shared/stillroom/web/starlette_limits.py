@@ -277,6 +277,9 @@ def _limited_function(endpoint: Any, declaration: Limited) -> Any:
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         return _limited_stream(endpoint, declaration)
     is_async = is_async_callable(endpoint)
+    passes_on = (
+        CONNECTION in inspect.signature(endpoint).parameters
+    )  # to the same decorator, further in
 
     @functools.wraps(endpoint)
     async def charged(*args: Any, **kwargs: Any) -> Any:
@@ -287,6 +290,8 @@ def _limited_function(endpoint: Any, declaration: Limited) -> Any:
                 f"{endpoint.__qualname__} is limited, and is called without its request"
             )
         await check(connection, declaration, is_own=True)
+        if passes_on:
+            kwargs[CONNECTION] = connection
         if is_async:
             return await endpoint(*args, **kwargs)
         return await run_in_threadpool(endpoint, *args, **kwargs)
