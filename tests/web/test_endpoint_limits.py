@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -739,6 +739,38 @@ def test_several_decorators_on_an_endpoint_of_fastapi(settings: Settings) -> Non
     client = TestClient(app)
     assert [client.get(path).json() for path in ("/?cups=2", "/more")] == [2, 3]
     assert client.get("/").headers["RateLimit"] == '"outer_of_two";r=0;t=60'
+
+
+@pytest.mark.parametrize("order", ["around", "within"])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_plain_decorator_beside_it(settings: Settings, order: str, is_async: bool) -> None:
+    """A decorator that is a plain function stands around `@limited` or within it, for async endpoints too."""
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    from stillroom.web.asgi import StillroomMiddleware
+    from stillroom.web.starlette import limited
+
+    def plain(function: Any) -> Any:
+        @wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        return called
+
+    async def poured_async(cups: int = 1) -> int:
+        return cups
+
+    def poured(cups: int = 1) -> int:
+        return cups
+
+    app, own = FastAPI(), limited(Limit(f"{order}_{is_async}", 2, 60))
+    view: Any = poured_async if is_async else poured
+    app.get("/")(plain(own(view)) if order == "around" else own(plain(view)))
+    app.add_middleware(StillroomMiddleware, room=AsyncStillroom(settings, dispatch=NoDispatch()))
+    client = TestClient(app)
+    assert client.get("/?cups=3").json() == 3
+    assert [client.get("/").status_code for _ in range(2)] == [200, 429]
 
 
 async def awaited_leaves(kind: str = "mint") -> AsyncIterator[str]:

@@ -294,8 +294,13 @@ def _limited_function(endpoint: Any, declaration: Limited) -> Any:
             kwargs[CONNECTION] = connection
         if is_async:
             return await endpoint(*args, **kwargs)
-        return await run_in_threadpool(endpoint, *args, **kwargs)
+        answer = await run_in_threadpool(endpoint, *args, **kwargs)
+        # A decorator in between may hide that it is a coroutine function.
+        return await answer if inspect.isawaitable(answer) else answer
 
+    if not is_async:
+        # Whoever looks behind a decorator further out, as FastAPI does, is to see that this one is awaited.
+        del charged.__wrapped__
     setattr(charged, MARK, (declaration, *carried(endpoint)))
     note_within(endpoint, charged)
     charged.__signature__ = _with_connection(endpoint)  # type: ignore[attr-defined]
