@@ -484,6 +484,19 @@ def test_load_session_without_the_middleware_says_what_to_write() -> None:
         client.get("/")
 
 
+def test_a_middleware_that_is_added_behind_ours_is_told(async_room: AsyncStillroom) -> None:
+    """What is added last is the outermost, and has no session yet: the error says in which order they come."""
+    app = wrapped(FastAPI(), async_room)
+
+    @app.middleware("http")
+    async def who(request: Request, call_next: Any) -> Any:
+        await load_session(request)
+        return await call_next(request)
+
+    with TestClient(app) as client, pytest.raises(SessionNotLoaded, match="the last one added is"):
+        client.get("/")
+
+
 def test_a_sensitive_page_asks_again(
     async_room: AsyncStillroom, room: Stillroom, client: Any
 ) -> None:

@@ -25,8 +25,9 @@ async def load_session(connection: HTTPConnection) -> AsyncWebSession:
     session: AsyncWebSession | None = connection.scope.get(KEY)
     if session is None:
         raise SessionNotLoaded(
-            "this request has no session: add the middleware, app.add_middleware(StillroomMiddleware, room=room), "
-            "and leave sessions=True"
+            "this request has no session here: app.add_middleware(StillroomMiddleware, room=room) comes behind the "
+            "lines that add middlewares which look at it, because the last one added is the outermost; and "
+            "sessions=True is left as it is"
         )
     return await session.load()
 

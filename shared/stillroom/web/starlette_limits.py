@@ -267,7 +267,8 @@ def _entered(scope: Scope) -> tuple[StillroomMiddleware, Visit]:
     except KeyError:
         raise SettingsError(
             "this endpoint is limited, and there is no StillroomMiddleware around it: "
-            "app.add_middleware(StillroomMiddleware, room=room)"
+            "app.add_middleware(StillroomMiddleware, room=room) comes behind the line that adds limits as a "
+            "middleware, because the last one added is the outermost"
         ) from None
 
 
