@@ -365,7 +365,8 @@ class _Response:
     async def _cors(self) -> list[Header]:
         """Return the headers of the app's CORS layer, which an error has not passed."""
         # By the path as it came: the app may have mounted another one below it.
-        return await self._middleware.cors_of({**self._scope, **self._around})
+        came = {"root_path": "", **self._around}
+        return await self._middleware.cors_of({**self._scope, **came})
 
     def _leave(self) -> None:
         """Leave the request to whoever answers in the app's place, who may look at its session."""
