@@ -333,7 +333,7 @@ class SessionNotLoaded(StillroomError, RuntimeError):
 
 
 class SessionNotFresh(StillroomError):
-    """The user proved who he is too long ago for this, or never in this session: ask again, then `confirm`.
+    """The user proved who they are too long ago for this, or never in this session: ask again, then `confirm`.
 
     `within`: seconds that were asked for. `age`: seconds since the proof, None where there was none; less than 0
     where the server's clock was set back since.
@@ -342,12 +342,12 @@ class SessionNotFresh(StillroomError):
     """
 
     def __init__(self, within: float, age: float | None) -> None:
-        since = "never in this session" if age is None else f"{age:,.0f} s ago"
-        if age is not None and age < 0:
-            since = "before the server's clock was set back"
-        super().__init__(
-            f"the user proved who he is {since}; this asks for the last {within:,.15g} s"
-        )
+        if age is None:
+            proof = "nobody has proved in this session who they are"
+        else:
+            since = f"{age:,.0f} s ago" if age >= 0 else "before the server's clock was set back"
+            proof = f"the user proved who they are {since}"
+        super().__init__(f"{proof}; this asks for the last {within:,.15g} s")
         self.within = within
         self.age = age
 
