@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from django.views import View
@@ -37,6 +37,7 @@ from tests.web.limited_apps import FRAMEWORKS, serving
 from tests.web.test_limits import read
 
 API, OUTER = Limit("api", 100, 60), Limit("outer", 100, 60)
+NoGuard = Annotated[None, on_fastapi.limited(AUTH)]
 REQUESTS = [
     *[("POST", path) for path in ("/guess?right=1", "/form?right=1", "/class", "/method")],
     *[
@@ -177,7 +178,7 @@ def test_a_view_that_is_in_an_app_of_starlette_without_its_limits_is_lost(
     on_starlette.limited(AUTH)(inner.get("/lost")(lost := lambda: {"a": 1}))
     app.include_router(inner)
     known = known_routes(app) or []
-    assert [one.text for one in known if one.endpoint.is_lost] == ["/lost"]
+    assert [one.text for one in known if one.endpoint.lost] == ["/lost"]
     app.add_middleware(StillroomMiddleware, room=AsyncStillroom(settings, dispatch=NoDispatch()))
     assert TestClient(app).get("/lost").status_code == 200
     (told,) = [one.getMessage() for one in caplog.records if "limits nothing" in one.getMessage()]
@@ -248,3 +249,36 @@ def test_functions_that_know_the_same_one_lead_to_no_app() -> None:
 
     app = Flask("inner")
     assert [*layers(Layer(app))][1:] == [app]
+
+
+def test_a_guard_without_depends_is_told(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A `limited(…)` or `fresh_session(…)` as a mere parameter guards nothing: the first request tells."""
+    app = FastAPI()
+    limits, fresh = on_fastapi.limited(AUTH), on_starlette.fresh_session(600)
+
+    def inner(_: NoGuard = None) -> None: ...
+
+    @app.get("/default")
+    def default(_=limits) -> None: ...  # type: ignore[no-untyped-def]
+
+    @app.get("/within", dependencies=[Depends(inner)])
+    def within() -> None: ...
+
+    @app.post("/fresh")
+    def fresh_one(session=fresh) -> None: ...  # type: ignore[no-untyped-def]
+
+    @app.get("/right", dependencies=[Depends(limits), Depends(fresh)])
+    def right() -> None: ...
+
+    found = {one.text: one.endpoint.lost for one in known_routes(app) or [] if one.endpoint.lost}
+    assert {text: why.rpartition(" ")[2] for text, why in found.items()} == {
+        "/default": "Depends(limited(…))",
+        "/within": "Depends(limited(…))",
+        "/fresh": "Depends(fresh_session(…))",
+    }
+    app.add_middleware(StillroomMiddleware, room=AsyncStillroom(settings, dispatch=NoDispatch()))
+    TestClient(app).get("/default")
+    told = [one.getMessage() for one in caplog.records if "guards nothing" in one.getMessage()]
+    assert len(told) == 3

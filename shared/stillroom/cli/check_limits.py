@@ -61,13 +61,9 @@ def examined(app: InApp) -> Iterator[Line]:
                 said = f"{route} fits no endpoint of the app: its limits hold for nothing{hint}."
                 yield Line("warn", f"routes {name}", said)
     for name, one, routes in app.apps:
-        lost = [
-            *lost_views(one),
-            *[known.endpoint.name for known in routes if known.endpoint.is_lost],
-        ]
-        yield from [Line("warn", f"views {name}", f"{view} {LOST}.") for view in lost]
-        for view in lost_views(one, UNASKED):
-            yield Line("warn", f"views {name}", f"{view} {UNASKED}.")
+        lost = [(view, why) for why in (LOST, UNASKED) for view in lost_views(one, why)]
+        lost += [(known.endpoint.name, known.endpoint.lost) for known in routes]
+        yield from [Line("warn", f"views {name}", f"{view} {why}.") for view, why in lost if why]
         yield from _views(f"views {name}", one, [known for known in routes if known.carries])
     yield from _at_odds(app.limits())
     said = ", ".join(f"{name} ({len(table.routes)})" for name, table in app.tables.items())

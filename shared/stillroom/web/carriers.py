@@ -20,6 +20,7 @@ WITHIN = "__stillroom_within__"  # on a view: which decorator of ours is around 
 _BELOW = "put it below @app.route, which takes what it finds there"
 LOST = f"has a @limited that the app does not know, so it limits nothing: {_BELOW}"
 UNASKED = f"has a @fresh that the app does not know, so it asks nobody: {_BELOW}"
+GUARD = "__stillroom_guard__"  # on what is meant for Depends(…): how it is written
 WEBSOCKET = frozenset({"WEBSOCKET"})
 CHARGES = "charges_endpoints"  # on a middleware of ASGI apps
 DEEP = 20  # apps within apps, functions within functions
@@ -58,7 +59,7 @@ class Endpoint(NamedTuple):
 
     name: str = ""
     carries: tuple[Carried, ...] = ()
-    is_lost: bool = False  # the limits around it are not in the app: see LOST
+    lost: str = ""  # why what guards it is not in the app, such as LOST
 
 
 def layers(app: object) -> Iterator[Any]:
@@ -233,17 +234,29 @@ def of_starlette(route: Any, outer: Sequence[Limited]) -> Endpoint:
     methods = _methods(route) or (_methods_of(kind) if kind else None)
     if "websocket" in type(route).__name__.lower():
         methods = WEBSOCKET
-    carriers = [*_dependencies(getattr(route, "dependant", None), 0), view]
+    dependant = getattr(route, "dependant", None)
+    carriers = [*[one.call for one in _dependencies(dependant, 0)], view]
     name = f"{getattr(view, '__module__', '')}.{getattr(view, '__qualname__', type(view).__name__)}"
     found = _endpoint(name, view, carriers, kind, methods)
     carries = (*[Carried(one, methods) for one in outer], *found.carries)
-    return found._replace(carries=carries, is_lost=getattr(view, WITHIN, None) == LOST)
+    is_lost = getattr(view, WITHIN, None) == LOST
+    return found._replace(carries=carries, lost=LOST if is_lost else _undepended(dependant))
 
 
 def _dependencies(dependant: Any, depth: int) -> Iterator[Any]:
     for one in getattr(dependant, "dependencies", ()) if depth < DEEP else ():
-        yield one.call
+        yield one
         yield from _dependencies(one, depth + 1)
+
+
+def _undepended(dependant: Any) -> str:
+    """Return what is wrong with an endpoint of FastAPI that takes a guard of ours as an ordinary parameter."""
+    for one in (dependant, *_dependencies(dependant, 0)):
+        for field in (*getattr(one, "query_params", ()), *getattr(one, "body_params", ())):
+            for given in (field.field_info.default, *field.field_info.metadata):
+                if (guard := getattr(given, GUARD, None)) is not None:
+                    return f"takes {guard} without Depends, so it guards nothing: write Depends({guard})"
+    return ""
 
 
 # Shared by the frameworks

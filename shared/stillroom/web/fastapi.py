@@ -14,6 +14,7 @@ from starlette.requests import HTTPConnection
 
 from stillroom.limits.routes import Counted
 from stillroom.misuse import explained
+from stillroom.web.carriers import GUARD
 from stillroom.web.limited import MARK, By, Limitation, When, declared
 from stillroom.web.starlette import load_session
 from stillroom.web.starlette_limits import LimitExceeded, check, exempt
@@ -50,4 +51,5 @@ def limited(
 
     check_limits.__qualname__ = "Depends(limited(…))"  # for the message of that error
     setattr(check_limits, MARK, (declaration,))
+    setattr(check_limits, GUARD, "limited(…)")
     return check_limits

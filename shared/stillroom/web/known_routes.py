@@ -17,7 +17,6 @@ from stillroom.limits.routes import Route, Routes, below
 from stillroom.limits.template import REST, Parts, Template, could_meet
 from stillroom.web.carriers import (
     DEEP,
-    LOST,
     Carried,
     Endpoint,
     around,
@@ -101,8 +100,8 @@ class Misfits:
                 *(name, hint),
             )
         for one in known:
-            if one.endpoint.is_lost:
-                log.warning("the view %s %s", one.endpoint.name, LOST)
+            if one.endpoint.lost:
+                log.warning("the view %s %s", one.endpoint.name, one.endpoint.lost)
 
 
 def misfits(routes: Routes, app: object) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from stillroom.durations import Duration, seconds_of
 from stillroom.errors import SessionNotFresh, SessionNotLoaded
 from stillroom.misuse import explained
 from stillroom.web.asgi import KEY
+from stillroom.web.carriers import GUARD
 from stillroom.web.request_session import AsyncWebSession
 from stillroom.web.starlette_limits import LimitExceeded, exempt, limited
 
@@ -49,4 +50,5 @@ def fresh_session(seconds: Duration) -> Callable[[HTTPConnection], Awaitable[Asy
             raise HTTPException(401, str(error)) from error
         return session
 
+    setattr(load, GUARD, "fresh_session(…)")
     return load
