@@ -269,6 +269,9 @@ def test_a_guard_without_depends_is_told(
     @app.post("/fresh")
     def fresh_one(session=fresh) -> None: ...  # type: ignore[no-untyped-def]
 
+    @app.get("/maker", dependencies=[Depends(on_starlette.fresh_session)])
+    def maker() -> None: ...
+
     @app.get("/right", dependencies=[Depends(limits), Depends(fresh)])
     def right() -> None: ...
 
@@ -277,8 +280,9 @@ def test_a_guard_without_depends_is_told(
         "/default": "Depends(limited(…))",
         "/within": "Depends(limited(…))",
         "/fresh": "Depends(fresh_session(…))",
+        "/maker": "Depends(fresh_session(…))",
     }
     app.add_middleware(StillroomMiddleware, room=AsyncStillroom(settings, dispatch=NoDispatch()))
     TestClient(app).get("/default")
     told = [one.getMessage() for one in caplog.records if "guards nothing" in one.getMessage()]
-    assert len(told) == 3
+    assert len(told) == 4

@@ -21,6 +21,7 @@ _BELOW = "put it below @app.route, which takes what it finds there"
 LOST = f"has a @limited that the app does not know, so it limits nothing: {_BELOW}"
 UNASKED = f"has a @fresh that the app does not know, so it asks nobody: {_BELOW}"
 GUARD = "__stillroom_guard__"  # on what is meant for Depends(…): how it is written
+MAKES_GUARD = "__stillroom_makes_guard__"  # on what returns that, and is none itself
 WEBSOCKET = frozenset({"WEBSOCKET"})
 CHARGES = "charges_endpoints"  # on a middleware of ASGI apps
 DEEP = 20  # apps within apps, functions within functions
@@ -252,6 +253,8 @@ def _dependencies(dependant: Any, depth: int) -> Iterator[Any]:
 def _undepended(dependant: Any) -> str:
     """Return what is wrong with an endpoint of FastAPI that takes a guard of ours as an ordinary parameter."""
     for one in (dependant, *_dependencies(dependant, 0)):
+        if (guard := getattr(getattr(one, "call", None), MAKES_GUARD, None)) is not None:
+            return f"depends on what makes a guard, so it guards nothing: write Depends({guard})"
         for field in (*getattr(one, "query_params", ()), *getattr(one, "body_params", ())):
             for given in (field.field_info.default, *field.field_info.metadata):
                 if (guard := getattr(given, GUARD, None)) is not None:

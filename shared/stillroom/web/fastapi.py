@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 
 from stillroom.limits.routes import Counted
 from stillroom.misuse import explained
-from stillroom.web.carriers import GUARD
+from stillroom.web.carriers import GUARD, MAKES_GUARD
 from stillroom.web.limited import MARK, By, Limitation, When, declared
 from stillroom.web.starlette import load_session
 from stillroom.web.starlette_limits import LimitExceeded, check, exempt
@@ -53,3 +53,6 @@ def limited(
     setattr(check_limits, MARK, (declaration,))
     setattr(check_limits, GUARD, "limited(…)")
     return check_limits
+
+
+setattr(limited, MAKES_GUARD, "limited(…)")

@@ -11,7 +11,7 @@ from stillroom.durations import Duration, seconds_of
 from stillroom.errors import SessionNotFresh, SessionNotLoaded
 from stillroom.misuse import explained
 from stillroom.web.asgi import KEY
-from stillroom.web.carriers import GUARD
+from stillroom.web.carriers import GUARD, MAKES_GUARD
 from stillroom.web.request_session import AsyncWebSession
 from stillroom.web.starlette_limits import LimitExceeded, exempt, limited
 
@@ -52,3 +52,6 @@ def fresh_session(seconds: Duration) -> Callable[[HTTPConnection], Awaitable[Asy
 
     setattr(load, GUARD, "fresh_session(…)")
     return load
+
+
+setattr(fresh_session, MAKES_GUARD, "fresh_session(…)")
