@@ -39,6 +39,7 @@ from stillroom.web.django.limits import limited as on_django
 from stillroom.web.django.views import fresh as fresh_in_django
 from stillroom.web.explain import ExplainASGI, ExplainWSGI
 from stillroom.web.fastapi import limited as on_fastapi
+from stillroom.web.fastapi_room import lifespan
 from stillroom.web.fastapi_room import load_within as within_fastapi
 from stillroom.web.flask import StillroomLimits, StillroomSessions
 from stillroom.web.flask import exempt as flask_exempt
@@ -309,6 +310,23 @@ def test_a_functions_own_mistake_is_its_own() -> None:
     """An AttributeError about something else comes as it is."""
     with pytest.raises(AttributeError, match="'NoneType' object"):
         told("count", lambda answer: answer.headers.get("x").lower(), Answered(200, {}))
+
+
+def test_what_is_no_app_of_flask() -> None:
+    """Limits of what is no Flask app are refused; for a blueprint it is said what to write."""
+    for given in (Blueprint("b", __name__), FastAPI(), app):
+        assert "limited(…)(blueprint)" in refused(lambda it=given: StillroomLimits(it, ROOM))
+
+
+def test_what_is_no_lifespan() -> None:
+    """What can't be called is refused as a lifespan where it is written."""
+    assert "a function of the app" in refused(lambda: lifespan(ASYNC_ROOM, 5))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("by", "meant"), [("X-API-Key", "Header('X-API-Key')?"), ("IP", "ip?")])
+def test_by_is_written_in_another_way(by: str, meant: str) -> None:
+    """A header's name as `by=`, or a kind in capitals, is answered with what was meant."""
+    assert f"did you mean {meant}" in refused(lambda: on_fastapi(AUTH, by=by))
 
 
 def test_fresh_is_put_on_a_view() -> None:

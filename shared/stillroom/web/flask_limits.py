@@ -16,7 +16,7 @@ from stillroom.errors import InvalidLimit, LoadShed, SettingsError
 from stillroom.limits import Decision, Limit
 from stillroom.limits.limit import check_limits
 from stillroom.limits.routes import Counted
-from stillroom.misuse import explained
+from stillroom.misuse import explained, refuse_other
 from stillroom.room import Stillroom
 from stillroom.web.carriers import FLASK_EXTENSION, LOST, lost_views, note_within
 from stillroom.web.cors import EXPOSE, exposing, is_preflight
@@ -108,6 +108,7 @@ class StillroomLimits:
 
     def init_app(self, app: Flask, room: Stillroom | None) -> None:
         """Keep this app's limits in this room."""
+        refuse_other("app", app, Flask, "a Flask app; a blueprint has limited(…)(blueprint)")
         room = checked_room(room, Stillroom, type(self).__name__)
         gate = Gate(room, render=self._render)
         gate.reads_headers = bool(room.settings.trusted_proxies)

@@ -286,10 +286,13 @@ def _check_by(by: object) -> None:
         return
     unknown = [kind for kind in str(by).split("&") if kind not in KINDS]
     if unknown:
+        is_header = "-" in str(by) and _is_header(by)
+        near = did_you_mean(unknown[0].lower(), KINDS)
+        hint = f"; did you mean Header({by!r})?" if is_header else near
         raise InvalidLimit(
             by,
             "by= is ip, user, ip&user, a Header(…), or a function of the request that says whom to count"
-            f"{did_you_mean(unknown[0], KINDS)}",
+            f"{hint}",
         )
 
 
