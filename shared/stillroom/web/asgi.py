@@ -45,10 +45,7 @@ TEST_CLIENT = ("testclient", 50000)
 LIMITER = "stillroom.limiter"  # the middleware that began the visit
 # What an app writes into its scope for middlewares further out, such as Starlette's own for OpenTelemetry.
 FOUND = frozenset(
-    [
-        *("app", "router", "route", "endpoint", "path_params", "root_path", "app_root_path"),
-        *("state", "user", "auth"),
-    ]
+    ["route", "endpoint", "path_params", "root_path", "app_root_path", "state", "user", "auth"]
 )
 
 _OURS = ScopeSession, type(None)
