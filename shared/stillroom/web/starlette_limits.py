@@ -278,9 +278,8 @@ def _limited_function(endpoint: Any, declaration: Limited) -> Any:
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         return _limited_stream(endpoint, declaration)
     is_async = is_async_callable(endpoint)
-    passes_on = (
-        CONNECTION in inspect.signature(endpoint).parameters
-    )  # to the same decorator, further in
+    # Where the same decorator is further in, it wants the connection, too.
+    passes_on = CONNECTION in inspect.signature(endpoint).parameters
 
     @functools.wraps(endpoint)
     async def charged(*args: Any, **kwargs: Any) -> Any:
