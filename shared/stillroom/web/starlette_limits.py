@@ -81,8 +81,8 @@ def limited(
 ) -> Callable[[E], E]:
     """Put limits on an endpoint: `@limited(AUTH, count="failures")`.
 
-    On a function, sync or async, for http or a websocket; on a method of a class, or the whole class; or around
-    an ASGI app: `Mount("/api", app=limited(API)(api))`, `Mount("/api", routes,
+    On a function, sync or async, for http or a websocket, in FastAPI also one that yields; on a method of a class,
+    or the whole class; or around an ASGI app: `Mount("/api", app=limited(API)(api))`, `Mount("/api", routes,
     middleware=[Middleware(limited(API))])`.
 
     - `limits`: Limits, or one function of the request that returns them (tiers). A limit's name is its bucket: all
