@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Any
 
 import hishel
@@ -19,9 +20,11 @@ from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from flask import Flask, Response, url_for
 from flask import request as flask_request
+from flask.views import MethodView
 from hishel.httpx2 import CacheClient
 from pydantic import BaseModel, Field
 from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -34,6 +37,7 @@ import redis
 from stillroom import (
     AsyncStillroom,
     InlineDispatch,
+    InvalidArgument,
     InvalidKey,
     Limit,
     NoDispatch,
@@ -1113,3 +1117,76 @@ def test_a_forgotten_install_is_told_at_the_start(
     with TestClient(app) as client:
         assert "cache-status" in client.get("/about").headers
     assert not [told for told in caplog.messages if "cached nowhere" in told]
+
+
+# Classes
+
+
+def test_pages_of_classes(settings: Settings) -> None:
+    """A page may stand on a class of endpoints, or on its method `get`; its other methods are called each time."""
+    calls: list[str] = []
+    flask, starlette = flask_with_classes(settings, calls), starlette_with_classes(settings, calls)
+    for client in (flask, starlette):
+        calls.clear()
+        for path in ("/method", "/class"):
+            said = [client.get(path).headers["Cache-Status"] for _ in range(2)]
+            assert said == ["stillroom; fwd=miss; stored", "stillroom; hit"]
+        assert [client.post("/method").status_code for _ in range(2)] == [200, 200]
+        assert calls == ["get", "whole", "post", "post"]
+
+
+def flask_with_classes(settings: Settings, calls: list[str]) -> Any:
+    app, pages = Flask("classes"), Pages(Stillroom(settings, dispatch=NoDispatch()))
+
+    class Method(MethodView):
+        @pages.page(ttl=60, name="flask_method")
+        def get(self) -> str:
+            calls.append("get")
+            return "got"
+
+        def post(self) -> str:
+            calls.append("post")
+            return "posted"
+
+    @pages.page(ttl=60, name="flask_class")
+    class Whole(MethodView):
+        def get(self) -> str:
+            calls.append("whole")
+            return "got"
+
+    app.add_url_rule("/method", view_func=Method.as_view("method"))
+    app.add_url_rule("/class", view_func=Whole.as_view("class"))
+    pages.install(app)
+    return app.test_client()
+
+
+def starlette_with_classes(settings: Settings, calls: list[str]) -> Any:
+    pages = Pages(AsyncStillroom(settings, dispatch=NoDispatch()))
+
+    class Method(HTTPEndpoint):
+        @pages.page(ttl=60, name="starlette_method")
+        async def get(self, request: Request) -> PlainTextResponse:
+            calls.append("get")
+            return PlainTextResponse("got")
+
+        async def post(self, request: Request) -> PlainTextResponse:
+            calls.append("post")
+            return PlainTextResponse("posted")
+
+    @pages.page(ttl=60, name="starlette_class")
+    class Whole(HTTPEndpoint):
+        async def get(self, request: Request) -> PlainTextResponse:
+            calls.append("whole")
+            return PlainTextResponse("got")
+
+    app = Starlette(routes=[Route("/method", Method), Route("/class", Whole)])
+    pages.install(app)
+    return TestClient(app)
+
+
+def test_what_no_page_stands_on(settings: Settings) -> None:
+    """A bound method, a partial, and what can't be called are refused as pages where they are written."""
+    page = Pages(Stillroom(settings, dispatch=NoDispatch())).page(ttl=60)
+    for given in (settings.model_dump, partial(str, 5), "view"):
+        with pytest.raises(InvalidArgument, match="is put on a function or a class"):
+            page(given)  # type: ignore[arg-type]

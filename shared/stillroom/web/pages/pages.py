@@ -15,6 +15,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
 from uuid import UUID
 
@@ -174,7 +175,8 @@ class Pages(Generic[R]):
         stale_if_error: Duration | None = None,
         name: str | None = None,
     ) -> Callable[[F], F]:
-        """Cache the responses of this endpoint. Goes below the framework's own decorator.
+        """Cache the responses of this endpoint, a function, a class or its method `get`. Goes below the framework's
+        own decorator.
 
         `ttl` and `swr`: seconds fresh, and stale while a worker renders it again (defaults: the room's settings).
         `tags`: texts, or templates of its parameters: `product:{id}`. A view adds more by `tag_page`.
@@ -202,6 +204,14 @@ class Pages(Generic[R]):
         }
 
         def mark(endpoint: F) -> F:
+            if (
+                isinstance(endpoint, partial)
+                or inspect.ismethod(endpoint)
+                or not callable(endpoint)
+            ):
+                raise InvalidArgument(
+                    f"@pages.page(…) is put on a function or a class, not on {endpoint!r:.100}"
+                )
             origin = _name_of(endpoint)
             known = self._own_name(name or origin, origin, times)
             load = self._load_of(known, origin, times)
@@ -268,7 +278,7 @@ class Pages(Generic[R]):
 
     def find(self, endpoint: Any, visit: Visit) -> Found | None:
         """Return which page this request is for; None if the endpoint is not marked."""
-        marked: Marked | None = getattr(endpoint, ATTRIBUTE, None)
+        marked = _mark_of(endpoint)
         if marked is None:
             return None
         identity = identify(visit, marked.policy, self._harmless)
@@ -335,10 +345,20 @@ def all_tags(own: Sequence[str], added: Sequence[str], loaders: Loaders) -> list
 def own_mark(endpoint: Any, marked: Marked) -> Marked:
     """Return the mark of the endpoint that a page's address leads to: of several views that one function makes, the
     one that is meant. Raises NotKept where it leads to another page, or to none."""
-    own: Marked | None = getattr(endpoint, ATTRIBUTE, None)
+    own = _mark_of(endpoint)
     if own is None or own.name != marked.name:
         raise NotKept("its address leads to another endpoint")
     return own
+
+
+def _mark_of(endpoint: Any) -> Marked | None:
+    """Return the mark of an endpoint, or of the class that it was made of, or of what answers GET in that class."""
+    kind = endpoint if isinstance(endpoint, type) else getattr(endpoint, "view_class", None)
+    carriers = [endpoint] if kind is endpoint or kind is None else [endpoint, kind]
+    if kind is not None:
+        carriers += [getattr(kind, name, None) for name in ("get", "dispatch_request")]
+    found = (getattr(one, ATTRIBUTE, None) for one in carriers)
+    return next(filter(None, found), None)
 
 
 def _tell_of_taken(name: str, view: Callable[..., Any], policy: Policy) -> None:
