@@ -263,6 +263,14 @@ def test_a_user_without_rights_is_told_which() -> None:
     assert "+info" in found.todo
 
 
+def test_a_server_that_lacks_a_command_of_the_check_may_be_accepted() -> None:
+    """Managed servers have no SLOWLOG, and no log that anybody can look at: the finding says how to accept it."""
+    lacks = Connection(is_up=True, breaker="closed", error="unsupported")
+    (found,) = advise(measures(server(RedisInfo(), BOTH, lacks)))
+    assert (found.code, found.severity) == ("refused", "warn")
+    assert "STILLROOM_HEALTH_ACCEPT=refused" in found.todo
+
+
 def test_every_rule_is_complete() -> None:
     """Every rule has sentences for cause, good values and advice, a source, and a name that is unique
     in its place.

@@ -75,6 +75,8 @@ WHY: dict[str, str] = {
 NO = {
     "noperm": "Give it these rights (`ACL SETUSER … +info +slowlog|len +memory|doctor +time`).",
     "wrongtype": "Another program writes into this namespace: give Stillroom one of its own (STILLROOM_NAMESPACE).",
+    "unsupported": "It, or a proxy before it, does not know one of these commands. Where that is on purpose, as on "
+    "many managed servers, accept the finding: STILLROOM_HEALTH_ACCEPT=refused.",
 }
 
 # Where another setting leads to the server.
