@@ -20,6 +20,7 @@ from stillroom.embedded import EmbeddedServer
 from stillroom.limits.settling import AWAY
 from stillroom.scripts import BY_SHA, limit_charge
 from tests.support.celery_process import until
+from tests.support.full_disk import REFUSALS, take_writes
 from tests.support.limits import forget_denials, read_log
 from tests.support.processes import Program
 from tests.support.proxy import Proxy
@@ -115,6 +116,26 @@ def test_flaps_of_two_processes_admit_their_shares(
             until(lambda room=room: not room.state_wire.breaker.is_open, "recovery")
             until(lambda room=room: not room._limits_body._local.logs, "the charge")
     assert admitted == 10
+    assert known(own_server, rooms[0], LOGIN) == 10
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_processes_whose_hits_were_refused_admit_no_more_than_the_quota(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom], refusal: str
+) -> None:
+    """Once Redis takes writes again, a process waits until the others have told it what they admitted."""
+    rooms = [make(processes=2), make(processes=2)]
+    for room in rooms:
+        room.limits.peek(IP, [LOGIN])
+    REFUSALS[refusal](own_server)
+    admitted = sum(knock(room, LOGIN, 15) for room in rooms)
+    take_writes(own_server)
+    admitted += knock(rooms[0], LOGIN, 15)
+    for room in rooms:
+        until(lambda room=room: not room._limits_body._local.logs, "the charge")
+        admitted += knock(room, LOGIN, 15)
+    assert admitted == 10
+    until(lambda: not rooms[0].limits.check(IP, [LOGIN]).degraded, "a decision of Redis", 5)
     assert known(own_server, rooms[0], LOGIN) == 10
 
 

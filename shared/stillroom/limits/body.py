@@ -588,8 +588,8 @@ class LimitsBody(Operating, OverShards):
             return Decision(
                 limits, TOO_MANY, request.cost, now_us, wait_us=wait_us, degraded=reason
             )
-        if take and reason == "breaker":
-            self._settling.was_away(request.home)
+        if take:
+            self._settling.was_away(request.home, reason)
         mistaken = is_misconfigured(error)
         status, said = self._decide_here(request, take=take, id=id, mistaken=mistaken)
         wait_us = TRY_AGAIN_US if status == UNAVAILABLE else 0

@@ -88,8 +88,8 @@ class OverShards:
             request, verdicts = yield from self._taken(request, mode, id, is_held, kept_as)
         errors = [one.error for one in verdicts if one.error is not None]
         for one in verdicts:
-            if one.error is not None and one.error.reason == "breaker":
-                self._settling.was_away(one.part.home)
+            if one.error is not None:
+                self._settling.was_away(one.part.home, one.error.reason)
         return Outcome(request, self._decision_of(request, verdicts), verdicts, errors)
 
     def _looked(self, request: Request) -> Operation[list[Verdict]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from stillroom.errors import (
     OF_THE_COMMAND,
+    READS_ONLY,
     REFUSED_FOR_GOOD,
     RedisRefused,
     RedisUnavailable,
@@ -36,6 +37,7 @@ RIDING = 20  # … and charges of others before a request
 REFUNDS_LIMIT = 10_000  # that wait for Redis
 OVER_MS = 600_000  # no reservation is on its way for longer
 AWAY, REFUNDS = b"away", b"refunds"
+FOR_ALL = READS_ONLY | {"breaker"}  # reasons that all processes meet
 _US = 1_000_000
 
 
@@ -94,9 +96,9 @@ class Settling:
 
     # After an outage
 
-    def was_away(self, home: bytes) -> None:
-        """Note that Redis, or this shard of it, is away, and other processes decide by themselves too."""
-        if self._settings.processes > 1:
+    def was_away(self, home: bytes, reason: str) -> None:
+        """Note why Redis, or this shard of it, did not decide: other processes may decide by themselves too."""
+        if self._settings.processes > 1 and reason in FOR_ALL:
             self.waits[AWAY + home] = 0.0
 
     def _await_others(self, home: bytes) -> None:
@@ -118,8 +120,8 @@ class Settling:
         try:
             if charges := self._local.owed(_now_us(), request.logs, 0):
                 yield from self.charge(charges)
-        except RedisUnavailable:
-            pass  # it stays owed
+        except RedisUnavailable as again:  # it stays owed
+            self.was_away(request.home, again.reason)
 
     # Charges
 
