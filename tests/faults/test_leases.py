@@ -112,6 +112,24 @@ def test_a_lease_that_redis_refuses_to_take_back_holds_nobody_up(
         assert bool(leases(client)) is (refusal == "for good")
 
 
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_what_a_server_refuses_to_take_back_is_not_sent_with_each_load(
+    own_server: EmbeddedServer, refusal: str
+) -> None:
+    """A server that refuses all writes is asked by each load for a lease and for one of those that are owed."""
+    settings = Settings(redis_url=own_server.url, **PATIENT)
+    with (
+        Stillroom(settings, dispatch=NoDispatch()) as room,
+        redis.Redis.from_url(own_server.url) as client,
+    ):
+        assert room.cache.set("k", 1)
+        REFUSALS[refusal](own_server)
+        for n in range(50):
+            assert room.cache.get_or_set(f"{n}", lambda: 1) == 1
+        refused = client.info("errorstats")[f"errorstat_{refusal.upper()}"]["count"]
+    assert refused < 4 * 50
+
+
 def test_a_refresh_that_nobody_knows_of_is_asked_for_again(
     make_room: Any, client: Any, dispatch: Any
 ) -> None:

@@ -101,9 +101,10 @@ class Leases:
         """Free what could not be freed. Raises RedisUnavailable.
 
         Each of these commands acts on this process's own lease or place only, so late or twice does no harm. A
-        server that refuses all writes is asked again by the next call.
+        server that refuses all writes is asked again by the next call, with the first of them.
         """
-        while some := list(self.owed)[:SCRIPTS_AT_ONCE]:
+        bite = 1
+        while some := list(self.owed)[:bite]:
             try:
                 yield some
             except RedisRefused as refused:
@@ -113,6 +114,7 @@ class Leases:
                     return
             for command in some:  # those that were refused run out by themselves
                 self.owed.pop(command, None)
+            bite = SCRIPTS_AT_ONCE
 
     def _releasing(self, leases: Iterable[tuple[bytes, bytes]]) -> list[Command]:
         return [release([self._keys.lease(name)], held) for name, held in leases]
