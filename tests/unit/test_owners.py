@@ -95,6 +95,14 @@ def test_what_is_the_peers_is_dropped_and_found_anew() -> None:
             "ERR The user executing the script can't run this command script: 46bb, on @user_script:1.",
             "Redis refuses this (noperm): The user executing the script can't run this command",
         ),
+        (
+            "OOM command not allowed when used memory > 'maxmemory'. script: on @user_script:124.",
+            "Redis is unavailable (oom): command not allowed when used memory > 'maxmemory'.",
+        ),
+        (
+            "ERR bad script: on @user_script:3.",
+            "Redis refuses this (err): bad script: on @user_script:3.",
+        ),
         ("WRONGTYPE not a list", "Redis refuses this (wrongtype): not a list"),
         ("LOADING its data", "Redis is unavailable (loading): its data"),
     ],

@@ -40,7 +40,7 @@ _UNSUPPORTED = re.compile(
 )
 # Where a script lacks a right: servers have a code for that only outside of scripts.
 _NO_RIGHT = re.compile(r"The user executing the script can't|ACL failure in script")
-# Where in a script that was: it says nothing to whoever gives rights.
+# Where in a script that was: it says nothing to whoever gives rights, memory or replicas.
 _PLACE = re.compile(r" script:( \S+,)? on @user_script:\d+\.?$")
 _CODE = re.compile(r"[A-Z]{2,}$")
 # How Redis 6 tells what a script met.
@@ -213,7 +213,9 @@ def refusal(replies: Sequence[Any]) -> RedisRefused:
     if code == "ERR" and _UNSUPPORTED.search(detail):
         code = "UNSUPPORTED"
     elif owner_of(text) == "noperm":
-        code, detail = "NOPERM", _PLACE.sub("", detail)
+        code = "NOPERM"
+    if code != "ERR":  # else it may be the script's own fault
+        detail = _PLACE.sub("", detail)
     return RedisRefused(code, detail, replies)
 
 
