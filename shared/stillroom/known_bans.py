@@ -124,19 +124,18 @@ class KnownBans:
             log.debug("a ban is known to this process only: %s", error)
 
     def _write_anew(self) -> None:
-        """Write the bans that last anew.
+        """Write the newest bans anew, those that are over too: only the server's clock could tell.
 
         A line that another process appends meanwhile is lost until it meets that ban again.
         """
         assert self._path is not None
         self.look()
-        now_ms = int(time.time() * 1_000)
-        lines = [
-            b"%d %b\n" % (until, key) for key, until in list(self.until.items()) if until > now_ms
-        ]
+        text = b"".join([b"%d %b\n" % (until, key) for key, until in list(self.until.items())])
+        if len(text) > FILE_LIMIT // 2:
+            text = text[-FILE_LIMIT // 2 :].partition(b"\n")[2]
         other = self._path.with_suffix(f".{os.getpid()}")
         with open(other, "wb", opener=_open_own) as file:
-            file.writelines(lines)
+            file.write(text)
         other.replace(self._path)
 
     def _keep(self, key: bytes, until_ms: int) -> None:
