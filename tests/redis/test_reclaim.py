@@ -762,5 +762,5 @@ def test_a_lease_may_not_outlive_what_patterns_wait_for(
     room = make_room()
     with pytest.raises(ValueError, match="lease_limit allows 300 s"):
         room.cache.cached("k:{n}", lease=301)(lambda n: n)
-    with pytest.raises(ValueError, match="lease_limit"):
+    with pytest.raises(ValueError, match="STILLROOM_LEASE_LIMIT allows 300 s"):
         Settings(lease=400)
