@@ -442,7 +442,7 @@ class Stillroom(_Room):
         """Wait for the Redis that holds the state, as `connect` does, whether the cache's answers or not.
 
         For a program that does not use the cache, such as one that lifts a ban. A server that can't write its file
-        answers reads.
+        answers reads; of a cluster one node is enough, and each call says what it lacks.
         """
         self._connect(self.state_wire, to_read=True)
         self.state.run(self._rehearse_state())

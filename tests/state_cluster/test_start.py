@@ -22,6 +22,7 @@ from stillroom.cli.check_limits import InApp
 from stillroom.cli.doctor import examined
 from stillroom.embedded import EmbeddedServer
 from stillroom.errors import InvalidArgument
+from stillroom.keys import HOUSE
 from stillroom.testing import Clock
 from tests.support.cluster import HURRIED, RedisCluster
 from tests.support.crowd import PATIENT
@@ -132,6 +133,20 @@ def test_upkeep_runs_on_a_cluster(room: Any) -> None:
     assert room.health.history(1)
     assert room.sessions.destroy_by_tag("t") == 1
     assert room.sessions.get(session.token) is None
+
+
+def test_a_command_begins_while_a_node_is_away(settings: Settings, cluster: RedisCluster) -> None:
+    """A command begins though a node is away, and lists bans, which other nodes have; it does not where all are."""
+    given = Settings(**settings.model_dump() | HURRIED | {"connect_attempts": 1})
+    away = next(node for node in cluster.nodes[1:] if node is not cluster.owner(HOUSE))
+    with Stillroom(given, dispatch=NoDispatch()) as room:
+        room.abuse.ban("203.0.113.7", seconds=60)
+    with Stillroom(given, dispatch=NoDispatch()) as room, cluster.frozen(away):
+        room.connect_state()
+        assert [ban.subject for ban in room.abuse.bans()] == ["203.0.113.7"]
+    with Stillroom(given, dispatch=NoDispatch()) as room, cluster.frozen(*cluster.nodes):
+        with pytest.raises(RedisUnavailable):
+            room.connect_state()
 
 
 @pytest.mark.parametrize("face", FACES)

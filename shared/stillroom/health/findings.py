@@ -53,6 +53,8 @@ WHY: dict[str, str] = {
     "nomaster": "The Sentinels know no primary of the name in the URL: correct it.",
     "unblocked": "It has just become a replica: see that the setting leads to the primary.",
     "clusterdown": "Some slots of its cluster have no node, and then it serves none: bring that node back.",
+    "tryagain": "A slot of its cluster is on its way to another node: wait. If nobody moves it any more, "
+    "`redis-cli --cluster check` names it, and `redis-cli --cluster fix` ends the move.",
     "oom": "It is full: raise its maxmemory, or find out who fills it (MEMORY STATS).",
     "misconf": "It can't write its file: look at the server's disk (space, rights) and its log.",
     "noreplicas": "It wants replicas (min-replicas-to-write), and too few follow it: start them.",

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from stillroom.errors import RedisRefused, RedisUnavailable
+from stillroom.errors import FINAL, RedisRefused, RedisUnavailable
 from stillroom.settings import Settings
 from stillroom.wire.aio import AsyncWire, running_loop
 from stillroom.wire.breaker import Breaker
@@ -319,7 +319,10 @@ class ClusterWire(_Cluster[Wire]):
         self.shards = [ShardWire(self, slot, lambda wire: wire) for slot in self._followed]
 
     def ping(self, *, to_read: bool = False) -> None:
-        """Ask where the slots are, and PING each node that has one. Raises RedisUnavailable."""
+        """Ask where the slots are, and PING each node that has one. Raises RedisUnavailable.
+
+        `to_read`: other nodes may have what is read, so one that is away is no error unless all are.
+        """
         _ping(self, self.shards[0], to_read)
 
     def close(self) -> None:
@@ -579,8 +582,16 @@ def at_address(url: str, host: str, port: int) -> str:
 def _ping(cluster: _Cluster[Any], shard: ShardWire[Any], to_read: bool) -> None:
     settings = cluster.server.settings
     shard.ask(time.monotonic() + settings.connect_timeout + settings.command_timeout)
+    failures: list[RedisUnavailable] = []
     for address in cluster.topology.owners:
-        cluster.at(address).ping(to_read=to_read)
+        try:
+            cluster.at(address).ping(to_read=to_read)
+        except RedisUnavailable as error:
+            if not to_read or error.reason in FINAL:
+                raise
+            failures.append(error)
+    if len(failures) == len(cluster.topology.owners):
+        raise failures[0]
 
 
 def _final_if_no_cluster(error: RedisUnavailable, server: Server) -> RedisUnavailable:
