@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import stillroom
-from stillroom import InvalidKey, LoadShed, RedisUnavailable, StillroomError, public
+from stillroom import InvalidKey, LoadShed, RedisRefused, RedisUnavailable, StillroomError, public
+from stillroom.wire import NodeAway, refusal
 
 assert public  # it knows all the modules that have errors of their own
 
@@ -36,6 +37,17 @@ def test_an_error_is_pickled_and_copied(kind: type[StillroomError]) -> None:
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(again) is kind
         assert (str(again), vars(again)) == (str(error), vars(error))
+
+
+def test_an_error_with_the_replies_of_a_cluster_is_pickled_and_copied() -> None:
+    """An error of a batch that a node of a cluster did not answer comes out with its class, reason and replies."""
+    away = RedisUnavailable("timeout", "it is frozen", may_be_done=True)
+    error = refusal([b"OK", NodeAway(away)])
+    for again in (pickle.loads(pickle.dumps(error)), copy.deepcopy(error)):
+        assert (type(again), str(again)) == (RedisRefused, str(error))
+        assert (again.reason, again.may_be_done) == ("timeout", True)
+        ok, node = again.replies
+        assert (ok, str(node), str(node.failure)) == (b"OK", str(NodeAway(away)), str(away))
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,9 @@ class NodeAway(ReplyError):
         super().__init__(f"{failure.reason.upper()} {failure.detail}")
         self.failure = failure
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.failure,)
+
 
 def refusal(replies: Sequence[Any]) -> RedisRefused:
     """Return the first error among the replies, as ours."""
