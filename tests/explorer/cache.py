@@ -373,3 +373,9 @@ class CacheModel(Model):
                     f"{call.name}, begun at {call.began}, saw value {value}, made at {made.at}, in spite of "
                     f"{one.call.name}, begun at {one.call.began} and ended at {one.call.returned}"
                 )
+
+
+class ShardsModel(CacheModel):
+    """The same in a cache of several shards, on one server."""
+
+    SETTINGS: ClassVar[dict[str, Any]] = CacheModel.SETTINGS | {"shards": 3}

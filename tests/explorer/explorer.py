@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -78,7 +77,9 @@ class Model:
     def close(self) -> None:
         """Clean up after the run, whatever came of it."""
         for room in self._opened:
-            atexit.unregister(room._cache_body.deliver_last)
+            cache: Any = room._cache_body
+            for shard in getattr(cache, "shards", [cache]):
+                shard._invalidator._at_exit.disarm()
             room._at_exit.disarm()
 
     def _room(self) -> Stillroom:

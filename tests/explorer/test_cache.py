@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from tests.explorer.cache import CacheModel
-from tests.explorer.explorer import Broken, explore, maker, search
+from tests.explorer.cache import CacheModel, ShardsModel
+from tests.explorer.explorer import Broken, Model, explore, maker, search
 from tests.explorer.mutants import MUTANTS
 from tests.explorer.world import World
 
 RUNS = {
     True: 750,
     False: 50,
-}  # of each kind; in full they are 12,600 together with the state's
+}  # of each kind; in full they are 13,400 together with the state's
 FINDS_WITHIN = 2_500
 
 # Events that happen more often than usual, by the subject of a part of the runs.
-ABOUT: dict[str, dict[str, float]] = {
-    "everything": {},
-    "writes": {"write": 12.0, "read": 4.0},
-    "background": {"work": 8.0, "order": 5.0},
-    "loss": {"lose": 6.0, "die": 3.0},
+ABOUT: dict[str, tuple[type[Model], dict[str, float]]] = {
+    "everything": (CacheModel, {}),
+    "writes": (CacheModel, {"write": 12.0, "read": 4.0}),
+    "background": (CacheModel, {"work": 8.0, "order": 5.0}),
+    "loss": (CacheModel, {"lose": 6.0, "die": 3.0}),
+    "shards": (ShardsModel, {}),
 }
 
 
@@ -30,8 +31,8 @@ ABOUT: dict[str, dict[str, float]] = {
 def test_no_accident_breaks_a_promise(world: World, about: str, is_full: bool) -> None:
     """No read shows an invalidated value, whatever is lost, late, doubled, restarted or stepped."""
     first, runs = list(ABOUT).index(about) * 1_000_000, RUNS[is_full]
-    make = maker(CacheModel, **ABOUT[about])
-    assert explore(world, range(first, first + runs), make) == runs
+    model, weights = ABOUT[about]
+    assert explore(world, range(first, first + runs), maker(model, **weights)) == runs
 
 
 @pytest.mark.long
