@@ -24,6 +24,7 @@ from typing_extensions import TypedDict
 from stillroom import (
     InvalidArgument,
     InvalidKey,
+    RedisRefused,
     SessionConflict,
     SessionDataRefused,
     SessionEnded,
@@ -34,7 +35,9 @@ from stillroom import (
     TooManySessions,
     ValueTooLarge,
 )
+from stillroom.scripts import session_hold
 from stillroom.sessions import many
+from stillroom.wire.server import ReplyError
 from tests.support.monitor import sent
 from tests.support.sessions import (
     age,
@@ -1160,6 +1163,27 @@ def test_a_create_that_was_sent_twice_is_one_session(room: Any, client: Any) -> 
     assert first[:2] == second[:2]
     assert room.sessions.count("u1") == 1
     operation.close()
+
+
+def test_a_login_that_finds_its_scripts_lost_twice_leaves_no_session(
+    room: Any, client: Any
+) -> None:
+    """A login that began a session in a batch that lacked another script is undone where scripts are lost again."""
+    body, old = getattr(room, "inner", room)._sessions_body, room.sessions.create("u1")
+    while True:  # until the two sessions are in different shards
+        operation = body.create("u2", replaces=old.token)
+        *rest, hold, create = next(operation)
+        if hold[1] == session_hold.text.sha:
+            break
+        operation.close()
+    lost, done = ReplyError("NOSCRIPT No matching script."), [b"" for _ in rest]
+    begun = client.execute_command(*_loaded(client, create))
+    operation.throw(RedisRefused("NOSCRIPT", "", [*done, lost, begun]))
+    held = client.execute_command(*_loaded(client, hold))
+    with pytest.raises(SessionStoreUnavailable):
+        operation.throw(RedisRefused("NOSCRIPT", "", [*done, held, lost]))
+    room.upkeep.deliver_logouts()
+    assert room.sessions.count("u2") == 0
 
 
 def _loaded(client: Any, command: Any) -> Any:

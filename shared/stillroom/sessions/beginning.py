@@ -116,7 +116,8 @@ class Beginning:
         except SessionStoreUnavailable as error:
             replies = replies_of(error, len(batch))
             self._note_held(replies)
-            if _is_refused(replies):
+            # A script that was lost once more refuses nothing: it may have run in the first batch.
+            if _is_refused(replies) and error.reason != "noscript":
                 raise
             failure = SessionStoreUnavailable(error.reason, error.detail, may_be_done=True)
             raise failure from error
