@@ -54,7 +54,7 @@ class Places:
         if how == "snapshot":
             with redis.Redis.from_url(self.server.url) as client:
                 client.save()
-        elif how in ("replica", "first server"):
+        elif how in ("replica", "first server", "same primary"):
             self._replica = self._started()
             with (
                 redis.Redis.from_url(self._replica.url) as client,
@@ -65,6 +65,7 @@ class Places:
                 client.execute_command("REPLICAOF", "NO", "ONE")
                 if how == "first server":  # it is to follow the other one, and never reaches it
                     master.execute_command("REPLICAOF", "127.0.0.1", 1)
+                if how != "replica":
                     self.proxy.lead_to(self._replica.port)
 
     def come_back(self, how: str) -> None:
@@ -72,6 +73,8 @@ class Places:
         if how == "first server":
             with redis.Redis.from_url(self.server.url) as master:
                 master.execute_command("REPLICAOF", "NO", "ONE")
+            self.proxy.lead_to(self.server.port)
+        elif how == "same primary":
             self.proxy.lead_to(self.server.port)
         elif how == "snapshot":
             self.server.kill()
@@ -125,6 +128,23 @@ def test_nothing_that_was_invalidated_comes_back(
         assert "old" not in room.cache.get_many(["k"]).values()
     assert actor.cache.set("k", "newer", ttl=3_600)
     assert reader.cache.get("k") == other.cache.get("k") == "newer"
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_who_has_seen_another_primary_tells_the_one_that_does_not_know_of_it(
+    places: Places, opened: Opening, act: str
+) -> None:
+    """A primary that has not heard of another one in between is told by who has read there: its cache is cold."""
+    actor, other = opened(), opened("async")
+    actor.cache.set_many({"k": "old", "l": "old"}, tags=["t"], ttl=3_600)
+    assert other.cache.get("k") == "old"
+    places.keep("same primary")
+    assert actor.cache.set("m", 1)
+    assert actor.cache.get("m") == 1
+    ACTS[act](actor.cache)
+    places.come_back("same primary")
+    assert actor.cache.get("k") != "old"
+    assert other.cache.get("k") != "old"
 
 
 @pytest.mark.parametrize("face", FACES)
