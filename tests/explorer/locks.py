@@ -20,7 +20,6 @@ from tests.explorer.world import Actor, World
 
 SLOTS = {"lock": 1, "semaphore": 2}
 LEASES_S, WAITS_S = (1.0, 2.0, 5.0, 30.0), (0.0, 0.05, 0.3, 1.0, 5.0)
-SETTINGS: dict[str, Any] = {"breaker_failures": 1_000_000, "breaker_calls": 1_000_000}
 
 
 class ByHand:
@@ -46,6 +45,10 @@ class Hold:
 class LocksModel(Model):
     """Three processes that want the same lock and the same semaphore."""
 
+    SETTINGS: ClassVar[dict[str, Any]] = {
+        "breaker_failures": 1_000_000,
+        "breaker_calls": 1_000_000,
+    }
     WEIGHTS: ClassVar[dict[str, float]] = {
         "take": 8,
         "release": 6,
