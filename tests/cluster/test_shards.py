@@ -556,7 +556,7 @@ def test_threads_that_begin_together_share_the_nodes(sharded: Stillroom) -> None
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"cache_url": None}, "give its cache_url"),
+        ({"cache_url": None}, "set STILLROOM_CACHE_URL"),
         ({"cache_url": "redis://c:1/3"}, "no database but 0"),
         ({"cache_url": "unix:///c.sock"}, "host and port"),
         ({"cache_url": "redis://c:1", "shards": 65}, "less than or equal to 64"),

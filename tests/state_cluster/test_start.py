@@ -35,9 +35,9 @@ NODE, CACHE, BROKER = "redis://node:6379", "redis://cache:6379", "redis://broker
 @pytest.mark.parametrize(
     ("places", "said"),
     [
-        ({"redis_url": NODE}, "give a cache_url"),
+        ({"redis_url": NODE}, "set STILLROOM_CACHE_URL"),
         ({"redis_url": NODE, "cache_url": NODE, "broker_url": BROKER}, "STILLROOM_CLUSTER=1"),
-        ({"redis_url": NODE, "cache_url": CACHE}, "needs a broker_url"),
+        ({"redis_url": NODE, "cache_url": CACHE}, "needs STILLROOM_BROKER_URL"),
         ({"redis_url": f"{NODE}/1", "cache_url": CACHE, "broker_url": BROKER}, "no database but 0"),
         (
             {"redis_url": "redis+sentinel://a:1/m", "cache_url": CACHE, "broker_url": BROKER},
