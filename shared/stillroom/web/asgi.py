@@ -141,9 +141,15 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         session = self._session(scope, given, gives_session)
         seen = self._with_session(scope, session) if gives_session else {**scope}
         visit, is_inner = self._enter(seen, given, "GET")
+
+        def ending(status: int, headers: list[Header]) -> Operation[Ending]:
+            """End a handshake as a request ends: what does not count is given back, however long it stays open."""
+            _show(scope, seen)
+            self._gate.tell(route, visit, status, session.unknown_token)
+            return self._gate.ending(visit, session, status, headers)
+
         with self._room.request() as budget:
             if route is None or await self._admits(route, visit, seen, send):
-                ending = partial(self._ending, route, visit, session)
                 keeps = self._has_sessions
                 handshake = Handshake(session, self._room, budget, seen, send, ending, keeps)
                 try:
@@ -154,18 +160,6 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
                         status = SWITCHING if handshake.is_accepted else FORBIDDEN
                         await to_its_end(self._room.state.run(self._gate.closing(visit, status)))
         report_loss(session)
-
-    def _ending(
-        self,
-        route: Route | None,
-        visit: Visit,
-        session: AsyncWebSession,
-        status: int,
-        headers: list[Header],
-    ) -> Operation[Ending]:
-        """End a handshake as a request ends: what does not count is given back now, however long it stays open."""
-        self._gate.tell(route, visit, status, session.unknown_token)
-        return self._gate.ending(visit, session, status, headers)
 
     def _is_foreign(self, scope: Scope) -> bool:
         """Return whether another site's page made this request, or opens this websocket."""

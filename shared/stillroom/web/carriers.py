@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from stillroom.limits import Limit
 from stillroom.web.limited import Limited, carried, is_exempt, kind_of
@@ -256,7 +256,8 @@ def _undepended(dependant: Any) -> str:
         if (guard := getattr(getattr(one, "call", None), MAKES_GUARD, None)) is not None:
             return f"depends on what makes a guard, so it guards nothing: write Depends({guard})"
         for field in (*getattr(one, "query_params", ()), *getattr(one, "body_params", ())):
-            for given in (field.field_info.default, *field.field_info.metadata):
+            said = field.field_info
+            for given in (said.default, *said.metadata, *get_args(said.annotation)):
                 if (guard := getattr(given, GUARD, None)) is not None:
                     return f"takes {guard} without Depends, so it guards nothing: write Depends({guard})"
     return ""
