@@ -1,4 +1,4 @@
-"""The types of settings: how each is read from a text, and what is said of one that can't be read."""
+"""Defines the types of settings, reads each from a text, and says what is wrong with one that can't be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Redis URL as logs may show it, as kombu reads it, and as a cluster wants it."""
+"""Writes a Redis URL as logs may show it and as kombu reads it, and refuses one that leads to no cluster."""
 
 from __future__ import annotations
 

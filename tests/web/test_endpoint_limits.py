@@ -804,6 +804,47 @@ def test_a_stream_of_fastapi_is_limited(settings: Settings, stream: Any) -> None
     assert [one["name"] for one in app.openapi()["paths"]["/"]["get"]["parameters"]] == ["kind"]
 
 
+@pytest.mark.parametrize("has_fastapi", [True, False])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_what_makes_a_response_of_a_generator_is_limited(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, is_async: bool, has_fastapi: bool
+) -> None:
+    """An endpoint of Starlette behind which a generator stands is charged as any other, with FastAPI or without."""
+    from starlette import routing
+    from starlette.applications import Starlette
+    from starlette.responses import StreamingResponse
+    from starlette.testclient import TestClient
+
+    from stillroom.web import starlette_limits
+    from stillroom.web.asgi import StillroomMiddleware
+
+    def streamed(generator: Any) -> Any:
+        @wraps(generator)
+        async def awaited(_: Any) -> StreamingResponse:
+            return StreamingResponse(generator())
+
+        @wraps(generator)
+        def plain(_: Any) -> StreamingResponse:
+            return StreamingResponse(generator())
+
+        return awaited if is_async else plain
+
+    if not has_fastapi:
+        monkeypatch.setattr(starlette_limits, "find_spec", lambda name: None)
+    inner, outer = (
+        starlette_limits.limited(Limit(f"{name}_{is_async}_{has_fastapi}", quota, 60))
+        for name, quota in (("inner", 2), ("outer", 3))
+    )
+    app = Starlette(routes=[routing.Route("/", outer(inner(streamed(awaited_leaves))))])
+    app.add_middleware(StillroomMiddleware, room=AsyncStillroom(settings, dispatch=NoDispatch()))
+    client = TestClient(app)
+    answers = [client.get("/") for _ in range(4)]
+    assert [one.status_code for one in answers] == [200, 200, 429, 429]
+    assert [one.text for one in answers[:2]] == ["mint"] * 2
+    policy = answers[2].headers["RateLimit-Policy"]
+    assert [one.partition("_")[0] for one in policy.split(", ")] == ['"outer', '"inner']
+
+
 def test_requests_in_one_app_context_are_each_charged(room: Stillroom) -> None:
     """Flask requests that share an app context, as a test's may, are each charged and told how they stand."""
     from flask import Flask

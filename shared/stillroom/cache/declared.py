@@ -1,4 +1,4 @@
-"""What a loader's function declares: its parameters and their types, what it returns, and where it is written."""
+"""Reads what a loader's function declares: its parameters and their types, what it returns, where it is written."""
 
 from __future__ import annotations
 

@@ -155,11 +155,7 @@ def ask_node(source: Source, node: Node) -> Operation[Server]:
         roles=source.roles,
         connection=_connection(node.breaker, outcome, took_s * 1000),
         redis=known,
-        replication=Replication(
-            followers=None if info is None else followers_in(info),
-            wanted=source.replicas,
-            good=None if info is None else good_followers_in(info),
-        ),
+        replication=_replication(source, info),
         slots=node.slots,
         ahead_s=None if at is None else round(at - begun_at - took_s / 2, 3),
     )
@@ -270,7 +266,7 @@ def _connection(breaker: Breaker, outcome: Outcome, latency_ms: float) -> Connec
     )
 
 
-def _replication(source: Source, info: bytes | None, minute: Counts | None) -> Replication:
+def _replication(source: Source, info: bytes | None, minute: Counts | None = None) -> Replication:
     return Replication(
         primary=source.clock.primary,
         followers=None if info is None else followers_in(info),

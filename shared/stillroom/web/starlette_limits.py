@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from importlib.util import find_spec
 from typing import Annotated, Any, TypeVar
 
+from anyio import from_thread
 from starlette import __version__ as starlette_version
 from starlette._utils import is_async_callable
 from starlette.concurrency import run_in_threadpool
@@ -274,21 +276,16 @@ def _entered(scope: Scope) -> tuple[StillroomMiddleware, Visit]:
 
 def _limited_function(endpoint: Any, declaration: Limited) -> Any:
     """Wrap a function that is charged before it is called, wherever the framework calls it from."""
-    function = inspect.unwrap(endpoint)
-    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        return _limited_stream(endpoint, declaration)
     is_async = is_async_callable(endpoint)
+    if not is_async and _yields(endpoint) and find_spec("fastapi"):
+        return _limited_stream(endpoint, declaration)
     # Where the same decorator is further in, it wants the connection, too.
     passes_on = CONNECTION in inspect.signature(endpoint).parameters
 
     @functools.wraps(endpoint)
     async def charged(*args: Any, **kwargs: Any) -> Any:
         given = (kwargs.pop(CONNECTION, None), *args, *kwargs.values())
-        connection = next((one for one in given if isinstance(one, HTTPConnection)), None)
-        if connection is None:
-            raise SettingsError(
-                f"{endpoint.__qualname__} is limited, and is called without its request"
-            )
+        connection = _connection_in(given, endpoint)
         await check(connection, declaration, is_own=True)
         if passes_on:
             kwargs[CONNECTION] = connection
@@ -308,8 +305,11 @@ def _limited_function(endpoint: Any, declaration: Limited) -> Any:
 
 
 def _limited_stream(endpoint: Any, declaration: Limited) -> Any:
-    """Wrap a generator. FastAPI calls it when its response begins, so a dependency charges: the first of all."""
-    from fastapi import Depends  # in Starlette itself there are no such endpoints
+    """Wrap a generator. FastAPI calls it when its response begins, so a dependency charges: the first of all.
+
+    A decorator may have made an endpoint of Starlette's of it, which is called in a thread, without dependencies.
+    """
+    from fastapi import Depends
 
     async def check_limits(connection: HTTPConnection) -> None:
         await check(connection, declaration, is_own=True)
@@ -318,6 +318,9 @@ def _limited_stream(endpoint: Any, declaration: Limited) -> Any:
 
     @functools.wraps(endpoint)
     def charged(*args: Any, **kwargs: Any) -> Any:
+        if name not in kwargs:
+            connection = _connection_in((*args, *kwargs.values()), endpoint)
+            from_thread.run(check_limits, connection)
         kwargs.pop(name, None)
         return endpoint(*args, **kwargs)
 
@@ -332,6 +335,20 @@ def _limited_stream(endpoint: Any, declaration: Limited) -> Any:
     parameters = [first, *signature.parameters.values()]
     charged.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return charged
+
+
+def _yields(endpoint: Any) -> bool:
+    """Return whether a generator is behind an endpoint, which FastAPI takes for one then."""
+    function = inspect.unwrap(endpoint)
+    return inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)
+
+
+def _connection_in(given: Iterable[Any], endpoint: Any) -> HTTPConnection:
+    """Return the request or websocket among an endpoint's arguments. Raises SettingsError where there is none."""
+    for one in given:
+        if isinstance(one, HTTPConnection):
+            return one
+    raise SettingsError(f"{endpoint.__qualname__} is limited, and is called without its request")
 
 
 def _with_connection(endpoint: Any) -> inspect.Signature:

@@ -204,11 +204,8 @@ class Pages(Generic[R]):
         }
 
         def mark(endpoint: F) -> F:
-            if (
-                isinstance(endpoint, partial)
-                or inspect.ismethod(endpoint)
-                or not callable(endpoint)
-            ):
+            is_bound = isinstance(endpoint, partial) or inspect.ismethod(endpoint)
+            if is_bound or not callable(endpoint):
                 raise InvalidArgument(
                     f"@pages.page(…) is put on a function or a class, not on {endpoint!r:.100}"
                 )
