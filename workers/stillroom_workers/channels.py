@@ -133,17 +133,12 @@ class Channel(_StockChannel):  # type: ignore[misc]
         """Return the connection's parameters. Raise a connection error once this channel's own connection is gone.
 
         Stock (`kombu/transport/redis.py`, `Channel._connparams`) reads `.hostname` of a client that
-        is None by then, and nobody takes AttributeError for a lost connection. Two ways lead here:
-
-        - `Consumer.on_connection_error_after_connected` lets go of the transport (`collect()`) and
-          closes the connection, which wants to restore the unacked messages through that transport;
-        - a task that ran across the reconnect acks late, on the channel it came by (`QoS.ack`).
-
-        Either ends the worker. While a task still runs it is deaf first: it waits for the task,
-        takes no other, then exits. As a connection error both are foreseen: the close goes on, the
-        ack is logged, and the message comes back when its visibility timeout ends.
+        is None by then, and nobody takes AttributeError for a lost connection: the worker ends. It comes here
+        when it has lost its connection: `Consumer.on_connection_error_after_connected` lets go of the transport
+        (`collect()`), then closes the connection, which wants to restore the unacked messages through that
+        transport. As a connection error it is foreseen, and the close goes on.
         """
-        if self.connection is None or self.connection.client is None:
+        if self._is_gone:
             raise redis.ConnectionError(
                 "the connection this message came by is gone; "
                 "it is delivered again after the visibility timeout"
@@ -152,13 +147,21 @@ class Channel(_StockChannel):  # type: ignore[misc]
         return params | {"connection_class": _that_knows_its_peer(params["connection_class"])}
 
     def _create_client(self, asynchronous: bool = False) -> Any:
-        """Return a client. Stock makes one for each ack and each event, which takes longer than what it is for."""
+        """Return a client. Stock makes one for each ack and each event, which takes longer than what it is for.
+
+        A task that ran while its worker connected again acks on the channel it came by, and the client that noted
+        its message connects anew. Stock reads what is gone: the worker is deaf while such a task runs, then exits.
+        """
         if asynchronous:
             return super()._create_client(asynchronous=True)
         client = self._client
-        if client is None or client.connection_pool is not self.pool:
+        if client is None or not (self._is_gone or client.connection_pool is self.pool):
             client = self._client = super()._create_client()
         return client
+
+    @property
+    def _is_gone(self) -> bool:
+        return self.connection is None or self.connection.client is None
 
     @cached_property
     def client(self) -> Any:

@@ -240,8 +240,8 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
         """Keep the messages of running tasks from being given back as the channel closes.
 
         Stock gives back all of them where Redis stayed up, or is up again by then: such a task ran twice at the
-        same time. Now its message comes back after the visibility timeout, as it does where Redis is away. RabbitMQ
-        gives back by itself, and its channel knows no such messages.
+        same time. Now it is acknowledged when it has ended, on its old channel. RabbitMQ gives back by itself, and
+        its channel knows no such messages.
         """
         qos: Any = getattr(getattr(self.task_consumer, "channel", None), "qos", None)
         for request in list(state.requests.values()) if qos is not None else ():
