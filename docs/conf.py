@@ -11,6 +11,7 @@ DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
 import reference  # noqa: E402  # beside this file
+from sphinx import addnodes  # noqa: E402
 
 project = "Stillroom"
 release = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]["version"]
@@ -33,6 +34,13 @@ python_use_unqualified_type_names = True
 maximum_signature_line_length = 100
 
 
-def setup(_: Any) -> None:
+def setup(app: Any) -> None:
     """Make the reference before Sphinx looks which pages there are."""
     reference.write(DOCS / "reference")
+    app.connect("env-updated", leave_decisions_to_their_page)
+
+
+def leave_decisions_to_their_page(_: Any, env: Any) -> None:
+    """Keep more than a hundred decisions out of each page's navigation. They are listed on a page of their own."""
+    for listed in [*env.tocs["decisions/index"].findall(addnodes.toctree)]:
+        listed.parent.remove(listed)

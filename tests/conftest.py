@@ -21,6 +21,7 @@ from stillroom.embedded import EmbeddedServer
 from stillroom.health.report import System
 from stillroom.health.system import SystemWatch
 from tests.support.crowd import PATIENCE, PATIENT
+from tests.support.emptying import emptied
 from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
 
@@ -105,32 +106,65 @@ def face_of(item: pytest.Item) -> str:
     return next((face for face in FACES if face in (given.get("room"), given.get("face"))), "")
 
 
-# Files that take half a minute and more, the longest first: one that began last would be waited for alone. The two
-# histories keep all CPUs busy: they begin with, and after, what has no deadlines of its own.
+# Files that take twenty seconds and more, the longest first: one that began last would be waited for alone. What
+# waits for workers and servers stands beside what computes, so that all CPUs are busy and none has too much to do.
 LONGEST = [
     "tests/explorer/test_state.py",
     "tests/races/test_near_history.py",
-    "tests/explorer/test_cache.py",
-    "tests/failover/test_workers.py",
-    "tests/races/test_history.py",
-    "tests/workers/test_rabbitmq.py",
-    "tests/workers/test_guards.py",
-    "tests/web/test_peer_suites.py",
-    "tests/failover/test_sentinels.py",
-    "tests/failover/test_proofs.py",
-    "tests/workers/test_hygiene.py",
-    "tests/properties/test_cache_machine.py",
-    "tests/properties/test_paths.py",
-    "tests/test_bench.py",
-    "tests/cli/test_output.py",
-    "tests/workers/test_neighbours.py",
-    "tests/faults/test_limit_outages.py",
-    "tests/faults/test_redis_killed.py",
-    "tests/stack/test_three_servers.py",
-    "tests/web/test_django_suite.py",
-    "tests/workers/test_idle.py",
-    "tests/workers/test_start.py",
     "tests/cli/test_commands.py",
+    "tests/properties/test_paths.py",
+    "tests/cli/test_health.py",
+    "tests/redis/test_testing.py",
+    "tests/redis/test_abuse.py",
+    "tests/redis/test_session_bounds.py",
+    "tests/explorer/test_cache.py",
+    "tests/cluster/test_cache.py",
+    "tests/redis/test_cache.py",
+    "tests/properties/test_cache_machine.py",
+    "tests/redis/test_orders.py",
+    "tests/cli/test_output.py",
+    "tests/web/test_django_suite.py",
+    "tests/web/test_peer_suites.py",
+    "tests/web/test_endpoint_limits.py",
+    "tests/web/test_status_page.py",
+    "tests/web/test_pages.py",
+    "tests/web/test_recipes.py",
+    "tests/workers/test_guards.py",
+    "tests/workers/test_rabbitmq.py",
+    "tests/howto/test_pages.py",
+    "tests/failover/test_workers.py",
+    "tests/stack/test_acl.py",
+    "tests/workers/test_neighbours.py",
+    "tests/migration/test_guides.py",
+    "tests/state_cluster/test_slots.py",
+    "tests/workers/test_refresh.py",
+    "tests/faults/test_sessions.py",
+    "tests/faults/test_wire.py",
+    "tests/faults/test_limit_outages.py",
+    "tests/failover/test_proofs.py",
+    "tests/cluster/test_shards.py",
+    "tests/state_cluster/test_growth.py",
+    "tests/state_cluster/test_health_nodes.py",
+    "tests/state_cluster/test_move.py",
+    "tests/workers/test_start.py",
+    "tests/workers/test_one_process.py",
+    "tests/workers/test_idle.py",
+    "tests/workers/test_invalidation.py",
+    "tests/workers/test_hygiene.py",
+    "tests/stack/test_three_servers.py",
+    "tests/failover/test_sentinels.py",
+    "tests/stack/test_acl_cluster.py",
+    "tests/faults/test_peers.py",
+    "tests/e2e/test_shop.py",
+    "tests/howto/test_tutorial.py",
+    "tests/test_bench.py",
+    "tests/howto/test_celery.py",
+    "tests/processes/test_supervisor.py",
+    "tests/e2e/test_faults.py",
+    "tests/races/test_history.py",
+    "tests/processes/test_servers.py",
+    "tests/test_wheel.py",
+    "tests/faults/test_limits.py",
 ]
 
 
@@ -237,10 +271,7 @@ def shared_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
 @pytest.fixture
 def server(shared_server: EmbeddedServer) -> EmbeddedServer:
     """Return a server without data."""
-    with redis.Redis.from_url(shared_server.url) as client:
-        client.flushall()
-        client.script_flush()
-    return shared_server
+    return emptied(shared_server)
 
 
 @pytest.fixture

@@ -50,7 +50,14 @@ def without_products(shop: Shop) -> Iterator[None]:
 # Every server
 
 
-@pytest.mark.parametrize("server", SERVERS)
+# What forks do to what processes share is shown in tests/processes too.
+SELDOM = ("prefork", "preload")
+
+
+@pytest.mark.parametrize(
+    "server",
+    [pytest.param(one, marks=pytest.mark.full) if one in SELDOM else one for one in SERVERS],
+)
 def test_every_server_serves_the_whole_shop(
     server: str, two_roles: Settings, tmp_path: Path
 ) -> None:

@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from stillroom import Settings, Stillroom
 from stillroom.abuse.rules import read_rules
 from stillroom.cli import app
 from stillroom.settings import environment_names
+from tests.support import nursery
 from tests.support.guide import DOCS, blocks, run_pytest, write_files
 from tests.support.web import Browser, environment_of, serving_process
 
@@ -32,16 +31,9 @@ def environment(stillroom_settings: Settings) -> dict[str, str]:
 
 
 def run(folder: Path, environment: dict[str, str], *words: str) -> str:
-    """Run Python in the folder; return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", *words],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
+    """Run Python in the folder, with warnings as errors; return what it printed."""
+    told = {**os.environ, **environment, "PYTHONWARNINGS": "error"}
+    done = nursery.run_text(words, told, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

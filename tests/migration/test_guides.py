@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from flask import Flask, session
 from shop.demo.browser import Browser as Visitor
 from stillroom import Settings, Stillroom
 from stillroom.web.flask import StillroomSessions
+from tests.support import nursery
 from tests.support.guide import DOCS, write_files
 from tests.support.web import Browser, environment_of, serving_process
 
@@ -29,15 +28,7 @@ def environment(stillroom_settings: Settings) -> dict[str, str]:
 
 def story(folder: Path, environment: dict[str, str], code: str) -> Any:
     """Run a program in the folder; return the JSON it printed."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
+    done = nursery.run_text(["-c", code], {**os.environ, **environment}, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
 

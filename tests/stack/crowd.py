@@ -21,7 +21,7 @@ from typing import Any
 WEB, PORT = "web", 8000
 ATTEMPTS = 4
 CUSTOMERS = 8
-THINKS = 0.1  # seconds between two turns of a customer: the machine has more to do than to answer
+THINKS = 0.4  # seconds between two turns of a customer: the machine has more to do than to answer
 # Seconds: what a worker held when it died is due again after 60, and beat looks every 15.
 PATIENCE = 110.0
 

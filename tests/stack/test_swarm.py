@@ -320,7 +320,7 @@ def test_ten_thousand_changes_outlive_twenty_killed_workers(swarm: Swarm) -> Non
     """Twenty killed workers lose none of ten thousand ordered changes, and nothing is left to do at the end."""
     swarm.scale(maintenance=4, refresh=4)
     swarm.await_healthy()
-    with customers(30, 2_000, at_once=25) as report:
+    with customers(30, 2_000, at_once=50) as report:
         for kill in range(20):
             service = ("maintenance", "refresh")[kill % 2]
             until(lambda service=service: swarm.containers(service), "a worker to kill")

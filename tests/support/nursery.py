@@ -28,6 +28,7 @@ import sys
 import tempfile
 import threading
 import types
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -297,6 +298,8 @@ def _be_born(order: Order, files: Sequence[int]) -> None:
     os.environ.update(order.environment)
     os.chdir(order.folder)
     pepper._stand_in = secrets.token_bytes(32)  # of each process its own: it was drawn on import
+    if action := os.environ.get("PYTHONWARNINGS"):
+        warnings.simplefilter(action)  # type: ignore[arg-type]  # one word: "error"
     encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         usual = getattr(sys, name)

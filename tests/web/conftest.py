@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-import redis
 from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.web.asgi import StillroomMiddleware as Asgi
 from stillroom.web.wsgi import StillroomMiddleware as Wsgi
 from tests.support.crowd import PATIENT
+from tests.support.emptying import emptied
 from tests.support.web import Browser, serving_asgi, serving_wsgi
 from tests.web.apps import asgi_app, wsgi_app
 
@@ -23,10 +23,7 @@ Serve = Callable[..., AbstractContextManager[int]]
 @pytest.fixture
 def server(stillroom_server: EmbeddedServer) -> EmbeddedServer:
     """Start one kind of server; tests/redis checks the scripts on both kinds."""
-    with redis.Redis.from_url(stillroom_server.url) as client:
-        client.flushall()
-        client.script_flush()
-    return stillroom_server
+    return emptied(stillroom_server)
 
 
 @pytest.fixture

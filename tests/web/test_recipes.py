@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import textwrap
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from stillroom import Limit, Settings, Stillroom
+from tests.support import nursery
 from tests.support.sessions import age
 from tests.support.web import COOKIE, Browser, Reply, ask, environment_of, serving_process
 
@@ -156,15 +156,8 @@ def test_the_frameworks_own_client_tells_the_same_story(
     (tmp_path / "story.py").write_text(
         frame.replace(f"{indent}STORY", textwrap.indent(STORY, indent))
     )
-    done = subprocess.run(
-        [sys.executable, "story.py"],
-        cwd=tmp_path,
-        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    told = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = nursery.run_text(["story.py"], told, tmp_path)
     assert done.stdout == "told\n", done.stdout + done.stderr
 
 
