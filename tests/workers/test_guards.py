@@ -330,8 +330,9 @@ def test_stock_worker_exits_when_redis_restarts(
     """A stock worker with an unacked message takes no other task once Redis restarts, and exits."""
     stock, gate = worker(guarded=False), tmp_path / "gate"
     hold(broker, gate)
-    broker.restart()
+    broker.kill()
     until(lambda: "Unrecoverable error: AttributeError" in stock.log, "it gives up")
+    broker.restart()
     broker.push(mark("after"))
     gate.touch()
     until(lambda: stock.exit_code is not None, "it exits")
@@ -363,7 +364,7 @@ def test_guarded_worker_outlives_a_restart(
     assert "worker_cancel_long_running_tasks_on_connection_loss" not in guarded.log
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
+@pytest.mark.parametrize("pool", ["threads", "prefork", "gevent"])
 def test_what_ends_while_redis_is_away_is_acknowledged_when_it_is_back(
     broker: Broker, worker: StartWorker, tmp_path: Path, pool: str
 ) -> None:
