@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
@@ -329,10 +330,10 @@ def age_of(path: Path) -> float:
 def test_a_worker_whose_threads_are_all_stuck_shows_no_life(
     start_worker: StartCelery, heartbeat: Path, tmp_path: Path, own_server: EmbeddedServer, db: Any
 ) -> None:
-    """A worker whose threads are all held by endless loads shows no heartbeat."""
+    """A worker whose threads are all held by endless loads names each of them once, and shows no heartbeat."""
     (tmp_path / "stuck.py").write_text(STUCK)
     leases = {f"STILLROOM_{name}": "0.5" for name in ("LEASE", "REFRESH_LEASE", "LEASE_LIMIT")}
-    start_worker(STILLROOM_LOADERS="stuck", STILLROOM_WORKER_THREADS="2", **leases)
+    worker = start_worker(STILLROOM_LOADERS="stuck", STILLROOM_WORKER_THREADS="2", **leases)
     until(heartbeat.exists, "the first sign of life")
     with Stillroom(Settings(redis_url=own_server.url, swr=600, **PATIENT)) as room:
 
@@ -347,6 +348,10 @@ def test_a_worker_whose_threads_are_all_stuck_shows_no_life(
         until(lambda: db.llen("db:stuck") == 2, "both threads to be stuck")
     # Twice the longest lease is a second: what still runs then is stuck.
     until(lambda: age_of(heartbeat) > 5, "the last sign of life")
+    named = re.findall(
+        r"Task stillroom\.refresh: stuck\[.+\] has run for \d s and holds one of 2", worker.log
+    )
+    assert len(named) == len(set(named)) == 2
 
 
 STUCK = """

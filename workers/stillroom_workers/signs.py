@@ -31,6 +31,10 @@ ANSWERING = (
 BEAT_WITHIN_S = 20.0  # its tightest tick comes every five
 # Twice as long as the longest lease: what has not ended by then is not going to, and its value would be refused.
 STUCK_AFTER_LEASES = 2.0
+_STUCK = (
+    "Task %s[%s] has run for %.0f s and holds one of %d places of this worker until it is restarted. "
+    "What it loads would no longer be stored: give its loader a timeout"
+)
 
 
 class SignsOfLife:
@@ -43,6 +47,7 @@ class SignsOfLife:
         self._due = 0.0  # time.monotonic()
         self._beat = time.monotonic() - BEAT_WITHIN_S  # when it last sent what was due
         self._is_told = False  # that the file can't be written
+        self._told: set[str] = set()  # ids of tasks that have been named as stuck
         self.with_beat = False  # whether beat is a thread of this worker, not a process of its own
 
     def can_work(self) -> bool:
@@ -53,7 +58,7 @@ class SignsOfLife:
         now = time.monotonic()
         answered = not self._is_redis or now - Channel.answered < ANSWERED_WITHIN_S
         beats = not self.with_beat or now - self._beat < BEAT_WITHIN_S
-        return answered and beats and not self._is_stuck()
+        return answered and beats and len(self._stuck()) < self._app.threads
 
     def of_beat(self) -> None:
         """Note that beat's last tick reached the broker. In a process of its own that is all there is to say."""
@@ -62,10 +67,11 @@ class SignsOfLife:
             self._show()
 
     def of_worker(self, room: Stillroom, about: Callable[[], WorkerStats]) -> None:
-        """Note that the worker lives, with each beat of Celery's heart, every two seconds.
+        """Note that the worker lives, with each beat of Celery's heart, every two seconds, and name what is stuck.
 
         Redis is told every five or six seconds: while it is away that costs nothing.
         """
+        self._name_stuck()
         if not self.can_work():
             return
         self._show()
@@ -95,11 +101,20 @@ class SignsOfLife:
                 log.error(said, path, error.strerror)
             self._is_told = True
 
-    def _is_stuck(self) -> bool:
-        running = list(state.active_requests)
-        limit = self._settings.lease_limit * STUCK_AFTER_LEASES
-        is_old = all(time.monotonic() - request.began > limit for request in running)
-        return len(running) >= self._app.threads and is_old
+    def _stuck(self) -> list[Any]:
+        """Return the tasks that are not going to end."""
+        began = time.monotonic() - self._settings.lease_limit * STUCK_AFTER_LEASES
+        return [request for request in list(state.active_requests) if request.began < began]
+
+    def _name_stuck(self) -> None:
+        """Name each task that does not end, with its loader, once: nothing else tells whose load hangs."""
+        stuck = {request.id: request for request in self._stuck()}
+        for task_id in stuck.keys() - self._told:
+            request = stuck[task_id]
+            name = request.request_dict.get("shadow") or request.name
+            seconds = time.monotonic() - request.began
+            log.warning(_STUCK, name, task_id, seconds, self._app.threads)
+        self._told = {*stuck}
 
 
 def notify(message: str) -> None:
