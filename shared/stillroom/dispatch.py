@@ -322,14 +322,10 @@ class CeleryDispatch:
         self._due = time.monotonic() + pace
 
     def _sendable(self, errand: _Errand) -> Sequence[RefreshOrder]:
-        """Return the errand's orders, or none if one of them is larger than a worker takes."""
+        """Return the errand's orders, or none if one of them is not what a worker takes."""
         for order in errand.orders:
-            if (size := _size(order)) > FIELDS_LIMIT:
-                log.error(
-                    "an order is not sent: the arguments of %r have %s bytes as JSON",
-                    order.loader,
-                    f"{size:,}",
-                )
+            if flaw := _flaw(order):
+                log.error("an order is not sent: the arguments of %r %s", order.loader, flaw)
                 self._give_back(errand.undelivered)
                 return ()
         return errand.orders
@@ -420,6 +416,15 @@ def batches(orders: Iterable[RefreshOrder]) -> Iterator[list[RefreshOrder]]:
         size += more
     if some:
         yield some
+
+
+def _flaw(order: RefreshOrder) -> str:
+    """Return why no worker takes the order, or "". Its arguments come from an entry, which anybody may write."""
+    try:
+        size = _size(order)
+    except ValueError as error:  # nested too deep
+        return f"have no JSON: {error}"
+    return f"have {size:,} bytes as JSON" if size > FIELDS_LIMIT else ""
 
 
 def _size(order: RefreshOrder) -> int:

@@ -920,10 +920,7 @@ def test_a_clock_that_was_lost_begins_behind_marks_that_no_clock_has_numbered(
     assert room.cache.get("k") == 1
 
 
-@pytest.mark.parametrize("depth", [2_000, 100_000])
-def test_a_stale_value_is_served_whose_source_is_nested_too_deep(
-    room: Any, client: Any, depth: int
-) -> None:
+def test_a_stale_value_is_served_whose_source_is_nested_too_deep(room: Any, client: Any) -> None:
     """A stale value whose arguments nobody can read is served, counted, and not refreshed."""
 
     @room.cache.cached("k:{id}", tags=["t"])
@@ -931,6 +928,7 @@ def test_a_stale_value_is_served_whose_source_is_nested_too_deep(
         return id
 
     load(1)
+    depth = 100_000  # a newer Python reads what is nested less deep
     place = room.keys.entry(b"k:1")
     head, _, rest = client.get(place).partition(b"load {")
     start, _, codec = head.rpartition(b"\t")[0].rpartition(b"\t")

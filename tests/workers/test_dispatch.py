@@ -130,6 +130,19 @@ def test_no_message_is_larger_than_a_worker_takes(held: Held, db: Any) -> None:
     until(lambda: given_back == ["product:5"], "it to be given back")
 
 
+def test_an_order_that_has_no_json_holds_up_no_other(held: Held, db: Any) -> None:
+    """An order whose arguments are nested too deep, as in an entry that somebody wrote, is given back alone."""
+    held.go_on.set()
+    given_back: list[str] = []
+    deep: Any = json.loads("[" * 500 + "]" * 500)
+    nested = order(5).model_copy(update={"args": {"id": deep}})
+    held.send([nested], lambda: given_back.append(nested.key))
+    held.send([order(1)], _never)
+    until(lambda: given_back == ["product:5"], "it to be given back")
+    until(lambda: keys(db) == [["product:1"]], "the other one")
+    assert held.ready
+
+
 def test_wakes_fill_no_queue_that_nobody_takes_from(held: Held, db: Any) -> None:
     """Where a hundred tasks wait for a worker no other is sent to wake it."""
     held.go_on.set()
