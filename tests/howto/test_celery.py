@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,12 @@ class Project:
     def __init__(self, folder: Path, server: EmbeddedServer, started: ExitStack) -> None:
         self.folder, self._server, self._started = folder, server, started
         write_files(PAGE, folder)
-        with sqlite3.connect(folder / "books.db") as db:
+        with closing(sqlite3.connect(folder / "books.db")) as db, db:
             db.execute("create table book (id integer primary key, title varchar)")
         self.retitle("one")
 
     def retitle(self, title: str) -> None:
-        with sqlite3.connect(self.folder / "books.db") as db:
+        with closing(sqlite3.connect(self.folder / "books.db")) as db, db:
             db.execute("insert or replace into book values (7, ?)", [title])
 
     def start(self, *command: str, **environment: str) -> Path:
