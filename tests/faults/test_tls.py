@@ -182,6 +182,29 @@ def test_an_option_that_can_not_be_followed_is_said(
     assert room.cache.get_or_set("k", lambda: 2) == 2
 
 
+def test_the_option_whose_file_can_not_be_used_is_named(
+    server: TlsServer, stack: ExitStack, face: str, tmp_path: Path
+) -> None:
+    """The error names the option and what is wrong with its file, and no path. "PEM lib" alone tells nobody."""
+    junk, key = tmp_path / "junk.pem", Authority(tmp_path, "another").sign("client").key
+    junk.write_text("junk")
+    certificate, trusted = server.client.certificate, server.tls_url(server.authority)
+    for url, says in (
+        (f"{server.tls_url()}ssl_ca_certs=/is/missing", "ssl_ca_certs can't be read: No such file"),
+        (f"{server.tls_url()}ssl_ca_certs={junk}", "ssl_ca_certs holds no certificate"),
+        (f"{trusted}&ssl_certfile={tmp_path}", "ssl_certfile can't be read: Is a directory"),
+        (f"{trusted}&ssl_certfile={certificate}", "ssl_certfile and ssl_keyfile hold no"),
+        (
+            f"{trusted}&ssl_certfile={certificate}&ssl_keyfile={key}",
+            "the key in ssl_keyfile is not",
+        ),
+    ):
+        room = opened(stack, face, url, connect_delay=60, connect_attempts=1)
+        with pytest.raises(RedisUnavailable, match=rf"\(tls\).*REDIS_URL \({says}") as caught:
+            room.connect()
+        assert str(tmp_path) not in str(caught.value)
+
+
 def test_a_server_may_want_a_certificate_of_its_clients(
     make_server: Callable[..., TlsServer], stack: ExitStack, face: str
 ) -> None:

@@ -22,6 +22,13 @@ from stillroom.wire.forks import reset_after_fork
 
 _DEFAULTS = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
 _FILES = ("ca_certs", "certfile", "keyfile")
+_NO_PAIR = (
+    "ssl_certfile and ssl_keyfile hold no certificate and its key, or ssl_password is not the key's"
+)
+_WORDS = {
+    "KEY_VALUES_MISMATCH": "the key in ssl_keyfile is not that of the certificate in ssl_certfile",
+    "NO_CERTIFICATE_OR_CRL_FOUND": "ssl_ca_certs holds no certificate",
+}
 
 
 def tls_options(url: str) -> dict[str, Any]:
@@ -70,12 +77,23 @@ class Trust(RedisSSLContext):
                 self.context = None
             try:
                 context: ssl.SSLContext = super().get()
-            except ssl.SSLError:
-                raise
             except OSError as error:  # it is about a file, and not about the server
-                raise ssl.SSLError(error.errno, error.strerror) from None
+                raise ssl.SSLError(error.errno, self._flaw(error)) from None
             self._made_of = found
             return context
+
+    def _flaw(self, error: OSError) -> str:
+        """Return which option is behind an error. The system names no file, and OpenSSL often says "PEM lib"."""
+        for name in _FILES:
+            try:
+                if path := getattr(self, name):
+                    open(path, "rb").close()
+            except OSError as unreadable:
+                return f"ssl_{name} can't be read: {unreadable.strerror}"
+        if self.certfile and "PEM lib" in str(error):
+            return _NO_PAIR
+        reason = getattr(error, "reason", "") or str(error.args[-1])
+        return _WORDS.get(reason, reason)
 
 
 # By the options in a URL. What no server uses any more is not kept.
