@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -258,6 +260,28 @@ def test_who_waits_for_redis_at_the_start_is_told_at_once(
         room.connect()
     assert "REDIS_URL" in str(caught[0]) or "REDIS_PASSWORD" in str(caught[0])
     assert "canary" not in caplog.text
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("said", [b"$-1\r\n", b"*0\r\n", b":5\r\n"])
+def test_what_is_no_redis_is_told_as_that(face: str, said: bytes) -> None:
+    """A program that speaks the protocol and answers something else is away, and reads fall back."""
+
+    def answer(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                with listener.accept()[0] as other:
+                    other.recv(4096)
+                    other.sendall(said * 3)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, args=[listener], daemon=True).start()
+        url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
+        with open_room(face, Settings(redis_url=url), NoDispatch()) as room:
+            assert room.cache.get_or_set("k", lambda: 2) == 2
+            with unavailable({"protocol"}):
+                room.connect()
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

@@ -238,8 +238,12 @@ def greeted(replies: Sequence[Any], server: Server, asked_ns: int, link: Generat
     for part in ("auth", "select", "time"):
         if isinstance(reply := said.get(part), ReplyError):
             raise _not_let_in(part, str(reply))
-    server.learn_clock(said["time"], asked_ns)
-    if server.learn_peer(said["info"], said["role"]):
+    try:
+        server.learn_clock(said["time"], asked_ns)
+        is_another = server.learn_peer(said["info"], said["role"])
+    except (TypeError, ValueError, LookupError) as error:  # it speaks the protocol, and is no Redis
+        raise RedisUnavailable("protocol", f"no Redis answers like this: {error!r}") from None
+    if is_another:
         link.generation = server.generation
 
 
