@@ -386,10 +386,11 @@ def lines_on(server: EmbeddedServer, **changes: Any) -> list[Line]:
 
 
 def test_the_doctor_as_a_command(own_server: EmbeddedServer) -> None:
-    """Passwords are not printed; a server that is away is a failure with its reason."""
+    """Passwords are not printed; a server that is away is a failure with its reason and the system's words."""
     done = run(f"redis://:{SECRET}@127.0.0.1:1", "doctor")
     assert done.returncode == 1
     assert "✗ redis connection" in done.stdout
     assert "refused" in done.stdout
+    assert "nothing answers at the address in REDIS_URL (Connection refused)" in done.stdout
     assert SECRET not in done.stdout + done.stderr
     assert run(own_server.url, "doctor").returncode == 0

@@ -79,6 +79,9 @@ def examined(room: Stillroom) -> Iterator[Line]:
     report = room.health.examine()
     told: list[Advice] = []
     for server in report.servers:
+        wire = room.state_wire if "state" in server.roles else room.wire
+        if isinstance(wire, Wire) and not server.connection.is_up:
+            yield from _in_full(server.name, wire)
         for part, sentence in _of_server(server):
             advice = [
                 found for found in report.advice if found.component == f"{server.name}:{part}"
@@ -88,7 +91,6 @@ def examined(room: Stillroom) -> Iterator[Line]:
         for one in each_server([server]):
             yield from _beyond_advice(one)
         yield from _nodes(server)
-        wire = room.state_wire if "state" in server.roles else room.wire
         yield from _sentinels(server.name, wire.server.watch)
         if server.connection.is_up:
             yield _clock(server.name, wire.server.now_ms() / 1000 - time.time())
@@ -198,6 +200,15 @@ def _replication(known: Replication) -> str:
         for one in known.followers
     ]
     return f"{who}; it is followed by {', '.join(behind)}"
+
+
+def _in_full(name: str, wire: Wire) -> Iterator[Line]:
+    """Yield a line with what a new connection meets, in the system's words too: a report has one word for it."""
+    try:
+        wire.ping()
+    except RedisUnavailable as error:
+        if error.detail:
+            yield Line("fail", f"{name} connection", f"{error.detail}.")
 
 
 def _sentinels(name: str, watch: Watch | None) -> Iterator[Line]:
