@@ -149,6 +149,39 @@ def test_sentinels_that_agree_on_nothing_name_no_primary(sentinels: Sentinels, m
         nobody.connect()
 
 
+def test_a_primary_that_is_not_where_they_say_is_told_from_sentinels(
+    sentinels: Sentinels, make: Make
+) -> None:
+    """Where they name an address that nobody answers at, or a replica, the error says that they named it."""
+    asked = [sentinels.client(one) for one in sentinels.sentinels]
+    replica = next(one for one in sentinels.servers if one is not sentinels.primary)
+    named = {"gone": 1, "follows": replica.port}
+    try:
+        for one in asked:
+            for name, port in named.items():
+                one.execute_command("SENTINEL", "MONITOR", name, "127.0.0.1", port, 2)
+        for name, says in (
+            ("gone", "refused.*nothing answers"),
+            ("follows", "readonly.*a replica"),
+        ):
+            room = make(sentinels.url.replace(MASTER, name), connect_attempts=1)
+            with pytest.raises(RedisUnavailable, match=says) as caught:
+                room.connect()
+            assert "the Sentinels in REDIS_URL name as primary" in str(caught.value)
+            assert "doctor" in str(caught.value)
+    finally:
+        for one in asked:
+            for name in named:
+                one.execute_command("SENTINEL", "REMOVE", name)
+
+
+def test_servers_that_are_no_sentinels_are_told_as_that(sentinels: Sentinels, make: Make) -> None:
+    """Whoever names the servers in place of their Sentinels reads what these answer."""
+    room = make(sentinels.url_to(sentinels.servers), connect_attempts=1)
+    with pytest.raises(RedisUnavailable, match=r"3 of them: .*unknown command .SENTINEL"):
+        room.connect()
+
+
 @pytest.mark.parametrize(
     ("rights", "login", "says"),
     [

@@ -79,6 +79,25 @@ REMEDIES_NODE = {
     "timeout": "See whether it runs, and whether a firewall is in between: `stillroom health` shows which",
     "closed": "See what its log says: `stillroom health` shows which",
 }
+# Of a primary, whose address Sentinels have told.
+TRIED_NAMED = {
+    "name": "the host that the Sentinels in {url} name as primary has no address",
+    "refused": "nothing answers at the address that the Sentinels in {url} name as primary",
+    "timeout": "the primary that the Sentinels in {url} name did not answer in time",
+    "closed": "the primary that the Sentinels in {url} name closed the connection",
+    "readonly": "the server that the Sentinels in {url} name as primary is a replica",
+}
+REACH_PRIMARY = (
+    "See whether it runs, and whether this process reaches the address that they name: `stillroom doctor` shows "
+    "it, and replica-announce-ip in the server's configuration sets another one"
+)
+REMEDIES_NAMED = {
+    "name": REACH_PRIMARY,
+    "refused": REACH_PRIMARY,
+    "timeout": f"{REACH_PRIMARY}. See whether its port is for TLS (rediss+sentinel://), too",
+    "closed": "See what its log says, and whether its port is for TLS (rediss+sentinel://)",
+    "readonly": "Calls go on when they name the right one: `stillroom doctor` shows whom each of them names",
+}
 # A server that refuses a certificate says so once TLS is agreed on, and closes: what it said may be lost.
 CLOSED_BY_TLS = (
     "See what its log says, whether that port is for TLS, and whether it wants a certificate of its clients: "
@@ -130,6 +149,8 @@ def explained(failure: RedisUnavailable, source: Source) -> RedisUnavailable:
     words = f" ({failure.detail})" if failure.detail else ""
     correct = "Correct" if source.gives_one else "No password is given: set"
     remedy = REMEDIES.get(failure.reason, "").format(correct=correct, password=_password(source))
+    if source.is_sentinel and failure.reason in TRIED_NAMED:
+        tried, remedy = TRIED_NAMED[failure.reason], REMEDIES_NAMED[failure.reason]
     if failure.reason == "closed" and source.is_tls:
         remedy = CLOSED_BY_TLS
     if failure.reason == "sentinel" and "closed" in failure.detail:

@@ -26,6 +26,7 @@ from stillroom.daemon import Daemon
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.readable import watch
 from stillroom.settings import Settings
+from stillroom.shown import shown
 from stillroom.wire.connect import time_for
 from stillroom.wire.failure import unavailable
 from stillroom.wire.forks import reset_after_fork
@@ -42,6 +43,7 @@ REPLACED = {"s_down", "o_down", "failover_in_progress"}
 # How a Sentinel refuses who has no login there, or one with too few rights.
 WITHOUT_LOGIN = ("NOAUTH", "NOPERM")
 READ_SIZE = 16 * 1024
+TROUBLE_LENGTH = 120  # characters of what a Sentinel says
 
 Connect = Callable[[str, int, float], Any]  # host, port, deadline → a redis-py connection
 pack_command: Any = hiredis.pack_command
@@ -153,7 +155,7 @@ class Watch:
         left: Callable[[], object],
     ) -> None:
         self.believed_until = 0.0  # time.monotonic()
-        self.trouble = "they were not asked yet"
+        self.trouble = "none of them has answered yet"
         self.told: dict[Host, Told | None] = {}
         self.news: list[Callable[[], object]] = []
         self._sentinels = address.sentinels
@@ -300,7 +302,7 @@ class Watch:
                 told[host] = self._ask(host)
             except Exception as error:
                 failure = unavailable(error)
-                errors[host] = failure or RedisUnavailable("sentinel", repr(error))
+                errors[host] = failure or RedisUnavailable("sentinel", f"its answer is {error!r}")
             self._take_in(told, errors, number)
         with self._changed:
             self._finish(number)
@@ -409,12 +411,13 @@ class Bell:
 def view_of(told: Sequence[Told], sentinels: int) -> View:
     """Return the primary that these answers of so many Sentinels name, and until when it is believed. Pure.
 
-    The newest configuration names the primary. It is believed if those who call it well are a majority, and so many
-    that the rest is no quorum.
+    The newest configuration names the primary, and of several that are as new the one that most name. It is
+    believed if those who call it well are a majority, and so many that the rest is no quorum.
     """
     if not told:
         return View(None, 0.0)
-    newest = max(told, key=lambda one: (one.epoch, one.is_well))
+    votes = Counter((one.epoch, one.address) for one in told)
+    newest = max(told, key=lambda one: (one.epoch, votes[one.epoch, one.address], one.is_well))
     well = sorted(
         (one.in_office_until for one in told if one.address == newest.address and one.is_well),
         reverse=True,
@@ -462,7 +465,7 @@ def _read(
     return Told(
         where,
         is_well=is_new or not set(fields["flags"].split(",")) & REPLACED,
-        epoch=int(fields["config-epoch"]),
+        epoch=int(fields["config-epoch"]) + is_new,
         quorum=int(fields["quorum"]),
         in_office_until=asked_at + max(APPOINTED_S, patience_s - margin_s),
     )
@@ -477,8 +480,11 @@ def _trouble(
 ) -> str:
     """Return why the Sentinels cannot be believed, as part of a sentence."""
     words = [f"{len(answers)} of {sentinels} answered"]
-    failed = Counter(error.reason for error in errors.values())
-    words += [f"{number} of them: {reason}" for reason, number in failed.items()]
+    failed = Counter(
+        shown(error.detail, TROUBLE_LENGTH) if error.reason == "sentinel" else error.reason
+        for error in errors.values()
+    )
+    words += [f"{number} of them: {why}" for why, number in failed.items()]
     down = sum(not one.is_well for one in answers)
     if down:
         words.append(f"{down} say that the primary is down or is being replaced")
