@@ -114,6 +114,10 @@ def _check_server(url: str, scheme: str, *, of_broker: bool) -> None:
         raise ValueError("an option is written name=value, and & in a password as %26")
     if scheme != "unix":
         _database(parts.path.strip("/"))
+    elif parts.hostname not in (None, "localhost") or not parts.path.strip("/"):
+        raise ValueError(
+            "the path of a socket file begins after three slashes: unix:///run/redis.sock"
+        )
     options = parse_qs(parts.query)
     if "ssl_keyfile" in options and "ssl_certfile" not in options:
         raise ValueError("ssl_keyfile is the key of a certificate: name that with ssl_certfile")

@@ -69,6 +69,8 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ),
         ("STILLROOM_NAMESPACE", "a{b", "STILLROOM_NAMESPACE='a{b': 1 to 64 letters, digits"),
         ("REDIS_URL", "http://x", "REDIS_URL='http://x': a Redis URL starts with one of redis://"),
+        ("REDIS_URL", "unix://run/redis.sock", "begins after three slashes"),
+        ("STILLROOM_CACHE_URL", "unix://?db=1", "begins after three slashes"),
         (
             "REDIS_URL",
             "redis://x?socket_timeout=9",
