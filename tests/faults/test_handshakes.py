@@ -262,26 +262,55 @@ def test_who_waits_for_redis_at_the_start_is_told_at_once(
     assert "canary" not in caplog.text
 
 
-@pytest.mark.parametrize("face", FACES)
-@pytest.mark.parametrize("said", [b"$-1\r\n", b"*0\r\n", b":5\r\n"])
-def test_what_is_no_redis_is_told_as_that(face: str, said: bytes) -> None:
-    """A program that speaks the protocol and answers something else is away, and reads fall back."""
+@contextmanager
+def answers_with(said: bytes) -> Iterator[str]:
+    """Yield the URL of a program that says this on each connection, and closes it."""
 
-    def answer(listener: socket.socket) -> None:
+    def answer() -> None:
         with suppress(OSError):
             while True:
                 with listener.accept()[0] as other:
                     other.recv(4096)
-                    other.sendall(said * 3)
+                    other.sendall(said)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=answer, args=[listener], daemon=True).start()
-        url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
-        with open_room(face, Settings(redis_url=url), NoDispatch()) as room:
-            assert room.cache.get_or_set("k", lambda: 2) == 2
-            with unavailable({"protocol"}):
-                room.connect()
+        threading.Thread(target=answer, daemon=True).start()
+        yield f"redis://127.0.0.1:{listener.getsockname()[1]}"
         listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("said", [b"$-1\r\n", b"*0\r\n", b":5\r\n"])
+def test_what_is_no_redis_is_told_as_that(face: str, said: bytes) -> None:
+    """A program that speaks the protocol and answers something else is away, and reads fall back."""
+    with (
+        answers_with(said * 3) as url,
+        open_room(face, Settings(redis_url=url), NoDispatch()) as room,
+    ):
+        assert room.cache.get_or_set("k", lambda: 2) == 2
+        with unavailable({"protocol"}):
+            room.connect()
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("times", [1, 3])  # it closes before it has answered all, or afterwards
+def test_an_error_is_short_and_plain_whatever_a_server_says(face: str, times: int) -> None:
+    """An error reply of any length and with control characters is one line in a log, and no more than a page."""
+    said = b"-ERR \x1b[31mred " + b"x" * 20_000 + b"\r\n"
+    patient = {
+        "connect_timeout": 5,
+        "command_timeout": 5,
+        "call_timeout": 10,
+        "connect_attempts": 1,
+    }
+    with (
+        answers_with(said * times) as url,
+        open_room(face, Settings(redis_url=url, **patient), NoDispatch()) as room,
+        unavailable({"closed", "time"}) as caught,
+    ):
+        room.connect()
+    assert len(str(caught[0])) < 2_000
+    assert str(caught[0]).isprintable()
 
 
 @contextmanager

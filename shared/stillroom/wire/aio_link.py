@@ -16,7 +16,7 @@ import hiredis
 
 from stillroom.readable import watch
 from stillroom.wire.idle import OWN_LIMIT_S, IdleTimeout, LateBy, Lateness
-from stillroom.wire.outcome import greeted
+from stillroom.wire.outcome import greeted, told_by
 from stillroom.wire.server import NOT_YET, TOO_MANY, ReplyError, Server, pack
 
 _READ_SIZE = 64 * 1024
@@ -233,7 +233,7 @@ class AsyncLink(asyncio.BufferedProtocol):
         return bool(self._replies) and isinstance(self._replies[-1], ReplyError)
 
     def _last_words(self) -> str:
-        return str(self._replies[-1]) if self._is_refused() else _NO_REPLY
+        return told_by(self._replies[-1]) if self._is_refused() else _NO_REPLY
 
     # Time
 

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from stillroom.errors import RedisRefused, RedisUnavailable
+from stillroom.shown import shown
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.failure import unavailable
 from stillroom.wire.server import LOOK_EVERY_S, Command, ReplyError, Server, name_of
 
+LONGEST = 1_000  # characters of an error; that of protected mode has 900
 # Errors of a server that is the wrong one to ask. It has executed nothing that it refused with one of these.
 UNAPPLIED = {"readonly", "masterdown", "loading", "noreplicas", "noauth"}
 # The same, and whether the command was carried out is not known.
@@ -115,7 +117,7 @@ def checked(replies: list[Any], breaker: Breaker) -> list[Any]:
 def _refused(replies: list[Any], breaker: Breaker) -> RedisUnavailable:
     for reply in replies:
         if isinstance(reply, ReplyError) and _is_the_peers(reason := owner_of(str(reply)), breaker):
-            return PeerFailed(reason, str(reply).partition(" ")[2], replies)
+            return PeerFailed(reason, told_by(reply).partition(" ")[2], replies)
     refused = refusal(replies)
     if refused.reason in AWAY and refused.reason != "tryagain":  # which is about one slot
         breaker.failed(refused)
@@ -147,6 +149,11 @@ def owner_of(text: str) -> str:
     if _NO_RIGHT.search(detail):
         return "noperm"
     return "proxy" if _PROXY.search(text) else "err"
+
+
+def told_by(reply: ReplyError) -> str:
+    """Return an error reply as logs may show it: on one line, and not longer than what a server itself says."""
+    return shown(reply, LONGEST)
 
 
 def is_there(text: str) -> bool:
@@ -211,7 +218,7 @@ def refusal(replies: Sequence[Any]) -> RedisRefused:
         some_is_done = any(not isinstance(reply, Exception) for reply in replies)
         told._may_be_done = failure.may_be_done or some_is_done
         return told
-    text = str(first)
+    text = told_by(first)
     code, _, detail = text.partition(" ")
     if code == "ERR" and _UNSUPPORTED.search(detail):
         code = "UNSUPPORTED"
@@ -237,7 +244,7 @@ def greeted(replies: Sequence[Any], server: Server, asked_ns: int, link: Generat
     said = {part: reply for (part, _), reply in zip(server.handshake, replies, strict=True)}
     for part in ("auth", "select", "time"):
         if isinstance(reply := said.get(part), ReplyError):
-            raise _not_let_in(part, str(reply))
+            raise _not_let_in(part, told_by(reply))
     try:
         server.learn_clock(said["time"], asked_ns)
         is_another = server.learn_peer(said["info"], said["role"])

@@ -31,6 +31,7 @@ from stillroom.wire.outcome import (
     judged,
     may_repeat,
     refusal,
+    told_by,
 )
 from stillroom.wire.server import (
     CLUSTER_IS_DOWN,
@@ -235,7 +236,7 @@ def _ended(replies: Sequence[Any], reset: OSError | None) -> Exception:
     arrived already, the system resets the connection instead of ending it.
     """
     if replies and isinstance(replies[-1], ReplyError):
-        return EOFError(str(replies[-1]))
+        return EOFError(told_by(replies[-1]))
     return reset or EOFError(_NO_REPLY)
 
 
