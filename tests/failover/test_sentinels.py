@@ -175,6 +175,28 @@ def test_a_primary_that_is_not_where_they_say_is_told_from_sentinels(
                 one.execute_command("SENTINEL", "REMOVE", name)
 
 
+def test_a_sentinel_of_another_deployment_is_outvoted_and_told(
+    sentinels: Sentinels, make: Make
+) -> None:
+    """The server that most Sentinels name is the primary. The doctor says who names another one."""
+    asked = [sentinels.client(one) for one in sentinels.sentinels]
+    ports = [1, sentinels.primary.port, sentinels.primary.port]
+    try:
+        for one, port in zip(asked, ports, strict=True):
+            one.execute_command("SENTINEL", "MONITOR", "split", sentinels.host, port, 2)
+        room = make(sentinels.url.replace(MASTER, "split"))
+        room.connect()
+        put(room, "k")
+        watch = room.wire.server.watch
+        told = until(lambda: all(watch.told.values()) and watch.said(), "all answers")
+        assert [is_good for _, is_good, _ in told] == [False, True, True]
+        assert "most others do not" in told[0][2]
+        assert "they name different servers" in watch.trouble
+    finally:
+        for one in asked:
+            one.execute_command("SENTINEL", "REMOVE", "split")
+
+
 def test_servers_that_are_no_sentinels_are_told_as_that(sentinels: Sentinels, make: Make) -> None:
     """Whoever names the servers in place of their Sentinels reads what these answer."""
     room = make(sentinels.url_to(sentinels.servers), connect_attempts=1)

@@ -229,6 +229,9 @@ class Watch:
         where = f"{told.address[0]}:{told.address[1]}"
         if not told.is_well:
             return False, f"gives the primary up, or replaces it: {where}"
+        named = [one.address for one in self.told.values() if one is not None]
+        if named.count(told.address) * 2 <= len(named):
+            return False, f"names {where}, and most others do not: see whether it is theirs"
         return True, f"names {where}"
 
     def doubt(self) -> None:
@@ -486,6 +489,8 @@ def _trouble(
     )
     words += [f"{number} of them: {why}" for why, number in failed.items()]
     down = sum(not one.is_well for one in answers)
+    if len({one.address for one in answers}) > 1:
+        words.append("they name different servers")
     if down:
         words.append(f"{down} say that the primary is down or is being replaced")
     return "; ".join(words)
