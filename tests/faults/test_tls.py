@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import ssl
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -217,6 +219,35 @@ def test_a_server_may_want_a_certificate_of_its_clients(
     assert without.cache.get_or_set("k", lambda: 2) == 2
     with pytest.raises(RedisUnavailable, match=r"REDIS_URL.*(ssl_certfile|CERTIFICATE_REQUIRED)"):
         without.cache.invalidate("k")
+
+
+def test_a_certificate_that_the_server_refuses_is_told_in_words(
+    make_server: Callable[..., TlsServer], stack: ExitStack, face: str, tmp_path: Path
+) -> None:
+    """A client's certificate of another authority is named by its option. What the server said may be lost."""
+    asking = make_server("127.0.0.1", asks=True)
+    own = Authority(tmp_path, "another").sign("client")
+    url = f"{asking.tls_url(asking.authority)}&ssl_certfile={own.certificate}&ssl_keyfile={own.key}"
+    room = opened(stack, face, url, connect_delay=60, connect_attempts=1)
+    with pytest.raises(RedisUnavailable, match=r"does not know the authority|closed.*ssl_certfile"):
+        room.connect()
+
+
+def test_what_speaks_no_tls_is_told_as_that(stack: ExitStack, face: str) -> None:
+    """The error does not send anybody to look for certificates where none are shown."""
+
+    def answer() -> None:
+        with listener.accept()[0] as other:
+            other.recv(4096)
+            other.sendall(b"-ERR Protocol error\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as threads:
+        said = threads.submit(answer)
+        url = f"rediss://127.0.0.1:{listener.getsockname()[1]}"
+        room = opened(stack, face, url, connect_delay=60, connect_attempts=1)
+        with pytest.raises(RedisUnavailable, match=r"tls.*what answers there speaks no TLS"):
+            room.connect()
+        said.result()
 
 
 def test_orders_are_sent_by_the_options_of_the_url(

@@ -52,8 +52,8 @@ REMEDIES = {
     "refused": "Start Redis there, or correct host and port",
     "timeout": "See whether it runs, whether a firewall is in between, and whether that port is for TLS (rediss://)",
     "closed": "See what its log says, and whether that port is for TLS (rediss://)",
-    "tls": "See to its certificate, and in the URL to ssl_ca_certs, to ssl_certfile if it wants a certificate of "
-    "its clients, and to the other options",
+    "tls": "See to the server's certificate, and in the URL to ssl_ca_certs, to ssl_certfile if it wants a "
+    "certificate of its clients, and to the other options",
     "auth": "{correct} {password}",
     "select": "Name a database that there is, or allow the user SELECT",
     "time": "Give the user that command",

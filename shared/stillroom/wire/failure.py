@@ -16,6 +16,14 @@ from stillroom.wire.names import NameUnanswered
 # The other side accepted the connection and closed it, perhaps before TLS was agreed on.
 _CUT_OFF = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
+# What the other side says of a handshake, in OpenSSL's words.
+_ALERTS = {
+    "TLSV1_ALERT_UNKNOWN_CA": "the server does not know the authority of the certificate in ssl_certfile",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the server says that the certificate in ssl_certfile has expired",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the server wants a certificate of its clients: ssl_certfile",
+    "WRONG_VERSION_NUMBER": "what answers there speaks no TLS",
+}
+
 # No descriptor is free for a connection, here or on this machine. That says nothing about the server.
 _OUR_WANT = (errno.EMFILE, errno.ENFILE)
 
@@ -72,7 +80,7 @@ def _cause(error: BaseException) -> OSError | None:
 
 def _of_tls(error: ssl.SSLError) -> str:
     words = getattr(error, "verify_message", "") or getattr(error, "reason", "")
-    return words or str(error.args[-1])
+    return _ALERTS.get(words, words) or str(error.args[-1])
 
 
 def _without_address(error: BaseException, cause: OSError | None) -> str:
