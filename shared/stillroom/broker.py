@@ -6,6 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
 import redis
 from stillroom.address import is_sentinel, read_sentinel
 from stillroom.errors import DispatchFailed
@@ -154,9 +157,16 @@ def sentinel_options(settings: Settings, url: str | None = None) -> dict[str, An
     url = url or settings.broker_url or settings.redis_url
     if not is_sentinel(url):
         return {}
-    patience = {"socket_timeout": 1.0, "socket_connect_timeout": 0.5}
+    # redis-py would ask one that does not run four times, and wait eight seconds in all before it asks the next.
+    patience = {
+        "socket_timeout": 1.0,
+        "socket_connect_timeout": 0.5,
+        "retry": Retry(NoBackoff(), 0),
+    }
     tls = broker_tls(settings, url)
-    own = patience | settings.sentinel_login | ({} if tls is None else {"ssl": True, **tls})
+    own: dict[str, Any] = (
+        patience | settings.sentinel_login | ({} if tls is None else {"ssl": True, **tls})
+    )
     return {"master_name": read_sentinel(url).master, "sentinel_kwargs": own}
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from stillroom import Settings, Stillroom
-from stillroom.broker import sentinel_options
+from stillroom.broker import reach, sentinel_options
 from stillroom.embedded import free_port
 from tests.failover.conftest import UNHURRIED
 from tests.support.celery_process import CeleryProcess, until
+from tests.support.lag import least, seconds_of
 from tests.support.sentinels import MASTER, Sentinels
 
 TASK = "stillroom.trim_marks"
@@ -91,6 +92,13 @@ def test_kombu_is_told_of_the_sentinels() -> None:
     assert options["sentinel_kwargs"]["username"] == "watch"
     assert options["sentinel_kwargs"]["password"] == "canary"
     assert sentinel_options(Settings(redis_url="redis://one")) == {}
+
+
+def test_a_sentinel_that_does_not_run_holds_up_nobody(sentinels: Sentinels) -> None:
+    """The next one is asked at once: a machine that is lost takes its Sentinel along, and workers connect often."""
+    running = ",".join(f"127.0.0.1:{one.port}" for one in sentinels.sentinels)
+    settings = Settings(redis_url=f"redis+sentinel://127.0.0.1:1,127.0.0.1:2,{running}/{MASTER}/0")
+    assert least(lambda: seconds_of(lambda: reach(settings)), 2.0) < 2.0
 
 
 @pytest.mark.long
