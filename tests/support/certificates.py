@@ -22,7 +22,7 @@ class Authority:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._own = Pair(folder / f"{name}.crt", folder / f"{name}.key")
-        given = ("-subj", f"/CN={name}", "-addext", "basicConstraints=critical,CA:TRUE")
+        given = ("-subj", f"/CN={name}", *_OF_AUTHORITY)
         _openssl("req", "-x509", *_NEW_KEY, *given, "-days", "2", *_out(self._own))
 
     @staticmethod
@@ -38,12 +38,18 @@ class Authority:
         """Sign a certificate for this name and these addresses."""
         pair = Pair(self._folder / f"{name}.crt", self._folder / f"{name}.key")
         names = ",".join([f"DNS:{name}", *(f"IP:{address}" for address in addresses)])
-        given = ("-subj", f"/CN={name}", "-addext", f"subjectAltName={names}")
+        given = ("-subj", f"/CN={name}", "-addext", f"subjectAltName={names}", *_OF_A_SERVER)
         signed_by = ("-CA", str(self._own.certificate), "-CAkey", str(self._own.key))
         _openssl("req", "-x509", *_NEW_KEY, *given, *signed_by, "-days", "2", *_out(pair))
         return pair
 
 
+# Python 3.13 trusts no authority that does not say what its key is for.
+_OF_AUTHORITY = (
+    *("-addext", "basicConstraints=critical,CA:TRUE"),
+    *("-addext", "keyUsage=critical,keyCertSign,cRLSign"),
+)
+_OF_A_SERVER = ("-addext", "basicConstraints=critical,CA:FALSE")
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
