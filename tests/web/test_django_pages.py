@@ -19,7 +19,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpRe
 from django.middleware.csrf import get_token
 from django.template import Context, Template, TemplateSyntaxError
 from django.template.response import SimpleTemplateResponse
-from django.test import AsyncClient, Client, override_settings
+from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import path
 from django.utils import translation
 from django.utils.decorators import method_decorator
@@ -519,6 +519,21 @@ def test_a_mistake_is_told_at_the_view(options: dict[str, Any], said: str) -> No
     """A bad option raises at the view when its module is imported."""
     with pytest.raises((InvalidKey, SettingsError, ValueError), match=said):
         cache_page(**options)(product)
+
+
+@pytest.mark.parametrize("cookie", ["", "a=b"])
+def test_a_view_that_returns_no_response_is_told(room: Stillroom, cookie: str) -> None:
+    """A page of a view that returns data, as those of Django Ninja do, is a mistake; its data stay as they are."""
+    data = {"id": 7}
+
+    @cache_page(60)
+    def product_data(request: HttpRequest) -> Any:
+        return data
+
+    request = RequestFactory().get("/data", headers={"Cookie": cookie})
+    with pytest.raises(InvalidArgument, match=r"product_data returned a dict.*@decorate_view"):
+        product_data(request)
+    assert data == {"id": 7}
 
 
 # Values

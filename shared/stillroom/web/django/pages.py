@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
@@ -23,7 +24,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, QueryDict
 from django.utils import timezone, translation
 
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import LoadFailed
+from stillroom.errors import InvalidArgument, LoadFailed
 from stillroom.misuse import explained
 from stillroom.web.django import room
 from stillroom.web.django.requests import is_async_view
@@ -93,7 +94,7 @@ def cache_page(
         if is_async_view(view):
 
             async def awaited(*args: Any, **kwargs: Any) -> Any:
-                return await view(*args, **kwargs)
+                return _checked(await view(*args, **kwargs), name)
 
             @functools.wraps(view)
             async def answer_async(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
@@ -105,7 +106,8 @@ def cache_page(
 
         @functools.wraps(view)
         def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-            return cached.answer(request, kwargs, lambda: view(request, *args, **kwargs))
+            call = partial(view, request, *args, **kwargs)
+            return cached.answer(request, kwargs, lambda: _checked(call(), name))
 
         return answer  # type: ignore[return-value]
 
@@ -238,6 +240,17 @@ def _asked_as_all_ask(request: Any, identity: Identity) -> Iterator[None]:
             vars(request).pop("GET", None)  # Django makes it of the query again
         else:
             request.GET = had
+
+
+def _checked(response: Any, view: str) -> HttpResponseBase:
+    """Return a view's response. What is no response may be a dict, which would take our headers for its data."""
+    if isinstance(response, HttpResponseBase):
+        return response
+    raise InvalidArgument(
+        f"cache_page is for views that return an HttpResponse, and {view} returned a {type(response).__name__}. "
+        "Where a framework makes the response, cache_page goes around that: in Django Ninja by "
+        "@decorate_view(cache_page(…)) below @api.get"
+    )
 
 
 def _rendered(request: Any, response: Any) -> HttpResponseBase:
