@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
@@ -106,7 +105,7 @@ def cache_page(
 
         @functools.wraps(view)
         def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-            call = partial(view, request, *args, **kwargs)
+            call = functools.partial(view, request, *args, **kwargs)
             return cached.answer(request, kwargs, lambda: _checked(call(), name))
 
         return answer  # type: ignore[return-value]
