@@ -4,6 +4,7 @@ hangs."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import threading
@@ -410,6 +411,7 @@ def test_a_closing_room_delivers_without_a_thread(
 @contextmanager
 def without_files() -> Iterator[None]:
     """Open as many files as may be open."""
+    gc.collect()  # what earlier tests have left gives back no descriptor meanwhile
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 4, hard))
     held = []
