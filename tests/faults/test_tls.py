@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -29,8 +30,10 @@ PATIENT = {"connect_timeout": 5, "command_timeout": 5, "call_timeout": 10}
 class TlsServer(EmbeddedServer):
     """A server that also listens for TLS; with `asks` it wants a certificate of its clients."""
 
-    def __init__(self, folder: Path, *addresses: str, asks: bool = False) -> None:
-        self.authority = Authority(folder)
+    def __init__(
+        self, folder: Path, *addresses: str, asks: bool = False, says_its_use: bool = True
+    ) -> None:
+        self.authority = Authority(folder, says_its_use=says_its_use)
         self.own = self.authority.sign(NAME, *addresses)
         self.client = self.authority.sign("client")
         self.tls_port = free_port()
@@ -59,8 +62,8 @@ def make_server(
         pytest.skip("there is no openssl, or no redis-server with TLS")
     with ExitStack() as stack:
 
-        def make(*addresses: str, asks: bool = False) -> TlsServer:
-            server = TlsServer(tmp_path_factory.mktemp("tls"), *addresses, asks=asks)
+        def make(*addresses: str, **options: bool) -> TlsServer:
+            server = TlsServer(tmp_path_factory.mktemp("tls"), *addresses, **options)
             try:
                 return stack.enter_context(server)
             except EmbeddedServerError as error:
@@ -129,6 +132,19 @@ def test_a_certificate_of_nobody_known_is_refused(
         with pytest.raises(RedisUnavailable, match=r"\(tls\).*REDIS_URL.*ssl_ca_certs"):
             room.connect()
         assert room.cache.set("k", 1) is False
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="Python before 3.13 trusts it")
+def test_an_authority_that_a_newer_python_does_not_trust_is_told(
+    make_server: Callable[..., TlsServer], stack: ExitStack, face: str
+) -> None:
+    """An authority whose certificate says no use of its key is refused, and the error says who wants that."""
+    lax = make_server("127.0.0.1", says_its_use=False)
+    room = opened(stack, face, lax.tls_url(lax.authority), connect_delay=60)
+    with pytest.raises(
+        RedisUnavailable, match=r"key usage extension, which Python 3\.13 and newer"
+    ):
+        room.connect()
 
 
 def test_a_certificate_of_another_name_is_refused(

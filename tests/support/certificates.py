@@ -18,11 +18,11 @@ class Pair(NamedTuple):
 class Authority:
     """An authority that signs for names and addresses. `is_possible()` says whether there is an openssl."""
 
-    def __init__(self, folder: Path, name: str = "authority") -> None:
+    def __init__(self, folder: Path, name: str = "authority", *, says_its_use: bool = True) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._own = Pair(folder / f"{name}.crt", folder / f"{name}.key")
-        given = ("-subj", f"/CN={name}", *_OF_AUTHORITY)
+        given = ("-subj", f"/CN={name}", *_OF_AUTHORITY, *(_USE if says_its_use else ()))
         _openssl("req", "-x509", *_NEW_KEY, *given, "-days", "2", *_out(self._own))
 
     @staticmethod
@@ -45,10 +45,8 @@ class Authority:
 
 
 # Python 3.13 trusts no authority that does not say what its key is for.
-_OF_AUTHORITY = (
-    *("-addext", "basicConstraints=critical,CA:TRUE"),
-    *("-addext", "keyUsage=critical,keyCertSign,cRLSign"),
-)
+_USE = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
+_OF_AUTHORITY = ("-addext", "basicConstraints=critical,CA:TRUE")
 _OF_A_SERVER = ("-addext", "basicConstraints=critical,CA:FALSE")
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 

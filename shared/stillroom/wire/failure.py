@@ -24,6 +24,14 @@ _ALERTS = {
     "WRONG_VERSION_NUMBER": "what answers there speaks no TLS",
 }
 
+# What OpenSSL says of a certificate that Python before 3.13 took.
+_STRICTER = {
+    "Basic Constraints of CA cert not marked critical",
+    "CA cert does not include key usage extension",
+    "Missing Authority Key Identifier",
+    "Missing Subject Key Identifier",
+}
+
 # No descriptor is free for a connection, here or on this machine. That says nothing about the server.
 _OUR_WANT = (errno.EMFILE, errno.ENFILE)
 
@@ -80,6 +88,8 @@ def _cause(error: BaseException) -> OSError | None:
 
 def _of_tls(error: ssl.SSLError) -> str:
     words = getattr(error, "verify_message", "") or getattr(error, "reason", "")
+    if words in _STRICTER:
+        return f"{words}, which Python 3.13 and newer want"
     return _ALERTS.get(words, words) or str(error.args[-1])
 
 
