@@ -26,6 +26,7 @@ from stillroom_workers.events import flaw_in_events
 from stillroom_workers.hygiene import RAW_LIMIT, flaw_in_envelope, flaw_in_json
 
 REASON_LENGTH = 200  # characters
+LATE_LIMIT = 1_000  # what is not acknowledged beyond them runs again after the visibility timeout
 
 # Errors that Python raises when data has the wrong shape. Not `Exception`: "can't start new thread" is the
 # worker's trouble and must not cost a good message its place in the queue. KeyError belongs here
@@ -74,15 +75,36 @@ _logger = logging.getLogger(__name__)
 class Unacked(_StockQoS):  # type: ignore[misc]
     """The messages that a channel has taken and not acknowledged: at most as many as its worker has threads."""
 
+    # The tags of what could not be acknowledged when it had ended, in this process, oldest first.
+    late: ClassVar[deque[Any]] = deque(maxlen=LATE_LIMIT)
+
     def ack(self, delivery_tag: Any) -> None:
         """Acknowledge a message. It gives its place to another one also where Redis does not answer.
 
         Stock keeps the place until the connection that takes messages is lost, which an ack does not use: after as
         many acks that failed as there are threads, the worker took no message for ever, and looked alive. The
-        message comes back when its visibility timeout ends.
+        message is acknowledged with the next one, or when the worker has connected again.
         """
         with self._giving_its_place(delivery_tag):
-            super().ack(delivery_tag)
+            try:
+                self.ack_late()
+                super().ack(delivery_tag)
+            except _UNNOTED:
+                self.late.append(delivery_tag)
+                raise
+
+    def ack_late(self) -> None:
+        """Acknowledge what could not be before. An ack whose reply was lost is repeated, which changes nothing."""
+        while self.late:
+            try:
+                tag = self.late.popleft()
+            except IndexError:  # another thread was faster
+                return
+            try:
+                self._remove_from_indices(tag).execute()
+            except _UNNOTED:
+                self.late.append(tag)
+                raise
 
     def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
         """Reject a message, which gives its place to another one too."""
@@ -139,10 +161,7 @@ class Channel(_StockChannel):  # type: ignore[misc]
         transport. As a connection error it is foreseen, and the close goes on.
         """
         if self._is_gone:
-            raise redis.ConnectionError(
-                "the connection this message came by is gone; "
-                "it is delivered again after the visibility timeout"
-            )
+            raise redis.ConnectionError("the connection this message came by is gone")
         params = super()._connparams(asynchronous=asynchronous)
         return params | {"connection_class": _that_knows_its_peer(params["connection_class"])}
 

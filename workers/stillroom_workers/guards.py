@@ -50,6 +50,7 @@ from stillroom_workers.channels import (
     NotTheServer,
     SentinelTransport,
     Transport,
+    Unacked,
     WrongType,
     log_undeliverable,
 )
@@ -214,7 +215,11 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
         return on_task_received
 
     def _give_back(self) -> None:
-        """Put back into their queues what was taken and not noted. Replies and events are not waited for."""
+        """Acknowledge what could not be while Redis was away, and put back into their queues what was taken and not
+        noted. Replies and events are not waited for."""
+        qos = getattr(self.task_consumer.channel, "qos", None)
+        if isinstance(qos, Unacked):
+            qos.ack_late()
         ours, unnoted = self.app.amqp.queues.consume_from, Transport.unnoted
         while unnoted:
             queue, message = unnoted[0]
