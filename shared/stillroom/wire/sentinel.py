@@ -461,7 +461,8 @@ def _read(
         name.decode(): value.decode() for name, value in zip(about[::2], about[1::2], strict=True)
     }
     where = address[0].decode(), int(address[1])
-    # In the middle of a failover the first answer names the new one already, and the second describes the old one.
+    # In the middle of a failover the first answer names the new one already, and the second describes the old one,
+    # with its epoch.
     is_new = where != (fields["ip"], int(fields["port"]))
     unheard_ms = 0 if is_new else int(fields["last-ok-ping-reply"])
     patience_s = (int(fields["down-after-milliseconds"]) - unheard_ms) / 1000
