@@ -71,7 +71,9 @@ def test_no_read_near_is_older_in_half_a_minute_of_eight_processes(is_full: bool
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("mutant", ["own change forgotten", "proved after the read"])
+@pytest.mark.parametrize(
+    "mutant", ["own change forgotten", "own key forgotten", "proved after the read"]
+)
 def test_the_check_finds_copies_that_are_wrong(mutant: str) -> None:
     """The same history with a rule left out holds reads that are too old, and the check sees them."""
     with EmbeddedServer() as server:

@@ -16,7 +16,7 @@ from stillroom.cache.invalidation import Invalidator
 from stillroom.cache.lookup import Wish
 from stillroom.cache.marks import Marks
 from stillroom.cache.memo import Memo
-from stillroom.cache.near import Copy, Near, Proof, Store
+from stillroom.cache.near import CHANGED_LIMIT, Copy, Near, Proof, Store
 from tests.explorer.mutants import replaced, with_lua
 from tests.support.stepper import Stepper
 
@@ -74,6 +74,24 @@ def elsewhere(look: Stepper) -> None:
     Context().run(look.run)
 
 
+def _put_beside(thread: threading.Thread) -> Any:
+    """Return a Store.put that lets a thread begin between its look at what was learned and the copy's coming in."""
+    right = Store.put
+
+    def put(
+        self: Store, copy: Copy, call: Any, asked: float, is_complete: Callable[[], bool]
+    ) -> None:
+        def is_still_complete() -> bool:
+            answer = is_complete()
+            thread.start()
+            thread.join(0.2)  # with the lock held it can't end before this does
+            return answer
+
+        right(self, copy, call, asked, is_still_complete)
+
+    return put
+
+
 # What may happen, and has to end with the new value
 
 
@@ -104,6 +122,73 @@ def _its_own_process_invalidates_it(stage: Stage) -> Any:
         return stage.price(7)
 
 
+def _its_own_process_invalidates_its_key(stage: Stage) -> Any:
+    with stage.room.request():
+        assert stage.price(7) == OLD
+        stage.room.cache.invalidate("price:7")
+        return stage.price(7)
+
+
+def _its_own_process_sets_it(stage: Stage) -> Any:
+    with stage.room.request():
+        assert stage.price(7) == OLD
+        assert stage.room.cache.set("price:7", NEW)
+        return stage.price(7)
+
+
+def _its_own_process_invalidates_its_key_behind_a_look(stage: Stage) -> Any:
+    with stage.room.request():
+        assert stage.price(7) == OLD
+        look = stage.look()
+        look.step()  # the entry is read, and not yet here
+        stage.room.cache.invalidate("price:7")
+        elsewhere(look)
+        return stage.price(7)
+
+
+def _its_own_process_drops_it_while_a_copy_is_put(stage: Stage) -> Any:
+    look = stage.look()
+    look.step()
+    dropping = threading.Thread(target=lambda: stage.room.cache.invalidate("price:7"))
+    with stage.room.request():
+        stage.prove().run()
+        with replaced(Store, "put", _put_beside(dropping)):
+            elsewhere(look)
+        dropping.join()
+        return stage.price(7)
+
+
+def _a_reader_takes_it_while_its_own_process_drops_it(stage: Stage) -> Any:
+    memo = stage.body._memo
+    drop = memo.drop_copies
+
+    def dropped_behind_a_reader(names: Any) -> None:
+        assert stage.price(7) == OLD  # the invalidation has not returned
+        drop(names)
+
+    with stage.room.request():
+        stage.prove().run()
+        with patch.object(memo, "drop_copies", dropped_behind_a_reader):
+            stage.room.cache.invalidate("price:7")
+        return stage.price(7)
+
+
+def _its_own_process_invalidates_more_keys_than_are_told_apart(stage: Stage) -> Any:
+    with stage.room.request():
+        assert stage.price(7) == OLD
+        look = stage.look()
+        look.step()
+        stage.room.cache.invalidate("price:7")
+        stage.room.cache.invalidate_many([f"other:{n}" for n in range(CHANGED_LIMIT)])
+        elsewhere(look)
+        return stage.price(7)
+
+
+def _its_tag_is_invalidated_elsewhere(stage: Stage) -> Any:
+    stage.other.cache.invalidate_by_tag("prices")
+    return stage.read()
+
+
 def _another_thread_proves_behind_a_look_at_the_copy(stage: Stage) -> Any:
     copy = stage.body.copies.of_name(stage.body.near, b"price:7")
     assert copy is not None
@@ -129,19 +214,8 @@ def _a_name_is_learned_while_a_copy_is_put(stage: Stage) -> Any:
     look.step()
     stage.set()
     learning = threading.Thread(target=lambda: stage.prove().run())
-    right = Store.put
-
-    def put(self: Store, copy: Copy, call: Any, is_complete: Callable[[], bool]) -> None:
-        def is_still_complete() -> bool:
-            answer = is_complete()
-            learning.start()
-            learning.join(0.2)  # with the lock held it can't end before this does
-            return answer
-
-        right(self, copy, call, is_still_complete)
-
     with stage.room.request():
-        with replaced(Store, "put", put):
+        with replaced(Store, "put", _put_beside(learning)):
             elsewhere(look)
         learning.join()
         return stage.price(7)
@@ -184,6 +258,14 @@ def _an_invalidation_is_deferred_while_another_thread_proves(stage: Stage) -> An
 
 def _the_marks_are_begun_anew_before_the_copy_was_judged(stage: Stage) -> Any:
     stage.look().run()
+    return _begin_the_marks_anew(stage)
+
+
+def _the_marks_are_begun_anew_once_the_copy_was_judged(stage: Stage) -> Any:
+    return _begin_the_marks_anew(stage)
+
+
+def _begin_the_marks_anew(stage: Stage) -> Any:
     stage.other.cache.invalidate_by_tag("prices")
     with stage.room.request():
         stage.prove().run()
@@ -223,6 +305,13 @@ RACES: list[Callable[[Stage], Any]] = [
     _it_is_invalidated_when_redis_has_evicted_it,
     _a_request_begins_while_a_proof_is_on_its_way,
     _its_own_process_invalidates_it,
+    _its_own_process_invalidates_its_key,
+    _its_own_process_sets_it,
+    _its_own_process_invalidates_its_key_behind_a_look,
+    _its_own_process_drops_it_while_a_copy_is_put,
+    _a_reader_takes_it_while_its_own_process_drops_it,
+    _its_own_process_invalidates_more_keys_than_are_told_apart,
+    _its_tag_is_invalidated_elsewhere,
     _another_thread_proves_behind_a_look_at_the_copy,
     _a_name_is_learned_while_an_older_read_is_on_its_way,
     _a_name_is_learned_while_a_copy_is_put,
@@ -230,6 +319,7 @@ RACES: list[Callable[[Stage], Any]] = [
     _an_older_look_at_the_registry_arrives_last,
     _an_invalidation_is_deferred_while_another_thread_proves,
     _the_marks_are_begun_anew_before_the_copy_was_judged,
+    _the_marks_are_begun_anew_once_the_copy_was_judged,
     _all_marks_arrive_behind_newer_ones,
     _a_look_from_before_a_new_epoch_arrives_last,
 ]
@@ -259,8 +349,12 @@ def _without_the_lock() -> Iterator[None]:
         yield
 
 
-def _always_complete(self: Store, copy: Copy, call: Any, _: Callable[[], bool]) -> None:
-    _real_put(self, copy, call, lambda: True)
+def _always_complete(self: Store, copy: Copy, call: Any, asked: float, _: Any) -> None:
+    _real_put(self, copy, call, asked, lambda: True)
+
+
+def _whenever_asked(self: Store, copy: Copy, call: Any, _: float, is_complete: Any) -> None:
+    _real_put(self, copy, call, float("inf"), is_complete)
 
 
 def _proved_now(self: Near, _: Proof, *rest: Any) -> Any:
@@ -277,19 +371,26 @@ def _whichever_comes_last(self: Near, registry: bytes | None, asked: float) -> N
 
 
 def _defer_silently(self: Invalidator, names: Any, error: Any) -> None:
-    changes = self._memo.changes
+    sweeps = self._memo.sweeps
     _real_defer(self, names, error)
-    self._memo.changes = changes
+    self._memo.sweeps = sweeps
 
 
-def _judged_by_no_clock(self: Copy, *args: Any) -> None:
-    _real_copy(self, *args)
-    self.judged = b""
+def _sweeps_alone(self: Memo, names: Any = None) -> None:
+    if names is None:
+        _real_changed(self)
+
+
+def _dropped_last(self: Memo, names: Any = None) -> None:
+    self.changes = object()
+    self.drop_copies(names)
 
 
 _real_put, _real_learn, _real_registry = Store.put, Near.learn, Near._take_registry
-_real_defer, _real_copy = Invalidator._defer, Copy.__init__
+_real_defer = Invalidator._defer
+_real_changed = Memo.changed
 NEVER = property(lambda _: False, lambda _, __: None)
+STANDS_STILL = property(lambda _: b"", lambda _, __: None)
 
 # Which of the races each of them loses.
 MUTANTS: dict[str, tuple[Callable[[], Any], Callable[[Stage], Any]]] = {
@@ -310,8 +411,24 @@ MUTANTS: dict[str, tuple[Callable[[], Any], Callable[[Stage], Any]]] = {
         _a_request_begins_while_a_proof_is_on_its_way,
     ),
     "own changes are forgotten": (
-        lambda: replaced(Memo, "changed", lambda _: None),
+        lambda: replaced(Memo, "changed", lambda *_: None),
         _its_own_process_invalidates_it,
+    ),
+    "own keys are forgotten": (
+        lambda: replaced(Memo, "changed", _sweeps_alone),
+        _its_own_process_invalidates_its_key,
+    ),
+    "a look keeps what its own process has changed": (
+        lambda: replaced(Store, "put", _whenever_asked),
+        _its_own_process_invalidates_its_key_behind_a_look,
+    ),
+    "own keys are dropped without the lock": (
+        _without_the_lock,
+        _its_own_process_drops_it_while_a_copy_is_put,
+    ),
+    "a reader remembers what its own process drops": (
+        lambda: replaced(Memo, "changed", _dropped_last),
+        _a_reader_takes_it_while_its_own_process_drops_it,
     ),
     "a copy that is gone is served": (
         lambda: replaced(Copy, "is_gone", NEVER),
@@ -337,9 +454,13 @@ MUTANTS: dict[str, tuple[Callable[[], Any], Callable[[Stage], Any]]] = {
         lambda: replaced(Invalidator, "_defer", _defer_silently),
         _an_invalidation_is_deferred_while_another_thread_proves,
     ),
-    "an unjudged copy was judged by no clock": (
-        lambda: replaced(Copy, "__init__", _judged_by_no_clock),
-        _the_marks_are_begun_anew_before_the_copy_was_judged,
+    "a copy that was alive is alive": (
+        lambda: replaced(Marks, "turn", STANDS_STILL),
+        _its_tag_is_invalidated_elsewhere,
+    ),
+    "also by marks that were begun anew": (
+        lambda: replaced(Marks, "turn", STANDS_STILL),
+        _the_marks_are_begun_anew_once_the_copy_was_judged,
     ),
 }
 

@@ -18,7 +18,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import redis
@@ -390,7 +390,19 @@ def history_of(told: Iterable[str]) -> History:
 def _forget_own_changes() -> None:
     from stillroom.cache.memo import Memo
 
-    Memo.changed = lambda self: None  # type: ignore[method-assign]
+    Memo.changed = lambda self, names=None: None  # type: ignore[method-assign]
+
+
+def _forget_own_keys() -> None:
+    from stillroom.cache.memo import Memo
+
+    right = Memo.changed
+
+    def changed(self: Memo, names: Sequence[bytes] | None = None) -> None:
+        if names is None:
+            right(self)
+
+    Memo.changed = changed  # type: ignore[method-assign]
 
 
 def _prove_after_the_read() -> None:
@@ -399,7 +411,7 @@ def _prove_after_the_read() -> None:
     right = Near.learn
 
     def learn(self: Near, asked: Proof, *rest: Any) -> Operation[int]:
-        return (yield from right(self, Proof(time.monotonic(), self.memo.changes), *rest))
+        return (yield from right(self, self.asking(), *rest))
 
     Near.learn = learn  # type: ignore[method-assign]
 
@@ -407,5 +419,6 @@ def _prove_after_the_read() -> None:
 MUTANTS: dict[str, Callable[[], None]] = {
     "": lambda: None,
     "own change forgotten": _forget_own_changes,
+    "own key forgotten": _forget_own_keys,
     "proved after the read": _prove_after_the_read,
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stillroom.cache.entry import Entry
 from stillroom.cache.marks import Marks, Verdict, extended, read_clock
@@ -143,6 +145,29 @@ def test_what_is_known_is_never_unlearned() -> None:
     marks = extended(marks, rows((b"t:z", 15), (b"~e1", 15)), [], b"e1.15", 100)
     assert (marks.synced, marks.clock) == (20, b"e1.20")
     assert marks.verdict(entry(15, b"a")) is Verdict.DEAD
+
+
+KINDS = [b"t:a", b"s:a", b"p:k*", b"K", b"?", b"!", b"*"]
+LEARNT = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(1, 9)), max_size=3)
+
+
+@given(st.lists(LEARNT, max_size=6), st.integers(5, 10))
+def test_an_entry_that_was_alive_is_alive_while_the_turn_stands(
+    learnt: list[list[tuple[bytes, int]]], stamp: int
+) -> None:
+    """Whatever marks follow: those of changed keys alone are no turn, and without a turn no verdict changes."""
+    one, marks, newest = entry(stamp, b"a"), Marks(EPOCH), 0
+    before, turn, dropped = Verdict.DEAD, marks.turn, 0
+    for some in learnt:
+        newest += 10
+        told = rows(*((kind, newest - age) for kind, age in some), (b"~e1", newest))
+        marks = extended(marks, told, [], b"e1.%d" % newest, 1_000)
+        after = marks.verdict(one)
+        if before is Verdict.ALIVE and turn is marks.turn:
+            assert (after, marks.dropped) == (Verdict.ALIVE, dropped)
+        if {kind for kind, _ in some} <= {b"K", b"?"} and newest > 10:
+            assert turn is marks.turn
+        before, turn, dropped = after, marks.turn, marks.dropped
 
 
 @pytest.mark.parametrize("raw", [b"", b"x", b"e1.", b"e1.x", b"1.2.3"])

@@ -417,7 +417,7 @@ class Bulk(Core):
             self._commit(*leases[key], turns[key].clock, one) for key, one in packed.items()
         )
         yield from self._give_back(lease for key, lease in leases.items() if key not in packed)
-        stored = yield from self._each("store", batch)
+        stored = yield from self._each("store", batch, [leases[key][0] for key in packed])
         self._leases.owe(
             leases[key] for key, reply in zip(packed, stored, strict=True) if reply is None
         )

@@ -73,7 +73,9 @@ class Changes(Core):
                     yield from self._judges.verify()
                 epoch, life = self.terms.new_epoch(), packed.life
                 given = (epoch, IN_TIME, name, packed.rest, life.ttl, life.whole, seen.head)
-                (reply,) = yield from self._memo.changing(Timed([add(keys, *given)]), STORED_VALUE)
+                (reply,) = yield from self._memo.changing(
+                    Timed([add(keys, *given)]), [name], STORED_VALUE
+                )
                 # Where this very call met another run of the server, nobody knows whether its epoch goes on.
                 if reply == STORED and not self._judges.is_unverified:
                     return True
@@ -112,7 +114,7 @@ class Changes(Core):
             encoded = self._codec.encoded(total)
             packed = self._packed(name, encoded, tags, seen.entry.source, Life(0, 0))
             adds = self._replace(name, seen, packed.rest, "", "", is_new=True)
-            (replaced,) = yield from self._memo.changing(Timed([adds]), STORED_VALUE)
+            (replaced,) = yield from self._memo.changing(Timed([adds]), [name], STORED_VALUE)
             if replaced == STORED:
                 return total
             if replaced == LATE:
@@ -136,7 +138,7 @@ class Changes(Core):
                 if seen.entry is None:
                     return False
                 touches = self._replace(name, seen, seen.rest, str(life.ttl), str(life.whole))
-                (replaced,) = yield from self._memo.changing(Timed([touches]))
+                (replaced,) = yield from self._memo.changing(Timed([touches]), [name])
                 if replaced == STORED:
                     return True
                 if replaced == LATE:

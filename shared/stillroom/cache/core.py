@@ -371,7 +371,8 @@ class Core(Loads):
         for _ in range(TRIES):
             epoch = self.terms.new_epoch()
             puts = Timed(self._put(*values[place], epoch) for place in left)
-            replies = dict(zip(left, (yield from self._each(what, puts)), strict=True))
+            names = [values[place].name for place in left]
+            replies = dict(zip(left, (yield from self._each(what, puts, names)), strict=True))
             for place, reply in replies.items():
                 stored[place] = reply == STORED
             left = yield from self._left_to_put(what, replies, verified_on)
@@ -396,11 +397,11 @@ class Core(Loads):
             self.clock.doubt_clock()
         return late
 
-    def _each(self, what: str, batch: list[Any]) -> Operation[list[Any]]:
+    def _each(self, what: str, batch: list[Any], names: Sequence[bytes]) -> Operation[list[Any]]:
         """Return the replies to a batch in which each command fails for itself: None is a failure.
 
-        It goes in bites. One that there was no time for goes again in smaller ones: what is still on its way is
-        refused by then, and what is stored twice is the same.
+        `names`: the keys that it changes. It goes in bites. One that there was no time for goes again in smaller
+        ones: what is still on its way is refused by then, and what is stored twice is the same.
         """
         replies: list[Any] = []
         bites = Bites(batch, SCRIPTS_AT_ONCE)
@@ -410,7 +411,7 @@ class Core(Loads):
             try:
                 # A loaded value can be loaded again.
                 kept_as = "" if isinstance(batch, Freeing) else STORED_VALUE
-                replies += yield from self._memo.changing(bite, kept_as)
+                replies += yield from self._memo.changing(bite, names, kept_as)
             except RedisUnavailable as error:
                 if bites.again(error) and isinstance(batch, Timed):
                     continue
@@ -527,7 +528,7 @@ class Core(Loads):
             name, lease, reply[1], recipe, self._leases.load_failed
         )
         if not lost:
-            yield from self._memo.changing([self._invalidator.naming([name])])
+            yield from self._memo.changing([self._invalidator.naming([name])], [name])
         return {"outcome": lost or LOADED, "loader": order.loader, "key": key}
 
     def undelivered(self, leases: Sequence[tuple[bytes, bytes]]) -> Operation[None]:

@@ -31,6 +31,7 @@ from stillroom.wire import Command
 log = logging.getLogger("stillroom")
 
 INVALIDATION = "an invalidation"
+KEY = b"k:"  # the beginning of a key among the names that Redis is told
 # What hardly any key has and many a regular expression: ^ in front, $ at the end, \d, \w, \s, .+, a|b.
 _REGEX = re.compile(r"^\^|\$$|\\[dws]|\.\+|\|")
 
@@ -78,7 +79,7 @@ class Invalidator:
             try:
                 yield from self._terms.agree()
                 told = list(self._commands(bite))
-                replies += yield from self._memo.changing(told, INVALIDATION)
+                replies += yield from self._memo.changing(told, _keys_among(bite), INVALIDATION)
             except RedisUnavailable as error:
                 if bites.again(error):
                     continue
@@ -131,7 +132,7 @@ class Invalidator:
         marking = keys.clock, keys.marks, keys.globs, keys.todo
         for kind, group in itertools.groupby(names, lambda name: name[:2]):
             some = list(group)
-            if kind == b"k:":
+            if kind == KEY:
                 yield self._dropping([name[2:] for name in some])
             elif kind == EVERYTHING:
                 yield clear(marking, self._terms.new_epoch(), keep_ms)
@@ -244,6 +245,12 @@ def _warn_of_regex(glob: str) -> None:
             "the pattern %r is a glob, in which %s stands for itself; * is any text, ? a character, [a-z] a range",
             *(glob, found[0]),
         )
+
+
+def _keys_among(names: Sequence[bytes]) -> list[bytes] | None:
+    """Return the keys that these names are, or None where one of them is no key."""
+    keys = [name[2:] for name in names if name[:2] == KEY]
+    return keys if len(keys) == len(names) else None
 
 
 def _check_flags(**flags: object) -> None:

@@ -356,7 +356,7 @@ class Loads(Lookup):
             commits = Freeing([self._commit(name, held, clock, made.packed), *leaving])
             stored, *_ = yield commits
             self._memo.forget(name)  # a request that has seen the new value never sees the old one
-            self.near.forget(name)
+            self.near.forget([name])
         except RedisUnavailable as error:
             self._fall_back("store", error)
             self._leases.owe([(name, held)], leaving)

@@ -26,6 +26,9 @@ NEWEST_GLOB = b"?"  # its score: the globs' own key without one as new has lost 
 # Its score: an entry stamped before it is dead, and the marks from before it are gone.
 TRIMMED = b"!"
 DROPPED = b"*"  # its score: patterns up to it were dropped, when no entry was left that they name
+ENTRIES_END = (
+    b"ts!*"  # the beginnings of marks by which entries may no longer be alive, besides globs
+)
 
 
 class Verdict(Enum):
@@ -40,7 +43,7 @@ class Verdict(Enum):
 class Marks:
     """The marks of one epoch, as far as one process knows them.
 
-    Readers take no lock: `learn` only ever adds, and moves `clock` last. What would take something
+    Readers take no lock: `learn` only ever adds, and moves `turn` and `clock` last. What would take something
     away (a new epoch, a prune) makes a new Marks, so that a reader decides by one consistent table.
     """
 
@@ -56,6 +59,7 @@ class Marks:
         "newest_glob",
         "soft",
         "synced",
+        "turn",
     )
 
     def __init__(self, epoch: bytes = b"", *, dead_below: int = 0, floor: int = 0) -> None:
@@ -64,6 +68,8 @@ class Marks:
         self.synced = 0  # the same, as a number
         self.dead_below = dead_below  # stamps before it are dead: their marks were lost or trimmed
         self.floor = floor  # stamps before it: not all their marks are here
+        # Another object whenever there is a mark by which an entry may no longer be alive. Changed keys leave none.
+        self.turn = object()
         self.hard: dict[bytes, int] = {}
         self.soft: dict[bytes, int] = {}
         self.globs: dict[bytes, tuple[int, Callable[[bytes], object]]] = {}
@@ -99,6 +105,7 @@ class Marks:
         if seq > known:
             self.globs[glob] = seq, compile_glob(glob)
             self.newest_glob = max(seq, self.newest_glob)
+            self.turn = object()
 
     def learn(self, rows: Sequence[bytes], epoch: bytes) -> None:
         """Take in marks: a flat list of member, score, newest first.
@@ -106,8 +113,9 @@ class Marks:
         Another thread may have learned newer ones meanwhile: `synced` never goes back. It did once, and a reader
         between its two looks at it took an entry for untouched that the newer marks had killed.
         """
-        newest = self.synced
+        newest, is_turn = self.synced, False
         for member, seq in zip(rows[::2], seqs_of(rows[1::2]), strict=True):
+            is_turn = is_turn or member[:1] in ENTRIES_END
             kind, _, tag = member.partition(b":")
             if kind == b"t":
                 self.hard[tag] = max(seq, self.hard.get(tag, 0))
@@ -121,6 +129,8 @@ class Marks:
                 self.dead_below = max(seq, self.dead_below)
             elif member == DROPPED:
                 self.dropped = max(seq, self.dropped)
+        if is_turn:
+            self.turn = object()
         if newest > self.synced:
             self.synced = newest
             self.clock = b"%b.%d" % (epoch, newest)
@@ -140,6 +150,7 @@ class Marks:
                 self.soft[tag] = max(soft, self.soft.get(tag, 0))
         self.dead_below = max(trimmed, self.dead_below)
         self.asked.update(tags)
+        self.turn = object()
         return True
 
     def pruned(self, limit: int) -> Marks:
@@ -196,6 +207,7 @@ def extended(
         marks.learn_glob(glob, named_at)
     if newest_glob > marks.newest_glob:  # some were lost: whatever they may have named is dead
         marks.dead_below = max(newest_glob, marks.dead_below)
+        marks.turn = object()
     if rows:
         marks.learn(rows, epoch)
     return marks

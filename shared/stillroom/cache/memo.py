@@ -10,6 +10,7 @@ before it was called: what it makes of it is stored for others.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from stillroom.cache.entry import Entry, Freshness
@@ -33,16 +34,24 @@ class Remembered(NamedTuple):
 
 
 class Memo:
-    """Remember what requests have read of one cache. Each change of this process makes a new object `changes`."""
+    """Remember what requests have read of one cache.
+
+    Each change of this process makes a new object `changes`, and one that names more than keys a new `sweeps` too.
+    """
+
+    drop_copies: Callable[[Sequence[bytes]], None]  # of these keys: see near.py
 
     def __init__(self, settings: Settings, stats: Stats) -> None:
         # No number: of two threads that add one to it, the slower could set it back to one that was proved.
         self.changes = object()
+        self.sweeps = object()
         self._settings = settings
         self._stats = stats
 
-    def changing(self, batch: list[Command], kept_as: str = "") -> Operation[list[Any]]:
-        """Send a batch that changes something. → the replies.
+    def changing(
+        self, batch: list[Command], names: Sequence[bytes] | None, kept_as: str = ""
+    ) -> Operation[list[Any]]:
+        """Send a batch that changes something: these keys, or None where it is more than keys. → the replies.
 
         `kept_as`: what it is called where it is to be on replicas when this returns.
         """
@@ -54,10 +63,18 @@ class Memo:
             replies: list[Any] = yield batch
             return replies
         finally:
-            self.changed()
+            self.changed(names)
 
-    def changed(self) -> None:
-        """Forget what was remembered, and void what was proved: this process has changed something."""
+    def changed(self, names: Sequence[bytes] | None = None) -> None:
+        """Forget what was remembered: this process has changed something.
+
+        What was proved is void, or, where only the keys of these names were changed, their copies are gone.
+        """
+        if names is None:
+            self.sweeps = object()
+        else:
+            self.drop_copies(names)
+        # Behind it: what a reader took of that until now it remembers in vain.
         self.changes = object()
 
     def recall(self, name: bytes, release: bytes) -> Remembered | None:

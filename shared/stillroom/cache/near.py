@@ -7,8 +7,8 @@ that was invalidated more than `near` seconds ago.
 A copy was read together with a clock. It is served if three things hold:
 
 * It is *proven*: the clock was asked for again since the request began (or less than `near` seconds ago), and
-  nothing was changed here since. The marks up to that clock are known then, and so are the keys whose values were
-  changed (lua/lib/near.lua); their copies are gone.
+  nothing but keys was changed here since. The marks up to that clock are known then, and so are the keys whose
+  values were changed (lua/lib/near.lua); their copies are gone. Those that this process changes go at once.
 * By the marks it is alive, as an entry would be.
 * It is fresh. A stale one takes a look at Redis, which asks for its refresh.
 
@@ -49,6 +49,7 @@ EVERY_KEY = b""  # begins with this
 NEVER = float("-inf")  # as time.monotonic()
 COPY_BYTES = 600  # memory of a copy besides its text, measured
 SHARED_FACTOR = 4  # a decoded value takes so many times its text
+CHANGED_LIMIT = 1_000  # keys that a process has changed itself; more of them are every key
 CALLS = 4  # ways to call a loader that mean one key: with a default, and without
 HITS = LOOKUPS[0]
 LOST_NAME, FLOOR = b"K", b"!"  # see lua/lib/near.lua
@@ -85,10 +86,11 @@ def _shortest(prefixes: set[bytes]) -> tuple[bytes, ...]:
 
 
 class Proof(NamedTuple):
-    """Remember when the clock was asked for (time.monotonic()), and the last change of this process before that."""
+    """Remember when the clock was asked for (time.monotonic()), and the last changes here before that: see Memo."""
 
     asked: float
     changes: object
+    sweeps: object
 
 
 class Copy:
@@ -118,7 +120,7 @@ class Copy:
         self.value: Any = UNKNOWN  # MISS: it can't be shared, each reader decodes its own
         self.parse: Parse  # a payload → a reader's own value; there is one where `value` is MISS
         self.read = read  # the clock that was read with it
-        self.judged: bytes | None = None  # the last clock by which it was alive
+        self.judged: object = None  # the turn of the marks by which it was alive
         self.until = until  # time.monotonic()
         self.is_used = self.is_gone = False
         self.calls: list[tuple[Any, ...]] = []
@@ -154,6 +156,9 @@ class Store:
         self._lock = threading.RLock()
         self.bytes = 0
         self._copies: dict[tuple[Near, bytes], Copy] = {}
+        # Keys that this process has changed, and when, time.monotonic(); what was asked for before is not kept.
+        self._changed: dict[tuple[Near, bytes], float] = {}
+        self._all_changed = NEVER  # when there were too many of them
         self._calls: dict[tuple[Any, ...], Copy] = {}
 
     def __len__(self) -> int:
@@ -179,14 +184,20 @@ class Store:
         return self._copies.get((near, name))
 
     def put(
-        self, copy: Copy, call: tuple[Any, ...] | None, is_complete: Callable[[], bool]
+        self,
+        copy: Copy,
+        call: tuple[Any, ...] | None,
+        asked: float,
+        is_complete: Callable[[], bool],
     ) -> None:
-        """Keep a copy, unless a change was learned that it may not show: `is_complete` says so."""
+        """Keep a copy, unless this process has changed its key since it was asked for, or a change was learned that
+        it may not show: `is_complete` says so.
+        """
         if copy.size * 8 > self._limit:
             return
         place = copy.near, copy.entry.key
         with self._lock:
-            if not is_complete():
+            if asked <= self._changed.get(place, self._all_changed) or not is_complete():
                 return
             self._drop(place)
             self._copies[place] = copy
@@ -209,11 +220,16 @@ class Store:
                 if copy is not None and copy.read < seq:
                     self._drop((near, name))
 
-    def drop(self, near: Near, name: bytes) -> None:
-        """Drop the copy of a key."""
-        if (near, name) in self._copies:
-            with self._lock:
-                self._drop((near, name))
+    def drop(self, near: Near, names: Sequence[bytes]) -> None:
+        """Drop the copies of keys that this process has changed. No copy is kept that was asked for before."""
+        places, now = [(near, name) for name in names], time.monotonic()
+        with self._lock:
+            if len(self._changed) + len(places) > CHANGED_LIMIT:
+                self._changed, self._all_changed = {}, now
+            else:
+                self._changed.update(dict.fromkeys(places, now))
+            for place in places:
+                self._drop(place)
 
     def forget(self, near: Near) -> None:
         """Drop all copies of a shard."""
@@ -301,6 +317,7 @@ class Near:
         self._now_ms = clock.now_ms
         self._judge = judge
         self.memo = memo
+        memo.drop_copies = self.forget
         self._stats = stats
         # A pattern's mark is dropped when no load from before it can be under way, and no such copy may be left.
         self._longest = min(COPY_S, longest)
@@ -320,14 +337,15 @@ class Near:
         self._joined_at = NEVER
         self._epoch = b""
         self._synced = 0  # up to this clock the changed keys are known
-        self._proof = Proof(NEVER, None)
+        self._proof = Proof(NEVER, None, None)
 
     # Without Redis
 
     def usable(self, copy: Copy, near: float | None, release: bytes) -> Entry | None:
         """Return the entry to be served in the place of a read, or None. What a request has read it reads again."""
         now, request, since = time.monotonic(), time_left(), loading_since()
-        memo, entry, (asked, changes) = self.memo, copy.entry, self._proof
+        memo, entry, (asked, _, sweeps) = self.memo, copy.entry, self._proof
+        changes = memo.changes  # before `sweeps` and `is_gone` are looked at: see Memo.changed
         if request is not None:
             request.reads_near = True
             seen, place = request.memo, copy.place
@@ -338,7 +356,7 @@ class Near:
                 return None
         elif not since:
             since = now - (near or 0.0)
-        if asked < since or changes is not memo.changes or not self._is_alive(copy, now):
+        if asked < since or sweeps is not memo.sweeps or not self._is_alive(copy, now):
             return None
         if copy.is_gone:  # to be looked at last: by that proof, or by one that came in the meantime
             return None
@@ -352,10 +370,10 @@ class Near:
     def is_proven(self, near: float) -> bool:
         """Return whether the last proof is good for a read that is made now. See usable."""
         now, request, since = time.monotonic(), time_left(), loading_since()
-        asked, changes = self._proof
+        asked, _, sweeps = self._proof
         if request is not None:
             since = max(since, request.began, now - REQUEST_S)
-        return asked >= (since or now - near) and changes is self.memo.changes
+        return asked >= (since or now - near) and sweeps is self.memo.sweeps
 
     def value(self, entry: Entry, type: Any) -> Any:
         """Return the value of an entry that was looked at, shared if a copy of it is kept and it can be."""
@@ -369,9 +387,9 @@ class Near:
         ago.
         """
         copy = self.store.of_name(self, name)
-        asked, changes = self._proof
+        asked, _, sweeps = self._proof
         now = time.monotonic()
-        if copy is None or now - asked > seconds or changes is not self.memo.changes:
+        if copy is None or now - asked > seconds or sweeps is not self.memo.sweeps:
             return None
         if asked < loading_since() or not self._is_alive(copy, now) or copy.is_gone:
             return None
@@ -386,22 +404,22 @@ class Near:
         return not copy.is_gone and self._is_alive(copy, time.monotonic())
 
     def asking(self) -> Proof:
-        """Return the time and the last change of this process as they are before a clock is asked for."""
-        return Proof(time.monotonic(), self.memo.changes)
+        """Return the time and the last changes of this process as they are before a clock is asked for."""
+        return Proof(time.monotonic(), self.memo.changes, self.memo.sweeps)
 
     def _is_alive(self, copy: Copy, now: float) -> bool:
         marks = self._judge.marks
-        clock = marks.clock
-        if copy.judged != clock:
+        turn = marks.turn
+        if copy.judged is not turn:
             # A machine that slept may have missed a pattern that is over for all others: see drop_globs.lua.
             if copy.read < marks.dropped or marks.verdict(copy.entry) is not Verdict.ALIVE:
                 return False
-            copy.judged = clock
+            copy.judged = turn
         return now < copy.until and self._now_ms() < copy.entry.fresh_until
 
-    def forget(self, name: bytes) -> None:
-        """Drop the copy of a key that this process has loaded anew."""
-        self.store.drop(self, name)
+    def forget(self, names: Sequence[bytes]) -> None:
+        """Drop the copies of keys that this process has changed or loaded anew."""
+        self.store.drop(self, names)
 
     # With Redis
 
@@ -489,7 +507,7 @@ class Near:
             return is_same and seq >= self._synced and entry.key.startswith(self._prefixes)
 
         copy = Copy(self, entry, type, seq, asked.asked + self._longest)
-        self.store.put(copy, call, is_complete)
+        self.store.put(copy, call, asked.asked, is_complete)
 
     def learn_names(
         self, since: int, clock: bytes | None, told: bytes | None, rows: Sequence[bytes]
@@ -535,5 +553,5 @@ class Near:
     def _begin(self, epoch: bytes, seq: int) -> None:
         self._epoch, self._synced = epoch, seq
         # A look from before this epoch may arrive behind its proof, and begin the epoch before it again.
-        self._proof = Proof(NEVER, None)
+        self._proof = Proof(NEVER, None, None)
         self.store.forget(self)
