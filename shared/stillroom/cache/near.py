@@ -177,7 +177,13 @@ class Store:
         counts = self._stats.counts
         counts[HITS] += 1
         counts[loader.counted_as[0]] += 1
-        return self.value_of(copy, entry)
+        value = copy.value
+        if value is not MISS or entry is not copy.entry:
+            return self.value_of(copy, entry)
+        try:  # as value_of: this is run on every hit
+            return copy.parse(entry.payload)
+        except UNREADABLE:
+            return self.value_of(copy, entry)
 
     def of_name(self, near: Near, name: bytes) -> Copy | None:
         """Return the copy of a key."""
@@ -356,7 +362,11 @@ class Near:
                 return None
         elif not since:
             since = now - (near or 0.0)
-        if asked < since or sweeps is not memo.sweeps or not self._is_alive(copy, now):
+        if asked < since or sweeps is not memo.sweeps:
+            return None
+        if copy.judged is not self._judge.marks.turn and not self._is_judged_alive(copy):
+            return None
+        if now >= copy.until or self._now_ms() >= entry.fresh_until:
             return None
         if copy.is_gone:  # to be looked at last: by that proof, or by one that came in the meantime
             return None
@@ -408,14 +418,18 @@ class Near:
         return Proof(time.monotonic(), self.memo.changes, self.memo.sweeps)
 
     def _is_alive(self, copy: Copy, now: float) -> bool:
+        if copy.judged is not self._judge.marks.turn and not self._is_judged_alive(copy):
+            return False
+        return now < copy.until and self._now_ms() < copy.entry.fresh_until
+
+    def _is_judged_alive(self, copy: Copy) -> bool:
         marks = self._judge.marks
         turn = marks.turn
-        if copy.judged is not turn:
-            # A machine that slept may have missed a pattern that is over for all others: see drop_globs.lua.
-            if copy.read < marks.dropped or marks.verdict(copy.entry) is not Verdict.ALIVE:
-                return False
-            copy.judged = turn
-        return now < copy.until and self._now_ms() < copy.entry.fresh_until
+        # A machine that slept may have missed a pattern that is over for all others: see drop_globs.lua.
+        if copy.read < marks.dropped or marks.verdict(copy.entry) is not Verdict.ALIVE:
+            return False
+        copy.judged = turn
+        return True
 
     def forget(self, names: Sequence[bytes]) -> None:
         """Drop the copies of keys that this process has changed or loaded anew."""
