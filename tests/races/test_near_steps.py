@@ -13,8 +13,9 @@ import pytest
 
 from stillroom import Stillroom
 from stillroom.cache.invalidation import Invalidator
+from stillroom.cache.judge import Judge
 from stillroom.cache.lookup import Wish
-from stillroom.cache.marks import Marks
+from stillroom.cache.marks import Marks, read_clock
 from stillroom.cache.memo import Memo
 from stillroom.cache.near import CHANGED_LIMIT, Copy, Near, Proof, Store
 from tests.explorer.mutants import replaced, with_lua
@@ -141,6 +142,9 @@ def _its_own_process_invalidates_its_key_behind_a_look(stage: Stage) -> Any:
         assert stage.price(7) == OLD
         look = stage.look()
         look.step()  # the entry is read, and not yet here
+        stage.other.cache.invalidate(
+            "price:9"
+        )  # so that what is known does not go on to its own change
         stage.room.cache.invalidate("price:7")
         elsewhere(look)
         return stage.price(7)
@@ -182,6 +186,18 @@ def _its_own_process_invalidates_more_keys_than_are_told_apart(stage: Stage) -> 
         stage.room.cache.invalidate_many([f"other:{n}" for n in range(CHANGED_LIMIT)])
         elsewhere(look)
         return stage.price(7)
+
+
+def _its_own_process_tells_of_another_key_behind_that(stage: Stage) -> Any:
+    stage.set()
+    stage.room.cache.invalidate("price:8")
+    return stage.read()
+
+
+def _its_own_process_tells_of_another_tag_behind_its_own(stage: Stage) -> Any:
+    stage.other.cache.invalidate_by_tag("prices")
+    stage.room.cache.invalidate_by_tag("others")
+    return stage.read()
 
 
 def _its_tag_is_invalidated_elsewhere(stage: Stage) -> Any:
@@ -311,6 +327,8 @@ RACES: list[Callable[[Stage], Any]] = [
     _its_own_process_drops_it_while_a_copy_is_put,
     _a_reader_takes_it_while_its_own_process_drops_it,
     _its_own_process_invalidates_more_keys_than_are_told_apart,
+    _its_own_process_tells_of_another_key_behind_that,
+    _its_own_process_tells_of_another_tag_behind_its_own,
     _its_tag_is_invalidated_elsewhere,
     _another_thread_proves_behind_a_look_at_the_copy,
     _a_name_is_learned_while_an_older_read_is_on_its_way,
@@ -381,6 +399,14 @@ def _sweeps_alone(self: Memo, names: Any = None) -> None:
         _real_changed(self)
 
 
+def _names_whatever_came_before(self: Near, _: bytes, after: bytes) -> None:
+    self._synced = read_clock(after)[1]
+
+
+def _marks_whatever_came_before(self: Judge, _: bytes, after: bytes, members: Any) -> None:
+    _real_learn_own(self, self.marks.clock, after, members)
+
+
 def _dropped_last(self: Memo, names: Any = None) -> None:
     self.changes = object()
     self.drop_copies(names)
@@ -388,7 +414,7 @@ def _dropped_last(self: Memo, names: Any = None) -> None:
 
 _real_put, _real_learn, _real_registry = Store.put, Near.learn, Near._take_registry
 _real_defer = Invalidator._defer
-_real_changed = Memo.changed
+_real_changed, _real_learn_own = Memo.changed, Judge.learn_own
 NEVER = property(lambda _: False, lambda _, __: None)
 STANDS_STILL = property(lambda _: b"", lambda _, __: None)
 
@@ -400,8 +426,8 @@ MUTANTS: dict[str, tuple[Callable[[], Any], Callable[[Stage], Any]]] = {
     ),
     "no name for what was evicted": (
         lambda: with_lua(
-            "name_changed(KEYS[3]",
-            "if counts[1] == 0 then return counts end name_changed(KEYS[3]",
+            "return {counts, name_changed(",
+            "if counts[1] == 0 then return {counts, '', ''} end return {counts, name_changed(",
             "drop",
         ),
         _it_is_invalidated_when_redis_has_evicted_it,
@@ -453,6 +479,14 @@ MUTANTS: dict[str, tuple[Callable[[], Any], Callable[[Stage], Any]]] = {
     "what is deferred voids nothing": (
         lambda: replaced(Invalidator, "_defer", _defer_silently),
         _an_invalidation_is_deferred_while_another_thread_proves,
+    ),
+    "names are known up to an own change whatever came before it": (
+        lambda: replaced(Near, "learn_own", _names_whatever_came_before),
+        _its_own_process_tells_of_another_key_behind_that,
+    ),
+    "marks are known up to an own one whatever came before it": (
+        lambda: replaced(Judge, "learn_own", _marks_whatever_came_before),
+        _its_own_process_tells_of_another_tag_behind_its_own,
     ),
     "a copy that was alive is alive": (
         lambda: replaced(Marks, "turn", STANDS_STILL),

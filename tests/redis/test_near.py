@@ -177,6 +177,29 @@ def test_a_key_that_this_process_changes_leaves_the_others_proven(
         assert trips.taken() == 0
 
 
+@pytest.mark.parametrize("is_near", [True, None])
+@pytest.mark.parametrize("change", ["its key", "keys", "its tag", "a pattern"])
+def test_what_a_process_has_invalidated_costs_its_reads_no_second_look(
+    room: Any, trips: Trips, is_near: bool | None, change: str
+) -> None:
+    """A look behind an invalidation takes one round trip in the process that made it."""
+    price = price_of(room)
+
+    @room.cache.cached("other:{id}", ttl=600, tags=["others"], near=is_near)
+    def other(id: int) -> list[int]:
+        return [id]
+
+    kept(price, room)
+    for _ in range(2 * READS_A_MOVE):
+        with room.request():
+            other(1)
+    CHANGES[change](room)
+    trips.taken()
+    with room.request():
+        assert other(1) == [1]
+    assert trips.taken() == 1
+
+
 @pytest.mark.parametrize("change", [name for name in CHANGES if name not in MISSED])
 def test_a_request_reads_the_same_value_twice(room: Any, make_room: Any, change: str) -> None:
     """A request is a snapshot: the next request sees what another process changes while this one runs."""

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from stillroom.cache.failures import again, is_of_the_caller
 from stillroom.cache.glob import compile_glob
-from stillroom.cache.outbox import EVERYTHING
+from stillroom.cache.outbox import EVERYTHING, KEY
 from stillroom.codec import MISS
 from stillroom.keys import original
 from stillroom.oldest import oldest
@@ -258,7 +258,7 @@ class Away:
         if kind == EVERYTHING:
             self._drop([*self._kept])
             self._outdate(self._flights)
-        elif kind == b"k:":
+        elif kind == KEY:
             self._drop([what])
             self._outdate([what])
         elif kind == b"p:":

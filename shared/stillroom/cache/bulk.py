@@ -15,6 +15,7 @@ from stillroom.cache.keeping import TtlOf
 from stillroom.cache.leases import load_lease, loading
 from stillroom.cache.loaders import Recipe, TagSpec
 from stillroom.cache.loads import LATE, WON, Attempt
+from stillroom.cache.outbox import KEY
 from stillroom.codec import MISS
 from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, RedisUnavailable
@@ -108,10 +109,8 @@ class Bulk(Core):
         """
         names = names_of(keys)
         self.loaders.refuse_unfilled(*names)
-        replies = yield from self._invalidator.tell(
-            [b"k:" + name for name in names.values()], False
-        )
-        counts = [count for some in replies for count in some]
+        told = [KEY + name for name in names.values()]
+        counts = yield from self._invalidator.tell(told, False)
         return {key: bool(count) for key, count in zip(names, counts, strict=True)}
 
     @overload

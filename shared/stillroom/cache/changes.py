@@ -16,6 +16,7 @@ from stillroom.cache.entry import Entry
 from stillroom.cache.keeping import Life
 from stillroom.cache.loads import LATE, STORED
 from stillroom.cache.marks import read_clock
+from stillroom.cache.outbox import KEY
 from stillroom.codec import MISS
 from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, RedisUnavailable
@@ -62,7 +63,7 @@ class Changes(Core):
             *(name, value, type, self._given_tags(tags), b""), self._keeper.life(ttl, swr)
         )
         keys = self._writing_keys(name, packed)
-        self.away.forget([b"k:" + name])
+        self.away.forget([KEY + name])
         try:
             yield from self._before_writing()
             for turn in range(TRIES):
@@ -99,7 +100,7 @@ class Changes(Core):
         is_number = isinstance(by, int | float) and not isinstance(by, bool)
         if not is_number or not (isinstance(by, int) or math.isfinite(by)):
             raise InvalidArgument(f"by={by!r:.100}: a number, an int or a finite float")
-        self.away.forget([b"k:" + name])
+        self.away.forget([KEY + name])
         for turn in range(TRIES):
             seen = yield from self._see(name)
             number = MISS if seen.entry is None else self._decode(seen.entry, Any)

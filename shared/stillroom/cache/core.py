@@ -31,6 +31,7 @@ from stillroom.cache.loads import LATE, STORED, WON, Loads, Packed
 from stillroom.cache.lookup import Looked, Wish
 from stillroom.cache.means import Means, Place
 from stillroom.cache.orders import LOADED
+from stillroom.cache.outbox import KEY
 from stillroom.cache.probe import LAG_SUM, lag_bucket
 from stillroom.cache.refreshes import Piece
 from stillroom.codec import MISS
@@ -359,7 +360,7 @@ class Core(Loads):
     def _put_all(self, what: str, values: Sequence[Ready]) -> Operation[list[bool]]:
         """Store these values and return which were stored. Each key fails for itself."""
         stored = [False] * len(values)
-        self.away.forget(b"k:" + value.name for value in values)
+        self.away.forget(KEY + value.name for value in values)
         if len(values) > SCRIPTS_AT_ONCE:
             yield Pause(0)  # to make so many ready took longer than one call may
         try:

@@ -15,7 +15,7 @@ from stillroom.cache.away import Away
 from stillroom.cache.bites import KEYS_AT_ONCE, Bites
 from stillroom.cache.loaders import Loaders
 from stillroom.cache.memo import Memo
-from stillroom.cache.outbox import EVERYTHING, Outbox
+from stillroom.cache.outbox import EVERYTHING, KEY, Outbox
 from stillroom.cache.terms import Terms
 from stillroom.dispatch import RECLAIM_TASK, Dispatch
 from stillroom.errors import FINAL, InvalidKey, RedisUnavailable
@@ -31,7 +31,6 @@ from stillroom.wire import Command
 log = logging.getLogger("stillroom")
 
 INVALIDATION = "an invalidation"
-KEY = b"k:"  # the beginning of a key among the names that Redis is told
 # What hardly any key has and many a regular expression: ^ in front, $ at the end, \d, \w, \s, .+, a|b.
 _REGEX = re.compile(r"^\^|\$$|\\[dws]|\.\+|\|")
 
@@ -39,7 +38,8 @@ _REGEX = re.compile(r"^\^|\$$|\\[dws]|\.\+|\|")
 class Invalidator:
     """Tells Redis, or keeps in mind what it has to be told.
 
-    `run_aside` runs an operation where none is running: in a prober's thread, at exit.
+    `run_aside` runs an operation where none is running: in a prober's thread, at exit. `learn` takes in what this
+    process has told Redis itself: the clock before and after it, and the marks that it left.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Invalidator:
         dispatch: Dispatch,
         stats: Stats,
         run_aside: Callable[[Operation[Any]], Any],
+        learn: Callable[[bytes, bytes, Sequence[bytes]], None],
     ) -> None:
         self._settings = settings
         self.outbox = Outbox(settings.outbox_limit)
@@ -62,15 +63,18 @@ class Invalidator:
         self._dispatch = dispatch
         self._stats = stats
         self._run_aside = run_aside
+        self._learn = learn
         self._at_exit = AtExit(self.deliver_last)
 
-    def tell(self, names: list[bytes], defer: bool) -> Operation[list[Any]]:
-        """Tell Redis of these names (see outbox.py); if that is impossible and may wait, keep them. → replies.
+    def tell(self, names: list[bytes], defer: bool) -> Operation[list[int]]:
+        """Tell Redis of these names (see outbox.py); if that is impossible and may wait, keep them.
+
+        Returns for each of the keys among them how many entries it had.
 
         Many names go in bites, and all of them are tried; then the first error is raised.
         """
         self._away.forget(names)
-        replies: list[Any] = []
+        counts: list[int] = []
         failure: RedisUnavailable | None = None
         bites = Bites(names, KEYS_AT_ONCE)
         while bites.left:
@@ -79,7 +83,9 @@ class Invalidator:
             try:
                 yield from self._terms.agree()
                 told = list(self._commands(bite))
-                replies += yield from self._memo.changing(told, _keys_among(bite), INVALIDATION)
+                keys = _keys_among(bite)
+                replies = yield from self._memo.changing(told, keys, INVALIDATION)
+                counts += self._take_in(bite, replies)
             except RedisUnavailable as error:
                 if bites.again(error):
                     continue
@@ -90,7 +96,7 @@ class Invalidator:
             bites.done()
         if failure is not None:
             raise failure
-        return replies
+        return counts
 
     def deliver(self) -> Operation[None]:
         """Tell Redis what was deferred. Redis away: RedisUnavailable; what is left waits on."""
@@ -130,8 +136,7 @@ class Invalidator:
         """Return the commands that invalidate these names, in this order."""
         keys, keep_ms = self._keys, self._terms.keep_ms
         marking = keys.clock, keys.marks, keys.globs, keys.todo
-        for kind, group in itertools.groupby(names, lambda name: name[:2]):
-            some = list(group)
+        for kind, some in _by_kind(names):
             if kind == KEY:
                 yield self._dropping([name[2:] for name in some])
             elif kind == EVERYTHING:
@@ -139,8 +144,21 @@ class Invalidator:
             else:
                 yield mark(marking, self._terms.new_epoch(), keep_ms, *some)
 
+    def _take_in(self, names: Iterable[bytes], replies: Sequence[Any]) -> list[int]:
+        """Know what Redis was told with these commands. → for each key how many entries it had."""
+        counts: list[int] = []
+        for (kind, some), reply in zip(_by_kind(names), replies, strict=True):
+            if kind == KEY:
+                counted, before, after = reply
+                counts += counted
+                self._learn(before, after, ())
+            elif kind != EVERYTHING:
+                before, after = reply
+                self._learn(before, after, some)
+        return counts
+
     def _dropping(self, names: Sequence[bytes]) -> Command:
-        """Return the command that deletes these keys, whose reply counts the entries of each."""
+        """Return the command that deletes these keys."""
         keys = self._keys
         places = [(keys.lease(name), keys.entry(name), keys.other(name)) for name in names]
         return self.naming(names, [key for three in places for key in three])
@@ -179,8 +197,7 @@ class Invalidations:
         _check_flags(defer=defer)
         names = names_given("invalidate", keys)
         self.loaders.refuse_unfilled(*keys)
-        replies = yield from self._invalidator.tell([b"k:" + name for name in names], defer)
-        return sum(count for counts in replies for count in counts)
+        return sum((yield from self._invalidator.tell([KEY + name for name in names], defer)))
 
     def invalidate_by_tag(
         self, *tags: str, soft: bool = False, defer: bool = False
@@ -245,6 +262,12 @@ def _warn_of_regex(glob: str) -> None:
             "the pattern %r is a glob, in which %s stands for itself; * is any text, ? a character, [a-z] a range",
             *(glob, found[0]),
         )
+
+
+def _by_kind(names: Iterable[bytes]) -> Iterable[tuple[bytes, list[bytes]]]:
+    """Return these names in their order, those of a kind that follow one another together."""
+    for kind, group in itertools.groupby(names, lambda name: name[:2]):
+        yield kind, list(group)
 
 
 def _keys_among(names: Sequence[bytes]) -> list[bytes] | None:

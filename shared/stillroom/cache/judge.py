@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.marks import (
+    NEWEST,
     NEWEST_GLOB,
     Marks,
     Verdict,
@@ -208,6 +209,35 @@ class Judge:
     def _are_cut(self, rows: Sequence[bytes]) -> bool:
         """Return whether these are as many marks as are asked for at once, so that there may be more."""
         return len(rows) >= 2 * self._most
+
+    def is_behind(self, clock: bytes | None) -> bool:
+        """Return whether there may be marks up to this clock that are not known."""
+        marks = self.marks
+        if marks.clock == clock:
+            return False
+        try:
+            epoch, seq = read_clock(clock or b"")
+        except ValueError:
+            return True
+        return epoch != marks.epoch or seq > marks.synced
+
+    def learn_own(self, before: bytes, after: bytes, members: Sequence[bytes]) -> None:
+        """Take in the marks that this process has left, where what is known goes up to the clock before them.
+
+        No read had to find out that the clock had moved.
+        """
+        with self._lock:
+            marks = self.marks
+            if not before or marks.clock != before or self._run != self._clock.run:
+                return
+            epoch, seq = read_clock(after)
+            if epoch == marks.epoch:
+                score = b"%d" % seq
+                rows = [NEWEST + epoch, score]
+                for member in members:
+                    rows += member, score
+                marks.learn(rows, epoch)
+                self.marks = marks.pruned(self._limit)
 
     def learn(
         self,

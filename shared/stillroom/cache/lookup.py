@@ -131,7 +131,7 @@ class Lookup:
         self.away = Away(settings.away_ttl, limit, settings.wait)
         self._invalidator = Invalidator(
             *(settings, self.keys, self.terms, self._memo, self.away),
-            *(self.dispatch, self.stats, place.run_aside),
+            *(self.dispatch, self.stats, place.run_aside, self._learn_own),
         )
         self._outbox = self._invalidator.outbox
         self._codec = Codec(settings)
@@ -396,7 +396,7 @@ class Lookup:
         found = replies[0]
         if riding:
             self._learn_news(known, named, found[-1], replies[1:4])
-        elif named is not None and known and found[-1] != self._judges.marks.clock:
+        elif named is not None and known and self._judges.is_behind(found[-1]):
             self._learn_news(known, named, found[-1], (yield self._news_since(known, named)))
         return found
 
@@ -417,6 +417,11 @@ class Lookup:
         self._judges.learn(known, marks, (), clock)
         if named is not None and not any(isinstance(reply, Exception) for reply in names):
             self.near.learn_names(named, clock, *names)
+
+    def _learn_own(self, before: bytes, after: bytes, members: Sequence[bytes]) -> None:
+        """Know what this process has invalidated itself: then none of its reads takes a second look for that."""
+        self._judges.learn_own(before, after, members)
+        self.near.learn_own(before, after)
 
     def _is_asked_for(self, name: bytes, entry: Entry) -> bool:
         """Return whether this process has asked for a stale entry's refresh, less than a second ago."""

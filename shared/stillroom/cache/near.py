@@ -548,6 +548,15 @@ class Near:
             self._synced = seq
             self.store.learn(self, [(name[2:], score) for name, score in names])
 
+    def learn_own(self, before: bytes, after: bytes) -> None:
+        """Know the keys up to a clock that this process has moved itself, where they were known up to then."""
+        if not before:
+            return
+        (epoch, known), (_, seq) = read_clock(before), read_clock(after)
+        with self._lock:
+            if self._epoch == epoch and self._synced == known and after.startswith(epoch + b"."):
+                self._synced = seq
+
     def _take_registry(self, registry: bytes | None, asked: float) -> None:
         """Take a registry that is another than was seen: changes may have gone by that nobody was told of.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 EVERYTHING = b"*"
+KEY = b"k:"
 
 
 class Outbox:

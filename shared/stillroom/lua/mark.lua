@@ -6,12 +6,12 @@
 -- ARGV  1 epoch to begin if the clock, the marks or globs are lost, or the globs are too many
 --       2 the longest life of an entry and of the load before it, ms: for so long a mark matters, and the work is kept
 --       3… members: t:<tag> hard, s:<tag> soft, p:<glob>
--- returns the new clock, `<epoch>.<seq>`
+-- returns the clock before this, '' if there was none, and the new one, `<epoch>.<seq>`
 -- flags: allow-oom
 -- include: clock todo marks
 
 local GLOBS_LIMIT = 1000
-local epoch, seq, is_new = next_moment(KEYS[1], KEYS[2], ARGV[1])
+local epoch, seq, is_new, before = next_moment(KEYS[1], KEYS[2], ARGV[1])
 local patterns, work = {}, {}
 for i = 3, #ARGV do
   redis.call('ZADD', KEYS[2], plain(seq), ARGV[i])
@@ -40,4 +40,4 @@ else
   drop_old_marks(epoch, seq, KEYS[2], KEYS[3], tonumber(ARGV[2]) * 1000, #ARGV)
 end
 promise(KEYS[4], work, ARGV[2])
-return write_clock(KEYS[1], KEYS[2], epoch, seq)
+return {before, write_clock(KEYS[1], KEYS[2], epoch, seq)}

@@ -87,13 +87,13 @@ local function read_clock(clock, marks, begin)
   return epoch, seq, write_clock(clock, marks, epoch, seq)
 end
 
--- Returns epoch and seq of a new moment, not yet written, and whether its epoch has just begun.
+-- Returns epoch and seq of a new moment, not yet written, whether its epoch has just begun, and the clock before it.
 local function next_moment(clock, marks, begin)
-  local epoch, now = known_clock(clock)
+  local epoch, now, before = known_clock(clock)
   local seq = next_seq(marks, now)
   if epoch and tonumber(redis.call('ZSCORE', marks, '~' .. epoch) or '0') == now then
-    return epoch, seq, false
+    return epoch, seq, false, before
   end
   redis.call('ZREM', marks, '~' .. (epoch or ''))
-  return begin_epoch(marks, begin, seq), seq, true
+  return begin_epoch(marks, begin, seq), seq, true, before or ''
 end

@@ -19,10 +19,11 @@ local function may_be_kept(registry, name)
 end
 
 -- Names the keys among these that a process may keep. `begin`: the epoch to begin where the clock or the marks are lost.
+-- Returns the clock before this and the new one, '' and '' if it was not moved.
 local function name_changed(near, named, clock, marks, begin, names)
   local registry = redis.call('GET', near)
   if not registry then
-    return
+    return '', ''
   end
   local kept = {}
   for _, name in ipairs(names) do
@@ -31,9 +32,9 @@ local function name_changed(near, named, clock, marks, begin, names)
     end
   end
   if #kept == 0 then
-    return
+    return '', ''
   end
-  local epoch, seq = next_moment(clock, marks, begin)
+  local epoch, seq, _, before = next_moment(clock, marks, begin)
   local score = plain(seq)
   if redis.call('EXISTS', named) == 0 then
     redis.call('ZADD', named, redis.call('ZSCORE', marks, 'K') or '0', '!')
@@ -49,5 +50,5 @@ local function name_changed(near, named, clock, marks, begin, names)
   end
   redis.call('PEXPIRE', named, NAMES_MS)
   redis.call('ZADD', marks, score, 'K')
-  write_clock(clock, marks, epoch, seq)
+  return before, write_clock(clock, marks, epoch, seq)
 end
