@@ -222,7 +222,7 @@ def is_exempt(endpoint: object) -> bool:
     class is not exempt by that.
     """
     made_of = getattr(endpoint, "view_class", None) or getattr(endpoint, "cls", None)
-    return _bears_exempt(endpoint) or _bears_exempt(made_of)
+    return _bears_exempt(endpoint) or (made_of is not None and _bears_exempt(made_of))
 
 
 def _bears_exempt(one: object) -> bool:
