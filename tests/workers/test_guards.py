@@ -28,7 +28,7 @@ from celery import Celery
 from kombu import Connection as StockConnection
 
 import redis
-from stillroom.embedded import EmbeddedServer
+from stillroom.embedded import EmbeddedServer, free_port
 from stillroom_workers import channels, guards
 from tests.support import nursery
 from tests.support.celery_process import PATIENCE_S, until
@@ -726,6 +726,23 @@ def test_every_connection_of_the_app_is_guarded(url: str) -> None:
         assert connection.transport.driver_type == "redis"
         assert connection.as_uri().startswith(url.partition("://")[0] + "://")
         assert bool(connection.ssl) == url.startswith("rediss")
+
+
+def test_a_broker_that_was_long_away_is_found_again_within_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However often a worker has tried, it tries again within four seconds."""
+    paused: list[float] = []
+
+    def told(error: Exception, pause: float) -> None:
+        paused.append(pause)
+        if len(paused) == 50:
+            raise LookupError
+
+    monkeypatch.setattr("kombu.utils.functional.sleep", lambda _: None)
+    with pytest.raises(LookupError):
+        wired(f"redis://127.0.0.1:{free_port()}").connection_for_read().ensure_connection(told)
+    assert paused == [2.0, *[4.0] * 49]
 
 
 def test_a_channel_makes_one_client(broker: Broker) -> None:

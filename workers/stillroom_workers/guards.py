@@ -64,6 +64,7 @@ from stillroom_workers.hygiene import (
 
 # Between two connections to a server that says that it is not the one: it answers at once, and for seconds.
 PEER_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 4.0  # between two tries to connect
 SHOWN_FIELDS = 8  # of a task's arguments
 
 # Neither library has types of its own. As Any they look the same to mypy with and without stubs.
@@ -102,6 +103,13 @@ class Connection(_StockConnection):  # type: ignore[misc]
     def get_transport_cls(self) -> Any:
         """Return the guarded transport for Redis, also behind Sentinels, and RabbitMQ; others get their own."""
         return _guarded(super().get_transport_cls())
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """Connect, in as many tries as it takes.
+
+        Stock pauses for up to half a minute between them, and so long the work waits when the broker is back.
+        """
+        return super().ensure_connection(*args, **{"interval_max": LONGEST_PAUSE_S, **kwargs})
 
     def info(self) -> Any:
         """Return what `inspect stats` tells of the connection. Its options hold a function, which has no form in a
