@@ -88,6 +88,7 @@ class Actor:
         self.process = process
         self.began = world.tick()
         self.returned: int | None = None
+        self.returned_s = 0.0  # by time.monotonic()
         self.value: Any = None
         self.error: BaseException | None = None
         self.is_dead = False
@@ -124,7 +125,7 @@ class Actor:
             return
         except Exception as error:
             self.error = error
-        self.returned = self._world.tick()
+        self.returned, self.returned_s = self._world.tick(), self._world.monotonic
         told = repr(self.error) if self.error is not None else repr(self.value)
         self._world.note(f"{self.name} → {told[:200]}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,6 +19,7 @@ from stillroom.cache.lookup import Wish
 from stillroom.cache.marks import Marks, read_clock
 from stillroom.cache.memo import Memo
 from stillroom.cache.near import CHANGED_LIMIT, Copy, Near, Proof, Store
+from stillroom.leash import until
 from tests.explorer.mutants import replaced, with_lua
 from tests.support.stepper import Stepper
 
@@ -91,6 +93,12 @@ def _put_beside(thread: threading.Thread) -> Any:
         right(self, copy, call, asked, is_still_complete)
 
     return put
+
+
+def _stands_in(thread: threading.Thread, function: str) -> bool:
+    """Return whether a thread is in this function, and not in one that it has called."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and frame.f_code.co_name == function
 
 
 # What may happen, and has to end with the new value
@@ -174,6 +182,22 @@ def _a_reader_takes_it_while_its_own_process_drops_it(stage: Stage) -> Any:
         stage.prove().run()
         with patch.object(memo, "drop_copies", dropped_behind_a_reader):
             stage.room.cache.invalidate("price:7")
+        return stage.price(7)
+
+
+def _its_own_process_invalidates_it_twice_at_once(stage: Stage) -> Any:
+    first = threading.Thread(target=lambda: stage.room.cache.invalidate("price:7"))
+    with stage.room.request():
+        stage.prove().run()
+        with stage.body.copies._lock:
+            first.start()
+            assert until(lambda: _stands_in(first, "drop"), 5.0)  # and waits for the lock
+            assert stage.other.cache.set("price:7", OLD)
+            look = stage.look()
+            look.step()
+            stage.room.cache.invalidate("price:7")
+        first.join()
+        elsewhere(look)
         return stage.price(7)
 
 
@@ -326,6 +350,7 @@ RACES: list[Callable[[Stage], Any]] = [
     _its_own_process_invalidates_its_key_behind_a_look,
     _its_own_process_drops_it_while_a_copy_is_put,
     _a_reader_takes_it_while_its_own_process_drops_it,
+    _its_own_process_invalidates_it_twice_at_once,
     _its_own_process_invalidates_more_keys_than_are_told_apart,
     _its_own_process_tells_of_another_key_behind_that,
     _its_own_process_tells_of_another_tag_behind_its_own,

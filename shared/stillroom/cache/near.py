@@ -228,8 +228,9 @@ class Store:
 
     def drop(self, near: Near, names: Sequence[bytes]) -> None:
         """Drop the copies of keys that this process has changed. No copy is kept that was asked for before."""
-        places, now = [(near, name) for name in names], time.monotonic()
+        places = [(near, name) for name in names]
         with self._lock:
+            now = time.monotonic()  # in here: of two changes of a key the later one counts
             if len(self._changed) + len(places) > CHANGED_LIMIT:
                 self._changed, self._all_changed = {}, now
             else:
