@@ -378,6 +378,24 @@ def test_no_copy_is_served_that_was_changed(stage: Stage, race: Callable[[Stage]
     assert race(stage) == NEW
 
 
+@pytest.mark.parametrize("kind", ["near", "memo"])
+def test_tasks_of_one_request_are_shown_one_value(stage: Stage, kind: str) -> None:
+    """Of two looks at once the later one may find a newer value: then both of them, and the request, show that."""
+    stage.body.near.store.forget(stage.body.near)
+
+    def look() -> Stepper:
+        if kind == "near":
+            return stage.look()
+        return Stepper(stage.room, stage.body._look_once(b"price:7", b""))
+
+    with stage.room.request():
+        first = look()
+        first.step()  # the entry is read, and not yet here
+        stage.set()
+        shown = [look().value(), first.value(), look().value()]
+    assert [entry.payload for entry, _ in shown] == [b"[2]"] * 3
+
+
 # Rules left out
 
 

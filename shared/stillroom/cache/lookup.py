@@ -266,8 +266,7 @@ class Lookup:
             return known.entry, known.freshness
         asked = self.near.asking()
         entry, freshness = yield from self._look(name, release)
-        self._remember(name, entry, freshness, asked)
-        return entry, freshness
+        return self._shown(name, release, entry, freshness, asked)
 
     def _look_near(self, name: bytes, wish: Wish) -> Operation[tuple[Entry | None, Freshness]]:
         """Return what `_look` returns, from this process's copy if that is proven: see near.py."""
@@ -305,13 +304,11 @@ class Lookup:
         is_anothers = entry is None and raw is not None and self._is_anothers(raw, name, release)
         if is_anothers or (entry and release and entry.release not in (release, b"")):
             entry, freshness = yield from self._look_at_both(name, release)
-            self._remember(name, entry, freshness, asked)
-            return entry, freshness
+            return self._shown(name, release, entry, freshness, asked)
         seq = yield from self._learn_if_there(asked, registry, clock, known)
         if entry is not None and seq and freshness is Freshness.FRESH:
             near.keep(entry, wish.type, asked, seq, registry, wish.call)
-        self._remember(name, entry, freshness, asked)
-        return entry, freshness
+        return self._shown(name, release, entry, freshness, asked)
 
     def _learn_if_there(
         self, asked: Proof, registry: bytes | None, clock: bytes | None, known: int
@@ -343,6 +340,20 @@ class Lookup:
     def proofs(self) -> list[tuple[int, Operation[None]]]:
         """Return the operation that proves all copies of this process, with the number of its shard."""
         return [(0, self.prove())] if len(self.copies) else []
+
+    def _shown(
+        self,
+        name: bytes,
+        release: bytes,
+        entry: Entry | None,
+        freshness: Freshness,
+        asked: Proof,
+    ) -> tuple[Entry | None, Freshness]:
+        """Remember what was looked at. Return it, or what another task of this request has read in the meantime."""
+        if (known := self._memo.recall(name, release)) is not None:
+            return known.entry, known.freshness
+        self._remember(name, entry, freshness, asked)
+        return entry, freshness
 
     def _remember(
         self, name: bytes, entry: Entry | None, freshness: Freshness, asked: Proof
