@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stillroom import NoDispatch, Settings, Stillroom
-from stillroom.cache import memo
+from stillroom.cache import memo, near
 from tests.support.entries import age
 from tests.support.trips import Trips
 
@@ -140,6 +140,30 @@ def test_a_long_stream_asks_again(room: Any, trips: Trips, monkeypatch: pytest.M
         price(7)
         price(7)
     assert trips.taken() == 2
+
+
+@pytest.mark.parametrize("kind", ["memo", "near"])
+@pytest.mark.parametrize("way", ["time", "a change"])
+def test_a_stream_remembers_what_it_reads_after_a_thousand_keys(
+    room: Any, monkeypatch: pytest.MonkeyPatch, kind: str, way: str
+) -> None:
+    """What a request will not read again makes room, also where it stands behind a key that is read often."""
+    monkeypatch.setattr(memo, "LIMIT", 4)
+    monkeypatch.setattr(near, "LIMIT", 4)
+    price = load_of(room, memo=kind == "memo", near=kind == "near")
+    for _ in range(2):
+        with room.request():
+            assert len([price(number) for number in range(10)]) == 10
+    if way == "time":
+        monkeypatch.setattr(memo, "KEPT_S", -1.0)
+    with room.request() as request:
+        for number in range(1, 10):
+            if way == "a change" and number % 3 == 1:
+                room.cache.set("another", 1)
+            price(0)
+            price(number)
+            assert (room.cache._body._memo, b"price:%d" % number) in request.memo
+            assert len(request.memo) <= 4
 
 
 def test_away_it_serves_what_the_request_has_read(settings: Settings, own_server: Any) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from stillroom.cache.entry import Entry, Freshness
+from stillroom.oldest import oldest
 from stillroom.operation import Operation
 from stillroom.replicas import kept
 from stillroom.settings import Settings
@@ -87,16 +88,20 @@ class Memo:
     ) -> Remembered | None:
         """Return what `recall` returns, in this request at this time.monotonic()."""
         found: Remembered | None = request.memo.get((self, name))
-        if found is None or found.changes is not self.changes:
+        if found is None:
             return None
-        if now - found.asked >= KEPT_S or found.asked < loading_since():
+        if found.changes is not self.changes or now - found.asked >= KEPT_S:
+            # Read anew, it stands behind what is older: see has_room.
+            request.memo.pop((self, name), None)
+            return None
+        if found.asked < loading_since():
             return None
         return found if not release or found.entry.release in (release, b"") else None
 
     def remember(self, name: bytes, known: Remembered) -> None:
         """Remember it until the request ends."""
         request = time_left()
-        if request is not None and len(request.memo) < LIMIT:
+        if request is not None and has_room(request.memo, time.monotonic()):
             request.memo[self, name] = known
 
     def forget(self, name: bytes) -> None:
@@ -104,3 +109,16 @@ class Memo:
         request = time_left()
         if request is not None:
             request.memo.pop((self, name), None)
+
+
+def has_room(seen: dict[Any, Any], now: float) -> bool:
+    """Return whether a request may remember one more. The first that it will not read again make room."""
+    while len(seen) >= LIMIT:
+        first = oldest(seen.items(), 1)
+        if not first:
+            return False
+        ((memo, name), known), *_ = first
+        if known.changes is memo.changes and now - known.asked < KEPT_S:
+            return False
+        seen.pop((memo, name), None)
+    return True

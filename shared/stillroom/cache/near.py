@@ -28,7 +28,7 @@ from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.figures import LOOKUPS
 from stillroom.cache.judge import Judge
 from stillroom.cache.marks import Verdict, read_clock, seqs_of
-from stillroom.cache.memo import KEPT_S, LIMIT, Memo, Remembered
+from stillroom.cache.memo import KEPT_S, LIMIT, Memo, Remembered, has_room
 from stillroom.cache.sharing import is_frozen
 from stillroom.cache.template import up_to_escape
 from stillroom.codec import MISS, UNREADABLE, Parse
@@ -373,7 +373,7 @@ class Near:
             return None
         copy.is_used = True
         self._stats.counts["near_hits"] += 1
-        if request is not None and len(seen) < LIMIT:
+        if request is not None and (len(seen) < LIMIT or has_room(seen, now)):
             # Past NamedTuple's own constructor, which is Python: this is run on every hit.
             seen[place] = _remembered(Remembered, (entry, FRESH, changes, asked))
         return entry
