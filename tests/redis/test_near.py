@@ -453,6 +453,29 @@ def test_a_loader_is_not_served_what_was_read_before_it_was_called(
     assert page(7) == [2]
 
 
+@pytest.mark.parametrize("change", ["its key", "a set", "its tag"])
+@pytest.mark.parametrize("options", REMEMBERED.values(), ids=REMEMBERED)
+def test_a_load_leaves_the_request_what_it_has_read(
+    make_room: Any, options: dict[str, Any], change: str
+) -> None:
+    """A load in a request reads what is new, and the request reads again what it has read before the load."""
+    room, other = make_room(), make_room()
+    price = price_of(room, **options)
+
+    @room.cache.cached("page:{id}", ttl=600)
+    def page(id: int) -> list[int]:
+        return price(id)  # type: ignore[no-any-return]
+
+    kept(price, room)
+    with room.request():
+        assert price(7) == [1]
+        CHANGES[change](other)
+        assert page(7) != [1]
+        assert price(7) == [1]
+    with room.request():
+        assert price(7) == page(7)
+
+
 @pytest.mark.parametrize("options", REMEMBERED.values(), ids=REMEMBERED)
 def test_nor_is_a_loader_that_is_awaited(
     settings: Any, make_room: Any, options: dict[str, Any]

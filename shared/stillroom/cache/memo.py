@@ -99,15 +99,16 @@ class Memo:
         return found if not release or found.entry.release in (release, b"") else None
 
     def remember(self, name: bytes, known: Remembered) -> None:
-        """Remember it until the request ends."""
+        """Remember it until the request ends. A load replaces nothing that the request has read before it."""
         request = time_left()
         if request is not None and has_room(request.memo, time.monotonic()):
-            request.memo[self, name] = known
+            request.memo.setdefault((self, name), known)
 
     def forget(self, name: bytes) -> None:
-        """Forget it in this request: it has been loaded anew."""
+        """Forget it in this request, or in this load of the request: it has been loaded anew."""
         request = time_left()
-        if request is not None:
+        found = None if request is None else request.memo.get((self, name))
+        if request is not None and found is not None and found.asked >= loading_since():
             request.memo.pop((self, name), None)
 
 

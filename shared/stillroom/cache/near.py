@@ -375,7 +375,7 @@ class Near:
         self._stats.counts["near_hits"] += 1
         if request is not None and (len(seen) < LIMIT or has_room(seen, now)):
             # Past NamedTuple's own constructor, which is Python: this is run on every hit.
-            seen[place] = _remembered(Remembered, (entry, FRESH, changes, asked))
+            seen.setdefault(place, _remembered(Remembered, (entry, FRESH, changes, asked)))
         return entry
 
     def is_proven(self, near: float) -> bool:
