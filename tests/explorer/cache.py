@@ -313,6 +313,8 @@ class CacheModel(Model):
         """End a process, or the worker, without a word, and begin another one."""
         process = WORKER if self.world.chance(0.4) else process
         self.world.kill(process)
+        # What was deferred there is lost.
+        self.invalidations = [one for one in self.invalidations if one.process != process]
         self.rooms[process] = self._room()
         self.loaders[process] = self._loaders(self.rooms[process])
 
