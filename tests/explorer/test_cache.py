@@ -12,7 +12,7 @@ from tests.explorer.world import World
 RUNS = {
     True: 750,
     False: 50,
-}  # of each kind; in full they are 13,400 together with the state's
+}  # of each kind; in full they are 14,150 together with the state's and the copies'
 FINDS_WITHIN = 2_500
 
 # Events that happen more often than usual, by the subject of a part of the runs.

@@ -21,7 +21,7 @@ from tests.explorer.world import World
 RUNS = {
     True: 875,
     False: 60,
-}  # of each kind; in full they are 13,400 together with the cache's
+}  # of each kind; in full they are 14,150 together with the cache's
 FINDS_WITHIN = 2_500
 
 # Events that happen more often than usual, by the subject of a part of the runs.
