@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import unittest
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context
@@ -351,19 +352,49 @@ def test_a_test_case_of_django_caches_as_ever(rows: None, room: Stillroom) -> No
     """In Django's TestCase, whose transaction never commits, the cache works, and captured callbacks invalidate."""
     seen: list[Any] = []
 
+    def look() -> None:
+        seen.append(room.cache.get_or_set("k", lambda: len(seen), tags=["product:7"]))
+
     class InATest(TestCase):
         def test_it(self) -> None:
             reprice()
-            seen.append(room.cache.get_or_set("k", lambda: 1, tags=["product:7"]))
-            seen.append(room.cache.get("k"))
-            with self.captureOnCommitCallbacks(execute=True):
-                reprice()
-            seen.append(room.cache.get("k"))
+            look()
+            look()
+            for edit in (reprice, reprice, lambda: product().delete()):
+                with self.captureOnCommitCallbacks(execute=True):
+                    edit()
+                look()
+                with transaction.atomic():  # as around a view with ATOMIC_REQUESTS
+                    look()
 
-    result = InATest("test_it").run()
-    assert result is not None
+    result = unittest.TestResult()
+    unittest.TestSuite([InATest("test_it")]).run(result)
     assert not result.errors, result.errors
-    assert seen == [1, 1, None]
+    assert seen == [0, 0, 2, 2, 4, 4, 6, 6]
+
+
+def test_a_transaction_in_a_test_case_of_django_is_one(rows: None, room: Stillroom) -> None:
+    """In a TestCase nothing is stored of what an open transaction inside of it has changed, and all else is."""
+    seen: list[Any] = []
+
+    def load() -> int:
+        return int(product().price)
+
+    class InATest(TestCase):
+        def test_it(self) -> None:
+            reprice()
+            with transaction.atomic():
+                seen.append(room.cache.get_or_set("before", load))
+                reprice()
+                seen.append(room.cache.get_or_set("within", load))
+            with transaction.atomic():
+                seen.append(room.cache.get_or_set("after", load))
+            seen.append(room.cache.get_many(["before", "within", "after"]))
+
+    result = unittest.TestResult()
+    unittest.TestSuite([InATest("test_it")]).run(result)
+    assert not result.errors, result.errors
+    assert seen == [5, 5, 5, {"before": 5, "after": 5}]
 
 
 def test_an_edit_is_no_error_while_redis_is_away(

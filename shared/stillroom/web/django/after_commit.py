@@ -173,11 +173,18 @@ class Transaction:
         self._connection = connection
 
     def is_settled(self) -> bool:
-        """Return whether no transaction is open. A test case's own one does not count: it is never committed."""
-        blocks = self._connection.atomic_blocks
-        if all(block._from_testcase for block in blocks):
+        """Return whether no transaction is open that has changed something.
+
+        A test case's own ones do not count, nor what was changed in them: they are never committed.
+        """
+        blocks, entries = self._connection.atomic_blocks, self._connection.run_on_commit
+        own = sum(not block._from_testcase for block in blocks)
+        if not own:
             return True
-        return not any(_delivery_of(entry) for entry in self._connection.run_on_commit)
+        if own < len(blocks):
+            opened = self._connection.savepoint_ids[-own]
+            entries = [entry for entry in entries if opened in entry[0]]
+        return not any(_delivery_of(entry) for entry in entries)
 
     def is_over(self) -> bool:
         """Return whether it is settled: its next change is watched anew."""
@@ -185,10 +192,15 @@ class Transaction:
 
 
 def _after_commit(using: str | None, add: Callable[[Pending], None]) -> None:
-    """Add to what this savepoint level collects; outside a transaction it is delivered at once."""
+    """Add to what this savepoint level collects; outside a transaction it is delivered at once.
+
+    In a test case each change has a callback of its own: captureOnCommitCallbacks calls those that are new since it
+    began, and leaves them where they are.
+    """
     connection = connections[using or DEFAULT_DB_ALIAS]
     level = set(connection.savepoint_ids)
-    for entry in reversed(connection.run_on_commit):
+    is_a_test = any(block._from_testcase for block in connection.atomic_blocks)
+    for entry in () if is_a_test else reversed(connection.run_on_commit):
         known = _delivery_of(entry)
         if known is not None and entry[0] == level:
             add(known.pending)
