@@ -18,6 +18,7 @@ from starlette.routing import Mount, Route
 
 import tests.web.test_django  # noqa: F401 - configures Django
 from stillroom import AUTH, AsyncStillroom, Limit, NoDispatch, Settings, Stillroom
+from stillroom.cache.loaders import UNCACHED
 from stillroom.web import fastapi as on_fastapi
 from stillroom.web import flask as on_flask
 from stillroom.web import starlette as on_starlette
@@ -286,3 +287,36 @@ def test_a_guard_without_depends_is_told(
     TestClient(app).get("/default")
     told = [one.getMessage() for one in caplog.records if "guards nothing" in one.getMessage()]
     assert len(told) == 4
+
+
+def test_a_view_that_is_in_an_app_without_its_cache_is_named(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A @cached above @app.get is named with the first request, because each request calls the view."""
+    flask, fastapi = Flask("uncached"), FastAPI()
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        room.init_app(flask)
+        room.cache.cached("sync")(flask.get("/lost")(lost := _view("lost")))
+        flask.get("/kept")(room.cache.cached("kept")(_view("kept")))
+        assert flask.test_client().get("/lost").status_code == 200
+    both = AsyncStillroom(settings, dispatch=NoDispatch())
+    both.cache.cached("async")(fastapi.get("/lost")(lost_too := _view("lost_too")))
+    kept = both.cache.cached("kept")(both.cache.cached("twice", name="twice")(_view("kept")))
+    fastapi.get("/kept")(kept)
+    fastapi.get("/limited")(on_starlette.limited(AUTH)(kept))
+    fastapi.add_middleware(StillroomMiddleware, room=both)
+    assert TestClient(fastapi).get("/lost").status_code == 200
+    told = [
+        one.getMessage() for one in caplog.records if "each request calls it" in one.getMessage()
+    ]
+    names = [lost.__name__, f"{__name__}.{lost_too.__qualname__}"]
+    assert [one.split(" has a ")[0] for one in told] == [f"the view {name}" for name in names]
+    assert lost_views(flask, UNCACHED) == names[:1]
+
+
+def _view(name: str) -> Any:
+    def view() -> dict[str, str]:
+        return {}
+
+    view.__name__ = name
+    return view

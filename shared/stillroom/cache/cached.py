@@ -9,7 +9,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from stillroom.cache.calls import Asked
 from stillroom.cache.gathering import gather, gather_async
-from stillroom.cache.loaders import Loader
+from stillroom.cache.loaders import UNCACHED, Loader, note_within
 from stillroom.codec import MISS
 from stillroom.errors import InvalidArgument
 from stillroom.face import drop_our_frames
@@ -53,6 +53,7 @@ class _Cached(Generic[P, T_co]):
         self._copies = body.copies
         self._driver = driver
         self._first: tuple[Any, ...] = ()  # the object it is bound to
+        note_within(function, self, UNCACHED)
 
     def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key of this call, as `get` and `invalidate` of the cache take it. Never awaited."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from stillroom.abuse.rules import BUILT_IN, Rule
+from stillroom.cache.loaders import UNCACHED
 from stillroom.cli.application import endpoints_in, tables_in
 from stillroom.cli.doctor import Line
 from stillroom.errors import did_you_mean
@@ -61,7 +62,7 @@ def examined(app: InApp) -> Iterator[Line]:
                 said = f"{route} fits no endpoint of the app: its limits hold for nothing{hint}."
                 yield Line("warn", f"routes {name}", said)
     for name, one, routes in app.apps:
-        lost = [(view, why) for why in (LOST, UNASKED) for view in lost_views(one, why)]
+        lost = [(view, why) for why in (LOST, UNASKED, UNCACHED) for view in lost_views(one, why)]
         lost += [(known.endpoint.name, known.endpoint.lost) for known in routes]
         yield from [Line("warn", f"views {name}", f"{view} {why}.") for view, why in lost if why]
         yield from _views(f"views {name}", one, [known for known in routes if known.carries])

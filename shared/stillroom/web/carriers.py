@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, get_args
 
+from stillroom.cache.loaders import UNCACHED, WITHIN
 from stillroom.limits import Limit
 from stillroom.web.limited import Limited, carried, is_exempt, kind_of
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 FLASK_EXTENSION = "stillroom.limits"  # in app.extensions
-WITHIN = "__stillroom_within__"  # on a view: which decorator of ours is around it
 _BELOW = "put it below @app.route, which takes what it finds there"
 LOST = f"has a @limited that the app does not know, so it limits nothing: {_BELOW}"
 UNASKED = f"has a @fresh that the app does not know, so it asks nobody: {_BELOW}"
@@ -162,7 +162,10 @@ def of_flask(app: Any, rule: Any) -> Endpoint:
 
 
 def lost_views(app: Any, why: str = LOST) -> list[str]:
-    """Return the views that are in an app of Flask without what was put around them. `why`: LOST or UNASKED."""
+    """Return the views that are in an app of Flask without what was put around them.
+
+    `why`: LOST, UNASKED or UNCACHED.
+    """
     views = getattr(app, "view_functions", {})
     return [name for name, view in views.items() if getattr(view, WITHIN, None) == why]
 
@@ -240,8 +243,9 @@ def of_starlette(route: Any, outer: Sequence[Limited]) -> Endpoint:
     name = f"{getattr(view, '__module__', '')}.{getattr(view, '__qualname__', type(view).__name__)}"
     found = _endpoint(name, view, carriers, kind, methods)
     carries = (*[Carried(one, methods) for one in outer], *found.carries)
-    is_lost = getattr(view, WITHIN, None) == LOST
-    return found._replace(carries=carries, lost=LOST if is_lost else _undepended(dependant))
+    noted = getattr(view, WITHIN, None)
+    lost = noted if noted in (LOST, UNCACHED) else _undepended(dependant)
+    return found._replace(carries=carries, lost=lost)
 
 
 def _dependencies(dependant: Any, depth: int) -> Iterator[Any]:
@@ -264,13 +268,6 @@ def _undepended(dependant: Any) -> str:
 
 
 # Shared by the frameworks
-
-
-def note_within(view: Any, around: Any, why: str = LOST) -> None:
-    """Note what is around a view, which an app must not know without it. `why`: LOST or UNASKED."""
-    around.__dict__.pop(WITHIN, None)  # functools.wraps has copied the note of an earlier one
-    with suppress(AttributeError):  # of a bound method
-        setattr(view, WITHIN, why)
 
 
 def _endpoint(

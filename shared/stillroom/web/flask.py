@@ -16,6 +16,7 @@ from flask import Flask, Request, Response, abort, current_app, g, has_app_conte
 from flask import session as flasks_session
 from flask.sessions import SessionInterface, SessionMixin
 
+from stillroom.cache.loaders import UNCACHED, note_within
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
     SessionNotLoaded,
@@ -27,7 +28,7 @@ from stillroom.misuse import explained
 from stillroom.operation import Operation
 from stillroom.room import Stillroom
 from stillroom.sessions import LONGEST_S, Session
-from stillroom.web.carriers import UNASKED, lost_views, note_within
+from stillroom.web.carriers import UNASKED, lost_views
 from stillroom.web.cors import kept
 from stillroom.web.ending import ended, ending
 from stillroom.web.flask_limits import LimitExceeded, StillroomLimits, exempt, limited
@@ -272,8 +273,9 @@ class StillroomSessions(SessionInterface):
         """Flask's first step in each request. Nothing is read yet."""
         if not self._has_told:
             self._has_told = True
-            for name in lost_views(app, UNASKED):
-                log.warning("the view %s %s", name, UNASKED)
+            for why in (UNASKED, UNCACHED):
+                for name in lost_views(app, why):
+                    log.warning("the view %s %s", name, why)
         cookie = self._cookie or self._cookie_of(app)
         environ = request.environ
         token = cookie.read(environ.get("HTTP_COOKIE", ""))

@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 from flask import Blueprint, Flask, Request, Response, current_app, request, session
 from werkzeug.exceptions import HTTPException, ServiceUnavailable, TooManyRequests
 
+from stillroom.cache.loaders import note_within
 from stillroom.errors import InvalidLimit, LoadShed, SettingsError
 from stillroom.limits import Decision, Limit
 from stillroom.limits.limit import check_limits
 from stillroom.limits.routes import Counted
 from stillroom.misuse import explained, refuse_other
 from stillroom.room import Stillroom
-from stillroom.web.carriers import FLASK_EXTENSION, LOST, lost_views, note_within
+from stillroom.web.carriers import FLASK_EXTENSION, LOST, lost_views
 from stillroom.web.cors import EXPOSE, exposing, is_preflight
 from stillroom.web.endpoints import Charger, until_sent
 from stillroom.web.fetched import is_meant_in_environ
@@ -455,7 +456,7 @@ def _limited(view: Any, declaration: Limited) -> Any:
 
         made = charged
     setattr(made, MARK, (declaration, *carried(view)))
-    note_within(view, made)
+    note_within(view, made, LOST)
     return made
 
 

@@ -19,12 +19,13 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stillroom.cache.loaders import note_within
 from stillroom.errors import InvalidLimit, SettingsError
 from stillroom.limits import Decision
 from stillroom.limits.routes import Counted
 from stillroom.misuse import explained
 from stillroom.web.asgi import LIMITER, StillroomMiddleware
-from stillroom.web.carriers import note_within
+from stillroom.web.carriers import LOST
 from stillroom.web.cors import Learned, Unanswered, is_preflight
 from stillroom.web.limited import (
     MARK,
@@ -299,7 +300,7 @@ def _limited_function(endpoint: Any, declaration: Limited) -> Any:
         # Whoever looks behind a decorator further out, as FastAPI does, is to see that this one is awaited.
         del charged.__wrapped__
     setattr(charged, MARK, (declaration, *carried(endpoint)))
-    note_within(endpoint, charged)
+    note_within(endpoint, charged, LOST)
     charged.__signature__ = _with_connection(endpoint)  # type: ignore[attr-defined]
     return charged
 
@@ -325,7 +326,7 @@ def _limited_stream(endpoint: Any, declaration: Limited) -> Any:
         return endpoint(*args, **kwargs)
 
     setattr(charged, MARK, (declaration, *carried(endpoint)))
-    note_within(endpoint, charged)
+    note_within(endpoint, charged, LOST)
     first = inspect.Parameter(
         name,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
