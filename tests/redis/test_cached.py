@@ -468,6 +468,26 @@ def test_a_module_may_be_loaded_again(tmp_path: Path, monkeypatch: pytest.Monkey
     assert registered["load"].template == "another:{id}"
 
 
+def test_a_loader_that_is_defined_again_with_another_value_is_told(
+    room: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A loader that takes the visitor's name from the view around it is told once: its key lacks the name."""
+    inner = getattr(room, "inner", room)
+
+    def view(user: str, engine: object) -> None:
+        @inner.cache.cached("dashboard")
+        def load() -> str:
+            return f"{user}'s {engine}"
+
+    view("ann", object())
+    view("ann", object())  # as an app's factory in tests
+    assert not caplog.records
+    for user in ("bob", "eve"):
+        view(user, object())
+    (told,) = [one.getMessage() for one in caplog.records]
+    assert "load is defined again with another user: both have the key 'dashboard'" in told
+
+
 def test_two_loaders_of_one_factory_are_told_apart(room: Any) -> None:
     """Two loaders that one factory made at the same place in the source are told apart."""
     inner = getattr(room, "inner", room)

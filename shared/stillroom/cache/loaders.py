@@ -6,6 +6,7 @@ import ast
 import functools
 import inspect
 import json
+import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -92,6 +93,8 @@ class Recipe(NamedTuple):
         """Return the name of the load in logs and counts."""
         return self.loader.name if self.loader else place_of(self.call.function)
 
+
+log = logging.getLogger("stillroom")
 
 PLACES_LIMIT = 1_000
 UNINSTALLED = "__stillroom_uninstalled__"  # on the function of a page's loader: whether no app has installed it
@@ -419,12 +422,16 @@ class Loaders:
         self._by_name: dict[str, Loader] = {}
         self._unfilled: frozenset[str] = frozenset()
         self._of_pages: frozenset[str] = frozenset()
+        self._told: set[tuple[str, str]] = (
+            set()
+        )  # the places of loaders that were defined with other values
         self.around: list[Around] = []
 
     def register(self, loader: Loader) -> None:
         """Add a loader. One that is defined again, as when a module is reloaded, takes the earlier one's place."""
         with no_fork():  # one after the other, for modules are imported in several threads
             others = [other for other in self._by_name.values() if not _is_again(loader, other)]
+            self._tell_of_captured(loader)
             if any(other.name == loader.name for other in others):
                 raise InvalidArgument(
                     f"a loader named {loader.name!r} exists already; give this one name=…"
@@ -439,6 +446,22 @@ class Loaders:
                 loader.around = self.around
             self._by_name = {other.name: other for other in [*others, loader]}
             self._note_unfilled()
+
+    def _tell_of_captured(self, loader: Loader) -> None:
+        """Log once that a function inside a function is defined again with other values from around it.
+
+        Its key does not say them. A value that a visitor's request gave would be served to the next visitor.
+        """
+        known = self._by_name.get(loader.name)
+        if known is None or (place := _place_of(loader)) in self._told:
+            return
+        if others := _captured_otherwise(behind(loader.function), behind(known.function)):
+            self._told.add(place)
+            log.warning(
+                "%s is defined again with another %s: both have the key %r, so each is given what the other has "
+                "loaded; define it once, and make %s a parameter that is in the key",
+                *(loader.name, ", ".join(others), loader.template, others[0]),
+            )
 
     def know_tags_of_pages(self, templates: Collection[str]) -> None:
         """Take note of templates of tags that are filled with what a page's address says: see refuse_unfilled."""
@@ -546,6 +569,20 @@ def _is_again(one: Loader, other: Loader) -> bool:
         return True
     is_one_of_a_kind = inspect.isfunction(one.function) and "<" not in one.function.__qualname__
     return is_one_of_a_kind and one.function is not other.function
+
+
+def _captured_otherwise(one: Any, other: Any) -> list[str]:
+    """Return the variables from around a function whose plain values differ in two runs of one definition."""
+    if getattr(one, "__code__", one) is not getattr(other, "__code__", None):
+        return []
+    cells, its_cells = (getattr(each, "__closure__", None) or () for each in (one, other))
+    found = []
+    for name, mine, its in zip(one.__code__.co_freevars, cells, its_cells, strict=False):
+        with suppress(ValueError):  # an empty cell
+            pair = mine.cell_contents, its.cell_contents
+            if all(map(is_frozen, pair)) and pair[0] != pair[1]:
+                found.append(name)
+    return found
 
 
 def _place_of(loader: Loader) -> tuple[str, str]:
