@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import hishel
 import pytest
-from fastapi import BackgroundTasks, Cookie, Depends, FastAPI, Header, Request
+from fastapi import APIRouter, BackgroundTasks, Cookie, Depends, FastAPI, Header, Request
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from flask import Flask, Response, url_for
@@ -1120,6 +1120,43 @@ def test_a_forgotten_install_is_told_at_the_start(
 
 
 # Classes
+
+
+def test_a_page_that_no_route_of_the_app_leads_to_is_told(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A page of a mounted app, or of POST alone, is cached nowhere, and told with the first request."""
+
+    def page(pages: Pages[Any], name: str) -> Any:
+        def view() -> dict[str, str]:
+            return {}
+
+        view.__name__ = name
+        return pages.page(ttl=60, name=name)(view)
+
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    pages, inners = Pages(room), Pages(room)
+    fastapi, inner, router = FastAPI(), FastAPI(), APIRouter()
+    pages.install(fastapi)
+    inners.install(inner)
+    router.get("/kept")(page(pages, "kept"))
+    fastapi.include_router(router, prefix="/r")
+    inner.get("/lost")(page(pages, "lost"))
+    inner.get("/own")(page(inners, "own"))
+    fastapi.mount("/in", inner)
+    fastapi.post("/posted")(page(pages, "posted"))
+    client = TestClient(fastapi)
+    said = [
+        client.get(path).headers.get("cache-status") for path in ("/r/kept", "/in/own", "/in/lost")
+    ]
+    assert said[:2] == ["stillroom; fwd=miss; stored"] * 2
+    flask, theirs = Flask("unreached"), Pages(Stillroom(settings, dispatch=NoDispatch()))
+    theirs.install(flask)
+    flask.post("/posted")(page(theirs, "flasks"))
+    flask.get("/kept")(page(theirs, "flasks_kept"))
+    assert flask.test_client().get("/kept").headers["cache-status"].endswith("stored")
+    nowhere = [one for one in caplog.messages if "is cached nowhere" in one]
+    assert [one.split()[2] for one in nowhere] == ["lost", "posted", "flasks"]
 
 
 def test_pages_of_classes(settings: Settings) -> None:

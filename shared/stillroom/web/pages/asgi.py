@@ -47,6 +47,11 @@ class Endpoint(NamedTuple):
     route: Any
     endpoint: Any
 
+    @property
+    def methods(self) -> Any:
+        """Return the methods that its route answers. None: any."""
+        return getattr(self.route, "methods", None)
+
     def parameters(self, method: str, path: str, scope: Scope) -> dict[str, Any] | None:
         """Return its parameters if it answers this request."""
         if not hasattr(self.route, "path_regex"):  # a route of another kind than paths: a host
@@ -82,7 +87,12 @@ class Renderer:
     def _endpoints(self) -> list[Endpoint]:
         routes = self._app.routes
         if len(routes) != self._counted:  # routes may be added until the app is served
-            self._table, self._counted = [_endpoint(route) for route in _flat(routes)], len(routes)
+            is_first, self._counted = self._counted < 0, len(routes)
+            self._table = [_endpoint(route) for route in _flat(routes)]
+            if is_first:
+                self.pages.tell_of_unreached(
+                    one.endpoint for one in self._table if "GET" in (one.methods or ("GET",))
+                )
         return self._table
 
     async def render(self, marked: Marked, identity: Identity) -> StoredPage:

@@ -45,6 +45,7 @@ class PageMiddleware:
         self.app = app
         self._pages = pages
         self._flask = flask
+        self._has_told = False
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         found = self._find(environ)
@@ -96,11 +97,18 @@ class PageMiddleware:
 
     def _endpoint(self, environ: Environ) -> tuple[Any, dict[str, Any]] | None:
         """Return the view and its parameters, as Flask's own router finds them."""
+        views = self._flask.view_functions
+        if not self._has_told:
+            self._has_told = True
+            rules = self._flask.url_map.iter_rules()
+            self._pages.tell_of_unreached(
+                views.get(rule.endpoint) for rule in rules if "GET" in (rule.methods or ("GET",))
+            )
         try:
             name, parameters = self._adapter(environ).match(method="GET")
         except (HTTPException, RequestRedirect):
             return None
-        return self._flask.view_functions.get(name), dict(parameters)
+        return views.get(name), dict(parameters)
 
     def _adapter(self, environ: Environ) -> MapAdapter:
         """Return what Flask.create_url_adapter does, which would need a whole request for it."""

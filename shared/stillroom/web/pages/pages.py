@@ -273,6 +273,19 @@ class Pages(Generic[R]):
 
     # Called by middleware
 
+    def tell_of_unreached(self, endpoints: Iterable[Any]) -> None:
+        """Log which pages are cached nowhere, since no endpoint of the installed app has them.
+
+        `endpoints`: those that answer GET. Called once, with the first request: then the app has all its routes.
+        """
+        reached = {marked.name for marked in map(_mark_of, endpoints) if marked is not None}
+        for name in [one for one in self._marked if one not in reached]:
+            log.warning(
+                "the page %s is cached nowhere: the app of Pages.install(app) has no route of its own that answers "
+                "GET with it. An app that is mounted in it needs Pages of its own",
+                name,
+            )
+
     def find(self, endpoint: Any, visit: Visit) -> Found | None:
         """Return which page this request is for; None if the endpoint is not marked."""
         marked = _mark_of(endpoint)
