@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from stillroom.errors import StillroomError
-from stillroom.misuse import misuse
+from stillroom.misuse import METHODS_ELSEWHERE, misuse
 from stillroom.operation import Operation
 
 T = TypeVar("T")
@@ -45,8 +45,11 @@ class Face:
             """Return a worker's call, which stands in `room.upkeep` and can still be called here."""
             if name in self._moved:
                 return getattr(self._upkeep, self._moved[name])
-            kind = type(self).__name__
-            raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=self)
+            kind = type(self)
+            meant = [one for one in METHODS_ELSEWHERE.get(name, ()) if hasattr(kind, one)]
+            hint = f"; did you mean {meant[0]}?" if meant else ""
+            said = f"{kind.__name__!r} object has no attribute {name!r}{hint}"
+            raise AttributeError(said, name=name, obj=self)
 
 
 class Service(Face):

@@ -26,6 +26,15 @@ ELSEWHERE = {
     "stale_while_revalidate": "swr",
     "timeout": "ttl",
 }
+# What methods are called there → here, whichever of them a service has.
+METHODS_ELSEWHERE = {
+    "delete": ("invalidate", "destroy"),
+    "delete_many": ("invalidate_many", "destroy_many"),
+    "delete_match": ("invalidate_by_pattern",),
+    "delete_pattern": ("invalidate_by_pattern",),
+    "delete_tags": ("invalidate_by_tag",),
+    "hit": ("check",),
+}
 SLIP = 0.65  # how like a name a slip of it is: `expire` is no slip of `ignore`, nor `wait` of `warm_with`
 
 

@@ -404,6 +404,23 @@ def test_a_room_says_what_the_other_one_has() -> None:
         FastAPI(lifespan=ROOM.lifespan)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("service", "name", "meant"),
+    [
+        (ROOM.cache, "delete", "invalidate"),
+        (ASYNC_ROOM.cache, "delete_pattern", "invalidate_by_pattern"),
+        (ROOM.sessions, "delete", "destroy"),
+        (ROOM.limits, "hit", "check"),
+    ],
+)
+def test_a_method_that_has_another_name_elsewhere(service: Any, name: str, meant: str) -> None:
+    """A method of django-redis, cashews or limits is answered with its name here."""
+    with pytest.raises(AttributeError, match=rf"no attribute '{name}'; did you mean {meant}\?"):
+        getattr(service, name)
+    assert callable(getattr(service, meant))
+    assert not hasattr(service, "nothing")
+
+
 @pytest.mark.parametrize("given", AWAITED, ids=["function", "partial", "object"])
 def test_functions_of_a_request_may_be_awaited_in_asgi(given: Any) -> None:
     """In Starlette and FastAPI each function of the request may be a coroutine function."""

@@ -49,7 +49,8 @@ def limited(
     async def check_limits(*, connection: HTTPConnection) -> None:
         await check(connection, declaration)
 
-    check_limits.__qualname__ = "Depends(limited(…))"  # for the message of that error
+    # For the message of that error.
+    check_limits.__qualname__ = "Depends(limited(…)) (the decorator is in stillroom.web.starlette)"
     setattr(check_limits, MARK, (declaration,))
     setattr(check_limits, GUARD, "limited(…)")
     return check_limits
