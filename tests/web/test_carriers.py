@@ -187,7 +187,7 @@ def test_a_view_that_is_in_an_app_of_starlette_without_its_limits_is_lost(
 
 
 def test_a_dependency_of_fastapi_is_no_decorator() -> None:
-    """FastAPI's `limited` as a decorator is an error at once, wherever it stands, and says what it is."""
+    """FastAPI's guards as decorators are an error at once, wherever they stand, and say what they are."""
     app = FastAPI()
     for view in (lambda: "", app.get("/x")(lambda: "")):
         with pytest.raises(
@@ -195,6 +195,10 @@ def test_a_dependency_of_fastapi_is_no_decorator() -> None:
             match=r"Depends\(limited.*the decorator is in stillroom.web.starlette.* takes 0",
         ):
             on_fastapi.limited(AUTH)(view)  # type: ignore[call-arg]
+        with pytest.raises(
+            TypeError, match=r"Depends\(fresh_session\(…\)\)\(\) takes 0 positional"
+        ):
+            on_starlette.fresh_session(600)(view)  # type: ignore[call-arg]
 
 
 def test_a_set_of_views_carries_the_limits_of_its_actions() -> None:

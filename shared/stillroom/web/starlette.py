@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
+from typing import Protocol
 
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
@@ -33,16 +34,25 @@ async def load_session(connection: HTTPConnection) -> AsyncWebSession:
     return await session.load()
 
 
+class Asking(Protocol):
+    """Is called by FastAPI, which gives a dependency its parameters by name."""
+
+    def __call__(self, *, connection: HTTPConnection) -> Awaitable[AsyncWebSession]:
+        """Return the session of this request."""
+
+
 @explained
-def fresh_session(seconds: Duration) -> Callable[[HTTPConnection], Awaitable[AsyncWebSession]]:
+def fresh_session(seconds: Duration) -> Asking:
     """Return a dependency: the session, if its user has proved within so many seconds who they are; else 401.
 
     `Depends(fresh_session(600))` is for a page that changes a password. After the user has proved it again, call
-    `session.confirm()`. Otherwise see `load_session`.
+    `session.confirm()`. In Starlette, which has no dependencies, call `session.require_fresh(600)` in the endpoint.
+    Otherwise see `load_session`.
     """
     within = seconds_of("seconds", seconds, least=0)
 
-    async def load(connection: HTTPConnection) -> AsyncWebSession:
+    # By name, as FastAPI gives it: so `@fresh_session(600)` on an endpoint is an error, and no lost guard.
+    async def load(*, connection: HTTPConnection) -> AsyncWebSession:
         session = await load_session(connection)
         try:
             session.require_fresh(within)
@@ -50,6 +60,7 @@ def fresh_session(seconds: Duration) -> Callable[[HTTPConnection], Awaitable[Asy
             raise HTTPException(401, str(error)) from error
         return session
 
+    load.__qualname__ = "Depends(fresh_session(…))"  # for the message of that error
     setattr(load, GUARD, "fresh_session(…)")
     return load
 
