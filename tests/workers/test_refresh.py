@@ -447,6 +447,7 @@ class TestLife:
         ("loaders", "message"),
         [
             ("tests.support.nowhere", "can't import tests.support.nowhere"),
+            ("./shop/nowhere.py", "did you mean shop.nowhere?"),
             ("tests.support.entries", "nothing in tests.support.entries is a Stillroom"),
             (
                 "tests.support.shop_app:product",

@@ -74,6 +74,12 @@ def _listeners_to(room: Stillroom | AsyncStillroom) -> list[Any]:
     return [one for one in room.sessions.on_event if getattr(one, "__self__", None) is not room]
 
 
+def _meant(path: str) -> str:
+    """Return the module that a file's name stands for: `shop/cache.py` is `shop.cache`."""
+    named = path.removesuffix(".py").strip("./").replace("/", ".")
+    return f"; did you mean {named}?" if named and named != path else ""
+
+
 def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
     """Return the rooms in a module: `shop.cache` (every room in it) or `shop.cache:room` (that one).
 
@@ -87,11 +93,12 @@ def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
     try:
         module = importlib.import_module(path)
     except ImportError as error:
-        raise SettingsError(f"STILLROOM_LOADERS={spec!r}: can't import {path}: {error}") from error
+        said = f"STILLROOM_LOADERS={spec!r}: can't import {path}: {error}{_meant(path)}"
+        raise SettingsError(said) from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        what = f"{type(error).__name__}: {error}{_where(error)}"
+        what = f"{type(error).__name__}: {error}{_where(error)}{_meant(path)}"
         raise SettingsError(f"STILLROOM_LOADERS={spec!r}: {path} raised {what}") from error
     rooms = _rooms_in(module, attribute) or ([] if attribute else room_of_django())
     if not rooms:
