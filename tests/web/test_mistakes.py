@@ -339,6 +339,12 @@ def test_fresh_is_put_on_a_view() -> None:
         assert "is put on a view, not on '/pay'" in refused(lambda it=fresh: it(600)("/pay"))
 
 
+def test_limits_are_put_around_a_router_of_fastapi() -> None:
+    """`limited(…)(router)` is refused, which Flask's blueprints take: the app would include the bare router."""
+    said = refused(lambda: on_starlette(AUTH)(APIRouter()))
+    assert "APIRouter(dependencies=[Depends(limited(…))])" in said
+
+
 def test_exempt_is_put_on_an_endpoint() -> None:
     """`exempt` on what holds endpoints, or is none, is refused: nobody would look for the mark there."""
     view = object.__new__(type("View", (), {"get": lambda self: "a view"}))

@@ -111,6 +111,14 @@ def limited(
         elif not callable(app):
             meant = "; did you mean @limited(AUTH)?" if isinstance(app, HTTPConnection) else ""
             raise InvalidLimit(app, f"limits are put on a function, a class or an ASGI app{meant}")
+        elif (
+            type(app).__name__ == "APIRouter"
+        ):  # the app would include it as it is, without what is around it
+            raise InvalidLimit(
+                app,
+                "a router of FastAPI takes limits as APIRouter(dependencies=[Depends(limited(…))]), with limited "
+                "from stillroom.web.fastapi",
+            )
         else:
             limit = LimitedApp if _is_app(app) else _limited_function
             made = limit(app, declaration)
