@@ -14,7 +14,9 @@ from unittest.mock import patch
 
 import pytest
 
+import redis
 from stillroom import AUTH, NoDispatch, RedisUnavailable, Settings
+from stillroom.embedded import EmbeddedServer
 from stillroom.wire.sentinel import Bell, _watch
 from tests.failover.conftest import UNHURRIED
 from tests.support.celery_process import until
@@ -195,6 +197,35 @@ def test_a_sentinel_of_another_deployment_is_outvoted_and_told(
     finally:
         for one in asked:
             one.execute_command("SENTINEL", "REMOVE", "split")
+
+
+def test_a_newer_configuration_of_another_deployment_takes_no_writes(
+    sentinels: Sentinels, make: Make
+) -> None:
+    """A server with replicas that one Sentinel names is not used while the others call another one well."""
+    asked = [sentinels.client(one) for one in sentinels.sentinels]
+    with EmbeddedServer() as theirs, EmbeddedServer() as follower:
+        redis.Redis(port=follower.port).replicaof("127.0.0.1", theirs.port)
+        their = redis.Redis(port=theirs.port)
+        until(lambda: their.info("replication")["connected_slaves"] == 1, "a replica")
+        ours = sentinels.host, sentinels.primary.port
+        try:
+            for one, (host, port) in zip(
+                asked, [ours, ours, ("127.0.0.1", theirs.port)], strict=True
+            ):
+                one.execute_command("SENTINEL", "MONITOR", "mixed", host, port, 2)
+            # As another Sentinel tells it of a failover.
+            told = f"127.0.0.1,1,{'f' * 40},7,mixed,127.0.0.1,{theirs.port},7"
+            until(lambda: their.publish("__sentinel__:hello", told), "a Sentinel that listens")
+            until(lambda: b"7" in asked[2].execute_command("SENTINEL", "MASTER", "mixed"), "news")
+            room = make(sentinels.url.replace(MASTER, "mixed"), connect_attempts=1)
+            with pytest.raises(RedisUnavailable, match=r"they name different servers.*doctor"):
+                room.connect()
+            assert not room.cache.set("k", 1)
+            assert not their.keys()
+        finally:
+            for one in asked:
+                one.execute_command("SENTINEL", "REMOVE", "mixed")
 
 
 def test_servers_that_are_no_sentinels_are_told_as_that(sentinels: Sentinels, make: Make) -> None:

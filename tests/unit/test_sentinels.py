@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import permutations
 
-from stillroom.wire.sentinel import Told, _read, view_of
+from stillroom.wire.sentinel import Told, _read, is_outnumbered, view_of
 
 HERE, THERE = ("10.0.0.1", 6379), ("10.0.0.2", 6379)
 
@@ -23,6 +23,17 @@ def test_a_newer_configuration_names_the_primary_and_is_not_believed_alone() -> 
     """After a failover one Sentinel knows it first. The former primary is not believed any more."""
     for answers in permutations([told(THERE, 2), told(HERE), told(HERE)]):
         assert view_of(answers, 3) == (THERE, 0.0)
+
+
+def test_a_newer_configuration_is_outnumbered_by_those_who_call_another_server_well() -> None:
+    """As many Sentinels that call another server well are enough to doubt it."""
+    gone = told(HERE)._replace(is_well=False)
+    newer = told(THERE, 2)
+    assert is_outnumbered([newer, told(HERE), told(HERE)], THERE)
+    assert is_outnumbered([newer, told(HERE)], THERE)
+    assert not is_outnumbered([newer, newer, told(HERE)], THERE)
+    assert not is_outnumbered([newer, gone, gone], THERE)
+    assert not is_outnumbered([newer], THERE)
 
 
 def test_a_sentinel_in_the_middle_of_a_failover_has_the_newer_configuration() -> None:

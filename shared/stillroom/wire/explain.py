@@ -63,7 +63,7 @@ REMEDIES = {
     "noscript": "Let the setting lead to one server, past any proxy that spreads commands over several",
     "unsupported": "Let the setting lead to a Redis or Valkey itself, which knows EVALSHA and SCRIPT LOAD",
     "noperm": "Give this user the commands and keys of its role; `stillroom doctor` tries what they do",
-    "sentinel": "See which of them run",
+    "sentinel": "See which of them run, and whom each of them names: `stillroom doctor` shows it",
     "nomaster": "Correct the name",
 }
 # Of a node whose address no setting holds.

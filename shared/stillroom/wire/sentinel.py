@@ -155,6 +155,7 @@ class Watch:
         left: Callable[[], object],
     ) -> None:
         self.believed_until = 0.0  # time.monotonic()
+        self.is_outnumbered = False  # those who name the primary, by those who name another server
         self.trouble = "none of them has answered yet"
         self.told: dict[Host, Told | None] = {}
         self.news: list[Callable[[], object]] = []
@@ -268,7 +269,7 @@ class Watch:
             self._bell.ring()
 
     def _where(self) -> Mapping[str, Any]:
-        if self._primary is None:
+        if self._primary is None or self.is_outnumbered:
             raise self._failure()
         host, port = self._primary
         return {"host": host, "port": port}
@@ -341,10 +342,13 @@ class Watch:
             if self._wanted > number:
                 return  # doubted meanwhile
             is_complete = len(answers) + len(errors) == len(told)
+            if self.is_outnumbered and not is_complete:
+                return  # a majority is not enough while one of them has known better
             is_believed = view.believed_until > time.monotonic()
             self.told, self._errors = dict(told), dict(errors)
             self.trouble = _trouble(answers, errors, len(told))
             if view.primary is not None and (is_believed or is_complete):
+                self.is_outnumbered = not is_believed and is_outnumbered(answers, view.primary)
                 self._appoint(view.primary)
             is_news = is_believed and view.primary != self._announced
             if is_believed:
@@ -432,6 +436,16 @@ def view_of(told: Sequence[Told], sentinels: int) -> View:
         return View(None, 0.0)
     is_believed = len(well) >= needed and not (is_replaced and len(told) - len(well) >= quorum)
     return View(newest.address, well[needed - 1] if is_believed else 0.0)
+
+
+def is_outnumbered(told: Sequence[Told], primary: Host) -> bool:
+    """Return whether another server is well to as many Sentinels as name this one, or more. Pure.
+
+    So it is for a moment after a failover that somebody has ordered. It stays so where a Sentinel of another
+    deployment is in the list, whose configuration is newer: its primary has followers, and would take our writes.
+    """
+    named = sum(one.address == primary for one in told)
+    return named <= sum(one.address != primary and one.is_well for one in told)
 
 
 def _watch(watching: weakref.ref[Watch], bell: Bell) -> None:

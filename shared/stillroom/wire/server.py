@@ -274,14 +274,14 @@ class Server:
     def _must_be_believed(self, replication: bytes) -> None:
         """Raise RedisUnavailable for a server that is not believed.
 
-        It is believed where most Sentinels have named it a moment ago, or, while they are silent, where its
-        replicas still follow. Where neither is so, it may have been cut off from the others, who have another
-        primary by now.
+        It is believed where most Sentinels have named it a moment ago, or, while they are silent and name no other
+        one, where its replicas still follow. Where neither is so, it may have been cut off from the others, who
+        have another primary by now.
         """
         followers = sum(int(lag) <= FOLLOWS_S for lag in _FOLLOWER.findall(replication))
         if self.watch is None or time.monotonic() < self.watch.believed_until:
             self._followers = followers
-        elif not followers or followers < self._followers:
+        elif self.watch.is_outnumbered or not followers or followers < self._followers:
             raise RedisUnavailable("sentinel", self.watch.trouble)
 
     # Its clock
