@@ -16,7 +16,8 @@ lifetimes. Times in them are of the old server's clock: where the two differ the
 | `!arriving`  | open         | never left that server                                       |
 | `!arriving`  | `!left`      | was being copied the other way: it is opened there again     |
 
-So a move that broke off may be repeated, or turned back by moving the other way. A shard that arrives replaces what
+So a move that broke off may be repeated, or turned back by moving the other way. Before that it may not go to a
+third server: there a shard that has left for the second one is open, and empty. A shard that arrives replaces what
 was there: it may be what another move has left behind. Sessions that are in use there are no such thing: whoever
 confuses the two servers would end all of them. So they are replaced only where that is asked for.
 """
@@ -35,6 +36,7 @@ from stillroom.groups import groups
 from stillroom.keys import Keys, glob_literal
 from stillroom.operation import Kept, Operation
 from stillroom.scripts import agree, session_arrive, session_shut
+from stillroom.shown import plural
 from stillroom.wire import Command, micros
 
 log = logging.getLogger("stillroom")
@@ -110,6 +112,7 @@ class Moving:
         both = [shard for shard, pair in enumerate(pairs) if pair == (None, None)]
         self._refuse_the_same(both[:1])
         if not replace:
+            self._refuse_what_left_for_another(pairs.count((LEFT, None)), both)
             self._refuse_to_replace(both)
         self._tell_shards()
         self._left = left
@@ -141,6 +144,18 @@ class Moving:
         self._there.ask(_opening(self._there, shards))
         if ARRIVING in here:
             raise SettingsError("both are the same server: there is nothing to move")
+
+    def _refuse_what_left_for_another(self, left: int, both: Sequence[int]) -> None:
+        """Raise SettingsError where a move to a third server broke off: what has left for that one is not there.
+
+        A move to this server has shut all shards there before the first one left. So none is open on both sides.
+        """
+        if left and both:
+            raise SettingsError(
+                f"{plural(left, 'shard')} of the sessions left {self._here.name} for another server than "
+                f"{self._there.name}, and would be lost: that move broke off. Turn it back first: the other way, "
+                "from that server. If that server is gone, --replace ends the sessions of these shards"
+            )
 
     def _refuse_to_replace(self, shards: Sequence[int]) -> None:
         """Raise SettingsError where sessions are in use there: perhaps they are to move, and not to be replaced."""

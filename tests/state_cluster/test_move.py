@@ -528,6 +528,24 @@ def test_a_move_is_turned_back(old: Stillroom, new: Stillroom) -> None:
     assert new.sessions.get(gone.token) is None
 
 
+def test_a_move_that_broke_off_is_turned_back_before_it_goes_elsewhere(
+    old: Stillroom, new: Stillroom, settings: Settings
+) -> None:
+    """A shard that has left for one server is not taken for one that arrived on another: its sessions would end."""
+    made = [old.sessions.create(f"user:{n}") for n in range(30)]
+    with EmbeddedServer() as third:
+        places = settings.model_copy(update={"redis_url": third.url, "state_cluster": False})
+        with Stillroom(places, dispatch=NoDispatch()) as elsewhere:
+            broken = moving(old, elsewhere)
+            broken.begin()
+            next(broken.shards())
+            with pytest.raises(SettingsError, match=r"1 shard of the sessions left .*Turn it back"):
+                move(old, new)
+            move(elsewhere, old)
+    move(old, new)
+    assert all(new.sessions.get(one.token) for one in made)
+
+
 def test_a_server_is_not_moved_to_itself(old: Stillroom, old_settings: Settings) -> None:
     """One server under two names is refused before anything is lost, and stays open."""
     session = old.sessions.create("ann", {})
