@@ -759,6 +759,25 @@ def test_a_channel_makes_one_client(broker: Broker) -> None:
             assert new.ping()
 
 
+def test_messages_that_can_not_be_given_back_are_told_once(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A right that a worker loses while it runs is one line, and one more when it is lost again."""
+    rights = ("on", ">weak", "~*", "&*", "+@all")
+    broker.redis.execute_command("ACL", "SETUSER", "weak", *rights)
+    with guards.Connection(f"redis://weak:weak@127.0.0.1:{broker.port}/0") as connection:
+        channel, cycle = connection.default_channel, connection.transport.cycle
+        channel._active_queues.append("celery")
+        channel.unacked_restore_throttle = 1
+        for right in ("-zrange", "-zrange", "+zrange", "-zrange"):
+            broker.redis.execute_command("ACL", "SETUSER", "weak", right)
+            cycle.maybe_restore_messages()
+        channel._active_queues.clear()
+    assert caplog.text.count("can't be given back") == 2
+    assert "'zrange'" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
 def test_broker_transport_would_drop_tls() -> None:
     """Naming the transport in the configuration instead would turn `rediss://` into plain text."""
     stock = StockConnection("rediss://h:1/0", transport="kombu.transport.redis:Transport")

@@ -110,6 +110,24 @@ def test_a_right_that_is_missing_at_the_broker_ends_the_worker(
     assert "Traceback" not in worker.log
 
 
+def test_a_right_that_is_lost_while_a_worker_runs_is_one_line(
+    start: StartCelery, own_server: EmbeddedServer, db: Any
+) -> None:
+    """Tasks that Redis refuses fail without a traceback; one error tells the reason of both."""
+    db.execute_command("ACL", "SETUSER", "weak", "on", ">weak", "~*", "&*", "+@all")
+    weak = f"redis://weak:weak@127.0.0.1:{own_server.port}"
+    worker = start("worker", REDIS_URL=weak, STILLROOM_BROKER_URL=own_server.url)
+    worker.await_line(" ready.", 60)
+    db.execute_command("ACL", "SETUSER", "weak", "-evalsha")
+    with Celery(broker=own_server.url) as client:
+        for _ in range(2):
+            client.send_task("stillroom.reclaim", queue="stillroom.maintenance")
+    until(lambda: worker.log.count("raised expected: RedisRefused") == 2, "both failures")
+    assert worker.log.count("stillroom.reclaim could not be done: Redis refuses this (noperm)") == 1
+    assert "'evalsha'" in worker.log
+    assert "Traceback" not in worker.log
+
+
 def test_a_line_of_the_module_is_named(start: StartCelery, tmp_path: Path) -> None:
     """The sentence names the line of the module, also when a called function makes the mistake."""
     (tmp_path / "helper.py").write_text("def connect():\n    raise OSError('no database')\n")

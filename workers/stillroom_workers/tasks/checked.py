@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from kombu.utils.json import dumps
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stillroom import OrderRefused, UnknownLoader
+from stillroom import OrderRefused, RedisUnavailable, UnknownLoader
 from stillroom.cache.loaders import BadArguments
 from stillroom.shown import complaints, shown
 from stillroom_workers.tasks.worker_app import WorkerApp
@@ -38,6 +38,9 @@ def register_task(
     A message that does not fit will not fit next time either: the task fails with OrderRefused, and its order is
     kept as a dead letter. What is logged names fields, never their contents. Celery's JSON also has dates, UUIDs
     and Decimals, which no order has: `int(Decimal("1E+999999999"))` never ends.
+
+    Redis that is away, or refuses, fails the task, and one sentence each half minute tells why. Celery's own line
+    has a traceback, which shows where it was noticed and nothing of the cause.
     """
 
     def run(*args: Any, **fields: Any) -> Report:
@@ -51,10 +54,13 @@ def register_task(
             reason = complaints(error)
         except (BadArguments, UnknownLoader) as error:
             reason = str(error)
+        except RedisUnavailable as error:
+            app.room.stats.say(f"{name} could not be done", error.reason, error, logging.ERROR)
+            raise
         refuse(app, name, args, fields, reason)
         raise OrderRefused(f"{model.__name__} refused: {shown(reason)}")
 
-    app.task(run, name=name, throws=(OrderRefused,), **options)
+    app.task(run, name=name, throws=(OrderRefused, RedisUnavailable), **options)
 
 
 def refuse(
