@@ -759,22 +759,30 @@ def test_a_channel_makes_one_client(broker: Broker) -> None:
             assert new.ping()
 
 
-def test_messages_that_can_not_be_given_back_are_told_once(
-    broker: Broker, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("work", "right", "told"),
+    [
+        ("maybe_restore_messages", "zrange", "can't be given back"),
+        ("maybe_refresh_binding_expiry", "evalsha", "can't be kept alive"),
+    ],
+)
+def test_what_redis_refuses_again_and_again_is_told_once(
+    broker: Broker, caplog: pytest.LogCaptureFixture, work: str, right: str, told: str
 ) -> None:
     """A right that a worker loses while it runs is one line, and one more when it is lost again."""
-    rights = ("on", ">weak", "~*", "&*", "+@all")
-    broker.redis.execute_command("ACL", "SETUSER", "weak", *rights)
+    broker.redis.execute_command("ACL", "SETUSER", "weak", "on", ">weak", "~*", "&*", "+@all")
     with guards.Connection(f"redis://weak:weak@127.0.0.1:{broker.port}/0") as connection:
         channel, cycle = connection.default_channel, connection.transport.cycle
         channel._active_queues.append("celery")
+        channel._expires["celery"] = 60_000
         channel.unacked_restore_throttle = 1
-        for right in ("-zrange", "-zrange", "+zrange", "-zrange"):
-            broker.redis.execute_command("ACL", "SETUSER", "weak", right)
-            cycle.maybe_restore_messages()
+        for sign in "--+-":
+            broker.redis.execute_command("ACL", "SETUSER", "weak", sign + right)
+            channel._bindings_swept_at = 0  # it is due
+            getattr(cycle, work)()
         channel._active_queues.clear()
-    assert caplog.text.count("can't be given back") == 2
-    assert "'zrange'" in caplog.text
+    assert caplog.text.count(told) == 2
+    assert f"'{right}'" in caplog.text
     assert "Traceback" not in caplog.text
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from time import monotonic
 from typing import Any, ClassVar
@@ -376,26 +376,40 @@ def _as_connection_error(error: redis.ResponseError) -> type[redis.ConnectionErr
 
 
 class Poller(_StockPoller):  # type: ignore[misc]
-    """kombu's poller, which tells once that messages can't be given back.
+    """kombu's poller, which tells once what Redis refuses it again and again.
 
-    Where the user has lost a right since the worker began, stock writes a traceback of 46 lines every five seconds;
-    with greenlets the worker ends.
+    Where the user has lost a right since the worker began, stock writes a traceback of 46 lines every five seconds,
+    or every second; with greenlets the worker ends.
     """
 
-    _told = ""
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[tuple[str, int], str] = {}
 
     def maybe_restore_messages(self) -> None:
         """Give back what killed workers held."""
-        try:
+        with self._telling("Messages that killed workers held can't be given back"):
             super().maybe_restore_messages()
-            self._told = ""
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Keep the queues of replies and events alive. Stock logs each refusal, and raises none."""
+        for channel in self._channels:
+            with self._telling("Queues of replies and events can't be kept alive", id(channel)):
+                with suppress(*channel.connection_errors):  # it tries again in a second
+                    channel.maybe_refresh_binding_expiry()
+
+    @contextmanager
+    def _telling(self, what: str, channel: int = 0) -> Iterator[None]:
+        """Log a refusal, unless it is the one that was met the last time."""
+        try:
+            yield
         except redis.ResponseError as error:
             why = shown(error, REASON_LENGTH)
-            if why != self._told:
-                _logger.error(
-                    "Messages that killed workers held can't be given back: %s; %s", why, WHO_MAY
-                )
-            self._told = why
+            if why != self._told.get((what, channel)):
+                _logger.error("%s: %s; %s", what, why, WHO_MAY)
+            self._told[what, channel] = why
+        else:
+            self._told.pop((what, channel), None)
 
 
 class Transport(_StockTransport):  # type: ignore[misc]
