@@ -422,9 +422,8 @@ class Loaders:
         self._by_name: dict[str, Loader] = {}
         self._unfilled: frozenset[str] = frozenset()
         self._of_pages: frozenset[str] = frozenset()
-        self._told: set[tuple[str, str]] = (
-            set()
-        )  # the places of loaders that were defined with other values
+        # Places of loaders of which was told that they have captured other values.
+        self._told: set[tuple[str, str]] = set()
         self.around: list[Around] = []
 
     def register(self, loader: Loader) -> None:

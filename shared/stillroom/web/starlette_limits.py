@@ -111,9 +111,8 @@ def limited(
         elif not callable(app):
             meant = "; did you mean @limited(AUTH)?" if isinstance(app, HTTPConnection) else ""
             raise InvalidLimit(app, f"limits are put on a function, a class or an ASGI app{meant}")
-        elif (
-            type(app).__name__ == "APIRouter"
-        ):  # the app would include it as it is, without what is around it
+        elif type(app).__name__ == "APIRouter":
+            # The app would include it as it is, without what is around it.
             raise InvalidLimit(
                 app,
                 "a router of FastAPI takes limits as APIRouter(dependencies=[Depends(limited(…))]), with limited "
