@@ -1122,6 +1122,21 @@ def test_every_key_has_a_ttl_or_a_bound(
     assert endless == {room.keys.clock, room.keys.marks, room.keys.globs, room.keys.agreed}
 
 
+def test_a_glob_in_the_place_of_a_key_is_told_once(room: Any, caplog: Any) -> None:
+    """`invalidate("product:*")` forgets that one key. Where it holds nothing, the log says what was meant."""
+    invalidation._warn_of_glob.cache_clear()
+    room.cache.set("product:7", 1)
+    room.cache.set("odd:*", 1)
+    assert room.cache.invalidate("odd:*") == 1
+    for _ in range(2):
+        assert room.cache.invalidate("product:*") == 0
+        assert room.cache.invalidate_many(["product:*"]) == {"product:*": False}
+    told = [one.getMessage() for one in caplog.records if "as one key" in one.getMessage()]
+    assert len(told) == 1
+    assert "invalidate_by_pattern('product:*')" in told[0]
+    assert room.cache.get("product:7") == 1
+
+
 def test_counts_of_all_processes_add_up(room: Any, make_room: Any, client: Any) -> None:
     """Hits, misses and loads of all processes are added up in the minute's hash, which has a TTL."""
     other = make_room()

@@ -11,6 +11,7 @@ from stillroom.cache.core import Core, Ready, Stale
 from stillroom.cache.declared import value_type_of
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.failures import is_of_the_caller
+from stillroom.cache.invalidation import warn_of_globs
 from stillroom.cache.keeping import TtlOf
 from stillroom.cache.leases import load_lease, loading
 from stillroom.cache.loaders import Recipe, TagSpec
@@ -111,6 +112,7 @@ class Bulk(Core):
         self.loaders.refuse_unfilled(*names)
         told = [KEY + name for name in names.values()]
         counts = yield from self._invalidator.tell(told, False)
+        warn_of_globs(names, counts)
         return {key: bool(count) for key, count in zip(names, counts, strict=True)}
 
     @overload

@@ -197,7 +197,9 @@ class Invalidations:
         _check_flags(defer=defer)
         names = names_given("invalidate", keys)
         self.loaders.refuse_unfilled(*keys)
-        return sum((yield from self._invalidator.tell([KEY + name for name in names], defer)))
+        counts = yield from self._invalidator.tell([KEY + name for name in names], defer)
+        warn_of_globs(keys, counts)
+        return sum(counts)
 
     def invalidate_by_tag(
         self, *tags: str, soft: bool = False, defer: bool = False
@@ -274,6 +276,25 @@ def _keys_among(names: Sequence[bytes]) -> list[bytes] | None:
     """Return the keys that these names are, or None where one of them is no key."""
     keys = [name[2:] for name in names if name[:2] == KEY]
     return keys if len(keys) == len(names) else None
+
+
+def warn_of_globs(keys: Iterable[str], counts: Sequence[int]) -> None:
+    """Warn of a glob in the place of a key: it names that one key, which holds nothing.
+
+    `counts`: how many values there were under the keys, as far as that is known.
+    """
+    if counts and not any(counts):
+        for key in keys:
+            if "*" in key:
+                _warn_of_glob(key)
+
+
+@functools.lru_cache(maxsize=100)  # once for each
+def _warn_of_glob(key: str) -> None:
+    log.warning(
+        "%r was invalidated as one key, which holds no value; invalidate_by_pattern(%r) is for all that it matches",
+        *(key, key),
+    )
 
 
 def _check_flags(**flags: object) -> None:
