@@ -26,7 +26,7 @@ from stillroom import (
     Stillroom,
     ValueTooLarge,
 )
-from stillroom.cache import shard_keys
+from stillroom.cache import invalidation, shard_keys
 from stillroom.cache.sharded import shard_of
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
@@ -153,6 +153,52 @@ def test_what_is_made_of_another_shards_value_during_an_invalidation_ends_with_i
         sharded.cache._driver.run(act)
         assert "it costs 1" in seen
         assert {view(n) for n in PAGES} == {"it costs 2"}
+
+
+def test_a_shard_for_which_something_older_waits_is_told_twice_too(
+    sharded: Stillroom, settings: Settings, cluster: RedisCluster
+) -> None:
+    """A page that is loaded during an invalidation ends with it, though its shard has yet to hear of another."""
+    clock, price = Keys("stillroom").clock, 1
+    old = cluster.owner(clock)
+    new = next(node for node in cluster.nodes[:NODES] if node is not old)
+    first = next(name for name in NAMES if shard_of(name.encode(), SHARDS) == 0)
+    with Stillroom(settings, dispatch=Recording()) as other:
+
+        @other.cache.cached("product:{n}", ttl=600, tags=["product"])
+        def product(n: int) -> int:
+            return price
+
+        @other.cache.cached("view:{n}", ttl=600, tags=["product"])
+        def view(n: int) -> str:
+            return f"it costs {product(n)}"
+
+        assert {view(n) for n in PAGES} == {"it costs 1"}
+        begin_move(cluster, slot_of(clock), old, new)
+        migrate(cluster, old, new, cluster.keys_in(slot_of(clock), old))
+        sharded.cache.invalidate(first, defer=True)
+        cluster.move(slot_of(clock), new)
+        price, seen = 2, set[str]()
+        ending = sharded._cache_body.invalidate_by_tag("product")
+        sharded.cache._driver.run(acting_between(ending, lambda: seen.update(map(view, PAGES))))
+        assert (sharded.cache.deferred, "it costs 1" in seen) == (1, True)
+        assert {view(n) for n in PAGES} == {"it costs 2"}
+    cluster.reshard(slot_of(clock), old)
+
+
+def test_a_key_that_held_a_value_is_not_taken_for_a_glob(room: Any, caplog: Any) -> None:
+    """A key with a star that held a value is not told as a mistake when its shard is told once more."""
+    invalidation._warn_of_glob.cache_clear()
+    names = ["odd:*", *NAMES[:4]]
+    fill(room)
+    assert room.cache.set("odd:*", 1)
+    assert room.cache.invalidate(*names) == 5
+    fill(room)
+    assert room.cache.set("odd:*", 1)
+    assert room.cache.invalidate_many(names) == dict.fromkeys(names, True)
+    assert "as one key" not in caplog.text
+    assert room.cache.invalidate(*names) == 0
+    assert caplog.text.count("as one key") == 1
 
 
 def test_many_calls_at_once(room: Any, cluster: RedisCluster) -> None:

@@ -631,7 +631,9 @@ OF_ONE_SHARD = {
     "order_of",
     "lease_refreshes",
     "undelivered",
+    "forget",
     "forget_asked",
+    "deferrals",
     "prove",
     "wanted",
 }

@@ -108,11 +108,16 @@ class Bulk(Core):
 
         Many keys go in bites, and all of them are tried. Redis away: RedisUnavailable; nothing is promised then.
         """
+        held = yield from self.forget_many(keys)
+        warn_of_globs(held, held.values())
+        return held
+
+    def forget_many(self, keys: Iterable[str]) -> Operation[dict[str, bool]]:
+        """Do what `invalidate_many` does."""
         names = names_of(keys)
         self.loaders.refuse_unfilled(*names)
         told = [KEY + name for name in names.values()]
         counts = yield from self._invalidator.tell(told, False)
-        warn_of_globs(names, counts)
         return {key: bool(count) for key, count in zip(names, counts, strict=True)}
 
     @overload

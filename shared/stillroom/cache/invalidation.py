@@ -6,7 +6,7 @@ import functools
 import itertools
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -194,12 +194,16 @@ class Invalidations:
         ends, it is lost and an error is logged: they serve the old value until its `ttl + swr` ends. The process
         keeps `outbox_limit` names; one more turns all of them into a `clear()`.
         """
+        counts = yield from self.forget(*keys, defer=defer)
+        warn_of_globs(keys, counts)
+        return sum(counts)
+
+    def forget(self, *keys: str, defer: bool = False) -> Operation[list[int]]:
+        """Do what `invalidate` does. Return how many entries each key had, of those that Redis was told of."""
         _check_flags(defer=defer)
         names = names_given("invalidate", keys)
         self.loaders.refuse_unfilled(*keys)
-        counts = yield from self._invalidator.tell([KEY + name for name in names], defer)
-        warn_of_globs(keys, counts)
-        return sum(counts)
+        return (yield from self._invalidator.tell([KEY + name for name in names], defer))
 
     def invalidate_by_tag(
         self, *tags: str, soft: bool = False, defer: bool = False
@@ -247,6 +251,11 @@ class Invalidations:
         """Return how many deferred invalidations wait in this process."""
         return self._invalidator.outbox.waiting
 
+    @property
+    def deferrals(self) -> int:
+        """Return how many names were ever deferred in this process."""
+        return self._invalidator.outbox.count
+
     def deliver_aside(self) -> None:
         """Deliver what was deferred where no operation is running: in the prober's thread, when Redis is back."""
         self._invalidator.deliver_aside()
@@ -278,7 +287,7 @@ def _keys_among(names: Sequence[bytes]) -> list[bytes] | None:
     return keys if len(keys) == len(names) else None
 
 
-def warn_of_globs(keys: Iterable[str], counts: Sequence[int]) -> None:
+def warn_of_globs(keys: Iterable[str], counts: Collection[int]) -> None:
     """Warn of a glob in the place of a key: it names that one key, which holds nothing.
 
     `counts`: how many values there were under the keys, as far as that is known.

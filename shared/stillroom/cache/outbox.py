@@ -24,7 +24,7 @@ class Outbox:
         self.numbers: dict[
             bytes, int
         ] = {}  # name → which put was its last. Each read looks whether there is one.
-        self._last = 0
+        self.count = 0  # of all puts
 
     @property
     def waiting(self) -> int:
@@ -33,12 +33,12 @@ class Outbox:
 
     def put(self, names: Iterable[bytes]) -> None:
         for name in names:
-            self._last += 1
+            self.count += 1
             if name == EVERYTHING or len(self.numbers) >= self._limit:
-                self.numbers = {EVERYTHING: self._last}
+                self.numbers = {EVERYTHING: self.count}
             else:
                 self.numbers.pop(name, None)  # to the end of the line
-                self.numbers[name] = self._last
+                self.numbers[name] = self.count
 
     def first(self, count: int) -> dict[bytes, int]:
         """Return up to `count` names that wait the longest."""

@@ -17,7 +17,7 @@ from stillroom.agreed import Agreed
 from stillroom.cache.body import CacheBody
 from stillroom.cache.bulk import names_of
 from stillroom.cache.calls import Asked
-from stillroom.cache.invalidation import names_given
+from stillroom.cache.invalidation import names_given, warn_of_globs
 from stillroom.cache.loaders import Loader, LoaderCall, Loaders, Recipe, recipe_of
 from stillroom.cache.means import Means, Place
 from stillroom.cache.refreshes import Piece
@@ -164,7 +164,7 @@ class ShardedBody:
 
     get_many = each_key(CacheBody.get_many)
     get_or_set_many = each_key(CacheBody.get_or_set_many)
-    invalidate_many = each_key(CacheBody.invalidate_many, twice=True)
+    forget_many = each_key(CacheBody.forget_many, twice=True)
 
     invalidate_by_tag = all_shards(CacheBody.invalidate_by_tag)
     invalidate_by_pattern = all_shards(CacheBody.invalidate_by_pattern)
@@ -203,13 +203,21 @@ class ShardedBody:
         """Forget each key in its shard, and add up how many held a value."""
         names = dict(zip(keys, names_given("invalidate", keys), strict=True))
 
-        def in_shards() -> list[tuple[int, Operation[int]]]:
+        def in_shards() -> list[tuple[int, Operation[list[int]]]]:
             return [
-                (shard, self.shards[shard].invalidate(*some, defer=defer))
+                (shard, self.shards[shard].forget(*some, defer=defer))
                 for shard, some in self.by_shard(names).items()
             ]
 
-        return sum((yield from self.twice(in_shards)))
+        counts = [count for some in (yield from self.twice(in_shards)) for count in some]
+        warn_of_globs(keys, counts)
+        return sum(counts)
+
+    def invalidate_many(self, keys: Iterable[str]) -> Operation[dict[str, bool]]:
+        """Forget each key in its shard. Return which of them held a value."""
+        held = yield from self.forget_many(keys)
+        warn_of_globs(held, held.values())
+        return held
 
     def proofs(self) -> list[tuple[int, Operation[None]]]:
         """Return the operations that prove the copies of this process, by the number of their shard.
@@ -266,9 +274,10 @@ class ShardedBody:
         When the second run begins all shards have their marks: it ends such values, and no later load makes any.
         A shard for which it was deferred is told once, when it is back.
         """
+        before = [shard.deferrals for shard in self.shards]
         results = yield from self.on(operations())
         if len(results) > 1:
-            told = [one for one in operations() if not self.shards[one[0]].deferred]
+            told = [one for one in operations() if self.shards[one[0]].deferrals == before[one[0]]]
             yield from self.on(told)
         return results
 
