@@ -433,7 +433,18 @@ class Stillroom(_Room):
         must have alike.
         Not needed in an app: each call connects by itself.
         """
-        self._connect(self.wire, self.state_wire)
+        self._connect_all(to_read=False)
+
+    def connect_cache(self) -> None:
+        """Wait for Redis, as `connect` does, but of a cluster one node is enough: each call says what it lacks.
+
+        For a program that is about some keys, whose node may be well while another is away. A server that can't
+        write its file answers reads.
+        """
+        self._connect_all(to_read=True)
+
+    def _connect_all(self, *, to_read: bool) -> None:
+        self._connect(self.wire, self.state_wire, to_read=to_read)
         self._cache_driver.run(self._rehearse_cache())
         self.state.run(self._rehearse_state())
         self._cache_driver.run(self._cache_body.terms.agree())

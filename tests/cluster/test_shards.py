@@ -546,6 +546,28 @@ def test_a_frozen_node_leaves_the_others_shards_alone(
             assert room.cache.get_many(set(NAMES) - theirs) == {}  # done wherever it could be
 
 
+def test_a_command_about_a_key_begins_while_another_node_is_away(
+    settings: Settings, cluster: RedisCluster
+) -> None:
+    """`show`, `explain` and `invalidate` do what they can while a node is away, and say which one they lack."""
+    hurried = Settings(**settings.model_dump() | HURRIED | {"connect_attempts": 1})
+    with Stillroom(hurried, dispatch=Recording()) as room:
+        fill(room)
+        frozen = cluster.owner(shard_keys(settings)[0].clock)
+        theirs = names_on(frozen, cluster, settings)
+        gone, here = min(theirs), min(set(NAMES) - theirs)
+        with Stillroom(hurried, dispatch=Recording()) as command, cluster.frozen(frozen):
+            command.connect_cache()
+            assert command.upkeep.explain(here).outcome == "hit"
+            assert command.cache.invalidate(here) == 1
+            for act in (command.upkeep.explain, command.cache.invalidate):
+                with pytest.raises(RedisUnavailable, match="a node of the cluster"):
+                    act(gone)
+        with Stillroom(hurried, dispatch=Recording()) as command:
+            with cluster.frozen(*cluster.nodes[:NODES]), pytest.raises(RedisUnavailable):
+                command.connect_cache()
+
+
 def test_an_order_that_waits_for_a_frozen_node_keeps_no_other_shard_from_its_work(
     settings: Settings, cluster: RedisCluster
 ) -> None:

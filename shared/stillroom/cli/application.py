@@ -40,7 +40,7 @@ def open_room_with_loaders() -> Iterator[Stillroom]:
             room.cache.loaders.adopt(found.cache.loaders)
             if sentence := elsewhere(found, room.settings):
                 log.warning("%s", sentence)
-        room.connect()
+        room.connect_cache()
         yield room
 
 

@@ -57,7 +57,7 @@ def invalidate(
     console = Console(highlight=False, stderr=as_json)
     is_freed = None
     with Stillroom() as room:
-        room.connect()
+        room.connect_cache()
         held = room.cache.invalidate(*keys) if keys else None
         room.cache.invalidate_by_tag(*tags or [], soft=soft)
         for pattern in patterns or []:
