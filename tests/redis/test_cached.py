@@ -12,6 +12,7 @@ import itertools
 import pickle
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from decimal import Decimal
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -486,6 +487,22 @@ def test_a_loader_that_is_defined_again_with_another_value_is_told(
         view(user, object())
     (told,) = [one.getMessage() for one in caplog.records]
     assert "load is defined again with another user: both have the key 'dashboard'" in told
+
+
+def test_a_loader_is_defined_again_with_values_that_cannot_be_compared(
+    room: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A value whose comparison raises is no reason to refuse a loader, nor to tell anything of it."""
+    inner = getattr(room, "inner", room)
+
+    def view(value: object) -> None:
+        @inner.cache.cached("by:{id}", name="load")
+        def load(id: int) -> str:
+            return f"{value}"
+
+    for _ in range(2):
+        view(Decimal("sNaN"))
+    assert not caplog.records
 
 
 def test_two_loaders_of_one_factory_are_told_apart(room: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -317,6 +318,33 @@ def test_a_view_that_is_in_an_app_without_its_cache_is_named(
     names = [lost.__name__, f"{__name__}.{lost_too.__qualname__}"]
     assert [one.split(" has a ")[0] for one in told] == [f"the view {name}" for name in names]
     assert lost_views(flask, UNCACHED) == names[:1]
+
+
+def test_a_decorator_that_caches_a_view_itself_is_not_told(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """functools.wraps copies the note of the cached view to the decorator which calls it."""
+
+    def caching(view: Any) -> Any:
+        kept = room.cache.cached(view.__name__)(view)
+
+        @functools.wraps(view)
+        def decorated() -> Any:
+            return kept()
+
+        return decorated
+
+    flask, fastapi = Flask("decorated"), FastAPI()
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        room.init_app(flask)
+        flask.get("/")(caching(_view("flasks")))
+        fastapi.get("/")(caching(_view("fastapis")))
+        fastapi.add_middleware(
+            StillroomMiddleware, room=AsyncStillroom(settings, dispatch=NoDispatch())
+        )
+        assert flask.test_client().get("/").status_code == 200
+        assert TestClient(fastapi).get("/").status_code == 200
+    assert not caplog.records
 
 
 def _view(name: str) -> Any:

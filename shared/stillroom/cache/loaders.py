@@ -430,7 +430,6 @@ class Loaders:
         """Add a loader. One that is defined again, as when a module is reloaded, takes the earlier one's place."""
         with no_fork():  # one after the other, for modules are imported in several threads
             others = [other for other in self._by_name.values() if not _is_again(loader, other)]
-            self._tell_of_captured(loader)
             if any(other.name == loader.name for other in others):
                 raise InvalidArgument(
                     f"a loader named {loader.name!r} exists already; give this one name=…"
@@ -441,6 +440,7 @@ class Loaders:
                         f"{loader.name}: the loader {other.name!r} has the key {other.template!r}, which is the "
                         "same for the same arguments; begin this one with another text"
                     )
+            self._tell_of_captured(loader)
             if loader.around is None:
                 loader.around = self.around
             self._by_name = {other.name: other for other in [*others, loader]}
@@ -547,6 +547,15 @@ def note_within(function: Any, around: Any, why: str) -> None:
         setattr(function, WITHIN, why)
 
 
+def noted_within(view: Any) -> str:
+    """Return what is told of an app that knows this view, or an empty text.
+
+    functools.wraps copies the note to a decorator that calls what is around the view.
+    """
+    noted, copied = (getattr(one, WITHIN, "") for one in (view, getattr(view, "__wrapped__", None)))
+    return noted if isinstance(noted, str) and noted != copied else ""
+
+
 def several(what: str, given: Any) -> Sequence[Any]:
     """Return names as they were meant: one text is one name, not as many as it has letters."""
     if isinstance(given, str) or callable(given):
@@ -577,9 +586,9 @@ def _captured_otherwise(one: Any, other: Any) -> list[str]:
     cells, its_cells = (getattr(each, "__closure__", None) or () for each in (one, other))
     found = []
     for name, mine, its in zip(one.__code__.co_freevars, cells, its_cells, strict=False):
-        with suppress(ValueError):  # an empty cell
+        with suppress(Exception):  # an empty cell, or a value that can't be compared
             pair = mine.cell_contents, its.cell_contents
-            if all(map(is_frozen, pair)) and pair[0] != pair[1]:
+            if pair[0] is not pair[1] and all(map(is_frozen, pair)) and pair[0] != pair[1]:
                 found.append(name)
     return found
 

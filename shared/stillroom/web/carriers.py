@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, get_args
 
-from stillroom.cache.loaders import UNCACHED, WITHIN
+from stillroom.cache.loaders import UNCACHED, noted_within
 from stillroom.limits import Limit
 from stillroom.web.limited import Limited, carried, is_exempt, kind_of
 
@@ -167,7 +167,7 @@ def lost_views(app: Any, why: str = LOST) -> list[str]:
     `why`: LOST, UNASKED or UNCACHED.
     """
     views = getattr(app, "view_functions", {})
-    return [name for name, view in views.items() if getattr(view, WITHIN, None) == why]
+    return [name for name, view in views.items() if noted_within(view) == why]
 
 
 # Django
@@ -243,7 +243,7 @@ def of_starlette(route: Any, outer: Sequence[Limited]) -> Endpoint:
     name = f"{getattr(view, '__module__', '')}.{getattr(view, '__qualname__', type(view).__name__)}"
     found = _endpoint(name, view, carriers, kind, methods)
     carries = (*[Carried(one, methods) for one in outer], *found.carries)
-    noted = getattr(view, WITHIN, None)
+    noted = noted_within(view)
     lost = noted if noted in (LOST, UNCACHED) else _undepended(dependant)
     return found._replace(carries=carries, lost=lost)
 
