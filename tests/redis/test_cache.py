@@ -1137,6 +1137,14 @@ def test_a_glob_in_the_place_of_a_key_is_told_once(room: Any, caplog: Any) -> No
     assert room.cache.get("product:7") == 1
 
 
+def test_what_visitors_type_fills_no_log_with_globs(room: Any, caplog: Any) -> None:
+    """Of keys with an asterisk in them, such as those of visitors' searches, a hundred at most are told."""
+    invalidation._warn_of_glob.cache_clear()
+    room.cache.invalidate(*[f"search:{n}*" for n in range(150)])
+    room.cache.invalidate("search:0*", "search:another*")
+    assert len(caplog.records) == 100
+
+
 def test_counts_of_all_processes_add_up(room: Any, make_room: Any, client: Any) -> None:
     """Hits, misses and loads of all processes are added up in the minute's hash, which has a TTL."""
     other = make_room()

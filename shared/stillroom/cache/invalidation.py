@@ -31,6 +31,7 @@ from stillroom.wire import Command
 log = logging.getLogger("stillroom")
 
 INVALIDATION = "an invalidation"
+GLOBS_TOLD = 100  # in the place of keys
 # What hardly any key has and many a regular expression: ^ in front, $ at the end, \d, \w, \s, .+, a|b.
 _REGEX = re.compile(r"^\^|\$$|\\[dws]|\.\+|\|")
 
@@ -294,11 +295,12 @@ def warn_of_globs(keys: Iterable[str], counts: Collection[int]) -> None:
     """
     if counts and not any(counts):
         for key in keys:
-            if "*" in key:
+            # Not each time: a visitor's search may be in the key.
+            if "*" in key and _warn_of_glob.cache_info().currsize < GLOBS_TOLD:
                 _warn_of_glob(key)
 
 
-@functools.lru_cache(maxsize=100)  # once for each
+@functools.lru_cache(maxsize=GLOBS_TOLD)  # once for each
 def _warn_of_glob(key: str) -> None:
     log.warning(
         "%r was invalidated as one key, which holds no value; invalidate_by_pattern(%r) is for all that it matches",
