@@ -1159,6 +1159,24 @@ def test_a_page_that_no_route_of_the_app_leads_to_is_told(
     assert [one.split()[2] for one in nowhere] == ["lost", "posted", "flasks"]
 
 
+def test_a_page_that_another_app_of_the_factory_has_is_not_told(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Apps that a factory makes, as for tests, may leave a page out. One that none of them has is told once."""
+    pages = Pages(Stillroom(settings, dispatch=NoDispatch()))
+    views = {}
+    for name in ("home", "admin", "lost"):
+        views[name] = pages.page(ttl=60, name=name)(lambda name=name: {"name": name})
+    for shown in (["home", "admin"], ["home"], ["home"]):
+        app = Flask("made")
+        pages.install(app)
+        for name in shown:
+            app.get(f"/{name}", endpoint=name)(views[name])
+        assert app.test_client().get("/home").status_code == 200
+    nowhere = [one for one in caplog.messages if "is cached nowhere" in one]
+    assert [one.split()[2] for one in nowhere] == ["lost"]
+
+
 def test_pages_of_classes(settings: Settings) -> None:
     """A page may stand on a class of endpoints, or on its method `get`; its other methods are called each time."""
     calls: list[str] = []

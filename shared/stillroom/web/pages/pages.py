@@ -155,6 +155,7 @@ class Pages(Generic[R]):
         self.cdn = checked_cdn(cdn)
         self._harmless = listed("harmless_cookies", harmless_cookies)
         self._marked: dict[str, Marked] = {}
+        self._seen: set[str] = set()  # pages that an app has, or that were told as those of none
         self._passes = Passes()
         self.render: Callable[[Marked, Identity], Any] | None = None  # set by install
 
@@ -276,10 +277,12 @@ class Pages(Generic[R]):
     def tell_of_unreached(self, endpoints: Iterable[Any]) -> None:
         """Log which pages are cached nowhere, since no endpoint of the installed app has them.
 
-        `endpoints`: those that answer GET. Called once, with the first request: then the app has all its routes.
+        `endpoints`: those that answer GET. Called with the first request of each app: then it has all its routes.
+        An app's factory may leave some out. What is told once, or was in an earlier app, is not told again.
         """
-        reached = {marked.name for marked in map(_mark_of, endpoints) if marked is not None}
-        for name in [one for one in self._marked if one not in reached]:
+        self._seen.update(marked.name for marked in map(_mark_of, endpoints) if marked is not None)
+        for name in [one for one in self._marked if one not in self._seen]:
+            self._seen.add(name)
             log.warning(
                 "the page %s is cached nowhere: the app of Pages.install(app) has no route of its own that answers "
                 "GET with it. An app that is mounted in it needs Pages of its own",
