@@ -341,8 +341,9 @@ def test_fresh_is_put_on_a_view() -> None:
 
 def test_limits_are_put_around_a_router_of_fastapi() -> None:
     """`limited(…)(router)` is refused, which Flask's blueprints take: the app would include the bare router."""
-    said = refused(lambda: on_starlette(AUTH)(APIRouter()))
-    assert "APIRouter(dependencies=[Depends(limited(…))])" in said
+    for kind in (APIRouter, type("Versioned", (APIRouter,), {})):
+        said = refused(lambda kind=kind: on_starlette(AUTH)(kind()))
+        assert "APIRouter(dependencies=[Depends(limited(…))])" in said
 
 
 def test_exempt_is_put_on_an_endpoint() -> None:

@@ -111,7 +111,7 @@ def limited(
         elif not callable(app):
             meant = "; did you mean @limited(AUTH)?" if isinstance(app, HTTPConnection) else ""
             raise InvalidLimit(app, f"limits are put on a function, a class or an ASGI app{meant}")
-        elif type(app).__name__ == "APIRouter":
+        elif any(kind.__name__ == "APIRouter" for kind in type(app).__mro__):
             # The app would include it as it is, without what is around it.
             raise InvalidLimit(
                 app,
