@@ -743,6 +743,12 @@ def test_a_broker_that_was_long_away_is_found_again_within_seconds(
     with pytest.raises(LookupError):
         wired(f"redis://127.0.0.1:{free_port()}").connection_for_read().ensure_connection(told)
     assert paused == [2.0, *[4.0] * 49]
+    paused.clear()
+    with pytest.raises(LookupError):
+        wired(f"redis://127.0.0.1:{free_port()}").connection_for_read().ensure_connection(
+            told, None, 1, 1, 2
+        )
+    assert paused == [1.0, *[2.0] * 49]
 
 
 def test_a_channel_makes_one_client(broker: Broker) -> None:

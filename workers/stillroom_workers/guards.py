@@ -65,6 +65,7 @@ from stillroom_workers.hygiene import (
 # Between two connections to a server that says that it is not the one: it answers at once, and for seconds.
 PEER_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 4.0  # between two tries to connect
+INTERVAL_MAX_AT = 4  # among the arguments of ensure_connection
 SHOWN_FIELDS = 8  # of a task's arguments
 
 # Neither library has types of its own. As Any they look the same to mypy with and without stubs.
@@ -109,7 +110,9 @@ class Connection(_StockConnection):  # type: ignore[misc]
 
         Stock pauses for up to half a minute between them, and so long the work waits when the broker is back.
         """
-        return super().ensure_connection(*args, **{"interval_max": LONGEST_PAUSE_S, **kwargs})
+        if len(args) <= INTERVAL_MAX_AT:
+            kwargs.setdefault("interval_max", LONGEST_PAUSE_S)
+        return super().ensure_connection(*args, **kwargs)
 
     def info(self) -> Any:
         """Return what `inspect stats` tells of the connection. Its options hold a function, which has no form in a
