@@ -345,6 +345,9 @@ def test_a_decorator_that_caches_a_view_itself_is_not_told(
         assert flask.test_client().get("/").status_code == 200
         assert TestClient(fastapi).get("/").status_code == 200
     assert not caplog.records
+    again, kept = Flask("again"), on_flask.limited(AUTH)(_view("twice"))
+    on_flask.limited(AUTH)(again.get("/")(kept))
+    assert lost_views(again) == ["twice"]
 
 
 def _view(name: str) -> Any:
