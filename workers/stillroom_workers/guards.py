@@ -8,6 +8,7 @@ Wiring, on the one app that worker, beat, Flower and producers share. The URL st
     app = Celery("stillroom", broker="redis://…", amqp="stillroom_workers.guards:AMQP")
     app.conf.worker_consumer = "stillroom_workers.guards:Consumer"
     app.conf.broker_transport_options = {"undeliverable": bury, …}
+    app.conf.broker_connection_max_retries = None  # stock ends after 100 tries, which are seven minutes here
 
 `bury(raw, queue, reason)` is called with each element that no task can be made of: the bytes that lay in the queue
 (for some, the same JSON in other bytes), where they lay, and what is wrong. It keeps them (letters.py) and does not
@@ -106,7 +107,7 @@ class Connection(_StockConnection):  # type: ignore[misc]
         return _guarded(super().get_transport_cls())
 
     def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
-        """Connect, in as many tries as it takes.
+        """Connect, in as many tries as it may take.
 
         Stock pauses for up to half a minute between them, and so long the work waits when the broker is back.
         """
