@@ -7,7 +7,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
@@ -131,24 +131,31 @@ def acting_between(operation: Operation[Any], act: Callable[[], object]) -> Oper
             answer = yield step
 
 
+def shown_by(room: Stillroom, prices: Sequence[int]) -> Any:
+    """Return the loader of a page that shows a product of another shard, which costs the last of the prices."""
+
+    @room.cache.cached("product:{n}", ttl=600, tags=["product"])
+    def product(n: int) -> int:
+        return prices[-1]
+
+    @room.cache.cached("view:{n}", ttl=600, tags=["product"])
+    def view(n: int) -> str:
+        return f"it costs {product(n)}"
+
+    return view
+
+
 @pytest.mark.parametrize("end", ENDS)
 def test_what_is_made_of_another_shards_value_during_an_invalidation_ends_with_it(
     sharded: Stillroom, settings: Settings, end: str
 ) -> None:
     """A page that is loaded when one shard has its mark, of a product whose shard has none yet, is not kept."""
-    price = 1
+    prices = [1]
     with Stillroom(settings, dispatch=Recording()) as other:
-
-        @other.cache.cached("product:{n}", ttl=600, tags=["product"])
-        def product(n: int) -> int:
-            return price
-
-        @other.cache.cached("view:{n}", ttl=600, tags=["product"])
-        def view(n: int) -> str:
-            return f"it costs {product(n)}"
-
+        view = shown_by(other, prices)
         assert {view(n) for n in PAGES} == {"it costs 1"}
-        price, seen = 2, set[str]()
+        seen = set[str]()
+        prices.append(2)
         act = acting_between(ENDS[end](sharded._cache_body), lambda: seen.update(map(view, PAGES)))
         sharded.cache._driver.run(act)
         assert "it costs 1" in seen
@@ -159,26 +166,19 @@ def test_a_shard_for_which_something_older_waits_is_told_twice_too(
     sharded: Stillroom, settings: Settings, cluster: RedisCluster
 ) -> None:
     """A page that is loaded during an invalidation ends with it, though its shard has yet to hear of another."""
-    clock, price = Keys("stillroom").clock, 1
+    clock, prices = Keys("stillroom").clock, [1]
     old = cluster.owner(clock)
     new = next(node for node in cluster.nodes[:NODES] if node is not old)
     first = next(name for name in NAMES if shard_of(name.encode(), SHARDS) == 0)
     with Stillroom(settings, dispatch=Recording()) as other:
-
-        @other.cache.cached("product:{n}", ttl=600, tags=["product"])
-        def product(n: int) -> int:
-            return price
-
-        @other.cache.cached("view:{n}", ttl=600, tags=["product"])
-        def view(n: int) -> str:
-            return f"it costs {product(n)}"
-
+        view = shown_by(other, prices)
         assert {view(n) for n in PAGES} == {"it costs 1"}
         begin_move(cluster, slot_of(clock), old, new)
         migrate(cluster, old, new, cluster.keys_in(slot_of(clock), old))
         sharded.cache.invalidate(first, defer=True)
         cluster.move(slot_of(clock), new)
-        price, seen = 2, set[str]()
+        seen = set[str]()
+        prices.append(2)
         ending = sharded._cache_body.invalidate_by_tag("product")
         sharded.cache._driver.run(acting_between(ending, lambda: seen.update(map(view, PAGES))))
         assert (sharded.cache.deferred, "it costs 1" in seen) == (1, True)

@@ -156,7 +156,11 @@ class CacheModel(Model):
 
     def act(self) -> None:
         process = self.world.random.randint(0, 1)
-        acts: dict[str, Callable[[int], None]] = {
+        self._acts()[self._next()](process)
+
+    def _acts(self) -> dict[str, Callable[[int], None]]:
+        """Return the events of WEIGHTS, each of which happens in a process."""
+        return {
             "read": self._read,
             "write": self._write,
             "invalidate": self._invalidate,
@@ -165,7 +169,6 @@ class CacheModel(Model):
             "lose": self._lose,
             "die": self._begin_anew,
         }
-        acts[self._next()](process)
 
     def _key(self) -> str:
         return self.world.random.choices(KEYS, WEIGHTS_OF_KEYS)[0]

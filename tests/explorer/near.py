@@ -105,20 +105,8 @@ class NearModel(CacheModel):
         super()._read(process)
         self.loaders[process] = kept
 
-    def act(self) -> None:
-        process = self.world.random.randint(0, 1)
-        acts: dict[str, Callable[[int], None]] = {
-            "request": self._request,
-            "outside": self._outside,
-            "read": self._read,
-            "write": self._write,
-            "invalidate": self._invalidate,
-            "work": self._work,
-            "order": self._order,
-            "lose": self._lose,
-            "die": self._begin_anew,
-        }
-        acts[self._next()](process)
+    def _acts(self) -> dict[str, Callable[[int], None]]:
+        return super()._acts() | {"request": self._request, "outside": self._outside}
 
     def _ways(self, process: int, key: str, near: Any) -> list[Callable[[], Any]]:
         cache, load = self.rooms[process].cache, self.loaders[process]

@@ -19,7 +19,7 @@ from starlette.routing import Mount, Route
 
 import tests.web.test_django  # noqa: F401 - configures Django
 from stillroom import AUTH, AsyncStillroom, Limit, NoDispatch, Settings, Stillroom
-from stillroom.cache.loaders import UNCACHED
+from stillroom.cache.cached import UNCACHED
 from stillroom.web import fastapi as on_fastapi
 from stillroom.web import flask as on_flask
 from stillroom.web import starlette as on_starlette

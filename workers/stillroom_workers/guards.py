@@ -66,7 +66,6 @@ from stillroom_workers.hygiene import (
 # Between two connections to a server that says that it is not the one: it answers at once, and for seconds.
 PEER_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 4.0  # between two tries to connect
-INTERVAL_MAX_AT = 4  # among the arguments of ensure_connection
 SHOWN_FIELDS = 8  # of a task's arguments
 
 # Neither library has types of its own. As Any they look the same to mypy with and without stubs.
@@ -106,14 +105,21 @@ class Connection(_StockConnection):  # type: ignore[misc]
         """Return the guarded transport for Redis, also behind Sentinels, and RabbitMQ; others get their own."""
         return _guarded(super().get_transport_cls())
 
-    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+    def ensure_connection(
+        self,
+        errback: Any = None,
+        max_retries: int | None = None,
+        interval_start: float = 2,
+        interval_step: float = 2,
+        interval_max: float = LONGEST_PAUSE_S,
+        **options: Any,
+    ) -> Any:
         """Connect, in as many tries as it may take.
 
         Stock pauses for up to half a minute between them, and so long the work waits when the broker is back.
         """
-        if len(args) <= INTERVAL_MAX_AT:
-            kwargs.setdefault("interval_max", LONGEST_PAUSE_S)
-        return super().ensure_connection(*args, **kwargs)
+        pauses = interval_start, interval_step, interval_max
+        return super().ensure_connection(errback, max_retries, *pauses, **options)
 
     def info(self) -> Any:
         """Return what `inspect stats` tells of the connection. Its options hold a function, which has no form in a

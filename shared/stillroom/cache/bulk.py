@@ -113,7 +113,7 @@ class Bulk(Core):
         return held
 
     def forget_many(self, keys: Iterable[str]) -> Operation[dict[str, bool]]:
-        """Do what `invalidate_many` does."""
+        """Do what `invalidate_many` does, and warn of no glob."""
         names = names_of(keys)
         self.loaders.refuse_unfilled(*names)
         told = [KEY + name for name in names.values()]

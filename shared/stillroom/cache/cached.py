@@ -9,10 +9,11 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from stillroom.cache.calls import Asked
 from stillroom.cache.gathering import gather, gather_async
-from stillroom.cache.loaders import UNCACHED, Loader, note_within
+from stillroom.cache.loaders import Loader
 from stillroom.codec import MISS
 from stillroom.errors import InvalidArgument
 from stillroom.face import drop_our_frames
+from stillroom.within import note_within
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -32,6 +33,12 @@ class _BoundSignature:
             raise AttributeError("__signature__")
         found = inspect.signature(cached.loader.function)
         return found.replace(parameters=[*found.parameters.values()][len(cached._first) :])
+
+
+UNCACHED = (
+    "has a @….cached(…) that the app does not know, so each request calls it: put it below the route's decorator, "
+    "which takes what it finds there"
+)
 
 
 class _Cached(Generic[P, T_co]):

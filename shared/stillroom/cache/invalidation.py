@@ -200,7 +200,10 @@ class Invalidations:
         return sum(counts)
 
     def forget(self, *keys: str, defer: bool = False) -> Operation[list[int]]:
-        """Do what `invalidate` does. Return how many entries each key had, of those that Redis was told of."""
+        """Do what `invalidate` does, and warn of no glob.
+
+        Return how many entries each key had, of those that Redis was told of.
+        """
         _check_flags(defer=defer)
         names = names_given("invalidate", keys)
         self.loaders.refuse_unfilled(*keys)

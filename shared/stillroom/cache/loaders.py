@@ -98,11 +98,6 @@ log = logging.getLogger("stillroom")
 
 PLACES_LIMIT = 1_000
 UNINSTALLED = "__stillroom_uninstalled__"  # on the function of a page's loader: whether no app has installed it
-WITHIN = "__stillroom_within__"  # on a function: which decorator of ours is around it, and the function's id
-UNCACHED = (
-    "has a @….cached(…) that the app does not know, so each request calls it: put it below the route's decorator, "
-    "which takes what it finds there"
-)
 _NAME = re.compile(r"[\w.:-]{1,200}", re.ASCII)
 _EXACT = frozenset([int, str, bool])  # not float: JSON has no infinity
 
@@ -538,22 +533,6 @@ def recipe_of(order: LoaderCall, loaders: Loaders) -> Recipe:
     """Return the recipe that an order asks for. Raises UnknownLoader or BadArguments."""
     loader = loaders[order.loader]
     return loader.recipe(loader.validated(order.args))
-
-
-def note_within(function: Any, around: Any, why: str) -> None:
-    """Note which decorator is around a function. `why`: what is told of an app that knows it without."""
-    around.__dict__.pop(WITHIN, None)  # functools.wraps has copied the note of an earlier one
-    with suppress(AttributeError, TypeError):  # of a bound method, or a builtin
-        setattr(function, WITHIN, (why, id(function)))
-
-
-def noted_within(view: Any) -> str:
-    """Return what is told of an app that knows this view, or an empty text.
-
-    functools.wraps copies the note to a decorator that calls what is around the view.
-    """
-    noted = getattr(view, "__dict__", {}).get(WITHIN)
-    return noted[0] if noted and noted[1] == id(view) else ""
 
 
 def several(what: str, given: Any) -> Sequence[Any]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from stillroom.abuse.rules import BUILT_IN, Rule
-from stillroom.cache.loaders import UNCACHED
+from stillroom.cache.cached import UNCACHED
 from stillroom.cli.application import endpoints_in, tables_in
 from stillroom.cli.doctor import Line
 from stillroom.errors import did_you_mean

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, get_args
 
-from stillroom.cache.loaders import UNCACHED, noted_within
+from stillroom.cache.cached import UNCACHED
 from stillroom.limits import Limit
 from stillroom.web.limited import Limited, carried, is_exempt, kind_of
+from stillroom.within import noted_within
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 FLASK_EXTENSION = "stillroom.limits"  # in app.extensions

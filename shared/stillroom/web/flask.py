@@ -16,7 +16,7 @@ from flask import Flask, Request, Response, abort, current_app, g, has_app_conte
 from flask import session as flasks_session
 from flask.sessions import SessionInterface, SessionMixin
 
-from stillroom.cache.loaders import UNCACHED, note_within
+from stillroom.cache.cached import UNCACHED
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
     SessionNotLoaded,
@@ -38,6 +38,7 @@ from stillroom.web.problem import Answer, failed
 from stillroom.web.request_session import Change, Login, RequestSession, WebSession
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.wsgi import ALONG
+from stillroom.within import note_within
 
 log = logging.getLogger("stillroom.web")
 

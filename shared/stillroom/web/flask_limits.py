@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from flask import Blueprint, Flask, Request, Response, current_app, request, session
 from werkzeug.exceptions import HTTPException, ServiceUnavailable, TooManyRequests
 
-from stillroom.cache.loaders import note_within
 from stillroom.errors import InvalidLimit, LoadShed, SettingsError
 from stillroom.limits import Decision, Limit
 from stillroom.limits.limit import check_limits
@@ -42,6 +41,7 @@ from stillroom.web.refusal import Render
 from stillroom.web.request_session import RequestSession
 from stillroom.web.visit import RENDERING, VISIT, Visit
 from stillroom.web.within import budgeted
+from stillroom.within import note_within
 
 P = TypeVar("P")
 V = TypeVar("V")

@@ -19,7 +19,6 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stillroom.cache.loaders import note_within
 from stillroom.errors import InvalidLimit, SettingsError
 from stillroom.limits import Decision
 from stillroom.limits.routes import Counted
@@ -42,6 +41,7 @@ from stillroom.web.limited import (
 from stillroom.web.problem import Answer
 from stillroom.web.sockets import POLICY_VIOLATION, can_answer, refuse
 from stillroom.web.visit import RENDERING, VISIT, Visit
+from stillroom.within import note_within
 
 E = TypeVar("E")
 
