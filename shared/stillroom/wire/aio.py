@@ -17,7 +17,7 @@ from stillroom.wire.breaker import Breaker
 from stillroom.wire.failure import is_turned_away, unavailable
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.idle import IdleTimeout, Lateness
-from stillroom.wire.outcome import PeerFailed, checked, ended, judged, may_repeat
+from stillroom.wire.outcome import PeerFailed, checked, ended, is_dead, judged, may_repeat
 from stillroom.wire.server import (
     Command,
     Server,
@@ -93,7 +93,8 @@ class _Pool:
         if link.generation != self._server.generation:
             return self.drop(link)
         self._idle.append(link)
-        self._wake_one()
+        if self._waiting:
+            self._wake_one()
         return None
 
     def leave(self, link: AsyncLink) -> None:
@@ -213,7 +214,7 @@ class AsyncWire:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self._settings = server.settings
+        self._patience = server.settings.command_timeout
         self.for_threads = Wire(server)  # the prober's, and whoever has no event loop
         self.for_threads.probed_in_vain.append(self._discard_idle)
         self.breaker: Breaker = self.for_threads.breaker
@@ -265,12 +266,11 @@ class AsyncWire:
         timed: bool = False,
     ) -> list[Any]:
         """See Wire.execute."""
-        if self.breaker.is_open:
-            raise RedisUnavailable("breaker", self.breaker.reason)
-        if left <= 0:
-            raise RedisUnavailable("budget")
+        if self.breaker.is_open or left <= 0:
+            raise self.breaker.no_call()
         once = timed or not idempotent
-        deadline = time.monotonic() + left
+        now = time.monotonic()
+        deadline = now + left
         # First: a word that can't be sent raises, and no connection is leased yet that would be lost.
         packed = b"" if timed else pack(commands)
         pool, link = self._pool(), None
@@ -278,13 +278,22 @@ class AsyncWire:
             link = pool.lease_at_once(check=once)
             if link is None:
                 link, deadline = await pool.lease(deadline, check=once)
+                now = time.monotonic()
             if timed:
                 replies = await self._exchange_timed(pool, link, commands, deadline)
             else:
                 try:
-                    replies = await self._exchange(pool, link, packed, len(commands), deadline)
-                except (OSError, EOFError) as error:
-                    if isinstance(error, TimeoutError) or once or not link.used:
+                    if link.used and now < self.server.due:
+                        # As _exchange, and past it: this is run on every hit.
+                        until = now + self._patience
+                        replies = await link.exchange(
+                            packed, len(commands), until if until < deadline else deadline, now
+                        )
+                    else:
+                        replies = await self._exchange(pool, link, packed, len(commands), deadline)
+                except BaseException as error:
+                    pool.drop(link)
+                    if once or not link.used or not is_dead(error):
                         raise
                     pool.leave(link)
                     link, deadline = await pool.lease(deadline, check=False)
@@ -340,7 +349,7 @@ class AsyncWire:
             look, riding = server.look(now)
             packed, asked = packed + look, time.monotonic_ns()
         try:
-            patience = min(deadline, now + self._settings.command_timeout)
+            patience = min(deadline, now + self._patience)
             replies = await link.exchange(packed, count + riding, patience, now)
         except BaseException:
             pool.drop(link)
@@ -370,7 +379,7 @@ class AsyncWire:
                 link.heard.clear()  # these are no replies to the batch
                 raise
         now = time.monotonic()
-        given_up = min(deadline, now + self._settings.command_timeout)
+        given_up = min(deadline, now + self._patience)
         try:
             packed = pack_timed(commands, server.in_time(now, given_up))
         except BaseException:

@@ -30,19 +30,20 @@ class Arrival:
     """Hold what one task awaits, and end that once: a future that wakes its task itself, not by the event loop.
 
     It does of asyncio's protocol of futures what a Task asks for, and nothing else: only one task may await it.
+    Once it has ended it can be used again: `is_done` is set to False for the next task.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_context", "_error", "_is_done", "_loop", "_wake")
+    __slots__ = ("_asyncio_future_blocking", "_context", "_error", "_loop", "_wake", "is_done")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._asyncio_future_blocking = False
         self._loop = loop
-        self._is_done = False
         self._error: BaseException | None = None
         self._wake: _Wake | None = None
+        self.is_done = True  # nobody is to await it before it is begun
 
     def __await__(self) -> Generator[Any, None, None]:
-        if not self._is_done:
+        if not self.is_done:
             self._asyncio_future_blocking = True
             yield self
         self.result()
@@ -55,18 +56,19 @@ class Arrival:
 
     def result(self) -> None:
         """Raise the error that ended the wait, if one did: once, so that nothing holds its frames."""
+        if self._error is None:
+            return
         error, self._error = self._error, None
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error
+        try:
+            raise error
+        finally:
+            del error
 
     def end(self, error: BaseException | None = None, *, soon: bool = False) -> None:
         """Wake the task. `soon`: in the next round of the loop, because another task is running now."""
-        if self._is_done:
+        if self.is_done:
             return
-        self._is_done, self._error = True, error
+        self.is_done, self._error = True, error
         wake, self._wake = self._wake, None
         if wake is None:
             return
@@ -77,7 +79,7 @@ class Arrival:
 
     def cancel(self, msg: object = None) -> bool:
         """Cancel the wait, as a Task does that is cancelled itself."""
-        if self._is_done:
+        if self.is_done:
             return False
         self.end(
             asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg), soon=True
@@ -123,7 +125,7 @@ class AsyncLink(asyncio.BufferedProtocol):
         self._buffer = memoryview(bytearray(_READ_SIZE))  # a view: asyncio's TLS fills slices of it
         self._replies: list[Any] = []
         self._count = 0
-        self._arrival: Arrival | None = None
+        self._arrival = Arrival(self._loop)  # done, unless an exchange is under way
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = 0.0  # time.monotonic(), as the next
         self._due: float | None = None
@@ -157,31 +159,33 @@ class AsyncLink(asyncio.BufferedProtocol):
         try:
             asked_ns = time.monotonic_ns()
             packed = pack([command for _, command in server.handshake])
-            replies = await link.exchange(packed, len(server.handshake), deadline)
+            count, now = len(server.handshake), time.monotonic()
+            replies = await link.exchange(packed, count, deadline, now)
             greeted(replies, server, asked_ns, link)
         except BaseException:
             link.close()
             raise
         return link, deadline
 
-    async def exchange(
-        self, packed: bytes, count: int, deadline: float, now: float | None = None
-    ) -> list[Any]:
+    async def exchange(self, packed: bytes, count: int, deadline: float, now: float) -> list[Any]:
         """Send, then read `count` replies before `deadline` (time.monotonic(), as `now`)."""
-        if deadline - (time.monotonic() if now is None else now) <= 0:
+        if deadline <= now:
             raise TimeoutError
         if self._replies and self.used:
             raise EOFError(TOO_MANY)
         if self._has_ended:
             raise EOFError(self._last_words())
+        arrival = self._arrival
         self._count = count
-        self._arrival = arrival = Arrival(self._loop)
-        self._watch(deadline)
+        self._due, self._granted = deadline, 0.0
+        if self._timer is None or self._wakes_at > deadline:
+            self._wind(deadline)
+        arrival.is_done = False
         try:
             self._transport.write(packed)
             await arrival
         finally:
-            self._arrival = self._due = None
+            arrival.is_done, self._due = True, None
         replies, self._replies = self._replies, []
         return replies
 
@@ -215,7 +219,7 @@ class AsyncLink(asyncio.BufferedProtocol):
         except Exception as error:  # these bytes are no reply of Redis
             self._end(error)
             return
-        if self._arrival is None:
+        if self._due is None:
             return
         if len(replies) == self._count:
             self._arrival.end(soon=not self._is_plain)  # TLS goes on with what it has read
@@ -225,8 +229,7 @@ class AsyncLink(asyncio.BufferedProtocol):
     def _end(self, error: BaseException) -> None:
         """End the connection: with it the exchange that is under way, and each later one."""
         self._has_ended = True
-        if self._arrival is not None:
-            self._arrival.end(error, soon=not self._is_plain)
+        self._arrival.end(error, soon=not self._is_plain)
 
     def _is_refused(self) -> bool:
         """Return whether the last that the server said is why it closes: see sync.py."""
@@ -237,17 +240,10 @@ class AsyncLink(asyncio.BufferedProtocol):
 
     # Time
 
-    def _watch(self, deadline: float) -> None:
-        """See that the exchange ends by `deadline`. A timer that is due before it looks again then."""
-        self._due, self._granted = deadline, 0.0
-        timer = self._timer
-        if timer is not None and self._wakes_at <= deadline:
-            return
-        if timer is not None:
-            timer.cancel()
-        self._set_timer(deadline)
-
-    def _set_timer(self, at: float) -> None:
+    def _wind(self, at: float) -> None:
+        """Set the timer. One that is due before an exchange's end looks then, and is set again."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._wakes_at = at
         self._timer = self._loop.call_later(at - time.monotonic(), self._tick)
 
@@ -257,12 +253,12 @@ class AsyncLink(asyncio.BufferedProtocol):
             return
         late = now - due
         if late < 0:
-            self._set_timer(due)
+            self._wind(due)
         elif late > _LATE_S and self._granted < OWN_LIMIT_S:
             # The loop was busy when this was due: read first the bytes that have arrived meanwhile.
             self._granted += late
             self._due = now + late
-            self._set_timer(self._due)
+            self._wind(self._due)
         else:
             self._transport.abort()
             self._end(TimeoutError())

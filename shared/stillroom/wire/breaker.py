@@ -50,6 +50,12 @@ class Breaker:
         self.down_since: float | None = None  # time.time()
         self.streak = 0
 
+    def no_call(self) -> RedisUnavailable:
+        """Return why no call is made: the server is away, or else the caller has no time left."""
+        return (
+            RedisUnavailable("breaker", self.reason) if self.is_open else RedisUnavailable("budget")
+        )
+
     def failed(self, error: RedisUnavailable) -> None:
         """Count a failure; open after too many."""
         now = time.monotonic()

@@ -161,6 +161,11 @@ def is_there(text: str) -> bool:
     return owner_of(text) not in AWAY | {"noauth"}
 
 
+def is_dead(error: BaseException) -> bool:
+    """Return whether an idle connection turned out dead: it has ended, and was not merely silent."""
+    return isinstance(error, OSError | EOFError) and not isinstance(error, TimeoutError)
+
+
 def may_repeat(commands: Sequence[Command], replies: Sequence[Any], *, idempotent: bool) -> bool:
     """Return whether a batch may be sent to another server after this one said that it is not the right one.
 

@@ -27,6 +27,7 @@ from stillroom.wire.outcome import (
     checked,
     ended,
     greeted,
+    is_dead,
     is_there,
     judged,
     may_repeat,
@@ -240,11 +241,6 @@ def _ended(replies: Sequence[Any], reset: OSError | None) -> Exception:
     return reset or EOFError(_NO_REPLY)
 
 
-def _is_dead(error: BaseException) -> bool:
-    """Return whether an idle connection turned out dead: it has ended, and was not merely silent."""
-    return isinstance(error, OSError | EOFError) and not isinstance(error, TimeoutError)
-
-
 def _is_plain(sock: Any) -> bool:
     """Return whether receive is the system's own call, which it is not with TLS, gevent and eventlet."""
     return type(sock).recv_into is _socket.socket.recv_into
@@ -308,10 +304,8 @@ class Wire:
         this caller waits (IN_TIME); it is sent once, and if its connection dies, that time is waited out: what
         is still on its way then is refused.
         """
-        if self.breaker.is_open:
-            raise RedisUnavailable("breaker", self.breaker.reason)
-        if left <= 0:
-            raise RedisUnavailable("budget")
+        if self.breaker.is_open or left <= 0:
+            raise self.breaker.no_call()
         once = timed or not idempotent
         now = time.monotonic()
         deadline = now + left
@@ -333,7 +327,7 @@ class Wire:
                 except BaseException as error:
                     link.failed(error, min(deadline, now + self._patience))
                     self._drop(link)
-                    if once or not link.used or not _is_dead(error):
+                    if once or not link.used or not is_dead(error):
                         raise
                     self._leave(link)
                     link = self._open_link(deadline) or self._await_idle(deadline)
