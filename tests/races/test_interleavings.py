@@ -10,6 +10,7 @@ from stillroom import Freshness, Stillroom
 from stillroom.cache.judge import READS_A_MOVE
 from stillroom.operation import Ahead, Operation
 from stillroom.together import together
+from stillroom.wire.server import name_of
 from tests.support.clocked import misjudge
 from tests.support.entries import age
 from tests.support.stepper import Stepper
@@ -57,7 +58,7 @@ def begin_get(room: Stillroom, key: str) -> Stepper:
 
 def run_to(stepper: Stepper, command: bytes) -> Stepper:
     """Run on until this command has been answered and its reply has not arrived."""
-    while not (isinstance(stepper.at, list) and stepper.at[0][0] == command):
+    while not (isinstance(stepper.at, list) and name_of(stepper.at[0]) == command):
         assert not stepper.done, f"it ended without {command!r}"
         stepper.step()
     stepper.step()

@@ -12,6 +12,7 @@ from stillroom.cache.bulk import Bulk
 from stillroom.cache.core import Stale
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.loaders import Loader, Recipe
+from stillroom.cache.lookup import PlainLook
 from stillroom.cache.means import Means, Place
 from stillroom.cache.near import remembered_by
 from stillroom.codec import MISS, Parse
@@ -34,13 +35,23 @@ class Asked(NamedTuple):
     kwargs: Mapping[str, Any]
 
 
+class PlainCall:
+    """Keeps the last look of a call, which is used again until the marks have moved."""
+
+    __slots__ = ("about", "ahead")
+
+    def __init__(self, type: Any, read: Parse, release: bytes, loader: Loader) -> None:
+        self.about = type, read, release, loader
+        self.ahead: PlainLook | None = None
+
+
 class Wanted(NamedTuple):
     """Holds what a call of a loader wants: the key and the recipe of its value, and what a copy is found by."""
 
     name: bytes
     recipe: Recipe
     call: tuple[Any, ...] | None  # see near.Store
-    look: tuple[Any, Parse, bytes, Loader] | None  # what a plain look takes, where one may do
+    plain: PlainCall | None  # how it is looked up, where a plain look may do
 
 
 class Unread(NamedTuple):
@@ -72,10 +83,11 @@ class Calls(Bulk):
         if found is None:
             values = loader.values(args, kwargs)
             is_kept = loader.is_steady and all(getsizeof(arg) <= ARGUMENT_BYTES for arg in args)
-            recipe, look = loader.recipe(values), None
+            recipe, plain = loader.recipe(values), None
             if recipe.is_plain:
-                look = recipe.type, self._codec.reader(recipe.type), recipe.release, loader
-            found = Wanted(loader.place(values), recipe, call if is_kept else None, look)
+                read = self._codec.reader(recipe.type)
+                plain = PlainCall(recipe.type, read, recipe.release, loader)
+            found = Wanted(loader.place(values), recipe, call if is_kept else None, plain)
             if found.call is not None:
                 if len(self._wanted) >= CALLS_KNOWN:
                     self._wanted.clear()
@@ -93,10 +105,14 @@ class Calls(Bulk):
 
         `away`: see obtain.
         """
-        name, recipe, call, look = self.wanted(loader, args, kwargs)
-        if look is None or away is not None:
+        name, recipe, call, plain = self.wanted(loader, args, kwargs)
+        if plain is None or away is not None or not self._goes_ahead():
             return self.obtain(name, recipe, call, away)
-        return self._ahead(name, *look, partial(self.obtain, name, recipe, call))
+        ahead = plain.ahead
+        if ahead is None or ahead.known != self._judges.marks.synced:
+            go_on = partial(self.obtain, name, recipe, call)
+            ahead = plain.ahead = self._ahead(name, *plain.about, go_on)
+        return ahead  # type: ignore[return-value]
 
     def call_many(self, calls: Sequence[Asked]) -> Operation[list[Any]]:
         """Return what the cache has for each of these calls, and Unread in the place of what it has not.

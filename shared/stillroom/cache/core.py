@@ -131,9 +131,9 @@ class Core(Loads):
         read = self._codec.reader(type)  # refuses a value that is no type, on a miss too
         kept_for = None if near is None else near_of(near)
         going_on = partial(self._get, name, type, default, kept_for)
-        if kept_for is not None:
+        if kept_for is not None or not self._goes_ahead():
             return going_on()
-        return self._ahead(name, type, read, b"", None, going_on)
+        return self._ahead(name, type, read, b"", None, going_on)  # type: ignore[return-value]
 
     def _get(
         self,
@@ -251,10 +251,12 @@ class Core(Loads):
         keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
         recipe = self.recipe(Call(load), tags, type, keeping)._replace(near=near_of(near))
         going_on = partial(self._get_or_set, name, recipe)
-        if not recipe.is_plain:
+        if not recipe.is_plain or not self._goes_ahead():
             return going_on()
         read = self._codec.reader(recipe.type)
-        return self._ahead(name, recipe.type, read, recipe.release, None, going_on)
+        return self._ahead(  # type: ignore[return-value]
+            name, recipe.type, read, recipe.release, None, going_on
+        )
 
     def _get_or_set(
         self,

@@ -121,6 +121,12 @@ class Judge:
             return _FRESH if self._now_ms() < entry.fresh_until else _STALE
         return _GRADES[verdict]
 
+    def is_still_alive(self, turn: object, clock: bytes | None) -> bool:
+        """Return whether what was alive at this turn of the marks is, where it was read again with `clock`."""
+        marks = self.marks
+        # In this order: marks that are learned meanwhile move the turn, and then the clock.
+        return marks.clock == clock and marks.turn is turn and self._run == self._clock.run
+
     def settle(
         self, entries: Sequence[Entry], clock: bytes | None, known: int
     ) -> Operation[list[Freshness]]:

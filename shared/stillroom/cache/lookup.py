@@ -26,9 +26,11 @@ from stillroom.keys import quoted
 from stillroom.operation import UNUSUAL, Ahead, Once, Operation
 from stillroom.scripts import verify_epoch
 from stillroom.unsettled import is_unsettled
-from stillroom.wire import Command, pack, time_left
+from stillroom.wire import Command, pack, pack_command, time_left
 
 APART_S = 600.0  # how long both places of a key are looked at once another release's value was seen
+SEEN = 2_000  # entries that are remembered as they were read, in all shards
+SEEN_BYTES = 2_000  # larger ones are not
 _OUTCOMES = ("hit", "stale", "miss")  # the outcome of a lookup in its event: see LOOKUPS
 _FRESH = Freshness.FRESH
 
@@ -49,6 +51,20 @@ class Looked(NamedTuple):
     known: int
     raw: bytes | None
     clock: bytes | None
+
+
+class Seen(NamedTuple):
+    """Remember a fresh entry as it was read: the same bytes are not taken apart and judged anew."""
+
+    raw: bytes | None
+    payload: bytes  # JSON as it stands
+    fresh_until: int
+    release: bytes  # of the reader whom it fitted
+    turn: object  # of the marks by which it was alive
+
+
+_UNSEEN = Seen(b"", b"", 0, b"", None)
+_seen = tuple.__new__
 
 
 class _Look(NamedTuple):
@@ -75,31 +91,52 @@ class PlainLook(Ahead, _Look):
 
         A refresh that was asked for less than a second ago is not.
         """
-        lookup, release, loader = self.lookup, self.release, self.loader
+        lookup, loader, place = self.lookup, self.loader, 0
         raw, clock = replies[0]
-        if raw is None:
-            return UNUSUAL
+        as_seen, payload, fresh_until, release, turn = lookup._seen.get(self.name, _UNSEEN)
         try:
-            entry = parse(raw, self.name)
-            codec = entry.codec
-            if release and codec[2:] not in (release, b""):
-                return UNUSUAL
-            freshness, place = lookup._judges.at_once(entry, clock), 0
-            if freshness is not _FRESH:
-                if freshness is not Freshness.STALE or not lookup._is_asked_for(self.name, entry):
-                    return UNUSUAL
-                place = 1
-            if codec[:2] in PLAIN_JSON:
-                value = self.read(entry.payload)
+            if (
+                raw == as_seen
+                and release == self.release
+                and lookup._judges.is_still_alive(turn, clock)
+                and lookup.now_ms() < fresh_until
+            ):
+                value = self.read(payload)
             else:
-                value = lookup._codec.decode(codec, entry.payload, self.type)
+                value, place = self._judged(raw, clock)
         except UNREADABLE:  # the operation tells of it
             return UNUSUAL
+        if value is UNUSUAL:
+            return value
         counts = lookup.stats.counts
         counts[LOOKUPS[place]] += 1
         if loader is not None:
             counts[loader.counted_as[place]] += 1
         return value
+
+    def _judged(self, raw: bytes | None, clock: bytes | None) -> tuple[Any, int]:
+        """Return the value and the place of its count, or UNUSUAL. Raises what decoding raises."""
+        lookup, name, release, place = self.lookup, self.name, self.release, 0
+        if raw is None:
+            return UNUSUAL, 0
+        entry = parse(raw, name)
+        codec, payload = entry.codec, entry.payload
+        if release and codec[2:] not in (release, b""):
+            return UNUSUAL, 0
+        judges = lookup._judges
+        # Before the entry is judged: a mark that comes meanwhile makes another.
+        turn = judges.marks.turn
+        freshness = judges.at_once(entry, clock)
+        if freshness is not _FRESH:
+            if freshness is not Freshness.STALE or not lookup._is_asked_for(name, entry):
+                return UNUSUAL, 0
+            place = 1
+        if codec[:2] not in PLAIN_JSON:
+            return lookup._codec.decode(codec, payload, self.type), place
+        value = self.read(payload)
+        if not place and len(raw) <= SEEN_BYTES:
+            lookup._note_seen(name, _seen(Seen, (raw, payload, entry.fresh_until, release, turn)))
+        return value, place
 
     def rest(
         self, replies: Sequence[Any] | None, away: RedisUnavailable | None = None
@@ -145,6 +182,19 @@ class Lookup:
         self._apart_until = 0.0  # two releases of the app were seen to be at work; time.monotonic()
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
         self._asked: dict[bytes, tuple[int, float]] = {}
+        self._seen: dict[bytes, Seen] = {}
+        self._seen_limit = SEEN // settings.shards
+
+    def _goes_ahead(self) -> bool:
+        """Return whether nothing else is to be asked or told together with a plain look."""
+        now, stats, judges = time.monotonic(), self.stats, self._judges
+        return not (
+            now > stats.due
+            or now < self._apart_until
+            or stats.watch is not None
+            or self._outbox.numbers
+            or (judges.counts and not judges.goes_alone())
+        )
 
     def _ahead(
         self,
@@ -154,24 +204,14 @@ class Lookup:
         release: bytes,
         loader: Loader | None,
         go_on: Callable[..., Operation[Any]],
-    ) -> Operation[Any]:
-        """Return a look that asks for the entry and the clock alone, for a driver to run in the place of `go_on()`;
-        or that operation, where more is to be asked or told.
-        """
-        now, stats, judges, keys = time.monotonic(), self.stats, self._judges, self.keys
-        if (
-            now > stats.due
-            or now < self._apart_until
-            or stats.watch is not None
-            or self._outbox.numbers
-            or (judges.counts and not judges.goes_alone())
-        ):
-            return go_on()
-        batch = [(b"MGET", keys.entry(name), keys.clock)]
-        known = judges.marks.synced
+    ) -> PlainLook:
+        """Return a look that asks for the entry and the clock alone, to be run in the place of `go_on()`."""
+        keys = self.keys
+        batch: list[Command] = [pack_command((b"MGET", keys.entry(name), keys.clock))]
+        known = self._judges.marks.synced
         # Past NamedTuple's own constructor, which is Python: this is made for every hit.
         about = (batch, self, name, type, read, release, loader, known, go_on)
-        return _plain_look(PlainLook, about)  # type: ignore[return-value]
+        return _plain_look(PlainLook, about)
 
     def _look(
         self, name: bytes, release: bytes = b"", looked: Looked | None = None
@@ -438,6 +478,11 @@ class Lookup:
         """Return whether this process has asked for a stale entry's refresh, less than a second ago."""
         fresh_until, until = self._asked.get(name, (0, 0.0))
         return fresh_until == entry.fresh_until and time.monotonic() < until
+
+    def _note_seen(self, name: bytes, seen: Seen) -> None:
+        if len(self._seen) >= self._seen_limit:
+            self._seen.clear()
+        self._seen[name] = seen
 
     # Judging
 

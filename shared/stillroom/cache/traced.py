@@ -109,9 +109,8 @@ class TracedStore(Store):
 class TracedBody(CacheBody):
     """A cache, or one of its shards, whose reads are noted where a request asks for it."""
 
-    def _ahead(self, *about: Any) -> Operation[Any]:
-        *_, go_on = about
-        return super()._ahead(*about) if tracing() is None else go_on()
+    def _goes_ahead(self) -> bool:
+        return tracing() is None and super()._goes_ahead()
 
     def _look(
         self, name: bytes, release: bytes = b"", looked: Looked | None = None

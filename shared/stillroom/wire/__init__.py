@@ -31,6 +31,7 @@ from stillroom.wire.server import (
     Server,
     micros,
     pack,
+    pack_command,
     run_of,
     words_of,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "micros",
     "no_fork",
     "pack",
+    "pack_command",
     "refusal",
     "reset_after_fork",
     "run_of",

@@ -1,0 +1,218 @@
+"""An entry that comes back as it was read before is not taken apart again, and is judged no less for that."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import FrameType
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stillroom import Stillroom
+from stillroom.cache import lookup
+from stillroom.cache.judge import Judge
+from stillroom.operation import UNUSUAL
+from tests.support.entries import age
+
+NEVER = 1 << 62  # seconds
+KEY = "k"
+
+
+def quiet(room: Stillroom) -> Stillroom:
+    """Keep counts from being sent with the reads."""
+    room.stats.due = NEVER
+    return room
+
+
+def body_of(room: Stillroom) -> Any:
+    return room._cache_body
+
+
+@pytest.fixture
+def room(make_room: Any) -> Stillroom:
+    """Open the process that reads."""
+    return quiet(make_room())
+
+
+@pytest.fixture
+def other(make_room: Any) -> Stillroom:
+    """Open the process that changes what is read."""
+    return quiet(make_room())
+
+
+def moments(act: Callable[[], Any], at: int, meanwhile: Callable[[], object]) -> tuple[Any, bool]:
+    """Return act()'s result, with something done before its step number `at`, and whether it has so many."""
+    steps = iter(range(1 << 20))
+    is_done = False
+
+    def each(frame: FrameType, event: str, arg: Any) -> Any:
+        nonlocal is_done
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode" and next(steps) == at:
+            sys.settrace(None)
+            is_done = True
+            meanwhile()
+        return each
+
+    sys.settrace(each)
+    try:
+        return act(), is_done
+    finally:
+        sys.settrace(None)
+
+
+class Killed:
+    """A value that a process has read, and the marks of an invalidation that it does not have yet."""
+
+    def __init__(self, room: Stillroom, other: Stillroom, client: Any, reads: int) -> None:
+        assert other.cache.set(KEY, 1, tags=["t"])
+        assert [room.cache.get(KEY) for _ in range(3)] == [1, 1, 1]
+        self._body = body = body_of(room)
+        body._seen.clear()
+        self._places = body.keys.entry(KEY.encode()), body.keys.clock
+        self._client = client
+        self.before = client.mget(*self._places)
+        for _ in range(reads):
+            assert self.read(self.before) == 1
+        self._known = body._judges.marks.synced
+        other.cache.invalidate_by_tag("t")
+        self.after = client.mget(*self._places)
+        assert self.after[0] == self.before[0]
+        marks = body._judges.marks_since(self._known)
+        self._rows = client.execute_command(*marks)
+
+    def learn(self) -> None:
+        """Take the marks in, as another thread does meanwhile."""
+        assert self._body._judges.learn(self._known, _flat(self._rows), (), self.after[1])
+
+    def begin(self, found: list[bytes]) -> Callable[[], Any]:
+        """Begin a read that finds this. Return its end, which judges and answers."""
+        self._body._judges.counts = False  # else it would ask for marks too, soon after a move
+        return partial(self._body.get(KEY).usual, [found])
+
+    def read(self, found: list[bytes]) -> Any:
+        """Return what a read answers that finds this."""
+        return self.begin(found)()
+
+
+def _flat(rows: list[Any]) -> list[bytes]:
+    if rows and isinstance(rows[0], list | tuple):
+        return [word for member, score in rows for word in (member, b"%d" % int(score))]
+    return rows
+
+
+def lost(room: Stillroom, other: Stillroom, client: Any, reads: int) -> Iterator[int]:
+    """Yield the steps of a read at which marks that come in meanwhile are lost on it, or on the next one."""
+    at, is_step = 0, True
+    while is_step:
+        killed = Killed(room, other, client, reads)
+        found = killed.after if reads else killed.before
+        value, is_step = moments(killed.begin(found), at, killed.learn)
+        if not is_step:
+            killed.learn()
+        if (found is killed.after and value is not UNUSUAL) or killed.read(killed.after) == 1:
+            yield at
+        at += 1
+
+
+@pytest.mark.parametrize("reads", [0, 1], ids=["first", "again"])
+def test_marks_that_come_at_any_step_of_a_read_are_not_lost(
+    room: Stillroom, other: Stillroom, client: Any, reads: int
+) -> None:
+    """Whenever another thread learns the mark that ends an entry, no read with the clock behind it shows it."""
+    assert list(lost(room, other, client, reads)) == []
+
+
+def _turn_first(self: Judge, turn: object, clock: bytes | None) -> bool:
+    marks = self.marks
+    return marks.turn is turn and marks.clock == clock and self._run == self._clock.run
+
+
+def _no_turn(self: Judge, turn: object, clock: bytes | None) -> bool:
+    return self.marks.clock == clock and self._run == self._clock.run
+
+
+@pytest.mark.parametrize("wrong", [_turn_first, _no_turn])
+def test_each_rule_left_out_loses_a_mark(
+    room: Stillroom, other: Stillroom, client: Any, wrong: Any
+) -> None:
+    """The turn is looked at, and behind the clock: else a read shows what is dead."""
+    with patch.object(Judge, "is_still_alive", wrong):
+        assert next(lost(room, other, client, 1), None) is not None
+
+
+# Whatever happens, a process that remembers entries answers as one that does not
+
+
+def to_entry(client: Any, key: bytes, act: Callable[[], object]) -> None:
+    """Do this to the key's entry, if there is one."""
+    if (client.get(key) or b"").count(b"\t") > 3:
+        act()
+
+
+ACTS: dict[str, Callable[[Stillroom, Any, bytes], object]] = {
+    "set": lambda room, client, key: room.cache.set(KEY, 1, tags=["t"], swr=60),
+    "set another": lambda room, client, key: room.cache.set(KEY, 2, tags=["t"], swr=60),
+    "set without a tag": lambda room, client, key: room.cache.set(KEY, 3, swr=60),
+    "invalidate": lambda room, client, key: room.cache.invalidate(KEY),
+    "softly": lambda room, client, key: room.cache.invalidate_by_tag("t", soft=True),
+    "by tag": lambda room, client, key: room.cache.invalidate_by_tag("t"),
+    "by another tag": lambda room, client, key: room.cache.invalidate_by_tag("u"),
+    "by pattern": lambda room, client, key: room.cache.invalidate_by_pattern("k*"),
+    "by another pattern": lambda room, client, key: room.cache.invalidate_by_pattern("x*"),
+    "touch": lambda room, client, key: room.cache.touch(KEY, ttl=600),
+    "clear": lambda room, client, key: room.cache.clear(),
+    "age": lambda room, client, key: to_entry(client, key, partial(age, client, key, 3_600)),
+    "flush": lambda room, client, key: client.flushall(),
+    "evict": lambda room, client, key: client.unlink(key),
+    "spoil": lambda room, client, key: to_entry(
+        client, key, partial(client.setrange, key, 30, b"!")
+    ),
+    "take": lambda room, client, key: client.set(key, b"1\tmine"),
+}
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(acts=st.lists(st.sampled_from(sorted(ACTS)), max_size=12))
+def test_a_process_that_has_seen_an_entry_answers_as_one_that_has_not(
+    make_room: Any, client: Any, acts: list[str]
+) -> None:
+    """After each change both read the same value, with the same counts of hits, stale values and misses."""
+    client.flushall()
+    room, plain, other = (quiet(make_room()) for _ in range(3))
+    body_of(plain)._note_seen = lambda *seen: None
+    key = room.keys.entry(KEY.encode())
+    for act in acts:
+        ACTS[act](other, client, key)
+        for _ in range(3):
+            for one in (room, plain):
+                body_of(one)._judges.counts = False
+            assert room.cache.get(KEY) == plain.cache.get(KEY)
+    assert not body_of(plain)._seen
+    counted = [
+        {n: one.stats.counts[n] for n in ("hits", "stale", "misses")} for one in (room, plain)
+    ]
+    assert counted[0] == counted[1]
+
+
+def test_the_entries_that_are_remembered_are_few_and_small(
+    room: Stillroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their number and their size have bounds; larger entries are read as they were."""
+    body = body_of(room)
+    monkeypatch.setattr(body, "_seen_limit", 5)
+    for n in range(20):
+        room.cache.set(f"n:{n}", n)
+        room.cache.get(f"n:{n}")
+        assert len(body._seen) <= 5
+    large = "x" * lookup.SEEN_BYTES
+    room.cache.set("large", large)
+    assert [room.cache.get("large"), room.cache.get("large")] == [large, large]
+    assert b"large" not in body._seen
