@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from bench.harness import AsyncHit, Contestant, Hit, Role
 from bench.raw import async_connection, connection, pack
 from bench.stage import NEVER, PATIENT
 from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom.cache.lookup import SEEN
 
 KEY = "product:7"
 TTL = 600  # seconds
@@ -48,6 +50,8 @@ BODY = ADAPTER.dump_json(PRODUCT)
 # --- who takes part -------------------------------------------------------------------------------
 
 VALIDATED = "validate_json on the reply"
+UNSEEN = "cache.get of more keys than a process remembers"
+FORGOTTEN = [f"{KEY}:{n}" for n in range(2 * SEEN)]
 UNPICKLED = "the model is pickled: no validation on the way out"
 
 
@@ -57,6 +61,7 @@ def contestants(url: str) -> list[Contestant]:
         _sync("floor", "floor", floor, url, "hiredis", f"socket and hiredis; {VALIDATED}"),
         _sync("redis-py", "bare", bare, url, "redis", f"Redis.from_url(url); {VALIDATED}"),
         _sync("stillroom", "ours", ours, url, "stillroom", "cache.get(key, Product), two tags"),
+        _sync("stillroom, unseen", "ours", unseen, url, "stillroom", UNSEEN),
         _sync("cached function", "ours", cached, url, "stillroom", "a hit through its loader"),
         _sync(
             "dogpile.cache",
@@ -73,6 +78,7 @@ def contestants(url: str) -> list[Contestant]:
         _async("async floor", "floor", async_floor, url, "hiredis", f"streams; {VALIDATED}"),
         _async("async redis-py", "bare", async_bare, url, "redis", f"its defaults; {VALIDATED}"),
         _async("async stillroom", "ours", async_ours, url, "stillroom", "await cache.get(key, …)"),
+        _async("async stillroom, unseen", "ours", async_unseen, url, "stillroom", UNSEEN),
         _async(
             "async cached function", "ours", async_cached, url, "stillroom", "through its loader"
         ),
@@ -158,6 +164,16 @@ def ours(url: str) -> Iterator[Hit]:
 
 
 @contextmanager
+def unseen(url: str) -> Iterator[Hit]:
+    """Read an entry that this process does not remember, each time: see lookup.Seen."""
+    with Stillroom(Settings(**{"redis_url": url} | PATIENT), dispatch=NoDispatch()) as room:
+        room.stats.due = NEVER
+        room.cache.set_many(dict.fromkeys(FORGOTTEN, PRODUCT), ttl=TTL, tags=TAGS)
+        following = itertools.cycle(FORGOTTEN).__next__
+        yield lambda: room.cache.get(following(), Product)
+
+
+@contextmanager
 def cached(url: str) -> Iterator[Hit]:
     with Stillroom(Settings(**{"redis_url": url} | PATIENT), dispatch=NoDispatch()) as room:
         room.stats.due = NEVER
@@ -175,6 +191,15 @@ async def async_ours(url: str) -> AsyncIterator[AsyncHit]:
         r.stats.due = NEVER
         await r.cache.set(KEY, PRODUCT, ttl=TTL, tags=TAGS)
         yield lambda: r.cache.get(KEY, Product)
+
+
+@asynccontextmanager
+async def async_unseen(url: str) -> AsyncIterator[AsyncHit]:
+    async with AsyncStillroom(Settings(**{"redis_url": url} | PATIENT), dispatch=NoDispatch()) as r:
+        r.stats.due = NEVER
+        await r.cache.set_many(dict.fromkeys(FORGOTTEN, PRODUCT), ttl=TTL, tags=TAGS)
+        following = itertools.cycle(FORGOTTEN).__next__
+        yield lambda: r.cache.get(following(), Product)
 
 
 @asynccontextmanager

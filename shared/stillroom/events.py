@@ -45,6 +45,7 @@ NAMES = {
     "obtain": "cached",
     "call": "cached",
     "call_many": "gather",
+    "_call_many": "gather",
     "_decided": "check",
     "_waiting": "wait",
     "_reserved": "reserve",

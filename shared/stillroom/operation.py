@@ -90,6 +90,31 @@ class Ahead:
         return found if found is not UNUSUAL else (yield from self.rest(replies))
 
 
+def answered(
+    operation: Operation[T],
+    batch: list[Command],
+    replies: Sequence[Any] | None,
+    away: RedisUnavailable | None,
+) -> Operation[T]:
+    """Run an operation whose first batch was asked ahead of it: it is told the replies, or why there are none.
+
+    Where it begins with another one after all, that is sent.
+    """
+    try:
+        step: Any = operation.send(None)
+        if step == batch:
+            step = operation.send(replies) if away is None else operation.throw(away)
+        while True:
+            try:
+                answer = yield step
+            except BaseException as error:
+                step = operation.throw(error)
+            else:
+                step = operation.send(answer)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+
+
 class Once(list[Command]):
     """A batch that is not idempotent, so it must not be sent a second time.
 

@@ -15,18 +15,25 @@ from hypothesis import strategies as st
 
 from stillroom import Stillroom
 from stillroom.cache import lookup
+from stillroom.cache.cached import asked_of
+from stillroom.cache.calls import Unread
 from stillroom.cache.judge import Judge
 from stillroom.operation import UNUSUAL
+from tests.support.clocked import misjudge
 from tests.support.entries import age
 
 NEVER = 1 << 62  # seconds
-KEY = "k"
+KEY = "k:7"
 
 
 def quiet(room: Stillroom) -> Stillroom:
     """Keep counts from being sent with the reads."""
     room.stats.due = NEVER
     return room
+
+
+def nothing(id: int) -> int:
+    raise AssertionError("only a look is asked for")
 
 
 def body_of(room: Stillroom) -> Any:
@@ -128,21 +135,22 @@ def test_marks_that_come_at_any_step_of_a_read_are_not_lost(
     assert list(lost(room, other, client, reads)) == []
 
 
-def _turn_first(self: Judge, turn: object, clock: bytes | None) -> bool:
+def _turn_first(self: Judge, clock: bytes | None) -> object:
     marks = self.marks
-    return marks.turn is turn and marks.clock == clock and self._run == self._clock.run
+    turn = marks.turn
+    return turn if marks.clock == clock and self._run == self._clock.run else None
 
 
-def _no_turn(self: Judge, turn: object, clock: bytes | None) -> bool:
-    return self.marks.clock == clock and self._run == self._clock.run
+def _same_turn(self: Judge, clock: bytes | None) -> object:
+    return vars(self).setdefault("first", self.marks.turn)
 
 
-@pytest.mark.parametrize("wrong", [_turn_first, _no_turn])
+@pytest.mark.parametrize("wrong", [_turn_first, _same_turn])
 def test_each_rule_left_out_loses_a_mark(
     room: Stillroom, other: Stillroom, client: Any, wrong: Any
 ) -> None:
     """The turn is looked at, and behind the clock: else a read shows what is dead."""
-    with patch.object(Judge, "is_still_alive", wrong):
+    with patch.object(Judge, "turn_at", wrong):
         assert next(lost(room, other, client, 1), None) is not None
 
 
@@ -155,51 +163,101 @@ def to_entry(client: Any, key: bytes, act: Callable[[], object]) -> None:
         act()
 
 
-ACTS: dict[str, Callable[[Stillroom, Any, bytes], object]] = {
-    "set": lambda room, client, key: room.cache.set(KEY, 1, tags=["t"], swr=60),
-    "set another": lambda room, client, key: room.cache.set(KEY, 2, tags=["t"], swr=60),
-    "set without a tag": lambda room, client, key: room.cache.set(KEY, 3, swr=60),
-    "invalidate": lambda room, client, key: room.cache.invalidate(KEY),
-    "softly": lambda room, client, key: room.cache.invalidate_by_tag("t", soft=True),
-    "by tag": lambda room, client, key: room.cache.invalidate_by_tag("t"),
-    "by another tag": lambda room, client, key: room.cache.invalidate_by_tag("u"),
-    "by pattern": lambda room, client, key: room.cache.invalidate_by_pattern("k*"),
-    "by another pattern": lambda room, client, key: room.cache.invalidate_by_pattern("x*"),
-    "touch": lambda room, client, key: room.cache.touch(KEY, ttl=600),
-    "clear": lambda room, client, key: room.cache.clear(),
-    "age": lambda room, client, key: to_entry(client, key, partial(age, client, key, 3_600)),
-    "flush": lambda room, client, key: client.flushall(),
-    "evict": lambda room, client, key: client.unlink(key),
-    "spoil": lambda room, client, key: to_entry(
-        client, key, partial(client.setrange, key, 30, b"!")
+# What another process, or somebody else, does to a key.
+ACTS: dict[str, Callable[[Stillroom, Any, str, bytes], object]] = {
+    "set": lambda room, client, key, place: room.cache.set(key, 1, tags=["t"], swr=60),
+    "set another": lambda room, client, key, place: room.cache.set(key, 2, tags=["t"], swr=60),
+    "set without a tag": lambda room, client, key, place: room.cache.set(key, 3, swr=60),
+    "invalidate": lambda room, client, key, place: room.cache.invalidate(key),
+    "softly": lambda room, client, key, place: room.cache.invalidate_by_tag("t", soft=True),
+    "by tag": lambda room, client, key, place: room.cache.invalidate_by_tag("t"),
+    "by another tag": lambda room, client, key, place: room.cache.invalidate_by_tag("u"),
+    "by pattern": lambda room, client, key, place: room.cache.invalidate_by_pattern(f"{key}*"),
+    "by another pattern": lambda room, client, key, place: room.cache.invalidate_by_pattern("x*"),
+    "touch": lambda room, client, key, place: room.cache.touch(key, ttl=600),
+    "clear": lambda room, client, key, place: room.cache.clear(),
+    "age": lambda room, client, key, place: to_entry(
+        client, place, partial(age, client, place, 3_600)
     ),
-    "take": lambda room, client, key: client.set(key, b"1\tmine"),
+    "flush": lambda room, client, key, place: client.flushall(),
+    "evict": lambda room, client, key, place: client.unlink(place),
+    "spoil": lambda room, client, key, place: to_entry(
+        client, place, partial(client.setrange, place, 30, b"!")
+    ),
+    "take": lambda room, client, key, place: client.set(place, b"1\tmine"),
 }
+KEYS = [KEY, "k:8"]
+
+
+def looked_up(room: Stillroom, load: Any) -> list[Any]:
+    """Return what a look at two calls answers, and then get: each twice, as the second has seen the first."""
+    body, answers = body_of(room), []
+    for _ in range(2):
+        body._judges.counts = False
+        asked = asked_of(body, [partial(load, 7), partial(load, 8)])
+        found = room.cache._driver.run(body.call_many(asked))
+        answers += [None if type(one) is Unread else one for one in found]
+    for _ in range(2):
+        answers.append(room.cache.get(KEY))
+    return answers
 
 
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(acts=st.lists(st.sampled_from(sorted(ACTS)), max_size=12))
+@given(acts=st.lists(st.tuples(st.sampled_from(sorted(ACTS)), st.sampled_from(KEYS)), max_size=12))
 def test_a_process_that_has_seen_an_entry_answers_as_one_that_has_not(
-    make_room: Any, client: Any, acts: list[str]
+    make_room: Any, client: Any, acts: list[tuple[str, str]]
 ) -> None:
-    """After each change both read the same value, with the same counts of hits, stale values and misses."""
+    """After each change both read the same values, with the same counts of hits, stale values and misses."""
     client.flushall()
     room, plain, other = (quiet(make_room()) for _ in range(3))
-    body_of(plain)._note_seen = lambda *seen: None
-    key = room.keys.entry(KEY.encode())
-    for act in acts:
-        ACTS[act](other, client, key)
-        for _ in range(3):
-            for one in (room, plain):
-                body_of(one)._judges.counts = False
-            assert room.cache.get(KEY) == plain.cache.get(KEY)
+    body_of(plain)._goes_ahead = lambda: False
+    loads = [one.cache.cached("k:{id}", ttl=60, swr=60)(nothing) for one in (room, plain)]
+    for act, key in acts:
+        ACTS[act](other, client, key, room.keys.entry(key.encode()))
+        assert looked_up(room, loads[0]) == looked_up(plain, loads[1])
+        for one in KEYS:
+            other.cache.add(one, 0, swr=60, tags=["t"])
+        assert looked_up(room, loads[0]) == looked_up(plain, loads[1])
     assert not body_of(plain)._seen
-    counted = [
-        {n: one.stats.counts[n] for n in ("hits", "stale", "misses")} for one in (room, plain)
-    ]
+    names = "hits", "stale", "misses"
+    counted = [{name: one.stats.counts[name] for name in names} for one in (room, plain)]
     assert counted[0] == counted[1]
+
+
+def test_an_entry_that_was_seen_gets_stale_by_the_clock_alone(
+    room: Stillroom, other: Stillroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes are a hit while they are fresh, and stale afterwards, in a look at one and at several."""
+    server = room.cache._driver.wire.server
+    load = room.cache.cached("k:{id}", ttl=60, swr=3_600)(nothing)
+    for key in KEYS:
+        other.cache.set(key, 1, ttl=60, swr=3_600)
+    for kind in ("hits", "stale"):
+        before = room.stats.counts[kind]
+        assert looked_up(room, load) == [1] * 6
+        assert room.stats.counts[kind] == before + 6
+        monkeypatch.setattr(server, "learn_clock", lambda *reply: None)
+        misjudge(server, 600)
+
+
+@pytest.mark.parametrize("how", ["call", "gather"])
+def test_an_entry_that_was_seen_is_no_value_of_another_type(room: Stillroom, how: str) -> None:
+    """A loader that wants another type than a call before it has its own value, though it could read the other."""
+
+    @room.cache.cached("k:{id}")
+    def half(id: int) -> float:
+        return id / 2
+
+    room.cache.set("k:8", 8.0)
+    for _ in range(4):
+        assert room.cache.get_or_set(KEY, lambda: 7, type=int) == 7
+    assert KEY.encode() in body_of(room)._seen
+    if how == "call":
+        assert half(7) == 3.5
+    else:
+        assert room.cache.gather(partial(half, 7), partial(half, 8)) == (3.5, 8.0)
 
 
 def test_the_entries_that_are_remembered_are_few_and_small(

@@ -117,8 +117,12 @@ def asked_of(body: Any, calls: Sequence[Any]) -> list[Asked]:
             for one in filter(inspect.iscoroutine, calls):
                 one.close()  # nobody will await it
             raise _not_ours(call, function)
-        asked.append(Asked(function.loader, function._first + args, kwargs))
+        # Past NamedTuple's own constructor, which is Python.
+        asked.append(_asked(Asked, (function.loader, function._first + args, kwargs)))
     return asked
+
+
+_asked = tuple.__new__
 
 
 def _not_ours(call: Any, function: Any) -> InvalidArgument:

@@ -7,18 +7,20 @@ from functools import partial
 from sys import getsizeof
 from typing import Any, NamedTuple, TypeAlias
 
-from stillroom.cache.bites import Bites
+from stillroom.cache.bites import KEYS_AT_ONCE, Bites
 from stillroom.cache.bulk import Bulk
 from stillroom.cache.core import Stale
 from stillroom.cache.entry import Entry, Freshness
+from stillroom.cache.figures import LOOKUPS
 from stillroom.cache.loaders import Loader, Recipe
-from stillroom.cache.lookup import PlainLook
+from stillroom.cache.lookup import UNSEEN, PlainLook
 from stillroom.cache.means import Means, Place
 from stillroom.cache.near import remembered_by
-from stillroom.codec import MISS, Parse
+from stillroom.codec import MISS, UNREADABLE, Parse
 from stillroom.errors import RedisUnavailable
-from stillroom.operation import Failed, Operation
+from stillroom.operation import UNUSUAL, Ahead, Failed, Operation, answered
 from stillroom.together import together
+from stillroom.wire import Command
 
 Look: TypeAlias = tuple[Entry | None, Freshness]
 
@@ -52,6 +54,30 @@ class Wanted(NamedTuple):
     recipe: Recipe
     call: tuple[Any, ...] | None  # see near.Store
     plain: PlainCall | None  # how it is looked up, where a plain look may do
+
+
+class _Looks(NamedTuple):
+    """Hold what plain looks at the values of several calls are made of."""
+
+    batch: list[Command]
+    calls: Calls
+    wanted: Sequence[Wanted]
+
+
+class PlainLooks(Ahead, _Looks):
+    """Looks at the values of several calls that are nearly always hits. See PlainLook."""
+
+    __slots__ = ()
+
+    def usual(self, replies: Sequence[Any]) -> Any:
+        """Return the values, if each is the usual answer."""
+        return self.calls._values_at_once(self.wanted, replies[0])
+
+    def rest(
+        self, replies: Sequence[Any] | None, away: RedisUnavailable | None = None
+    ) -> Operation[Any]:
+        """See Ahead."""
+        return answered(self.calls._call_many(self.wanted), self.batch, replies, away)
 
 
 class Unread(NamedTuple):
@@ -122,6 +148,42 @@ class Calls(Bulk):
         is counted as one lookup.
         """
         wanted = [self.wanted(*call) for call in calls]
+        is_plain = 0 < len(wanted) <= KEYS_AT_ONCE and None not in [one.plain for one in wanted]
+        if not is_plain or not self._goes_ahead():
+            return self._call_many(wanted)
+        prefix = self.keys.entry_prefix
+        places = dict.fromkeys([prefix + one.name for one in wanted])
+        batch: list[Command] = [(b"MGET", *places, self.keys.clock)]
+        if len(places) < len(wanted):  # one of them is wanted twice, and counted once
+            return self._call_many(wanted)
+        return PlainLooks(batch, self, wanted)  # type: ignore[return-value]
+
+    def _values_at_once(self, wanted: Sequence[Wanted], replies: Sequence[Any]) -> Any:
+        """Return the values that plain looks have brought, if each is the usual answer; UNUSUAL else."""
+        *raws, clock = replies
+        turn, now, seen_of = self._judges.turn_at(clock), self.now_ms(), self._seen.get
+        values: list[Any] = []
+        counted: list[str] = []
+        try:
+            for (name, _, _, plain), raw in zip(wanted, raws, strict=True):
+                kind, read, release, loader = plain.about  # type: ignore[union-attr]
+                as_seen, payload, fresh_until, fitted, seen_at = seen_of(name, UNSEEN)
+                if raw == as_seen and seen_at is turn and now < fresh_until and release == fitted:
+                    value, place = read(payload), 0
+                else:
+                    value, place = self._value_of(name, kind, read, release, raw, clock)
+                    if value is UNUSUAL:
+                        return UNUSUAL
+                values.append(value)
+                counted += LOOKUPS[place], loader.counted_as[place]
+        except UNREADABLE:  # the operation tells of it
+            return UNUSUAL
+        counts = self.stats.counts
+        for count in counted:
+            counts[count] += 1
+        return values
+
+    def _call_many(self, wanted: Sequence[Wanted]) -> Operation[list[Any]]:
         looks = yield from self._look_for_all({one.name: one for one in wanted})
         values = []
         stale: list[tuple[Stale, Recipe]] = []

@@ -21,7 +21,10 @@ class Gathering:
     def __init__(self, body: Any, calls: Sequence[Asked]) -> None:
         self._body = body
         self._calls = calls
-        self.values = [self._kept(call) for call in calls]
+        nears = [call.loader.near for call in calls]
+        self.values: list[Any] = [UNREAD] * len(calls)
+        if nears.count(None) < len(calls):
+            self.values = [self._kept(call) for call in calls]
 
     def _kept(self, call: Asked) -> Any:
         """Return the value that this process keeps."""
@@ -32,15 +35,22 @@ class Gathering:
 
     def unread(self) -> list[int]:
         """Return the places of the calls that have no value yet."""
+        if Unread not in map(type, self.values):
+            return []
         return [place for place, value in enumerate(self.values) if type(value) is Unread]
 
     def looking(self, places: Sequence[int]) -> Operation[list[Any]]:
         """Return the operation that looks up the calls in these places."""
         calls = self._calls
-        return self._body.call_many([calls[place] for place in places])  # type: ignore[no-any-return]
+        if len(places) < len(calls):
+            calls = [calls[place] for place in places]
+        return self._body.call_many(calls)  # type: ignore[no-any-return]
 
     def take(self, places: Sequence[int], found: Sequence[Any]) -> None:
         """Take what was found for the calls in these places."""
+        if len(places) == len(self.values):
+            self.values = list(found)
+            return
         for place, value in zip(places, found, strict=True):
             self.values[place] = value
 

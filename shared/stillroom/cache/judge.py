@@ -121,11 +121,15 @@ class Judge:
             return _FRESH if self._now_ms() < entry.fresh_until else _STALE
         return _GRADES[verdict]
 
-    def is_still_alive(self, turn: object, clock: bytes | None) -> bool:
-        """Return whether what was alive at this turn of the marks is, where it was read again with `clock`."""
+    def turn_at(self, clock: bytes | None) -> object:
+        """Return the turn of the marks, where they are known up to this clock that was read; None else.
+
+        What was alive at a turn is alive where it is read again at the same.
+        """
         marks = self.marks
-        # In this order: marks that are learned meanwhile move the turn, and then the clock.
-        return marks.clock == clock and marks.turn is turn and self._run == self._clock.run
+        if marks.clock != clock or self._run != self._clock.run:
+            return None
+        return marks.turn  # behind the clock: marks that are learned meanwhile move the turn first
 
     def settle(
         self, entries: Sequence[Entry], clock: bytes | None, known: int

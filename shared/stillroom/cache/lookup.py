@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from stillroom.cache.away import Away
 from stillroom.cache.entry import Corrupt, Entry, Freshness, parse
@@ -53,18 +53,11 @@ class Looked(NamedTuple):
     clock: bytes | None
 
 
-class Seen(NamedTuple):
-    """Remember a fresh entry as it was read: the same bytes are not taken apart and judged anew."""
-
-    raw: bytes | None
-    payload: bytes  # JSON as it stands
-    fresh_until: int
-    release: bytes  # of the reader whom it fitted
-    turn: object  # of the marks by which it was alive
-
-
-_UNSEEN = Seen(b"", b"", 0, b"", None)
-_seen = tuple.__new__
+# A fresh entry as it was read, so that the same bytes are not taken apart and judged anew: all of it, its payload
+# (JSON as it stands), until when it is fresh, the release of its reader, and the turn of the marks by which it was
+# alive.
+Seen: TypeAlias = tuple[bytes, bytes, int, bytes, object]
+UNSEEN: Seen = (b"", b"", 0, b"", object())
 
 
 class _Look(NamedTuple):
@@ -93,17 +86,19 @@ class PlainLook(Ahead, _Look):
         """
         lookup, loader, place = self.lookup, self.loader, 0
         raw, clock = replies[0]
-        as_seen, payload, fresh_until, release, turn = lookup._seen.get(self.name, _UNSEEN)
+        as_seen, payload, fresh_until, release, turn = lookup._seen.get(self.name, UNSEEN)
         try:
             if (
                 raw == as_seen
                 and release == self.release
-                and lookup._judges.is_still_alive(turn, clock)
+                and lookup._judges.turn_at(clock) is turn
                 and lookup.now_ms() < fresh_until
             ):
                 value = self.read(payload)
             else:
-                value, place = self._judged(raw, clock)
+                value, place = lookup._value_of(
+                    self.name, self.type, self.read, self.release, raw, clock
+                )
         except UNREADABLE:  # the operation tells of it
             return UNUSUAL
         if value is UNUSUAL:
@@ -113,30 +108,6 @@ class PlainLook(Ahead, _Look):
         if loader is not None:
             counts[loader.counted_as[place]] += 1
         return value
-
-    def _judged(self, raw: bytes | None, clock: bytes | None) -> tuple[Any, int]:
-        """Return the value and the place of its count, or UNUSUAL. Raises what decoding raises."""
-        lookup, name, release, place = self.lookup, self.name, self.release, 0
-        if raw is None:
-            return UNUSUAL, 0
-        entry = parse(raw, name)
-        codec, payload = entry.codec, entry.payload
-        if release and codec[2:] not in (release, b""):
-            return UNUSUAL, 0
-        judges = lookup._judges
-        # Before the entry is judged: a mark that comes meanwhile makes another.
-        turn = judges.marks.turn
-        freshness = judges.at_once(entry, clock)
-        if freshness is not _FRESH:
-            if freshness is not Freshness.STALE or not lookup._is_asked_for(name, entry):
-                return UNUSUAL, 0
-            place = 1
-        if codec[:2] not in PLAIN_JSON:
-            return lookup._codec.decode(codec, payload, self.type), place
-        value = self.read(payload)
-        if not place and len(raw) <= SEEN_BYTES:
-            lookup._note_seen(name, _seen(Seen, (raw, payload, entry.fresh_until, release, turn)))
-        return value, place
 
     def rest(
         self, replies: Sequence[Any] | None, away: RedisUnavailable | None = None
@@ -212,6 +183,41 @@ class Lookup:
         # Past NamedTuple's own constructor, which is Python: this is made for every hit.
         about = (batch, self, name, type, read, release, loader, known, go_on)
         return _plain_look(PlainLook, about)
+
+    def _value_of(
+        self,
+        name: bytes,
+        type: Any,
+        read: Parse,
+        release: bytes,
+        raw: bytes | None,
+        clock: bytes | None,
+    ) -> tuple[Any, int]:
+        """Return the value that a plain look has brought and the place of its count, or UNUSUAL. See PlainLook.
+
+        Raises what decoding raises.
+        """
+        if raw is None:
+            return UNUSUAL, 0
+        entry, place = parse(raw, name), 0
+        codec, payload = entry.codec, entry.payload
+        if release and codec[2:] not in (release, b""):
+            return UNUSUAL, 0
+        # Before the entry is judged: a mark that comes meanwhile makes another.
+        turn = self._judges.marks.turn
+        freshness = self._judges.at_once(entry, clock)
+        if freshness is not _FRESH:
+            if freshness is not Freshness.STALE or not self._is_asked_for(name, entry):
+                return UNUSUAL, 0
+            place = 1
+        if codec[:2] not in PLAIN_JSON:
+            return self._codec.decode(codec, payload, type), place
+        value = read(payload)
+        if not place and len(raw) <= SEEN_BYTES:
+            if len(self._seen) >= self._seen_limit:
+                self._seen.clear()
+            self._seen[name] = raw, payload, entry.fresh_until, release, turn
+        return value, place
 
     def _look(
         self, name: bytes, release: bytes = b"", looked: Looked | None = None
@@ -478,11 +484,6 @@ class Lookup:
         """Return whether this process has asked for a stale entry's refresh, less than a second ago."""
         fresh_until, until = self._asked.get(name, (0, 0.0))
         return fresh_until == entry.fresh_until and time.monotonic() < until
-
-    def _note_seen(self, name: bytes, seen: Seen) -> None:
-        if len(self._seen) >= self._seen_limit:
-            self._seen.clear()
-        self._seen[name] = seen
 
     # Judging
 
