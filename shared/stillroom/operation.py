@@ -24,7 +24,7 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -433,13 +433,16 @@ class AsyncDriver:
         """Return the driver of another place of a step On."""
         return self._places[place]
 
-    async def run(self, operation: Operation[T], deadline: float = 0.0) -> T:
-        """See Driver.run."""
+    def run(self, operation: Operation[T], deadline: float = 0.0) -> Coroutine[Any, Any, T]:
+        """See Driver.run. Awaited by nobody, the operation is not begun."""
         send: Any = operation.send
         if send is None:
-            return await self._run_ahead(operation)  # type: ignore[no-any-return]
+            return self._run_ahead(operation)
+        return self._run_from(operation, deadline)
+
+    async def _run_from(self, operation: Operation[T], deadline: float) -> T:
         try:
-            step = send(None)
+            step: Any = operation.send(None)
             # Not before: until its first step a call waits for nobody, however busy this loop is.
             deadline = deadline or time.monotonic() + self._call_timeout
             while True:
@@ -455,7 +458,7 @@ class AsyncDriver:
                 except BaseException as error:
                     step = operation.throw(error)
                 else:
-                    step = send(answer)
+                    step = operation.send(answer)
                     now = time.monotonic()
                     if is_others_time:
                         deadline = now + self._call_timeout
