@@ -596,6 +596,34 @@ def test_limits_around_an_app_take_it_by_its_name() -> None:
     assert put_on(inner).app is put_on(app=inner).app is inner
 
 
+@pytest.mark.any_server
+def test_limits_on_a_middleware_function_are_answered(settings: Settings) -> None:
+    """`@limited` on a middleware of `@app.middleware("http")`, further out than all handlers, is a 429."""
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+    from starlette.requests import Request
+
+    from stillroom import AsyncStillroom
+    from stillroom.web.asgi import StillroomMiddleware
+    from stillroom.web.starlette import limited
+
+    room = AsyncStillroom(settings)
+    app = FastAPI(lifespan=room.lifespan)
+
+    @app.middleware("http")
+    @limited(Limit("everywhere", 1, 60))
+    async def passes(request: Request, call_next: Any) -> Any:
+        return await call_next(request)
+
+    app.add_middleware(StillroomMiddleware, room=room)
+    with TestClient(app) as client:
+        assert client.get("/").status_code == 404
+        refused = client.get("/")
+    assert refused.status_code == 429
+    assert refused.headers["Content-Type"] == "application/problem+json"
+    assert int(refused.headers["Retry-After"]) >= 1
+
+
 def test_annotations_of_a_limited_endpoint_are_those_of_its_module() -> None:
     """A limited endpoint's annotations that are texts are read in its own module, and others are left."""
     from stillroom.web.starlette import limited

@@ -15,6 +15,8 @@ from flask import Blueprint, Flask
 from flask.views import MethodView
 from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.routing import Mount, WebSocketRoute
+from starlette.routing import Route as Path_
 from werkzeug.test import Client
 
 import tests.web.test_django  # noqa: F401 - configures Django
@@ -344,6 +346,14 @@ def test_limits_are_put_around_a_router_of_fastapi() -> None:
     for kind in (APIRouter, type("Versioned", (APIRouter,), {})):
         said = refused(lambda kind=kind: on_starlette(AUTH)(kind()))
         assert "APIRouter(dependencies=[Depends(limited(…))])" in said
+
+
+def test_limits_are_put_on_what_a_route_leads_to() -> None:
+    """`limited(…)` around a route of Starlette is refused, with what to write: a router could not use it."""
+    for route in (Path_("/a", str), Mount("/a", routes=[]), WebSocketRoute("/a", str)):
+        said = refused(lambda route=route: on_starlette(AUTH)(route))
+        assert f"{type(route).__name__}(path, limited(…)(endpoint))" in said
+        assert "Mount(path, app=limited(…)(app))" in said
 
 
 def test_exempt_is_put_on_an_endpoint() -> None:

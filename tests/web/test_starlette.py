@@ -18,6 +18,7 @@ from authlib.integrations.starlette_client import OAuth
 from fastapi import Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
@@ -147,6 +148,31 @@ def test_a_handler_of_all_errors_sees_the_session(
     found = room.sessions.get(token)
     assert found is not None
     assert found.data == {"cart": "tea"}
+
+
+def test_a_handler_of_all_errors_sees_the_session_of_a_response_that_has_begun(
+    async_room: AsyncStillroom, room: Stillroom
+) -> None:
+    """An error behind the response, as of a background task, is told by a handler that looks at the session."""
+    app, told = wrapped(FastAPI(), async_room), []
+
+    @app.exception_handler(Exception)
+    async def tells(request: Request, error: Exception) -> JSONResponse:
+        told.append(((await load_session(request)).user_id, request.session["cart"], type(error)))
+        return JSONResponse("is not sent", 500)
+
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    @app.get("/")
+    async def page() -> PlainTextResponse:
+        return PlainTextResponse("ok", background=BackgroundTask(fails))
+
+    token = room.sessions.create("ann", {"cart": "tea"}).token
+    client = TestClient(app, cookies={COOKIE: token})
+    with pytest.raises(ZeroDivisionError):
+        client.get("/")
+    assert told == [("ann", "tea", ZeroDivisionError)]
 
 
 def test_a_request_that_is_tried_again_has_its_session(async_room: AsyncStillroom) -> None:

@@ -343,10 +343,10 @@ class _Response:
         except Exception as error:
             # Raised through a framework that has answered with 500 already: that became a 503, or a 401.
             is_told = self._is_replaced and error is self._session.failure
-            if self._has_begun and not is_told:
-                raise
-            keeps, method = self._middleware._has_sessions, self._scope["method"]
-            answer = answer_to(error, self._session, method, keeps_sessions=keeps)
+            answer = None
+            if is_told or not self._has_begun:
+                keeps, method = self._middleware._has_sessions, self._scope["method"]
+                answer = answer_to(error, self._session, method, keeps_sessions=keeps)
             if answer is None:
                 self._leave()
                 raise

@@ -68,7 +68,11 @@ def answer_to(
         log.warning("a request was not answered for want of a session: %s", away[0])
         return failed(away[0], method)
     loads = [one for one in raised if isinstance(one, LoadShed)]
-    return shed(loads[0], method) if len(loads) == len(raised) else None
+    if len(loads) == len(raised):
+        return shed(loads[0], method)
+    # A LimitExceeded brings its answer. A framework's handlers do not see one that its middleware raises.
+    answer = getattr(error, "answer", None)
+    return answer if isinstance(answer, Answer) else None
 
 
 def _behind(error: BaseException) -> list[BaseException]:

@@ -17,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stillroom.errors import InvalidLimit, SettingsError
@@ -108,6 +109,13 @@ def limited(
     def put_on(app: E) -> E:
         if isinstance(app, type):
             made: Any = _limited_class(app, declaration)
+        elif isinstance(app, BaseRoute):
+            name = type(app).__name__
+            raise InvalidLimit(
+                app,
+                f"limits are put on what a route leads to: {name}(path, limited(…)(endpoint)), or for an app "
+                "Mount(path, app=limited(…)(app))",
+            )
         elif not callable(app):
             meant = "; did you mean @limited(AUTH)?" if isinstance(app, HTTPConnection) else ""
             raise InvalidLimit(app, f"limits are put on a function, a class or an ASGI app{meant}")
