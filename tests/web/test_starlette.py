@@ -28,6 +28,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from stillroom import (
     AsyncStillroom,
+    InvalidArgument,
     NoDispatch,
     SessionNotLoaded,
     SessionStoreUnavailable,
@@ -194,6 +195,21 @@ def test_a_request_that_is_tried_again_has_its_session(async_room: AsyncStillroo
 
 
 # request.session
+
+
+def test_an_attribute_of_request_session_is_refused(async_room: AsyncStillroom) -> None:
+    """`request.session.cart = …` would be lost: the error says what to write. Starlette's own are taken."""
+
+    async def sets(request: Request) -> PlainTextResponse:
+        for name in ("cart", "user_id"):
+            with pytest.raises(InvalidArgument, match=f'request.session."{name}". = …'):
+                setattr(request.session, name, ["tea"])
+        request.session.setdefault("cart", []).append("tea")
+        request.session.modified = True  # type: ignore[attr-defined]
+        return PlainTextResponse(f"{request.session['cart']} {request.session.user_id}")  # type: ignore[attr-defined]
+
+    client = TestClient(wrapped(Starlette(routes=[Path_("/", sets)]), async_room))
+    assert [client.get("/").text for _ in range(2)] == ["['tea'] None", "['tea', 'tea'] None"]
 
 
 async def put(request: Request) -> PlainTextResponse:

@@ -6,10 +6,12 @@ from collections import OrderedDict
 from collections.abc import Iterator, MutableMapping
 from typing import Any, Self
 
+from stillroom.errors import InvalidArgument
 from stillroom.operation import Driver
 from stillroom.web.request_session import AsyncWebSession
 
 PATHS = 1_024  # that are remembered
+STARLETTES_OWN = frozenset(["accessed", "modified"])  # of the dict that its own middleware gives
 # The session's own attributes that look at its data.
 LOOKING = frozenset(
     [
@@ -46,12 +48,23 @@ class ScopeSession(dict[str, Any]):
     SessionStoreUnavailable, answered with 503.
     """
 
+    _session: AsyncWebSession
+    _driver: Driver
+    _ahead: Ahead
+    _path: str
+
     def __init__(self, session: AsyncWebSession, driver: Driver, ahead: Ahead, path: str) -> None:
         super().__init__()
-        self._session = session
-        self._driver = driver
-        self._ahead = ahead
-        self._path = path
+        vars(self).update(_session=session, _driver=driver, _ahead=ahead, _path=path)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse what would be lost with the request. Starlette's own attributes mean nothing here."""
+        if name not in STARLETTES_OWN:
+            raise InvalidArgument(
+                f"request.session.{name} = …: a session keeps its items, not attributes; did you mean "
+                f'request.session["{name}"] = …?'
+            )
+        super().__setattr__(name, value)
 
     def mark_accessed(self) -> None:
         """Have it filled: Starlette says so when `request.session` is used. Then it is a dict to anybody."""
