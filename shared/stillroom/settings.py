@@ -513,8 +513,13 @@ def _of_environment(but: Container[str]) -> dict[str, str]:
 
 
 def _secret(name: str, environment: Mapping[str, str]) -> str | None:
-    """Return a secret from its variable or its file. A variable that is set to nothing is not set."""
-    value, path = environment.get(name) or None, environment.get(f"{name}_FILE")
+    """Return a secret from its variable or its file, without the line break behind it.
+
+    A shell that reads a `.env` file from Windows leaves the half of one. A variable that is set to nothing is not
+    set.
+    """
+    value = environment.get(name, "").rstrip("\r\n") or None
+    path = environment.get(f"{name}_FILE")
     if not path:
         return value
     if value is not None:
@@ -614,7 +619,13 @@ def _explain_one(detail: Any, fields: Mapping[str, str], names: Mapping[str, str
         message = "1 to 64 letters, digits or any of . _ -"  # the namespace's
     if detail["type"] == "too_short" and name in SECRETS:
         message = "at least {min_length} characters, not {actual_length}".format(**detail["ctx"])
+    if _is_quoted(detail["input"]):
+        message += "; leave out the quotes around it: `docker --env-file` keeps them"
     return f"{names.get(name, where)}={_given(name, detail['input'])}: {message}"
+
+
+def _is_quoted(value: object) -> bool:
+    return isinstance(value, str) and value[:1] in ("'", '"') and value[:1] == value[-1:]
 
 
 def _given(name: str, value: object) -> str:

@@ -137,6 +137,8 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("REDIS_URL", ":canary@redis", "REDIS_URL=':***@redis': a Redis URL starts with"),
         ("STILLROOM_WEBHOOK_URL", "https://u:[canary]@x/", "=***: a webhook's address"),
         ("STILLROOM_WEBHOOK_URL", "https://u:canary℀@x/", "=***: in a webhook's address a space"),
+        ("REDIS_URL", '"redis://:canary@x"', "; leave out the quotes around it"),
+        ("STILLROOM_TTL", "'5'", "a number of seconds, or a timedelta; leave out the quotes"),
         (
             "STILLROOM_LIFE_LIMIT",
             "10",
@@ -525,3 +527,6 @@ def test_every_secret_may_come_from_a_file(
     monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
     assert getattr(Settings(), field) == plain
     assert plain
+    monkeypatch.delenv(f"{name}_FILE")
+    monkeypatch.setenv(name, secret + "\r")  # of a `.env` file from Windows
+    assert getattr(Settings(), field) == plain
