@@ -139,6 +139,16 @@ def test_options_that_are_refused_leave_the_app_as_it_was(
     assert app.extensions["stillroom"] is shop
 
 
+def test_a_cookie_that_browsers_refuse_is_told_where_the_app_is_made(shop: Stillroom) -> None:
+    """Flask's settings of a cookie that no browser keeps are refused by init_app, unless it is given a cookie."""
+    app = Flask("shop")
+    app.config.update(SESSION_COOKIE_NAME="__Host-sid", SESSION_COOKIE_DOMAIN="example.com")
+    with pytest.raises(SettingsError, match="__Secure-"):
+        shop.init_app(app)
+    assert not app.extensions
+    shop.init_app(app, cookie=SessionCookie())
+
+
 def test_mistakes(shop: Stillroom, settings: Settings) -> None:
     """An object that is no app, an async room, a second room and a missing room raise clear errors."""
     app = Flask("shop")

@@ -200,10 +200,12 @@ def test_flasks_settings_say_how_the_cookie_is_kept(
     ids=str,
 )
 def test_what_a_browser_would_refuse_is_an_error(
-    room: Stillroom, config: dict[str, Any], said: str
+    room: Stillroom, config: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A cookie that a browser would refuse raises at the first request with what is allowed."""
+    """A cookie that a browser would refuse raises at the first request with what is allowed, and nothing else."""
     app = make_app(room, **config)
+    assert app.test_client().get("/set/a/1").status_code == 500
+    assert [line.message for line in caplog.records] == ["Exception on /set/a/1 [GET]"]
     app.testing = True
     with pytest.raises(SettingsError, match=said):
         app.test_client().get("/set/a/1")

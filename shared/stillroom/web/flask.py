@@ -277,7 +277,7 @@ class StillroomSessions(SessionInterface):
             for why in (UNASKED, UNCACHED):
                 for name in lost_views(app, why):
                     log.warning("the view %s %s", name, why)
-        cookie = self._cookie or self._cookie_of(app)
+        cookie = self._cookie or self.cookie_of(app)
         environ = request.environ
         token = cookie.read(environ.get("HTTP_COOKIE", ""))
         body, driver = self._room.operations.sessions, self._room.state
@@ -310,8 +310,12 @@ class StillroomSessions(SessionInterface):
         else:
             _replace(response, end.instead)
 
-    def _cookie_of(self, app: Flask) -> SessionCookie:
-        """Return the cookie that Flask's settings describe."""
+    def is_null_session(self, obj: object) -> bool:
+        """Return whether there is nothing to save: `open_session` has raised, which Flask answers with a 500."""
+        return obj is None
+
+    def cookie_of(self, app: Flask) -> SessionCookie:
+        """Return the cookie that Flask's settings describe. Raises SettingsError for one that browsers refuse."""
         given = _given(app.config)
         cookie = self._cookies.get(given)
         if cookie is None:

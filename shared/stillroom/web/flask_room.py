@@ -62,7 +62,9 @@ def init_app(
                 "init_app(app, …) was called before, without these options: give them to that call"
             )
         return
-    interface = StillroomSessions(room, cookie=cookie) if sessions else app.session_interface
+    own = StillroomSessions(room, cookie=cookie) if sessions else None
+    if own is not None and cookie is None:
+        own.cookie_of(app)  # raises for settings that browsers refuse
     inner: Any = budgeted(room, app.wsgi_app)
     if routes is not None:
         inner = StillroomMiddleware(inner, room, sessions=False, routes=routes, subject=subject)
@@ -71,7 +73,7 @@ def init_app(
     answer_shed_loads(app)
     # Not before: what was refused leaves the app as it was.
     app.extensions[EXTENSION], app.extensions[GIVEN] = room, given
-    app.session_interface, app.wsgi_app = interface, inner  # type: ignore[method-assign]
+    app.session_interface, app.wsgi_app = own or app.session_interface, inner  # type: ignore[method-assign]
     load_within(room, app)
 
 
