@@ -55,6 +55,7 @@ from stillroom.pauses import Pauses
 from stillroom.probes import health_on, state_keys, wires_of_cache
 from stillroom.rehearsal import of_cache, of_state, rehearsal
 from stillroom.sessions import AsyncSessions, SessionEvent, Sessions, SessionsBody
+from stillroom.setting_types import text_of_url
 from stillroom.settings import Settings, meant_setting
 from stillroom.stats import Stats
 from stillroom.upkeep import MOVED, AsyncUpkeep, Upkeep
@@ -631,6 +632,7 @@ def _settings_of(given: object, values: Mapping[str, Any]) -> Settings:
     known = [*Settings.model_fields, "dispatch"]
     if unknown := [name for name in values if name not in known]:
         raise UnknownSetting(f"{unknown[0]} is not a setting{meant_setting(unknown[0], known)}")
+    given = given if isinstance(given, Settings) else text_of_url(given)
     if isinstance(given, str):
         if "redis_url" in values:
             raise InvalidArgument(
@@ -641,7 +643,8 @@ def _settings_of(given: object, values: Mapping[str, Any]) -> Settings:
         return Settings(**values)
     if not isinstance(given, Settings):
         raise InvalidArgument(
-            f"{given!r:.100}: a room is given Settings(…), the URL of Redis, or settings by name"
+            # Not what it is: an object of the app's own settings shows passwords.
+            f"{type(given).__name__}: a room is given Settings(…), the URL of Redis, or settings by name"
         )
     if values:
         raise InvalidArgument(

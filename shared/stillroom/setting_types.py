@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +20,15 @@ USUAL_BROKERS = ("redis", "rediss", "redis+sentinel", "amqp", "amqps", "sqs")
 UNIX = "unix"  # among the trusted proxies: whoever comes through a socket file
 PEPPER_LEAST = 32  # characters
 LONGEST = 366 * 86_400  # seconds
+NETWORKS = IPv4Network, IPv6Network, IPv4Address, IPv6Address
+
+
+def text_of_url(value: object) -> object:
+    """Return the text of a URL as pydantic-settings gives it to an app: a RedisDsn, or a secret. Else the value."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    written = getattr(value, "unicode_string", None)
+    return written() if callable(written) else value
 
 
 def _broker_url(url: str) -> str:
@@ -42,6 +51,14 @@ def _broker_url(url: str) -> str:
 
 def _words(value: object) -> object:
     return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+
+
+def _texts(value: object) -> object:
+    """Return networks as texts, also where they are objects of the ipaddress module, or one of them."""
+    given = (value,) if isinstance(value, NETWORKS) else _words(value)
+    if isinstance(given, tuple | list | set | frozenset):
+        return tuple([str(one) if isinstance(one, NETWORKS) else one for one in given])
+    return given
 
 
 def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -116,15 +133,15 @@ def _peppers(value: object) -> object:
     return peppers
 
 
-RedisUrl = Annotated[str, AfterValidator(check_url)]
-BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
+RedisUrl = Annotated[str, BeforeValidator(text_of_url), AfterValidator(check_url)]
+BrokerUrl = Annotated[str, BeforeValidator(text_of_url), AfterValidator(_broker_url)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=LONGEST)]
 # What Redis counts in whole milliseconds: it refuses a life of none.
 SecondsKept = Annotated[float, BeforeValidator(_seconds), Field(ge=0.001, le=LONGEST)]
 SecondsOrNone = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=LONGEST)]
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_peppers)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
-Networks = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_networks)]
+Networks = Annotated[tuple[str, ...], BeforeValidator(_texts), AfterValidator(_networks)]
 ProxyHeader = Annotated[
     Literal["x-forwarded-for", "forwarded", "cf-connecting-ip", "x-real-ip"],
     BeforeValidator(_in_small_letters),  # the name of a header has no case
@@ -136,4 +153,4 @@ ReplicasOrNone = Annotated[
     Annotated[int, Field(ge=0, le=10)] | None, BeforeValidator(_none_if_empty)
 ]
 BrokerOrNone = Annotated[BrokerUrl | None, BeforeValidator(_none_if_empty)]
-Proxies = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_proxies)]
+Proxies = Annotated[tuple[str, ...], BeforeValidator(_texts), AfterValidator(_proxies)]

@@ -49,6 +49,7 @@ from stillroom.setting_types import (
     TextOrNone,
     UrlOrNone,
     Words,
+    text_of_url,
 )
 from stillroom.urls import check_node, for_broker, redact
 
@@ -341,6 +342,11 @@ class Settings(BaseModel):
                 raise ValueError(f"{role!r} is none; the roles are {' and '.join(ROLES)}{hint}")
         return roles
 
+    @field_validator("webhook_url", "flower_url", mode="before")
+    @classmethod
+    def _as_text(cls, url: object) -> object:
+        return text_of_url(url)
+
     @field_validator("webhook_url")
     @classmethod
     def _check_webhook(cls, url: SecretStr | None) -> SecretStr | None:
@@ -631,7 +637,10 @@ def _is_quoted(value: object) -> bool:
 def _given(name: str, value: object) -> str:
     if name in SECRETS:
         return "***"
-    return repr(redact(value)) if name.endswith(URLS) and isinstance(value, str) else repr(value)
+    if not name.endswith(URLS) or value is None:
+        return repr(value)
+    text = text_of_url(value)
+    return repr(redact(text)) if isinstance(text, str) else f"<{type(value).__name__}>"
 
 
 def _has_host(url: str) -> bool:

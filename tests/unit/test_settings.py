@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import AmqpDsn, BaseModel, HttpUrl, RedisDsn, SecretStr
 
-from stillroom import Settings, SettingsError
+from stillroom import NoDispatch, Settings, SettingsError, Stillroom, StillroomError
 from stillroom.settings import SECRETS, environment_names
 from stillroom.urls import redact
 
@@ -530,3 +533,45 @@ def test_every_secret_may_come_from_a_file(
     monkeypatch.delenv(f"{name}_FILE")
     monkeypatch.setenv(name, secret + "\r")  # of a `.env` file from Windows
     assert getattr(Settings(), field) == plain
+
+
+def test_what_an_apps_own_settings_hold_is_taken() -> None:
+    """URLs and networks may be objects, as pydantic-settings makes them of an app's environment."""
+    dsn, network = RedisDsn("redis://app:pw@cache:6380/1"), ip_network("10.0.0.0/8")
+    taken = Settings(
+        redis_url=dsn,
+        cache_url=SecretStr("redis://:pw@cache"),
+        broker_url=AmqpDsn("amqp://u:pw@mq//"),
+        webhook_url=HttpUrl("https://hooks.example/x"),
+        flower_url=HttpUrl("https://flower.example/"),
+        trusted_proxies=[network, "cloudflare"],
+        health_networks=network,
+        limit_exempt={ip_address("::1")},
+    )
+    assert (taken.redis_url, taken.cache_url) == (
+        "redis://app:pw@cache:6380/1",
+        "redis://:pw@cache",
+    )
+    assert (taken.broker_url, taken.flower_url) == ("amqp://u:pw@mq//", "https://flower.example/")
+    assert taken.webhook_url == SecretStr("https://hooks.example/x")
+    assert taken.trusted_proxies == ("10.0.0.0/8", "cloudflare")
+    assert (taken.health_networks, taken.limit_exempt) == (("10.0.0.0/8",), ("::1",))
+    assert Stillroom(dsn, dispatch=NoDispatch()).settings.redis_url == taken.redis_url
+
+
+class Own(BaseModel):
+    """An app's settings, which show what is in them."""
+
+    url: RedisDsn = RedisDsn("redis://:canary@cache")
+
+
+@pytest.mark.parametrize(
+    "url", [Own(), {"url": "redis://:canary@cache"}, RedisDsn("redis://:canary@x/a")]
+)
+def test_no_object_in_the_place_of_a_url_shows_its_password(url: Any) -> None:
+    """A refused URL is shown without its password, and what is no text by the name of its type."""
+    given: list[dict[str, Any]] = [{"redis_url": url}, {"cache_url": url}, {"broker_url": url}]
+    for refused in (*(partial(Settings, **one) for one in given), partial(Stillroom, url)):
+        with pytest.raises(StillroomError) as caught:
+            refused()
+        assert "canary" not in str(caught.value)
