@@ -38,6 +38,7 @@ from stillroom.web.asgi import StillroomMiddleware as Asgi
 from stillroom.web.asgi_health import HealthASGI
 from stillroom.web.django.limits import exempt as django_exempt
 from stillroom.web.django.limits import limited as on_django
+from stillroom.web.django.pages import cache_page as page_in_django
 from stillroom.web.django.views import fresh as fresh_in_django
 from stillroom.web.explain import ExplainASGI, ExplainWSGI
 from stillroom.web.fastapi import limited as on_fastapi
@@ -346,6 +347,22 @@ def test_limits_are_put_around_a_router_of_fastapi() -> None:
     for kind in (APIRouter, type("Versioned", (APIRouter,), {})):
         said = refused(lambda kind=kind: on_starlette(AUTH)(kind()))
         assert "APIRouter(dependencies=[Depends(limited(…))])" in said
+
+
+def test_what_goes_around_a_view_of_ninja_stands_below_its_decorator() -> None:
+    """Above `@api.get` of Django Ninja, which keeps the bare function, a decorator of ours is refused."""
+
+    def known(request: HttpRequest) -> str:
+        return "Ninja has it"
+
+    known._ninja_operation = object()  # type: ignore[attr-defined]
+    for name, put_on in (
+        ("limited", on_django(AUTH)),
+        ("fresh", fresh_in_django(600)),
+        ("cache_page", page_in_django(60)),
+    ):
+        said = refused(lambda put_on=put_on: put_on(known))
+        assert f"known is in its API already, which would call it without @{name}(…)" in said
 
 
 def test_limits_are_put_on_what_a_route_leads_to() -> None:

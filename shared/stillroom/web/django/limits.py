@@ -32,6 +32,7 @@ from stillroom.web.django import room
 from stillroom.web.django.requests import (
     InRequest,
     is_async_view,
+    refuse_known,
     response_of,
     session_cookie,
 )
@@ -240,6 +241,7 @@ def limited(
                 target, f"limits are put on a view, on URLs or on an include(); {meant}"
             )
         else:
+            refuse_known(target, "limited")
             made = _limited(target, declaration)
         found: V = made
         return found

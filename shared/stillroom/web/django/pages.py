@@ -26,7 +26,7 @@ from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidArgument, LoadFailed
 from stillroom.misuse import explained
 from stillroom.web.django import room
-from stillroom.web.django.requests import is_async_view
+from stillroom.web.django.requests import is_async_view, refuse_known
 from stillroom.web.django.values import FOR_MIDDLEWARE
 from stillroom.web.pages.answer import answer_from, bypassed, checked_cdn, fits_origin
 from stillroom.web.pages.pages import PageTags, Rendering, all_tags, tag_page
@@ -87,6 +87,7 @@ def cache_page(
     passes = Passes()  # Django's method_decorator decorates a method anew at each call
 
     def decorate(view: V) -> V:
+        refuse_known(view, "cache_page")
         name = f"{key_prefix}{view.__module__}.{view.__qualname__}"
         tagged = PageTags(tags, view, policy.query)
         cached = CachedView(name, policy, tagged, times, kinds, harmless, passes)

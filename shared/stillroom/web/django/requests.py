@@ -12,7 +12,7 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.utils.deprecation import MiddlewareMixin
 
-from stillroom.errors import SettingsError
+from stillroom.errors import InvalidArgument, SettingsError
 from stillroom.room import Stillroom
 from stillroom.web.django import room
 from stillroom.web.explain import NAME, explainer_of
@@ -23,6 +23,7 @@ from stillroom.web.visit import RENDERING
 from stillroom.web.within import within
 from stillroom.wire import time_left
 
+OF_NINJA = "_ninja_operation"  # on a function, when Django Ninja's decorators have taken it
 WITHIN = "_stillroom_within"  # on a request: its budget, by which the first of our middlewares has begun it
 
 
@@ -55,6 +56,15 @@ class InRequest(MiddlewareMixin):
         with within(own), _told(own, request) as tell:
             _begun(request)
             return tell(super().__call__(request))
+
+
+def refuse_known(view: object, what: str) -> None:
+    """Refuse a view that Django Ninja has already, and would call without `what` goes around it."""
+    if hasattr(view, OF_NINJA):
+        name = getattr(view, "__qualname__", repr(view))
+        raise InvalidArgument(
+            f"{name} is in its API already, which would call it without @{what}(…): put that below @api.get"
+        )
 
 
 def is_async_view(view: Any) -> bool:

@@ -12,7 +12,7 @@ from django.http import HttpResponse
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import SessionNotFresh, SessionNotLoaded
 from stillroom.misuse import explained
-from stillroom.web.django.requests import is_async_view, response_of
+from stillroom.web.django.requests import is_async_view, refuse_known, response_of
 from stillroom.web.placing import checked_view
 from stillroom.web.problem import failed
 
@@ -29,6 +29,7 @@ def fresh(seconds: Duration) -> Callable[[View], View]:
 
     def decorated(view: View) -> View:
         checked_view(view, '@method_decorator(fresh(…), name="dispatch")')
+        refuse_known(view, "fresh")
 
         @wraps(view)
         def checked(*args: Any, **kwargs: Any) -> Any:
