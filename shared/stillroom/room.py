@@ -56,7 +56,7 @@ from stillroom.probes import health_on, state_keys, wires_of_cache
 from stillroom.rehearsal import of_cache, of_state, rehearsal
 from stillroom.sessions import AsyncSessions, SessionEvent, Sessions, SessionsBody
 from stillroom.setting_types import text_of_url
-from stillroom.settings import Settings, meant_setting
+from stillroom.settings import Settings, meant_setting, shown_url
 from stillroom.stats import Stats
 from stillroom.upkeep import MOVED, AsyncUpkeep, Upkeep
 from stillroom.wire import (
@@ -643,8 +643,7 @@ def _settings_of(given: object, values: Mapping[str, Any]) -> Settings:
         return Settings(**values)
     if not isinstance(given, Settings):
         raise InvalidArgument(
-            # Not what it is: an object of the app's own settings shows passwords.
-            f"{type(given).__name__}: a room is given Settings(…), the URL of Redis, or settings by name"
+            f"{shown_url(given)}: a room is given Settings(…), the URL of Redis, or settings by name"
         )
     if values:
         raise InvalidArgument(

@@ -637,8 +637,11 @@ def _is_quoted(value: object) -> bool:
 def _given(name: str, value: object) -> str:
     if name in SECRETS:
         return "***"
-    if not name.endswith(URLS) or value is None:
-        return repr(value)
+    return shown_url(value) if name.endswith(URLS) and value is not None else repr(value)
+
+
+def shown_url(value: object) -> str:
+    """Return a URL without its password, and of what is none the type: a repr might show a password, too."""
     text = text_of_url(value)
     return repr(redact(text)) if isinstance(text, str) else f"<{type(value).__name__}>"
 

@@ -423,7 +423,7 @@ async def connected() -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "a number as settings": (lambda: Stillroom(7), "int: a room is given Settings"),  # type: ignore[arg-type]
+    "a number as settings": (lambda: Stillroom(7), "<int>: a room is given Settings"),  # type: ignore[arg-type]
     "a URL twice": (lambda: Stillroom("redis://a", redis_url="redis://b"), "given twice"),
     "settings and more": (lambda: Stillroom(Settings(), ttl=3), "ttl are both given"),
     "a class as dispatch": (

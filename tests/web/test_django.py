@@ -38,6 +38,7 @@ from django.utils.translation import gettext_lazy
 from django.views import View
 from django.views.decorators.cache import cache_page
 from django.views.decorators.clickjacking import xframe_options_exempt
+from pydantic import RedisDsn
 
 from stillroom import (
     DEFAULT,
@@ -990,13 +991,16 @@ def test_the_room_is_the_apps_own_if_its_path_is_given(settings: Any) -> None:
     with override_settings(STILLROOM=f"{__name__}.calls"):
         with pytest.raises(SettingsError, match="is a list, not a Stillroom"):
             room_of_django()
-    with override_settings(STILLROOM="redis://:canary@redis"):
-        with pytest.raises(SettingsError, match="the path of a room, or a dict") as refused:
-            room_of_django()
-        assert "canary" not in str(refused.value)
-    with override_settings(STILLROOM=7):
-        with pytest.raises(SettingsError, match="the path of a room, or a dict"):
-            room_of_django()
+    for wrong in (
+        "redis://:canary@redis",
+        RedisDsn("redis://:canary@redis"),
+        ["redis://:canary@redis"],
+        7,
+    ):
+        with override_settings(STILLROOM=wrong):
+            with pytest.raises(SettingsError, match="the path of a room, or a dict") as refused:
+                room_of_django()
+            assert "canary" not in str(refused.value)
 
 
 mine = Stillroom()

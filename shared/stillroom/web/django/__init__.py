@@ -20,8 +20,7 @@ from django.utils.module_loading import import_string
 
 from stillroom.errors import SettingsError
 from stillroom.room import Stillroom
-from stillroom.settings import Settings
-from stillroom.urls import redact
+from stillroom.settings import Settings, shown_url
 
 _lock = threading.RLock()  # a signal handler may call while this thread holds it
 # By the id of the setting STILLROOM, for tests that override it.
@@ -55,7 +54,6 @@ def _room(given: Any) -> Stillroom:
         return found
     if given is None or isinstance(given, Mapping):
         return Stillroom(Settings(**(given or {})))
-    shown = redact(given) if isinstance(given, str) else given
     raise SettingsError(
-        f"STILLROOM={shown!r}: the path of a room, or a dict of its settings, such as {{'redis_url': …}}"
+        f"STILLROOM={shown_url(given)}: the path of a room, or a dict of its settings, such as {{'redis_url': …}}"
     )
