@@ -147,6 +147,26 @@ def test_a_list_changed_after_the_response_began_is_told(
     assert "changed after the response had begun: the change is lost" in caplog.text
 
 
+@pytest.mark.parametrize("looks", [True, False])
+def test_an_attribute_of_a_session_is_told_once(
+    room: Stillroom, caplog: pytest.LogCaptureFixture, looks: bool
+) -> None:
+    """`session.cart = …` in place of `session["cart"] = …` is logged as lost, once for each name in a process."""
+    name = f"cart_{looks}"
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        session = environ["stillroom.session"]
+        session.get("cart") if looks else None
+        setattr(session, name, ["tea"])
+        start_response("200 OK", TEXT)
+        return []
+
+    for _ in range(2):
+        call_wsgi(app, room)
+    said = f"session.{name} = … is lost with its request: a session keeps its items, not attributes"
+    assert [line.message.partition(";")[0] for line in caplog.records] == [said]
+
+
 def test_a_body_is_handed_on_as_it_is(room: Stillroom) -> None:
     """A file body stays a file for sendfile and a list a list, where the session needs no more."""
     file = FileWrapper(BytesIO(b"x"))

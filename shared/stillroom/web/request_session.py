@@ -50,6 +50,9 @@ TRIES = 100  # to merge with other requests' writes: each lost try means that an
 _SAYS_HTTPS = ("HTTP_X_FORWARDED_PROTO", "HTTP_FORWARDED")
 CLEARS_WITHIN_S = 2.0  # a slower response might meet a login that never knew this cookie
 
+# The names of the attributes that sessions of this process had so far: see _judge_attributes.
+_judged: set[str] = set()
+
 Change = Callable[[dict[str, Any]], Any]
 
 
@@ -465,10 +468,28 @@ class RequestSession(MutableMapping[str, Any]):
 
     def is_left(self) -> bool:
         """Return whether there is nothing to write. Then nothing can be changed afterwards, as after `writing`."""
-        if self._is_written or self.failure is not None or self._may_write():
+        if not self.__dict__.keys() <= _judged:
+            self._judge_attributes()
+        if self._is_written or self.failure is not None:
+            return False
+        if self._data is not None and self._may_write():
             return False
         self._is_written = True
         return True
+
+    def _judge_attributes(self) -> None:
+        """Log once for each name what the app has set on its session, where a key was meant. A class of the app's
+        own may have attributes."""
+        kind = type(self)
+        for name in self.__dict__.keys() - _judged:
+            _judged.add(name)
+            is_known = name.startswith("_") or hasattr(kind, name)
+            if not is_known and kind.__module__.startswith("stillroom."):
+                log.error(
+                    "session.%s = … is lost with its request: a session keeps its items, not attributes; "
+                    'did you mean session["%s"] = …?',
+                    *(name, name),
+                )
 
     def drop(self) -> bool:
         """Write nothing any more: the request failed. Whether there was anything to write."""
@@ -479,13 +500,19 @@ class RequestSession(MutableMapping[str, Any]):
     @property
     def has_changed(self) -> bool:
         """Return whether the request has changed anything."""
-        return self._has_acted or bool(self._altered())
+        return self._has_acted or bool(self._seen and self._altered())
 
     @property
     def _has_acted(self) -> bool:
         """Return whether the request has acted, apart from lists and dicts that were changed in place."""
-        asked = self._login or self._is_ended or self._is_renewed or self._mutated
-        return bool(asked or self._changed or self._gone)
+        return bool(
+            self._changed
+            or self._gone
+            or self._mutated
+            or self._login
+            or self._is_ended
+            or self._is_renewed
+        )
 
     # Writing
 
