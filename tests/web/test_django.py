@@ -931,17 +931,19 @@ def test_a_default_that_is_not_needed_is_not_made(cache: BaseCache) -> None:
 
 def test_clear_empties_this_location_alone(cache: BaseCache, room: Stillroom) -> None:
     """cache.clear empties one LOCATION and leaves other locations and the app's own room."""
+    names = ("default", "o*her", "o*her:pages")
     with override_settings(
         CACHES={
             name: {"BACKEND": "stillroom.web.django.cache.StillroomCache", "LOCATION": name}
-            for name in ("default", "o*her")
+            for name in names
         }
     ):
         room.cache.set("mine", 1)
-        for name in ("default", "o*her"):
+        for name in names:
             caches[name].set("k", name)
         caches["o*her"].clear()
         assert caches["default"].get("k") == "default"
+        assert caches["o*her:pages"].get("k") == "o*her:pages"
         assert caches["o*her"].get("k") is None
         assert room.cache.get("mine") == 1
 

@@ -47,7 +47,9 @@ class StillroomCache(BaseCache):
     def __init__(self, location: str, params: dict[str, Any]) -> None:
         _refuse_foreign(location, params.get("OPTIONS") or {})
         super().__init__(params)
-        self._prefix = f"django:{location or 'default'}:"
+        # A colon ends it: to clear `shop` leaves `shop:pages` alone.
+        named = (location or "default").replace("%", "%25").replace(":", "%3A")
+        self._prefix = f"django:{named}:"
 
     @property
     def _cache(self) -> Cache:
