@@ -20,6 +20,7 @@ from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.health.report import System
 from stillroom.health.system import SystemWatch
+from tests.support.bounded import assert_bounded
 from tests.support.crowd import PATIENCE, PATIENT
 from tests.support.emptying import emptied
 from tests.support.entries import Recording
@@ -294,6 +295,13 @@ def client(server: EmbeddedServer) -> Iterator[Any]:
     """Return a plain client to look at the server directly."""
     with redis.Redis.from_url(server.url) as client:
         yield client
+
+
+@pytest.fixture
+def bounded(client: Any) -> Iterator[None]:
+    """Check after the test that each remaining key of sessions and limits has a TTL."""
+    yield
+    assert_bounded(client)
 
 
 @pytest.fixture

@@ -26,10 +26,11 @@ from stillroom import (
 from stillroom.embedded import EmbeddedServer
 from stillroom.limits.request import Request
 from stillroom.scripts import Script, limit_settle
+from tests.support.bounded import assert_bounded
 from tests.support.celery_process import until
 from tests.support.clocked import misjudge
 from tests.support.faces import open_room
-from tests.support.limits import assert_bounded, forget_denials
+from tests.support.limits import forget_denials
 from tests.support.proxy import Proxy
 
 IP = "203.0.113.7"

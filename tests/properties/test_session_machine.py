@@ -26,9 +26,10 @@ import redis
 from stillroom import SessionConflict, SessionEnded, TooManySessions
 from stillroom.embedded import EmbeddedServer
 from stillroom.sessions import many
+from tests.support.bounded import assert_bounded
 from tests.support.crowd import patient_room
 from tests.support.entries import Recording
-from tests.support.sessions import age_all, assert_bounded, sessions_keys
+from tests.support.sessions import age_all, sessions_keys
 
 IDLE, ABSOLUTE, GRACE, TOUCH = 118.9, 250.9, 10.9, 5.9  # seconds
 HOPS = 8

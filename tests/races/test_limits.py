@@ -13,8 +13,9 @@ import pytest
 from stillroom import AUTH, Limit, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
+from tests.support.bounded import assert_bounded
 from tests.support.crowd import Crowd
-from tests.support.limits import assert_bounded, events, forget_denials
+from tests.support.limits import events, forget_denials
 from tests.support.processes import Program
 
 IP = "203.0.113.7"

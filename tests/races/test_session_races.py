@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from stillroom import SessionConflict, SessionEnded, Stillroom, TooManySessions
-from tests.support.sessions import age, assert_bounded, record_of, sessions_keys
+from tests.support.bounded import assert_bounded
+from tests.support.sessions import age, record_of, sessions_keys
 from tests.support.threads import repeated
 
 Act = Callable[[], Any]

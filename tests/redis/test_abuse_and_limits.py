@@ -10,8 +10,9 @@ import pytest
 
 from stillroom import AUTH, DEFAULT, BanRefused, Limit, Settings
 from tests.support.abuse import ARMED, CLIENT, patterns
+from tests.support.bounded import assert_bounded
 from tests.support.crowd import PATIENT
-from tests.support.limits import age, assert_bounded, events, expire_denials, forget_denials
+from tests.support.limits import age, events, expire_denials, forget_denials
 
 
 @pytest.fixture

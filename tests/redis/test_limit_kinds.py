@@ -13,7 +13,8 @@ import pytest
 
 from stillroom import AUTH, DEFAULT, InvalidArgument, InvalidLimit, Limit
 from stillroom.limits.changes import MOST, Changes, read_changes, read_rate, read_time, write_rate
-from tests.support.limits import age, assert_bounded, events, forget_denials, logs, read_log
+from tests.support.bounded import assert_bounded
+from tests.support.limits import age, events, forget_denials, logs, read_log
 from tests.support.monitor import sent
 
 IP, OTHER = "203.0.113.7", "203.0.113.8"

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from stillroom import DEFAULT, Limit, Stillroom
-from tests.support.limits import age, assert_bounded, events, forget_denials, logs, read_log
+from tests.support.limits import age, events, forget_denials, logs, read_log
 
+pytestmark = pytest.mark.usefixtures("bounded")
 IP = "203.0.113.7"
 LONG, SHORT = Limit("login", 5, 3_600), Limit("login", 100, 1)
 Make = Callable[..., Stillroom]
-
-
-@pytest.fixture(autouse=True)
-def bounded(client: Any) -> Iterator[None]:
-    """Check after every test that each remaining key has a TTL."""
-    yield
-    assert_bounded(client)
 
 
 def takes(room: Any, limit: Limit, times: int = 1, subject: Any = IP) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,7 +22,6 @@ from stillroom.operation import Driver
 from tests.support.limits import (
     age,
     age_us,
-    assert_bounded,
     events,
     expire_denials,
     forget_denials,
@@ -33,17 +31,11 @@ from tests.support.limits import (
 )
 from tests.support.monitor import sent
 
+pytestmark = pytest.mark.usefixtures("bounded")
 IP = "203.0.113.7"
 USER = Limit("auth-user", 20, 300, by="user", away="strict")
 WEEK = Limit("week", 1_000, 7 * 86_400)
 PAIR = Limit("auth-pair", 3, 300, by="ip&user", away="strict")
-
-
-@pytest.fixture(autouse=True)
-def bounded(client: Any) -> Iterator[None]:
-    """Check after every test that each remaining key has a TTL."""
-    yield
-    assert_bounded(client)
 
 
 # One request

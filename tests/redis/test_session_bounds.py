@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -25,16 +25,10 @@ from stillroom import (
 from stillroom.moving import HASH, Timed
 from stillroom.sessions import many
 from tests.support.monitor import heard
-from tests.support.sessions import age, assert_bounded, name_of, record_of
+from tests.support.sessions import age, name_of, record_of
 
+pytestmark = pytest.mark.usefixtures("bounded")
 Make = Callable[..., Stillroom]
-
-
-@pytest.fixture(autouse=True)
-def bounded(client: Any) -> Iterator[None]:
-    """Check after every test that each remaining key has a TTL."""
-    yield
-    assert_bounded(client)
 
 
 # What is stored can be read

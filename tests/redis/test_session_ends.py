@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
@@ -21,15 +21,10 @@ from stillroom import (
     Stillroom,
 )
 from stillroom.together import together
-from tests.support.sessions import age, assert_bounded, record_of, sessions_keys
+from tests.support.sessions import age, record_of, sessions_keys
 from tests.support.stepper import Stepper
 
-
-@pytest.fixture(autouse=True)
-def bounded(client: Any) -> Iterator[None]:
-    """Check after every test that each remaining key has a TTL."""
-    yield
-    assert_bounded(client)
+pytestmark = pytest.mark.usefixtures("bounded")
 
 
 def inner(room: Any) -> Any:

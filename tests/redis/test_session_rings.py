@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from stillroom import Stillroom
-from tests.support.sessions import age, assert_bounded, end_grace
+from tests.support.sessions import age, end_grace
 
+pytestmark = pytest.mark.usefixtures("bounded")
 OLD, NEW = "o" * 40, "n" * 40
 RINGS = {"old": OLD, "old and new": f"{OLD} {NEW}", "new and old": f"{NEW} {OLD}", "new": NEW}
 NEIGHBOURS = [
@@ -20,13 +21,6 @@ NEIGHBOURS = [
     ("old and new", "new"),
 ]
 Make = Callable[..., Stillroom]
-
-
-@pytest.fixture(autouse=True)
-def bounded(client: Any) -> Iterator[None]:
-    """Check after every test that each remaining key has a TTL."""
-    yield
-    assert_bounded(client)
 
 
 @pytest.fixture(params=NEIGHBOURS, ids=" | ".join)

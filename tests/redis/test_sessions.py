@@ -41,13 +41,13 @@ from stillroom.wire.server import ReplyError
 from tests.support.monitor import sent
 from tests.support.sessions import (
     age,
-    assert_bounded,
     end_grace,
     name_of,
     record_of,
     sessions_keys,
 )
 
+pytestmark = pytest.mark.usefixtures("bounded")
 DAY = 86_400.0
 
 
@@ -111,13 +111,6 @@ class Seeded:
 class Signed(TypedDict):
     key: bytes
     name: str
-
-
-@pytest.fixture(autouse=True)
-def bounded(client: Any) -> Any:
-    """Check after every test that each remaining key has a TTL."""
-    yield
-    assert_bounded(client)
 
 
 # One session

@@ -32,12 +32,12 @@ from stillroom.errors import SessionStoreUnavailable
 from stillroom.moving import ARRIVING, LEFT, SHARDS, Moving, Side, shut_shards
 from stillroom.scripts import session_shut
 from stillroom.wire import Command, slot_of, words_of
+from tests.support.bounded import assert_bounded
 from tests.support.celery_process import until
 from tests.support.cluster import RedisCluster, begin_move, migrate
 from tests.support.crowd import PATIENT
 from tests.support.growing import ENDED, Logins
 from tests.support.history import stale_reads
-from tests.support.sessions import assert_bounded
 
 IP = "203.0.113.7"
 ROOT = Path(__file__).parent.parent.parent

@@ -26,22 +26,16 @@ from tests.support.cluster import HURRIED, NODES, RedisCluster, begin_move, give
 from tests.support.crowd import PATIENT, Crowd
 from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
-from tests.support.limits import assert_bounded, forget_denials
+from tests.support.limits import forget_denials
 from tests.support.processes import Program
 from tests.support.sessions import record_of
 from tests.support.threads import repeated
 
+pytestmark = pytest.mark.usefixtures("bounded")
 IP = "203.0.113.7"
 KEYS = Keys("stillroom", state_in_cluster=True)
 BY_USER = Limit("by-user", 5, 300, by="user", away="strict")
 Make = Callable[..., Stillroom]
-
-
-@pytest.fixture(autouse=True)
-def bounded(client: Any) -> Iterator[None]:
-    """Check after every test that each key of the limits has a TTL."""
-    yield
-    assert_bounded(client)
 
 
 def home_of_ip(ip: str = IP) -> bytes:

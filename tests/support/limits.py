@@ -54,9 +54,3 @@ def events(client: Any, room: Any) -> list[dict[str, str]]:
         {name.decode(): value.decode() for name, value in fields.items()}
         for _, fields in client.xrange(room.keys.abuse)
     ]
-
-
-def assert_bounded(client: Any) -> None:
-    """Check that every key has a TTL. One that has just ended (-2) had one."""
-    endless = [key for key in client.keys("*{rl:*") if client.ttl(key) == -1]
-    assert not endless, endless

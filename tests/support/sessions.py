@@ -41,16 +41,6 @@ def break_records(client: Any, field: str) -> None:
             client.hset(key, field, b'{"!":"UUID","v":"broken"}')
 
 
-def assert_bounded(client: Any) -> None:
-    """Check that every key has a TTL. One that has just ended (-2) had one."""
-    endless = [
-        (key, client.ttl(key), client.type(key))
-        for key in client.keys("*:{s*")
-        if client.ttl(key) == -1
-    ]
-    assert not endless, endless
-
-
 def sessions_keys(client: Any) -> list[bytes]:
     """Return the keys that the sessions left in Redis, without the clocks."""
     return [key for key in client.keys("*:{s*") if not key.endswith(b":clock")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,9 +15,11 @@ from stillroom.sessions.token import make_token
 from stillroom.web.request_session import WebSession
 from stillroom.web.session_cookie import SessionCookie
 from tests.support.monitor import ON_ITS_WAY, READS_SESSION, sent
-from tests.support.sessions import age, assert_bounded, break_records, end_grace, sessions_keys
+from tests.support.sessions import age, break_records, end_grace, sessions_keys
 from tests.support.web import WITHIN, Browser, Reply
 from tests.web.conftest import Serve
+
+pytestmark = pytest.mark.usefixtures("bounded")
 
 
 def answered(client: Any, ask: Callable[[], Reply]) -> tuple[Reply, list[str]]:
@@ -25,13 +27,6 @@ def answered(client: Any, ask: Callable[[], Reply]) -> tuple[Reply, list[str]]:
     replies: list[Reply] = []
     batches = sent(client, lambda: replies.append(ask()), but=ON_ITS_WAY)
     return replies[0], batches
-
-
-@pytest.fixture(autouse=True)
-def bounded(client: Any) -> Iterator[None]:
-    """Check after every test that each remaining key has a TTL."""
-    yield
-    assert_bounded(client)
 
 
 def live(room: Stillroom, browser: Browser) -> Any:
