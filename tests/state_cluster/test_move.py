@@ -41,6 +41,8 @@ from tests.support.history import stale_reads
 
 IP = "203.0.113.7"
 ROOT = Path(__file__).parent.parent.parent
+Attempt = Callable[..., Result]
+Run = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
@@ -81,112 +83,104 @@ def moving(here: Stillroom, there: Stillroom) -> Moving:
     return Moving(Side(here.keys, here.state.run), Side(there.keys, there.state.run))
 
 
-def move(here: Stillroom, there: Stillroom) -> int:
-    """Move everything. Return how many keys were moved."""
+def begun(here: Stillroom, there: Stillroom) -> Moving:
+    """Return a move that has shut the shards there."""
     one = moving(here, there)
     one.begin()
-    return sum(one.shards())
+    return one
 
 
-def run(
-    monkeypatch: pytest.MonkeyPatch, settings: Settings, old_server: EmbeddedServer, who: str = ""
-) -> dict[str, Any]:
-    """Run the command as an operator would, and return what it says."""
-    result = attempt(monkeypatch, settings, old_server, "--json", who=who)
-    assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(result.output)
-    return found
+def move(here: Stillroom, there: Stillroom) -> int:
+    """Move everything. Return how many keys were moved."""
+    return sum(begun(here, there).shards())
 
 
+@pytest.fixture
 def attempt(
     monkeypatch: pytest.MonkeyPatch,
     settings: Settings,
     old_server: EmbeddedServer,
-    *options: str,
-    who: str = "",
-) -> Result:
-    monkeypatch.setenv("REDIS_URL", settings.redis_url.replace("redis://", f"redis://{who}"))
-    monkeypatch.setenv("STILLROOM_CACHE_URL", str(settings.cache_url))
-    monkeypatch.setenv("STILLROOM_BROKER_URL", str(settings.broker_url))
-    monkeypatch.setenv("STILLROOM_STATE_CLUSTER", "1")
-    before = old_server.url.replace("redis://", f"redis://{who}")
-    return CliRunner().invoke(app, ["move-state", "--from", before, *options])
+) -> Attempt:
+    """Return a function that runs the command as an operator would."""
+
+    def attempt(*options: str, who: str = "") -> Result:
+        monkeypatch.setenv("REDIS_URL", settings.redis_url.replace("redis://", f"redis://{who}"))
+        monkeypatch.setenv("STILLROOM_CACHE_URL", str(settings.cache_url))
+        monkeypatch.setenv("STILLROOM_BROKER_URL", str(settings.broker_url))
+        monkeypatch.setenv("STILLROOM_STATE_CLUSTER", "1")
+        before = old_server.url.replace("redis://", f"redis://{who}")
+        return CliRunner().invoke(app, ["move-state", "--from", before, *options])
+
+    return attempt
+
+
+@pytest.fixture
+def run(attempt: Attempt) -> Run:
+    """Return a function that runs the command to its end, and returns what it says."""
+
+    def run(who: str = "") -> dict[str, Any]:
+        result = attempt("--json", who=who)
+        assert result.exit_code == 0, result.output
+        found: dict[str, Any] = json.loads(result.output)
+        return found
+
+    return run
 
 
 @pytest.mark.parametrize(("side", "name"), [("new", "REDIS_URL"), ("old", "--from")])
 def test_a_move_beside_another_one_says_what_may_hold_it(
-    side: str,
-    name: str,
-    old: Stillroom,
-    new: Stillroom,
-    settings: Settings,
-    old_server: EmbeddedServer,
-    monkeypatch: pytest.MonkeyPatch,
+    side: str, name: str, old: Stillroom, new: Stillroom, attempt: Attempt, run: Run
 ) -> None:
     """While another move has one of the servers, the same way or the other, or has not been dead for long, the
     command says so and moves nothing.
     """
     session = old.sessions.create("ann")
     with (new if side == "new" else old).lock("stillroom:move-state"):
-        result = attempt(monkeypatch, settings, old_server)
+        result = attempt()
     assert (
         f"another move to or from {name} is under way, or one was killed in the last 30 s"
         in str(result.exception)
     )
     assert old.sessions.get(session.token)
-    assert run(monkeypatch, settings, old_server)["keys"]
+    assert run()["keys"]
 
 
 def test_a_full_server_can_be_left(
-    old: Stillroom,
-    new: Stillroom,
-    settings: Settings,
-    old_server: EmbeddedServer,
-    monkeypatch: pytest.MonkeyPatch,
+    old: Stillroom, new: Stillroom, old_server: EmbeddedServer, run: Run
 ) -> None:
     """A server that takes no lock, since its memory is full, keeps nobody from moving away from it."""
     session = old.sessions.create("ann")
     with redis.Redis.from_url(old_server.url) as one:
         one.config_set("maxmemory", 1)
         try:
-            run(monkeypatch, settings, old_server)
+            run()
         finally:
             one.config_set("maxmemory", 0)
     assert new.sessions.get(session.token)
 
 
 def test_a_move_that_is_interrupted_says_what_is_unavailable(
-    old: Stillroom,
-    new: Stillroom,
-    settings: Settings,
-    old_server: EmbeddedServer,
-    monkeypatch: pytest.MonkeyPatch,
+    old: Stillroom, new: Stillroom, monkeypatch: pytest.MonkeyPatch, attempt: Attempt, run: Run
 ) -> None:
     """Whoever presses Ctrl-C amid a move reads how many shards are shut, and what opens them."""
     session = old.sessions.create("ann")
     with monkeypatch.context() as patch:
         patch.setattr(Moving, "_clear", lambda *_: signal.raise_signal(signal.SIGINT))
-        result = attempt(monkeypatch, settings, old_server)
+        result = attempt()
     assert result.exit_code == 130
     assert "the move broke off: 256 shards of sessions did not arrive" in result.stderr
-    run(monkeypatch, settings, old_server)
+    run()
     assert new.sessions.get(session.token)
 
 
-def test_everybody_stays_logged_in(
-    old: Stillroom,
-    new: Stillroom,
-    settings: Settings,
-    old_server: EmbeddedServer,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_everybody_stays_logged_in(old: Stillroom, new: Stillroom, run: Run) -> None:
     """The command takes along sessions with data and lifetime, names before a rotation, devices, and bans."""
     made = [old.sessions.create(f"user:{n}", {"n": n}, tags=["phone"]) for n in range(50)]
     first = old.sessions.create("ann", {"n": 1}, device="a phone")
     second = old.sessions.rotate(first.token)
     old.abuse.ban(IP, 600, "spam")
     old.abuse.ban("198.51.100.0/24", 600)
-    found = run(monkeypatch, settings, old_server)
+    found = run()
     assert (found["shards"], found["bans"]) == (len(SHARDS), 2)
     for number, session in enumerate(made):
         there = new.sessions.get(session.token)
@@ -199,7 +193,7 @@ def test_everybody_stays_logged_in(
     assert new.limits.check(IP, [AUTH]).banned
     assert new.limits.check("198.51.100.9", [AUTH]).banned
     assert new.abuse.bans()[-1].reason in ("spam", "")
-    again = run(monkeypatch, settings, old_server)
+    again = run()
     assert again == {"shards": 0, "keys": 0, "bans": 0}
     assert new.sessions.get(made[0].token) is None
 
@@ -219,17 +213,12 @@ def mover(cluster: RedisCluster, old_server: EmbeddedServer) -> Iterator[str]:
 
 
 def test_a_user_for_the_move_has_all_rights_it_takes(
-    old: Stillroom,
-    new: Stillroom,
-    settings: Settings,
-    old_server: EmbeddedServer,
-    mover: str,
-    monkeypatch: pytest.MonkeyPatch,
+    old: Stillroom, new: Stillroom, mover: str, run: Run
 ) -> None:
     """A user with the rights that the guide gives can move everything."""
     session = old.sessions.create("ann", {})
     old.abuse.ban(IP, 600, "spam")
-    assert run(monkeypatch, settings, old_server, mover)["bans"] == 1
+    assert run(mover)["bans"] == 1
     assert new.sessions.get(session.token) is not None
 
 
@@ -295,25 +284,20 @@ def test_a_shard_that_came_in_part_is_not_opened(
 
 
 def test_a_ban_that_was_lifted_on_the_new_server_is_left_alone(
-    old: Stillroom,
-    new: Stillroom,
-    settings: Settings,
-    old_server: EmbeddedServer,
-    monkeypatch: pytest.MonkeyPatch,
+    old: Stillroom, new: Stillroom, run: Run
 ) -> None:
     """A move that is repeated bans nobody again whom somebody has let go there meanwhile."""
     old.abuse.ban(IP, 600, "spam")
-    assert run(monkeypatch, settings, old_server)["bans"] == 1
+    assert run()["bans"] == 1
     assert new.abuse.lift(IP)
-    assert run(monkeypatch, settings, old_server)["bans"] == 0
+    assert run()["bans"] == 0
     assert not list(new.abuse.bans())
 
 
 def test_a_shard_is_open_on_one_side(old: Stillroom, new: Stillroom) -> None:
     """Until it has arrived a shard is unavailable there, and from then on here: nothing is taken for ended."""
     session = old.sessions.create("ann", {"n": 1})
-    one = moving(old, new)
-    one.begin()
+    one = begun(old, new)
     assert old.sessions.get(session.token) is not None
     refused(new, session.token, "are still on their way to this server")
     shards = one.shards()
@@ -361,8 +345,7 @@ def test_a_logout_that_waits_for_its_shard_holds_nobody_up(old: Stillroom, new: 
     side.
     """
     made = [old.sessions.create(f"user:{n}", {"n": n}) for n in range(64)]
-    one = moving(old, new)
-    one.begin()
+    one = begun(old, new)
     shards = one.shards()
     while not any(_is_shut(old, session.token) for session in made):
         next(shards)
@@ -385,8 +368,7 @@ def test_a_sweep_leaves_out_what_is_being_moved(old: Stillroom, new: Stillroom) 
     for number in range(64):
         old.sessions.create(f"user:{number}", idle=0.001)
     due = old.sessions.count()
-    one = moving(old, new)
-    one.begin()
+    one = begun(old, new)
     shards = one.shards()
     while not (there := _arrived(new)):
         next(shards)
@@ -403,8 +385,7 @@ def _arrived(room: Stillroom) -> int:
 def test_a_move_that_broke_off_is_repeated(old: Stillroom, new: Stillroom) -> None:
     """What has arrived is not moved again, and a copy that was cut short begins anew."""
     made = [old.sessions.create(f"user:{n}", {"n": n}) for n in range(64)]
-    one = moving(old, new)
-    one.begin()
+    one = begun(old, new)
     shards = one.shards()
     while next(shards) == 0 or not any(_is_shut(old, session.token) for session in made[:8]):
         pass
@@ -427,8 +408,7 @@ def test_a_move_that_stood_still_changes_nothing_behind_the_next_one(
     """A move that was stopped and goes on behind the next one ends: nobody is back, and nobody is logged out."""
     made = [old.sessions.create(f"user:{n}", {"n": n}) for n in range(8)]
     gone, *living = made
-    one = moving(old, new)
-    one.begin()
+    one = begun(old, new)
     shards = one.shards()
 
     def the_next_one(*_: Any) -> None:
@@ -505,8 +485,7 @@ def test_a_slot_that_moves_while_its_shard_is_copied_leaves_no_session_behind(
 def test_a_move_is_turned_back(old: Stillroom, new: Stillroom) -> None:
     """Moving the other way brings back what has arrived, opens what has not, and revives none that ended."""
     made = [old.sessions.create(f"user:{n}", {"n": n}) for n in range(64)]
-    one = moving(old, new)
-    one.begin()
+    one = begun(old, new)
     shards = one.shards()
     while sum(_is_shut(old, session.token) for session in made) < 2:
         next(shards)
@@ -536,8 +515,7 @@ def test_a_move_that_broke_off_is_turned_back_before_it_goes_elsewhere(
     with EmbeddedServer() as third:
         places = settings.model_copy(update={"redis_url": third.url, "state_cluster": False})
         with Stillroom(places, dispatch=NoDispatch()) as elsewhere:
-            broken = moving(old, elsewhere)
-            broken.begin()
+            broken = begun(old, elsewhere)
             next(broken.shards())
             with pytest.raises(SettingsError, match=r"1 shard of the sessions left .*Turn it back"):
                 move(old, new)
@@ -664,7 +642,8 @@ def test_the_new_server_learns_how_many_shards_there_are(
 ) -> None:
     """Acts on all of a user's sessions reach those in shards that no process has any more."""
     with Stillroom(
-        old_settings.model_copy(update={"session_shards": 200}), dispatch=NoDispatch()
+        old_settings.model_copy(update={"session_shards": 200}),
+        dispatch=NoDispatch(),
     ) as old:
         made = [old.sessions.create(f"user:{n}", {}, tags=["phone"]) for n in range(60)]
         move(old, new)
@@ -695,8 +674,7 @@ def test_a_shard_is_shut_on_as_many_replicas_as_acts_wait_for(
 ) -> None:
     """Where a failover could open a shard again it is not copied: the sessions would live on both sides."""
     session = old.sessions.create("ann", {"n": 1})
-    one = moving(old, new)
-    one.begin()
+    one = begun(old, new)
     key = old.keys.revocations(SHARDS[-1])
     Side(old.keys, old.state.run).ask([session_shut([key], LEFT), (b"ZREM", key, LEFT)])
     one._here = one._here._replace(replicas=1)  # it has lost it since
@@ -708,11 +686,7 @@ def test_a_shard_is_shut_on_as_many_replicas_as_acts_wait_for(
 
 
 def test_a_server_without_replicas_is_moved_from_once_that_is_said(
-    old: Stillroom,
-    new: Stillroom,
-    settings: Settings,
-    old_server: EmbeddedServer,
-    monkeypatch: pytest.MonkeyPatch,
+    old: Stillroom, new: Stillroom, attempt: Attempt
 ) -> None:
     """Too few replicas are found out before anything is shut, and `--from-replicas` says how many there are."""
     session = old.sessions.create("ann", {"n": 1})
@@ -722,9 +696,9 @@ def test_a_server_without_replicas_is_moved_from_once_that_is_said(
         Moving(Side(old.keys, old.state.run), Side(new.keys, new.state.run, 1)).begin()
     assert shut_shards(Side(old.keys, old.state.run)) == (0, 0)
     assert shut_shards(Side(new.keys, new.state.run)) == (0, 0)
-    said = attempt(monkeypatch, settings, old_server, "--from-replicas", "1")
+    said = attempt("--from-replicas", "1")
     assert "0 of 1 replicas" in str(said.exception or said.output)
-    assert attempt(monkeypatch, settings, old_server, "--from-replicas", "0").exit_code == 0
+    assert attempt("--from-replicas", "0").exit_code == 0
     assert new.sessions.get(session.token) is not None
 
 
@@ -744,8 +718,7 @@ def test_nobody_is_back_while_everybody_moves(
             for source, target in ((here, there), (there, here), (here, there)):
                 seen = len(logins.reads)
                 until(lambda: len(logins.reads) > seen + 200, "reads")  # noqa: B023
-                one = moving(source, target)
-                one.begin()
+                one = begun(source, target)
                 for _ in islice(one.shards(), old_settings.session_shards):
                     seen = len(logins.reads) + logins.refused
                     until(lambda: len(logins.reads) + logins.refused > seen, "calls")  # noqa: B023
