@@ -25,6 +25,7 @@ from tests.support.crowd import PATIENCE, PATIENT
 from tests.support.emptying import emptied
 from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
+from tests.support.proxy import Proxy
 
 pytest_plugins = [
     "stillroom.testing",  # what apps get, for tests/redis/test_testing.py
@@ -295,6 +296,13 @@ def client(server: EmbeddedServer) -> Iterator[Any]:
     """Return a plain client to look at the server directly."""
     with redis.Redis.from_url(server.url) as client:
         yield client
+
+
+@pytest.fixture
+def proxy(server: EmbeddedServer) -> Iterator[Proxy]:
+    """Return a proxy in front of the server, which holds or loses what passes."""
+    with Proxy(server.port) as proxy:
+        yield proxy
 
 
 @pytest.fixture

@@ -128,17 +128,16 @@ def test_a_scan_that_redis_left_in_the_middle_is_finished(
 
 
 def test_a_report_whose_answer_is_late_is_neither_written_nor_lost(
-    server: EmbeddedServer, client: Any
+    proxy: Proxy, client: Any
 ) -> None:
     """A report with a late answer returns None: it will be written, and sending it again would count it twice."""
-    with Proxy(server.port) as proxy:
-        brisk = {"command_timeout": 0.2, "call_timeout": 0.3, "session_peppers": PEPPER}
-        with Stillroom(Settings(redis_url=proxy.url, **brisk), dispatch=NoDispatch()) as room:
-            assert room.abuse.report("auth_fail", ip=CLIENT) is True
-            proxy.hold_requests()
-            assert room.abuse.report("auth_fail", ip=CLIENT) is None
-            proxy.let_go()
-            until(lambda: client.xlen(room.keys.abuse) == 2, "the event")
-            room.wire.breaker.is_open = True
-            assert room.abuse.report("auth_fail", ip=CLIENT) is False
-            room.wire.breaker.is_open = False
+    brisk = {"command_timeout": 0.2, "call_timeout": 0.3, "session_peppers": PEPPER}
+    with Stillroom(Settings(redis_url=proxy.url, **brisk), dispatch=NoDispatch()) as room:
+        assert room.abuse.report("auth_fail", ip=CLIENT) is True
+        proxy.hold_requests()
+        assert room.abuse.report("auth_fail", ip=CLIENT) is None
+        proxy.let_go()
+        until(lambda: client.xlen(room.keys.abuse) == 2, "the event")
+        room.wire.breaker.is_open = True
+        assert room.abuse.report("auth_fail", ip=CLIENT) is False
+        room.wire.breaker.is_open = False

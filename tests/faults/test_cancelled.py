@@ -21,10 +21,10 @@ from stillroom.cache.loads import Loads
 from stillroom.embedded import EmbeddedServer
 from stillroom.operation import Driver
 from stillroom.together import together
-from tests.faults.test_session_replies import calls_of
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
 from tests.support.interruption import Interruption, interrupted_at
+from tests.support.monitor import scripts_run
 from tests.support.proxy import Proxy
 
 IP = "203.0.113.7"
@@ -41,10 +41,10 @@ def _settings(proxy: Proxy, **changes: Any) -> Settings:
 
 async def _lost(client: Any, proxy: Proxy, act: Awaitable[Any]) -> None:
     """Cancel the act once the server has run its script; the reply is held back."""
-    before = calls_of(client)
+    before = scripts_run(client)
     proxy.hold_replies()
     task = asyncio.ensure_future(act)
-    await asyncio.to_thread(until, lambda: calls_of(client) > before, "the script")
+    await asyncio.to_thread(until, lambda: scripts_run(client) > before, "the script")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -260,10 +260,10 @@ def test_an_interrupted_login_takes_no_place_of_a_cap(server: EmbeddedServer, cl
         ):
             room.sessions.create("eve", **ONLY)
             proxy.hold_replies()
-            called = calls_of(client)
+            called = scripts_run(client)
 
             def signal_once_it_is_done() -> None:
-                until(lambda: calls_of(client) > called, "the script")
+                until(lambda: scripts_run(client) > called, "the script")
                 os.kill(os.getpid(), signal.SIGUSR1)
 
             threading.Thread(target=signal_once_it_is_done).start()

@@ -20,6 +20,7 @@ from stillroom.web.asgi import StillroomMiddleware
 from stillroom.web.session_cookie import SessionCookie
 from tests.faults.test_sent_once import WRITES
 from tests.support import celery_process
+from tests.support.monitor import scripts_run
 from tests.support.proxy import Proxy
 
 COMMAND_S = 0.5
@@ -90,21 +91,16 @@ def test_a_task_that_is_cancelled_again_and_again_holds_nothing(
     asyncio.run(scenario())
 
 
-def _scripts_run(client: redis.Redis) -> int:
-    stats: Any = client.info("commandstats")
-    return int(stats.get("cmdstat_evalsha", {}).get("calls", 0))
-
-
 @pytest.mark.parametrize("write", WRITES)
 def test_a_write_that_is_cancelled_again_and_again_ends_when_it_can_no_longer_act(
-    server: EmbeddedServer, make_room: Any, client: redis.Redis, write: str
+    proxy: Proxy, make_room: Any, client: redis.Redis, write: str
 ) -> None:
     """A write that an anyio scope cancels ends once it can no longer act, so that later invalidations hold."""
     other: Stillroom = make_room()
     other.cache.get("k")
     patience = {"connect_timeout": 5.0, "command_timeout": COMMAND_S, "call_timeout": 5.0}
 
-    async def cancel_on_the_way(proxy: Proxy) -> None:
+    async def cancel_on_the_way() -> None:
         settings = Settings(redis_url=proxy.url, **patience)
         async with AsyncStillroom(settings, dispatch=NoDispatch()) as app:
             await app.cache.set("warm", 1)
@@ -115,13 +111,12 @@ def test_a_write_that_is_cancelled_again_and_again_ends_when_it_can_no_longer_ac
                     assert await asyncio.to_thread(proxy.held.wait, 5)
                     scope.cancel()
 
-    with Proxy(server.port) as proxy:
-        asyncio.run(cancel_on_the_way(proxy))
-        other.cache.invalidate_by_tag("t")
-        before = _scripts_run(client)
-        proxy.let_go()
-        assert until(lambda: _scripts_run(client) > before, 5)
-        assert other.cache.get("k") is None
+    asyncio.run(cancel_on_the_way())
+    other.cache.invalidate_by_tag("t")
+    before = scripts_run(client)
+    proxy.let_go()
+    assert until(lambda: scripts_run(client) > before, 5)
+    assert other.cache.get("k") is None
 
 
 def test_a_gather_that_is_cancelled_ends_its_scope_whatever_its_calls_do() -> None:
@@ -148,7 +143,7 @@ def test_a_gather_that_is_cancelled_ends_its_scope_whatever_its_calls_do() -> No
 
 
 def test_a_cancelled_call_to_several_shards_ends_when_none_of_its_writes_can_act(
-    server: EmbeddedServer, make_room: Any, client: redis.Redis
+    proxy: Proxy, make_room: Any, client: redis.Redis
 ) -> None:
     """A cancelled set_many waits for each shard's write, so that an invalidation behind it holds for all keys."""
     keys = [f"k{n}" for n in range(8)]
@@ -156,7 +151,7 @@ def test_a_cancelled_call_to_several_shards_ends_when_none_of_its_writes_can_act
     other.cache.set_many(dict.fromkeys(keys, 0), tags=["t"])
     patience = {"connect_timeout": 5.0, "command_timeout": COMMAND_S, "call_timeout": 5.0}
 
-    async def cancel_on_the_way(proxy: Proxy) -> None:
+    async def cancel_on_the_way() -> None:
         settings = Settings(redis_url=proxy.url, shards=2, pool_size=1, **patience)
         async with AsyncStillroom(settings, dispatch=NoDispatch()) as app:
             await app.cache.set_many(dict.fromkeys(keys, 1), tags=["t"])
@@ -167,13 +162,12 @@ def test_a_cancelled_call_to_several_shards_ends_when_none_of_its_writes_can_act
             with pytest.raises(asyncio.CancelledError):
                 await writing
             await asyncio.to_thread(other.cache.invalidate_by_tag, "t")
-            before = _scripts_run(client)
+            before = scripts_run(client)
             proxy.let_go()
-            assert await asyncio.to_thread(until, lambda: _scripts_run(client) > before, 5)
+            assert await asyncio.to_thread(until, lambda: scripts_run(client) > before, 5)
 
-    with Proxy(server.port) as proxy:
-        asyncio.run(cancel_on_the_way(proxy))
-        assert other.cache.get_many(keys) == {}
+    asyncio.run(cancel_on_the_way())
+    assert other.cache.get_many(keys) == {}
 
 
 def test_a_request_that_is_cancelled_again_and_again_gives_its_place_back(
@@ -217,11 +211,11 @@ def test_a_request_that_is_cancelled_again_and_again_gives_its_place_back(
 
 @pytest.mark.parametrize("what", ["with its session", "with a proof"])
 def test_a_request_that_is_cancelled_while_its_limits_are_asked_for_holds_no_place(
-    server: EmbeddedServer, settings: Settings, client: redis.Redis, what: str
+    proxy: Proxy, settings: Settings, client: redis.Redis, what: str
 ) -> None:
     """A request whose session, or proof of copies, goes along with its check gives its place back, too."""
 
-    async def scenario(proxy: Proxy) -> None:
+    async def scenario() -> None:
         behind = settings.model_copy(update={"redis_url": proxy.url})
         async with AsyncStillroom(behind, dispatch=NoDispatch()) as room:
 
@@ -257,10 +251,10 @@ def test_a_request_that_is_cancelled_while_its_limits_are_asked_for_holds_no_pla
 
             for _ in range(3):
                 await ask()
-            before = _scripts_run(client)
+            before = scripts_run(client)
             proxy.hold_replies()
             asking = asyncio.create_task(ask())
-            assert await asyncio.to_thread(until, lambda: _scripts_run(client) > before, 5)
+            assert await asyncio.to_thread(until, lambda: scripts_run(client) > before, 5)
             asking.cancel()
             proxy.let_go()
             with pytest.raises(asyncio.CancelledError):
@@ -268,8 +262,7 @@ def test_a_request_that_is_cancelled_while_its_limits_are_asked_for_holds_no_pla
             await ask()
             assert statuses == [200, 0] * 4
 
-    with Proxy(server.port) as proxy:
-        asyncio.run(scenario(proxy))
+    asyncio.run(scenario())
 
 
 def test_a_turn_that_comes_when_its_task_gives_up_is_the_next_tasks(
@@ -335,11 +328,11 @@ def test_a_task_that_is_cancelled_at_a_dead_connection_takes_no_place_of_the_poo
 
 @pytest.mark.parametrize("is_answered_late", [True, False], ids=["reply", "request"])
 def test_a_reservation_that_is_cancelled_on_its_way_holds_no_place(
-    server: EmbeddedServer, settings: Settings, client: redis.Redis, is_answered_late: bool
+    proxy: Proxy, settings: Settings, client: redis.Redis, is_answered_late: bool
 ) -> None:
     """A reservation whose task is cancelled before its reply is given back, also where it arrives only then."""
 
-    async def scenario(proxy: Proxy) -> None:
+    async def scenario() -> None:
         behind = settings.model_copy(update={"redis_url": proxy.url})
         async with (
             AsyncStillroom(behind, dispatch=NoDispatch()) as room,
@@ -362,5 +355,4 @@ def test_a_reservation_that_is_cancelled_on_its_way_holds_no_place(
                 await taking
             assert await other.limits.reserve("203.0.113.9", [PLACE])
 
-    with Proxy(server.port) as proxy:
-        asyncio.run(scenario(proxy))
+    asyncio.run(scenario())

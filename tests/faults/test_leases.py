@@ -61,25 +61,24 @@ ENDINGS: dict[str, Callable[[Any, Callable[[], Any]], Any]] = {
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("face", FACES)
 def test_a_load_that_ends_in_an_outage_holds_nobody_up_after_it(
-    server: EmbeddedServer, client: Any, face: str, ending: str, fails: bool
+    server: EmbeddedServer, proxy: Proxy, client: Any, face: str, ending: str, fails: bool
 ) -> None:
     """Its lease and its place are free as soon as its process has found Redis again, and not at their end."""
-    with Proxy(server.port) as proxy:
-        settings = Settings(redis_url=proxy.url, **PATIENT | {"connect_timeout": 0.2})
-        with open_room(face, settings, NoDispatch()) as room:
+    settings = Settings(redis_url=proxy.url, **PATIENT | {"connect_timeout": 0.2})
+    with open_room(face, settings, NoDispatch()) as room:
 
-            def ends() -> int:
-                proxy.lead_to(1)  # nobody is there
-                if fails:
-                    raise LookupError("nothing is there")
-                return 1
+        def ends() -> int:
+            proxy.lead_to(1)  # nobody is there
+            if fails:
+                raise LookupError("nothing is there")
+            return 1
 
-            with contextlib.suppress(LookupError):
-                ENDINGS[ending](room.cache, ends)
-            assert leases(client)
-            proxy.lead_to(server.port)
-            assert room.cache.set("another", 1)
-            assert leases(client) == client.keys("*:n:*") == []
+        with contextlib.suppress(LookupError):
+            ENDINGS[ending](room.cache, ends)
+        assert leases(client)
+        proxy.lead_to(server.port)
+        assert room.cache.set("another", 1)
+        assert leases(client) == client.keys("*:n:*") == []
 
 
 @pytest.mark.parametrize("refusal", [*REFUSALS, "for good"])
@@ -188,15 +187,16 @@ def test_an_error_that_can_not_be_shown_is_as_others(room: Any, client: Any, ask
     assert client.get(lease).startswith(b"backoff.")
 
 
-def test_the_prober_frees_what_was_not_freed(server: EmbeddedServer, client: Any) -> None:
+def test_the_prober_frees_what_was_not_freed(
+    server: EmbeddedServer, proxy: Proxy, client: Any
+) -> None:
     """A process that asks nothing more frees its leases when the prober has found Redis again."""
-    with Proxy(server.port) as proxy:
-        settings = Settings(redis_url=proxy.url, breaker_failures=1, connect_timeout=0.2)
-        with Stillroom(settings, dispatch=NoDispatch()) as room:
-            room.cache.get_or_set("k", lambda: proxy.lead_to(1))
-            assert leases(client)
-            proxy.lead_to(server.port)
-            until(lambda: not leases(client), "the lease is free", 5)
+    settings = Settings(redis_url=proxy.url, breaker_failures=1, connect_timeout=0.2)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        room.cache.get_or_set("k", lambda: proxy.lead_to(1))
+        assert leases(client)
+        proxy.lead_to(server.port)
+        until(lambda: not leases(client), "the lease is free", 5)
 
 
 def test_arguments_without_json_are_no_obstacle(room: Any, client: Any, dispatch: Any) -> None:

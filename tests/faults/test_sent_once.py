@@ -17,7 +17,6 @@ import redis
 from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.cache.orders import Load
 from stillroom.dispatch import RefreshOrder
-from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
 from stillroom.operation import Operation
 from stillroom.scripts import add, clear, lease_load, mark, put, replace, take_place
@@ -25,15 +24,10 @@ from tests.support.clocked import misjudge
 from tests.support.faces import FACES, locked, open_room
 from tests.support.interruption import Interruption
 from tests.support.lag import Stopwatch
+from tests.support.monitor import scripts_run
 from tests.support.proxy import Proxy
 
 COMMAND_S = 0.5  # what a batch may take: longer than usual, for a busy machine
-
-
-@pytest.fixture
-def proxy(server: EmbeddedServer) -> Iterator[Proxy]:
-    with Proxy(server.port) as proxy:
-        yield proxy
 
 
 @pytest.fixture(params=FACES)
@@ -140,14 +134,10 @@ def _behind(proxy: Proxy) -> Settings:
 def _arrives_too_late(proxy: Proxy, other: Stillroom, client: redis.Redis) -> None:
     """Let the held write arrive after an invalidation that began when the write's caller went on."""
     other.cache.invalidate_by_tag("t")
-    before = _scripts_run(client)
+    before = scripts_run(client)
     proxy.let_go()
-    assert until(lambda: _scripts_run(client) > before, 5)
+    assert until(lambda: scripts_run(client) > before, 5)
     assert other.cache.get("k") is None
-
-
-def _scripts_run(client: redis.Redis) -> int:
-    return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
 
 
 @pytest.mark.parametrize("many", [False, True])

@@ -22,6 +22,7 @@ from stillroom.scripts import session_shut
 from stillroom.sessions.asking import DEFERRED_BITE
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
+from tests.support.monitor import scripts_run
 from tests.support.proxy import Proxy
 from tests.support.sessions import end_grace, record_of
 from tests.support.stepper import Stepper
@@ -29,12 +30,6 @@ from tests.support.stepper import Stepper
 # Each test gives up once or more; all other calls have to be answered in this time, on a busy machine too.
 BRISK = {"connect_timeout": 0.6, "command_timeout": 0.6, "call_timeout": 0.9}
 PEPPER = str(PATIENT["session_peppers"])
-
-
-@pytest.fixture
-def proxy(server: EmbeddedServer) -> Iterator[Proxy]:
-    with Proxy(server.port) as proxy:
-        yield proxy
 
 
 @pytest.fixture
@@ -81,15 +76,10 @@ def test_a_login_that_arrives_after_it_was_given_up_begins_nothing(
     assert proxy.held.wait(5)
     other._sessions_body._deferred.update(brisk._sessions_body._deferred)
     assert other.sessions.deliver() == 0
-    created = calls_of(client)
+    created = scripts_run(client)
     proxy.let_go()
-    until(lambda: calls_of(client) > created, "the arrival")
+    until(lambda: scripts_run(client) > created, "the arrival")
     assert other.sessions.count("ann") == 0
-
-
-def calls_of(client: Any) -> int:
-    """Return how many scripts the server has run."""
-    return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
 
 
 def test_the_session_before_a_lost_login_ends_too(brisk: Stillroom, proxy: Proxy) -> None:

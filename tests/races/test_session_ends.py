@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from stillroom import NoDispatch, SessionEnded, Settings, Stillroom, TooManySessions
-from stillroom.embedded import EmbeddedServer
 from stillroom.operation import Once, Operation
 from stillroom.scripts import session_create, session_rotate
 from stillroom.sessions import steady_us
@@ -80,23 +79,22 @@ def test_a_name_whose_grace_was_over_before_ends_nothing(
         there.sessions.destroy_for_user("bob")
 
 
-def test_an_end_that_is_held_up_on_its_way_wins(server: EmbeddedServer, make_room: Make) -> None:
+def test_an_end_that_is_held_up_on_its_way_wins(proxy: Proxy, make_room: Make) -> None:
     """An end that left before a rotation and arrives after it learns so from its reply and is sent again."""
-    with Proxy(server.port) as proxy:
-        settings = Settings(**{**PATIENT, "redis_url": proxy.url})
-        with Stillroom(settings, dispatch=NoDispatch()) as slow:
-            there = make_room()
-            session = slow.sessions.create("ann")
-            proxy.hold_requests()
-            said: list[bool] = []
-            logout = threading.Thread(target=lambda: said.append(slow.sessions.destroy(session)))
-            logout.start()
-            assert proxy.held.wait(10)
-            fresh = rotated(there, session, 1)
-            proxy.let_go()
-            logout.join()
-            assert said == [True]
-            assert there.sessions.get(fresh) is None
+    settings = Settings(**{**PATIENT, "redis_url": proxy.url})
+    with Stillroom(settings, dispatch=NoDispatch()) as slow:
+        there = make_room()
+        session = slow.sessions.create("ann")
+        proxy.hold_requests()
+        said: list[bool] = []
+        logout = threading.Thread(target=lambda: said.append(slow.sessions.destroy(session)))
+        logout.start()
+        assert proxy.held.wait(10)
+        fresh = rotated(there, session, 1)
+        proxy.let_go()
+        logout.join()
+        assert said == [True]
+        assert there.sessions.get(fresh) is None
 
 
 def test_a_logout_into_another_session_that_is_held_up_wins(make_room: Make) -> None:

@@ -27,3 +27,9 @@ def sent(client: Any, act: Callable[[], object], but: Iterable[str] = ()) -> lis
     # Now and then a check also reads which limits operators have changed.
     names = [said.split()[0] for said in own if not said.endswith(":limits:changes")]
     return [name for name in names if name not in {*ABOUT_CONNECTIONS, *but}]
+
+
+def scripts_run(client: Any) -> int:
+    """Return how many scripts the server has run."""
+    run: int = client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0)
+    return run
