@@ -26,6 +26,7 @@ from tests.support.emptying import emptied
 from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
 from tests.support.proxy import Proxy
+from tests.support.trips import Trips
 
 pytest_plugins = [
     "stillroom.testing",  # what apps get, for tests/redis/test_testing.py
@@ -355,3 +356,9 @@ def room(request: pytest.FixtureRequest, settings: Settings, dispatch: Recording
     """Open a room, once with each face."""
     with open_room(request.param, settings, dispatch) as room:
         yield room
+
+
+@pytest.fixture
+def trips(room: Any, monkeypatch: pytest.MonkeyPatch) -> Trips:
+    """Count the round trips of the room."""
+    return Trips(room, monkeypatch)

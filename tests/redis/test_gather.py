@@ -39,11 +39,6 @@ class Shop:
         self.price, self.rates = price, rates
 
 
-@pytest.fixture
-def trips(room: Any, monkeypatch: pytest.MonkeyPatch) -> Trips:
-    return Trips(room, monkeypatch)
-
-
 @pytest.mark.parametrize("kinds", PAIRS, ids=" and ".join)
 def test_calls_of_several_loaders_are_one_round_trip(room: Any, trips: Trips, kinds: Any) -> None:
     """Calls of loaders kept in any two ways take one round trip. One that is given twice has two values."""

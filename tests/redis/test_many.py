@@ -36,11 +36,6 @@ def price_of(room: Any, **options: Any) -> tuple[Any, Counter[Any]]:
     return price, loads
 
 
-@pytest.fixture
-def trips(room: Any, monkeypatch: pytest.MonkeyPatch) -> Trips:
-    return Trips(room, monkeypatch)
-
-
 @pytest.mark.parametrize("near", [True, 30])
 def test_one_look_at_the_clock_proves_all_copies(room: Any, client: Any, near: Any) -> None:
     """In a request that has read nothing yet, one command proves what the process keeps of a hundred calls."""

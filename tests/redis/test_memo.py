@@ -13,11 +13,6 @@ from tests.support.entries import age
 from tests.support.trips import Trips
 
 
-@pytest.fixture
-def trips(room: Any, monkeypatch: pytest.MonkeyPatch) -> Trips:
-    return Trips(room, monkeypatch)
-
-
 def load_of(room: Any, **options: Any) -> Any:
     @room.cache.cached("price:{id}", **{"ttl": 60, "tags": ["prices"], "memo": True} | options)
     def price(id: int) -> list[int]:

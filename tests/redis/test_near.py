@@ -26,11 +26,6 @@ from tests.support.faces import open_room
 from tests.support.trips import Trips
 
 
-@pytest.fixture
-def trips(room: Any, monkeypatch: pytest.MonkeyPatch) -> Trips:
-    return Trips(room, monkeypatch)
-
-
 class Sealed(BaseModel):
     model_config = ConfigDict(frozen=True)
     id: int

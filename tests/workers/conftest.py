@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 
 import redis
+from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from tests.support.celery_process import CeleryProcess
 
@@ -33,6 +35,23 @@ def db(own_server: EmbeddedServer) -> Iterator[Any]:
 def environment(own_server: EmbeddedServer) -> dict[str, str]:
     """Return the environment of a process; modules add theirs."""
     return {"REDIS_URL": own_server.url}
+
+
+@pytest.fixture
+def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
+    """Open the app's process, whose pepper workers do not need."""
+    patience = {"call_timeout": 5, "command_timeout": 5}
+    settings = Settings(redis_url=own_server.url, session_peppers="p" * 32, **patience)
+    with Stillroom(settings) as room:
+        yield room
+
+
+@pytest.fixture
+def stranger(own_server: EmbeddedServer, db: Any) -> Iterator[Celery]:
+    """Return a client that knows only Celery, our channels and the tasks' names."""
+    with Celery(broker=own_server.url, set_as_current=False) as app:
+        app.conf.update(event_exchange="stillroom.celeryev", control_exchange="stillroom")
+        yield app
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stillroom import DEFAULT, Limit, NoDispatch, Settings, Stillroom
+from stillroom import DEFAULT, Limit, NoDispatch, Stillroom
 from stillroom.abuse import LOG_TASK
 from stillroom.abuse.body import SCAN_S
 from stillroom.embedded import EmbeddedServer
@@ -40,16 +40,6 @@ def rules(tmp_path: Path) -> Path:
 @pytest.fixture
 def environment(environment: dict[str, str], rules: Path) -> dict[str, str]:
     return environment | {"STILLROOM_ABUSE_RULES": str(rules)}
-
-
-@pytest.fixture
-def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
-    """Open the app's process, with a pepper and without rules of an operator."""
-    settings = Settings(
-        redis_url=own_server.url, session_peppers="p" * 32, call_timeout=5, command_timeout=5
-    )
-    with Stillroom(settings) as room:
-        yield room
 
 
 def test_a_hammering_client_is_banned_within_seconds(

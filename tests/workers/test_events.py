@@ -211,14 +211,6 @@ def test_questions_are_answered_without_arguments(worker: CeleryProcess, strange
 
 
 @pytest.fixture
-def stranger(own_server: EmbeddedServer, db: Any) -> Any:
-    """A client that knows only Celery and our channels, and writes its arguments into the headers."""
-    with Celery(broker=own_server.url, set_as_current=False) as app:
-        app.conf.update(event_exchange="stillroom.celeryev", control_exchange="stillroom")
-        yield app
-
-
-@pytest.fixture
 def worker(own_server: EmbeddedServer, tmp_path: Path) -> Any:
     process = CeleryProcess(
         tmp_path / "worker.log",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from socket import gethostname
@@ -33,20 +33,6 @@ def environment(environment: dict[str, str]) -> dict[str, str]:
         "STILLROOM_LOADERS": "tests.support.shop_app",
         "STILLROOM_WORKER_THREADS": "2",
     }
-
-
-@pytest.fixture
-def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
-    with Stillroom(Settings(redis_url=own_server.url, command_timeout=5, call_timeout=5)) as room:
-        yield room
-
-
-@pytest.fixture
-def stranger(own_server: EmbeddedServer, db: Any) -> Iterator[Celery]:
-    """A client that knows the tasks' names."""
-    with Celery(broker=own_server.url, set_as_current=False) as app:
-        app.conf.update(event_exchange="stillroom.celeryev", control_exchange="stillroom")
-        yield app
 
 
 def letters(room: Stillroom) -> list[Any]:

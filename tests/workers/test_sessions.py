@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,16 +17,6 @@ from tests.support.processes import Program
 from tests.support.sessions import age_all, sessions_keys
 
 StartCelery = Callable[..., CeleryProcess]
-
-
-@pytest.fixture
-def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
-    """Open the app's process, whose pepper the worker does not need."""
-    settings = Settings(
-        redis_url=own_server.url, session_peppers="p" * 32, call_timeout=5, command_timeout=5
-    )
-    with Stillroom(settings) as room:
-        yield room
 
 
 def test_a_worker_deletes_what_was_revoked(
