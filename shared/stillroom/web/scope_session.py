@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, MutableMapping
-from typing import Any, Self
+from typing import Any
 
 from stillroom.errors import InvalidArgument
 from stillroom.operation import Driver
-from stillroom.web.request_session import AsyncWebSession
+from stillroom.web.request_session import AsyncWebSession, RequestSession
 
 PATHS = 1_024  # that are remembered
 STARLETTES_OWN = frozenset(["accessed", "modified"])  # of the dict that its own middleware gives
@@ -116,22 +116,8 @@ class ScopeSession(dict[str, Any]):
     def popitem(self) -> tuple[str, Any]:
         return self._filled().popitem()
 
-    def copy(self) -> dict[str, Any]:
-        """Return the data as a dict of its own."""
-        return dict(self)
-
     def __or__(self, other: Any) -> Any:
-        return self.copy() | other
-
-    def __ror__(self, other: Any) -> Any:
-        return other | self.copy()
-
-    def __reversed__(self) -> Iterator[str]:
-        return reversed(self.copy())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle the data alone."""
-        return dict, (self.copy(),)
+        return dict(self) | other
 
     # All else a dict can do, by way of these.
     get = MutableMapping.get  # type: ignore[assignment]
@@ -141,12 +127,13 @@ class ScopeSession(dict[str, Any]):
     keys = MutableMapping.keys  # type: ignore[assignment]
     items = MutableMapping.items  # type: ignore[assignment]
     values = MutableMapping.values  # type: ignore[assignment]
+    copy = RequestSession.copy
+    __ror__ = RequestSession.__ror__
+    __ior__ = RequestSession.__ior__
+    __reversed__ = RequestSession.__reversed__
+    __reduce__ = RequestSession.__reduce__
     __ne__ = object.__ne__
     __hash__ = None
-
-    def __ior__(self, other: Any) -> Self:  # type: ignore[override]
-        self.update(other)
-        return self
 
     def __repr__(self) -> str:
         return repr(self._session)
