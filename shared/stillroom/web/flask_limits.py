@@ -27,6 +27,7 @@ from stillroom.web.headers import lacking, names_of
 from stillroom.web.limited import (
     MARK,
     By,
+    Here,
     Limitation,
     Limited,
     When,
@@ -137,7 +138,7 @@ class StillroomLimits:
         rule = asked.url_rule
         name = rule.rule if rule is not None else asked.path
         # By its id: a view may be an object that can't be hashed.
-        key, here = id(view), _Here(visit, asked)
+        key, here = id(view), _Here(asked, visit)
         is_admitted = self._charger.admits(visit, declarations, here, name, key)
         if visit.is_holding and asked.environ.get(VISIT) is not visit:
             asked.environ[HELD] = visit, math.inf  # the middleware around the app gives back itself
@@ -295,19 +296,8 @@ def exempt(view: V) -> V:
     return exempted(view)
 
 
-class _Here:
+class _Here(Here):
     """The request as Flask shows it."""
-
-    def __init__(self, visit: Visit, asked: Request) -> None:
-        self.request = asked
-        self._visit = visit
-
-    def address(self) -> str:
-        return self._visit.client
-
-    def header(self, name: str) -> str | None:
-        value: str | None = self.request.headers.get(name)
-        return value
 
     def user(self) -> str | None:
         """Return the user of our session, or in another kind of session the user that Flask-Login keeps there."""

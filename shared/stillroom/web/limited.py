@@ -12,7 +12,7 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 from uuid import UUID
 
 from stillroom.errors import InvalidLimit, SettingsError, did_you_mean
@@ -21,6 +21,9 @@ from stillroom.limits.limit import check_cost, check_limits
 from stillroom.limits.request import Subject
 from stillroom.limits.routes import Counted, check_count, check_plain, check_takes_one
 from stillroom.misuse import name_of
+
+if TYPE_CHECKING:
+    from stillroom.web.visit import Visit
 
 T = TypeVar("T")
 # The result of a function of the request is yielded, because in an ASGI app it may have to be awaited.
@@ -51,18 +54,24 @@ class Header(NamedTuple):
     name: str
 
 
-class Here(Protocol):
+class Here:
     """A request, as a framework shows it."""
 
-    request: Any  # the argument of functions of the request
+    def __init__(self, request: Any, visit: Visit) -> None:
+        self.request = request  # the argument of functions of the request
+        self._visit = visit
 
     def address(self) -> str:
         """Return the client's address, as `limits.client` makes it."""
+        return self._visit.client
 
-    def header(self, name: str) -> str | None: ...
+    def header(self, name: str) -> str | None:
+        value: str | None = self.request.headers.get(name)
+        return value
 
     def user(self) -> Any:
         """Return the user who is logged in, or an awaitable of that; None: nobody."""
+        raise NotImplementedError
 
 
 # The arguments of `limited`.

@@ -30,6 +30,7 @@ from stillroom.web.cors import Learned, Unanswered, is_preflight
 from stillroom.web.limited import (
     MARK,
     By,
+    Here,
     Limitation,
     Limited,
     When,
@@ -256,18 +257,8 @@ class LimitedApp:
         return watching
 
 
-class _Here:
+class _Here(Here):
     """The request as Starlette shows it."""
-
-    def __init__(self, connection: HTTPConnection, visit: Visit) -> None:
-        self.request = connection
-        self._visit = visit
-
-    def address(self) -> str:
-        return self._visit.client
-
-    def header(self, name: str) -> str | None:
-        return self.request.headers.get(name)
 
     async def user(self) -> str | None:
         session = self._visit.session

@@ -44,6 +44,7 @@ from stillroom.web.headers import lacking, length_of
 from stillroom.web.limited import (
     MARK,
     By,
+    Here,
     Limitation,
     Limited,
     When,
@@ -257,19 +258,8 @@ def exempt(view: V) -> V:
     return exempted(view)
 
 
-class _Here:
+class _Here(Here):
     """The request as Django shows it."""
-
-    def __init__(self, request: HttpRequest, visit: Visit) -> None:
-        self.request = request
-        self._visit = visit
-
-    def address(self) -> str:
-        return self._visit.client
-
-    def header(self, name: str) -> str | None:
-        value: str | None = self.request.headers.get(name)
-        return value
 
     def user(self) -> str | None:
         session = getattr(self.request, "session", None)
