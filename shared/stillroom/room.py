@@ -666,6 +666,11 @@ def ban_file_of(settings: Settings) -> Path | None:
     return ban_file(settings.ban_file, settings.namespace, settings.redis_url)
 
 
+def listeners_of(room: Stillroom | AsyncStillroom) -> list[Callable[[SessionEvent], object]]:
+    """Return the app's listeners to the sessions, without the room's own, which is bound to it."""
+    return [one for one in room.sessions.on_event if getattr(one, "__self__", None) is not room]
+
+
 def _complain(left: int) -> None:
     if left:
         log.error("%d logouts that were made while Redis was away are lost", left)

@@ -31,6 +31,7 @@ from stillroom.address import SCHEMES
 from stillroom.errors import WHO_MAY, is_misconfigured
 from stillroom.own_celery import ignored
 from stillroom.place import each_url
+from stillroom.room import listeners_of
 from stillroom.shown import shown
 from stillroom.wire import Server, Wire
 from stillroom.wire.outcome import owner_of
@@ -65,13 +66,8 @@ def open_room(settings: Settings) -> Stillroom:
             if other := found.settings.differs_in(settings):
                 log.warning(ELSEWHERE, shown(spec), other)
             room.cache.loaders.adopt(found.cache.loaders)
-            room.sessions.on_event.extend(_listeners_to(found))
+            room.sessions.on_event.extend(listeners_of(found))
     return room
-
-
-def _listeners_to(room: Stillroom | AsyncStillroom) -> list[Any]:
-    """Return the app's listeners without the room's own, whose events nobody delivers in a worker."""
-    return [one for one in room.sessions.on_event if getattr(one, "__self__", None) is not room]
 
 
 def _meant(path: str) -> str:

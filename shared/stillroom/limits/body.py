@@ -47,7 +47,7 @@ from stillroom.limits.over_shards import (
 )
 from stillroom.limits.request import QUIET, Request, Requests, Subject
 from stillroom.limits.reservation import Reservation
-from stillroom.limits.settling import BITE, REFUNDS, Settling
+from stillroom.limits.settling import BITE, REFUNDS, Settling, now_us
 from stillroom.misuse import refuse_other
 from stillroom.oldest import oldest
 from stillroom.operation import Once, Operation, Pause
@@ -256,7 +256,7 @@ class LimitsBody(Operating, OverShards):
             here = self._local.refund(
                 *(reservation.id, cost, reservation.keys),
                 may_be_known=reservation.may_be_known,
-                now=_now_us(),
+                now=now_us(),
             )
             if here is not None and not (here and reservation.may_be_known):
                 self._denials.forget(reservation.keys)
@@ -303,7 +303,7 @@ class LimitsBody(Operating, OverShards):
                 yield from self._settling.tell_refunds(home)
         for _ in range(len(self._local.logs) // BITE + 1):
             try:
-                if charges := self._local.owed(_now_us(), (), BITE):
+                if charges := self._local.owed(now_us(), (), BITE):
                     yield from self._settling.charge(charges)
             except RedisUnavailable:
                 # A node of a cluster that is away keeps nothing from the others.
@@ -544,7 +544,7 @@ class LimitsBody(Operating, OverShards):
         elif self._bans.until:
             self._bans.forget_all(request.bans)
         if request.plan.counted_away and decision.said:  # as _know: each check comes here
-            self._local.remember(request.known_as, reply[2:], _now_us(), reply[1], int(sent * _US))
+            self._local.remember(request.known_as, reply[2:], now_us(), reply[1], int(sent * _US))
         if decision.status != OK:
             self._count_denial(decision)
             if asked_at == self._denials.forgotten:
@@ -556,7 +556,7 @@ class LimitsBody(Operating, OverShards):
     def _know(self, request: Request, said: Sequence[int], server_us: int, sent: float) -> None:
         """Remember what Redis said of these logs, for the case that it goes away."""
         if request.plan.counted_away and said:
-            self._local.remember(request.known_as, said, _now_us(), server_us, int(sent * _US))
+            self._local.remember(request.known_as, said, now_us(), server_us, int(sent * _US))
 
     def _tell_of_shadows(self, decision: Decision) -> None:
         """Count what limits in shadow would have denied, and log it now and then."""
@@ -645,7 +645,7 @@ class LimitsBody(Operating, OverShards):
             with suppress(IndexError):  # other threads take some
                 self._correct(*self._settled_since.popleft())
         return self._local.decide(
-            *(request.logs, request.counted, request.cost, _now_us()),
+            *(request.logs, request.counted, request.cost, now_us()),
             take=take,
             id=id,
             flying=self._flying.hits(request.logs, but=id),
@@ -855,7 +855,3 @@ def _with_markers(keys: Iterable[bytes]) -> list[bytes]:
 
 def _long(wait_us: int) -> float:
     return float("inf") if wait_us == NEVER else float(wait_us)
-
-
-def _now_us() -> int:
-    return time.monotonic_ns() // 1_000

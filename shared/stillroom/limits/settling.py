@@ -86,7 +86,7 @@ class Settling:
     def charge_first(self, request: Request) -> Operation[None]:
         """Charge what is owed of these logs. Raises RedisUnavailable where this process decides."""
         others = RIDING
-        while charges := self._local.owed(_now_us(), request.logs, others, request.home):
+        while charges := self._local.owed(now_us(), request.logs, others, request.home):
             yield from self.charge(charges)
             others = 0
         if self._local.is_owing(request.logs):
@@ -118,7 +118,7 @@ class Settling:
         if error.reason != "settling":
             return
         try:
-            if charges := self._local.owed(_now_us(), request.logs, 0):
+            if charges := self._local.owed(now_us(), request.logs, 0):
                 yield from self.charge(charges)
         except RedisUnavailable as again:  # it stays owed
             self.was_away(request.home, again.reason)
@@ -132,7 +132,7 @@ class Settling:
         """
         replies: Sequence[Any] = [None] * len(charges)
         failure: RedisUnavailable | None = None
-        sent = _now_us()
+        sent = now_us()
         try:
             replies = yield Once.apart(list(map(self._charging, charges)))
         except RedisRefused as refused:
@@ -151,7 +151,7 @@ class Settling:
     def _settle(
         self, charges: Sequence[Charge], replies: Sequence[Any], sent: int, arrived: bool
     ) -> None:
-        now = _now_us()
+        now = now_us()
         for charge, reply in zip(charges, replies, strict=True):
             self._local.settle([charge], now, told=not _is_unsettled(reply), arrived=arrived)
             if isinstance(reply, list):
@@ -301,5 +301,6 @@ def _is_unsettled(reply: Any) -> bool:
     return reply is None
 
 
-def _now_us() -> int:
+def now_us() -> int:
+    """Return time.monotonic() in whole µs."""
     return time.monotonic_ns() // 1_000

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from stillroom.dispatch import Dispatch, InlineDispatch
 from stillroom.misuse import explained, refuse_other
-from stillroom.room import AsyncStillroom, Stillroom
+from stillroom.room import AsyncStillroom, Stillroom, listeners_of
 from stillroom.settings import Settings
 from stillroom.testing.parts import parts_of, twins
 
@@ -27,7 +27,7 @@ def overridden(room: R, settings: Settings, *, dispatch: Dispatch | None = None)
     refuse_other("room", room, (Stillroom, AsyncStillroom), "the app's Stillroom or AsyncStillroom")
     refuse_other("settings", settings, Settings, "the test's Settings(…)")
     other = type(room)(settings, dispatch=dispatch or InlineDispatch())
-    loaders, listeners = room.cache.loaders, _listeners(room)
+    loaders, listeners = room.cache.loaders, listeners_of(room)
     pairs = list(twins(room, other))
     before = [(old, vars(old), type(old)) for old, _ in pairs]
     stays = {id(new): old for old, new in pairs}
@@ -49,11 +49,6 @@ def overridden(room: R, settings: Settings, *, dispatch: Dispatch | None = None)
         finally:  # the next test has the app's room, whatever became of this one's
             for old, attributes, kind in before:
                 old.__class__, old.__dict__ = kind, attributes
-
-
-def _listeners(room: Any) -> list[Any]:
-    """Return the app's listeners; the room's own is bound to it."""
-    return [one for one in room.sessions.on_event if getattr(one, "__self__", None) is not room]
 
 
 def _close(room: Any) -> None:
