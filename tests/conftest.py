@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -20,6 +21,7 @@ from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.health.report import System
 from stillroom.health.system import SystemWatch
+from tests.support.abuse import ARMED
 from tests.support.bounded import assert_bounded
 from tests.support.crowd import PATIENCE, PATIENT
 from tests.support.emptying import emptied
@@ -329,6 +331,13 @@ def places(server: EmbeddedServer) -> dict[str, Any]:
 def settings(server: EmbeddedServer) -> Settings:
     """Return settings with patient deadlines; tests/faults tests the impatient ones."""
     return Settings(**{"redis_url": server.url} | PATIENT)
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    """Write an operator's file of rules that ban, and are not in shadow."""
+    (path := tmp_path / "rules.toml").write_text(ARMED)
+    return path
 
 
 @pytest.fixture

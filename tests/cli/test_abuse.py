@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from stillroom import BanRefused
 from stillroom.abuse.rules import BUILT_IN
 from stillroom.cli import app
-from tests.support.abuse import ARMED, put
+from tests.support.abuse import put
 
 
 @pytest.fixture
@@ -104,11 +104,10 @@ def _default() -> Any:
 
 
 def test_what_a_rule_banned_is_listed_with_it(
-    run: Any, make_room: Any, client: Any, tmp_path: Path
+    run: Any, make_room: Any, client: Any, rules: Path
 ) -> None:
     """A rule's ban is listed with the rule's name in the operator's place."""
-    (path := tmp_path / "rules.toml").write_text(ARMED)
-    room = make_room(abuse_rules=path)
+    room = make_room(abuse_rules=rules)
     put(client, room, "denied", ip="203.0.113.9", n="64")
     room.abuse.scan()
     assert "hammer" in run("bans", "list")

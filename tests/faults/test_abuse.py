@@ -13,7 +13,7 @@ import pytest
 import redis
 from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
-from tests.support.abuse import ARMED, CLIENT, abandon, ban_of, make_group, pending, put
+from tests.support.abuse import CLIENT, abandon, ban_of, make_group, pending, put
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
 from tests.support.faces import open_room
@@ -24,21 +24,19 @@ PEPPER = "a-pepper-for-tests-long-enough-to-be-one"
 
 @pytest.fixture(params=["sync", "async"])
 def own_room(
-    request: pytest.FixtureRequest, own_server: EmbeddedServer, tmp_path: Path
+    request: pytest.FixtureRequest, own_server: EmbeddedServer, rules: Path
 ) -> Iterator[Any]:
-    (path := tmp_path / "rules.toml").write_text(ARMED)
-    settings = Settings(redis_url=own_server.url, session_peppers=PEPPER, abuse_rules=path)
+    settings = Settings(redis_url=own_server.url, session_peppers=PEPPER, abuse_rules=rules)
     with open_room(request.param, settings, NoDispatch()) as room:
         yield room
 
 
 @pytest.fixture(params=["sync", "async"])
 def patient_room(
-    request: pytest.FixtureRequest, own_server: EmbeddedServer, tmp_path: Path
+    request: pytest.FixtureRequest, own_server: EmbeddedServer, rules: Path
 ) -> Iterator[Any]:
     """Return a room for what is not about deadlines."""
-    (path := tmp_path / "rules.toml").write_text(ARMED)
-    settings = Settings(**PATIENT | {"redis_url": own_server.url, "abuse_rules": path})
+    settings = Settings(**PATIENT | {"redis_url": own_server.url, "abuse_rules": rules})
     with open_room(request.param, settings, NoDispatch()) as room:
         yield room
 

@@ -14,7 +14,7 @@ import pytest
 import redis
 from stillroom import AUTH, DEFAULT, STATIC, NoDispatch, Settings, Stillroom, known_bans
 from stillroom.embedded import EmbeddedServer
-from tests.support.abuse import ARMED, CLIENT, put
+from tests.support.abuse import CLIENT, put
 from tests.support.celery_process import until
 from tests.support.faces import open_room
 from tests.support.limits import forget_denials
@@ -30,10 +30,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["sync", "async"])
 def make(
-    request: pytest.FixtureRequest, own_server: EmbeddedServer, tmp_path: Path
+    request: pytest.FixtureRequest, own_server: EmbeddedServer, tmp_path: Path, rules: Path
 ) -> Iterator[Callable[..., Any]]:
     """Open processes of one machine, as far as bans know."""
-    (rules := tmp_path / "rules.toml").write_text(ARMED)
     given: dict[str, Any] = {
         "redis_url": own_server.url,
         "session_peppers": "p" * 32,

@@ -10,11 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from stillroom import Stillroom
 from tests.support.abuse import (
-    ARMED,
     CLIENT,
     assert_bounded,
     ban_of,
@@ -37,12 +34,6 @@ def together(*acts: Act) -> list[Any]:
 
     with ThreadPoolExecutor(len(acts)) as threads:
         return list(threads.map(run, acts))
-
-
-@pytest.fixture
-def rules(tmp_path: Path) -> Path:
-    (path := tmp_path / "rules.toml").write_text(ARMED)
-    return path
 
 
 def test_four_workers_share_the_stream(

@@ -17,7 +17,6 @@ from stillroom.abuse import body, scan
 from stillroom.operation import Once
 from stillroom.web.status.numbers import iso
 from tests.support.abuse import (
-    ARMED,
     CLIENT,
     abandon,
     aside,
@@ -43,16 +42,8 @@ ALLOWED = "192.0.2.0/24"
 
 
 @pytest.fixture
-def armed(tmp_path: Path) -> Path:
-    """Write an operator's rules file whose rules for this pattern ban."""
-    path = tmp_path / "rules.toml"
-    path.write_text(ARMED)
-    return path
-
-
-@pytest.fixture
-def settings(places: dict[str, Any], armed: Path) -> Settings:
-    given = {"abuse_rules": armed, "abuse_allow": ALLOWED, "trusted_proxies": f"{PROXY}, unix"}
+def settings(places: dict[str, Any], rules: Path) -> Settings:
+    given = {"abuse_rules": rules, "abuse_allow": ALLOWED, "trusted_proxies": f"{PROXY}, unix"}
     return Settings(**places | PATIENT | given)
 
 
@@ -491,9 +482,9 @@ def test_two_rules_that_see_one_attack_are_one_ban(room: Any, client: Any) -> No
     assert client.get(room.keys.ban_level(CLIENT)) == b"1"
 
 
-def test_bans_have_a_cap(make_room: Any, client: Any, armed: Path) -> None:
+def test_bans_have_a_cap(make_room: Any, client: Any, rules: Path) -> None:
     """Past the cap of bans in a minute patterns are only logged, so that one bad rule cannot lock everybody out."""
-    room = make_room(abuse_rules=armed, ban_cap=3)
+    room = make_room(abuse_rules=rules, ban_cap=3)
     for n in range(10):
         hammer(client, room, f"203.0.113.{n}")
     assert room.abuse.scan()["bans"] == 3
@@ -504,12 +495,12 @@ def test_bans_have_a_cap(make_room: Any, client: Any, armed: Path) -> None:
     forget_what_was_said(client)
     hammer(client, room, "203.0.113.200")
     assert room.abuse.scan()["bans"] == 1
-    assert make_room(abuse_rules=armed, ban_cap=0).abuse.scan()["bans"] == 0
+    assert make_room(abuse_rules=rules, ban_cap=0).abuse.scan()["bans"] == 0
 
 
-def test_a_cap_of_none_bans_nobody(make_room: Any, client: Any, armed: Path) -> None:
+def test_a_cap_of_none_bans_nobody(make_room: Any, client: Any, rules: Path) -> None:
     """`ban_cap=0` switches all bans off."""
-    room = make_room(abuse_rules=armed, ban_cap=0)
+    room = make_room(abuse_rules=rules, ban_cap=0)
     hammer(client, room)
     room.abuse.scan()
     assert [p["action"] for p in patterns(client, room)] == ["capped"]
@@ -712,12 +703,12 @@ def killed_before_its_ack(room: Stillroom) -> None:
 
 
 def test_an_event_that_is_read_again_bans_once(
-    make_room: Any, client: Any, caplog: Any, armed: Path
+    make_room: Any, client: Any, caplog: Any, rules: Path
 ) -> None:
     """An event read again after a worker was killed between ban and acknowledgement is reported, and
     bans no more.
     """
-    room = make_room(abuse_rules=armed)
+    room = make_room(abuse_rules=rules)
     for n in range(25):
         put(client, room, "not_found", ip=CLIENT, route=f"/{n}")
     hammer(client, room, "203.0.113.10")

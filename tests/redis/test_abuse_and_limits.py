@@ -9,16 +9,15 @@ from typing import Any
 import pytest
 
 from stillroom import AUTH, DEFAULT, BanRefused, Limit, Settings
-from tests.support.abuse import ARMED, CLIENT, patterns
+from tests.support.abuse import CLIENT, patterns
 from tests.support.bounded import assert_bounded
 from tests.support.crowd import PATIENT
 from tests.support.limits import age, events, expire_denials, forget_denials
 
 
 @pytest.fixture
-def settings(places: dict[str, Any], tmp_path: Path) -> Settings:
-    (path := tmp_path / "rules.toml").write_text(ARMED)
-    return Settings(**places | PATIENT | {"abuse_rules": path})
+def settings(places: dict[str, Any], rules: Path) -> Settings:
+    return Settings(**places | PATIENT | {"abuse_rules": rules})
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stillroom import DEFAULT, BanRefused, Settings, SettingsError, Stillroom
-from tests.support.abuse import ARMED, ban_of, put
+from tests.support.abuse import ban_of, put
 from tests.support.limits import forget_denials
 
 Make = Callable[..., Stillroom]
@@ -102,11 +102,10 @@ def test_the_bans_of_many_are_compared_page_by_page(
 
 
 def test_a_site_that_holds_an_exempt_client_is_not_banned(
-    make_room: Make, client: Any, tmp_path: Path
+    make_room: Make, client: Any, rules: Path
 ) -> None:
     """A rule reports a site that holds an exempt client, and does not ban its /48."""
-    (path := tmp_path / "rules.toml").write_text(ARMED)
-    room = make_room(abuse_rules=path, abuse_allow="2001:db8:1:ffff::/64")
+    room = make_room(abuse_rules=rules, abuse_allow="2001:db8:1:ffff::/64")
     for n in range(16):
         put(client, room, "denied", ip=f"2001:db8:1:{n:x}::/64")
     room.abuse.scan()

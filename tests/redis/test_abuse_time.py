@@ -15,7 +15,6 @@ from stillroom import DEFAULT, Limit, NoDispatch, Settings, Stillroom
 from stillroom.abuse import scan
 from stillroom.scripts import abuse_count
 from tests.support.abuse import (
-    ARMED,
     CLIENT,
     abandon,
     ban_of,
@@ -31,12 +30,6 @@ from tests.support.limits import forget_denials
 
 Make = Callable[..., Stillroom]
 HOUR = 3_600
-
-
-@pytest.fixture
-def rules(tmp_path: Path) -> Path:
-    (path := tmp_path / "rules.toml").write_text(ARMED)
-    return path
 
 
 # Windows slide both ways

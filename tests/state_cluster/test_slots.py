@@ -20,7 +20,6 @@ from stillroom.limits.settling import BITE
 from stillroom.operation import Operation
 from stillroom.scripts import ban_spread
 from stillroom.wire import Command, slot_of
-from tests.support.abuse import ARMED
 from tests.support.celery_process import until
 from tests.support.cluster import HURRIED, NODES, RedisCluster, begin_move, give_away, migrate
 from tests.support.crowd import PATIENT, Crowd
@@ -117,14 +116,13 @@ def test_a_ban_of_a_network_holds_in_all_slots(make_room: Make) -> None:
 
 
 def test_a_ban_that_a_shard_missed_is_written_again(
-    make_room: Make, client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make_room: Make, client: Any, monkeypatch: pytest.MonkeyPatch, rules: Path
 ) -> None:
     """A rule's ban whose shard was away holds there once workers have looked again, and a lifted one does not.
 
     Another program's words among the bans change nothing.
     """
-    (path := tmp_path / "rules.toml").write_text(ARMED)
-    room = make_room(abuse_rules=path)
+    room = make_room(abuse_rules=rules)
     for number in range(25):
         assert room.abuse.report("not_found", ip=IP, route=f"/{number}")
     with monkeypatch.context() as patch:

@@ -15,7 +15,6 @@ from stillroom.abuse.body import SCAN_S
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers.schedule import SCHEDULE
 from tests.support.abuse import (
-    ARMED,
     CLIENT,
     abandon,
     ban_of,
@@ -29,12 +28,6 @@ from tests.support.processes import Program
 
 StartCelery = Callable[..., CeleryProcess]
 QUICK = "tests.support.quick_beat"
-
-
-@pytest.fixture
-def rules(tmp_path: Path) -> Path:
-    (path := tmp_path / "rules.toml").write_text(ARMED)
-    return path
 
 
 @pytest.fixture
