@@ -328,9 +328,9 @@ def places(server: EmbeddedServer) -> dict[str, Any]:
 
 
 @pytest.fixture
-def settings(server: EmbeddedServer) -> Settings:
+def settings(places: dict[str, Any]) -> Settings:
     """Return settings with patient deadlines; tests/faults tests the impatient ones."""
-    return Settings(**{"redis_url": server.url} | PATIENT)
+    return Settings(**places | PATIENT)
 
 
 @pytest.fixture
@@ -346,13 +346,12 @@ def dispatch() -> Recording:
 
 
 @pytest.fixture
-def make_room(settings: Settings, dispatch: Recording) -> Iterator[Callable[..., Stillroom]]:
-    """Return a function that makes rooms on the server. Each stands for a process and is closed at the end."""
+def make_room(places: dict[str, Any], dispatch: Recording) -> Iterator[Callable[..., Stillroom]]:
+    """Return a function that makes rooms there. Each stands for a process and is closed at the end."""
     rooms: list[Stillroom] = []
 
     def make(**changes: Any) -> Stillroom:
-        changed = Settings(**{"redis_url": settings.redis_url} | PATIENT | changes)
-        rooms.append(Stillroom(changed, dispatch=dispatch))
+        rooms.append(Stillroom(Settings(**places | PATIENT | changes), dispatch=dispatch))
         return rooms[-1]
 
     yield make

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import redis
-from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
 from tests.support import cluster_fixtures
 from tests.support.cluster import RedisCluster
-from tests.support.crowd import PATIENT
-from tests.support.entries import Recording
 
 shared_cluster, cluster = cluster_fixtures.shared_cluster, cluster_fixtures.cluster
 shared_single_server = cluster_fixtures.shared_single_server
@@ -51,20 +48,5 @@ def server(cluster: RedisCluster) -> EmbeddedServer:
 
 
 @pytest.fixture
-def settings(cluster: RedisCluster, state_server: EmbeddedServer) -> Settings:
-    places = {"redis_url": state_server.url, "cache_url": cluster.url, "cluster": True}
-    return Settings(**places | PATIENT)
-
-
-@pytest.fixture
-def make_room(settings: Settings, dispatch: Recording) -> Iterator[Callable[..., Stillroom]]:
-    rooms: list[Stillroom] = []
-    places = settings.model_dump(include={"redis_url", "cache_url", "cluster"})
-
-    def make(**changes: Any) -> Stillroom:
-        rooms.append(Stillroom(Settings(**places | PATIENT | changes), dispatch=dispatch))
-        return rooms[-1]
-
-    yield make
-    for room in rooms:
-        room.close()
+def places(cluster: RedisCluster, state_server: EmbeddedServer) -> dict[str, Any]:
+    return {"redis_url": state_server.url, "cache_url": cluster.url, "cluster": True}

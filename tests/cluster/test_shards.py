@@ -45,8 +45,7 @@ NAMES = [f"k:{n}" for n in range(24)]
 
 
 @pytest.fixture
-def settings(cluster: RedisCluster, state_server: EmbeddedServer) -> Settings:
-    places = {"redis_url": state_server.url, "cache_url": cluster.url, "cluster": True}
+def settings(places: dict[str, Any]) -> Settings:
     return Settings(**places | PATIENT | {"shards": SHARDS})
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from tests.conftest import face_of
 from tests.support import cluster_fixtures
 from tests.support.cluster import RedisCluster
-from tests.support.crowd import PATIENT
-from tests.support.entries import Recording
 from tests.support.spread_client import SpreadClient
 
 shared_cluster, cluster = cluster_fixtures.shared_cluster, cluster_fixtures.cluster
@@ -119,22 +116,3 @@ def places(cluster: RedisCluster, server: EmbeddedServer) -> dict[str, Any]:
     """Return the settings that say where Redis is."""
     urls = {"redis_url": cluster.url, "cache_url": server.url, "broker_url": server.url}
     return urls | {"state_cluster": True}
-
-
-@pytest.fixture
-def settings(places: dict[str, Any]) -> Settings:
-    return Settings(**PATIENT | places)
-
-
-@pytest.fixture
-def make_room(places: dict[str, Any], dispatch: Recording) -> Iterator[Callable[..., Stillroom]]:
-    """Return a function that makes rooms on the cluster. Each stands for a process and is closed at the end."""
-    rooms: list[Stillroom] = []
-
-    def make(**changes: Any) -> Stillroom:
-        rooms.append(Stillroom(Settings(**places | PATIENT | changes), dispatch=dispatch))
-        return rooms[-1]
-
-    yield make
-    for room in rooms:
-        room.close()

@@ -26,12 +26,6 @@ def server(stillroom_server: EmbeddedServer) -> EmbeddedServer:
     return emptied(stillroom_server)
 
 
-@pytest.fixture
-def settings(server: EmbeddedServer) -> Settings:
-    """Return settings that are patient for a whole request, too; tests/faults tests the impatient ones."""
-    return Settings(**{"redis_url": server.url} | PATIENT)
-
-
 @pytest.fixture(params=["wsgi", "asgi"])
 def face(request: pytest.FixtureRequest) -> str:
     name: str = request.param
