@@ -1,4 +1,4 @@
-"""This module holds the decision about a request, and writes its headers (see fields.py) and problem details. Pure.
+"""Holds the decision about a request, and writes its headers (see fields.py) and problem details. Pure.
 
 Problems: RFC 9457, of the types that draft-ietf-httpapi-ratelimit-headers-11 registers.
 """

@@ -1,4 +1,4 @@
-"""This module remembers denials: a denied subject will be denied again, and Redis need not be asked. Pure.
+"""Remembers denials: a denied subject will be denied again, and Redis need not be asked. Pure.
 
 While the oldest hits that count have not left their window, only a refund, a reset or a lifted ban can change a
 denial. Refunds and resets of this process are noticed at once, all else after 5 s.

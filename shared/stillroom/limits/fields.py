@@ -1,4 +1,4 @@
-"""This module writes limits into the headers of a response. It is the only place that knows the letters. Pure.
+"""Writes limits into the headers of a response. It is the only place that knows the letters. Pure.
 
 Source: draft-ietf-httpapi-ratelimit-headers-11 (structured fields, RFC 9651). `q` is the quota of a policy and `w`
 its window; `r` is what may still be used, and `t` within how many seconds: then some of the quota comes back.

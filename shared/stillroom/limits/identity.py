@@ -1,4 +1,4 @@
-"""This module finds who a client is: the peer, or the address that a trusted proxy says it speaks for. Pure.
+"""Finds who a client is: the peer, or the address that a trusted proxy says it speaks for. Pure.
 
 In X-Forwarded-For and Forwarded each proxy adds, on the right, whom it heard from. So the header is walked from the
 right, as long as who wrote it is trusted; what stands further left is whatever somebody made up (RFC 7239, section

@@ -1,4 +1,4 @@
-"""This module defines a limit, and contains the limits that most apps need. Pure."""
+"""Defines a limit, and contains the limits that most apps need. Pure."""
 
 from __future__ import annotations
 

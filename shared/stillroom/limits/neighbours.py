@@ -1,4 +1,4 @@
-"""This module counts subjects together while a process counts by itself and has no room for each. Pure.
+"""Counts subjects together while a process counts by itself and has no room for each. Pure.
 
 One attacker with a /48 has 65,536 addresses, and must not fill the table for all others. So the part of the table
 that one network may take is bounded. A subject that finds no room is counted with its neighbours: as strictly as

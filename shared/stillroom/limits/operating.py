@@ -1,4 +1,4 @@
-"""This module lets operators change limits for some time while the apps run, and look at the changes."""
+"""Lets operators change limits for some time while the apps run, and look at the changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This module reports the counts of rate limits and abuse detection, and the number of bans in force."""
+"""Reports the counts of rate limits and abuse detection, and the number of bans in force."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This module exchanges what this process and Redis have to know before a subject is asked about.
+"""Exchanges what this process and Redis have to know before a subject is asked about.
 
 A batch keeps no order where the server lost a script, and other threads have connections of their own. So nothing
 that must be told first rides in front of a check: it is told, and answered, before the check is sent. Until then

@@ -1,4 +1,4 @@
-"""This module asks Redis for the sessions' operations.
+"""Asks Redis for the sessions' operations.
 
 It knows what Redis has to be told before, which shards there are, and since when something is asked.
 """

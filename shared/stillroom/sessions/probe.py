@@ -1,4 +1,4 @@
-"""This module contains the sessions' part of a health report."""
+"""Contains the sessions' part of a health report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This module reads a session plainly: by three commands without a script, for a request with nothing to write.
+"""Reads a session plainly: by three commands without a script, for a request with nothing to write.
 
 The commands are not one act, so their order matters. Revocations are looked for first: a worker deletes the
 revoked records and only then forgets the revocation, so whoever finds no revocation finds no revoked record after

@@ -1,4 +1,4 @@
-"""This module names a user's device: the browser and its system, as the User-Agent names them. Pure.
+"""Names a user's device: the browser and its system, as the User-Agent names them. Pure.
 
 Versions are left out, so that an update is no new device. Two machines with the same browser and system are one
 device: it is what a browser tells by itself. An app that knows better says `device=` at the login.

@@ -1,4 +1,4 @@
-"""This module reads which limits the endpoints of an app carry, for `stillroom check` and `stillroom routes`.
+"""Reads which limits the endpoints of an app carry, for `stillroom check` and `stillroom routes`.
 
 Nothing of the app is called, and no framework is imported: whoever has no Flask needs none.
 """

@@ -1,4 +1,4 @@
-"""This module ends a request: it writes the session, or sends another response in place of the app's."""
+"""Ends a request: it writes the session, or sends another response in place of the app's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This module tells who meant a request: its client, or the page that its browser shows. Pure.
+"""Tells who meant a request: its client, or the page that its browser shows. Pure.
 
 Source: W3C Fetch Metadata.
 """

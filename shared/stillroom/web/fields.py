@@ -1,4 +1,4 @@
-"""This module translates between the keys of a request's session and the fields that keep them. Pure.
+"""Translates between the keys of a request's session and the fields that keep them. Pure.
 
 Flask and Django keep `_flashes` and `_auth_user_id`; a session's own record has `_u` (sessions/reading.py). So
 a key that is no plain name is stored as `x.` and its text, with `-XX` for each byte that is no letter, digit or

@@ -1,4 +1,4 @@
-"""This module reads an app's own routes, to say at start which routes of a table fit none of them.
+"""Reads an app's own routes, to say at start which routes of a table fit none of them.
 
 Apps are asked what they are, not imported: whoever has no Flask needs none.
 """

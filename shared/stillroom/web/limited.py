@@ -1,4 +1,4 @@
-"""This module holds the limits that an endpoint declares, and what they charge one request.
+"""Holds the limits that an endpoint declares, and what they charge one request.
 
 It needs neither a framework nor Redis.
 

@@ -1,4 +1,4 @@
-"""This module checks what a middleware is given when it is put around an app, and raises at once if it is wrong."""
+"""Checks what a middleware is given when it is put around an app, and raises at once if it is wrong."""
 
 from __future__ import annotations
 

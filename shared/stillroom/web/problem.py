@@ -1,4 +1,4 @@
-"""This module makes the answers that replace the app's: application/problem+json. Pure. Source: RFC 9457."""
+"""Makes the answers that replace the app's: application/problem+json. Pure. Source: RFC 9457."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This module answers a request that is over its limits, in the app's own words if it has some. Pure."""
+"""Answers a request that is over its limits, in the app's own words if it has some. Pure."""
 
 from __future__ import annotations
 

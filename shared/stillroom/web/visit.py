@@ -1,4 +1,4 @@
-"""This module applies limits to one request, from its first check to the end of its response. For either face.
+"""Applies limits to one request, from its first check to the end of its response. For either face.
 
 Whoever charges a request, the table in front of the app or the endpoint itself, does it here: so a limit is charged
 once, what was reserved is settled by the answer, and the response tells of all that was decided.

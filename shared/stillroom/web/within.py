@@ -1,4 +1,4 @@
-"""This module makes a framework's request one of the room: its Redis calls share a time, and it has a beginning."""
+"""Makes a framework's request one of the room: its Redis calls share a time, and it has a beginning."""
 
 from __future__ import annotations
 

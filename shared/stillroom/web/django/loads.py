@@ -1,4 +1,4 @@
-"""This module looks after database connections around a worker's load, as Django does around each request."""
+"""Looks after database connections around a worker's load, as Django does around each request."""
 
 from __future__ import annotations
 

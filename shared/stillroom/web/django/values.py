@@ -1,4 +1,4 @@
-"""This module writes the values in Django's cache as JSON: the kinds of stillroom.marked, and whole responses.
+"""Writes the values in Django's cache as JSON: the kinds of stillroom.marked, and whole responses.
 
 It never uses pickle.
 """

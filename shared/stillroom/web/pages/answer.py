@@ -1,4 +1,4 @@
-"""This module answers a request from a stored page: with all of it, its header, or 304. Pure.
+"""Answers a request from a stored page: with all of it, its header, or 304. Pure.
 
 Source: RFC 9110 §13 (conditional requests) and §15.4.5, RFC 9111, RFC 9211 (Cache-Status), RFC 9875 (Cache-Groups).
 """

@@ -1,4 +1,4 @@
-"""This module decides how one endpoint's responses are kept, and which requests may share one. Pure.
+"""Decides how one endpoint's responses are kept, and which requests may share one. Pure.
 
 A page is rendered from a request that has nothing but what its key has: the address, the named query parameters and
 the named headers. So a view can't see what would make its answer true for one visitor only.

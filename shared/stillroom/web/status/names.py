@@ -1,4 +1,4 @@
-"""This module shows the counts by name as tables: the loaders, the limits and the rules of abuse. Pure."""
+"""Shows the counts by name as tables: the loaders, the limits and the rules of abuse. Pure."""
 
 from __future__ import annotations
 
