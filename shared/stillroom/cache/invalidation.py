@@ -146,7 +146,7 @@ class Invalidator:
                 yield mark(marking, self._terms.new_epoch(), keep_ms, *some)
 
     def _take_in(self, names: Iterable[bytes], replies: Sequence[Any]) -> list[int]:
-        """Know what Redis was told with these commands. → for each key how many entries it had."""
+        """Know what Redis was told with these commands. Return for each key how many entries it had."""
         counts: list[int] = []
         for (kind, some), reply in zip(_by_kind(names), replies, strict=True):
             if kind == KEY:

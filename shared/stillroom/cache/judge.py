@@ -84,12 +84,12 @@ class Judge:
         yield from self._verified(self.marks)
 
     def rides(self) -> bool:
-        """Count a read. → whether the clock moves so often that it should ask for the marks in the same batch."""
+        """Count a read. Return whether the clock moves so often that the read should ask for the marks, too."""
         self._reads += 1
         return self._reads <= self._riding
 
     def goes_alone(self) -> bool:
-        """Count a read that no marks ride along with. → False, and it is not counted, where they should."""
+        """Count a read that no marks ride along with. If they should, return False and do not count it."""
         if self._reads < self._riding:
             return False
         self._reads += 1

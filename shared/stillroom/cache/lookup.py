@@ -427,7 +427,7 @@ class Lookup:
     # Reading
 
     def _read(self, asked: Command, known: int, *, is_near: bool = False) -> Operation[Any]:
-        """Send an MGET whose last key is the clock, with all riders. → what was found.
+        """Send an MGET whose last key is the clock, with all riders. Return what was found.
 
         With `is_near` the names of changed keys are read too where the clock has moved.
         """

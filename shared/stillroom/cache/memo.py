@@ -52,7 +52,7 @@ class Memo:
     def changing(
         self, batch: list[Command], names: Sequence[bytes] | None, kept_as: str = ""
     ) -> Operation[list[Any]]:
-        """Send a batch that changes something: these keys, or None where it is more than keys. → the replies.
+        """Send a batch that changes something: these keys, or None where it is more than keys. Return the replies.
 
         `kept_as`: what it is called where it is to be on replicas when this returns.
         """

@@ -471,7 +471,7 @@ class Near:
     def learn(
         self, asked: Proof, registry: bytes | None, clock: bytes | None, known: int
     ) -> Operation[int]:
-        """Take in a clock and a registry that were read together. → its number, or 0 where it proves nothing.
+        """Take in a clock and a registry that were read together. Return the clock, or 0 if it proves nothing.
 
         `asked`: what stood when they were asked for; `known`: how far the marks went then.
         """

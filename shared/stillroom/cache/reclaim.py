@@ -113,7 +113,7 @@ class Run:
         return self.deadline - time.monotonic()
 
     def took(self, seconds: float) -> float:
-        """Learn what the last bite took, with the way there. → the pause after it, in seconds."""
+        """Learn what the last bite took, with the way there. Return the pause after it, in seconds."""
         held, self.held = self.held, 0.0
         if held > self.SLOW_S:
             self.bite = max(self.SMALLEST, self.bite // 2)

@@ -54,7 +54,7 @@ class SystemWatch:
         self._seen, self._seen_at = self.look(), time.monotonic()
 
     def look(self) -> System | None:
-        """Takes under a millisecond. Does not raise. None without psutil (the extra `stillroom[health]`)."""
+        """Look now, in under a millisecond. Return None without psutil (the extra `stillroom[health]`)."""
         psutil = find_psutil()
         if psutil is None:
             return None

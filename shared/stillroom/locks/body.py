@@ -112,7 +112,7 @@ class LocksBody:
         return bool(freed)
 
     def free(self, name: str, token: bytes) -> Operation[bool]:
-        """Give back whatever there is under this token; whether it was a slot. Redis away: as above."""
+        """Give back whatever there is under this token, and return whether it was a slot. See give_back."""
         (freed, *_) = yield Freeing(self._freeing(name, token))
         return bool(freed)
 

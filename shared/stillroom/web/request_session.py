@@ -445,7 +445,7 @@ class RequestSession(MutableMapping[str, Any]):
             return
 
     def writing(self) -> Operation[str | None]:
-        """Write what the request has changed, unless that was done; the Set-Cookie header this takes.
+        """Write what the request has changed, unless that was done. Return the Set-Cookie header this takes.
 
         Nothing can be changed afterwards.
         """
@@ -492,7 +492,7 @@ class RequestSession(MutableMapping[str, Any]):
                 )
 
     def drop(self) -> bool:
-        """Write nothing any more: the request failed. Whether there was anything to write."""
+        """Write nothing any more: the request failed. Return whether there was anything to write."""
         has_changed = not self._is_written and self.has_changed
         self._is_written = True
         return has_changed
