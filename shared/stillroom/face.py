@@ -53,7 +53,7 @@ class Face:
 
 
 class Service(Face):
-    """A face that needs no more than that."""
+    """A face that is a body and its driver, and nothing else."""
 
     def __init__(self, body: Any, driver: Any) -> None:
         self._body = body

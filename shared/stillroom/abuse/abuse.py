@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from stillroom.abuse.body import AbuseBody
 from stillroom.abuse.rules import Rule
-from stillroom.face import Face, awaiting, blocking
-from stillroom.operation import AsyncDriver, Driver
+from stillroom.face import Service, awaiting, blocking
 
 
-class Abuse(Face):
+class Abuse(Service):
     """Events in, patterns and bans out, for threads and greenlets: `room.abuse`."""
 
-    def __init__(self, body: AbuseBody, driver: Driver) -> None:
-        self._body = body
-        self._driver = driver
+    _body: AbuseBody
 
     report = blocking(AbuseBody.report)
     ban = blocking(AbuseBody.ban)
@@ -26,12 +23,10 @@ class Abuse(Face):
         return self._body.rules
 
 
-class AsyncAbuse(Face):
+class AsyncAbuse(Service):
     """Events in, patterns and bans out, for asyncio: `room.abuse`. The same names, awaited."""
 
-    def __init__(self, body: AbuseBody, driver: AsyncDriver) -> None:
-        self._body = body
-        self._driver = driver
+    _body: AbuseBody
 
     report = awaiting(AbuseBody.report)
     ban = awaiting(AbuseBody.ban)

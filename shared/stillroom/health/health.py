@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from stillroom.face import Face, awaiting, blocking
+from stillroom.face import Service, awaiting, blocking
 from stillroom.health.body import HealthBody
 from stillroom.health.probe import Probe
 from stillroom.health.report import Role
 from stillroom.misuse import explained
-from stillroom.operation import AsyncDriver, Driver
 
 
-class Health(Face):
+class Health(Service):
     """Health for threads and greenlets: `room.health`."""
-
-    def __init__(self, body: HealthBody, driver: Driver) -> None:
-        self._body = body
-        self._driver = driver
 
     check = blocking(HealthBody.check)
     examine = blocking(HealthBody.examine)
@@ -29,12 +24,8 @@ class Health(Face):
         self._body.register(role, probe, shard)
 
 
-class AsyncHealth(Face):
+class AsyncHealth(Service):
     """Health for asyncio: `room.health`. The same names, awaited."""
-
-    def __init__(self, body: HealthBody, driver: AsyncDriver) -> None:
-        self._body = body
-        self._driver = driver
 
     check = awaiting(HealthBody.check)
     examine = awaiting(HealthBody.examine)

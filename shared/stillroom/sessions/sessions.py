@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stillroom.face import Face, awaiting, blocking
-from stillroom.operation import AsyncDriver, Driver
+from stillroom.face import Service, awaiting, blocking
 from stillroom.sessions.body import SessionsBody
 from stillroom.sessions.session import SessionEvent
 
 
-class Sessions(Face):
+class Sessions(Service):
     """The sessions for threads and greenlets: `room.sessions`."""
 
-    def __init__(self, body: SessionsBody, driver: Driver) -> None:
-        self._body = body
-        self._driver = driver
+    _body: SessionsBody
 
     create = blocking(SessionsBody.create)
     get = blocking(SessionsBody.get)
@@ -41,12 +38,10 @@ class Sessions(Face):
         return self._body.on_event
 
 
-class AsyncSessions(Face):
+class AsyncSessions(Service):
     """The sessions for asyncio: `room.sessions`. The same names, awaited."""
 
-    def __init__(self, body: SessionsBody, driver: AsyncDriver) -> None:
-        self._body = body
-        self._driver = driver
+    _body: SessionsBody
 
     create = awaiting(SessionsBody.create)
     get = awaiting(SessionsBody.get)
