@@ -193,23 +193,24 @@ class Moved:
 class _Cluster(Generic[W]):
     """The nodes as one server: a room's `wire`. Batches go through the wires of `shards`."""
 
+    _make: Callable[[Server], W]
+
     def __init__(
         self,
         settings: Settings,
         url: str,
         name: str,
         slots: Sequence[int],
-        make: Callable[[Server], W],
-        setting: str,
-        followed: Sequence[int] | None,
-        probe: bytes,
+        setting: str = "cache_url",
+        *,
+        followed: Sequence[int] | None = None,
+        probe: bytes = b"",
     ) -> None:
         self.settings = settings
         self._probe = probe
         self._url = url
         self._name = name
         self._setting = setting
-        self._make = make
         self._followed = slots if followed is None else followed
         self._wires: dict[Address, W] = {}
         self._numbers = itertools.count(1)
@@ -217,8 +218,13 @@ class _Cluster(Generic[W]):
         self._seed = parts.hostname or "localhost", parts.port or 6379
         self.topology = Topology(self._seed, slots)
         self.breaker: Breakers = Breakers(self._wires)
+        self._follow()
         self.reset()
         reset_after_fork(self)
+
+    def _follow(self) -> None:
+        """Make the wires of the shards."""
+        raise NotImplementedError
 
     def reset(self) -> None:
         self._lock = threading.RLock()
@@ -304,18 +310,9 @@ class _Cluster(Generic[W]):
 class ClusterWire(_Cluster[Wire]):
     """A cluster for threads and greenlets."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        url: str,
-        name: str,
-        slots: Sequence[int],
-        setting: str = "cache_url",
-        *,
-        followed: Sequence[int] | None = None,
-        probe: bytes = b"",
-    ) -> None:
-        super().__init__(settings, url, name, slots, Wire, setting, followed, probe)
+    _make = Wire
+
+    def _follow(self) -> None:
         self.shards = [ShardWire(self, slot, lambda wire: wire) for slot in self._followed]
 
     def ping(self, *, to_read: bool = False) -> None:
@@ -334,18 +331,9 @@ class ClusterWire(_Cluster[Wire]):
 class AsyncClusterWire(_Cluster[AsyncWire]):
     """A cluster for asyncio."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        url: str,
-        name: str,
-        slots: Sequence[int],
-        setting: str = "cache_url",
-        *,
-        followed: Sequence[int] | None = None,
-        probe: bytes = b"",
-    ) -> None:
-        super().__init__(settings, url, name, slots, AsyncWire, setting, followed, probe)
+    _make = AsyncWire
+
+    def _follow(self) -> None:
         # The question after the slots that is under way in each event loop.
         self.asked: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
         self.shards = [AsyncShardWire(self, slot) for slot in self._followed]
