@@ -398,7 +398,7 @@ OWN, INHERITED, NONE = "", "inherited", "none"
 API: Mapping[str, Mapping[str, str]] = {
     "The room": {"Stillroom": INHERITED, "AsyncStillroom": OWN},
     "The cache": {
-        "Cache": OWN,
+        "Cache": INHERITED,
         "CachedFunction": OWN,
         "CachedValue": OWN,
         "Freshness": OWN,
@@ -407,7 +407,7 @@ API: Mapping[str, Mapping[str, str]] = {
     },
     "Sessions": {"Sessions": OWN, "Session": OWN, "Device": OWN, "SessionEvent": OWN},
     "Limits": {
-        "Limits": OWN,
+        "Limits": INHERITED,
         "Limit": OWN,
         "Decision": OWN,
         "Reservation": OWN,

@@ -15,9 +15,8 @@ from stillroom.cache.loaders import Loaders, TagSpec
 from stillroom.cache.sharded import ShardedBody
 from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument
-from stillroom.face import Face, Part, Service, awaiting, blocking, drop_our_frames
+from stillroom.face import Part, Service, awaiting, blocking, drop_our_frames
 from stillroom.misuse import explained, name_of
-from stillroom.operation import AsyncDriver, Driver
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -32,13 +31,28 @@ Awaited: TypeAlias = Callable[[], Awaitable[T]]
 IMAGES = Part("_images")
 
 
-class Cache(Face):
-    """The cache for threads and greenlets: `room.cache`."""
+class _Face(Service):
+    """The part of both faces that runs no operation."""
 
-    def __init__(self, body: CacheBody | ShardedBody, images: Images, driver: Driver) -> None:
-        self._body = body
-        self._driver = driver
+    _body: CacheBody | ShardedBody
+
+    def __init__(self, body: CacheBody | ShardedBody, images: Images, driver: Any) -> None:
+        super().__init__(body, driver)
         self._images = Service(images, driver)
+
+    @property
+    def deferred(self) -> int:
+        """Return the number of deferred invalidations that wait in this process. See `invalidate`."""
+        return self._body.deferred
+
+    @property
+    def loaders(self) -> Loaders:
+        """Return the registered loaders, by name."""
+        return self._body.loaders
+
+
+class Cache(_Face):
+    """The cache for threads and greenlets: `room.cache`."""
 
     get = blocking(CacheBody.get)
     get_entry = blocking(CacheBody.get_entry)
@@ -80,16 +94,6 @@ class Cache(Face):
         except Exception as error:
             drop_our_frames(error)
             raise
-
-    @property
-    def deferred(self) -> int:
-        """Return the number of deferred invalidations that wait in this process. See `invalidate`."""
-        return self._body.deferred
-
-    @property
-    def loaders(self) -> Loaders:
-        """Return the registered loaders, by name."""
-        return self._body.loaders
 
     @explained
     def cached(
@@ -173,13 +177,8 @@ class Cache(Face):
         return register
 
 
-class AsyncCache(Face):
+class AsyncCache(_Face):
     """The cache for asyncio: `room.cache`. The same names, awaited."""
-
-    def __init__(self, body: CacheBody | ShardedBody, images: Images, driver: AsyncDriver) -> None:
-        self._body = body
-        self._driver = driver
-        self._images = Service(images, driver)
 
     get = awaiting(CacheBody.get)
     get_entry = awaiting(CacheBody.get_entry)
@@ -221,16 +220,6 @@ class AsyncCache(Face):
         except Exception as error:
             drop_our_frames(error)
             raise
-
-    @property
-    def deferred(self) -> int:
-        """Return the number of deferred invalidations that wait in this process. See `invalidate`."""
-        return self._body.deferred
-
-    @property
-    def loaders(self) -> Loaders:
-        """Return the registered loaders, by name."""
-        return self._body.loaders
 
     @explained
     def cached(
