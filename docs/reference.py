@@ -405,7 +405,7 @@ API: Mapping[str, Mapping[str, str]] = {
         "ImageInfo": OWN,
         "cache.Tasks": OWN,
     },
-    "Sessions": {"Sessions": OWN, "Session": OWN, "Device": OWN, "SessionEvent": OWN},
+    "Sessions": {"Sessions": INHERITED, "Session": OWN, "Device": OWN, "SessionEvent": OWN},
     "Limits": {
         "Limits": INHERITED,
         "Limit": OWN,
@@ -416,7 +416,7 @@ API: Mapping[str, Mapping[str, str]] = {
         "Standing": OWN,
         "Change": OWN,
     },
-    "Abuse": {"Abuse": OWN, "Ban": OWN, "Rule": OWN},
+    "Abuse": {"Abuse": INHERITED, "Ban": OWN, "Rule": OWN},
     "Health": {"Health": OWN},
     "Locks": {"Lock": OWN, "Held": INHERITED},
     "Events": {"events.Event": OWN},

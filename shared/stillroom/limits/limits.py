@@ -5,23 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
-from stillroom.face import Face, awaiting, blocking
+from stillroom.face import Service, awaiting, blocking
 from stillroom.limits.body import LimitsBody
 from stillroom.limits.identity import Clients, Headers
 from stillroom.limits.limit import Limit
 from stillroom.limits.request import Subject
 from stillroom.limits.reservation import Reservation
 from stillroom.misuse import explained, refuse_other
-from stillroom.operation import AsyncDriver, Driver
 from stillroom.wire import to_its_end
 
 
-class _Face(Face):
+class _Face(Service):
     """The part of both faces that needs neither Redis nor an event loop."""
 
-    def __init__(self, body: LimitsBody) -> None:
-        self._body = body
+    _body: LimitsBody
+
+    def __init__(self, body: LimitsBody, driver: Any) -> None:
+        super().__init__(body, driver)
         self._clients = Clients(body.settings)
 
     def client(self, peer: str | None, headers: Headers = ()) -> str:
@@ -41,10 +43,6 @@ class _Face(Face):
 
 class Limits(_Face):
     """The limits for threads and greenlets: `room.limits`."""
-
-    def __init__(self, body: LimitsBody, driver: Driver) -> None:
-        super().__init__(body)
-        self._driver = driver
 
     check = blocking(LimitsBody.check)
     peek = blocking(LimitsBody.peek)
@@ -82,10 +80,6 @@ class Limits(_Face):
 
 class AsyncLimits(_Face):
     """The limits for asyncio: `room.limits`. The same names, awaited."""
-
-    def __init__(self, body: LimitsBody, driver: AsyncDriver) -> None:
-        super().__init__(body)
-        self._driver = driver
 
     check = awaiting(LimitsBody.check)
     peek = awaiting(LimitsBody.peek)

@@ -9,10 +9,22 @@ from stillroom.sessions.body import SessionsBody
 from stillroom.sessions.session import SessionEvent
 
 
-class Sessions(Service):
-    """The sessions for threads and greenlets: `room.sessions`."""
+class _Face(Service):
+    """The part of both faces that runs no operation."""
 
     _body: SessionsBody
+
+    @property
+    def on_event(self) -> list[Callable[[SessionEvent], object]]:
+        """Return the functions to call with each SessionEvent, in the process that noticed it.
+
+        A session expired, was evicted, began on a new device, or its old token was used.
+        """
+        return self._body.on_event
+
+
+class Sessions(_Face):
+    """The sessions for threads and greenlets: `room.sessions`."""
 
     create = blocking(SessionsBody.create)
     get = blocking(SessionsBody.get)
@@ -29,19 +41,9 @@ class Sessions(Service):
     destroy_all = blocking(SessionsBody.destroy_all)
     count = blocking(SessionsBody.count)
 
-    @property
-    def on_event(self) -> list[Callable[[SessionEvent], object]]:
-        """Return the functions to call with each SessionEvent, in the process that noticed it.
 
-        A session expired, was evicted, began on a new device, or its old token was used.
-        """
-        return self._body.on_event
-
-
-class AsyncSessions(Service):
+class AsyncSessions(_Face):
     """The sessions for asyncio: `room.sessions`. The same names, awaited."""
-
-    _body: SessionsBody
 
     create = awaiting(SessionsBody.create)
     get = awaiting(SessionsBody.get)
@@ -57,11 +59,3 @@ class AsyncSessions(Service):
     destroy_by_tag = awaiting(SessionsBody.destroy_by_tag)
     destroy_all = awaiting(SessionsBody.destroy_all)
     count = awaiting(SessionsBody.count)
-
-    @property
-    def on_event(self) -> list[Callable[[SessionEvent], object]]:
-        """Return the functions to call with each SessionEvent, in the process that noticed it.
-
-        A session expired, was evicted, began on a new device, or its old token was used.
-        """
-        return self._body.on_event
