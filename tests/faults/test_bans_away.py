@@ -164,6 +164,7 @@ def test_a_child_knows_what_is_in_the_file(own_server: EmbeddedServer, tmp_path:
         room.limits.check(CLIENT, [DEFAULT])
         begin, child_begins = os.pipe()
         if (child := os.fork()) == 0:
+            os.close(child_begins)  # it ends with its parent, if the test fails
             os.read(begin, 1)
             os._exit(17 if room.limits.check(CLIENT, [STATIC]).banned else 1)
         room.abuse.ban(CLIENT, 60)
