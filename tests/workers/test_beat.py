@@ -16,7 +16,7 @@ from celery.schedules import schedule
 import redis
 from stillroom import NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
-from stillroom_workers.app import make_app
+from stillroom_workers.app import TICKS_LIMIT, make_app
 from stillroom_workers.beat import Scheduler
 from stillroom_workers.schedule import SCHEDULE
 from stillroom_workers.signs import SignsOfLife
@@ -155,6 +155,28 @@ def test_the_projects_ticks_are_not_ours_to_send(own_server: EmbeddedServer, db:
     scheduler.connection.release()
     sent = [loads(one)["headers"]["task"] for one in db.lrange("stillroom.maintenance", 0, -1)]
     assert sent == ["stillroom.reclaim"]
+
+
+def test_a_beat_without_workers_does_not_fill_redis(
+    own_server: EmbeddedServer, db: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ticks that nobody takes leave half of the queue to orders. Beat says so once, lives, and goes on behind."""
+    app = make_app(Settings(redis_url=own_server.url))
+    scheduler = Scheduler(app)
+    entry = scheduler.schedule["reclaim"]
+    db.rpush("stillroom.maintenance", *["another"] * (TICKS_LIMIT - 1))
+    for _ in range(3):
+        app.signs._beat = 0.0
+        scheduler.apply_async(entry, producer=scheduler.producer)
+        assert app.signs._beat > 0
+    assert db.llen("stillroom.maintenance") == TICKS_LIMIT
+    (line,) = caplog.messages
+    assert line.startswith("5,000 tasks wait in stillroom.maintenance")
+    db.rpop("stillroom.maintenance")
+    scheduler.apply_async(entry, producer=scheduler.producer)
+    assert db.llen("stillroom.maintenance") == TICKS_LIMIT
+    scheduler.close()
+    scheduler.connection.release()
 
 
 def test_a_schedule_in_redis_is_of_one_namespace() -> None:

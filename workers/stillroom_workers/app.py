@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from functools import cached_property, wraps
 from typing import Any
@@ -10,6 +11,7 @@ from kombu import Exchange, Queue
 
 from stillroom import Settings, Stillroom
 from stillroom.broker import broker_tls, is_amqp, kept_alive, own_names, sent_now, sentinel_options
+from stillroom.dispatch import CeleryDispatch
 from stillroom.keys import Keys
 from stillroom.own_celery import OwnCelery, read_no_options
 from stillroom_workers.contained import contained
@@ -22,6 +24,10 @@ from stillroom_workers.spans import tell_of_tasks
 from stillroom_workers.tasks import abuse, health, invalidation, marks, refresh, sessions, warm
 from stillroom_workers.worker import Worker
 
+log = logging.getLogger("stillroom.workers")
+
+# With so many tasks waiting beat adds none: the other half of the places is for orders.
+TICKS_LIMIT = CeleryDispatch.queue_limit // 2
 GUARDS = "stillroom_workers.guards"
 DJANGO = "celery.fixups.django:fixup"  # calls django.setup() where DJANGO_SETTINGS_MODULE is set
 
@@ -42,6 +48,7 @@ class StillroomCelery(OwnCelery):
         self.letters = Letters(self)
         self.threads = settings.worker_threads  # at most, of this worker: it may be told others
         self.failed = 0  # tasks of this worker, in whatever process they ran
+        self.withholds_ticks = False
         self.asked_to_reclaim = threading.Event()  # by a task that found no place
 
     @cached_property
@@ -103,10 +110,31 @@ class StillroomCelery(OwnCelery):
         is_tick = headers.get("celery_beat_task")
         if is_tick and name not in self.tasks:
             return None
-        sent = super().send_task(name, *args, **options | {"headers": headers})
+        sent = None
+        if not (is_tick and self._withholds(options.get("queue"), options.get("producer"))):
+            sent = super().send_task(name, *args, **options | {"headers": headers})
         if is_tick:
             self.signs.of_beat()
         return sent
+
+    def _withholds(self, queue: Any, producer: Any) -> bool:
+        """Return whether so many tasks wait in Redis that no tick is sent. RabbitMQ drops ticks that have expired.
+
+        Redis keeps them until a worker takes them: of a beat without workers it would be full within days.
+        """
+        before = self.withholds_ticks
+        try:
+            with producer.channel.conn_or_acquire() as client:
+                self.withholds_ticks = client.llen(queue) >= TICKS_LIMIT
+        except Exception:  # another broker, or one that is away: sending tells, and tries again
+            self.withholds_ticks = False
+        if self.withholds_ticks and not before:
+            log.error(
+                "%s tasks wait in %s and no worker takes them: ticks are sent when there are fewer",
+                f"{TICKS_LIMIT:,}",
+                queue,
+            )
+        return self.withholds_ticks
 
 
 def make_app(settings: Settings | None = None) -> StillroomCelery:
