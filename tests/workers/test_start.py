@@ -306,6 +306,17 @@ def test_a_beat_in_a_worker_shows_life_by_its_ticks_alone(
         assert app.signs.can_work()
 
 
+@pytest.mark.parametrize("option", ["--without-heartbeat", "--heartbeat-interval=600"])
+def test_a_worker_shows_life_whatever_its_options_are(
+    start_worker: StartCelery, heartbeat: Path, option: str
+) -> None:
+    """An option against Celery's heartbeat, which much advice names, takes no sign of life from a container."""
+    start_worker(option)
+    for _ in range(2):  # the first is of the worker that has begun
+        until(heartbeat.exists, "a sign of life", 10)
+        heartbeat.unlink()
+
+
 def test_a_heartbeat_that_is_published_is_an_answer(
     own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

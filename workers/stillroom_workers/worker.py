@@ -39,11 +39,13 @@ class Worker(_StockWorker):  # type: ignore[misc]
         ours = app or self.app
         # Neither helps here. Gossip reads the events of all workers; mingle holds up each start for a second.
         alone = {"without_gossip": True, "without_mingle": True}
+        # Celery's heart shows our signs of life too: slower or without it each container would be taken for dead.
+        alive = {"without_heartbeat": False, "heartbeat_interval": None}
         with ending_the_process():
             super().__init__(
                 app=ours,
                 hostname=node_name(ours.settings.namespace, hostname),
-                **options | alone | _pool(**options) | _scale(**options),
+                **options | alone | alive | _pool(**options) | _scale(**options),
             )
 
     def on_before_init(self, **options: Any) -> None:
