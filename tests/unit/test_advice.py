@@ -34,6 +34,7 @@ from stillroom.health.report import (
     SessionStats,
     System,
     TaskStats,
+    WorkerStats,
 )
 from stillroom.health.snapshot import packed, rates_between, snapshot_of, unpacked, with_rates
 from stillroom.health.system import SystemWatch
@@ -160,6 +161,12 @@ def test_a_servers_findings(said: RedisInfo, roles: Any, expected: set[Any]) -> 
         ({"tasks": TaskStats(beat_s=149)}, set()),
         ({"tasks": TaskStats(beat_s=151)}, {("beat", "warn")}),
         ({"tasks": TaskStats(beat_s=601)}, {("beat", "fail")}),
+        # A beat that nobody has started yet, and one that may have been started with the worker.
+        ({"tasks": TaskStats(ticks={}, crew=(WorkerStats(up_s=151),))}, {("no-beat", "warn")}),
+        ({"tasks": TaskStats(ticks={}, crew=(WorkerStats(up_s=149),))}, set()),
+        ({"tasks": TaskStats(ticks={}, crew=(WorkerStats(up_s=999, seen_s=31),))}, set()),
+        ({"tasks": TaskStats(ticks=None, crew=(WorkerStats(up_s=999),))}, set()),
+        ({"tasks": TaskStats(ticks={}, beat_s=9, crew=(WorkerStats(up_s=999),))}, set()),
         ({"tasks": TaskStats(dead_letters=1)}, {("dead-letters", "warn")}),
         ({"tasks": TaskStats(workers=0, queues=(), todo=0)}, set()),
         ({"tasks": TaskStats(workers=0, queues=(), todo=1)}, {("workers", "warn")}),

@@ -374,9 +374,9 @@ def _pending(report: Report) -> Iterator[Line]:
     yield Line("pass", "pending work", f"{waiting}{due}")
     if tasks.beat_s is None and _has_just_started(report):
         yield Line("pass", "beat", "just started: its first tick is done within a minute")
-    elif tasks.beat_s is None:
+    elif tasks.beat_s is None and all(found.code != "no-beat" for found in report.advice):
         todo = "Start a worker and a beat: stillroom up, or see the README."
-        yield Line("warn", "beat", f"no tick was seen for 30 days. {todo}")
+        yield Line("warn", "beat", f"no tick was seen yet, or none for 30 days. {todo}")
 
 
 def _has_just_started(report: Report) -> bool:

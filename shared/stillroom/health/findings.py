@@ -9,12 +9,15 @@ from stillroom.health.report import Advice, Measures, Server, Severity, each_ser
 
 SLOTS = 16_384  # of a Redis Cluster
 CLOCKS_APART_S = 1.0
+BEATLESS_S = 150.0  # as for the finding about beat's last tick
+SEEN_S = 30.0  # a worker says that it lives every few seconds
 
 # code → what it says.
 OTHERS: dict[str, str] = {
     "away": "A server does not serve this process.",
     "clocks": "The clocks of a cluster's nodes are a second or more apart.",
     "degraded": "Redis can't decide on this process's limits as it is configured.",
+    "no-beat": "Workers run, and no tick of beat was ever done.",
     "not-kept": "Values of a loader could not be kept, because they would come back different.",
     "paused": "An operator has paused the refreshes.",
     "policy": "The server's maxmemory-policy does not fit what is kept there.",
@@ -95,7 +98,7 @@ WHY_NODE = {
 def found_in(measures: Measures) -> Iterator[Advice]:
     """Yield these findings, in no order."""
     finders = [_connections, _said_no, _policies, _old, _not_kept]
-    finders += [_paused, _slots, _clocks, _standing]
+    finders += [_paused, _slots, _clocks, _standing, _no_beat]
     for find in finders:
         yield from find(measures)
 
@@ -299,6 +302,26 @@ def _standing(measures: Measures) -> Iterator[Advice]:
             what=f"Scheduled tasks do not end well, though beat goes on. Last done: {named}.",
             good="Each is done every minute, or oftener.",
             todo="The workers' log says why they fail.",
+        )
+
+
+def _no_beat(measures: Measures) -> Iterator[Advice]:
+    """Warn of a beat that was forgotten. Its last tick tells of one that has stopped, and here there is none."""
+    tasks = measures.tasks
+    if tasks is None or tasks.ticks is None or tasks.beat_s is not None:
+        return
+    alive = [one for one in tasks.crew or () if one.seen_s < SEEN_S]
+    up_s = max((one.up_s or 0.0 for one in alive), default=0.0)
+    if up_s >= BEATLESS_S:
+        yield Advice(
+            code="no-beat",
+            severity="warn",
+            component="tasks:beat",
+            what=f"A worker has run for {up_s / 60:.0f} min, and no tick of beat was ever done: nothing is swept, "
+            "and nobody looks for abuse.",
+            good="One every few seconds.",
+            todo="Start beat (celery -A stillroom_workers beat), and a worker for the maintenance queue. "
+            "`stillroom worker` is both.",
         )
 
 
