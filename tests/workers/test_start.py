@@ -81,6 +81,23 @@ def test_whatever_loaders_raise_ends_the_worker_with_a_sentence(
     assert not heartbeat.exists()
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_app_that_configures_its_log_silences_no_worker(
+    start: StartCelery, tmp_path: Path, fails: bool
+) -> None:
+    """An app that configures logging disables all loggers there are. A worker that imports it is still heard."""
+    (tmp_path / "logged.py").write_text(f"""
+from logging.config import dictConfig
+from stillroom import Stillroom
+to_stderr = {{"wsgi": {{"class": "logging.StreamHandler"}}}}
+dictConfig({{"version": 1, "handlers": to_stderr, "root": {{"level": "INFO", "handlers": ["wsgi"]}}}})
+room = Stillroom()
+{"1 / 0" if fails else ""}
+""")
+    worker = start("worker", STILLROOM_LOADERS="logged")
+    worker.await_line("raised ZeroDivisionError" if fails else " ready.", PATIENCE_S)
+
+
 @pytest.mark.parametrize("setting", ["REDIS_URL", "STILLROOM_CACHE_URL", "STILLROOM_BROKER_URL"])
 def test_a_server_that_can_not_do_ends_the_worker(start: StartCelery, setting: str) -> None:
     """A node of a cluster, where no setting names one: the line says which setting leads there, and what to do."""

@@ -35,7 +35,7 @@ from stillroom.room import listeners_of
 from stillroom.shown import shown
 from stillroom.wire import Server, Wire
 from stillroom.wire.outcome import owner_of
-from stillroom_workers import rabbit
+from stillroom_workers import logs, rabbit
 from stillroom_workers.frameworks import room_of_django, wrap_loads
 from stillroom_workers.schedule import SCHEDULE
 from stillroom_workers.signs import SignsOfLife
@@ -131,6 +131,7 @@ def begin(app: Any) -> None:
         app.settings.loaders_timeout, f"STILLROOM_LOADERS={','.join(app.settings.loaders)}"
     ):
         room = app.room
+    logs.enable()
     room.connect()
     look_at_broker(app.settings)
     log.info("loaders: %s", ", ".join(room.cache.loaders.names()) or "none")
@@ -209,6 +210,7 @@ def _end_hanging(seconds: float, what: str) -> None:
 
 
 def _give_up(why: str) -> None:
+    logs.enable()  # an import may have disabled them, and be what failed
     log.critical("the worker can't start: %s", shown(why))
 
 
