@@ -18,6 +18,7 @@ from celery import Celery
 from celery.worker.state import task_ready
 
 from stillroom import RedisUnavailable, Settings, Stillroom
+from stillroom.broker import publish
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers import lifecycle
 from stillroom_workers.app import make_app
@@ -28,6 +29,7 @@ from tests.support.celery_process import PATIENCE_S, CeleryProcess, until
 from tests.support.crowd import PATIENT
 from tests.support.entries import age
 
+MAINTENANCE = "stillroom.maintenance"
 StartCelery = Callable[..., CeleryProcess]
 
 # What a module of loaders does → what the sentence says. A name in here is nothing that the worker foresees.
@@ -96,6 +98,24 @@ room = Stillroom()
 """)
     worker = start("worker", STILLROOM_LOADERS="logged")
     worker.await_line("raised ZeroDivisionError" if fails else " ready.", PATIENCE_S)
+
+
+def test_what_watches_celery_s_tasks_sees_those_of_a_worker(
+    start_worker: StartCelery, tmp_path: Path, own_server: EmbeddedServer
+) -> None:
+    """A tool that replaces what Celery runs tasks by, as Sentry does in the loaders' app, sees each task."""
+    (tmp_path / "watched.py").write_text("""
+from celery.app import trace
+from stillroom import Stillroom
+room, stock = Stillroom(), trace.build_tracer
+def build_tracer(name, task, *args, **options):
+    run = stock(name, task, *args, **options)
+    return lambda *given, **fields: print("seen", name, flush=True) or run(*given, **fields)
+trace.build_tracer = build_tracer
+""")
+    worker = start_worker(STILLROOM_LOADERS="watched")
+    publish(Settings(redis_url=own_server.url), "stillroom.trim_marks", MAINTENANCE, [], {})
+    worker.await_line("seen stillroom.trim_marks")
 
 
 @pytest.mark.parametrize("setting", ["REDIS_URL", "STILLROOM_CACHE_URL", "STILLROOM_BROKER_URL"])

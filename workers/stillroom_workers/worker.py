@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from celery import signals
+from celery.app import trace
 from celery.apps import worker
 from celery.utils.nodenames import default_nodename, nodename, nodesplit
 from celery.utils.text import str_to_list
@@ -20,6 +21,7 @@ from stillroom_workers.lifecycle import begin, ending_the_process, ending_where_
 
 # celery's types differ with and without stubs; as Any they look the same to mypy.
 _StockWorker: Any = worker.Worker
+_trace: Any = trace
 
 POOL = "threads"  # the work waits on Redis and on loaders; threads stop in half a second, prefork has hung
 GEVENT = "celery.concurrency.gevent"
@@ -88,6 +90,18 @@ class Consumer(guards.Consumer):
         """Take messages until the worker stops."""
         with ending_where_refused(self.app.settings):
             super().start()
+
+    def update_strategies(self) -> None:
+        """Make the functions that run tasks by the maker that is in force now.
+
+        Sentry puts itself in front of that when the loaders' app is imported. Stock took it long before, and Sentry
+        heard of no load that failed.
+        """
+        super().update_strategies()
+        for name, task in self.app.tasks.items():
+            task.__trace__ = _trace.build_tracer(
+                name, task, self.app.loader, self.hostname, app=self.app
+            )
 
     def shown_name(self, task: str, fields: Any) -> str:
         """Return the name of a task with its loader, as in `stillroom.refresh: product`.
