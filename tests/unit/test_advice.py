@@ -86,6 +86,23 @@ def test_a_finding_names_what_it_is_about() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("crew", "said"),
+    [
+        ([WorkerStats(queues=("refresh",))], ". No worker takes from maintenance."),
+        ([WorkerStats(queues=("refresh",)), WorkerStats(queues=("maintenance",))], "."),
+        # It has gone, or it does not say what it takes.
+        ([WorkerStats(queues=("refresh",)), WorkerStats()], "."),
+        ([WorkerStats(queues=("refresh",), seen_s=31)], "."),
+    ],
+)
+def test_a_queue_that_no_worker_takes_from_is_named(crew: list[WorkerStats], said: str) -> None:
+    """Where tasks wait because workers were started for the other queue alone, the finding says so."""
+    queues = (QueueStats(name="maintenance", oldest_s=40),)
+    (found,) = advise(measures(server(None), tasks=TaskStats(queues=queues, crew=tuple(crew))))
+    assert found.what == f"A task has waited for 40 s: maintenance (40 s){said}"
+
+
 def operations(**rates: float) -> RedisInfo:
     return info(operations=rates)
 

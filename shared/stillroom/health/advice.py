@@ -171,7 +171,19 @@ def _waited_s(measures: Measures) -> Mapping[str, float]:
 
 def _queues_that_wait(measures: Measures) -> str:
     waited_s = {name: age_s for name, age_s in _waited_s(measures).items() if age_s >= WAITS_S}
-    return f": {_listed_with_s(waited_s)}" if waited_s else ""
+    if not waited_s:
+        return ""
+    untaken = ", ".join(_untaken(measures, waited_s))
+    told = f". No worker takes from {untaken}" if untaken else ""
+    return f": {_listed_with_s(waited_s)}{told}"
+
+
+def _untaken(measures: Measures, queues: Iterable[str]) -> list[str]:
+    """Return the queues that no worker takes from, or none where a worker of an older release does not say."""
+    crew = findings.alive(measures)
+    if not crew or not all(one.queues for one in crew):
+        return []
+    return sorted({*queues} - {name for one in crew for name in one.queues})
 
 
 def _replicas_that_lag(measures: Measures) -> str:

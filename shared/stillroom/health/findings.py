@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stillroom.health.lifetimes import why_old
-from stillroom.health.report import Advice, Measures, Server, Severity, each_server
+from stillroom.health.report import (
+    Advice,
+    Measures,
+    Server,
+    Severity,
+    WorkerStats,
+    each_server,
+)
 
 SLOTS = 16_384  # of a Redis Cluster
 CLOCKS_APART_S = 1.0
@@ -101,6 +108,12 @@ def found_in(measures: Measures) -> Iterator[Advice]:
     finders += [_paused, _slots, _clocks, _standing, _no_beat]
     for find in finders:
         yield from find(measures)
+
+
+def alive(measures: Measures) -> list[WorkerStats]:
+    """Return the workers that have just shown a sign of life."""
+    crew = (measures.tasks and measures.tasks.crew) or ()
+    return [one for one in crew if one.seen_s < SEEN_S]
 
 
 def misconfigured(reason: str) -> Advice:
@@ -310,8 +323,7 @@ def _no_beat(measures: Measures) -> Iterator[Advice]:
     tasks = measures.tasks
     if tasks is None or tasks.ticks is None or tasks.beat_s is not None:
         return
-    alive = [one for one in tasks.crew or () if one.seen_s < SEEN_S]
-    up_s = max((one.up_s or 0.0 for one in alive), default=0.0)
+    up_s = max((one.up_s or 0.0 for one in alive(measures)), default=0.0)
     if up_s >= BEATLESS_S:
         yield Advice(
             code="no-beat",
