@@ -130,7 +130,7 @@ class StillroomCelery(OwnCelery):
             self.withholds_ticks = False
         if self.withholds_ticks and not before:
             log.error(
-                "%s tasks wait in %s and no worker takes them: ticks are sent when there are fewer",
+                "%s tasks or more wait in %s: too few workers take from it. Ticks are sent when there are fewer",
                 f"{TICKS_LIMIT:,}",
                 queue,
             )
