@@ -921,6 +921,24 @@ def test_the_async_methods_of_the_cache_do_the_same(cache: BaseCache, room: Stil
     assert cache.get_many(["n", "b"]) == {}
 
 
+@pytest.mark.parametrize(
+    "key", ["q" * 1_100, "é" * 600, "%" * 400, "\ud800"], ids=["long", "accents", "percent", "half"]
+)
+@pytest.mark.filterwarnings("ignore::django.core.cache.CacheKeyWarning")
+def test_whatever_a_visitor_searches_for_may_be_in_a_key(cache: BaseCache, key: str) -> None:
+    """A key that is too long for Redis, or no UTF-8, is a key as any other, and none that is like it."""
+    assert cache.get_or_set(key, lambda: 1) == 1
+    cache.set_many({key + "x": 2, "plain": 3})
+    assert cache.get_many([key, key + "x", "plain"]) == {key: 1, key + "x": 2, "plain": 3}
+    assert cache.incr(key) == 2
+    assert cache.add(key, 9) is False
+    assert cache.touch(key, 30)
+    assert cache.delete(key)
+    assert cache.get(key + "x") == 2
+    cache.clear()
+    assert cache.get(key + "x") is None
+
+
 def test_a_default_that_is_not_needed_is_not_made(cache: BaseCache) -> None:
     """`get_or_set` makes its default where nothing is there, also with a timeout that keeps nothing."""
     cache.set("k", None)

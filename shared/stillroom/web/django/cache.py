@@ -25,6 +25,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 
 from stillroom.cache import Cache
+from stillroom.cache.template import fitting
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import SettingsError
 from stillroom.keys import glob_literal
@@ -32,6 +33,7 @@ from stillroom.web.django import room
 from stillroom.web.django.values import pack, unpack
 
 _MISSING = object()
+SHORT = 256  # printable characters, which fit into a key whatever they are
 
 
 class StillroomCache(BaseCache):
@@ -237,7 +239,9 @@ class StillroomCache(BaseCache):
         self._cache.invalidate_by_pattern(glob_literal(self._prefix.encode()).decode() + "*")
 
     def _name(self, key: Any, version: int | None) -> str:
-        return self._prefix + str(self.make_and_validate_key(key, version=version))
+        name = self._prefix + str(self.make_and_validate_key(key, version=version))
+        # What a visitor searches for may be in it: as in the keys of loaders, it may be long, or no UTF-8.
+        return name if len(name) <= SHORT and name.isprintable() else fitting(name)[0]
 
     def _ttl(self, timeout: Any) -> float | None:
         """Return the ttl in seconds, or None where nothing is to be kept."""
