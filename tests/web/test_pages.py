@@ -1029,6 +1029,38 @@ def test_a_visitor_may_ask_for_what_looks_like_a_template(settings: Settings) ->
             assert status in answer.headers["cache-status"]
 
 
+def test_a_page_whose_tag_is_too_long_is_given_and_not_kept(settings: Settings) -> None:
+    """A page that its view tags with what a visitor searches for is given, and not kept if that can be no tag."""
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    fastapi, own = FastAPI(lifespan=room.lifespan), Pages(room)
+    own.install(fastapi)
+
+    @fastapi.get("/found")
+    @own.page(query=["text"])
+    async def found_async(text: str) -> int:
+        tag_page(f"found:{text}")
+        return len(text)
+
+    flask = Flask("shop")
+    with Stillroom(settings, dispatch=NoDispatch()) as sync, TestClient(fastapi) as client:
+        pages = Pages(sync)
+        pages.install(flask)
+
+        @flask.get("/found")
+        @pages.page(query=["text"])
+        def found() -> str:
+            tag_page(f"found:{flask_request.args['text']}")
+            return str(len(flask_request.args["text"]))
+
+        for caller in (client, flask.test_client()):
+            for _ in range(2):
+                answer: Any = caller.get("/found?text=" + "x" * 3_000)
+                assert (answer.status_code, answer.text) == (200, "3000")
+                assert "bypass" in answer.headers["cache-status"]
+    with pytest.raises(InvalidKey, match="a str, not int"):
+        tag_page(7)  # type: ignore[arg-type]
+
+
 def tenant_of(x_tenant: Annotated[str | None, Header()] = None) -> str | None:
     return x_tenant
 

@@ -58,9 +58,13 @@ _rendered: ContextVar[list[bool] | None] = ContextVar("stillroom_page_rendered",
 
 
 def tag_page(*tags: str) -> None:
-    """Give the page that is being rendered more tags; elsewhere this does nothing. Raises InvalidKey."""
+    """Give the page that is being rendered more tags; elsewhere this does nothing. Raises InvalidKey.
+
+    A page with a tag that is too long, or no UTF-8, is given and not kept: a visitor may have searched for it.
+    """
     for tag in tags:
-        sanitized(tag)
+        if not isinstance(tag, str) or not tag:
+            sanitized(tag)
     if (known := _tags.get()) is not None:
         known.extend(tags)
 
