@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from redis.backoff import NoBackoff
@@ -87,9 +87,14 @@ def _rehearse_push(channel: Any, queue_name: str) -> None:
         channel.client.connection_pool.release(link)
 
 
-def sent_now() -> dict[str, Any]:
+def own_ms() -> int:
+    """Return this machine's clock, in ms since 1970."""
+    return int(time.time() * 1000)
+
+
+def sent_now(now_ms: Callable[[], int] = own_ms) -> dict[str, Any]:
     """Return the header of a message that is sent now."""
-    return {SENT_HEADER: int(time.time() * 1000)}
+    return {SENT_HEADER: now_ms()}
 
 
 def producer_settings(settings: Settings) -> Mapping[str, Any]:

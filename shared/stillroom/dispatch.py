@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from stillroom.at_exit import AtExit
-from stillroom.broker import import_celery, producer_settings, sent_now
+from stillroom.broker import import_celery, own_ms, producer_settings, sent_now
 from stillroom.daemon import Daemon
 from stillroom.keys import KEY_LIMIT, Keys
 from stillroom.oldest import oldest
@@ -165,6 +165,8 @@ class CeleryDispatch:
         self._settings = settings
         self._keys = keys
         self.carry: Callable[[], Mapping[str, str]] = _no_headers  # further headers of a message
+        # The clock that tells in the health report for how long a message has waited: Redis', where it is known.
+        self.now_ms: Callable[[], int] = own_ms
         # What orders are published in, given these headers: a tool that watches Celery writes its own over them.
         self.inside: Callable[[Mapping[str, str]], AbstractContextManager[None]] = _nowhere
         self._at_exit = AtExit(self.close)
@@ -360,7 +362,7 @@ class CeleryDispatch:
             kwargs=fields,
             queue=queue_name,
             producer=self._producer,
-            headers={**sent_now(), **self._carried},
+            headers={**sent_now(self.now_ms), **self._carried},
             retry=False,
             ignore_result=True,
             argsrepr="",  # nothing to format, and arguments stay out of Flower

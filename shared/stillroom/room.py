@@ -249,6 +249,8 @@ class _Room:
         for name, moved in MOVED.items():  # a moved method can still be called here
             service: Any = getattr(self, name)
             service._moved, service._upkeep = moved, self.upkeep
+        if isinstance(self.dispatch, CeleryDispatch) and not self.settings.state_cluster:
+            self.dispatch.now_ms = self._state_server.now_ms
         if self.settings.otel:  # by name: who does not want it need not have it
             otel = import_module("stillroom.otel")
             self.observe(otel.Telemetry())

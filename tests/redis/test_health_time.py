@@ -11,6 +11,7 @@ import pytest
 
 import redis
 from stillroom import NoDispatch, Settings, Stillroom
+from stillroom.leash import until
 from tests.conftest import SERVERS, binary_of
 from tests.support.clocked import ClockedServer, misjudge
 from tests.support.crowd import PATIENT
@@ -140,6 +141,32 @@ def test_signs_of_life_are_of_the_server_s_clock(
     assert (tasks.workers, tasks.beat_s) == (1, None)
     assert tasks.ticks is not None
     assert tasks.ticks["a task"] < 5
+
+
+@pytest.mark.parametrize("seconds", [3_600, -3_600])
+def test_a_refresh_that_was_just_ordered_has_not_waited_for_an_hour(
+    clocked: ClockedServer, calm_machine: None, seconds: int
+) -> None:
+    """How long a refresh has waited is told by Redis' clock, whatever clock the machine has that ordered it."""
+    clocked.set_clock(seconds)
+    given = Settings(**{**PATIENT, "redis_url": clocked.url})
+    with Stillroom(given) as app:
+
+        @app.cache.cached("p:{id}", ttl=60, swr=600, tags=["t"])
+        def load(id: int) -> int:
+            return id
+
+        load(7)
+        app.cache.invalidate_by_tag("t", soft=True)
+        load(7)
+        assert until(lambda: _refreshes(app).depth == 1, 10.0)
+        assert _refreshes(app).oldest_s == pytest.approx(0, abs=30)
+
+
+def _refreshes(app: Stillroom) -> Any:
+    tasks = app.health.check().tasks
+    assert tasks is not None
+    return next(queue for queue in tasks.queues or () if queue.name.endswith("refresh"))
 
 
 def test_what_was_counted_ahead_is_told_once(clocked: ClockedServer, room: Stillroom) -> None:
