@@ -399,6 +399,31 @@ def test_a_cancelled_task_leaves_no_pool_waiter_behind(own_server: EmbeddedServe
     asyncio.run(scenario())
 
 
+def test_tasks_that_call_again_at_once_come_behind_those_that_wait(
+    own_server: EmbeddedServer,
+) -> None:
+    """Tasks that call one after the other without a break, as many as connections, keep no other from its turn."""
+
+    async def scenario() -> None:
+        settings = Settings(**PATIENT | {"redis_url": own_server.url, "pool_size": 2})
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            await room.cache.set("k", 1)
+            done: list[int] = []
+
+            async def often() -> None:
+                while not done:
+                    await room.cache.get("k")
+
+            async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+                for _ in range(2):
+                    group.create_task(often())
+                while room.wire.connections < 2:
+                    await asyncio.sleep(0)
+                done.append(await room.sessions.count("ann"))
+
+    asyncio.run(scenario())
+
+
 def test_connect_tries_five_times_and_says_so(make: Any, caplog: Any) -> None:
     """connect tries five times, logs each, and raises a clear error."""
     room = make(refused_url(), connect_delay=0.001)

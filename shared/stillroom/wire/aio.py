@@ -28,6 +28,7 @@ from stillroom.wire.sync import Wire
 
 T = TypeVar("T")
 TEN_YEARS_S = 3e8
+TURNS = 64  # of connections that tasks which come later may have before the first who waits in line
 
 
 class _Pool:
@@ -37,7 +38,9 @@ class _Pool:
         self._server = server
         self._settings = server.settings
         self._idle: list[AsyncLink] = []
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        # Who waits in line, each for a connection, or (None) to be told to look for one.
+        self._waiting: deque[asyncio.Future[AsyncLink | None]] = deque()
+        self._turns = 0  # since a connection was handed to one of them
         self._lateness = Lateness()
         self.open = 0
         self.guard: AsyncGenerator[None, None] | None = None  # closes it together with its loop
@@ -53,15 +56,17 @@ class _Pool:
 
     async def lease(self, deadline: float, *, check: bool) -> tuple[AsyncLink, float]:
         """Return a connection, and the deadline as the loop's own work has moved it."""
+        link, waits = None, False
         while True:
-            if not self._idle:
+            if link is None and not self._idle:
                 has_room = self.open < self._settings.pool_size
                 if has_room and (opened := await self._open_link(deadline)):
                     return opened
                 if not self._idle:  # one may have come back while the server turned another away
-                    deadline = await self._await_idle(deadline)
+                    link, deadline = await self._await_idle(deadline, is_first=waits)
+                    waits = True
                 continue
-            link = self._idle.pop()
+            link = link or self._idle.pop()
             is_good = link.generation == self._server.generation
             try:
                 if is_good and check:
@@ -72,6 +77,7 @@ class _Pool:
             if is_good:
                 return link, deadline
             self.drop(link)
+            link = None
 
     async def _open_link(self, deadline: float) -> tuple[AsyncLink, float] | None:
         """Return a new connection; None if the server has no room for it, and this loop has others."""
@@ -83,18 +89,26 @@ class _Pool:
             failure = unavailable(error)
             if is_turned_away(failure) and self.open:
                 return None  # nobody is woken: there is no room for them either
-            self._wake_one()
+            self._hand_on(None)
             if failure is None:
                 raise
             self._server.doubt()
             raise self._server.explain(failure) from None
 
     def give_back(self, link: AsyncLink) -> None:
+        """Leave a connection to whoever is next: a call that has begun ends soonest if it goes on with it.
+
+        Now and then it is handed to the first in line, or tasks that call again at once would keep all others out.
+        """
         if link.generation != self._server.generation:
             return self.drop(link)
-        self._idle.append(link)
         if self._waiting:
-            self._wake_one()
+            self._turns += 1
+            if self._turns > TURNS and self._hand_on(link):
+                self._turns = 0
+                return None
+            self._hand_on(None)
+        self._idle.append(link)
         return None
 
     def leave(self, link: AsyncLink) -> None:
@@ -110,37 +124,42 @@ class _Pool:
         link.is_dropped = True
         self.open -= 1
         link.close()
-        self._wake_one()
+        self._hand_on(None)
 
     def discard_idle(self) -> None:
         while self._idle:
             self.drop(self._idle.pop())
 
-    async def _await_idle(self, deadline: float) -> float:
+    async def _await_idle(
+        self, deadline: float, *, is_first: bool
+    ) -> tuple[AsyncLink | None, float]:
         """Wait in line for all of the call's time, because a burst of tasks is no outage.
 
-        Return the deadline then.
+        Return what was handed on, and the deadline then. `is_first`: it has waited, and another was faster.
         """
-        freed = asyncio.get_running_loop().create_future()
-        self._waiting.append(freed)
+        handed: asyncio.Future[AsyncLink | None] = asyncio.get_running_loop().create_future()
+        (self._waiting.appendleft if is_first else self._waiting.append)(handed)
         try:
             async with IdleTimeout(self._lateness, deadline) as wait:
-                await freed
+                link = await handed
         except BaseException as error:
-            if not freed.cancelled():  # its turn came too late: the next in line gets it
-                self._wake_one()
+            if not handed.cancel() and not handed.cancelled():  # its turn came too late
+                late = handed.result()
+                self._hand_on(None) if late is None else self.give_back(late)
             if not isinstance(error, TimeoutError):
                 raise
             busy = f"{self.open} connections are in use"
             raise RedisUnavailable("pool", busy) from None
-        return wait.deadline
+        return link, wait.deadline
 
-    def _wake_one(self) -> None:
+    def _hand_on(self, link: AsyncLink | None) -> bool:
+        """Wake the first in line, with a connection or None. Return whether anybody waits."""
         while self._waiting:
-            freed = self._waiting.popleft()
-            if not freed.done():
-                freed.set_result(None)
-                return
+            handed = self._waiting.popleft()
+            if not handed.done():
+                handed.set_result(link)
+                return True
+        return False
 
 
 async def to_its_end(awaitable: Coroutine[Any, Any, T]) -> T:
