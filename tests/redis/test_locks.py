@@ -140,6 +140,15 @@ def test_a_forked_child_gives_none_of_its_parents_locks_back(make_room: Any) -> 
             other.lock("import", wait=0).acquire()
 
 
+def test_a_lock_is_renewed_when_the_time_of_its_request_is_up(room: Any) -> None:
+    """A request that holds a lock keeps it, also once its calls have no time left for Redis."""
+    with room.request() as budget, locked(room, "import", lease=0.5) as held:
+        budget.left = 0.0
+        lease = held._until
+        until(lambda: held._until > lease or not held.is_held, room)
+        assert held.is_held
+
+
 def test_a_renewal_that_fails_ends_no_other(
     room: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

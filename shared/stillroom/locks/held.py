@@ -12,6 +12,7 @@ from typing import Self
 from stillroom.errors import LockLost, RedisUnavailable
 from stillroom.locks.body import Grant, LocksBody, steady_s
 from stillroom.operation import AsyncDriver, Driver
+from stillroom.wire import beside_request
 
 log = logging.getLogger("stillroom")
 
@@ -153,7 +154,11 @@ class AsyncHeld(_Held):
         super().__init__(name, grant, lease, longest)
         self._body = body
         self._driver = driver
-        self._renewing = asyncio.create_task(self._renew(), name=f"stillroom lock {name}")
+        # The time of a request that holds it may be up long before the request ends.
+        task = beside_request().run(
+            asyncio.create_task, self._renew(), name=f"stillroom lock {name}"
+        )
+        self._renewing = task
 
     async def release(self) -> None:
         """See Held.release."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, Self
 
 
@@ -48,6 +48,15 @@ class Budget:
 
 _current: ContextVar[Budget | None] = ContextVar("stillroom_request_budget", default=None)
 time_left = _current.get
+
+
+def beside_request() -> Context:
+    """Return a copy of the context that belongs to no request: what is begun in it has a time of its own."""
+    context = copy_context()
+    context.run(_current.set, None)
+    return context
+
+
 _loading: ContextVar[float] = ContextVar("stillroom_loading_since", default=0.0)
 loading_since = _loading.get  # time.monotonic(); 0.0 outside of a load
 _leases: ContextVar[tuple[bytes, ...]] = ContextVar("stillroom_leases_of_loads", default=())
