@@ -448,6 +448,39 @@ def test_a_loader_is_not_served_what_was_read_before_it_was_called(
     assert page(7) == [2]
 
 
+@pytest.mark.parametrize("is_gathered", [False, True])
+def test_a_task_that_outlives_its_load_sees_what_others_change(
+    settings: Any, make_room: Any, monkeypatch: pytest.MonkeyPatch, is_gathered: bool
+) -> None:
+    """A task that a loader begins and leaves behind has copies proved again, as a request that takes long."""
+    other: Stillroom = make_room()
+    monkeypatch.setattr(near, "REQUEST_S", -1.0)  # five seconds have gone by
+
+    async def main() -> None:
+        loads, is_changed = iter(range(1, 100)), asyncio.Event()
+        left: list[asyncio.Task[int]] = []
+        async with AsyncStillroom(settings) as room:
+
+            @room.cache.cached("price", ttl=600, near=True)
+            async def price() -> int:
+                return next(loads)
+
+            async def later() -> int:
+                await is_changed.wait()
+                return (await room.cache.gather(price))[0] if is_gathered else await price()
+
+            async def page() -> int:
+                left.append(asyncio.create_task(later()))
+                return await price()
+
+            assert await price() == await room.cache.get_or_set("page", page) == 1
+            other.cache.invalidate("price")
+            is_changed.set()
+            assert await left[0] == 2
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("change", ["its key", "a set", "its tag"])
 @pytest.mark.parametrize("options", REMEMBERED.values(), ids=REMEMBERED)
 def test_a_load_leaves_the_request_what_it_has_read(

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from stillroom import AsyncStillroom, NoDispatch, Settings, SettingsError, Stillroom
 from stillroom.web.asgi import StillroomMiddleware
 from stillroom.web.fastapi_room import AppLifespan, CurrentRoom, CurrentSession, lifespan
+from stillroom.wire import load_begun, loading_since
 
 
 def app_of(life: Any, room: AsyncStillroom) -> FastAPI:
@@ -147,3 +148,18 @@ def test_a_lifespan_that_fails_is_told_to_each_load_until_it_begins(
         raise AssertionError("the lifespan has begun")
     with around:
         assert not failures
+
+
+def test_a_lifespan_that_a_load_begins_is_no_part_of_it() -> None:
+    """What a lifespan begins in a worker reads as outside of loads: it goes on when the load has long ended."""
+    begun: list[float] = []
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        begun.append(loading_since())
+        yield
+
+    around = AppLifespan(FastAPI(lifespan=life))
+    with load_begun([b"load"]), around:
+        assert loading_since()
+    assert begun == [0.0]

@@ -40,7 +40,7 @@ from stillroom.stats import Stats
 from stillroom.wire import Clock, Command, loading_since, reset_after_fork, time_left
 
 COPY_S = 240.0  # a copy is read anew after that; Redis remembers changed keys for 10 minutes
-REQUEST_S = KEPT_S  # a request that takes longer has it proved again
+REQUEST_S = KEPT_S  # a request, or a load, that takes longer has it proved again
 NAMES_AT_ONCE = 1_000  # changed keys that are asked for; more of them: all copies are dropped
 JOINED_S = 3_600.0  # how often the prefixes are entered again
 REGISTRY_MS = 8 * 86_400_000  # how long they stay without that
@@ -361,8 +361,9 @@ class Near:
                 return known.entry
             if asked < request.began or asked < now - REQUEST_S:
                 return None
-        elif not since:
-            since = now - (near or 0.0)
+        else:
+            # A task may outlive the load that it was begun in, as it may a request.
+            since = max(since, now - REQUEST_S) if since else now - (near or 0.0)
         if asked < since or sweeps is not memo.sweeps:
             return None
         if copy.judged is not self._judge.marks.turn and not self._is_judged_alive(copy):
@@ -383,8 +384,9 @@ class Near:
         now, request, since = time.monotonic(), time_left(), loading_since()
         asked, _, sweeps = self._proof
         if request is not None:
-            since = max(since, request.began, now - REQUEST_S)
-        return asked >= (since or now - near) and sweeps is self.memo.sweeps
+            since = max(since, request.began)
+        since = max(since, now - REQUEST_S) if since else now - near
+        return asked >= since and sweeps is self.memo.sweeps
 
     def value(self, entry: Entry, type: Any) -> Any:
         """Return the value of an entry that was looked at, shared if a copy of it is kept and it can be."""

@@ -12,7 +12,7 @@ from typing import Self
 from stillroom.errors import LockLost, RedisUnavailable
 from stillroom.locks.body import Grant, LocksBody, steady_s
 from stillroom.operation import AsyncDriver, Driver
-from stillroom.wire import beside_request
+from stillroom.wire import beside_all
 
 log = logging.getLogger("stillroom")
 
@@ -155,9 +155,7 @@ class AsyncHeld(_Held):
         self._body = body
         self._driver = driver
         # The time of a request that holds it may be up long before the request ends.
-        task = beside_request().run(
-            asyncio.create_task, self._renew(), name=f"stillroom lock {name}"
-        )
+        task = beside_all().run(asyncio.create_task, self._renew(), name=f"stillroom lock {name}")
         self._renewing = task
 
     async def release(self) -> None:

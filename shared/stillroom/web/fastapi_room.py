@@ -24,6 +24,7 @@ from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.asgi import LIMITER
 from stillroom.web.request_session import AsyncWebSession
 from stillroom.web.starlette import load_session
+from stillroom.wire import beside_all
 
 MOUNTED = "app_root_path"  # in the scope of a mounted app
 
@@ -86,7 +87,8 @@ class AppLifespan:
         loop, ready = asyncio.get_running_loop(), self._ready
         if ready is None or ready.get_loop() is not loop or _has_failed(ready):
             ready = self._ready = loop.create_future()
-            self._ours = loop.create_task(self._run_here(ready))
+            # It goes on when this load has ended, with all tasks that it begins.
+            self._ours = beside_all().run(loop.create_task, self._run_here(ready))
         await asyncio.shield(ready)
 
     async def __aexit__(self, *_: object) -> None:

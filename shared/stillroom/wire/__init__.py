@@ -8,7 +8,7 @@ from stillroom.wire.aio import AsyncWire, running_loop, side_by_side, to_its_end
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.budget import (
     Budget,
-    beside_request,
+    beside_all,
     leases_of_loads,
     load_begun,
     loading_since,
@@ -67,7 +67,7 @@ __all__ = [
     "SpreadWire",
     "StateServer",
     "Wire",
-    "beside_request",
+    "beside_all",
     "leases_of_loads",
     "load_begun",
     "loading_since",

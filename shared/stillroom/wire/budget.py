@@ -48,19 +48,19 @@ class Budget:
 
 _current: ContextVar[Budget | None] = ContextVar("stillroom_request_budget", default=None)
 time_left = _current.get
-
-
-def beside_request() -> Context:
-    """Return a copy of the context that belongs to no request: what is begun in it has a time of its own."""
-    context = copy_context()
-    context.run(_current.set, None)
-    return context
-
-
 _loading: ContextVar[float] = ContextVar("stillroom_loading_since", default=0.0)
 loading_since = _loading.get  # time.monotonic(); 0.0 outside of a load
 _leases: ContextVar[tuple[bytes, ...]] = ContextVar("stillroom_leases_of_loads", default=())
 leases_of_loads = _leases.get  # those of the loads that this code runs in
+
+
+def beside_all() -> Context:
+    """Return a copy of the context that belongs to no request and no load, for a task that goes on beside them."""
+    context = copy_context()
+    context.run(_current.set, None)
+    context.run(_loading.set, 0.0)
+    context.run(_leases.set, ())
+    return context
 
 
 class load_begun:  # noqa: N801 - called as the function that it was made for
