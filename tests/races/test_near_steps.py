@@ -549,3 +549,57 @@ def test_a_rule_left_out_is_found(make_room: Any, client: Any, mutant: str) -> N
     with broken():
         stage = Stage(make_room(), make_room(), make_room(), client)
         assert race(stage) == OLD
+
+
+@pytest.mark.parametrize("options", [{"near": True}, {"memo": True}], ids=["near", "memo"])
+def test_parts_of_a_request_that_wait_for_a_load_show_what_another_part_has_read(
+    make_room: Any, options: dict[str, Any]
+) -> None:
+    """A task that waits for a load shows what another task of its request has read meanwhile, as later reads do."""
+    room, other = make_room(), make_room()
+    versions = iter([OLD, NEW])
+
+    def load(id: int) -> list[int]:
+        return next(versions)
+
+    price, theirs = (
+        one.cache.cached("price:{id}", ttl=600, **options)(load) for one in (room, other)
+    )
+
+    def call(one: Stillroom, price: Any) -> Stepper:
+        return Stepper(one, one.cache._body.call(price.loader, (7,), {}))
+
+    assert theirs(7) == OLD
+    with room.request():
+        reading = call(room, price)
+        while not (isinstance(reading.at, list) and reading.at[0][0] == b"MGET"):
+            reading.step()
+        reading.step()  # it has read, and the reply is not yet here
+        other.cache.invalidate("price:7")
+        loading = call(other, theirs).run_to_the_load()
+        waiting = call(room, price).run()
+        assert waiting.is_waiting
+        assert reading.value() == OLD
+        assert loading.value() == NEW
+        while waiting.is_waiting:
+            waiting.step()
+        assert waiting.value() == price(7)
+    assert price(7) == NEW
+
+
+def test_a_load_that_is_not_stored_hides_nothing_that_another_task_has_loaded(
+    make_room: Any,
+) -> None:
+    """Of two loads in one request the one that was invalidated meanwhile does not bring its older value back."""
+    room, other = make_room(), make_room()
+    versions = iter([OLD, NEW])
+
+    @room.cache.cached("price:{id}", ttl=600, near=True)
+    def price(id: int) -> list[int]:
+        return next(versions)
+
+    with room.request():
+        slow = Stepper(room, room.cache._body.call(price.loader, (7,), {})).run_to_the_load()
+        slow.step()  # it has loaded, and not yet stored
+        other.cache.invalidate("price:7")
+        assert price(7) == slow.value() == price(7) == NEW

@@ -293,9 +293,7 @@ class Core(Loads):
         if value is MISS or entry is None:
             asked = self.near.asking()
             value = yield from self._load(name, recipe)
-            if recipe.near is not None:
-                self._remember_loaded(name, recipe, value, asked)
-            return value
+            return value if recipe.is_plain else self._shown_loaded(name, recipe, value, asked)
         if freshness is Freshness.FRESH or not self._may_ask(name, entry):
             return value
         shown = self._memo.recall(name, recipe.release) if recipe.near is not None else None

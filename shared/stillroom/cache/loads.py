@@ -288,7 +288,12 @@ class Loads(Lookup):
                 self.stats.counts["loads_shed"] += 1
             yield from on_failure([(name, held)], error, leaving)
             raise
-        return made.back, (yield from self._store(name, held, clock, made, leaving))
+        lost = yield from self._store(name, held, clock, made, leaving)
+        # A request that has seen the new value never sees the old one. One that is not stored may be the older one:
+        # of another task's, and whoever remembers what it reads has that.
+        if not lost or recipe.is_plain:
+            self._memo.forget(name)
+        return made.back, lost
 
     def _load_ordered(
         self, name: bytes, held: bytes, clock: bytes, recipe: Recipe, on_failure: OnFailure
@@ -355,7 +360,6 @@ class Loads(Lookup):
         try:
             commits = Freeing([self._commit(name, held, clock, made.packed), *leaving])
             stored, *_ = yield commits
-            self._memo.forget(name)  # a request that has seen the new value never sees the old one
             self.near.forget([name])
         except RedisUnavailable as error:
             self._fall_back("store", error)

@@ -407,10 +407,21 @@ class Lookup:
         if entry is not None:
             self._memo.remember(name, Remembered(entry, freshness, asked.changes, asked.asked))
 
-    def _remember_loaded(self, name: bytes, recipe: Recipe, value: Any, asked: Proof) -> None:
-        """Let this request read again the value that it loaded or was served."""
+    def _shown_loaded(self, name: bytes, recipe: Recipe, value: Any, asked: Proof) -> Any:
+        """Let this request read again the value that it loaded or waited for. Return it, or what another task of it
+        has read in the meantime.
+        """
         if time_left() is None or is_unsettled():
-            return
+            return value
+        known = self._memo.recall(name, recipe.release)
+        shown = MISS if known is None else self._decode(known.entry, recipe.type)
+        if shown is not MISS:
+            return shown
+        if recipe.near is not None:
+            self._remember_loaded(name, recipe, value, asked)
+        return value
+
+    def _remember_loaded(self, name: bytes, recipe: Recipe, value: Any, asked: Proof) -> None:
         try:
             encoded = self._codec.encoded(value, recipe.type)
         except Exception:  # a value without bytes is loaded each time
