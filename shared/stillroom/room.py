@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -46,8 +44,10 @@ from stillroom.misuse import explained
 from stillroom.operation import (
     STATE,
     AsyncDriver,
+    Call,
     Driver,
     Operation,
+    Pause,
     async_drivers_of,
     drivers_of,
 )
@@ -285,11 +285,12 @@ class _Room:
         """
         return Budget(self.settings.request_timeout)
 
-    def _connect(
+    def _answers_of(
         self, *wires: Wire | ClusterWire | AsyncWire | AsyncClusterWire, to_read: bool = False
-    ) -> None:
+    ) -> Operation[None]:
+        """Wait until each of these servers answers. In asyncio a thread is busy for one attempt at a time."""
         for wire in {id(wire): wire for wire in wires}.values():
-            self._await_answer(wire.server.name, partial(wire.ping, to_read=to_read))
+            yield from self._answer_of(wire.server.name, partial(wire.ping, to_read=to_read))
 
     def _rehearse_cache(self) -> Operation[None]:
         return rehearsal(of_cache(self.keys), self.wire.server)
@@ -297,18 +298,18 @@ class _Room:
     def _rehearse_state(self) -> Operation[None]:
         return rehearsal(of_state(self._state_keys), self._state_server)
 
-    def _await_answer(self, name: str, ping: Callable[[], None]) -> None:
+    def _answer_of(self, name: str, ping: Callable[[], None]) -> Operation[None]:
         attempts = self.settings.connect_attempts
         for attempt in range(1, attempts + 1):
             try:
-                ping()
+                yield Call(ping)
             except RedisUnavailable as error:
                 if error.reason in FINAL:  # no other attempt comes, and the caller has the error
                     raise
                 log.warning("%s, attempt %d of %d: %s", name, attempt, attempts, error)
                 if attempt == attempts:
                     raise
-                time.sleep(self.settings.connect_delay)
+                yield Pause(self.settings.connect_delay)
             else:
                 log.info("%s answers (attempt %d)", name, attempt)
                 return
@@ -447,7 +448,7 @@ class Stillroom(_Room):
         self._connect_all(to_read=True)
 
     def _connect_all(self, *, to_read: bool) -> None:
-        self._connect(self.wire, self.state_wire, to_read=to_read)
+        self.state.run(self._answers_of(self.wire, self.state_wire, to_read=to_read))
         self._cache_driver.run(self._rehearse_cache())
         self.state.run(self._rehearse_state())
         self._cache_driver.run(self._cache_body.terms.agree())
@@ -458,7 +459,7 @@ class Stillroom(_Room):
         For a program that does not use the cache, such as one that lifts a ban. A server that can't write its file
         answers reads; of a cluster one node is enough, and each call says what it lacks.
         """
-        self._connect(self.state_wire, to_read=True)
+        self.state.run(self._answers_of(self.state_wire, to_read=True))
         self.state.run(self._rehearse_state())
 
     def close(self) -> None:
@@ -586,7 +587,7 @@ class AsyncStillroom(_Room):
 
     async def connect(self) -> None:
         """See Stillroom.connect."""
-        await asyncio.to_thread(self._connect, self.wire, self.state_wire)
+        await self.state.run(self._answers_of(self.wire, self.state_wire))
         await self._cache_driver.run(self._rehearse_cache())
         await self.state.run(self._rehearse_state())
         await self._cache_driver.run(self._cache_body.terms.agree())

@@ -435,6 +435,25 @@ def test_connect_tries_five_times_and_says_so(make: Any, caplog: Any) -> None:
     ]
 
 
+def test_a_connect_that_is_given_up_keeps_no_loop_from_its_end(caplog: Any) -> None:
+    """An awaited connect that is cancelled tries no further, and its event loop ends without waiting for it."""
+
+    async def give_up() -> None:
+        async with AsyncStillroom(refused_url(), dispatch=NoDispatch(), connect_delay=5) as room:
+            connecting = asyncio.create_task(room.connect())
+            while "attempt 1" not in caplog.text:
+                await asyncio.sleep(0.01)
+            connecting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await connecting
+
+    began = time.monotonic()
+    with caplog.at_level("WARNING"):
+        asyncio.run(give_up())
+    assert "attempt 2" not in caplog.text
+    assert time.monotonic() - began < 5
+
+
 def test_connect_waits_for_a_server_that_comes_up(make: Any, own_server: EmbeddedServer) -> None:
     """connect waits for a server that comes up after the first attempts."""
     own_server.kill()
