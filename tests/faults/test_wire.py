@@ -435,6 +435,32 @@ def test_connect_tries_five_times_and_says_so(make: Any, caplog: Any) -> None:
     ]
 
 
+def test_threads_that_call_again_at_once_let_others_have_their_turn(
+    own_server: EmbeddedServer,
+) -> None:
+    """Threads that call one after the other without a break, as many as connections, keep no other waiting."""
+    settings = Settings(**PATIENT | {"redis_url": own_server.url, "pool_size": 2})
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        room.cache.set("k", 1)
+        end, done = time.monotonic() + 20, threading.Event()
+
+        def often() -> None:
+            while not done.is_set() and time.monotonic() < end:
+                room.cache.get("k")
+
+        threads = [threading.Thread(target=often) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        assert until(lambda: room.wire.connections == 2, 10)
+        for _ in range(20):
+            room.sessions.count("ann")
+        in_time = time.monotonic() < end
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert in_time
+
+
 def test_a_connect_that_is_given_up_keeps_no_loop_from_its_end(caplog: Any) -> None:
     """An awaited connect that is cancelled tries no further, and its event loop ends without waiting for it."""
 

@@ -12,7 +12,9 @@ import struct
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import hiredis
@@ -278,6 +280,8 @@ class Wire:
     def reset(self) -> None:
         """Have no connections: they belong to the parent of a forked process."""
         self._idle: queue.SimpleQueue[Link] = queue.SimpleQueue()
+        # Who waits in line for one of them, each at a place of its own.
+        self._waiting: deque[queue.SimpleQueue[Link]] = deque()
         # Not a counter: an exception out of a signal handler can strike between any two steps, and a link that
         # is lost that way leaves this set, and closes, when it is collected.
         self._links: weakref.WeakSet[Link] = weakref.WeakSet()
@@ -333,7 +337,7 @@ class Wire:
                     link = self._open_link(deadline) or self._await_idle(deadline)
                     when = time.monotonic()
                     replies = self._exchange(link, packed, len(commands), deadline, when)
-            self._idle.put(link)
+            self._give_back(link)
             return checked(replies, self.breaker)
         except PeerFailed as failed:
             return self._ask_another(link, commands, failed, deadline, once=once, timed=timed)
@@ -368,7 +372,7 @@ class Wire:
             else:
                 packed, when = pack(commands), time.monotonic()
                 replies = self._exchange(link, packed, len(commands), deadline, when)
-            self._idle.put(link)
+            self._give_back(link)
             return checked(replies, self.breaker)
         except RedisRefused:
             raise
@@ -490,13 +494,45 @@ class Wire:
         self._drop(link)
         self._discard_idle()
 
+    def _give_back(self, link: Link) -> None:
+        self._idle.put(link)
+        if self._waiting:
+            self._serve()
+
     def _await_idle(self, deadline: float) -> Link:
+        """Wait in line. Raises RedisUnavailable when `pool_timeout` is over.
+
+        At a place of its own: where a thread that calls again at once takes what woke another one, Python's
+        SimpleQueue forgets that one's timeout, and it waits for as long as that goes on.
+        """
         left = deadline - time.monotonic()
+        place: queue.SimpleQueue[Link] = queue.SimpleQueue()
+        self._waiting.append(place)
         try:
-            return self._idle.get(timeout=max(0.0, min(left, self._settings.pool_timeout)))
+            self._serve()  # one may have come back before this stood in line
+            return place.get(timeout=max(0.0, min(left, self._settings.pool_timeout)))
         except queue.Empty:
             busy = f"{len(self._links)} connections are in use"
             raise RedisUnavailable("pool", busy) from None
+        finally:
+            with suppress(ValueError):
+                self._waiting.remove(place)
+            with suppress(queue.Empty):  # it came too late, or a signal's handler raised
+                self._give_back(place.get_nowait())
+
+    def _serve(self) -> None:
+        """Hand idle connections to those who wait in line."""
+        while self._waiting:
+            try:
+                link = self._idle.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                place = self._waiting.popleft()
+            except IndexError:  # another thread has served them
+                self._idle.put(link)
+            else:
+                place.put(link)
 
     def _drop(self, link: Link) -> None:
         with self._lock:
