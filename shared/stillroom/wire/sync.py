@@ -337,7 +337,9 @@ class Wire:
                     link = self._open_link(deadline) or self._await_idle(deadline)
                     when = time.monotonic()
                     replies = self._exchange(link, packed, len(commands), deadline, when)
-            self._give_back(link)
+            self._idle.put(link)
+            if self._waiting:  # as _give_back
+                self._serve()
             return checked(replies, self.breaker)
         except PeerFailed as failed:
             return self._ask_another(link, commands, failed, deadline, once=once, timed=timed)
