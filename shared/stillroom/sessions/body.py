@@ -660,11 +660,11 @@ class SessionsBody(Many):
         read once a minute is one round trip, too.
         """
         shard, names = place
-        due = _NEVER
         if touch is True:
             due = self._touch_due.get(names[0], _NEVER)
         else:
             refuse_other("touch", touch, bool, YES_OR_NO)
+            due = _NEVER
         now = time.monotonic()
         if due > now >= self._scripted_until[shard]:
             try:
