@@ -186,6 +186,10 @@ def test_the_readme_says_what_the_bench_shows() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"A hit costs {shown[hit]:.2f} of what `redis.Redis().get()` adds" in readme
     assert f"and {shown[f'async {hit}']:.2f} in asyncio" in readme
+    (table, *_) = known["hits"]["tables"]
+    times = {row[0]: row[table["columns"].index("× redis-py")].split()[0] for row in table["rows"]}
+    unseen, awaited = (times[f"{kind}stillroom, unseen"] for kind in ("", "async "))
+    assert f"{unseen} and {awaited} where the process has not read that entry" in readme
     assert (
         f"serves {flask} times the requests of the usual parts in Flask, {fastapi} in FastAPI and "
         f"{django} in Django; {near[0]}, {near[1]} and {near[2]} times where the process keeps"
