@@ -26,7 +26,7 @@ import redis
 from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
-from stillroom.wire import side_by_side
+from stillroom.wire import side_by_side, sync
 from tests.support.clocked import misjudge
 from tests.support.crowd import PATIENT
 from tests.support.faces import BlockingRoom
@@ -459,6 +459,50 @@ def test_threads_that_call_again_at_once_let_others_have_their_turn(
         for thread in threads:
             thread.join()
         assert in_time
+
+
+def one_at_a_time(server: EmbeddedServer) -> Any:
+    """Open a room with one connection, for which a thread may wait longer than for an answer."""
+    times = {"pool_size": 1, "pool_timeout": 20.0, "command_timeout": 1.0, "call_timeout": 30.0}
+    return Stillroom(Settings(**PATIENT | times, redis_url=server.url), dispatch=NoDispatch())
+
+
+def asking(room: Any, seconds: float) -> threading.Thread:
+    """Begin a call that Redis answers after so many seconds."""
+
+    def ask() -> None:
+        with contextlib.suppress(RedisUnavailable):
+            room.wire.execute([(b"BLPOP", b"nothing", b"%f" % seconds)], 30)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread
+
+
+def test_a_connection_that_is_closed_leaves_its_place_to_who_waits(
+    own_server: EmbeddedServer,
+) -> None:
+    """Who waits in line opens one of their own where the last that they waited for has died."""
+    with one_at_a_time(own_server) as room:
+        late = asking(room, 5)
+        assert until(lambda: room.wire.connections == 1, 10)
+        began = time.monotonic()
+        assert room.wire.execute([(b"PING",)], 30) == [b"PONG"]
+        assert time.monotonic() - began < 10
+        late.join()
+
+
+def test_who_has_waited_in_line_has_all_the_time_for_an_answer(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a thread has waited for a connection is no part of what Redis may take to answer."""
+    monkeypatch.setattr(sync, "_FLOODS", ())  # as in a process without a handler of SIGALRM
+    with one_at_a_time(own_server) as room:
+        room.wire.execute([(b"PING",)], 30)
+        first = asking(room, 0.7)
+        assert until(lambda: not room.wire._idle.qsize(), 10)
+        assert room.wire.execute([(b"BLPOP", b"nothing", b"0.6")], 30) == [None]
+        first.join()
 
 
 def test_a_connect_that_is_given_up_keeps_no_loop_from_its_end(caplog: Any) -> None:

@@ -280,8 +280,8 @@ class Wire:
     def reset(self) -> None:
         """Have no connections: they belong to the parent of a forked process."""
         self._idle: queue.SimpleQueue[Link] = queue.SimpleQueue()
-        # Who waits in line for one of them, each at a place of its own.
-        self._waiting: deque[queue.SimpleQueue[Link]] = deque()
+        # Who waits in line for one of them, each at a place of its own, or (None) to be told to open one.
+        self._waiting: deque[queue.SimpleQueue[Link | None]] = deque()
         # Not a counter: an exception out of a signal handler can strike between any two steps, and a link that
         # is lost that way leaves this set, and closes, when it is collected.
         self._links: weakref.WeakSet[Link] = weakref.WeakSet()
@@ -311,11 +311,11 @@ class Wire:
         if self.breaker.is_open or left <= 0:
             raise self.breaker.no_call()
         once = timed or not idempotent
-        now = time.monotonic()
-        deadline = now + left
+        deadline = time.monotonic() + left
         link: Link | None = None
         try:
             link = self._lease(deadline, check=once)
+            now = time.monotonic()  # it may have waited in line
             if timed:
                 replies = self._exchange_timed(link, commands, deadline)
             else:
@@ -334,7 +334,7 @@ class Wire:
                     if once or not link.used or not is_dead(error):
                         raise
                     self._leave(link)
-                    link = self._open_link(deadline) or self._await_idle(deadline)
+                    link = self._open_or_await(deadline)
                     when = time.monotonic()
                     replies = self._exchange(link, packed, len(commands), deadline, when)
             self._idle.put(link)
@@ -368,7 +368,7 @@ class Wire:
             if not may_repeat(commands, failed.replies, idempotent=not once):
                 failed.is_in_doubt = True
                 raise failed
-            link = self._open_link(deadline) or self._await_idle(deadline)
+            link = self._open_or_await(deadline)
             if timed:
                 replies = self._exchange_timed(link, commands, deadline)
             else:
@@ -445,10 +445,17 @@ class Wire:
             try:
                 link = self._idle.get_nowait()
             except queue.Empty:
-                return self._open_link(deadline) or self._await_idle(deadline)
+                return self._open_or_await(deadline)
             if link.generation == self.server.generation and (not check or link.is_alive()):
                 return link
             self._drop(link)
+
+    def _open_or_await(self, deadline: float) -> Link:
+        """Open a connection, or wait in line. Raises RedisUnavailable when `pool_timeout` is over."""
+        until = min(deadline, time.monotonic() + self._settings.pool_timeout)
+        while True:
+            if link := self._open_link(deadline) or self._await_idle(until):
+                return link
 
     def _open_link(self, deadline: float) -> Link | None:
         """Open a connection, or wait for another one if the server takes no more of them.
@@ -463,10 +470,11 @@ class Wire:
         try:
             link.open(deadline)
         except Exception as error:
-            self._drop(link)
+            self._close(link)  # nobody is woken: a server that is full has no room for them either
             failure = unavailable(error)
             if is_turned_away(failure) and (other := self._await_let_in(deadline)):
                 return other
+            self._wake_one()
             self.server.doubt()
             raise (error if failure is None else self.server.explain(failure)) from None
         except BaseException:
@@ -481,8 +489,9 @@ class Wire:
         """
         if not self._links:
             return None
+        until = min(deadline, time.monotonic() + self._settings.pool_timeout)
         try:
-            return self._await_idle(deadline)
+            return self._await_idle(until, is_turned_away=True) or self._open_link(until)
         except RedisUnavailable:
             with self._lock:
                 if any(link.used for link in self._links):
@@ -501,18 +510,19 @@ class Wire:
         if self._waiting:
             self._serve()
 
-    def _await_idle(self, deadline: float) -> Link:
-        """Wait in line. Raises RedisUnavailable when `pool_timeout` is over.
+    def _await_idle(self, until: float, *, is_turned_away: bool = False) -> Link | None:
+        """Wait in line. Return None if there may be room to open one. Raises RedisUnavailable when time is up.
 
         At a place of its own: where a thread that calls again at once takes what woke another one, Python's
         SimpleQueue forgets that one's timeout, and it waits for as long as that goes on.
         """
-        left = deadline - time.monotonic()
-        place: queue.SimpleQueue[Link] = queue.SimpleQueue()
+        place: queue.SimpleQueue[Link | None] = queue.SimpleQueue()
         self._waiting.append(place)
         try:
-            self._serve()  # one may have come back before this stood in line
-            return place.get(timeout=max(0.0, min(left, self._settings.pool_timeout)))
+            self._serve()  # one may have come back before this stood in line, or have been closed
+            if len(self._links) < self._settings.pool_size and not is_turned_away and place.empty():
+                return None
+            return place.get(timeout=max(0.0, until - time.monotonic()))
         except queue.Empty:
             busy = f"{len(self._links)} connections are in use"
             raise RedisUnavailable("pool", busy) from None
@@ -520,7 +530,8 @@ class Wire:
             with suppress(ValueError):
                 self._waiting.remove(place)
             with suppress(queue.Empty):  # it came too late, or a signal's handler raised
-                self._give_back(place.get_nowait())
+                late = place.get_nowait()
+                self._wake_one() if late is None else self._give_back(late)
 
     def _serve(self) -> None:
         """Hand idle connections to those who wait in line."""
@@ -537,9 +548,18 @@ class Wire:
                 place.put(link)
 
     def _drop(self, link: Link) -> None:
+        self._close(link)
+        self._wake_one()
+
+    def _close(self, link: Link) -> None:
         with self._lock:
             self._links.discard(link)
         link.close()
+
+    def _wake_one(self) -> None:
+        """Tell the first in line that there is room for another connection."""
+        with suppress(IndexError):
+            self._waiting.popleft().put(None)
 
     def forget(self) -> None:
         """Close all connections, those in use after their reply: the server has left its cluster."""
