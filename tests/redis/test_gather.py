@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -13,8 +14,11 @@ import pytest
 
 from stillroom import AsyncStillroom, InvalidArgument, NoDispatch, Settings, Stillroom
 from stillroom.cache import calls
+from stillroom.cache.cached import asked_of
+from stillroom.cache.judge import READS_A_MOVE
 from tests.redis.test_many import KINDS
 from tests.support.entries import age
+from tests.support.stepper import Stepper
 from tests.support.trips import Trips
 
 PAIRS = list(itertools.combinations_with_replacement(KINDS, 2))
@@ -115,6 +119,28 @@ def test_plain_calls_go_with_the_first_of_many_others(
     trips.taken()
     assert room.cache.gather(*wanted) == (*([n, "EUR", 1] for n in range(7)), {"loads": 1})
     assert trips.taken() == 3
+
+
+def test_an_invalidation_meanwhile_costs_a_gather_one_more_look(make_room: Any) -> None:
+    """The clock that it has read is older than what this process knows by then: no reason to doubt the server."""
+    room = make_room()
+    room.stats.due = math.inf  # no counts ride along
+    shop = Shop(room)
+    wanted = asked_of(room._cache_body, [shop.rates, partial(shop.price, 1)])
+    room.cache.gather(shop.rates, partial(shop.price, 1))
+    for _ in range(READS_A_MOVE + 1):  # the clock has stood still for long enough
+        shop.rates()
+    looks = room._cache_body.call_many(wanted)
+    assert type(looks) is calls.PlainLooks
+    look, asked = Stepper(room, looks), []
+    look.step()
+    room.cache.invalidate_by_tag("t")
+    look.step()
+    while not look.done:
+        asked.append(look.at)
+        look.step()
+    assert look.value() == [{"loads": 1}, [1, "EUR", 1]]
+    assert {command[0] for step in asked for command in step} == {b"MGET"}
 
 
 def refusals(room: Any, other: Any) -> dict[str, tuple[Callable[[], Any], type[Exception], str]]:

@@ -62,6 +62,7 @@ class _Looks(NamedTuple):
     batch: list[Command]
     calls: Calls
     wanted: Sequence[Wanted]
+    known: int  # how far the marks went then
 
 
 class PlainLooks(Ahead, _Looks):
@@ -76,8 +77,11 @@ class PlainLooks(Ahead, _Looks):
     def rest(
         self, replies: Sequence[Any] | None, away: RedisUnavailable | None = None
     ) -> Operation[Any]:
-        """See Ahead."""
-        return answered(self.calls._call_many(self.wanted), self.batch, replies, away)
+        """See Ahead. Where marks have come meanwhile it looks again, or the clock would seem to have gone back."""
+        looking = self.calls._call_many(self.wanted)
+        if away is None and self.known != self.calls._judges.marks.synced:
+            return looking
+        return answered(looking, self.batch, replies, away)
 
 
 class Unread(NamedTuple):
@@ -156,7 +160,7 @@ class Calls(Bulk):
         batch: list[Command] = [(b"MGET", *places, self.keys.clock)]
         if len(places) < len(wanted):  # one of them is wanted twice, and counted once
             return self._call_many(wanted)
-        return PlainLooks(batch, self, wanted)  # type: ignore[return-value]
+        return PlainLooks(batch, self, wanted, self._judges.marks.synced)  # type: ignore[return-value]
 
     def _values_at_once(self, wanted: Sequence[Wanted], replies: Sequence[Any]) -> Any:
         """Return the values that plain looks have brought, if each is the usual answer; UNUSUAL else."""
