@@ -55,7 +55,9 @@ def _sends_twice(self: Wire, link: Any, commands: Any, deadline: float) -> Any:
     try:
         return _does_not_wait(self, link, commands, deadline)
     except ConnectionResetError:
-        return _does_not_wait(self, self._lease(deadline, check=True), commands, deadline)
+        return _does_not_wait(
+            self, self._lease(check=True) or self._open_or_await(deadline), commands, deadline
+        )
 
 
 def _too_late(self: Server, now: float, deadline: float) -> bytes:

@@ -323,8 +323,6 @@ class AsyncWire:
             return await self._ask_another(
                 pool, link, commands, failed, deadline, once=once, timed=timed
             )
-        except RedisRefused:
-            raise
         except BaseException as error:
             return ended(commands, link, error, self.breaker)
 

@@ -91,9 +91,9 @@ def ended(
 
     Nothing is wrong with a server that is late with WAIT. Where nobody else talks to it, it looks only ten times a
     second (`hz`) whether the time of a WAIT is over. Nor is anything where a signal's handler raised TimeoutError
-    meanwhile, as an app's own time limit does: that is for the app.
+    meanwhile, as an app's own time limit does: that is for the app. What was refused is judged already.
     """
-    if link is not None and link.is_interrupted:
+    if isinstance(error, RedisRefused) or (link is not None and link.is_interrupted):
         raise error
     is_waiting = isinstance(error, TimeoutError) and name_of(commands[-1]) == b"WAIT"
     if is_waiting and link is not None and len(link.heard) == len(commands) - 1:

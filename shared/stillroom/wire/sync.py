@@ -311,11 +311,14 @@ class Wire:
         if self.breaker.is_open or left <= 0:
             raise self.breaker.no_call()
         once = timed or not idempotent
-        deadline = time.monotonic() + left
+        now = time.monotonic()
+        deadline = now + left
         link: Link | None = None
         try:
-            link = self._lease(deadline, check=once)
-            now = time.monotonic()  # it may have waited in line
+            link = self._lease(check=once)
+            if link is None:
+                link = self._open_or_await(deadline)
+                now = time.monotonic()  # it may have waited in line
             if timed:
                 replies = self._exchange_timed(link, commands, deadline)
             else:
@@ -343,8 +346,6 @@ class Wire:
             return checked(replies, self.breaker)
         except PeerFailed as failed:
             return self._ask_another(link, commands, failed, deadline, once=once, timed=timed)
-        except RedisRefused:
-            raise
         except BaseException as error:
             return ended(commands, link, error, self.breaker)
 
@@ -440,12 +441,13 @@ class Wire:
             _wait_out(given_up)
             raise
 
-    def _lease(self, deadline: float, *, check: bool) -> Link:
+    def _lease(self, *, check: bool) -> Link | None:
+        """Return an idle connection, or None if there is none."""
         while True:
             try:
                 link = self._idle.get_nowait()
             except queue.Empty:
-                return self._open_or_await(deadline)
+                return None
             if link.generation == self.server.generation and (not check or link.is_alive()):
                 return link
             self._drop(link)
