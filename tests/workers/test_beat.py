@@ -171,7 +171,7 @@ def test_a_beat_without_workers_does_not_fill_redis(
         assert app.signs._beat > 0
     assert db.llen("stillroom.maintenance") == TICKS_LIMIT
     (line,) = caplog.messages
-    assert line.startswith("5,000 tasks wait in stillroom.maintenance")
+    assert line.startswith("5,000 tasks or more wait in stillroom.maintenance")
     db.rpop("stillroom.maintenance")
     scheduler.apply_async(entry, producer=scheduler.producer)
     assert db.llen("stillroom.maintenance") == TICKS_LIMIT
