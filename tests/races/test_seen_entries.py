@@ -20,7 +20,7 @@ from stillroom.cache.calls import Unread
 from stillroom.cache.judge import Judge
 from stillroom.operation import UNUSUAL
 from tests.support.clocked import misjudge
-from tests.support.entries import age
+from tests.support.entries import Recording, age
 
 NEVER = 1 << 62  # seconds
 KEY = "k:7"
@@ -240,6 +240,30 @@ def test_an_entry_that_was_seen_gets_stale_by_the_clock_alone(
         assert room.stats.counts[kind] == before + 6
         monkeypatch.setattr(server, "learn_clock", lambda *reply: None)
         misjudge(server, 600)
+
+
+@pytest.mark.parametrize("how", ["call", "gather"])
+def test_the_refresh_of_a_stale_entry_that_was_seen_is_asked_for_again(
+    room: Stillroom, client: Any, dispatch: Recording, how: str
+) -> None:
+    """A stale value is recognized as well, and its refresh is asked for as often as that of any other."""
+    load = room.cache.cached("k:{id}", ttl=60, swr=86_400)(nothing)
+    both, body, name = [partial(load, 7), partial(load, 8)], body_of(room), KEY.encode()
+    calls: dict[str, Any] = {
+        "call": lambda: load(7),
+        "gather": lambda: room.cache.gather(both[0], both[1])[0],
+    }
+    for key in KEYS:
+        room.cache.set(key, 1, ttl=60, swr=86_400)
+    age(client, body.keys.entry(name), 3_600)
+    for times in (1, 2):
+        for _ in range(4):
+            body._judges.counts = False
+            assert calls[how]() == 1
+        assert name in body._seen
+        assert [order.key for order in dispatch.orders] == [KEY] * times
+        body._asked.clear()  # a second is over
+        client.delete(body.keys.lease(name))  # and the worker has died
 
 
 @pytest.mark.parametrize("how", ["call", "gather"])

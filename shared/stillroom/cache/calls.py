@@ -172,8 +172,11 @@ class Calls(Bulk):
             for (name, _, _, plain), raw in zip(wanted, raws, strict=True):
                 kind, read, release, loader = plain.about  # type: ignore[union-attr]
                 as_seen, payload, fresh_until, fitted, seen_at = seen_of(name, UNSEEN)
-                if raw == as_seen and seen_at is turn and now < fresh_until and release == fitted:
-                    value, place = read(payload), 0
+                if raw == as_seen and seen_at is turn and release == fitted:
+                    place = int(now >= fresh_until)
+                    if place and not self._is_asked_for(name, fresh_until):
+                        return UNUSUAL
+                    value = read(payload)
                 else:
                     value, place = self._value_of(name, kind, read, release, raw, clock)
                     if value is UNUSUAL:

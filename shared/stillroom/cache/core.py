@@ -636,7 +636,7 @@ class Core(Loads):
 
     def _may_ask(self, name: bytes, entry: Entry) -> bool:
         """Return whether to try for the refresh lease now: once a second for each process and stale entry."""
-        if self._is_asked_for(name, entry):
+        if self._is_asked_for(name, entry.fresh_until):
             return False
         if len(self._asked) >= ASKED_LIMIT:
             self._asked.clear()

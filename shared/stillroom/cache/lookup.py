@@ -53,7 +53,7 @@ class Looked(NamedTuple):
     clock: bytes | None
 
 
-# A fresh entry as it was read, so that the same bytes are not taken apart and judged anew: all of it, its payload
+# A living entry as it was read, so that the same bytes are not taken apart and judged anew: all of it, its payload
 # (JSON as it stands), until when it is fresh, the release of its reader, and the turn of the marks by which it was
 # alive.
 Seen: TypeAlias = tuple[bytes, bytes, int, bytes, object]
@@ -88,12 +88,11 @@ class PlainLook(Ahead, _Look):
         raw, clock = replies[0]
         as_seen, payload, fresh_until, release, turn = lookup._seen.get(self.name, UNSEEN)
         try:
-            if (
-                raw == as_seen
-                and release == self.release
-                and lookup._judges.turn_at(clock) is turn
-                and lookup.now_ms() < fresh_until
-            ):
+            if raw == as_seen and release == self.release and lookup._judges.turn_at(clock) is turn:
+                if lookup.now_ms() >= fresh_until:
+                    if not lookup._is_asked_for(self.name, fresh_until):
+                        return UNUSUAL
+                    place = 1
                 value = self.read(payload)
             else:
                 value, place = lookup._value_of(
@@ -207,13 +206,14 @@ class Lookup:
         turn = self._judges.marks.turn
         freshness = self._judges.at_once(entry, clock)
         if freshness is not _FRESH:
-            if freshness is not Freshness.STALE or not self._is_asked_for(name, entry):
+            if freshness is not Freshness.STALE or not self._is_asked_for(name, entry.fresh_until):
                 return UNUSUAL, 0
             place = 1
         if codec[:2] not in PLAIN_JSON:
             return self._codec.decode(codec, payload, type), place
         value = read(payload)
-        if not place and len(raw) <= SEEN_BYTES:
+        # Not one that is stale by a mark: only the time says later whether it is.
+        if len(raw) <= SEEN_BYTES and (not place or self.now_ms() >= entry.fresh_until):
             if len(self._seen) >= self._seen_limit:
                 self._seen.clear()
             self._seen[name] = raw, payload, entry.fresh_until, release, turn
@@ -491,10 +491,10 @@ class Lookup:
         self._judges.learn_own(before, after, members)
         self.near.learn_own(before, after)
 
-    def _is_asked_for(self, name: bytes, entry: Entry) -> bool:
+    def _is_asked_for(self, name: bytes, fresh_until: int) -> bool:
         """Return whether this process has asked for a stale entry's refresh, less than a second ago."""
-        fresh_until, until = self._asked.get(name, (0, 0.0))
-        return fresh_until == entry.fresh_until and time.monotonic() < until
+        asked, until = self._asked.get(name, (0, 0.0))
+        return asked == fresh_until and time.monotonic() < until
 
     # Judging
 
