@@ -247,7 +247,8 @@ def test_a_read_only_redis_is_one_that_is_away(make: Make, own_server: EmbeddedS
         client.replicaof("NO", "ONE")
     recovered(room)
     assert admitted(room, AUTH, 3) == 0
-    assert remaining(own_server, AUTH) == 0
+    # A thread may still be telling Redis what was admitted without it.
+    until(lambda: remaining(own_server, AUTH) == 0, "the hits of the outage")
 
 
 @pytest.mark.parametrize("flags", [True, False])
