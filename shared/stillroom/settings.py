@@ -108,8 +108,8 @@ class Settings(BaseModel):
     returns. All processes of a namespace have the same number; docs/operating.md has the steps for changing
     it."""
     cache_replicas: ReplicasOrNone = None
-    """The same as STILLROOM_REPLICAS, for what is written on the server of the cache alone: invalidations and
-    stored values. Set 0 if `cache_url` names a server that has no replicas. Default: STILLROOM_REPLICAS."""
+    """How many replicas must have what is written on the server of the cache alone: invalidations and stored
+    values. Set 0 if `cache_url` names a server that has no replicas. Default: STILLROOM_REPLICAS."""
     namespace: str = Field("stillroom", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """The first part of every key. Apps that share a server have different ones."""
 

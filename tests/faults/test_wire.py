@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -490,6 +491,33 @@ def test_a_connection_that_is_closed_leaves_its_place_to_who_waits(
         assert room.wire.execute([(b"PING",)], 30) == [b"PONG"]
         assert time.monotonic() - began < 10
         late.join()
+
+
+def test_what_is_handed_to_who_gives_up_just_then_is_not_lost(own_server: EmbeddedServer) -> None:
+    """A connection that is on its way to a thread whose time ends meanwhile comes back."""
+    with one_at_a_time(own_server) as room:
+        room.wire.execute([(b"PING",)], 30)
+        wire, gone = room.wire, threading.Event()
+
+        class Line(deque[Any]):
+            def popleft(self) -> Any:
+                first = super().popleft()
+                gone.wait(0.5)  # the lock that is held keeps the other from leaving before
+                return first
+
+        def wait() -> None:
+            with pytest.raises(RedisUnavailable, match="in use"):
+                wire._await_idle(time.monotonic() + 0.2)
+            gone.set()
+
+        link = wire._idle.get_nowait()
+        wire._waiting = Line()
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        assert until(lambda: len(wire._waiting), 10)
+        wire._give_back(link)
+        waiting.join()
+        assert wire._idle.qsize() == 1
 
 
 def test_who_has_waited_in_line_has_all_the_time_for_an_answer(

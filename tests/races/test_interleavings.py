@@ -14,8 +14,8 @@ from stillroom.wire.server import name_of
 from tests.support.clocked import misjudge
 from tests.support.entries import age
 from tests.support.stepper import Stepper
+from tests.support.trips import NEVER, quiet
 
-NEVER = 1 << 62  # seconds
 LITTLE = 3  # marks a forgetful process remembers: the setting has no use for so few, a test has
 
 
@@ -37,12 +37,6 @@ def forgetful(make_room: Any) -> Stillroom:
     room = quiet(make_room())
     body = room._cache_body
     body._judges = body._judge_of(LITTLE)
-    return room
-
-
-def quiet(room: Stillroom) -> Stillroom:
-    """Keep counts from being sent with the reads."""
-    room.stats.due = NEVER
     return room
 
 

@@ -21,15 +21,9 @@ from stillroom.cache.judge import Judge
 from stillroom.operation import UNUSUAL
 from tests.support.clocked import misjudge
 from tests.support.entries import Recording, age
+from tests.support.trips import quiet
 
-NEVER = 1 << 62  # seconds
 KEY = "k:7"
-
-
-def quiet(room: Stillroom) -> Stillroom:
-    """Keep counts from being sent with the reads."""
-    room.stats.due = NEVER
-    return room
 
 
 def nothing(id: int) -> int:

@@ -163,7 +163,10 @@ class Calls(Bulk):
         return PlainLooks(batch, self, wanted, self._judges.marks.synced)  # type: ignore[return-value]
 
     def _values_at_once(self, wanted: Sequence[Wanted], replies: Sequence[Any]) -> Any:
-        """Return the values that plain looks have brought, if each is the usual answer; UNUSUAL else."""
+        """Return the values that plain looks have brought, if each is the usual answer; UNUSUAL else.
+
+        As PlainLook.usual, with one look at the marks and at the time for all of them.
+        """
         *raws, clock = replies
         turn, now, seen_of = self._judges.turn_at(clock), self.now_ms(), self._seen.get
         values: list[Any] = []
@@ -191,6 +194,7 @@ class Calls(Bulk):
         return values
 
     def _call_many(self, wanted: Sequence[Wanted]) -> Operation[list[Any]]:
+        """Return what `call_many` returns, whatever is found."""
         looks = yield from self._look_for_all({one.name: one for one in wanted})
         values = []
         stale: list[tuple[Stale, Recipe]] = []

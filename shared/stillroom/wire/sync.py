@@ -476,7 +476,7 @@ class Wire:
             failure = unavailable(error)
             if is_turned_away(failure) and (other := self._await_let_in(deadline)):
                 return other
-            self._wake_one()
+            self._hand_on(None)
             self.server.doubt()
             raise (error if failure is None else self.server.explain(failure)) from None
         except BaseException:
@@ -529,11 +529,11 @@ class Wire:
             busy = f"{len(self._links)} connections are in use"
             raise RedisUnavailable("pool", busy) from None
         finally:
-            with suppress(ValueError):
+            with self._lock, suppress(ValueError):
                 self._waiting.remove(place)
             with suppress(queue.Empty):  # it came too late, or a signal's handler raised
                 late = place.get_nowait()
-                self._wake_one() if late is None else self._give_back(late)
+                self._hand_on(None) if late is None else self._give_back(late)
 
     def _serve(self) -> None:
         """Hand idle connections to those who wait in line."""
@@ -542,26 +542,27 @@ class Wire:
                 link = self._idle.get_nowait()
             except queue.Empty:
                 return
-            try:
-                place = self._waiting.popleft()
-            except IndexError:  # another thread has served them
+            if not self._hand_on(link):  # another thread has served them
                 self._idle.put(link)
-            else:
-                place.put(link)
+
+    def _hand_on(self, link: Link | None) -> bool:
+        """Give the first in line a connection, or None: there is room for one. Return whether anybody waits.
+
+        Whoever leaves the line meanwhile takes the lock too, and finds what they were given.
+        """
+        with self._lock, suppress(IndexError):
+            self._waiting.popleft().put(link)
+            return True
+        return False
 
     def _drop(self, link: Link) -> None:
         self._close(link)
-        self._wake_one()
+        self._hand_on(None)
 
     def _close(self, link: Link) -> None:
         with self._lock:
             self._links.discard(link)
         link.close()
-
-    def _wake_one(self) -> None:
-        """Tell the first in line that there is room for another connection."""
-        with suppress(IndexError):
-            self._waiting.popleft().put(None)
 
     def forget(self) -> None:
         """Close all connections, those in use after their reply: the server has left its cluster."""
