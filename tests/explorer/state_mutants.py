@@ -8,6 +8,7 @@ from typing import Any
 
 from stillroom.abuse import body as abuse_body
 from stillroom.abuse import scan
+from stillroom.limits import asking as limits_asking
 from stillroom.limits import body as limits_body
 from stillroom.limits import settling
 from stillroom.limits.local import LocalLimits
@@ -132,7 +133,7 @@ FLIGHTS: Mutants = {
     "a place that waits to be given back is given up": lambda: replaced(
         Settling, "settle_later", _nothing
     ),
-    "a place is asked for twice": lambda: replaced(limits_body, "Once", list),
+    "a place is asked for twice": lambda: replaced(limits_asking, "Once", list),
 }
 
 

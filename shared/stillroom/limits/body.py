@@ -3,85 +3,48 @@
 All limits of a request are one script (lua/limit_check.lua): all of them are consumed, or none, by the server's
 clock. On a cluster the limits of one subject are in one shard; a request by several subjects may have several, and
 over_shards.py decides about it.
-While Redis is away each limit does what its `away` says: see local.py. What was admitted here is charged in an
-exchange of its own before Redis is asked about that subject again: see settling.py.
+While Redis is away each limit does what its `away` says: see without_redis.py. What was admitted here is charged in
+an exchange of its own before Redis is asked about that subject again: see settling.py.
 """
 
 from __future__ import annotations
 
-import logging
 import random
 import time
-from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
 
 from stillroom.counted import LIMIT
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import (
-    InvalidLimit,
-    RedisRefused,
-    RedisUnavailable,
-    is_in_doubt,
-    is_misconfigured,
-)
-from stillroom.keys import WOULD_DENY, Keys, home_of
+from stillroom.errors import InvalidLimit, RedisUnavailable, is_in_doubt
+from stillroom.keys import WOULD_DENY, Keys
 from stillroom.known_bans import KnownBans
-from stillroom.limits.changes import READ_EVERY_S
-from stillroom.limits.decision import NEVER, OK, PARTS, TOO_MANY, UNAVAILABLE, UNTOLD, Decision
-from stillroom.limits.denials import REMEMBERED_S, Denial, Denials
-from stillroom.limits.flying import Flying
+from stillroom.limits.asking import BANNED, OTHER_WIDTHS, RESERVATION
+from stillroom.limits.decision import OK, TOO_MANY, Decision
+from stillroom.limits.denials import REMEMBERED_S
 from stillroom.limits.limit import Limit, check_cost, check_limits
-from stillroom.limits.local import LocalLimits
 from stillroom.limits.operating import Operating
-from stillroom.limits.over_shards import (
-    BANNED,
-    LOOK,
-    OTHER_WIDTHS,
-    TRY_AGAIN_US,
-    Outcome,
-    OverShards,
-    limits_without_redis,
-    new_id,
-)
-from stillroom.limits.request import QUIET, Request, Requests, Subject
+from stillroom.limits.over_shards import LOOK, Outcome, OverShards, limits_without_redis, new_id
+from stillroom.limits.remembering import Remembering
+from stillroom.limits.request import QUIET, Request, Subject
 from stillroom.limits.reservation import Reservation
-from stillroom.limits.settling import BITE, REFUNDS, Settling, now_us
+from stillroom.limits.settling import BITE, REFUNDS, now_us
 from stillroom.misuse import refuse_other
-from stillroom.oldest import oldest
 from stillroom.operation import Once, Operation, Pause
-from stillroom.replicas import kept
 from stillroom.scripts import limit_check
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import (
-    Breaker,
-    Breakers,
-    Command,
-    Server,
-    StateServer,
-    refusal,
-    reset_after_fork,
-)
-
-log = logging.getLogger("stillroom.limits")
+from stillroom.wire import Breaker, Breakers, Command, Server, StateServer
 
 # A denial is remembered, where what is reserved may be given back, by another process too.
 RESERVED_S = 1.0
 LONGEST_WAIT_S = 3_600.0
-UNREAD_EVERY_S = 30.0  # a user without the right to read changes asks no more often
-
-RESERVATION = "a reservation"  # its name in the error when no replica has it in time
 RESERVED = "what reserve() has returned, or hold() for its block"
-SETTLED_KNOWN = 1_000  # of those before, what Redis said counts
-TOLD_AT_ONCE = 100  # denials from memory, with one flush of the counts
 _US = 1_000_000
 _decision = tuple.__new__
-_one_more = (1).__add__
 
 
-class LimitsBody(Operating, OverShards):
+class LimitsBody(Operating, Remembering, OverShards):
     """The operations. A driver runs them."""
 
     def __init__(
@@ -93,29 +56,8 @@ class LimitsBody(Operating, OverShards):
         stats: Stats,
         bans: KnownBans,
     ) -> None:
-        self.settings = settings
-        self._bans = bans
-        self.stats = stats
-        self._server, self._keys = server, keys
-        self._breaker = breaker
-        self._reservation = keys.reservation
-        self._requests = Requests(settings, keys, stats)
-        self._denials = Denials(settings.limits_memory)
-        self._local = LocalLimits(settings.processes, settings.local_limits, settings.limits_memory)
-        self._settling = Settling(settings, keys, self._requests, self._local, stats)
-        self._changes = self._requests.changes
-        self._flying = Flying()
-        # What Redis has settled, at which cost and when, but for these logs: looked at only once it is away.
-        self._settled_since: deque[tuple[Reservation, int, int, Collection[bytes]]] = deque(
-            maxlen=SETTLED_KNOWN
-        )
-        self._corrected: dict[tuple[str, bytes], None] = {}
+        super().__init__(settings, server, breaker, keys, stats, bans)
         stats.riders += [self._settling.remind, self._riding]
-        reset_after_fork(self._denials)
-        reset_after_fork(self._local)
-        reset_after_fork(self._flying)
-        reset_after_fork(self._settling)
-        reset_after_fork(self._changes)
 
     def check(
         self,
@@ -384,7 +326,7 @@ class LimitsBody(Operating, OverShards):
             self._flying.begin(request, mark)
             request = yield from self._settled(request)
             sent = time.monotonic()
-            unseen, key = self._unseen(request), self._reservation(name, request.home)
+            unseen, key = self._unseen(request), self._keys.reservation(name, request.home)
             reply = yield from self._ask(_taking(request, unseen, key), RESERVATION)
             if reply[0] == OTHER_WIDTHS:
                 request, reply = yield from self._again(request, reply, request.mode, unseen, key)
@@ -500,18 +442,6 @@ class LimitsBody(Operating, OverShards):
         if request.plan.letters and not outcome.errors:
             self._tell_of_shadows(decision)
 
-    def _tell_of_degraded(
-        self, limits: Iterable[Limit], errors: Sequence[RedisUnavailable]
-    ) -> None:
-        """Count and log a decision about these limits without Redis, or without some of its shards."""
-        for error in errors[:1]:
-            self.stats.counts["limit_degraded"] += 1
-            for limit in limits:
-                self._count_named("degraded", limit)
-            self.stats.say("limits", error.reason, f"decided without Redis: {error}")
-        for error in filter(is_misconfigured, errors):
-            self.stats.mistaken(error.reason if error.reason != "breaker" else error.detail)
-
     def _settled(self, request: Request, *, is_look: bool = False) -> Operation[Request]:
         """Return the request once no hit of it is owed to Redis. A look makes no limit known to other processes.
 
@@ -576,233 +506,11 @@ class LimitsBody(Operating, OverShards):
         status = OK if verdict else TOO_MANY
         return _decision(Decision, (limits, status, cost, now_us, told, 0, 0, ""))
 
-    def _stand_in(
-        self, request: Request, error: RedisUnavailable, *, take: bool, id: str = ""
-    ) -> Decision:
-        """Return this process's own decision."""
-        limits, reason, now_us = request.limits, error.reason, self._server.now_us()
-        if take:
-            self._tell_of_degraded(limits, [error])
-        if left_ms := self._banned_ms(request, now_us // 1_000):
-            wait_us = left_ms * 1_000
-            return Decision(
-                limits, TOO_MANY, request.cost, now_us, wait_us=wait_us, degraded=reason
-            )
-        if take:
-            self._settling.was_away(request.home, reason)
-        mistaken = is_misconfigured(error)
-        status, said = self._decide_here(request, take=take, id=id, mistaken=mistaken)
-        wait_us = TRY_AGAIN_US if status == UNAVAILABLE else 0
-        return Decision(
-            *(limits, status, request.cost, now_us, request.folded(said)),
-            wait_us=wait_us,
-            degraded=reason,
-        )
-
-    # Counting
-
-    def _count(self, names: Sequence[str]) -> None:
-        """Count one under each of these names, on every request."""
-        counts = self.stats.counts
-        counts.update(zip(names, map(_one_more, map(counts.__getitem__, names)), strict=False))
-
     def _count_denial(self, decision: Decision) -> None:
         """Count a denial, and one of each limit that denied. A ban counts for no limit."""
         self.stats.counts["limit_denials"] += 1
         for limit in decision.violated:
-            self._count_named("denials", limit)
-
-    def _count_named(self, what: str, limit: Limit) -> None:
-        self.stats.counts[self._named(what, limit)] += 1
-
-    def _named(self, what: str, limit: Limit) -> str:
-        return self.stats.counted_as(LIMIT, what, limit.name)
-
-    def _banned_ms(self, request: Request, now_ms: int) -> int:
-        """Return how long this machine knows the client as banned, in ms; 0 if it does not."""
-        self._bans.look()
-        if not request.bans or not self._bans.until:
-            return 0
-        networks = self._requests.bans_of(request.address, self._bans.widths)
-        return self._bans.left_ms([*request.bans, *networks], now_ms)
-
-    def _decide_here(
-        self, request: Request, *, take: bool, id: str, mistaken: bool
-    ) -> tuple[int, tuple[int, ...]]:
-        """Decide by what this process knows. `mistaken`: the configuration keeps Redis from deciding.
-
-        That does not end by itself as an outage does, and a share of the quota in each process, for as long as it
-        lasts, is more than the quota. So what is strict is refused then.
-        """
-        limits = request.limits
-        if (mistaken or self.settings.limits_strict_503) and any(
-            limit.away == "strict" and not limit.shadow for limit in limits
-        ):
-            return UNAVAILABLE, ()
-        if take:
-            self.stats.remind()
-        for _ in range(len(self._settled_since)):
-            with suppress(IndexError):  # other threads take some
-                self._correct(*self._settled_since.popleft())
-        return self._local.decide(
-            *(request.logs, request.counted, request.cost, now_us()),
-            take=take,
-            id=id,
-            flying=self._flying.hits(request.logs, but=id),
-            known=request.known_as,
-        )
-
-    def _correct(
-        self, reservation: Reservation, cost: int, sent_ns: int, own: Collection[bytes]
-    ) -> None:
-        """Correct what Redis said of these logs before it has settled a reservation.
-
-        Redis settles it once. Of two calls that may both not know what became of that, the first counts. In its
-        `own` logs this process has counted the hits itself, beside what Redis said, and has taken them off there.
-        """
-        names, known_as = self._known_as(reservation), []
-        for key, limit in zip(reservation.keys, reservation.counted, strict=True):
-            if key not in own and (reservation.id, key) not in self._corrected:
-                self._corrected[reservation.id, key] = None
-                known_as.append((names[key], limit))
-        for one in oldest(self._corrected, max(0, len(self._corrected) - SETTLED_KNOWN)):
-            self._corrected.pop(one, None)
-        more = cost - reservation.decision.cost
-        self._local.correct(known_as, more, sent_ns // 1_000, reservation.at_us)
-
-    def _known_as(self, reservation: Reservation) -> Mapping[bytes, bytes]:
-        """Return by log the name under which this process remembers what Redis said of it."""
-        pairs = zip(reservation.keys, reservation.counted, strict=True)
-        return {key: self._requests.known_as(key, limit) for key, limit in pairs}
-
-    # Denials that are remembered
-
-    def _remembered(self, request: Request) -> Decision | None:
-        """Return the denial of this check, if one that is remembered answers it. Then both are counted."""
-        now = time.monotonic()
-        limits, keys, cost = request.limits, request.keys, request.cost
-        denial = self._denials.find(request.bans, keys, limits, cost, now)
-        if denial is None:
-            return None
-        if request.mode != QUIET:
-            denial.unseen += 1
-        self._count((*request.plan.counted_as, *denial.counted_as))
-        before, age_us = denial.decision, int((now - denial.at) * _US)
-        said = before.said
-        if said and (denial.keys != keys or before.limits != limits):
-            said = _said_of(denial, request)
-        about = (limits, TOO_MANY, cost, before.now_us, said, age_us, before.wait_us, "")
-        return _decision(Decision, about)
-
-    def _remember(self, request: Request, decision: Decision, longest: float, sent: float) -> None:
-        """Remember a denial from when it was asked for: its reply may have been on its way for long."""
-        if decision.banned:
-            key, limit, wait_us = request.bans[0], None, float(decision.wait_us)
-        else:
-            # A request in flight may be over at any moment, and a limit in shadow denies nobody.
-            waits = [
-                0.0 if limit.in_flight or limit.shadow else _long(wait_us)
-                for limit, wait_us in zip(decision.limits, decision.said[2::PARTS], strict=True)
-            ]
-            number = waits.index(max(waits))
-            key, limit, wait_us = request.keys[number], decision.limits[number], waits[number]
-        until = sent + min(wait_us / _US, longest)
-        if until > time.monotonic():
-            counted = ["limit_denials", "limit_cached"]
-            if limit is not None:
-                counted += [self._named("denials", limit), self._named("cached", limit)]
-            self._denials.add(key, Denial(decision, request, limit, sent, until, counted))
-
-    def _riding(self) -> list[Command]:
-        """Return the events of denials from memory, of clients that did not come again. No script: see Repair."""
-        if not self._denials.found:
-            return []
-        told = self._denials.take_over(time.monotonic(), TOLD_AT_ONCE)
-        return [_telling(request, self._keys, key, count) for request, key, count in told]
-
-    # Asking
-
-    def _ask(self, command: Command, kept_as: str = "") -> Operation[Any]:
-        """Return the reply. Counts that are due are sent behind. `kept_as`: see stillroom/replicas.py."""
-        return (yield from self._ask_first([command], kept_as))[0]
-
-    def _ask_all(self, commands: Sequence[Command], kept_as: str = "") -> Operation[list[Any]]:
-        """Return the reply of each shard, or its error. See _ask."""
-        try:
-            replies = yield from self._ask_first(commands, kept_as, is_one=False)
-        except RedisUnavailable as error:
-            return [error] * len(commands)
-        return [refusal([one]) if isinstance(one, Exception) else one for one in replies]
-
-    def _ask_first(
-        self, commands: Sequence[Command], kept_as: str, *, is_one: bool = True
-    ) -> Operation[Sequence[Any]]:
-        """Return the replies to these commands. `is_one`: an error of the first is raised."""
-        now = time.monotonic()
-        reading: list[Command] = []
-        if now > self._changes.due:
-            self._changes.due = now + READ_EVERY_S
-            reading = [(b"HGETALL", self._keys.limit_changes)]
-        flush = self.stats.flush(self._server.now_ms()) if now > self.stats.due else []
-        batch = Once([*commands, *reading, *flush])
-        if not is_one:
-            rest = len(reading) + len(flush)
-            batch.parts = [*[(1, True)] * len(commands), *([(rest, True)] if rest else [])]
-        try:
-            replies: Sequence[Any]
-            if kept_as:
-                replies = yield from kept(batch, self.settings.replicas, self.stats, kept_as)
-            else:
-                replies = yield batch
-        except RedisRefused as refused:
-            # A server that is full refuses to count, not to decide.
-            replies = refused.replies or [refused]
-            if len(replies) != len(batch) or (is_one and isinstance(replies[0], Exception)):
-                raise
-        if reading:
-            self._learn_changes(replies[len(commands)])
-        return replies[: len(commands)]
-
-    def _reading_changes(self) -> Operation[None]:
-        """Read the changes, which are due: a client denied from memory makes no check that carries them."""
-        if self._breaker.is_open:
-            return
-        self._changes.due = time.monotonic() + READ_EVERY_S
-        try:
-            (reply,) = yield [(b"HGETALL", self._keys.limit_changes)]
-        except RedisUnavailable as error:
-            reply = error
-        self._learn_changes(reply)
-
-    def _learn_changes(self, reply: Any) -> None:
-        """Learn the operators' changes, which hold from the next request on."""
-        if isinstance(reply, Exception):
-            self._changes.due += UNREAD_EVERY_S
-            self.stats.say("limits", "changes", f"what operators changed can't be read: {reply}")
-        elif self._changes.learn(reply, self._server.now_ms() / 1000, time.monotonic()):
-            self._denials.reset()
-            changed = ", ".join(map(str, self._changes.found)) or "none"
-            log.info("limits that are changed for now: %s", changed)
-
-    def _again(
-        self,
-        request: Request,
-        reply: list[Any],
-        mode: bytes,
-        unseen: bytes = b"",
-        reservation: bytes = b"",
-    ) -> Operation[tuple[Request, list[int]]]:
-        """Ask again with the current widths of banned networks, as often as new ones are made meanwhile."""
-        while reply[0] == OTHER_WIDTHS:
-            self._requests.learn_widths(reply[2], request.home)
-            request = self._requests.again(request)
-            words = request.words(mode, unseen, reservation)
-            reply = yield from self._ask(limit_check.run(words), RESERVATION if reservation else "")
-        return request, reply
-
-    def _unseen(self, request: Request) -> bytes:
-        denials = self._denials
-        return b"" if denials.has_none_of(request.keys) else denials.take_unseen(request.keys)
+            self.stats.counts[self.stats.counted_as(LIMIT, "denials", limit.name)] += 1
 
 
 def _taking(request: Request, unseen: bytes, reservation: bytes = b"") -> Command:
@@ -824,34 +532,9 @@ def _holds(request: Request) -> InvalidLimit:
     )
 
 
-def _telling(request: Request, keys: Keys, key: bytes, count: int) -> Command:
-    """Return the event of that many denials by one limit, as lua/limit_check.lua writes it."""
-    *_, name = key.split(b":")
-    about = (b"kind", b"denied", b"n", b"%d" % count, b"limit", name)
-    kinds = key.partition(b"{rl:")[2].partition(b":")[0].split(b"&")
-    tells_too_much = request.fields[:1] == (b"ip",) and b"ip" not in kinds
-    fields = request.fields[2:] if tells_too_much else request.fields
-    kept = b"%d" % keys.events_kept
-    return (b"XADD", keys.abuse_at(home_of(key)), b"MAXLEN", b"~", kept, b"*", *about, *fields)
-
-
-def _said_of(denial: Denial, request: Request) -> tuple[int, ...]:
-    """Return what is remembered of the limit that denied; the other limits may count another subject."""
-    said: list[int] = []
-    for key, limit in zip(request.keys, request.limits, strict=True):
-        found = key in denial.keys and limit == denial.limit
-        place = PARTS * denial.keys.index(key) if found else 0
-        said += denial.decision.said[place : place + PARTS] if found else UNTOLD
-    return tuple(said)
-
-
 def _with_markers(keys: Iterable[bytes]) -> list[bytes]:
     """Return the logs and their markers."""
     found: list[bytes] = []
     for key in keys:
         found += (key, key + b"!near", key + b"!born", key[: key.rindex(b":") + 1] + b"!denied")
     return found
-
-
-def _long(wait_us: int) -> float:
-    return float("inf") if wait_us == NEVER else float(wait_us)

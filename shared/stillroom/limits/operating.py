@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidLimit, did_you_mean
-from stillroom.keys import Keys
+from stillroom.limits.asking import Asking
 from stillroom.limits.changes import (
     LONGEST_S,
     MOST,
@@ -17,14 +17,10 @@ from stillroom.limits.changes import (
 from stillroom.misuse import refuse_other
 from stillroom.operation import Once, Operation
 from stillroom.scripts import limit_change
-from stillroom.wire import Server, StateServer
 
 
-class Operating:
+class Operating(Asking):
     """The operations. A driver runs them. They raise RedisUnavailable while Redis is away."""
-
-    _keys: Keys
-    _server: Server | StateServer
 
     def change(
         self, name: str, quota: int, window: int, seconds: Duration, by: str = ""

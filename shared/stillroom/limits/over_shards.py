@@ -7,7 +7,7 @@ admitted. While a later shard is asked, a request that it denies is counted by t
 round trip takes, and may have another request denied there. Asked at the same time, two shards of the same quota
 would each admit other requests of a crowd, and fewer than the quota would get through.
 
-A shard that does not answer is decided for by this process (local.py), as all of it is where there is one server.
+Where a shard does not answer, this process decides for it (without_redis.py), as it does where there is one server.
 Nothing here compares the times of two shards, which are the clocks of two nodes.
 """
 
@@ -18,21 +18,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stillroom.errors import RedisUnavailable, is_misconfigured
+from stillroom.limits.asking import BANNED, OTHER_WIDTHS
 from stillroom.limits.decision import OK, PARTS, TOO_MANY, UNAVAILABLE, UNTOLD, Decision
 from stillroom.limits.limit import Limit
-from stillroom.limits.local import LocalLimits
-from stillroom.limits.request import WINDOWS, Request, Requests
+from stillroom.limits.request import WINDOWS, Request
 from stillroom.limits.reservation import Reservation
-from stillroom.limits.settling import Settling
+from stillroom.limits.without_redis import TRY_AGAIN_US, WithoutRedis
 from stillroom.operation import Operation
 from stillroom.scripts import limit_check
 from stillroom.wire import Command
 
 LOOK = b"look"
 HELD_MS = 2_000  # a check that is denied elsewhere is given back within this time
-# The first element of limit_check's reply; else it is 1 admitted, 0 denied.
-BANNED, OTHER_WIDTHS = -1, -2
-TRY_AGAIN_US = 1_000_000  # Redis is looked for about this often
 
 
 class Verdict(NamedTuple):
@@ -57,15 +54,8 @@ class Outcome(NamedTuple):
     errors: Sequence[RedisUnavailable]
 
 
-class OverShards:
-    """The operations. LimitsBody has the rest."""
-
-    _requests: Requests
-    _settling: Settling
-    _local: LocalLimits
-    _server: Any
-    _reservation: Any
-    _denials: Any
+class OverShards(WithoutRedis):
+    """Decide over several shards. LimitsBody has the rest."""
 
     def _over(
         self,
@@ -149,10 +139,7 @@ class OverShards:
         if not held_ms:
             return limit_check.run(part.words(mode, unseen))
         part = part._replace(plan=part.plan._replace(longest_ms=held_ms))
-        return limit_check.run(part.words(mode, unseen, self._reservation(id, part.home)))
-
-    def _ask_all(self, commands: Sequence[Command], kept_as: str = "") -> Operation[list[Any]]:
-        raise NotImplementedError
+        return limit_check.run(part.words(mode, unseen, self._keys.reservation(id, part.home)))
 
     # Where a shard does not answer
 
@@ -165,14 +152,6 @@ class OverShards:
         mistaken = is_misconfigured(error)
         status, said = self._decide_here(part, take=take, id=id, mistaken=mistaken)
         return one._replace(status=status, said=said, took=one.took or (take and status == OK))
-
-    def _banned_ms(self, request: Request, now_ms: int) -> int:
-        raise NotImplementedError
-
-    def _decide_here(
-        self, request: Request, *, take: bool, id: str, mistaken: bool
-    ) -> tuple[int, tuple[int, ...]]:
-        raise NotImplementedError
 
     # Giving back
 
