@@ -30,6 +30,7 @@ from stillroom.cache.memo import LIMIT as MEMO_LIMIT
 from stillroom.cache.ordering import ORDERS_LIMIT, TRIES_LIMIT
 from stillroom.dead_letters import KEPT_S, LETTERS_LIMIT
 from stillroom.dispatch import REFRESH_MANY_TASK, REFRESH_TASK, RefreshOrder, RefreshOrders
+from stillroom.environment import SECRETS
 from stillroom.health import advice, metrics
 from stillroom.health.findings import OTHERS
 from stillroom.health.report import Report
@@ -40,7 +41,7 @@ from stillroom.limits.limit import QUOTA_LIMIT, WINDOW_LIMIT
 from stillroom.limits.log import SLICES
 from stillroom.locks.body import WAITERS
 from stillroom.setting_types import PEPPER_LEAST
-from stillroom.settings import SECRETS, environment_names
+from stillroom.settings import environment_names
 from stillroom_workers import app as celery
 from stillroom_workers.schedule import SCHEDULE
 

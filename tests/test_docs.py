@@ -18,7 +18,8 @@ from typer.main import get_command
 import stillroom
 from stillroom import Settings, Stillroom
 from stillroom.cli import app
-from stillroom.settings import SECRETS, environment_names
+from stillroom.environment import SECRETS
+from stillroom.settings import environment_names
 from tests.specification import sentences
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
-from stillroom.settings import SECRETS, URLS, Settings, environment_names
+from stillroom.environment import SECRETS
+from stillroom.settings import URLS, Settings, environment_names
 from stillroom.urls import redact
 
 HIDDEN = "***"

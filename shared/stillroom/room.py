@@ -32,6 +32,7 @@ from stillroom.cache.around import checked
 from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.durations import Duration
+from stillroom.environment import meant_setting
 from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable, UnknownSetting
 from stillroom.events import Event, Observer, Watch, hook_to, watch_drivers
 from stillroom.face import Service
@@ -56,7 +57,7 @@ from stillroom.probes import health_on, state_keys, wires_of_cache
 from stillroom.rehearsal import of_cache, of_state, rehearsal
 from stillroom.sessions import AsyncSessions, SessionEvent, Sessions, SessionsBody
 from stillroom.setting_types import text_of_url
-from stillroom.settings import Settings, meant_setting, shown_url
+from stillroom.settings import Settings, shown_url
 from stillroom.stats import Stats
 from stillroom.upkeep import MOVED, AsyncUpkeep, Upkeep
 from stillroom.wire import (

@@ -8,12 +8,8 @@ The docstring below a setting is what the reference says of it.
 
 from __future__ import annotations
 
-import difflib
-import errno
 import os
-import re
-import stat
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, get_args
 from urllib.parse import urlsplit
 
@@ -30,9 +26,9 @@ from pydantic import (
 
 from stillroom.address import is_sentinel
 from stillroom.edges import networks_of
+from stillroom.environment import PREFIX, SECRETS, read_environment, unknown_setting
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.place import is_same_place
-from stillroom.readable import watch
 from stillroom.setting_types import (
     UNIX,
     BrokerOrNone,
@@ -53,17 +49,9 @@ from stillroom.setting_types import (
 )
 from stillroom.urls import check_node, for_broker, redact
 
-PREFIX = "STILLROOM_"
 URLS = ("_url", "_backend")  # how a setting's name ends that may hold a password in the middle
 ROLES = ("state", "cache")  # of servers
 LOOPBACK = ("127.0.0.0/8", "::1/128")
-SECRET_LIMIT = 64 * 1024  # bytes of a file
-PIPE_WITHIN_MS = 5_000
-
-
-# Kubernetes sets SERVICE and PORT in every pod for a Service that is called stillroom.
-# IMAGE is for stack.yml: it is in the shell that deploys, where commands run too.
-_NO_SETTING = re.compile(r"STILLROOM_((SERVICE|PORT)_?|IMAGE$)")
 
 
 class Settings(BaseModel):
@@ -314,7 +302,7 @@ class Settings(BaseModel):
 
     def __init__(self, **values: Any) -> None:
         try:
-            super().__init__(**_of_environment(but=values), **values)
+            super().__init__(**read_environment(environment_names(), but=values), **values)
         except ValidationError as error:
             raise SettingsError(_explain(error)) from None
         self._in_code = frozenset(values)
@@ -493,114 +481,10 @@ class Settings(BaseModel):
             yield name, redact(value) if is_url else value
 
 
-# Settings that may come from a file: setting → its name in the environment, to which `_FILE` is added.
-SECRETS = {
-    "redis_password": "REDIS_PASSWORD",
-    "sentinel_password": "STILLROOM_SENTINEL_PASSWORD",
-    "session_peppers": "STILLROOM_SESSION_PEPPERS",
-    "health_token": "STILLROOM_HEALTH_TOKEN",
-    "webhook_url": "STILLROOM_WEBHOOK_URL",
-    "webhook_secret": "STILLROOM_WEBHOOK_SECRET",
-}
-
-
-def _of_environment(but: Container[str]) -> dict[str, str]:
-    """Return what the environment says, by field, without the settings that code gives by either name."""
-    _refuse_unknown(os.environ)
-    environment = {name.upper(): value for name, value in os.environ.items()}
-    said = {}
-    for field, name in environment_names().items():
-        if field in but or name in but:
-            continue
-        value = _secret(name, environment) if field in SECRETS else environment.get(name)
-        if value is not None:
-            said[field] = value
-    return said
-
-
-def _secret(name: str, environment: Mapping[str, str]) -> str | None:
-    """Return a secret from its variable or its file, without the line break behind it.
-
-    A shell that reads a `.env` file from Windows leaves the half of one. A variable that is set to nothing is not
-    set.
-    """
-    value = environment.get(name, "").rstrip("\r\n") or None
-    path = environment.get(f"{name}_FILE")
-    if not path:
-        return value
-    if value is not None:
-        raise SettingsError(f"{name} and {name}_FILE are both set; keep one")
-    try:
-        secret = _secret_in(path).rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise SettingsError(f"{name}_FILE: {path}: {why}") from None
-    if not secret.strip():
-        raise SettingsError(f"{name}_FILE: {path}: it is empty")
-    return secret
-
-
-def _secret_in(path: str) -> str:
-    """Read a file, or a pipe as a shell's `<(pass redis)`. One that nobody writes to would hold up the start."""
-    with open(path, "rb", opener=_open_at_once) as file:
-        is_plain = stat.S_ISREG(os.fstat(file.fileno()).st_mode)  # for which epoll cannot wait
-        if not is_plain and not watch(file)(PIPE_WITHIN_MS):
-            raise OSError(errno.ETIMEDOUT, "nobody writes to this pipe")
-        os.set_blocking(file.fileno(), True)
-        secret = file.read(SECRET_LIMIT + 1)
-    if len(secret) > SECRET_LIMIT:
-        raise OSError(errno.EFBIG, f"it has more than {SECRET_LIMIT:,} bytes")
-    return secret.decode("utf-8-sig")  # some editors begin a text with a mark
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-# What redis-py, Django, Flask and other caches call it → the setting.
-ELSEWHERE = {
-    **dict.fromkeys(
-        ("host", "port", "db", "username", "url", "uri", "location", "server"), "redis_url"
-    ),
-    **dict.fromkeys(("prefix", "key_prefix", "keyprefix"), "namespace"),
-    **dict.fromkeys(("timeout", "default_timeout", "default_ttl", "expire", "expires"), "ttl"),
-    **dict.fromkeys(("secret", "secret_key", "salt"), "session_peppers"),
-    "socket_timeout": "command_timeout",
-    "socket_connect_timeout": "connect_timeout",
-    "max_connections": "pool_size",
-    "sentinels": "redis_url",
-}
-
-
 def environment_names() -> dict[str, str]:
     """Return the name of each setting in the environment."""
     fields = Settings.model_fields
     return {name: field.alias or f"{PREFIX}{name.upper()}" for name, field in fields.items()}
-
-
-def _refuse_unknown(environment: Mapping[str, str]) -> None:
-    known = {*environment_names().values(), *(f"{name}_FILE" for name in SECRETS.values())}
-    given = [n for n in environment if n.upper().startswith(PREFIX) and not _NO_SETTING.match(n)]
-    unknown = sorted(name for name in given if name.upper() not in known)
-    if unknown:
-        raise SettingsError("\n".join(_unknown(name, known) for name in unknown))
-
-
-def _unknown(name: str, known: Iterable[str]) -> str:
-    return f"{name} is not a setting{meant_setting(name, known)}"
-
-
-def meant_setting(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean …?`, or nothing. `known`: the names as they are written where this one was.
-
-    They are compared without the prefix, which some names lack, as REDIS_URL does. A name of another library's is
-    no slip of the pen: `host` is like `otel`, and means the URL.
-    """
-    whole = {one.upper().removeprefix(PREFIX): one for one in known}
-    given = name.upper().removeprefix(PREFIX)
-    meant = ELSEWHERE.get(given.lower(), "").upper()
-    near = [meant] if meant in whole else difflib.get_close_matches(given, whole, n=1)
-    return f"; did you mean {whole[near[0]]}?" if near else ""
 
 
 def _explain(error: ValidationError) -> str:
@@ -612,7 +496,7 @@ def _explain(error: ValidationError) -> str:
 def _explain_one(detail: Any, fields: Mapping[str, str], names: Mapping[str, str]) -> str:
     where = str(detail["loc"][0]) if detail["loc"] else ""
     if detail["type"] == "extra_forbidden":
-        return _unknown(where, names)
+        return unknown_setting(where, names)
     message = str(detail["msg"]).removeprefix("Value error, ")
     if not where:
         return message

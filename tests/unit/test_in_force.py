@@ -13,8 +13,9 @@ from pydantic import SecretStr
 
 from stillroom import Settings
 from stillroom.cli.version import versions
+from stillroom.environment import SECRETS
 from stillroom.in_force import HIDDEN, InForce, in_force
-from stillroom.settings import SECRETS, URLS, environment_names
+from stillroom.settings import URLS, environment_names
 
 STILLROOM = str(Path(sys.executable).with_name("stillroom"))
 CANARY = "canary-7f3a-" + "x" * 32

@@ -12,7 +12,8 @@ import pytest
 from pydantic import AmqpDsn, BaseModel, HttpUrl, RedisDsn, SecretStr
 
 from stillroom import NoDispatch, Settings, SettingsError, Stillroom, StillroomError
-from stillroom.settings import SECRETS, environment_names
+from stillroom.environment import SECRETS
+from stillroom.settings import environment_names
 from stillroom.urls import redact
 
 
@@ -385,7 +386,7 @@ class TestSecrets:
         assert Settings().password == "canary"
         os.close(read)
         os.mkfifo(tmp_path / "fifo")
-        monkeypatch.setattr("stillroom.settings.PIPE_WITHIN_MS", 10)
+        monkeypatch.setattr("stillroom.environment.PIPE_WITHIN_MS", 10)
         for path, why in ((tmp_path / "fifo", "nobody writes"), (tmp_path, "Is a directory")):
             monkeypatch.setenv("REDIS_PASSWORD_FILE", str(path))
             with pytest.raises(SettingsError, match=f"REDIS_PASSWORD_FILE: {path}: {why}"):
