@@ -35,8 +35,9 @@ from stillroom.web.flask_limits import LimitExceeded, StillroomLimits, exempt, l
 from stillroom.web.headers import varies
 from stillroom.web.placing import checked_cookie, checked_room, checked_view
 from stillroom.web.problem import Answer, failed
-from stillroom.web.request_session import Change, Login, RequestSession, WebSession
+from stillroom.web.request_session import Login, RequestSession, WebSession
 from stillroom.web.session_cookie import SessionCookie
+from stillroom.web.session_data import Change
 from stillroom.web.wsgi import ALONG
 from stillroom.within import note_within
 

@@ -1,7 +1,8 @@
 """The session as one request sees it: read when it is looked at, written once, when the response begins.
 
-`RequestSession` is what all faces share: what the request has done to the session, and the operations that read
-and write it. Nothing is read for a request that does not look, nothing written for one that changes nothing.
+`RequestSession` is what all faces share: who is logged in, and the operations that read and write the session.
+What a request has done to the data is in session_data.py. Nothing is read for a request that does not look,
+nothing written for one that changes nothing.
 
 A cookie goes out only where the browser has to keep another one: a session begins, gets a new token, or ends. That
 it was seen is the server's business: the cookie's age is the session's end in any case.
@@ -11,12 +12,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
-    InvalidArgument,
     SessionConflict,
     SessionEnded,
     SessionNotFresh,
@@ -26,23 +26,20 @@ from stillroom.errors import (
     SessionUnreadable,
     StillroomError,
 )
-from stillroom.marked import FIXED
-from stillroom.misuse import explained, refuse_awaited
+from stillroom.misuse import explained
 from stillroom.operation import AsyncDriver, Driver, Operation
 from stillroom.sessions import (
     Session,
     SessionsBody,
-    decoded_value,
     encoded_user,
-    encoded_value,
     legible,
     not_fresh,
     steady_us,
 )
 from stillroom.web.agent import device_of
 from stillroom.web.fields import field_of, to_data, to_fields
-from stillroom.web.merge import GONE, merged_keys
 from stillroom.web.session_cookie import SessionCookie
+from stillroom.web.session_data import SessionData
 
 log = logging.getLogger("stillroom.web")
 
@@ -53,8 +50,6 @@ CLEARS_WITHIN_S = 2.0  # a slower response might meet a login that never knew th
 # The names of the attributes that sessions of this process had so far: see _judge_attributes.
 _judged: set[str] = set()
 
-Change = Callable[[dict[str, Any]], Any]
-
 
 class Login(NamedTuple):
     """Whose the session shall be, and what `create` is told besides."""
@@ -63,22 +58,7 @@ class Login(NamedTuple):
     options: Mapping[str, Any]
 
 
-class Done(NamedTuple):
-    """Hold what a request did to the data: the keys it looked at as they were, and its changes as it left them."""
-
-    base: Mapping[str, Any]
-    ours: Mapping[str, Any]
-
-    def onto(self, data: dict[str, Any]) -> None:
-        """Do the same to this data."""
-        for key, value in merged_keys(self.base, self.ours, data).items():
-            if value is GONE:
-                data.pop(key, None)
-            else:
-                data[key] = value
-
-
-class RequestSession(MutableMapping[str, Any]):
+class RequestSession(SessionData):
     """A mapping of str to values, and who is logged in.
 
     Values are JSON, and tuples, sets, bytes, dates and times, Decimal, UUID and safe HTML, which keep their type.
@@ -110,10 +90,9 @@ class RequestSession(MutableMapping[str, Any]):
         self._token = token
         self._request = request
         self._is_asked = token is None  # whether the session was read
-        self._changed: set[str] = set()
-        self._gone: set[str] = set()
-        # The values that were read and can be changed in place, as JSON; None: the key was not there.
-        self._seen: dict[str, bytes | None] = {}
+        self._changed = set()
+        self._gone = set()
+        self._seen = {}
 
     # The cookie of the framework (Flask, Django) that took over a session which was read along with the limits.
     taken_by: SessionCookie | None = None
@@ -122,7 +101,6 @@ class RequestSession(MutableMapping[str, Any]):
 
     # What most requests leave as it is.
     _found: Session[Any] | None = None
-    _data: dict[str, Any] | None = None  # None: not looked at
     _login: Login | None = None
     _is_renewed = False
     _is_confirmed = False
@@ -132,9 +110,6 @@ class RequestSession(MutableMapping[str, Any]):
     _touches = True  # whether to look at it keeps it alive
     # The keys whose values are not worth an error where the session was over before they were written.
     _may_be_lost: frozenset[str] = frozenset()
-    # The changes before each `mutate`, and the change itself.
-    _earlier: tuple[tuple[Done, Change], ...] = ()
-    _mutated: frozenset[str] = frozenset()  # the keys that these changed
     _looked_at = 0.0  # time.monotonic(), where the cookie opened nothing
     _asked_us: int | None = None  # when it was read, by this machine's steady clock
 
@@ -239,100 +214,6 @@ class RequestSession(MutableMapping[str, Any]):
                 SessionNotFresh(seconds, None) if found is None else not_fresh(found, seconds)
             )
             raise self.failure
-
-    def mutate(self, change: Change) -> None:
-        """Change the data by a function that is called again where another request has written meanwhile.
-
-        `change(data)` changes the dict it is given, or returns another one. It is called now, and the session shows
-        what it did; when the session is written and somebody else was first, it is called with theirs. So a counter
-        that two requests add to counts both. Raises InvalidArgument for a coroutine function.
-        """
-        if not callable(change):
-            raise InvalidArgument(f"mutate({change!r:.100}): a function that is given the data")
-        refuse_awaited("mutate", change)
-        data = self._look()
-        self._change()
-        before = {key: encoded_value(key, value) for key, value in data.items()}
-        after = _changed_by(change, {key: decoded_value(text) for key, text in before.items()})
-        done = self._done()
-        self._earlier += ((Done(done.base, _copied(done.ours)), change),)
-        changed = {
-            key for key, value in after.items() if before.get(key) != encoded_value(key, value)
-        }
-        self._mutated |= changed | (data.keys() - after.keys()) | self._changed | self._gone
-        self._mutated |= self._altered()
-        data.clear()
-        data.update(after)
-        self._changed, self._gone = set(), set()
-        self._seen = {
-            key: encoded_value(key, data[key]) for key in data if not _is_fixed(data[key])
-        }
-
-    def __getitem__(self, key: str) -> Any:
-        data = self._look()
-        try:
-            value = data[key]
-        except KeyError:
-            self._seen.setdefault(key, None)
-            raise
-        if type(value) not in FIXED and key not in self._seen and key not in self._changed:
-            self._seen[key] = encoded_value(key, value)
-        return value
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        field_of(key)
-        data = self._look()
-        self._change()
-        data[key] = value
-        self._changed.add(key)
-        self._gone.discard(key)
-
-    def __delitem__(self, key: str) -> None:
-        data = self._look()
-        self._change()
-        del data[key]
-        self._changed.discard(key)
-        self._gone.add(key)
-
-    def popitem(self) -> tuple[str, Any]:
-        """Remove the key that came last, as a dict does."""
-        if not (data := self._look()):
-            raise KeyError("the session is empty")
-        key = next(reversed(data))
-        return key, self.pop(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(list(self._look()))
-
-    def __len__(self) -> int:
-        return len(self._look())
-
-    # What a dict can do besides.
-
-    def copy(self) -> dict[str, Any]:
-        """Return the data as a dict of its own."""
-        return dict(self)
-
-    def __or__(self, other: Any) -> Any:
-        return self.copy() | dict(other)
-
-    def __ror__(self, other: Any) -> Any:
-        return other | self.copy()
-
-    def __ior__(self, other: Any) -> Self:
-        self.update(other)
-        return self
-
-    def __reversed__(self) -> Iterator[str]:
-        return reversed(self.copy())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle the data alone."""
-        return dict, (self.copy(),)
-
-    def __repr__(self) -> str:
-        state = "not looked at" if self._data is None else f"{len(self._data)} keys"
-        return f"<{type(self).__name__}: {state}>"
 
     # The middleware's view
 
@@ -597,28 +478,13 @@ class RequestSession(MutableMapping[str, Any]):
             keys, data, version = yield from self._merging()
         raise SessionConflict(version)
 
-    def _merges(self, keys: set[str]) -> bool:
-        """Return whether this request's changes to these keys can be merged into those of another request."""
-        data = self._data or {}
-        known = self._seen.keys() & keys
-        return bool(self._mutated) or any(
-            self._seen[key] is not None or not _is_fixed(data.get(key)) for key in known
-        )
-
     def _merging(self) -> Operation[tuple[set[str], dict[str, Any], int]]:
         """Return (keys to write, the data to write, its version): this request's changes, on the newest data."""
         assert self._token is not None
         theirs = yield from self._body.get(self._token, touch=False)
         if theirs is None:
             raise SessionEnded("missing")
-        data = to_data(theirs.data)
-        before = {key: encoded_value(key, value) for key, value in data.items()}
-        for done, change in self._earlier:
-            done.onto(data)
-            data = _changed_by(change, data)
-        self._done().onto(data)
-        after = {key: encoded_value(key, value) for key, value in data.items()}
-        keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+        keys, data = self._redone_on(to_data(theirs.data))
         return keys, data, theirs.version
 
     def _renewing(self) -> Operation[str]:
@@ -649,52 +515,11 @@ class RequestSession(MutableMapping[str, Any]):
 
     # Small things
 
-    def _look(self) -> dict[str, Any]:
-        raise NotImplementedError
-
     def _change(self) -> None:
         if self._is_written:
             raise SessionTooLate(
                 "the response has begun: change the session before it, or in a request of its own"
             )
-
-    def _empty(self) -> None:
-        data = self._look()
-        self._gone |= data.keys()
-        self._changed.clear()
-        data.clear()
-
-    def _done(self) -> Done:
-        """Return the changes since the last `mutate`, or since the read."""
-        data = self._data or {}
-        base = {
-            key: GONE if text is None else decoded_value(text) for key, text in self._seen.items()
-        }
-        ours = {key: data.get(key, GONE) for key in self._changed | self._gone | self._altered()}
-        return Done(base, ours)
-
-    def _remember(self) -> None:
-        """Remember the lists and dicts as they were written: see is_lost."""
-        data = self._data or {}
-        kept = [key for key in self._changed | self._seen.keys() if key in data]
-        self._seen = {
-            key: encoded_value(key, data[key]) for key in kept if not _is_fixed(data[key])
-        }
-        self._changed = set()
-
-    def _altered(self) -> set[str]:
-        """Return the lists and dicts that were changed in place."""
-        if not self._seen:
-            return set()
-        data = self._data or {}
-        return {
-            key
-            for key, before in self._seen.items()
-            if before is not None
-            and key in data
-            and key not in self._changed
-            and encoded_value(key, data[key]) != before
-        }
 
 
 class WebSession(RequestSession):
@@ -765,20 +590,3 @@ class AsyncWebSession(RequestSession):
 def tell_of_unreadable(error: SessionUnreadable) -> None:
     """Log that a request goes on as if its session had ended: its visitor could do nothing about it."""
     log.error("a session can't be read, and is taken for one that has ended: %s", error)
-
-
-def _is_fixed(value: Any) -> bool:
-    return type(value) in FIXED
-
-
-def _changed_by(change: Change, data: dict[str, Any]) -> dict[str, Any]:
-    """Return the data after the change, which may be another dict."""
-    result = change(data)
-    return data if result is None else dict(result)
-
-
-def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: value if value is GONE else decoded_value(encoded_value(key, value))
-        for key, value in values.items()
-    }

@@ -30,7 +30,6 @@ from stillroom.sessions import (
     SessionsBody,
     decoded,
     decoded_value,
-    encoded_value,
     legible,
 )
 from stillroom.sessions.token import is_token
@@ -44,6 +43,7 @@ from stillroom.web.request_session import (
     RequestSession,
     tell_of_unreadable,
 )
+from stillroom.web.session_data import differing, encoded_values
 
 T = TypeVar("T")
 
@@ -239,7 +239,7 @@ class SessionStore(SessionBase):
         named = _named(data)
         fields, user, options = to_fields(named, named), _user_of(data), self._options(data)
         if options["idle"] <= 0:  # it is over before it began
-            self._before = _encoded(named)
+            self._before = encoded_values(named)
             return
         if user is not None:
             made = _run(self._logging_in(self._dead, user, fields, options))
@@ -251,8 +251,7 @@ class SessionStore(SessionBase):
 
     def _update(self, data: Mapping[Any, Any]) -> None:
         named = _named(data)
-        before, after = self._known(), _encoded(named)
-        keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+        keys = differing(self._known(), encoded_values(named))
         if self._logs_in_by(data):
             self._log_in_anew(data, named)
         elif self._has_other_user(data) or (EXPIRY in keys and not self._lives_as_long(data)):
@@ -288,7 +287,7 @@ class SessionStore(SessionBase):
                 keys, version = set(merged), theirs.version
                 data = {k: v for k, v in (data | merged).items() if v is not GONE}
             else:
-                self._before = _encoded(data)
+                self._before = encoded_values(data)
                 if data is not given:
                     self._show(data)
                 return
@@ -330,7 +329,7 @@ class SessionStore(SessionBase):
 
     def _began(self, made: Session[Any], data: Mapping[str, Any]) -> None:
         self._found, self._session_key, self._version = made, made.token, 1
-        self._before, self._dead = _encoded(data), None
+        self._before, self._dead = encoded_values(data), None
         self._cycles = self._confirms = self._logs_in = False
         self._is_new = True
 
@@ -352,7 +351,7 @@ class SessionStore(SessionBase):
             if self._found is None:
                 raise SessionEnded("missing")
             # A copy of the data as it was read, because the request may change it in place.
-            self._before = _encoded(to_data(decoded(self._found.text, None)))
+            self._before = encoded_values(to_data(decoded(self._found.text, None)))
         return self._before
 
     def _logs_in_by(self, data: Mapping[Any, Any]) -> bool:
@@ -427,10 +426,6 @@ def _named(data: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _all(data: Mapping[str, Any]) -> dict[str, Any]:
     return to_fields(data, data)
-
-
-def _encoded(data: Mapping[str, Any]) -> dict[str, bytes]:
-    return {key: encoded_value(key, value) for key, value in data.items()}
 
 
 def _is_container(value: Any) -> bool:
