@@ -16,12 +16,12 @@ from stillroom.misuse import explained
 from stillroom.operation import Driver, Operation
 from stillroom.room import AsyncStillroom
 from stillroom.shown import repr_of, shown
-from stillroom.web.cors import EXPOSE, Learned, asking_for, exposing, kept, with_exposed
+from stillroom.web.cors import Learned, asking_for, kept, with_exposed
 from stillroom.web.ending import Ending, answer_to, report_loss
 from stillroom.web.explain import ExplainASGI
 from stillroom.web.fetched import is_meant_in_scope
 from stillroom.web.gate import PREFLIGHT, Asked, Middleware
-from stillroom.web.headers import Header, decoded, encoded, lacking, length_of, names_of
+from stillroom.web.headers import Header, decoded, encoded, length_of
 from stillroom.web.limited import Charge
 from stillroom.web.problem import Answer, foreign
 from stillroom.web.request_session import AsyncWebSession
@@ -280,7 +280,6 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
                 found.extend(decoded(message.get("headers", ())))
                 has_begun.set()
 
-        visit = scope[VISIT]
         nobody = self._session(scope, {}, False)
         host = [pair for pair in scope["headers"] if pair[0] == b"host"]
         headers = [*host, *encoded(asking_for(method, origin))]
@@ -295,7 +294,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
             KEY: nobody,
             LIMITED: True,
         }
-        asking[VISIT] = Visit(visit.asked, visit.client, None, visit.is_meant, visit.home)
+        asking[VISIT] = scope[VISIT].preflight()
         try:
             await app(asking, receive, keep)
         except Exception as error:  # the client is refused anyway
@@ -403,11 +402,10 @@ class _Response:
         self._has_begun = True
         _show(self._around, self._scope)
         self._budget.left = math.inf  # a stream may be hours long
-        without, told = end.without, self._told(headers)
-        if self._has_origin and self._tells and (exposed := exposing(headers)):
-            without |= {EXPOSE}
-            told.append((EXPOSE, exposed))
-        if without:
+        told, replaced = visit.telling(
+            headers, is_inner=self._is_inner, is_of_page=self._has_origin
+        )
+        if without := end.without | replaced:
             raw = [pair for pair in raw if pair[0].decode("latin-1").lower() not in without]
         more = encoded([*end.headers, *told])
         await self._really_send({**message, "headers": [*raw, *more]})
@@ -415,15 +413,9 @@ class _Response:
     async def _answer(self, answer: Answer, cors: list[Header]) -> None:
         self._has_begun = self._is_replaced = True
         _show(self._around, self._scope)
-        await _send_answer(self._really_send, answer, [*self._told(answer.headers), *cors])
-
-    @property
-    def _tells(self) -> bool:
-        return bool(self._visit.decisions) and not self._is_inner
-
-    def _told(self, headers: list[Header]) -> list[Header]:
-        """Return the headers on the client's limits that the app has not set."""
-        return lacking(names_of(headers), self._visit.headers()) if self._tells else []
+        # A page of another origin reads them by `cors`.
+        told, _ = self._visit.telling(answer.headers, is_inner=self._is_inner)
+        await _send_answer(self._really_send, answer, [*told, *cors])
 
 
 def _show(around: Scope, scope: Scope) -> None:

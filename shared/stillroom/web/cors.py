@@ -25,7 +25,8 @@ ASKS = 8  # of one client, in LEARNED_S
 OPEN = 16
 KEY_LENGTH = 400  # characters of those
 ORIGIN = "access-control-allow-origin"
-EXPOSE = "access-control-expose-headers"
+EXPOSE_HEADERS = "Access-Control-Expose-Headers"
+EXPOSE = EXPOSE_HEADERS.lower()
 # The headers of an app's CORS layer about an origin. Its others are for preflights only.
 _KEPT = (ORIGIN, "access-control-allow-credentials", EXPOSE)
 _NEVER_IN_A_PREFLIGHT = ("cookie", "authorization", "transfer-encoding")
@@ -80,7 +81,7 @@ def with_exposed(cors: Sequence[Header]) -> list[Header]:
     if exposed is None:
         return list(cors)
     others = [pair for pair in cors if pair[0].lower() != EXPOSE]
-    return [*others, ("Access-Control-Expose-Headers", exposed)]
+    return [*others, (EXPOSE_HEADERS, exposed)]
 
 
 class Learned:

@@ -19,11 +19,10 @@ from stillroom.limits.routes import Counted
 from stillroom.misuse import explained, refuse_other
 from stillroom.room import Stillroom
 from stillroom.web.carriers import FLASK_EXTENSION, LOST, lost_views
-from stillroom.web.cors import EXPOSE, exposing, is_preflight
+from stillroom.web.cors import is_preflight
 from stillroom.web.endpoints import Charger, until_sent
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Gate
-from stillroom.web.headers import lacking, names_of
 from stillroom.web.limited import (
     MARK,
     By,
@@ -318,27 +317,16 @@ def _telling(app: Any) -> Any:
         def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
             visit: Visit | None = environ.pop(TOLD, None)
             if visit is not None:
-                headers = _told(visit, headers, is_of_page=bool(environ.get("HTTP_ORIGIN")))
+                of_page = bool(environ.get("HTTP_ORIGIN"))
+                told, replaced = visit.telling(headers, is_of_page=of_page)
+                if replaced:
+                    headers = [pair for pair in headers if pair[0].lower() not in replaced]
+                headers = [*headers, *told]
             return start_response(status, headers, *exc_info)
 
         return app(environ, start)
 
     return called
-
-
-def _told(
-    visit: Visit, headers: list[tuple[str, str]], *, is_of_page: bool
-) -> list[tuple[str, str]]:
-    """Return a response's headers and those on its client's limits that it lacks.
-
-    `is_of_page`: a page of another origin may ask, and the response lets it read them.
-    """
-    exposed = exposing(headers) if is_of_page else None
-    told = lacking(names_of(headers), visit.headers())
-    if exposed is not None:
-        headers = [pair for pair in headers if pair[0].lower() != EXPOSE]
-        told.append((EXPOSE.title(), exposed))
-    return [*headers, *told]
 
 
 class _LettingGo:

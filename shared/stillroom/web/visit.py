@@ -6,7 +6,7 @@ once, what was reserved is settled by the answer, and the response tells of all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import compress
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -18,6 +18,8 @@ from stillroom.limits.request import Subject
 from stillroom.limits.routes import Counted, told
 from stillroom.operation import Failed, Operation
 from stillroom.together import together
+from stillroom.web.cors import EXPOSE, EXPOSE_HEADERS, exposing
+from stillroom.web.headers import Header, lacking, names_of
 from stillroom.web.limited import ALL, Answered, Charge, Limited
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ VISIT = "stillroom.visit"  # the Visit, once a middleware has begun it
 LIMITED = "stillroom.limited"  # no table counts this, because no client has asked
 RENDERING = "stillroom.rendering"  # a page is rendered for a cache: no endpoint charges it either
 FAILED = 400  # the least status that is a failure
+_EXPOSED, _NO_NAMES = frozenset([EXPOSE]), frozenset[str]()
 _is_in_flight = attrgetter("in_flight")
 
 
@@ -112,9 +115,24 @@ class Visit:
         self._charges += (charge if charge.cost == whole else charge._replace(cost=whole),)
         return decision
 
-    def headers(self) -> Mapping[str, str]:
-        """Return the headers by which the response tells of all decisions."""
-        return headers_of(self.decisions)
+    def telling(
+        self, headers: Sequence[Header], *, is_inner: bool = False, is_of_page: bool = False
+    ) -> tuple[list[Header], frozenset[str]]:
+        """Return the headers to add to the app's, which tell of all decisions, and the names of those they replace.
+
+        `is_inner`: a middleware further out tells it. `is_of_page`: a page of another origin has asked, and the
+        response lets it read them.
+        """
+        if is_inner or not self.decisions:
+            return [], _NO_NAMES
+        told = lacking(names_of(headers), headers_of(self.decisions))
+        if is_of_page and (exposed := exposing(headers)):
+            return [*told, (EXPOSE_HEADERS, exposed)], _EXPOSED
+        return told, _NO_NAMES
+
+    def preflight(self) -> Visit:
+        """Return the visit of a preflight that is made for this request. It has no session."""
+        return Visit(self.asked, self.client, None, self.is_meant, self.home)
 
     def ending(
         self, body: LimitsBody, act: Operation[T], status: int, headers: Iterable[tuple[str, str]]

@@ -14,12 +14,12 @@ from stillroom.limits import Route
 from stillroom.misuse import explained
 from stillroom.room import Stillroom
 from stillroom.shown import repr_of, shown
-from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
+from stillroom.web.cors import asking_for, kept, with_exposed
 from stillroom.web.ending import answer_to, report_loss
 from stillroom.web.explain import ExplainWSGI
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import PREFLIGHT, Asked, Middleware
-from stillroom.web.headers import Header, lacking, length_of, names_of
+from stillroom.web.headers import Header, length_of
 from stillroom.web.problem import Answer, foreign
 from stillroom.web.request_session import WebSession
 from stillroom.web.session_cookie import SessionCookie
@@ -155,7 +155,6 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
             found[:] = headers
             return len
 
-        visit = environ[VISIT]
         nobody = self._session(environ, None)
         asking = {name: value for name, value in environ.items() if name not in NOT_IN_A_PREFLIGHT}
         for name, value in asking_for(method, origin):
@@ -163,7 +162,7 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
         asking |= {"REQUEST_METHOD": "OPTIONS", "CONTENT_LENGTH": "0", "wsgi.input": BytesIO()}
         asking["QUERY_STRING"] = ""  # no CORS layer reads it, and an app's own code might
         asking |= {KEY: nobody, ALONG: nobody, LIMITED: True}
-        asking[VISIT] = Visit(visit.asked, visit.client, None, visit.is_meant, visit.home)
+        asking[VISIT] = environ[VISIT].preflight()
         try:
             body = self.app(asking, keep)
             if not found:  # a generator says its headers when it is asked for a piece
@@ -290,11 +289,10 @@ class _Response:
         if end.instead is not None:
             self._answer(end.instead, kept(headers))
             return
-        without, told = end.without, self._told(headers)
-        if self._tells and "HTTP_ORIGIN" in self._environ and (exposed := exposing(headers)):
-            without |= {EXPOSE}
-            told.append(("Access-Control-Expose-Headers", exposed))
-        if without:
+        told, replaced = visit.telling(
+            headers, is_inner=self._is_inner, is_of_page="HTTP_ORIGIN" in self._environ
+        )
+        if without := end.without | replaced:
             headers = [pair for pair in headers if pair[0].lower() not in without]
         self._write = self._start_response(status, [*headers, *end.headers, *told], *exc_info)
 
@@ -311,16 +309,9 @@ class _Response:
 
     def _answer(self, answer: Answer, cors: list[Header]) -> None:
         self._instead = answer
-        headers = [*answer.headers, *self._told(answer.headers), *cors]
-        self._write = self._start_response(answer.line, headers)
-
-    @property
-    def _tells(self) -> bool:
-        return bool(self._visit.decisions) and not self._is_inner
-
-    def _told(self, headers: list[Header]) -> list[Header]:
-        """Return the headers on the client's limits that the app has not set."""
-        return lacking(names_of(headers), self._visit.headers()) if self._tells else []
+        # A page of another origin reads them by `cors`.
+        told, _ = self._visit.telling(answer.headers, is_inner=self._is_inner)
+        self._write = self._start_response(answer.line, [*answer.headers, *told, *cors])
 
 
 class _Stream:

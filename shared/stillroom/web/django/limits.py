@@ -27,7 +27,7 @@ from stillroom.limits.limit import check_limits
 from stillroom.limits.routes import Counted
 from stillroom.misuse import explained
 from stillroom.web.carriers import carried_in_django
-from stillroom.web.cors import exposing, is_preflight
+from stillroom.web.cors import is_preflight
 from stillroom.web.django import room
 from stillroom.web.django.requests import (
     InRequest,
@@ -40,7 +40,7 @@ from stillroom.web.django.sessions import SessionStore
 from stillroom.web.endpoints import Charger, until_sent
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Gate
-from stillroom.web.headers import lacking, length_of
+from stillroom.web.headers import length_of
 from stillroom.web.limited import (
     MARK,
     By,
@@ -60,7 +60,6 @@ from stillroom.web.request_session import RequestSession, WebSession
 from stillroom.web.visit import RENDERING, VISIT, Visit
 
 V = TypeVar("V")
-EXPOSE = "Access-Control-Expose-Headers"
 HERE = "_stillroom_limits"  # on the request: the middleware and the visit
 
 
@@ -152,11 +151,10 @@ class LimitsMiddleware(InRequest):
             self._charger.let_go(visit)
         elif visit.is_holding:
             _when_over(request, response, functools.partial(self._charger.let_go, visit))
-        if visit.decisions:
-            for name, value in lacking(response.headers, visit.headers()):
-                response.headers[name] = value
-            if request.META.get("HTTP_ORIGIN") and (exposed := exposing(list(response.items()))):
-                response.headers[EXPOSE] = exposed
+        of_page = bool(request.META.get("HTTP_ORIGIN"))
+        told, _ = visit.telling(list(response.items()), is_of_page=of_page)
+        for name, value in told:
+            response.headers[name] = value  # which replaces the app's
         return response
 
     def charge(
