@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stillroom.sessions import body, many
+from stillroom.sessions import many, reading
 from stillroom.sessions.reading import read_plain
 from tests.explorer.explorer import Broken, explore, maker
 from tests.explorer.mutants import replaced
@@ -38,7 +38,7 @@ def test_no_accident_shows_a_session_that_had_ended(world: World, is_full: bool)
 def test_a_read_that_looks_for_no_revocations_is_found(world: World) -> None:
     """A variant that reads without looking for revocations is found: it shows a revoked session."""
     with (
-        replaced(body, "read_plain", _finds_no_revocation),
+        replaced(reading, "read_plain", _finds_no_revocation),
         pytest.raises(Broken, match="in spite of"),
     ):
         explore(world, range(FINDS_WITHIN), maker(SessionsModel))

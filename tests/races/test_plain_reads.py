@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stillroom import Stillroom
-from stillroom.sessions import body, many
+from stillroom.sessions import many
 from tests.support.monitor import sent
 from tests.support.sessions import record_of
 from tests.support.stepper import Stepper
@@ -218,7 +218,7 @@ def test_no_more_touches_are_remembered_than_a_bound(
     make_room: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The touches that a process remembers have a bound, whatever the number of sessions."""
-    monkeypatch.setattr(body, "TOUCHES_KNOWN", 5)
+    monkeypatch.setattr("stillroom.sessions.reading.TOUCHES_KNOWN", 5)
     room = make_room()
     for _ in range(20):
         assert room.sessions.get(room.sessions.create("ann"))

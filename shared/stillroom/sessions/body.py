@@ -8,7 +8,6 @@ that has ended stays ended**; no update, touch or rotation that was under way br
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -36,7 +35,6 @@ from stillroom.keys import Keys
 from stillroom.misuse import YES_OR_NO, refuse_other
 from stillroom.operation import Call, Once, Operation
 from stillroom.scripts import (
-    session_get,
     session_rotate,
     session_touch,
     session_update,
@@ -54,7 +52,7 @@ from stillroom.sessions.ends import (
 )
 from stillroom.sessions.many import Many
 from stillroom.sessions.named import Known, token_of
-from stillroom.sessions.reading import read_plain, touch_after
+from stillroom.sessions.reading import Reading
 from stillroom.sessions.session import (
     DATA_LIMIT,
     LACKS_FIELDS,
@@ -71,15 +69,13 @@ from stillroom.sessions.session import (
     texts_of,
 )
 from stillroom.sessions.token import (
-    NAME_LENGTH,
-    SHARDS_LIMIT,
     Place,
     shard_of,
 )
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.whole import is_whole
-from stillroom.wire import Command, Server, StateServer, pack
+from stillroom.wire import Server, StateServer
 
 log = logging.getLogger("stillroom.sessions")
 
@@ -90,15 +86,9 @@ CAP_LIMIT = 300  # sessions of a user that one login may count
 REMOVE_LIMIT = 1_000  # keys in one update: no session has more
 LONGEST_S = 366 * 86_400
 DEVICE_LENGTH = 22  # characters of an HMAC
-TOUCHES_KNOWN = 10_000  # sessions of which a process knows when they are to be touched
-SCRIPTED_S = 10.0  # where a shard has revocations its sessions are read by the script for so long
-
-_BLANK = b"?" * NAME_LENGTH  # where a name goes
-_TIME = pack([(b"TIME",)])
-_NEVER = float("inf")
 
 
-class SessionsBody(Many):
+class SessionsBody(Many, Reading):
     """The operations. A driver runs them."""
 
     def __init__(
@@ -111,16 +101,9 @@ class SessionsBody(Many):
     ) -> None:
         super().__init__(settings, server, keys, dispatch, stats)
         self._codec = Codec(settings)
-        self._touch_us = _us(settings.session_touch)
-        self._touch = b"%d" % self._touch_us
         self._times = self._times_of(None, None)
         self._limits = settings.session_data_limit, settings.session_keys_limit
         self._limit_words = [b"%d" % limit for limit in self._limits]
-        self._frames: dict[tuple[int, bool], tuple[bytes, bytes, bytes]] = {}
-        self._plain_frames: dict[int, tuple[bytes, bytes, bytes]] = {}
-        # time.monotonic(): when a session is to be touched, and until when a shard has revocations to be looked at.
-        self._touch_due: dict[bytes, float] = {}
-        self._scripted_until = [0.0] * SHARDS_LIMIT
 
     # One session
 
@@ -650,76 +633,6 @@ class SessionsBody(Many):
         if found is None:
             raise SessionEnded("missing")
         return found  # type: ignore[no-any-return]  # which overload it was is not known here
-
-    # Reading
-
-    def _looked_up(self, place: Place, touch: bool) -> Operation[Any]:
-        """Return the reply of lua/session_get.lua, or of a plain read that says the same: see reading.py.
-
-        The script is asked where this process knows that there is something to write, so that a session that is
-        read once a minute is one round trip, too.
-        """
-        shard, names = place
-        if touch is True:
-            due = self._touch_due.get(names[0], _NEVER)
-        else:
-            refuse_other("touch", touch, bool, YES_OR_NO)
-            due = _NEVER
-        now = time.monotonic()
-        if due > now >= self._scripted_until[shard]:
-            try:
-                replies = yield from self._ask(self._plain_reads(place))
-            except SessionStoreUnavailable as error:
-                if error.reason != "wrongtype":
-                    raise
-            else:
-                reply = read_plain(names, replies, self._touch_us if touch else 0)
-                if reply is not None:
-                    if touch and due is _NEVER:
-                        self._note_touch(names[0], reply, now)
-                    return reply
-                if replies[0]:
-                    self._scripted_until[shard] = now + SCRIPTED_S
-        (reply,) = yield from self._ask([self._reading(place, touch)])
-        if touch:
-            self._note_touch(names[0], reply, now)
-        return reply
-
-    def _note_touch(self, name: bytes, reply: Any, now: float) -> None:
-        """Remember when this process knows that the session is to be touched again."""
-        if reply[0] == b"ok":
-            if len(self._touch_due) >= TOUCHES_KNOWN:
-                self._touch_due.clear()
-            self._touch_due[name] = now + (touch_after(reply[2], self._touch_us) - reply[4]) / 1e6
-
-    def _plain_reads(self, place: Place) -> list[Command]:
-        shard, names = place
-        looks, before, after = self._plain_frames.get(shard) or self._make_plain_frame(shard)
-        if len(names) == 1:
-            return [looks, _TIME, before + names[0] + after]
-        return [looks, _TIME, *[before + name + after for name in names]]
-
-    def _make_plain_frame(self, shard: int) -> tuple[bytes, bytes, bytes]:
-        """Pack the look for revocations, and all but the name in the read of a record, once."""
-        looks = pack([(b"EXISTS", self._keys.revocations(shard), self._keys.all_revoked(shard))])
-        read = pack([(b"HGETALL", *self._keys.sessions(shard, [_BLANK]))])
-        before, _, after = read.partition(_BLANK)
-        self._plain_frames[shard] = looks, before, after
-        return looks, before, after
-
-    def _reading(self, place: Place, touch: bool) -> Command:
-        """Return the command that reads a session, packed once but for the name, because each request sends one."""
-        shard, names = place
-        if len(names) > 1:  # peppers are being changed
-            return self._reads(shard, names, touch)
-        frame = self._frames.get((shard, touch))
-        if frame is None:
-            whole = pack([self._reads(shard, [_BLANK], touch)])
-            frame = self._frames[shard, touch] = whole.partition(_BLANK)
-        return frame[0] + names[0] + frame[2]
-
-    def _reads(self, shard: int, names: Sequence[bytes], touch: bool) -> Command:
-        return session_get(*self._keys.record(shard, names), self._touch if touch else b"")
 
     def _device_of(self, device: str) -> tuple[bytes, bytes]:
         """Return a device's names in Redis, under each pepper, and how many ms it is known.
