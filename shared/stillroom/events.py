@@ -33,6 +33,7 @@ SERVICES = {
     "ShardedBody": "cache",
     "TracedBody": "cache",
     "SessionsBody": "sessions",
+    "Creating": "sessions",
     "Many": "sessions",
     "LimitsBody": "limits",
     "AbuseBody": "abuse",

@@ -1,7 +1,8 @@
 """Sessions: who is logged in, from where, and for how long."""
 
 from stillroom.sessions.asking import steady_us
-from stillroom.sessions.body import LONGEST_S, SessionsBody, not_fresh
+from stillroom.sessions.body import SessionsBody, not_fresh
+from stillroom.sessions.creating import LONGEST_S
 from stillroom.sessions.many import SWEEP_TASK
 from stillroom.sessions.probe import SessionProbe
 from stillroom.sessions.session import (

@@ -1,5 +1,5 @@
-"""The operations on one session: what they say to Redis, and when. many.py has those on many; sessions.py gives
-all of them their two faces.
+"""The operations on one session: what they say to Redis, and when. creating.py has those that begin one, many.py
+those on many; sessions.py gives all of them their two faces.
 
 Each act is one script in one slot (lua/session_*.lua), and the server's clock decides. What they serve: **a session
 that has ended stays ended**; no update, touch or rotation that was under way brings it back.
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain
 from typing import Any, TypeVar, overload
 
 from stillroom.codec import Codec
@@ -25,8 +24,6 @@ from stillroom.errors import (
     SessionNotFresh,
     SessionStoreUnavailable,
     SessionUnreadable,
-    SettingsError,
-    TooManySessions,
     ValueTooLarge,
     is_in_doubt,
     partly_done,
@@ -40,14 +37,10 @@ from stillroom.scripts import (
     session_update,
 )
 from stillroom.sessions.asking import ROTATION
-from stillroom.sessions.beginning import Beginning
+from stillroom.sessions.creating import Creating, us_of
 from stillroom.sessions.ends import (
-    BOTH,
     BRINGS_ANOTHER,
-    NO_COOKIE,
     TAKES_AWAY,
-    UNLESS_LATE,
-    Gone,
     Undo,
 )
 from stillroom.sessions.many import Many
@@ -56,21 +49,13 @@ from stillroom.sessions.reading import Reading
 from stillroom.sessions.session import (
     DATA_LIMIT,
     LACKS_FIELDS,
-    MAPPINGS,
     Session,
     checked_key,
     decoded,
     encoded,
-    encoded_meta,
-    encoded_tags,
-    encoded_user,
-    head,
+    flat,
     names_in,
     texts_of,
-)
-from stillroom.sessions.token import (
-    Place,
-    shard_of,
 )
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -82,13 +67,10 @@ log = logging.getLogger("stillroom.sessions")
 T = TypeVar("T")
 
 TRIES = 100  # tries of mutate: each lost one means that another caller won
-CAP_LIMIT = 300  # sessions of a user that one login may count
 REMOVE_LIMIT = 1_000  # keys in one update: no session has more
-LONGEST_S = 366 * 86_400
-DEVICE_LENGTH = 22  # characters of an HMAC
 
 
-class SessionsBody(Many, Reading):
+class SessionsBody(Many, Creating, Reading):
     """The operations. A driver runs them."""
 
     def __init__(
@@ -101,109 +83,7 @@ class SessionsBody(Many, Reading):
     ) -> None:
         super().__init__(settings, server, keys, dispatch, stats)
         self._codec = Codec(settings)
-        self._times = self._times_of(None, None)
-        self._limits = settings.session_data_limit, settings.session_keys_limit
         self._limit_words = [b"%d" % limit for limit in self._limits]
-
-    # One session
-
-    @overload
-    def create(
-        self,
-        user_id: str | None,
-        data: Mapping[str, Any] | None = None,
-        *,
-        tags: Sequence[str] = (),
-        meta: Mapping[str, Any] | None = None,
-        idle: Duration | None = None,
-        absolute: Duration | None = None,
-        replaces: Known | None = None,
-        max_per_user: int | None = None,
-        on_cap: str = "evict_oldest",
-        device: str | None = None,
-        fresh: bool = True,
-    ) -> Operation[Session[dict[str, Any]]]: ...
-    @overload
-    def create(
-        self,
-        user_id: str | None,
-        data: T,
-        *,
-        tags: Sequence[str] = (),
-        meta: Mapping[str, Any] | None = None,
-        idle: Duration | None = None,
-        absolute: Duration | None = None,
-        replaces: Known | None = None,
-        max_per_user: int | None = None,
-        on_cap: str = "evict_oldest",
-        device: str | None = None,
-        fresh: bool = True,
-    ) -> Operation[Session[T]]: ...
-    def create(
-        self,
-        user_id: str | None,
-        data: Any = None,
-        *,
-        tags: Sequence[str] = (),
-        meta: Mapping[str, Any] | None = None,
-        idle: Duration | None = None,
-        absolute: Duration | None = None,
-        replaces: Known | None = None,
-        max_per_user: int | None = None,
-        on_cap: str = "evict_oldest",
-        device: str | None = None,
-        fresh: bool = True,
-    ) -> Operation[Session[Any]]:
-        """Begin a session; its `token` goes into the cookie. `user_id=None` makes an anonymous session.
-
-        - `data`: a mapping, a pydantic model or a dataclass. `meta`: what lists of devices show.
-        - `idle`, `absolute`: seconds or timedeltas; by default the settings.
-        - `replaces`: the session before the login, which ends, so that a token that was planted opens nothing.
-        - `max_per_user`: up to 300. `on_cap`: "evict_oldest", or "reject", which raises TooManySessions and ends
-          nothing. If a user has many more already, each login evicts up to 100.
-        - `device`: a name of the user's device, kept as an HMAC for `session_device_memory` seconds. Listeners of
-          `on_event` are told of a device that is new to a user who has others.
-        - `fresh=False`: the user did not just prove who they are (a "remember me" cookie did), so `get(fresh=…)`
-          refuses the session until it is confirmed.
-
-        Raises SessionDataRefused, SessionUnreadable (what could not be read back), ValueTooLarge, InvalidKey.
-
-        Redis away or full: SessionStoreUnavailable. What may have been created all the same is ended as soon as
-        this process reaches Redis, and so is `replaces`: a login whose reply was lost, or that was cancelled, takes
-        no place of a cap. A server that is full has created nothing, and `replaces` lives on.
-        """
-        return self._create(
-            *(user_id, data, tags, meta, idle, absolute, replaces, max_per_user, on_cap),
-            *(device, fresh, NO_COOKIE, None),
-        )
-
-    def log_in(
-        self,
-        before: Known | None,
-        user_id: str,
-        data: Mapping[str, Any],
-        *,
-        tags: Sequence[str] = (),
-        meta: Mapping[str, Any] | None = None,
-        idle: Duration | None = None,
-        absolute: Duration | None = None,
-        max_per_user: int | None = None,
-        on_cap: str = "evict_oldest",
-        device: str | None = None,
-        fresh: bool = True,
-        asked_us: int | None = None,
-    ) -> Operation[Session[Any]]:
-        """Return the `create` of a login whose response brings the browser its cookie, in the place of the session
-        before.
-
-        Responses to other requests of that browser, which are under way, do not set theirs over it. `asked_us`:
-        when the request looked at the session before, by this machine's steady clock: a new token that another
-        request has given to that one since does not save it. None: now.
-        """
-        return self._create(
-            *(user_id, data, tags, meta, idle, absolute, before, max_per_user, on_cap),
-            *(device, fresh, BRINGS_ANOTHER, asked_us),
-        )
 
     def succeed(
         self, before: Known, user_id: str | None, data: Mapping[str, Any], **options: Any
@@ -232,92 +112,6 @@ class SessionsBody(Many, Reading):
         if place is not None:
             keys, prefix = self._keys.record(*place)
             self._defer(place, Undo(keys[:1], prefix))
-
-    def begin(
-        self,
-        token: str,
-        data: Mapping[str, Any],
-        *,
-        ends: bool = False,
-        idle: Duration | None = None,
-        absolute: Duration | None = None,
-        asked_us: int | None = None,
-    ) -> Operation[Session[Any]]:
-        """Begin an anonymous session in the place of the one of this token, for a request that came with it.
-
-        That one has ended, or ends now (`ends`). Raises SessionEnded if it is gone because another request has just
-        logged in or out or got a new token: the response to this one may arrive later, and must not set its cookie
-        over that. `asked_us`, if it `ends`: see `log_in`. Otherwise see `create`.
-        """
-        return self._create(
-            *(None, data, (), None, idle, absolute, token, None, "evict_oldest"),
-            *(None, True, BOTH if ends else UNLESS_LATE, asked_us),
-        )
-
-    def _create(
-        self,
-        user_id: str | None,
-        data: Any,
-        tags: Sequence[str],
-        meta: Mapping[str, Any] | None,
-        idle: Duration | None,
-        absolute: Duration | None,
-        replaces: Known | None,
-        max_per_user: int | None,
-        on_cap: str,
-        device: str | None,
-        fresh: bool,
-        cookie: int,
-        asked_us: int | None,
-    ) -> Operation[Session[Any]]:
-        user = b"" if user_id is None else encoded_user(user_id)
-        _check_cap(user_id, max_per_user, on_cap)
-        times = self._times if idle is absolute is None else self._times_of(idle, absolute)
-        given = {} if data is None else data
-        fields, note = encoded(given, *self._limits), encoded_meta(meta)
-        labels = b"" if tags == () else b"\n".join(encoded_tags(tags))
-        old = None if replaces is None else self._place(replaces)
-        # An anonymous session stays in its shard: then one script does all of it.
-        shard = shard_of(user, self._shards) if user else (None if old is None else old.shard)
-        token, place = self._new_place(shard)
-        ending = None
-        if old is not None:
-            ending = self._destroying(old, cookie & BRINGS_ANOTHER, asked_us)
-            if cookie == UNLESS_LATE:
-                ending = Gone(*ending)
-        most, evicts = b"%d" % (max_per_user or 0), b"1" if on_cap == "evict_oldest" else b"0"
-        numbers = b"%d" % times[0], b"%d" % times[1], most, evicts
-        keys, prefix = self._keys.record(*place)
-        about = (prefix, user, labels, *numbers, note)
-        proved = b"" if fresh is True else b"0"
-        if fresh is not True:
-            refuse_other("fresh", fresh, bool, YES_OR_NO)
-        known_by = self._device_of(device) if user and device else (b"", b"")
-        more = (proved, b"%d" % cookie, *known_by, *_flat(fields))
-        begins = Beginning(self, place, keys, old, ending, about, more)
-        reply = yield from begins.run()
-        if begins.expired:
-            self._tell_all("expired", place.shard, begins.expired)
-        if reply[0] == b"full":
-            raise TooManySessions(int(reply[1]), max_per_user or 0)
-        if reply[0] == b"replaced":
-            raise SessionEnded("replaced")
-        self._note_begun(place, user, reply)
-        began = head(user, int(reply[1]), *times, labels, note, proved)
-        where = place.shard, place.names[0], began
-        if isinstance(given, MAPPINGS):
-            return Session(*where, fields, token, as_fields=True)
-        return Session(*where, given, token)
-
-    def _note_begun(self, place: Place, user: bytes, reply: Any) -> None:
-        """Count a session that has begun, and tell of those that ended for it and of a new device."""
-        self.stats.counts["sessions_created"] += 1
-        if reply[2] or reply[3]:
-            evicted = [part for name in reply[3] for part in (name, user)]
-            self._tell_all("expired", place.shard, reply[2])
-            self._tell_all("evicted", place.shard, evicted)
-        if reply[5]:
-            self._tell_all("new_device", place.shard, [place.names[0], user])
 
     @overload
     def get(
@@ -525,10 +319,10 @@ class SessionsBody(Many, Reading):
         if place is None:
             raise SessionEnded("missing")
         given = self.settings.session_grace if grace is None else grace
-        seconds = _seconds("grace", given, least=0.0, most=3_600.0)
+        grace_us = us_of("grace", given, least=0.0, most=3_600.0)
         token, fresh = self._new_place(place.shard)
         (old, prefix), new = self._keys.record(*place), self._keys.sessions(*fresh)
-        how = (_us(seconds), len(new), int(is_proof), int(brings_cookie))
+        how = (grace_us, len(new), int(is_proof), int(brings_cookie))
         rotates, undo = session_rotate([*old, *new], prefix, *how), Undo((new[0], *old), prefix)
         try:
             (reply,) = yield from self._ask([rotates], Once, ROTATION)
@@ -612,7 +406,7 @@ class SessionsBody(Many, Reading):
             raise SessionEnded("missing")
         numbers = *self._limit_words, b"%d" % len(fields)
         updates = session_update(
-            *self._keys.record(*place), version, *numbers, *_flat(fields), *gone
+            *self._keys.record(*place), version, *numbers, *flat(fields), *gone
         )
         (reply,) = yield from self._ask([updates], Once)
         match reply[0]:
@@ -634,27 +428,6 @@ class SessionsBody(Many, Reading):
             raise SessionEnded("missing")
         return found  # type: ignore[no-any-return]  # which overload it was is not known here
 
-    def _device_of(self, device: str) -> tuple[bytes, bytes]:
-        """Return a device's names in Redis, under each pepper, and how many ms it is known.
-
-        Raises InvalidArgument for what is no text.
-        """
-        # An object's text may be another one each time: then each login would be by a new device.
-        refuse_other("device", device, str, "the text that names the user's device")
-        text = b"device\0" + device.encode("utf-8", "replace")
-        names = [one.name(text)[:DEVICE_LENGTH] for one in self._ring()]
-        return b" ".join(names), b"%d" % (1_000 * self.settings.session_device_memory)
-
-    def _times_of(self, idle: Duration | None, absolute: Duration | None) -> tuple[int, int]:
-        """Return the times in µs. Raises SettingsError."""
-        idle = self.settings.session_idle if idle is None else idle
-        absolute = self.settings.session_absolute if absolute is None else absolute
-        given = ("idle", idle), ("absolute", absolute)
-        first, last = [_us(_seconds(name, one, least=0.001, most=LONGEST_S)) for name, one in given]
-        return first, last
-
-    # Answers
-
     def _read(self, shard: int, reply: Any, token: str, type: Any, unseen: int) -> Session[Any]:
         data = decoded(reply[3], None if type is None else self._codec.adapter(type))
         return Session(shard, reply[1], reply[2], data, token, unseen, reply[3])
@@ -664,31 +437,6 @@ def not_fresh(session: Session[Any], within: Duration) -> SessionNotFresh:
     """Return the error to raise for a session that is not fresh."""
     proved, seconds = session.authenticated_at, seconds_of("fresh", within, least=0)
     return SessionNotFresh(seconds, None if proved is None else session.read_at - proved)
-
-
-def _seconds(name: str, given: Duration, *, least: float, most: float) -> float:
-    """Return the seconds. Raises SettingsError, because an argument stands in the place of a setting."""
-    try:
-        return seconds_of(name, given, least=least, most=most)
-    except InvalidArgument as error:
-        raise SettingsError(str(error)) from None
-
-
-def _us(seconds: float) -> int:
-    return int(seconds * 1_000_000)
-
-
-def _flat(fields: Mapping[bytes, bytes]) -> Iterable[bytes]:
-    return chain.from_iterable(fields.items())
-
-
-def _check_cap(user_id: str | None, most: int | None, on_cap: str) -> None:
-    if on_cap not in ("evict_oldest", "reject"):
-        raise SettingsError(f"on_cap={on_cap!r}: evict_oldest or reject")
-    if most is not None and not is_whole(most, most=CAP_LIMIT):
-        raise SettingsError(f"max_per_user={most!r}: 1 to {CAP_LIMIT}")
-    if most is not None and user_id is None:
-        raise SettingsError("max_per_user needs a user_id: the anonymous are not counted")
 
 
 def _names_of(keys: Iterable[str]) -> list[bytes]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import FrozenInstanceError, dataclass
 from functools import lru_cache, partial
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from pydantic import PydanticUserError, SecretStr, TypeAdapter, ValidationError
@@ -254,6 +255,11 @@ def encoded(data: Any, limit: int, keys_limit: int) -> dict[bytes, bytes]:
     if size > limit:
         raise ValueTooLarge(size, limit, DATA_LIMIT)
     return dict(zip(names, texts, strict=True))
+
+
+def flat(fields: Mapping[bytes, bytes]) -> Iterable[bytes]:
+    """Return key, value, key, value … as a script takes them."""
+    return chain.from_iterable(fields.items())
 
 
 def _encoded_record(data: Any, limit: int, keys_limit: int) -> dict[bytes, bytes]:
