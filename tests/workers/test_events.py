@@ -131,7 +131,7 @@ def test_who_watches_is_told_of_plain_events_alone(own_server: EmbeddedServer) -
     heard: list[dict[str, Any]] = []
     with (
         Celery(
-            broker=own_server.url, set_as_current=False, amqp="stillroom_workers.guards:AMQP"
+            broker=own_server.url, set_as_current=False, amqp="stillroom_workers.connections:AMQP"
         ) as app,
         redis.Redis.from_url(own_server.url) as client,
     ):
@@ -156,7 +156,7 @@ def test_who_watches_is_told_how_far_an_invalidation_has_got(
     heard: list[dict[str, Any]] = []
     with (
         Celery(
-            broker=own_server.url, set_as_current=False, amqp="stillroom_workers.guards:AMQP"
+            broker=own_server.url, set_as_current=False, amqp="stillroom_workers.connections:AMQP"
         ) as app,
         Stillroom(own_server.url) as room,
     ):

@@ -29,7 +29,7 @@ from kombu import Connection as StockConnection
 
 import redis
 from stillroom.embedded import EmbeddedServer, free_port
-from stillroom_workers import channels, guards
+from stillroom_workers import channels, connections, guards
 from tests.support import nursery
 from tests.support.celery_process import PATIENCE_S, until
 from tests.support.processes import halted
@@ -51,7 +51,7 @@ def keep(raw, queue, reason):
         os._exit(1)
 
 guarded, url, here = os.environ["GUARDED"] == "yes", os.environ["BROKER"], Path(__file__).parent
-app = Celery("probe", broker=url, amqp="{guards.__name__}:AMQP" if guarded else None)
+app = Celery("probe", broker=url, amqp="{connections.__name__}:AMQP" if guarded else None)
 if guarded:
     app.conf.worker_consumer = "{guards.__name__}:Consumer"
 app.conf.update(
@@ -547,7 +547,7 @@ def test_what_becomes_of_a_message_gives_its_place_to_another_one(
     broker: Broker, requeue: bool | None
 ) -> None:
     """A message gives its place to another one also where Redis can't be told what has become of it."""
-    with guards.Connection(f"redis://127.0.0.1:{broker.port}/0") as connection:
+    with connections.Connection(f"redis://127.0.0.1:{broker.port}/0") as connection:
         channel = connection.channel()
         broker.push(mark("one"))
         tag = channel.basic_get("celery").delivery_tag
@@ -710,7 +710,7 @@ def test_a_worker_ends_at_sigterm_while_its_broker_hangs(
 
 
 def wired(url: str) -> Celery:
-    return Celery("wiring", broker=url, amqp=f"{guards.__name__}:AMQP", set_as_current=False)
+    return Celery("wiring", broker=url, amqp=f"{connections.__name__}:AMQP", set_as_current=False)
 
 
 @pytest.mark.parametrize("url", ["redis://:pw@h:1/2", "rediss://:pw@h:1/2?ssl_cert_reqs=required"])
@@ -753,7 +753,7 @@ def test_a_broker_that_was_long_away_is_found_again_within_seconds(
 
 def test_a_channel_makes_one_client(broker: Broker) -> None:
     """Acks and events share a client, for making one takes longer than they do; other pools have another one."""
-    with guards.Connection(f"redis://127.0.0.1:{broker.port}/0") as connection:
+    with connections.Connection(f"redis://127.0.0.1:{broker.port}/0") as connection:
         channel = connection.channel()
         with channel.conn_or_acquire() as one, channel.conn_or_acquire() as other:
             assert one is other
@@ -777,7 +777,7 @@ def test_what_redis_refuses_again_and_again_is_told_once(
 ) -> None:
     """A right that a worker loses while it runs is one line, and one more when it is lost again."""
     broker.redis.execute_command("ACL", "SETUSER", "weak", "on", ">weak", "~*", "&*", "+@all")
-    with guards.Connection(f"redis://weak:weak@127.0.0.1:{broker.port}/0") as connection:
+    with connections.Connection(f"redis://weak:weak@127.0.0.1:{broker.port}/0") as connection:
         channel, cycle = connection.default_channel, connection.transport.cycle
         channel._active_queues.append("celery")
         channel._expires["celery"] = 60_000
@@ -797,7 +797,7 @@ def test_broker_transport_would_drop_tls() -> None:
     stock = StockConnection("rediss://h:1/0", transport="kombu.transport.redis:Transport")
     assert not stock.ssl
     assert stock.as_uri().startswith("kombu.transport.redis:Transport://")
-    assert guards.Connection("rediss://h:1/0").ssl
+    assert connections.Connection("rediss://h:1/0").ssl
 
 
 def test_other_brokers_are_left_alone() -> None:

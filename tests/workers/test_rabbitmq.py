@@ -363,7 +363,7 @@ def test_who_watches_rabbitmq_is_told_of_plain_events_alone(
     bodies += [(b"{}", json_type | {"application_headers": {"compression": "application/x-gzip"}})]
     bodies += [(json.dumps(BEGUN).encode(), json_type)]
     with Celery(
-        broker=rabbit.url, set_as_current=False, amqp="stillroom_workers.guards:AMQP"
+        broker=rabbit.url, set_as_current=False, amqp="stillroom_workers.connections:AMQP"
     ) as app:
         app.conf.update(event_exchange="watched.celeryev", control_exchange="watched")
         with app.connection_for_read() as connection:

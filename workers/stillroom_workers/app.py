@@ -28,7 +28,6 @@ log = logging.getLogger("stillroom.workers")
 
 # With so many tasks waiting beat adds none: the other half of the places is for orders.
 TICKS_LIMIT = CeleryDispatch.queue_limit // 2
-GUARDS = "stillroom_workers.guards"
 DJANGO = "celery.fixups.django:fixup"  # calls django.setup() where DJANGO_SETTINGS_MODULE is set
 
 
@@ -36,8 +35,8 @@ class StillroomCelery(OwnCelery):
     """A Celery app with a room."""
 
     registry_cls = Registry
-    amqp_cls = f"{GUARDS}:AMQP"
-    control_cls = f"{GUARDS}:Control"
+    amqp_cls = "stillroom_workers.connections:AMQP"
+    control_cls = "stillroom_workers.control:Control"
     log_cls = "stillroom_workers.logs:Logging"
     task_cls = "stillroom_workers.tasks.base:Task"
 

@@ -1,7 +1,7 @@
 """Guards kombu's connections to Redis: they may be lost, Redis may be another one, its queues may hold anything.
 
 Stock kombu 5.7.0 ends the worker process, or loses a message, in each case. Each guard names the function that does
-it. What takes these connections is in guards.py.
+it. What takes these transports is in connections.py.
 """
 
 from __future__ import annotations

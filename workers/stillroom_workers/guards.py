@@ -1,11 +1,11 @@
 """Guards a Celery worker on Redis: it outlives a restart or failover of Redis and a bad element in its queue.
 
-Stock Celery 5.7.0 with kombu 5.7.0 ends the worker process in each case. Each guard, here and in channels.py, names
-the function that does it; the tests show the stock worker dying before the guarded one living.
+Stock Celery 5.7.0 with kombu 5.7.0 ends the worker process in each case. Each guard, here, in channels.py and in
+control.py, names the function that does it; the tests show the stock worker dying before the guarded one living.
 
 Wiring, on the one app that worker, beat, Flower and producers share. The URL stays what it is:
 
-    app = Celery("stillroom", broker="redis://…", amqp="stillroom_workers.guards:AMQP")
+    app = Celery("stillroom", broker="redis://…", amqp="stillroom_workers.connections:AMQP")
     app.conf.worker_consumer = "stillroom_workers.guards:Consumer"
     app.conf.broker_transport_options = {"undeliverable": bury, …}
     app.conf.broker_connection_max_retries = None  # stock ends after 100 tries, which are seven minutes here
@@ -30,14 +30,10 @@ from time import sleep
 from typing import Any, ClassVar
 
 from celery import signals
-from celery.app import amqp, control
 from celery.exceptions import CPendingDeprecationWarning
 from celery.utils import threads
 from celery.worker import consumer, heartbeat, state
 from celery.worker.consumer import heart
-from kombu import connection, pidbox
-from kombu.transport import pyamqp
-from kombu.transport import redis as transport
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
@@ -49,7 +45,6 @@ from stillroom_workers.channels import (
     REASON_LENGTH,
     WRONG_SHAPE,
     NotTheServer,
-    SentinelTransport,
     Transport,
     Unacked,
     WrongType,
@@ -65,95 +60,15 @@ from stillroom_workers.hygiene import (
 
 # Between two connections to a server that says that it is not the one: it answers at once, and for seconds.
 PEER_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 4.0  # between two tries to connect
 SHOWN_FIELDS = 8  # of a task's arguments
 
 # Neither library has types of its own. As Any they look the same to mypy with and without stubs.
-_StockConnection: Any = connection.Connection
-_StockPool: Any = connection.ConnectionPool
-_StockPooledConnection: Any = connection.PooledConnection
-_StockAMQP: Any = amqp.AMQP
 _StockConsumer: Any = consumer.Consumer
 _threads: Any = threads
 _StockHeart: Any = heartbeat.Heart
 _StockHeartStep: Any = heart.Heart
-_StockControl: Any = control.Control
-_StockMailbox: Any = pidbox.Mailbox
-_StockNode: Any = pidbox.Node
 
 _logger = logging.getLogger(__name__)
-
-
-GUARDED = {
-    transport.Transport: Transport,
-    transport.SentinelTransport: SentinelTransport,
-    pyamqp.Transport: rabbit.Transport,
-}
-
-
-class Connection(_StockConnection):  # type: ignore[misc]
-    """A broker connection that takes the guarded transport where kombu takes its own for Redis.
-
-    Of the ways to choose a transport this one leaves URLs alone. `broker_transport="module:Class"`
-    looks made for it, but kombu then forgets the scheme: `rediss://` connects *without TLS*,
-    `as_uri()` (the worker's banner, Flower's broker page) says `module:Class://…`, and the second
-    URL of a failover list is stock again. An alias in `kombu.transport.TRANSPORT_ALIASES` keeps the
-    scheme, but changes every other app of the process too.
-    """
-
-    def get_transport_cls(self) -> Any:
-        """Return the guarded transport for Redis, also behind Sentinels, and RabbitMQ; others get their own."""
-        return _guarded(super().get_transport_cls())
-
-    def ensure_connection(
-        self,
-        errback: Any = None,
-        max_retries: int | None = None,
-        interval_start: float = 2,
-        interval_step: float = 2,
-        interval_max: float = LONGEST_PAUSE_S,
-        **options: Any,
-    ) -> Any:
-        """Connect, in as many tries as it may take.
-
-        Stock pauses for up to half a minute between them, and so long the work waits when the broker is back.
-        """
-        pauses = interval_start, interval_step, interval_max
-        return super().ensure_connection(errback, max_retries, *pauses, **options)
-
-    def info(self) -> Any:
-        """Return what `inspect stats` tells of the connection. Its options hold a function, which has no form in a
-        reply, and a Sentinel's password."""
-        return {**super().info(), "transport_options": {}}
-
-    def Pool(self, limit: int | None = None, **options: Any) -> Any:  # noqa: N802  # kombu's name
-        """Return the pool of connections that publish: beat's ticks, events, replies to remote control."""
-        return Pool(self, limit, **options)
-
-
-class Pool(_StockPool):  # type: ignore[misc]
-    """A pool whose connections take the guarded transport too: what they declare bears the names we give."""
-
-    def new(self) -> Any:
-        return PooledConnection(self, **dict(self.connection._info(resolve=False)))
-
-
-class PooledConnection(_StockPooledConnection):  # type: ignore[misc]
-    """A connection of the pool, which takes the guarded transport."""
-
-    def get_transport_cls(self) -> Any:
-        return _guarded(super().get_transport_cls())
-
-
-def _guarded(stock: Any) -> Any:
-    return GUARDED.get(stock, stock)
-
-
-class AMQP(_StockAMQP):  # type: ignore[misc]
-    """Guards all broker connections of an app: `Celery(amqp="stillroom_workers.guards:AMQP")`."""
-
-    Connection = Connection
-    BrokerConnection = Connection
 
 
 class Heart(_StockHeart):  # type: ignore[misc]
@@ -348,35 +263,6 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
         options.get("undeliverable", log_undeliverable)(raw, queue, why)
         message.ack()
         signals.task_rejected.send(sender=self, message=message, exc=None)
-
-
-class Control(_StockControl):  # type: ignore[misc]
-    """Remote control, whose replies go to who asked and nowhere else."""
-
-    class Mailbox(_StockMailbox):  # type: ignore[misc]
-        class node_cls(_StockNode):  # type: ignore[misc]  # noqa: N801  # kombu's name
-            def handle(self, method: Any, arguments: Any = None) -> Any:
-                """Carry out a command. A worker is told to take from its own app's queues only: any list of Redis
-                looks like one. Refused any later than here, it would end the worker and answer "OK"."""
-                queue = (arguments or {}).get("queue")
-                known = [one.name for one in self.state.app.conf.task_queues]
-                if method == "add_consumer" and queue not in known:
-                    raise ValueError(
-                        f"{shown(queue, 60)!r} is none of the queues {', '.join(known)}"
-                    )
-                return super().handle(method, arguments)
-
-            def reply(
-                self, data: Any, exchange: Any, routing_key: Any, ticket: Any, **_: Any
-            ) -> None:
-                """Stock publishes wherever the command says. A reply that can't be sent is nobody's loss but
-                theirs."""
-                try:
-                    super().reply(data, self.mailbox.reply_exchange.name, routing_key, ticket)
-                except redis.ResponseError as error:
-                    _logger.error(
-                        "A reply to a remote command was refused: %s", shown(error, REASON_LENGTH)
-                    )
 
 
 def _flaw(message: Any) -> str | None:
