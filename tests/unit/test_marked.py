@@ -24,7 +24,7 @@ from pydantic_core import from_json, to_json
 from stillroom import SessionDataRefused
 from stillroom.marked import SIGN, Marks, is_plain, key_text, keys_in_common
 from stillroom.sessions import decoded_value, encoded_value
-from stillroom.sessions.session import check_kept
+from stillroom.sessions.data import check_kept
 from stillroom.web.fields import to_fields
 
 MARKS = Marks()

@@ -38,6 +38,15 @@ from stillroom.scripts import (
 )
 from stillroom.sessions.asking import ROTATION
 from stillroom.sessions.creating import Creating, us_of
+from stillroom.sessions.data import (
+    DATA_LIMIT,
+    checked_key,
+    decoded,
+    encoded,
+    flat,
+    names_in,
+    texts_of,
+)
 from stillroom.sessions.ends import (
     BRINGS_ANOTHER,
     TAKES_AWAY,
@@ -46,17 +55,7 @@ from stillroom.sessions.ends import (
 from stillroom.sessions.many import Many
 from stillroom.sessions.named import Known, token_of
 from stillroom.sessions.reading import Reading
-from stillroom.sessions.session import (
-    DATA_LIMIT,
-    LACKS_FIELDS,
-    Session,
-    checked_key,
-    decoded,
-    encoded,
-    flat,
-    names_in,
-    texts_of,
-)
+from stillroom.sessions.session import LACKS_FIELDS, Session
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.whole import is_whole

@@ -11,18 +11,10 @@ from stillroom.keys import Keys
 from stillroom.misuse import YES_OR_NO, refuse_other
 from stillroom.operation import Operation
 from stillroom.sessions.beginning import Beginning
+from stillroom.sessions.data import MAPPINGS, encoded, encoded_meta, flat
 from stillroom.sessions.ends import BOTH, BRINGS_ANOTHER, NO_COOKIE, UNLESS_LATE, Gone
 from stillroom.sessions.named import Known, Named
-from stillroom.sessions.session import (
-    MAPPINGS,
-    Session,
-    encoded,
-    encoded_meta,
-    encoded_tags,
-    encoded_user,
-    flat,
-    head,
-)
+from stillroom.sessions.session import Session, encoded_tags, encoded_user, head
 from stillroom.sessions.token import Place, shard_of
 from stillroom.settings import Settings
 from stillroom.stats import Stats

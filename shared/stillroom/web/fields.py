@@ -16,7 +16,7 @@ from typing import Any
 
 from stillroom.errors import SessionDataRefused
 from stillroom.marked import key_text
-from stillroom.sessions.session import check_kept
+from stillroom.sessions.data import check_kept
 
 ESCAPED = "x."
 HASHED = "x.."
