@@ -33,7 +33,7 @@ from stillroom.keys import Keys
 from stillroom.operation import On, Operation
 from stillroom.testing import Clock
 from stillroom.wire import AsyncClusterWire, ClusterWire
-from stillroom.wire.cluster import slot_of
+from stillroom.wire.topology import slot_of
 from tests.support.celery_process import until
 from tests.support.cluster import HURRIED, NODES, RedisCluster, begin_move, give_away, migrate
 from tests.support.crowd import PATIENT

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import redis
 from stillroom.embedded import EmbeddedServer
-from stillroom.wire.cluster import SLOTS, slot_of
+from stillroom.wire.topology import SLOTS, slot_of
 
 NODES = 3
 AGREED_WITHIN_S = 30.0

@@ -20,7 +20,6 @@ from stillroom.wire.cluster import (
     Breakers,
     ClusterWire,
     ShardWire,
-    slot_of,
 )
 from stillroom.wire.forks import no_fork, reset_after_fork
 from stillroom.wire.outcome import AWAY, NodeAway, refusal
@@ -44,6 +43,7 @@ from stillroom.wire.spread import (
     StateServer,
 )
 from stillroom.wire.sync import Wire
+from stillroom.wire.topology import slot_of
 
 __all__ = [
     "AWAY",

@@ -19,14 +19,14 @@ from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.settings import Settings
 from stillroom.wire.aio import AsyncWire, side_by_side
 from stillroom.wire.breaker import Breaker
-from stillroom.wire.cluster import (
+from stillroom.wire.cluster import AsyncClusterWire, Breakers, ClusterWire, ShardWire
+from stillroom.wire.explain import explained, source_of
+from stillroom.wire.outcome import NodeAway, refusal
+from stillroom.wire.server import Command, ReplyError, Server, name_of, words_of
+from stillroom.wire.topology import (
     KEYLESS,
     SLOTS,
     Address,
-    AsyncClusterWire,
-    Breakers,
-    ClusterWire,
-    ShardWire,
     Topology,
     named,
     named_in,
@@ -34,9 +34,6 @@ from stillroom.wire.cluster import (
     settled,
     slot_of,
 )
-from stillroom.wire.explain import explained, source_of
-from stillroom.wire.outcome import NodeAway, refusal
-from stillroom.wire.server import Command, ReplyError, Server, name_of, words_of
 
 EVERYWHERE = frozenset({b"SCRIPT", b"WAIT"})
 KEY_IS_SECOND = frozenset({b"XGROUP", b"XINFO", b"OBJECT"})
