@@ -40,8 +40,8 @@ from stillroom.settings import LOOPBACK
 from stillroom.web import HealthASGI, HealthWSGI
 from stillroom.web.status import HEADERS, render, view_of
 from stillroom.web.status.choices import CHOICES, Choice
+from stillroom.web.status.document import STYLE
 from stillroom.web.status.figures import PER_MIN
-from stillroom.web.status.page import STYLE
 from tests.support.browser import CHROMIUM, DESKTOP, NARROW, PHONE, Browser
 from tests.support.crowd import PATIENT
 from tests.support.status import (

@@ -13,10 +13,10 @@ from urllib.parse import parse_qs
 
 from stillroom.acts import ACTS, Button, Done, Form, Row
 from stillroom.web.origin import is_of
+from stillroom.web.status.document import HEADERS as STATUS_HEADERS
+from stillroom.web.status.document import document
 from stillroom.web.status.html import Html, el
 from stillroom.web.status.numbers import clock_with_seconds, iso
-from stillroom.web.status.page import HEADERS as STATUS_HEADERS
-from stillroom.web.status.page import STYLE
 
 BODY_LIMIT = 16 * 1024
 FIELDS_LIMIT = 20
@@ -86,16 +86,7 @@ def render(secret: bytes, now: float, done: Done | None = None, wrong: str = "")
         ),
         el("main", _outcome(done, wrong, hidden), *groups),
     )
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("meta", name="robots", content="noindex"),
-        el("title", "Operate – Stillroom"),
-        el("style", Html(STYLE)),
-    )
-    return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
+    return document("Operate – Stillroom", body)
 
 
 def _outcome(done: Done | None, wrong: str, hidden: str) -> Html:

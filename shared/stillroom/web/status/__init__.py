@@ -4,6 +4,7 @@
 """
 
 from stillroom.web.status.choices import view_of
-from stillroom.web.status.page import HEADERS, render
+from stillroom.web.status.document import HEADERS
+from stillroom.web.status.page import render
 
 __all__ = ["HEADERS", "render", "view_of"]

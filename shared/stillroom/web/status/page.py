@@ -6,10 +6,7 @@ always a word and a shape besides its colour.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
-from importlib.resources import files
 from urllib.parse import quote
 
 from stillroom.health.past import Pattern
@@ -17,6 +14,7 @@ from stillroom.health.report import Advice, Figures, Report, Snapshot
 from stillroom.web.status.charts import sparkline
 from stillroom.web.status.choices import View
 from stillroom.web.status.crew import crew
+from stillroom.web.status.document import document
 from stillroom.web.status.html import Html, el, joined
 from stillroom.web.status.names import names
 from stillroom.web.status.numbers import ago, amount, clock_with_seconds, iso, plural
@@ -25,21 +23,6 @@ from stillroom.web.status.period import charts, period_said
 from stillroom.web.status.series import Period, Row, low_and_high, period_of, thinned, with_gaps
 from stillroom.web.status.state import SHAPES, icon, labelled, moment
 from stillroom.web.status.tiles import Tile, tiles
-
-STYLE = files(__package__).joinpath("style.css").read_text("utf-8")
-# The one style sheet, named by its hash; images: the icon of the tab, which is in the page too.
-_STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-HEADERS = (
-    ("Content-Type", "text/html; charset=utf-8"),
-    (
-        "Content-Security-Policy",
-        f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ),
-    ("Cache-Control", "no-store"),
-    ("X-Content-Type-Options", "nosniff"),
-    ("Referrer-Policy", "no-referrer"),
-)
 
 SPARK_STRETCHES = 48
 RELOAD_S = 30  # the periods that the page offers
@@ -82,26 +65,11 @@ def render(
         ),
         _footer(report, history, flower_url, now),
     )
-    page = el("html", _head(report, view.reload_s), body, lang="en")
-    return f"<!doctype html>\n{page}\n"
+    title = f"{_verdict(report)} – Stillroom"
+    return document(title, body, icon=_tab_icon(report), reload_s=view.reload_s)
 
 
 # The top
-
-
-def _head(report: Report, reload_s: int | None) -> Html:
-    reload = el("meta", http_equiv="refresh", content=str(reload_s)) if reload_s else ""
-    return el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("meta", name="robots", content="noindex"),
-        reload,
-        el("title", f"{_verdict(report)} – Stillroom"),
-        el("link", rel="icon", href=_tab_icon(report)),
-        el("style", Html(STYLE)),
-    )
 
 
 def _tab_icon(report: Report) -> str:
