@@ -12,15 +12,16 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
 from stillroom.errors import RedisUnavailable, SettingsDiffer
 from stillroom.keys import Keys
-from stillroom.operation import Operation
+from stillroom.operation import Once, Operation
 from stillroom.scripts import agree
 from stillroom.shown import shown
+from stillroom.wire import Command
 
 FIELDS_LIMIT = 1_000
 TEXT_LIMIT = 200  # characters of a value, or of a process' name, that are shown
@@ -106,7 +107,9 @@ class Agreed:
         Every other process must have ended: see docs/operating.md for the order of steps.
         Raises KeyError for a setting that is not compared. Redis away: RedisUnavailable.
         """
-        told = yield from self._ask([(name, self._mine[name][0], Rule.CHANGE) for name in settings])
+        wanted = [(name, self._mine[name][0], Rule.CHANGE) for name in settings]
+        # Once: a copy that arrives behind another change would undo that one.
+        told = yield from self._ask(wanted, Once)
         self._known = {**self._known, **told}
         return told
 
@@ -126,11 +129,15 @@ class Agreed:
         """Return the names of what is compared."""
         return list(self._mine)
 
-    def _ask(self, wanted: Sequence[tuple[str, str, Rule]]) -> Operation[dict[str, Agreement]]:
+    def _ask(
+        self,
+        wanted: Sequence[tuple[str, str, Rule]],
+        kind: Callable[[Sequence[Command]], list[Command]] = list,
+    ) -> Operation[dict[str, Agreement]]:
         if not wanted:
             return {}
         words = [word for name, value, rule in wanted for word in (name, value, rule.value)]
-        (told,) = yield [agree([self._keys.agreed], this_process(), FIELDS_LIMIT, *words)]
+        (told,) = yield kind([agree([self._keys.agreed], this_process(), FIELDS_LIMIT, *words)])
         rows = zip(wanted, told[::4], told[1::4], told[2::4], told[3::4], strict=True)
         return {
             name: Agreement(name, _text(agreed), mine, int(number), _text(who), bool(is_new))

@@ -57,7 +57,8 @@ class Pauses:
     def _pausing(self, what: str, seconds: float, by: str) -> Operation[None]:
         ms = int(seconds * 1000)
         told = json.dumps({"by": by, "ms": ms})
-        yield [(b"SET", self._keys.paused(what), told, b"PX", b"%d" % ms)]
+        # Once: a copy that arrives behind `resume` would begin the pause anew.
+        yield Once([(b"SET", self._keys.paused(what), told, b"PX", b"%d" % ms)])
 
     def resume(self, what: str) -> Operation[bool]:
         """End a pause; True if there was one. Raises InvalidArgument. Redis away: RedisUnavailable."""

@@ -72,7 +72,8 @@ class Operating(Asking):
                 name, f"no process has a limit of this name{did_you_mean(name, known)}"
             )
         words = (name, quota, window, seconds, by, MOST)
-        (done,) = yield [limit_change([self._keys.limit_changes], *words)]
+        # Once: a copy that arrives behind `restore`, or another change, would bring this one back.
+        (done,) = yield Once([limit_change([self._keys.limit_changes], *words)])
         if done != 1:
             raise InvalidLimit(name, f"{MOST} limits are changed; restore one of them first")
         (text,) = yield [(b"HGET", self._keys.limit_changes, name.encode())]
