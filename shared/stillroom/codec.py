@@ -32,7 +32,7 @@ from pydantic_core import PydanticSerializationError
 
 from stillroom.errors import InvalidArgument, StillroomError, ValueTooLarge
 from stillroom.fingerprint import fingerprint
-from stillroom.sameness import has_iterator, is_plain, is_same, lost_in
+from stillroom.sameness import TYPES_LIMIT, has_iterator, is_plain, is_same, lost_in
 from stillroom.settings import Settings
 
 JSON, EXACT, BYTES = b"j", b"x", b"b"
@@ -47,7 +47,6 @@ UNREADABLE = (
     ValueError,
     *MISREAD,
 )  # whatever a reader or a parser raises over bytes that are no value
-TYPES_LIMIT = 500  # an app has so many; types made in each request must not pile up
 
 # How the codec of JSON as it stands begins. Behind a colon stands whose value it is.
 PLAIN_JSON = (b"j", b"j:")

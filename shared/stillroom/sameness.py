@@ -17,7 +17,7 @@ from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 NATIVE = frozenset((str, int, float, bool, type(None)))  # JSON has these
 DEPTH_LIMIT = 100  # containers in containers: deeper ones are looked at, not trusted
 INT_LIMIT = 1 << 10_000  # parsers refuse numbers of more than 4,300 digits
-KINDS_LIMIT = 10_000  # types that are remembered
+TYPES_LIMIT = 500  # an app has so many; types made in each request must not pile up
 SEQUENCES = (list, tuple, set, frozenset, deque)
 CONTAINERS = (Mapping, *SEQUENCES)
 MISSING: Any = object()
@@ -81,7 +81,7 @@ def is_same(sent: Any, back: Any, widened: bool = False) -> bool:
         return bool(sent == back) or bool(sent != sent and back != back)
     compare = _comparisons.get(kind)
     if compare is None:
-        if len(_comparisons) > KINDS_LIMIT:
+        if len(_comparisons) >= TYPES_LIMIT:
             _comparisons.clear()
         compare = _comparisons[kind] = _comparison_of(kind)
     return compare(sent, back, widened)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +24,8 @@ from stillroom.cache.body import CacheBody
 from stillroom.cache.images import Images
 from stillroom.cache.outbox import Outbox
 from stillroom.cache.reclaim import Reclaim
-from stillroom.codec import TYPES_LIMIT
 from stillroom.embedded import EmbeddedServer
+from stillroom.sameness import TYPES_LIMIT
 from stillroom.scripts import forget
 from tests.support.clocked import ClockedServer
 from tests.support.crowd import PATIENT
@@ -76,6 +78,18 @@ def test_types_that_are_made_for_each_request_are_let_go(room: Any) -> None:
     codec = (room.inner if hasattr(room, "inner") else room)._cache_body._codec
     assert len(codec._adapters) <= TYPES_LIMIT
     assert len(codec._readers) <= TYPES_LIMIT
+
+
+@pytest.mark.any_server
+def test_types_of_sessions_that_are_made_for_each_request_are_let_go(room: Any) -> None:
+    """Models made for each request are let go where a session is begun with one and compared with what is read."""
+    alive: Any = weakref.WeakSet()
+    for n in range(600):
+        kind = create_model(f"M{n}", id=(int, 1))
+        alive.add(kind)
+        room.sessions.create(None, kind(id=n))
+    gc.collect()
+    assert len(alive) <= 500
 
 
 def test_pending_without_work_asks_nothing(room: Any) -> None:
