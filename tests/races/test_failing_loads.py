@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -331,6 +333,26 @@ def meanwhile(module: Any, act: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+
+
+def test_what_a_failed_load_held_is_let_go(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of a load, and what the load's frames hold, is let go once nobody waits for it any more."""
+    monkeypatch.setattr(failures_module, "KEPT_S", 0.0)
+    held: Any = weakref.WeakSet()
+
+    def fail() -> None:
+        upload = threading.Event()  # anything
+        held.add(upload)
+        raise ValueError("no database")
+
+    for n in range(3):
+        with pytest.raises(ValueError, match="no database"):
+            room.cache.get_or_set(f"k:{n}", fail)
+    gc.collect()
+    assert len(held) <= 1
+    room.cache.flush_stats()
+    gc.collect()
+    assert not held
 
 
 def test_failures_of_several_threads_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

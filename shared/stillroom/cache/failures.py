@@ -13,6 +13,7 @@ from stillroom.errors import LoadFailed, LoadShed
 from stillroom.oldest import oldest
 from stillroom.shown import message_of
 from stillroom.urls import redact
+from stillroom.wire import Command
 
 TOLD_MS = 2_000  # a waiter looks every 75 ms at the latest
 KEPT_S = TOLD_MS / 1000
@@ -28,12 +29,21 @@ class Failures:
 
     def keep(self, lease: bytes, error: Exception) -> None:
         """Remember an error for a moment."""
-        now = time.monotonic()
-        if len(self._kept) >= KEPT_LIMIT:
-            found = oldest(self._kept.items(), KEPT_LIMIT)  # other threads add to them
-            self._kept = {one: kept for one, kept in found if kept[0] > now}
+        self.forget()
         if len(self._kept) < KEPT_LIMIT:
-            self._kept[lease] = now + KEPT_S, error
+            self._kept[lease] = time.monotonic() + KEPT_S, error
+
+    def forget(self) -> list[Command]:
+        """Forget the errors that nobody waits for any more, with all that the frames of their loads hold.
+
+        Each flush of the counts calls this: it may have been the last failure for long.
+        """
+        now = time.monotonic()
+        for lease, (until, _) in oldest(self._kept.items(), KEPT_LIMIT):
+            if until > now:
+                break
+            self._kept.pop(lease, None)
+        return []
 
     def of(
         self, told: bytes | None, waited_for: AbstractSet[bytes], loader: str

@@ -43,6 +43,7 @@ class Leases:
         self._stats = stats
         self._fall_back = fall_back
         self.failures = Failures()
+        stats.riders.append(self.failures.forget)
         # Commands that free a lease or a place, and that Redis may not have. Others would wait for these.
         self.owed: dict[Command, None] = {}
 
