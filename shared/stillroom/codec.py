@@ -64,6 +64,12 @@ def _kept(made: dict[Any, T], type: Any, one: T) -> T:
     return made.setdefault(type, one)
 
 
+def text_size(codec: bytes, payload: bytes) -> int:
+    """Return how many bytes the text of a payload has that was decoded before."""
+    packed = codec.partition(b":")[0] in UNPACKED
+    return len(zlib.decompress(payload)) if packed else len(payload)
+
+
 class Undecodable(ValueError):
     """The bytes are not a value of the type asked for."""
 

@@ -783,6 +783,24 @@ def test_a_value_that_would_fill_the_store_is_not_kept(make_room: Any) -> None:
     assert len(room.cache._body.copies) == 0
 
 
+@pytest.mark.parametrize("length", [10_000, 40_000])
+def test_a_compressed_value_counts_as_large_as_it_is(make_room: Any, length: int) -> None:
+    """The store's bound holds for values that are kept as they are read, however small Redis has them."""
+    room: Stillroom = make_room(near_limit=100_000, compress_above=1_000)
+
+    @room.cache.cached("text:{id}", ttl=600, near=True)
+    def text(id: int) -> str:
+        return f"{id}".ljust(length)
+
+    for n in [*range(20)] * 4:
+        with room.request():
+            assert text(n) == f"{n}".ljust(length)
+    store = room.cache._body.copies
+    assert store.bytes <= 100_000
+    values = [copy.value for copy in store._copies.values()]
+    assert sum(len(value) for value in values if isinstance(value, str)) <= 100_000
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_child_keeps_nothing(make_room: Any) -> None:
     """A forked child drops its parent's copies, which its own look at the clock does not prove."""

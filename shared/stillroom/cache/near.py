@@ -31,7 +31,7 @@ from stillroom.cache.marks import Verdict, read_clock, seqs_of
 from stillroom.cache.memo import KEPT_S, LIMIT, Memo, Remembered, has_room
 from stillroom.cache.sharing import is_frozen
 from stillroom.cache.template import up_to_escape
-from stillroom.codec import MISS, UNREADABLE, Parse
+from stillroom.codec import MISS, UNREADABLE, Parse, text_size
 from stillroom.keys import Keys
 from stillroom.oldest import oldest
 from stillroom.operation import Operation
@@ -264,13 +264,16 @@ class Store:
         value = copy.near.decode(copy.entry, copy.type)
         if value is not MISS and is_frozen(value):
             self._share(copy, value)
-        else:
+        if copy.value is UNKNOWN:
             copy.parse = copy.near.parser(copy.entry.codec, copy.type)
             copy.value = MISS
         return value
 
     def _share(self, copy: Copy, value: Any) -> None:
-        more = SHARED_FACTOR * len(copy.entry.payload)
+        """Keep the value itself, unless it would take half of the room: uncompressed, it may be very large."""
+        more = SHARED_FACTOR * text_size(copy.entry.codec, copy.entry.payload)
+        if 2 * more > self._limit:
+            return
         with self._lock:
             if copy.is_gone or copy.value is not UNKNOWN:
                 return
