@@ -250,6 +250,19 @@ def test_a_file_without_a_secret_in_it_is_refused(tmp_path: Path, text: str) -> 
     assert "is empty" in refused(tmp_path, "--forget", "session_peppers")
 
 
+@pytest.mark.parametrize("text", ["two words", 'a"b', "it's", "tab\there"])
+def test_a_password_that_redis_could_not_read_is_refused(tmp_path: Path, text: str) -> None:
+    """A password that stands in Redis' own configuration has no space and no quotation mark; an app's may have."""
+    secrets(tmp_path)
+    (tmp_path / "web_password").write_text(text)
+    secrets(tmp_path)
+    for name in ("replica_password", "sentinel_password"):
+        kept = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text)
+        assert f"{name} has a space or a quotation mark" in refused(tmp_path)
+        (tmp_path / name).write_text(kept)
+
+
 def test_a_full_disk_harms_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk leaves the old secrets and no other file, and the sentence names the reason."""
     secrets(tmp_path)

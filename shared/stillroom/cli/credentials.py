@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from stillroom.cli import secret_files
+from stillroom.cli.secret_files import SecretRefused
 from stillroom.cli.tables import AsJson, print_json
 from stillroom.errors import StillroomError, did_you_mean
 from stillroom.keys import globs_on_a_cluster
@@ -33,6 +34,8 @@ ON_A_CLUSTER = re.compile(r" <on a cluster: ([^>]*)>")
 ON_ONE_SERVER = re.compile(r" <on one server: ([^>]*)>")
 PEPPERS, TOKEN = "session_peppers", "health_token"
 FLOWER = "flower_config"
+# Redis logs in with these itself: each is one word of a line in its configuration, see deploy/.
+WORDS, NO_WORD = ("replica_password", "sentinel_password"), re.compile(r"[\s\"']")
 RING = 3  # peppers kept: as many rotations as a session may outlive
 BITS = 256  # of chance in each: no guess reaches it, so a plain SHA-256 may be read by anybody
 
@@ -102,6 +105,11 @@ def _check_files(folder: Path) -> None:
             secret_files.check(path)
             if path.name != FLOWER:  # Python, which its end of line belongs to
                 secret_files.trim(path)
+            if path.name in WORDS and NO_WORD.search(secret_files.read(path)):
+                raise SecretRefused(
+                    f"{path} has a space or a quotation mark in it, which ends a word of Redis' configuration; "
+                    f"choose another password, or delete it, and a new one is made"
+                )
 
 
 def _all_there_may_be(folder: Path) -> Iterator[Path]:
