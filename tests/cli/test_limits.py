@@ -126,6 +126,7 @@ def test_a_name_nobody_uses_is_refused(run: Any, make_room: Any) -> None:
         ("set auth 2/1h --for soon", ("--for", "soon")),
         ("set auth 2/1h --for 400d", ("--for", "30")),
         ("peek 203.0.113.9 auth --rate 5", ("--rate", "2000/1h")),
+        ("peek 203.0.113.9 --rate 5/300s", ("--rate", "say its name")),
     ],
 )
 def test_what_cannot_be_read_is_refused(

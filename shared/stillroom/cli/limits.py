@@ -167,7 +167,11 @@ def _need_pepper(room: Stillroom, by: str) -> None:
 
 def _named(name: str | None, by: str, rate: str | None, specs: list[str]) -> list[Limit]:
     """Return the limit of this name as the app has it, or as `rate` says; without a name all that count so."""
-    if rate is not None and name is not None:
+    if rate is not None:
+        if name is None:
+            raise typer.BadParameter(
+                "this is what one limit admits: say its name, too", param_hint="--rate"
+            )
         return [Limit(name, *_admitted(rate, "--rate"), by=by)]
     seen = [limit for _, limit in in_app(apps_of(specs)).limits()]
     there = [limit for limit in seen if limit.by == by]
