@@ -6,6 +6,8 @@
 # HOST and PORT are its own address; the options are redis-server's; of PRIORITY the lowest is promoted first.
 # A server that was away does not know who has taken its place. Started as what it was, it would be a second primary
 # until a Sentinel notices. So it asks, and waits until most Sentinels name the same server.
+# A primary whose volume was lost, and that is back before a Sentinel notices, would have its replicas copy nothing. So
+# it stays silent, until one of them is the primary. Its files are in the working folder.
 set -eu
 self="$HOST $PORT"
 
@@ -18,13 +20,26 @@ named() {  # what each Sentinel says, one line each: "host port"
   done
 }
 
+is_empty() { [ -z "$(ls appendonlydir/*.manifest appendonly.aof 2>/dev/null)" ]; }  # a dump.rdb is not read
+
+is_followed() {  # whether a Sentinel knows a replica of the primary
+  for sentinel in $SENTINELS; do
+    REDISCLI_AUTH=$(secret watch) timeout 2 redis-cli -h "${sentinel%:*}" -p "${sentinel#*:}" --user watch \
+      sentinel replicas "$MASTER" 2>/dev/null
+  done | grep -qx runid
+}
+
 # shellcheck disable=SC2086  # a list of words
 count=$(set -- $SENTINELS && echo $#)
 while
   primary=$(named | sort | uniq -c | awk -v count="$count" '2 * $1 > count && NF == 3 {print $2, $3}')
-  [ -z "$primary" ]
+  [ -z "$primary" ] || { [ "$primary" = "$self" ] && is_empty && is_followed; }
 do
-  echo "Waiting until most of the Sentinels name a primary: $SENTINELS" >&2
+  case $primary in
+    "") echo "Waiting until most of the Sentinels name a primary: $SENTINELS" ;;
+    *) echo "Waiting until the Sentinels name another primary: this has no data, and replicas of it may have some." \
+      "If there are none any more: SENTINEL RESET $MASTER, at each Sentinel" ;;
+  esac >&2
   sleep 1
 done
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -124,6 +125,63 @@ def all_refused(trio: Trio) -> Iterator[Any]:
     for port in [*trio.ports, *trio.sentinel_ports]:
         with trio.client(port) as client:
             yield from client.acl_log()
+
+
+def test_a_primary_that_lost_its_volume_takes_nothing_from_the_others(
+    trio: Trio, web: Stillroom
+) -> None:
+    """It is back, empty, before a Sentinel has noticed: it waits for another primary, and copies that."""
+    session, old = web.sessions.create("u1"), trio.primary()
+    trio.kill(old)
+    lose_volume(trio, old)
+    trio.start(old)
+    until(lambda: trio.named() - {old}, "another primary")
+    trio.await_formed()
+    until(lambda: web.sessions.get(session.token) is not None, "the session")
+    assert "this has no data" in trio.log(old)
+
+
+def lose_volume(trio: Trio, *ports: int) -> None:
+    for port in ports:
+        shutil.rmtree(trio.folder / str(port) / "appendonlydir")
+
+
+def test_a_backup_is_restored_as_the_guide_says(trio: Trio, web: Stillroom) -> None:
+    """With all three stopped, the last primary gets the backup, starts first, and the others copy it."""
+    kept, primary = web.sessions.create("u1"), trio.primary()
+    written = trio.replication(primary)["master_repl_offset"]
+    until(lambda: is_in_file(trio, primary, written), "it is in the file")
+    files, backup = trio.folder / str(primary) / "appendonlydir", trio.folder / "backup"
+    shutil.copytree(files, backup)
+    later = web.sessions.create("u1")
+    trio.kill(*trio.ports)
+    lose_volume(trio, primary)
+    backup.rename(files)
+    trio.start(primary)
+    until(lambda: answers(trio, primary), "the primary with the backup")
+    trio.start(*{*trio.ports} - {primary})
+    trio.await_formed()
+    assert trio.primary() == primary
+    until(lambda: web.cache.set("k", 1), "a write")  # the room has found it
+    assert web.sessions.get(kept.token) is not None
+    assert web.sessions.get(later.token) is None
+    for port in trio.ports:
+        until(lambda port=port: trio.ask(port, "DBSIZE") == trio.ask(primary, "DBSIZE"), "a copy")
+
+
+def answers(trio: Trio, port: int) -> bool:
+    with suppress(redis.RedisError):
+        return bool(trio.ask(port, "DBSIZE"))
+    return False
+
+
+def test_three_servers_that_lost_all_volumes_begin_anew(trio: Trio) -> None:
+    """Where none has data any more, one that is empty is the primary, and nobody waits for ever."""
+    trio.kill(*trio.ports)
+    lose_volume(trio, *trio.ports)
+    trio.start(*trio.ports)
+    trio.await_formed()
+    assert trio.ask(trio.primary(), "DBSIZE") == 0
 
 
 def test_after_a_power_cut_there_is_one_primary_with_all_data(trio: Trio, web: Stillroom) -> None:
