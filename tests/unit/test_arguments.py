@@ -350,6 +350,40 @@ def test_containers_that_differ_in_a_slot_have_two_texts(make: Callable[[], Any]
     assert text("a") != text("b")
 
 
+class Id(int):
+    """A number that takes attributes."""
+
+
+class Name(str):
+    __slots__ = ("tenant",)
+
+
+class Token(UUID):
+    """A UUID that takes attributes, besides the slots of all UUIDs."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+
+@pytest.mark.parametrize("value", [Id(7), Name("a"), Token(int=7)])
+def test_scalars_that_differ_in_an_attribute_have_two_texts(value: Any) -> None:
+    """What is set on a value of an app's own class of texts or numbers stands in its key, and in no tag."""
+    kind: Any = type(value)
+    plain = texts.of(kind)(value)
+    assert plain == str(value)
+    for annotation in (kind, kind | None, Any, list[Any]):
+        told = {texts.of(annotation)([value] if annotation == list[Any] else value)}
+        for value.tenant in ("acme", "globex"):
+            told.add(texts.of(annotation)([value] if annotation == list[Any] else value))
+        assert len(told) == 3
+        del value.tenant
+    value.tenant = "acme"
+    assert texts.of(kind.__base__)(value) == texts.of_tag(kind)(value) == plain
+    value.tenant = Connection()
+    with pytest.raises(Unkeyable, match="has no text"):
+        texts.of(kind)(value)
+
+
 def test_a_value_that_holds_itself_is_refused() -> None:
     """A value that contains itself is refused."""
     endless: list[Any] = []

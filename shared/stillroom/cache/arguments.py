@@ -2,7 +2,9 @@
 
 A parameter that is declared to be of one type has the plain text: `7` for an int, the text itself for a str. Where
 several types are possible, a str that looks like another type's text is quoted: `7` and `'7'`, `None` and `'None'`.
-The other types carry their name there: `UUID(…)`. A value of another type than declared is marked: `%1F"7"`.
+The other types carry their name there: `UUID(…)`. A value of another type than declared is marked: `%1F"7"`, and so
+is one of the app's own `class Id(int)` that has attributes: `%1F7{tenant:"acme"}`. Where just an int is declared,
+attributes are not looked at.
 
 The table of types is closed. Of anything else (a connection, an object of a class) no text says what it is: str(),
 repr() and hash() differ between processes, or do not differ where they should. So it is refused.
@@ -79,6 +81,16 @@ class Texts:
 
         Raises Unkeyable for a type of which no value has a text.
         """
+        plain = self._of(annotation)
+        if not any(map(_may_have_attributes, _members(annotation))):
+            return plain
+
+        def text(value: Any) -> str:
+            return MARK + self.canonical(value) if _attributes_of_scalar(value) else plain(value)
+
+        return text
+
+    def _of(self, annotation: Any) -> Text:
         members = list(dict.fromkeys(_members(annotation)))
         kinds = [_base_of(member) for member in members if member is not types.NoneType]
         if len(kinds) != 1 or kinds[0] is Any:
@@ -95,7 +107,7 @@ class Texts:
         A value of another type than declared has the plain text of its own type. Two values may share a text there:
         that invalidates more than was meant, and a text that nobody writes invalidates nothing.
         """
-        declared = self.of(annotation)
+        declared = self._of(annotation)
 
         def text(value: Any) -> str:
             if isinstance(value, str):
@@ -109,7 +121,7 @@ class Texts:
     def _own(self, value: Any, otherwise: str) -> str:
         """Return the plain text of a value of just its type, or the other text where that type is not known."""
         try:
-            return self.of(type(value))(value)
+            return self._of(type(value))(value)
         except Unkeyable:
             return otherwise
 
@@ -176,7 +188,8 @@ class Texts:
         if isinstance(value, SECRETS):
             return f"secret({self._secret(value)})"
         if (text := _scalar(value)) is not None:
-            return text
+            more = _attributes_of_scalar(value)
+            return text + (self._named(more, depth) if more else "")
         if _is_record_type(type(value)):
             return _full_name(type(value)) + self._record(value, depth)
         raise Unkeyable(_sentence(type(value)))
@@ -333,6 +346,20 @@ def _scalar(value: Any) -> str | None:
     return None if kind is None else f"{kind.__name__}({_PLAIN[kind](value)})"
 
 
+def _attributes_of_scalar(value: Any) -> dict[str, Any]:
+    """Return the attributes that somebody has set on a value without parts, whose class derives from int."""
+    if not _may_have_attributes(type(value)):
+        return {}
+    return attributes_of(value, _UUID_SLOTS)
+
+
+def _may_have_attributes(kind: Any) -> bool:
+    """Return whether this is an app's own class of values without parts. A member of an Enum is its name."""
+    if not isinstance(kind, type) or kind in _SCALARS or issubclass(kind, (Enum, *ADDRESSES)):
+        return False
+    return issubclass(kind, tuple(_SCALARS)) and has_attributes(kind)
+
+
 def _is_record_type(kind: type) -> bool:
     return (issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind)) and not is_row(kind)
 
@@ -433,6 +460,8 @@ _PLAIN: dict[type, Callable[[Any], str]] = {
     bytes: bytes.hex,
     bool: str,
 }
+_SCALARS = frozenset([*_PLAIN, int, float, str])
+_UUID_SLOTS = frozenset(UUID.__slots__)  # what its text says
 
 
 def _full_name(kind: type) -> str:
