@@ -10,6 +10,8 @@ from typing import Annotated, Any, Optional, Self
 import pytest
 from pydantic import BaseModel
 
+from stillroom.cache.orders import Load
+
 A_DAY = dt.date(2026, 11, 28)
 
 
@@ -91,6 +93,44 @@ def test_a_decorator_may_give_an_argument_itself(room: Any) -> None:
     assert [load(0), load(id=0), *load.many([0])] == [A_DAY] * 3
     with pytest.raises(TypeError):
         load("a connection", 0)
+
+
+def by_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    return call
+
+
+def by_name(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(**kwargs: Any) -> Any:
+        return function(**kwargs)
+
+    return call
+
+
+def by_its_first(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(first: int, *args: Any, **kwargs: Any) -> Any:
+        return function(first, *args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize("decorator", [by_place, by_name, by_its_first, functools.singledispatch])
+def test_a_decorator_may_pass_on_places_or_names(room: Any, decorator: Any) -> None:
+    """What takes arguments by their place alone is loaded so, in a worker too, and what takes names by these."""
+
+    @decorator
+    def day(id: int, more: int = 1) -> dt.date:
+        return A_DAY + dt.timedelta(days=id + more)
+
+    load = room.cache.cached("day:{id}:{more}", name="day")(day)
+    expected = [A_DAY + dt.timedelta(days=days) for days in (1, 3, 2)]
+    assert [load(0), load(1, more=2), *load.many([1])] == expected
+    assert room.upkeep.load(Load(loader="day", args={"id": 5, "more": 1}))["outcome"] == "loaded"
 
 
 def test_a_cached_function_loads_for_another_key(room: Any) -> None:

@@ -78,13 +78,28 @@ def signature_of(function: Any) -> inspect.Signature:
 
     One that takes any arguments passes them on, so there the parameters of that function count.
     """
+    own = _own_signature(function)
+    return inspect.signature(function) if own is None or _kinds_in(own) & _ANY else own
+
+
+def takes_places(function: Any) -> bool:
+    """Return whether what is called takes any arguments by their place, and perhaps only so: `def call(*args)`."""
+    own = _own_signature(function)
+    return own is not None and inspect.Parameter.VAR_POSITIONAL in _kinds_in(own)
+
+
+_ANY = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+
+
+def _own_signature(function: Any) -> inspect.Signature | None:
     try:
-        own = inspect.signature(function, follow_wrapped=False)
+        return inspect.signature(function, follow_wrapped=False)
     except ValueError:  # what functools.lru_cache makes has none of its own
-        return inspect.signature(function)
-    any_kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    takes_any = any(one.kind in any_kinds for one in own.parameters.values())
-    return inspect.signature(function) if takes_any else own
+        return None
+
+
+def _kinds_in(signature: inspect.Signature) -> set[Any]:
+    return {one.kind for one in signature.parameters.values()}
 
 
 def plain_parameters(signature: inspect.Signature, name: str) -> list[str]:

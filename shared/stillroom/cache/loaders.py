@@ -29,6 +29,7 @@ from stillroom.cache.declared import (
     plain_parameters,
     result_of,
     signature_of,
+    takes_places,
 )
 from stillroom.cache.entry import Entry
 from stillroom.cache.keeping import Keeping, near_of
@@ -154,6 +155,7 @@ class Loader:
         self._places = [
             n for n in self._names if parameters[n].kind is not inspect.Parameter.KEYWORD_ONLY
         ]
+        self._given_in_order = self._places if takes_places(function) else []
         self._known = frozenset(self._names)
         self._defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
         self._not_sent = frozenset(n for n in ignored if n in self._defaults)
@@ -253,12 +255,19 @@ class Loader:
 
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
         """Return what a call of it is kept by."""
-        call, tags = Call(self.function, (), values), self._tagger(values)
+        call, tags = self._call(values), self._tagger(values)
         return Recipe(
             *(call, self.type, self.keeping, self.lease, tags, self.release, self, values),
             self.at_once,
             self.near,
         )
+
+    def _call(self, values: Mapping[str, Any]) -> Call:
+        if not self._given_in_order:
+            return Call(self.function, (), values)
+        args = [values[name] for name in self._given_in_order]
+        others = {n: value for n, value in values.items() if n not in self._given_in_order}
+        return Call(self.function, args, others)
 
     def within(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, called as the app wants its loaders to be called: see Loaders.around."""
