@@ -20,6 +20,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from asgiref.sync import async_to_sync
 from pydantic import BaseModel, SecretStr
 
 from stillroom import AsyncStillroom, InvalidArgument, NoDispatch, Settings, Stillroom
@@ -489,6 +490,36 @@ def test_a_loader_that_is_defined_again_with_another_value_is_told(
     assert "load is defined again with another user: both have the key 'dashboard'" in told
 
 
+def dashboard(user: str) -> str:
+    return f"{user}'s"
+
+
+def timed(function: Any) -> Any:
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda user: functools.partial(dashboard, user),
+        lambda user: timed(lambda: dashboard(user)),
+        lambda user: functools.cache(lambda: dashboard(user)),
+    ],
+)
+def test_a_partial_or_a_decorated_loader_that_is_made_again_with_another_value_is_told(
+    room: Any, caplog: pytest.LogCaptureFixture, make: Any
+) -> None:
+    """The visitor's name that a partial holds, or a function below a decorator, is told as well."""
+    for user in ("ann", "ann", "bob", "eve"):
+        room.cache.cached("dashboard", name="load")(make(user))
+    (told,) = [one.getMessage() for one in caplog.records]
+    assert "load is defined again with another user: both have the key 'dashboard'" in told
+
+
 def test_a_loader_is_defined_again_with_values_that_cannot_be_compared(
     room: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -503,6 +534,55 @@ def test_a_loader_is_defined_again_with_values_that_cannot_be_compared(
     for _ in range(2):
         view(Decimal("sNaN"))
     assert not caplog.records
+
+
+class Timed:
+    """A decorator that is a class, and binds as a method does."""
+
+    def __init__(self, function: Any) -> None:
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.__wrapped__(*args)  # type: ignore[attr-defined]
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return functools.partial(self, instance)
+
+
+class Awaited(Timed):
+    async def __call__(self, *args: Any) -> Any:
+        return await self.__wrapped__(*args)  # type: ignore[attr-defined]
+
+
+def test_two_loaders_below_one_decorator_are_told_apart(room: Any) -> None:
+    """Two functions below a decorator that is a class are two, and none is given what the other one loads."""
+
+    def one(id: int) -> str:
+        return "one"
+
+    def two(id: int) -> str:
+        return "two"
+
+    load = room.cache.cached("n:{id}", name="load")(Timed(one))
+    with pytest.raises(InvalidArgument, match="a loader named 'load' exists already"):
+        room.cache.cached("n:{id}", name="load")(Timed(two))
+    assert load(7) == "one"
+
+
+def test_a_decorator_that_is_a_class_may_be_awaited(room: Any) -> None:
+    """An object whose `__call__` is awaited is known as that, also if it binds as a method: asgiref makes such."""
+
+    async def load(id: int) -> int:
+        return id
+
+    if hasattr(room, "inner"):
+        assert room.cache.cached("n:{id}", name="load")(Awaited(load))(7) == 7
+    else:
+        with pytest.raises(InvalidArgument, match="load is a coroutine function: use Async"):
+            room.cache.cached("n:{id}", name="load")(Awaited(load))
+    for unknown in (async_to_sync(load), max):
+        with pytest.raises(InvalidArgument, match=r"plain named parameters|does not know its"):
+            room.cache.cached("n:{id}", name="load")(unknown)
 
 
 def test_two_loaders_of_one_factory_are_told_apart(room: Any) -> None:

@@ -7,6 +7,7 @@ import inspect
 import operator
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal, NotRequired, Self, get_args, get_origin, get_type_hints
 
 import pydantic_core
@@ -79,7 +80,17 @@ def signature_of(function: Any) -> inspect.Signature:
     One that takes any arguments passes them on, so there the parameters of that function count.
     """
     own = _own_signature(function)
-    return inspect.signature(function) if own is None or _kinds_in(own) & _ANY else own
+    if own is not None and not _kinds_in(own) & _ANY:
+        return own
+    try:
+        return inspect.signature(function)
+    except (
+        ValueError
+    ):  # nothing says what is behind it: what asgiref's async_to_sync makes, a builtin
+        if own is None:
+            what = "Python does not know its parameters; make it a function of your own"
+            raise InvalidArgument(f"{function!r:.100}: {what}") from None
+        return own
 
 
 def takes_places(function: Any) -> bool:
@@ -92,8 +103,9 @@ _ANY = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
 def _own_signature(function: Any) -> inspect.Signature | None:
+    called = behind(function) if _is_bound_object(function) else function
     try:
-        return inspect.signature(function, follow_wrapped=False)
+        return inspect.signature(called, follow_wrapped=False)
     except ValueError:  # what functools.lru_cache makes has none of its own
         return None
 
@@ -158,7 +170,33 @@ def has_schema(hint: Any) -> bool:
 def behind(function: Any) -> Any:
     """Return the function behind a partial, a static method or a callable object."""
     function = _bare(function)
-    return function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    is_function = inspect.isroutine(function) and not _is_bound_object(function)
+    return function if is_function else getattr(function, "__call__", function)  # noqa: B004
+
+
+def _is_bound_object(function: Any) -> bool:
+    """Return whether this is a callable object that binds as a method does. Python takes it for a builtin."""
+    is_python = inspect.isfunction(getattr(type(function), "__call__", None))  # noqa: B004
+    return is_python and inspect.ismethoddescriptor(function)
+
+
+def captured_by(function: Any) -> dict[str, Any]:
+    """Return by name what a function was given where it was made: variables around it, arguments of a partial."""
+    found: dict[str, Any] = {}
+    while isinstance(function, functools.partial):
+        found.update(zip(signature_of(function.func).parameters, function.args, strict=False))
+        function = function.func
+    inner = innermost(function)
+    names, cells = inner.__code__.co_freevars, inner.__closure__ or ()
+    for name, cell in zip(names, cells, strict=False):
+        with suppress(ValueError):  # it is empty
+            found[name] = cell.cell_contents
+    return found
+
+
+def innermost(function: Any) -> Any:
+    """Return the function that somebody has written, behind what decorators have made of it."""
+    return inspect.unwrap(_declared(function))
 
 
 def _of_owner(annotation: Any, owner: type) -> Any:

@@ -19,11 +19,12 @@ from stillroom.cache.arguments import Text, Texts, Unkeyable
 from stillroom.cache.around import Around, within
 from stillroom.cache.declared import (
     NO_SCHEMA,
-    behind,
+    captured_by,
     check_function,
     checked_as,
     has_schema,
     hints_of,
+    innermost,
     is_coroutine_function,
     place_of,
     plain_parameters,
@@ -427,7 +428,7 @@ class Loaders:
         self._unfilled: frozenset[str] = frozenset()
         self._of_pages: frozenset[str] = frozenset()
         # Places of loaders of which was told that they have captured other values.
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[str] = set()
         self.around: list[Around] = []
 
     def register(self, loader: Loader) -> None:
@@ -456,9 +457,9 @@ class Loaders:
         Its key does not say them. A value that a visitor's request gave would be served to the next visitor.
         """
         known = self._by_name.get(loader.name)
-        if known is None or (place := _place_of(loader)) in self._told:
+        if known is None or (place := place_of(loader.function)) in self._told:
             return
-        if others := _captured_otherwise(behind(loader.function), behind(known.function)):
+        if others := _captured_otherwise(loader.function, known.function):
             self._told.add(place)
             log.warning(
                 "%s is defined again with another %s: both have the key %r, so each is given what the other has "
@@ -559,7 +560,7 @@ def _is_again(one: Loader, other: Loader) -> bool:
     Of functions inside functions, lambdas and partials there may be several in one place: there name and key must
     be the same as well.
     """
-    if _place_of(one) != _place_of(other):
+    if place_of(one.function) != place_of(other.function):
         return False
     if one.name == other.name and one.template == other.template:
         return True
@@ -568,22 +569,18 @@ def _is_again(one: Loader, other: Loader) -> bool:
 
 
 def _captured_otherwise(one: Any, other: Any) -> list[str]:
-    """Return the variables from around a function whose plain values differ in two runs of one definition."""
-    if getattr(one, "__code__", one) is not getattr(other, "__code__", None):
+    """Return by name the plain values that differ in two runs of one definition: variables, arguments."""
+    code = getattr(innermost(one), "__code__", None)
+    if code is None or code is not getattr(innermost(other), "__code__", None):
         return []
-    cells, its_cells = (getattr(each, "__closure__", None) or () for each in (one, other))
+    mine, its = captured_by(one), captured_by(other)
     found = []
-    for name, mine, its in zip(one.__code__.co_freevars, cells, its_cells, strict=False):
-        with suppress(Exception):  # an empty cell, or a value that can't be compared
-            pair = mine.cell_contents, its.cell_contents
+    for name in mine.keys() & its.keys():
+        with suppress(Exception):  # a value that can't be compared
+            pair = mine[name], its[name]
             if pair[0] is not pair[1] and all(map(is_frozen, pair)) and pair[0] != pair[1]:
                 found.append(name)
-    return found
-
-
-def _place_of(loader: Loader) -> tuple[str, str]:
-    function = behind(loader.function)
-    return str(getattr(function, "__module__", "")), str(getattr(function, "__qualname__", ""))
+    return sorted(found)
 
 
 def _checked_name(name: Any) -> str:
