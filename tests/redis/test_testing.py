@@ -485,6 +485,29 @@ def test_an_app_s_room_works_on_the_test_s_server(
     room.close()
 
 
+@pytest.mark.parametrize("kind", [Stillroom, AsyncStillroom])
+def test_who_listens_to_an_app_s_room_hears_of_the_test_s_calls(
+    stillroom_settings: Settings, kind: Any
+) -> None:
+    """A hook of a room is told of its calls before, during and after an override."""
+    room = kind(Settings(**APP_SETTINGS))
+    heard: list[str] = []
+    room.on_event(lambda event: heard.append(f"{event.operation} {event.outcome}"))
+
+    def get() -> list[str]:
+        heard.clear()
+        found = room.cache.get("k")
+        if asyncio.iscoroutine(found):
+            asyncio.run(found)
+        return heard[:1]
+
+    before = get()
+    for _ in range(2):
+        with overridden(room, stillroom_settings):
+            assert get() == ["get miss"]
+    assert get() == before
+
+
 def test_parts_that_are_taken_during_an_override_are_led_back_too(
     stillroom_settings: Settings,
 ) -> None:

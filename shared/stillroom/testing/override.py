@@ -21,13 +21,16 @@ R = TypeVar("R", Stillroom, AsyncStillroom)
 def overridden(room: R, settings: Settings, *, dispatch: Dispatch | None = None) -> Iterator[R]:
     """Let this room, and whoever got hold of a part of it, work with these settings until the block ends.
 
-    Its loaders, and those who listen to its sessions, stay. Background work is done at once unless `dispatch` says
-    otherwise. A room that is used in an event loop is closed there by its app (`lifespan`), or by `async with`.
+    Its loaders, and those who listen to its sessions and events, stay. Background work is done at once unless
+    `dispatch` says otherwise. A room that is used in an event loop is closed there by its app (`lifespan`), or by
+    `async with`.
     """
     refuse_other("room", room, (Stillroom, AsyncStillroom), "the app's Stillroom or AsyncStillroom")
     refuse_other("settings", settings, Settings, "the test's Settings(…)")
     other = type(room)(settings, dispatch=dispatch or InlineDispatch())
     loaders, listeners = room.cache.loaders, listeners_of(room)
+    of_the_other = {type(one) for one in other.watch.observers}  # OpenTelemetry's, where that is on
+    observers = [one for one in room.watch.observers if type(one) not in of_the_other]
     pairs = list(twins(room, other))
     before = [(old, vars(old), type(old)) for old, _ in pairs]
     stays = {id(new): old for old, new in pairs}
@@ -41,6 +44,8 @@ def overridden(room: R, settings: Settings, *, dispatch: Dispatch | None = None)
         if "loaders" in vars(part):
             part.loaders = loaders
     room.sessions.on_event.extend(listeners)
+    for observer in observers:
+        room.observe(observer)
     try:
         yield room
     finally:
