@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from stillroom.errors import RedisUnavailable
 from stillroom.operation import Operation, Pause
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 SCRIPTS_AT_ONCE = 100  # 6 ms of the server, or 25 on a bad day
@@ -61,6 +62,10 @@ class Bites(Generic[T]):
         if self._start + len(self._bite) < len(self._things):  # few, and large
             self._are_several = True
         return self._bite
+
+    def beside(self, others: Sequence[S]) -> Sequence[S]:
+        """Return those that stand in the places of the bite's items."""
+        return others[self._start : self._start + len(self._bite)]
 
     def done(self) -> None:
         """Go on behind this bite, with more at a time."""

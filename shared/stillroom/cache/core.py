@@ -401,8 +401,8 @@ class Core(Loads):
     def _each(self, what: str, batch: list[Any], names: Sequence[bytes]) -> Operation[list[Any]]:
         """Return the replies to a batch in which each command fails for itself: None is a failure.
 
-        `names`: the keys that it changes. It goes in bites. One that there was no time for goes again in smaller
-        ones: what is still on its way is refused by then, and what is stored twice is the same.
+        `names`: the key that each of them changes. It goes in bites. One that there was no time for goes again in
+        smaller ones: what is still on its way is refused by then, and what is stored twice is the same.
         """
         replies: list[Any] = []
         bites = Bites(batch, SCRIPTS_AT_ONCE)
@@ -412,7 +412,7 @@ class Core(Loads):
             try:
                 # A loaded value can be loaded again.
                 kept_as = "" if isinstance(batch, Freeing) else STORED_VALUE
-                replies += yield from self._memo.changing(bite, names, kept_as)
+                replies += yield from self._memo.changing(bite, bites.beside(names), kept_as)
             except RedisUnavailable as error:
                 if bites.again(error) and isinstance(batch, Timed):
                     continue
