@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Annotated, Any, Optional, Self
 
 import pytest
 from pydantic import BaseModel
 
+from stillroom.cache.around import OnlyAsync
 from stillroom.cache.orders import Load
 
 A_DAY = dt.date(2026, 11, 28)
@@ -213,3 +215,20 @@ def test_an_iterator_in_a_model_is_not_used_up(room: Any, kind: Any) -> None:
         found = cached()
         page = found[0] if isinstance(found, list) else found
         assert list(page.lines) == [1, 2]
+
+
+@contextlib.asynccontextmanager
+async def session() -> AsyncIterator[None]:
+    yield
+
+
+def test_a_partial_in_an_awaited_context_is_told_by_its_function(room: Any) -> None:
+    """A partial of a blocking function that is given an awaited context is told by the name of that function."""
+    getattr(room, "inner", room).around_load(session)
+
+    def load(region: str, id: int) -> int:
+        return id
+
+    cached = room.cache.cached("n:{id}", name="n")(functools.partial(load, "eu"))
+    with pytest.raises(OnlyAsync, match="the loader load is not async"):
+        cached(7)

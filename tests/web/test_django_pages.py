@@ -24,7 +24,7 @@ from django.urls import path
 from django.utils import translation
 from django.utils.decorators import method_decorator
 from django.views import View
-from django.views.decorators.clickjacking import xframe_options_exempt
+from django.views.decorators.clickjacking import xframe_options_exempt, xframe_options_sameorigin
 
 import redis
 from stillroom import InvalidArgument, InvalidKey, SettingsError, Stillroom
@@ -229,7 +229,25 @@ class FreshPrices(Prices):
     pass
 
 
+class Feed:
+    """An object that is a view, as a Feed of Django's is."""
+
+    def __call__(self, request: HttpRequest, id: int) -> HttpResponse:
+        calls.append("feed")
+        return HttpResponse(f"{id} {len(calls)}")
+
+
+def listed(request: HttpRequest, id: int, size: int) -> HttpResponse:
+    calls.append("listed")
+    return HttpResponse(f"{id} {size} {len(calls)}")
+
+
+of_objects = cache_page(60, tags=["feeds", "feed:{id}"])
+
 urlpatterns = [
+    path("feeds/object/<int:id>", of_objects(Feed())),
+    path("feeds/partial/<int:id>", of_objects(partial(listed, size=10))),
+    path("feeds/decorated/<int:id>", of_objects(xframe_options_sameorigin(Feed()))),
     path("prices/around", cache_page(60)(Prices.as_view())),
     path("prices/dispatch", CachedPrices.as_view()),
     path("prices/fresh", FreshPrices.as_view()),
@@ -292,6 +310,19 @@ def test_a_page_is_rendered_once_until_a_tag_kills_it(port: int, room: Stillroom
         price += 1
         room.cache.invalidate_by_tag(tag if tag != "price:1" else f"price:{price - 1}")
         assert priced(ask(port, PRODUCT)) == price
+
+
+@pytest.mark.parametrize("kind", ["object", "partial", "decorated"])
+def test_a_view_may_be_an_object(port: int, room: Stillroom, kind: str) -> None:
+    """An object that is a view, such as a Feed of Django's, and a partial are cached as functions are."""
+    where = f"/feeds/{kind}/7"
+    first = ask(port, where)
+    assert (first.status, ask(port, where).body) == (200, first.body)
+    assert ask(port, f"/feeds/{kind}/8").body != first.body
+    room.cache.invalidate_by_tag("feed:7")
+    assert ask(port, where).body != first.body
+    with pytest.raises(InvalidKey, match=r"{ids} is no parameter of priced"):
+        cache_page(60, tags=["feed:{ids}"])(partial(priced))
 
 
 def test_a_view_may_say_less_to_head(port: int) -> None:

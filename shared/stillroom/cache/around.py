@@ -16,7 +16,7 @@ from inspect import isasyncgenfunction, isgeneratorfunction
 from typing import Any, TypeAlias
 
 from stillroom.errors import InvalidArgument
-from stillroom.misuse import refuse_awaited, refuse_unfit
+from stillroom.misuse import name_of, refuse_awaited, refuse_unfit
 
 Around: TypeAlias = Callable[[], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
 
@@ -68,7 +68,7 @@ def within(
                 context = make()
                 if not isinstance(context, AbstractContextManager):
                     raise OnlyAsync(
-                        f"the loader {function.__name__} is not async, and around_load gives it a "
+                        f"the loader {name_of(function)} is not async, and around_load gives it a "
                         f"{type(context).__name__}, which only an async one can enter"
                     )
                 stack.enter_context(context)

@@ -42,7 +42,7 @@ def result_of(function: Any) -> Any:
 
     Asked for on each get_or_set: what has been found once is remembered by the function's code.
     """
-    declared = _declared(function)
+    declared = declaring(function)
     if isinstance(declared, type):
         return declared  # a class makes objects of itself
     annotation = getattr(declared, "__annotations__", {}).get("return", Any)
@@ -65,7 +65,7 @@ def value_type_of(load_many: Any) -> Any:
 
 def place_of(function: Any) -> str:
     """Return where a function is written: `shop.views.page.<locals>.load`."""
-    function = _declared(function)
+    function = declaring(function)
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', name_of(function))}"
 
 
@@ -127,7 +127,7 @@ def plain_parameters(signature: inspect.Signature, name: str) -> list[str]:
 def hints_of(function: Any, name: str) -> dict[str, Any]:
     """Return the types of a loader's parameters by name. Raises InvalidArgument for one that is not found."""
     try:
-        declared = _declared(function)
+        declared = declaring(function)
         if isinstance(declared, type):
             return {}  # a partial of a class: those of the class are no parameters
         return get_type_hints(declared, include_extras=True)
@@ -167,6 +167,13 @@ def has_schema(hint: Any) -> bool:
     return True
 
 
+def declaring(function: Any) -> Any:
+    """Return what says the types of a call: a function, a class, or an object that functools.wraps was used on."""
+    function = _bare(function)
+    says_so = isinstance(function, type) or hasattr(function, "__wrapped__")
+    return function if says_so else behind(function)
+
+
 def behind(function: Any) -> Any:
     """Return the function behind a partial, a static method or a callable object."""
     function = _bare(function)
@@ -196,7 +203,9 @@ def captured_by(function: Any) -> dict[str, Any]:
 
 def innermost(function: Any) -> Any:
     """Return the function that somebody has written, behind what decorators have made of it."""
-    return inspect.unwrap(_declared(function))
+    while hasattr(function := declaring(function), "__wrapped__"):
+        function = function.__wrapped__
+    return function
 
 
 def _of_owner(annotation: Any, owner: type) -> Any:
@@ -227,13 +236,6 @@ def _result_named(annotation: str, declared: Any) -> Any:
             _results.clear()
         _results[place] = code, hints_of(declared, name_of(declared)).get("return", Any)
     return _results[place][1]
-
-
-def _declared(function: Any) -> Any:
-    """Return what says the types of a call: a function, a class, or an object that functools.wraps was used on."""
-    function = _bare(function)
-    says_so = isinstance(function, type) or hasattr(function, "__wrapped__")
-    return function if says_so else behind(function)
 
 
 def _bare(function: Any) -> Any:

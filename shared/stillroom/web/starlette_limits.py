@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stillroom.errors import InvalidLimit, SettingsError
 from stillroom.limits import Decision
 from stillroom.limits.routes import Counted
-from stillroom.misuse import explained
+from stillroom.misuse import explained, name_of
 from stillroom.web.asgi import LIMITER, StillroomMiddleware
 from stillroom.web.carriers import LOST
 from stillroom.web.cors import Learned, Unanswered, is_preflight
@@ -355,7 +355,7 @@ def _connection_in(given: Iterable[Any], endpoint: Any) -> HTTPConnection:
     for one in given:
         if isinstance(one, HTTPConnection):
             return one
-    raise SettingsError(f"{endpoint.__qualname__} is limited, and is called without its request")
+    raise SettingsError(f"{name_of(endpoint)} is limited, and is called without its request")
 
 
 def _with_connection(endpoint: Any) -> inspect.Signature:

@@ -22,6 +22,7 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, QueryDict
 from django.utils import timezone, translation
 
+from stillroom.cache.declared import place_of
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidArgument, LoadFailed
 from stillroom.misuse import explained
@@ -88,7 +89,7 @@ def cache_page(
 
     def decorate(view: V) -> V:
         refuse_known(view, "cache_page")
-        name = f"{key_prefix}{view.__module__}.{view.__qualname__}"
+        name = key_prefix + place_of(view)
         tagged = PageTags(tags, view, policy.query)
         cached = CachedView(name, policy, tagged, times, kinds, harmless, passes)
         if is_async_view(view):

@@ -22,13 +22,14 @@ from uuid import UUID
 from pydantic import TypeAdapter, ValidationError
 
 from stillroom.cache.arguments import text_in_tag
+from stillroom.cache.declared import declaring
 from stillroom.cache.loaders import UNINSTALLED, Loaders, several
 from stillroom.cache.template import Template, refuse_foreign
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidArgument, InvalidKey, LoadFailed, SettingsError, did_you_mean
 from stillroom.integrations.model_tags import names_in
 from stillroom.keys import sanitized
-from stillroom.misuse import explained
+from stillroom.misuse import explained, name_of
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.pages.answer import answer_from, checked_cdn
 from stillroom.web.pages.passes import Passes
@@ -105,7 +106,7 @@ class PageTags:
             refuse_foreign(tag, known, names)
             for name in names:
                 if name not in known and not takes_any:
-                    reason = f"{{{name}}} is no parameter of {endpoint.__name__}"
+                    reason = f"{{{name}}} is no parameter of {name_of(endpoint)}"
                     raise InvalidKey(tag, reason + did_you_mean(name, known))
             self._templates.append(Template(tag, names, lambda _: text_in_tag, escapes=False))
 
@@ -409,7 +410,7 @@ def _name_of(endpoint: Any) -> str:
 def _hints(endpoint: Any) -> dict[str, TypeAdapter[Any]]:
     """Return the types of an endpoint's parameters that a path can be read as."""
     try:
-        hints = get_type_hints(endpoint)
+        hints = get_type_hints(declaring(endpoint))
     except NameError:
         return {}
     hints.pop("return", None)
