@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -117,24 +116,33 @@ class Watch:
             event.outcome = outcome
             event.name = name or event.name
 
-    @contextmanager
-    def event(self, service: str, operation: str, name: str = "") -> Iterator[Event]:
-        """Tell of what happens inside, when it has ended."""
-        event = Event(service, operation, name=name)
-        started = time.perf_counter()
-        tokens = [(one, _safely(one.began, event)) for one in self.observers]
-        before = _open.set(event)
-        try:
-            yield event
-        except BaseException as error:
+    def event(self, service: str, operation: str, name: str = "") -> _Telling:
+        """Tell of what happens inside of a `with`, when it has ended."""
+        return _Telling(self.observers, Event(service, operation, name=name))
+
+
+class _Telling:
+    """Tells of one event. No generator: contextlib assigns to an error, which one that is frozen refuses."""
+
+    def __init__(self, observers: Sequence[Observer], event: Event) -> None:
+        self._observers = observers
+        self._event = event
+
+    def __enter__(self) -> Event:
+        self._started = time.perf_counter()
+        self._tokens = [(one, _safely(one.began, self._event)) for one in self._observers]
+        self._before = _open.set(self._event)
+        return self._event
+
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        event = self._event
+        if error is not None:
             event.outcome = "error"
             event.error = error.reason if isinstance(error, RedisUnavailable) else _kind(error)
-            raise
-        finally:
-            event.seconds = time.perf_counter() - started
-            _open.reset(before)
-            for observer, token in reversed(tokens):
-                _safely(observer.ended, token, event)
+        event.seconds = time.perf_counter() - self._started
+        _open.reset(self._before)
+        for observer, token in reversed(self._tokens):
+            _safely(observer.ended, token, event)
 
 
 def watch_drivers(drivers: list[Any], known: Watch) -> None:

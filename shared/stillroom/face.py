@@ -138,7 +138,8 @@ def drop_our_frames(error: Exception) -> None:
     for one in _chain(error):
         frames = list(_walk(one.__traceback__))
         if frames and (isinstance(one, StillroomError) or not _is_ours(frames[-1].tb_frame)):
-            one.__traceback__ = _linked(_of_the_app(frames))
+            # Not by assignment, which an error that is a frozen dataclass refuses.
+            BaseException.with_traceback(one, _linked(_of_the_app(frames)))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import inspect
 import pydoc
@@ -523,6 +524,44 @@ def test_a_traceback_shows_the_apps_frames_and_at_most_one_of_ours(sync_room: St
         assert len(own) >= (3 if "loader" in name or name in ("nested", "awaited") else 2), name
         if isinstance(caught.value, ZeroDivisionError):
             assert frames[-1] == __file__, name
+
+
+@dataclasses.dataclass(frozen=True)
+class NotFound(Exception):
+    """An error of an app to which nothing can be assigned, not even a traceback."""
+
+    id: int
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_a_frozen_error_reaches_its_caller(is_watched: bool) -> None:
+    """An error that is a frozen dataclass reaches whoever called the loader, as any other error does."""
+    room = AsyncStillroom("redis://127.0.0.1:1", dispatch=NoDispatch())
+    sync = Stillroom("redis://127.0.0.1:1", dispatch=NoDispatch())
+    if is_watched:
+        room.on_event(lambda event: None)
+        sync.on_event(lambda event: None)
+
+    def load(id: int) -> int:
+        raise NotFound(id)
+
+    async def load_async(id: int) -> int:
+        raise NotFound(id)
+
+    cached, awaited = sync.cache.cached("n:{id}")(load), room.cache.cached("n:{id}")(load_async)
+    calls: dict[str, Callable[[], Any]] = {
+        "cached": lambda: cached(7),
+        "many": lambda: cached.many([7]),
+        "get_or_set": lambda: sync.cache.get_or_set("k", lambda: load(7)),
+        "get_or_set_many": lambda: sync.cache.get_or_set_many(["k"], lambda keys: {"k": load(7)}),
+        "awaited": lambda: asyncio.run(awaited(7)),
+        "many awaited": lambda: asyncio.run(awaited.many([7, 7])),
+    }
+    for name, call in calls.items():
+        with pytest.raises(NotFound) as caught:
+            call()
+        assert caught.value == NotFound(7), name
+        assert frames_of(caught.value)[-1] == __file__, name
 
 
 def test_a_bug_of_ours_keeps_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:

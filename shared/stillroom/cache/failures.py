@@ -102,10 +102,8 @@ def again(error: Exception) -> Exception:
     if type(another) is not type(error):
         return error
     # A class that makes its message of its arguments has made it of the message.
-    another.args = error.args
-    another.__traceback__, another.__cause__ = error.__traceback__, error.__cause__
-    another.__context__, another.__suppress_context__ = (
-        error.__context__,
-        error.__suppress_context__,
-    )
+    for name in ("args", "__traceback__", "__cause__", "__context__", "__suppress_context__"):
+        BaseException.__setattr__(
+            another, name, getattr(error, name)
+        )  # it may be a frozen dataclass
     return another
