@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any, Generic, Optional, TypeVar
 
 import pytest
 from pydantic import BaseModel, SecretStr
@@ -223,6 +223,58 @@ def test_get_or_set_takes_the_type_from_its_load(room: Any) -> None:
     for _ in range(2):
         assert room.cache.get_or_set("one", load) == Product(id=1)
         assert room.cache.get_or_set("two", load_async) == Product(id=2)
+        assert room.cache.get_or_set_many(["three"], load_many) == {"three": Product(id=3)}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (list["Product"], [Product(id=1)]),
+        (Optional["Product"], Product(id=1)),
+        (dict[str, tuple["Book", ...]], {"a": (Book(id=1),)}),
+        (Annotated[list["Product"], ["a note"]], [Product(id=1)]),
+    ],
+)
+def test_a_class_may_be_named_by_a_text_within_a_type(
+    room: Any, annotation: Any, value: Any
+) -> None:
+    """A class that is named by a text within a loader's annotation, as one that is defined later is, is found."""
+
+    def load() -> Any:
+        return value
+
+    load.__annotations__["return"] = annotation
+    cached = room.cache.cached("cached", name="cached")(load)
+    for _ in range(2):
+        assert cached() == room.cache.get_or_set("given", load) == value
+
+
+R = TypeVar("R")
+
+
+class Rows(dict[str, Product]):
+    """A mapping of an app's own."""
+
+
+class RowsOf(dict[str, R], Generic[R]):
+    pass
+
+
+class MoreRows(RowsOf[Product]):
+    pass
+
+
+@pytest.mark.parametrize(
+    "kind", [Rows, RowsOf[Product], MoreRows, Annotated[dict[str, Product], "a note"]]
+)
+def test_many_have_the_type_that_a_mapping_of_an_apps_own_says(room: Any, kind: Any) -> None:
+    """Values that a loader of many returns in a mapping of its own have the type which that declares."""
+
+    def load_many(keys: list[str]) -> Any:
+        return Rows({key: Product(id=3) for key in keys})
+
+    load_many.__annotations__["return"] = kind
+    for _ in range(2):
         assert room.cache.get_or_set_many(["three"], load_many) == {"three": Product(id=3)}
 
 

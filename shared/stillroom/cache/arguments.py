@@ -32,13 +32,13 @@ from ipaddress import (
     IPv6Network,
 )
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, NewType, TypeAlias, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 from uuid import UUID
 
 from pydantic import AnyUrl, BaseModel
-from typing_extensions import is_typeddict
 
 from stillroom import pepper
+from stillroom.cache.declared import meant
 from stillroom.errors import InvalidArgument
 from stillroom.sameness import SECRETS, attributes_of, has_attributes, is_row
 from stillroom.settings import Settings
@@ -262,7 +262,7 @@ def hidden_with(pepper: bytes, secret: bytes) -> str:
 
 def _members(annotation: Any) -> Iterator[Any]:
     """Return the types that an annotation admits, or Any where they are unknown."""
-    annotation = _meant(annotation)
+    annotation = meant(annotation)
     origin = get_origin(annotation)
     if origin is Literal:
         yield from map(type, get_args(annotation))
@@ -273,21 +273,6 @@ def _members(annotation: Any) -> Iterator[Any]:
         yield Any
     else:
         yield annotation if origin is None else origin
-
-
-def _meant(annotation: Any) -> Any:
-    """Return the type behind an alias, without annotations."""
-    if annotation is None:
-        return types.NoneType
-    if isinstance(annotation, NewType):
-        return _meant(annotation.__supertype__)
-    if hasattr(annotation, "__value__"):  # type Id = int
-        return _meant(annotation.__value__)
-    if get_origin(annotation) is Annotated:
-        return _meant(get_args(annotation)[0])
-    if isinstance(annotation, TypeVar):
-        return _meant(Any if annotation.__bound__ is None else annotation.__bound__)
-    return dict if is_typeddict(annotation) else annotation
 
 
 def _base_of(kind: Any) -> Any:

@@ -8,18 +8,30 @@ import operator
 import types
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Any, Literal, NotRequired, Self, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ForwardRef,
+    Literal,
+    NewType,
+    NotRequired,
+    Self,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import pydantic_core
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, with_config
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict, is_typeddict
 
 from stillroom.errors import InvalidArgument
 from stillroom.misuse import name_of
 
 RESULTS_LIMIT = 10_000  # annotations that are remembered
 # (id of a function's code, annotation) → that code, the type
-_results: dict[tuple[int, str], tuple[Any, Any]] = {}
+_results: dict[tuple[int, Any], tuple[Any, Any]] = {}
 NO_SCHEMA = (PydanticUserError, pydantic_core.SchemaError)
 # What to write in the place of a parameter that has no name in a call, or is several.
 _INSTEAD: Mapping[Any, str] = {
@@ -48,7 +60,7 @@ def result_of(function: Any) -> Any:
     annotation = getattr(declared, "__annotations__", {}).get("return", Any)
     if annotation is Any:
         return Any
-    if isinstance(annotation, str):
+    if isinstance(annotation, str) or _names_a_class(annotation):
         annotation = _result_named(annotation, declared)
     if (owner := getattr(declared, "__self__", None)) is not None:
         annotation = _of_owner(annotation, owner if isinstance(owner, type) else type(owner))
@@ -57,10 +69,35 @@ def result_of(function: Any) -> Any:
 
 def value_type_of(load_many: Any) -> Any:
     """Return the type of the values in the mapping that a loader of many returns; Any if it does not say."""
-    result = result_of(load_many)
-    args = get_args(result)
-    is_mapping = isinstance(get_origin(result), type) and issubclass(get_origin(result), Mapping)
-    return args[1] if is_mapping and len(args) == 2 else Any
+    found = _values_in(result_of(load_many))
+    return Any if isinstance(found, TypeVar) else found
+
+
+def _values_in(mapping: Any) -> Any:
+    """Return the type of the values of a mapping's type, such as dict[str, Product] or a class that extends it."""
+    mapping = meant(mapping)
+    kind, args = get_origin(mapping) or mapping, get_args(mapping)
+    if not (isinstance(kind, type) and issubclass(kind, Mapping)):
+        return Any
+    if len(args) == 2:
+        return args[1]
+    found = next((_values_in(base) for base in getattr(kind, "__orig_bases__", ())), Any)
+    return dict(zip(getattr(kind, "__parameters__", ()), args, strict=False)).get(found, found)
+
+
+def meant(annotation: Any) -> Any:
+    """Return the type behind an alias, without annotations."""
+    if annotation is None:
+        return types.NoneType
+    if isinstance(annotation, NewType):
+        return meant(annotation.__supertype__)
+    if hasattr(annotation, "__value__"):  # type Id = int
+        return meant(annotation.__value__)
+    if get_origin(annotation) is Annotated:
+        return meant(get_args(annotation)[0])
+    if isinstance(annotation, TypeVar):
+        return meant(Any if annotation.__bound__ is None else annotation.__bound__)
+    return dict if is_typeddict(annotation) else annotation
 
 
 def place_of(function: Any) -> str:
@@ -224,13 +261,22 @@ def _of_owner(annotation: Any, owner: type) -> Any:
     return origin[found] if is_builtin or origin is Annotated else annotation.copy_with(found)
 
 
-def _result_named(annotation: str, declared: Any) -> Any:
+def _names_a_class(annotation: Any) -> bool:
+    """Return whether a class is named by a text within an annotation: list["Product"]."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is None or origin is Literal:
+        return False
+    parts = args[:1] if origin is Annotated else args
+    return any(isinstance(one, str | ForwardRef) or _names_a_class(one) for one in parts)
+
+
+def _result_named(annotation: Any, declared: Any) -> Any:
     """Return the type that an annotation names, which is looked up once for each function.
 
     The codes of two modules' functions may be equal, and so are those of a module before and after it is reloaded.
     """
     code = getattr(inspect.unwrap(declared), "__code__", declared)
-    place = id(code), annotation
+    place = id(code), annotation if isinstance(annotation, str) else repr(annotation)
     if place not in _results:
         if len(_results) > RESULTS_LIMIT:
             _results.clear()
