@@ -71,6 +71,9 @@ def test_servers_of_the_environment_are_not_those_of_a_test(
     """In an app's own container its tests use their server, and write nothing into the app's."""
     (tmp_path / "password").write_text("of another server")
     for name, value in {
+        "REDIS_URL": "redis+sentinel://one:26379,two:26379/primary",
+        "STILLROOM_SENTINEL_USER": "app",
+        "STILLROOM_SENTINEL_PASSWORD_FILE": str(tmp_path / "password"),
         "STILLROOM_CACHE_URL": own_server.url,
         "STILLROOM_BROKER_URL": own_server.url,
         "STILLROOM_RESULT_BACKEND": own_server.url,

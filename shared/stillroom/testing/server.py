@@ -22,6 +22,8 @@ PATIENT: dict[str, Any] = {
 # those.
 ALONE: dict[str, Any] = {
     "redis_password": None,
+    "sentinel_user": None,
+    "sentinel_password": None,
     "cache_url": None,
     "cluster": False,
     "state_cluster": False,
