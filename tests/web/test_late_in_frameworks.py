@@ -279,6 +279,17 @@ def test_two_logins_at_once_both_succeed(app: Any, room: Stillroom) -> None:
             assert found.user_id == "ann", story
 
 
+def test_two_lifetimes_at_once_both_succeed(app: Any, room: Stillroom) -> None:
+    """When two requests at once set a session's lifetime, both succeed and the browser has the living token."""
+    act = "permanent" if isinstance(app, flask.Flask) else "expiry"
+    for begins, order in product(["anonymous", "logged in"], ORDERS[1:-1]):  # both have looked
+        start = begun(room, FLASKS if act in FLASKS else DJANGOS, begins)
+        one, two, token = browsed(app, start, (act, act), order)
+        story = f"{begins}, {order}: {one.status}, {two.status}"
+        assert (one.status, two.status) == (200, 200), story
+        assert room.sessions.get(token or "") is not None, story
+
+
 def begun(room: Stillroom, acts: object, begins: str) -> str:
     """Return the token of a session with a cart to begin with."""
     user = "ann" if begins == "logged in" else None

@@ -19,6 +19,8 @@ from flask.sessions import SessionInterface, SessionMixin
 from stillroom.cache.cached import UNCACHED
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
+    SessionConflict,
+    SessionEnded,
     SessionNotLoaded,
     SessionStoreUnavailable,
     SettingsError,
@@ -83,6 +85,7 @@ class FlaskSession(WebSession, SessionMixin):
     _may_be_lost = frozenset({FLASHES, PERMANENT})
     # It is to live for another time: another session, with the same in it.
     _has_another_life = False
+    _has_another_cookie = False  # it is renewed for that alone
     _is_said_modified = False
     _follows_flask_login = False  # whether Flask-Login names the user
 
@@ -180,8 +183,8 @@ class FlaskSession(WebSession, SessionMixin):
             return
         elif self._has_lifetime:
             self._has_another_life = True
-        else:
-            self._is_renewed = True  # another cookie, for longer or for less
+        elif not self._is_renewed:
+            self._is_renewed = self._has_another_cookie = True  # for longer, or for less
 
     def _may_write(self) -> bool:
         return not self._touches or super()._may_write()
@@ -189,7 +192,13 @@ class FlaskSession(WebSession, SessionMixin):
     def _writing(self) -> Operation[str | None]:
         if self._has_another_life:
             return (yield from self._beginning())
-        cookie = yield from super()._writing()
+        try:
+            cookie = yield from super()._writing()
+        except (SessionEnded, SessionConflict):
+            # Of several requests at once, each of which sets `permanent` alone, the first one has set it.
+            if self._has_another_cookie and self._changed | self._gone == {PERMANENT}:
+                return None
+            raise
         found = self._found
         if self._token is None or found is None or self._login or self._is_ended:
             return cookie

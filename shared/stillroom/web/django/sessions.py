@@ -254,8 +254,15 @@ class SessionStore(SessionBase):
         keys = differing(self._known(), encoded_values(named))
         if self._logs_in_by(data):
             self._log_in_anew(data, named)
-        elif self._has_other_user(data) or (EXPIRY in keys and not self._lives_as_long(data)):
+        elif self._has_other_user(data):
             self._begin_anew(data, named)
+        elif EXPIRY in keys and not self._lives_as_long(data):
+            try:
+                self._begin_anew(data, named)
+            except SessionEnded:
+                # Of several requests at once, each of which sets the lifetime alone, the first one has set it.
+                if self._cycles or keys != {EXPIRY} or not self.is_in_request:
+                    raise
         else:
             if keys:
                 self._write(keys, named)
