@@ -624,6 +624,33 @@ def test_limits_on_a_middleware_function_are_answered(settings: Settings) -> Non
     assert int(refused.headers["Retry-After"]) >= 1
 
 
+@pytest.mark.parametrize("words", [None, "own words"])
+@pytest.mark.parametrize("on", ["errorhandler", "after_request"])
+def test_limits_on_handlers_of_flask_are_answered(
+    room: Stillroom, on: str, words: str | None
+) -> None:
+    """`@limited` on an error handler of Flask, or on an `after_request` function, is a 429, in the app's words."""
+    from flask import Flask
+
+    from stillroom.web.flask import LimitExceeded, StillroomLimits, limited
+
+    app = Flask("handlers")
+    StillroomLimits(app, room)
+    app.testing = True
+    guarded = limited(Limit(f"{on}{len(words or [])}", 1, 60))
+    if on == "errorhandler":
+        app.errorhandler(404)(guarded(lambda error: ("no page", 404)))
+    else:
+        app.after_request(guarded(lambda response: response))
+    if words:
+        app.errorhandler(LimitExceeded)(lambda error: (words, error.code))
+    client = app.test_client()
+    answers = [client.get("/") for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [404, 429]
+    assert int(answers[1].headers["Retry-After"]) >= 1
+    assert (answers[1].text == words) == bool(words)
+
+
 def test_annotations_of_a_limited_endpoint_are_those_of_its_module() -> None:
     """A limited endpoint's annotations that are texts are read in its own module, and others are left."""
     from stillroom.web.starlette import limited

@@ -167,6 +167,22 @@ def test_an_attribute_of_a_session_is_told_once(
     assert [line.message.partition(";")[0] for line in caplog.records] == [said]
 
 
+def test_an_attribute_of_a_websocket_s_session_is_told(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An attribute that an app sets on a websocket's session before it is accepted is logged as lost."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["stillroom.session"].cart_of_a_websocket = ["tea"]
+        await send({"type": "websocket.accept"})
+
+    async def story(room: AsyncStillroom) -> None:
+        await call_asgi(app, room, type="websocket")
+
+    run_asgi(settings, story)
+    assert "session.cart_of_a_websocket = … is lost with its request" in caplog.text
+
+
 def test_a_body_is_handed_on_as_it_is(room: Stillroom) -> None:
     """A file body stays a file for sendfile and a list a list, where the session needs no more."""
     file = FileWrapper(BytesIO(b"x"))

@@ -116,6 +116,7 @@ class StillroomLimits:
         self._charger = Charger(gate, room.state)
         app.extensions[FLASK_EXTENSION] = self
         answer_shed_loads(app)
+        _answer_late_refusals(app)
         letting_go = _LettingGo(_telling(app.wsgi_app), self._charger)
         app.wsgi_app = budgeted(room, letting_go)  # type: ignore[method-assign]
         self._has_told = False
@@ -285,6 +286,23 @@ def answer_shed_loads(app: Flask) -> None:
 def _answer_shed(error: LoadShed) -> Response:
     answer = shed(error)
     return Response(answer.body, answer.status, answer.headers)
+
+
+def _answer_late_refusals(app: Flask) -> None:
+    """Have Flask answer a refusal of its own handlers and `after_request` functions as one of a view, and not with
+    a 500."""
+    handle = app.handle_exception
+
+    def handled(e: Exception) -> Any:
+        if not isinstance(e, LimitExceeded):
+            return handle(e)
+        try:
+            answer = app.handle_user_exception(e)
+        except Exception as error:  # its handler is refused, too, or fails
+            return handle(error)
+        return app.finalize_request(answer, from_error_handler=True)
+
+    app.handle_exception = handled  # type: ignore[method-assign]
 
 
 def exempt(view: V) -> V:

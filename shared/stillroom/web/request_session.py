@@ -331,6 +331,7 @@ class RequestSession(SessionData):
         Nothing can be changed afterwards.
         """
         if not self._is_written:
+            self._judge_attributes()  # of a websocket, say, for which `is_left` is not asked
             self._is_written = True
             if self._data is not None:
                 self._changed |= self._altered()
