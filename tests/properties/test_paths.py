@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from random import Random
@@ -311,6 +312,17 @@ def in_a_closure(app: Any) -> Any:
     return passing
 
 
+def cutting_anywhere(app: Any) -> Any:
+    """Return a middleware that takes a root path off as Litestar and Quart do, wherever it stands in the path."""
+
+    async def passing(scope: Any, receive: Any, send: Any) -> None:
+        path = scope["path"].split(scope["root_path"], 1)[-1]
+        path = "/" + re.sub("/+", "/", path).strip("/")
+        await app({**scope, "path": path, "root_path": ""}, receive, send)
+
+    return passing
+
+
 def with_table(app: Any, room: AsyncStillroom) -> Any:
     app.add_middleware(Asgi, room=room, routes=TABLE, sessions=False)
     return app
@@ -355,6 +367,9 @@ def make(name: str, rooms: Any, loop: Any) -> Ask:
         "root_path not in the path, table": lambda: by_asgi(
             with_table(starlette_app(nothing), other), loop, "/api"
         ),
+        "root_path anywhere, table": lambda: by_asgi(
+            Asgi(cutting_anywhere(starlette_app(nothing)), other, **around), loop, "/api"
+        ),
         "flask, table": lambda: by_wsgi(Wsgi(flask_app(nothing), room, **around)),
         "flask under a script name, table": lambda: by_wsgi(
             Wsgi(flask_app(nothing), room, **around), "/api"
@@ -392,7 +407,7 @@ NAMES = [
     "starlette, table", "starlette wrapped, table", "starlette mounted, table", "fastapi root_path, table",
     "fastapi root_path wrapped, table", "fastapi root_path mounted, table",
     "fastapi root_path behind others, table",
-    "uvicorn --root-path, table", "root_path not in the path, table",
+    "uvicorn --root-path, table", "root_path not in the path, table", "root_path anywhere, table",
     "flask, table", "flask under a script name, table", "django, table", "django under a script name, table",
     "django asgi, table", "django asgi --root-path, table", "django asgi FORCE_SCRIPT_NAME, table",
     "starlette, endpoints", "fastapi, endpoints",

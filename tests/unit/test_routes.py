@@ -110,6 +110,12 @@ def test_no_variant_of_a_path_escapes_its_limit(variant: str) -> None:
     assert AUTH in TABLE.find("POST", mounted.removeprefix("/app"), mounted).limits
 
 
+@pytest.mark.parametrize("path", ["http://shop/login", "HTTPS://shop//login?", "http:login"])
+def test_an_absolute_uri_in_the_place_of_a_path_has_the_limits_of_its_path(path: str) -> None:
+    """A request for an absolute URI, as proxies are sent, is charged the limits of the path in it."""
+    assert AUTH in TABLE.find("POST", path).limits
+
+
 def test_a_path_that_can_be_read_in_two_ways_is_charged_for_both() -> None:
     """A path that can be read as two routes is charged for both, so that neither is a way around."""
     table = Routes(

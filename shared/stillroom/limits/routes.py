@@ -30,6 +30,8 @@ _METHOD = re.compile(r"[A-Z]{1,20}", re.ASCII)
 _PLAIN = re.compile(r"(?:/[a-z0-9_~-][a-z0-9._~-]*)*/?", re.ASCII)
 # Where a server that takes the path for a URL, or for a C string, ends it.
 _ENDS = re.compile(r"[?#\x00]")
+_ORIGIN = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:(//[^/]*)?")  # of an absolute URI
+_SLASHES = re.compile("/{2,}")
 _PARAMETERS = re.compile(r";[^/]*")  # of one part, in old servers
 _UNSEEN = "".join(map(chr, (*range(0x21), *range(0x7F, 0xA1)))) + "\u2028\u2029\ufeff"
 
@@ -207,9 +209,11 @@ def check_takes_one(name: str, given: object) -> None:
 
 def _readings(path: str) -> Iterator[str]:
     """Return what a server, a proxy or a framework might read this path as."""
-    for text in dict.fromkeys([path, unquote(path, errors="replace")]):
+    given = (path, unquote(path, errors="replace"))
+    for text in dict.fromkeys([*given, *[_ORIGIN.sub("", one) for one in given]]):
         bare = text.strip(_UNSEEN)
         yield bare  # a `$` in a regular expression looks past a newline
+        yield "/" + _SLASHES.sub("/", bare).strip("/" + _UNSEEN)  # as Litestar reads it
         yield resolved(bare)
         cut = _ENDS.split(bare, maxsplit=1)[0].strip(_UNSEEN)
         yield resolved(cut)

@@ -197,8 +197,10 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         if self._gate.routes is None:
             return None
         path, root = scope["path"], self._roots.of(scope.get("root_path", ""))
-        header = partial(_first, scope)
-        return self._gate.route(method, below(root, path), path, header, self._client, scope)
+        inner, header = below(root, path), partial(_first, scope)
+        # Litestar and Quart take what is behind the root path, wherever that stands in the path.
+        whole = path.split(root, 1)[-1] if root and inner == path else path
+        return self._gate.route(method, inner, whole, header, self._client, scope)
 
     def _client(self, scope: Scope) -> str:
         known: Visit | None = scope.get(VISIT)
