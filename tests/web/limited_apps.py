@@ -98,7 +98,8 @@ def serving_django(framework: str, settings: Settings, options: dict[str, Any]) 
     from tests.web import limited_django
 
     given = PATIENT | {"redis_url": settings.redis_url, "request_timeout": 30}
-    given |= {"trusted_proxies": settings.trusted_proxies}
+    networks = ("trusted_proxies", "limit_exempt", "abuse_allow")
+    given |= {name: getattr(settings, name) for name in networks}
     limited_django.Limits.options = options
     middleware = [
         "tests.web.limited_django.cors",

@@ -97,6 +97,20 @@ def test_what_counts_may_be_said_by_a_function_of_the_answer(port: int) -> None:
     assert statuses(port, "/form", 7, "POST") == [200] * 5 + [429] * 2
 
 
+@pytest.mark.parametrize("setting", ["limit_exempt", "abuse_allow"])
+def test_a_client_that_no_limit_counts_may_fail(
+    framework: str, settings: Settings, setting: str
+) -> None:
+    """A client in an exempt network gets its answers from endpoints that count failures, or what is in flight."""
+    stream = "/async-stream" if framework == "django-asgi" else "/stream"
+    GATE.set()
+    with serving(framework, settings.model_copy(update={setting: ("127.0.0.0/8",)})) as port:
+        assert statuses(port, "/guess?right=1", 2, "POST") == [200] * 2
+        assert statuses(port, "/guess", 7, "POST") == [401] * 7
+        assert statuses(port, "/form", 7, "POST") == [200] * 7
+        assert statuses(port, stream, 2) == [200] * 2
+
+
 def test_parallel_guesses_are_no_more_than_the_quota(port: int) -> None:
     """Parallel guesses are no more than the quota, because each is charged before and refunded for a
     right answer.

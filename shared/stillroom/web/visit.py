@@ -109,7 +109,7 @@ class Visit:
                 subject, limits, cost, route=route, meant=self.is_meant()
             )
             decision = held.decision
-            if held:
+            if held and decision.limits:  # an exempt client has reserved nothing
                 self._held += (Held(held, _of_each(charge)),)
         self.decisions += (decision,)
         self._charges += (charge if charge.cost == whole else charge._replace(cost=whole),)
