@@ -16,6 +16,7 @@ import pytest
 from stillroom import (
     AUTH,
     AsyncStillroom,
+    Limit,
     NoDispatch,
     Route,
     Routes,
@@ -126,6 +127,31 @@ def test_an_empty_session_can_t_be_changed_late_either(room: Stillroom) -> None:
                 late()
 
     assert list(call_wsgi(app, room)[1]) == [b"first"]
+
+
+def test_a_stream_begins_once_where_a_server_gives_no_write(room: Stillroom) -> None:
+    """A stream arrives whole where start_response returns nothing, as that of asgiref's WsgiToAsgi; nothing is
+    closed there, and a place in flight is given back all the same."""
+    place = Limit("one_at_once", 1, 60, in_flight=True)
+    given = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "REMOTE_ADDR": "203.0.113.8"}
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        environ["stillroom.session"]["seen"] = True
+        start_response("200 OK", TEXT)
+        yield b"first"
+        yield b"last"
+        raise InterruptedError
+
+    for _ in range(2):
+        started: list[Any] = []
+        served = Wsgi(app, room, routes=Routes([Route("/", [place])]))(
+            {**given}, lambda *said, to=started: to.append(said)
+        )
+        pieces = iter(served)
+        assert [next(pieces), next(pieces)] == [b"first", b"last"]
+        with pytest.raises(InterruptedError):
+            next(pieces)
+        assert [said[0] for said in started] == ["200 OK"]
 
 
 def test_a_list_changed_after_the_response_began_is_told(

@@ -198,7 +198,8 @@ class _Response:
         self._start_response = start_response
         self._is_inner = is_inner  # then the outer one says how the client stands
         self._held: tuple[Any, ...] | None = None  # status, headers, exc_info
-        self._write: Callable[[bytes], object] | None = None  # set when the response has begun
+        self._has_begun = False
+        self._write: Callable[[bytes], object] | None = None  # the server's; asgiref's has none
         self._instead: Answer | None = None
 
     def of(self, app: App, environ: Environ) -> Iterable[bytes]:
@@ -241,7 +242,8 @@ class _Response:
             self._begin()
         except Exception as error:
             yield self._explain(error)
-        self.let_go()
+        finally:  # also where the server closes nothing, as asgiref's does
+            self.let_go()
         if self._instead is not None:
             yield self._instead.body
 
@@ -264,18 +266,22 @@ class _Response:
     ) -> Callable[[bytes], object]:
         """Take the app's call of start_response."""
         given = (status, headers) if exc_info is None else (status, headers, exc_info)
-        if self._write is not None:  # the server raises what is in exc_info: it is too late
+        if self._has_begun:  # the server raises what is in exc_info: it is too late
             return self._start_response(*given)
         self._held = given
         return self._write_at_once
 
     def _write_at_once(self, piece: bytes) -> object:
         self._begin()
-        return None if self._instead or not self._write else self._write(piece)
+        if self._instead is not None:
+            return None
+        if self._write is None:
+            raise TypeError("this server's start_response returns no write(): return the body")
+        return self._write(piece)
 
     def _begin(self) -> None:
         """Write the session and start the response, or another one in its place; once."""
-        if self._write is not None or self._held is None:
+        if self._has_begun or self._held is None:
             return
         status, headers, *exc_info = self._held
         code = int(status[:3])
@@ -294,13 +300,19 @@ class _Response:
         )
         if without := end.without | replaced:
             headers = [pair for pair in headers if pair[0].lower() not in without]
-        self._write = self._start_response(status, [*headers, *end.headers, *told], *exc_info)
+        self._begin_with(status, [*headers, *end.headers, *told], *exc_info)
+
+    def _begin_with(self, *given: Any) -> None:
+        self._write = self._start_response(*given)
+        self._has_begun = True
 
     def _explain(self, error: Exception) -> bytes:
         """Return the body of a 503, or a 401, for an app's 500. Raises what is the app's own error."""
         keeps = self._middleware._has_sessions
         session, method = self._session, self._method
-        answer = None if self._write else answer_to(error, session, method, keeps_sessions=keeps)
+        answer = (
+            None if self._has_begun else answer_to(error, session, method, keeps_sessions=keeps)
+        )
         if answer is None:
             raise error
         self._answer(answer, self._middleware.cors_of(self._environ))
@@ -311,7 +323,7 @@ class _Response:
         self._instead = answer
         # A page of another origin reads them by `cors`.
         told, _ = self._visit.telling(answer.headers, is_inner=self._is_inner)
-        self._write = self._start_response(answer.line, [*answer.headers, *told, *cors])
+        self._begin_with(answer.line, [*answer.headers, *told, *cors])
 
 
 class _Stream:
