@@ -85,8 +85,9 @@ def _set_right(request: HttpRequest, session: SessionStore, response: HttpRespon
     if cookie is None:
         return
     came = request.COOKIES.get(name)
-    # Django has the browser forget it by an empty value, or by an age that is over.
-    lives = bool(cookie.value) and not session.has_ended
+    # Django has the browser forget it by an empty value, or by an age that is over. Of a session that was not begun
+    # it writes None.
+    lives = cookie.value == session.session_key and not session.has_ended
     if cookie.value == came if lives else not session.may_be_forgotten(came or ""):
         del response.cookies[name]
         return

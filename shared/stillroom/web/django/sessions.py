@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -244,7 +245,13 @@ class SessionStore(SessionBase):
         if user is not None:
             made = _run(self._logging_in(self._dead, user, fields, options))
         elif self._dead is not None:
-            made = _run(_body().begin(self._dead, fields, idle=options["idle"]))
+            try:
+                made = _run(_body().begin(self._dead, fields, idle=options["idle"]))
+            except SessionEnded:
+                if not self._sets_lifetime_alone(named.keys()):
+                    raise
+                self._before = _encoded(named)
+                return
         else:
             made = _run(_body().create(None, fields, **options))
         self._began(made, named)
@@ -260,8 +267,7 @@ class SessionStore(SessionBase):
             try:
                 self._begin_anew(data, named)
             except SessionEnded:
-                # Of several requests at once, each of which sets the lifetime alone, the first one has set it.
-                if self._cycles or keys != {EXPIRY} or not self.is_in_request:
+                if not self._sets_lifetime_alone(keys):
                     raise
         else:
             if keys:
@@ -360,6 +366,10 @@ class SessionStore(SessionBase):
             # A copy of the data as it was read, because the request may change it in place.
             self._before = encoded_values(to_data(decoded(self._found.text, None)))
         return self._before
+
+    def _sets_lifetime_alone(self, keys: AbstractSet[str]) -> bool:
+        """Return whether this request sets the lifetime alone, which the first of several at once has done."""
+        return self.is_in_request and not self._cycles and keys == {EXPIRY}
 
     def _logs_in_by(self, data: Mapping[Any, Any]) -> bool:
         """Return whether this data is of a login, as django.contrib.auth does one: a new key, and a user."""
