@@ -202,6 +202,33 @@ def test_a_worker_told_to_take_from_a_queue_of_nobody_refuses(
         assert len(app.control.inspect(timeout=5).ping()) == 1
 
 
+def test_a_worker_told_to_leave_a_queue_of_nobody_refuses(
+    start_worker: StartCelery, own_server: EmbeddedServer
+) -> None:
+    """`cancel_consumer` without a queue's name is answered by an error. Stock ends all workers if it is a list."""
+    worker = start_worker()
+    with make_app(Settings(redis_url=own_server.url)) as app:
+        for queue in (["stillroom.refresh"], "stillroom.refersh"):
+            ((answer,),) = (one.values() for one in app.control.cancel_consumer(queue, reply=True))
+            assert "is none of the queues" in answer["error"]
+        assert len(app.control.inspect(timeout=5).ping()) == 1
+    assert worker.terminate() == 0
+
+
+def test_a_pool_of_greenlets_keeps_a_place(
+    start_worker: StartCelery, own_server: EmbeddedServer
+) -> None:
+    """A worker told to give up more places than it has goes on with one, and ends at SIGTERM."""
+    worker = start_worker("-P", "gevent", "-c", "3")
+    with make_app(Settings(redis_url=own_server.url)) as app:
+        app.control.pool_shrink(100, reply=True)
+        (stats,) = app.control.inspect(timeout=5).stats().values()
+        assert stats["pool"]["max-concurrency"] == 1
+        app.send_task("stillroom.trim_marks")
+        worker.await_line("succeeded in")
+    assert worker.terminate() == 0
+
+
 def test_an_order_to_a_queues_exchange_is_carried_out_once(
     start_worker: StartCelery, their_app: Celery, db: Any
 ) -> None:

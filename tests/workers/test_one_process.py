@@ -151,6 +151,13 @@ def test_an_environment_with_variables_of_somebody_elses_starts_it(
     assert "(thread)" in worker.log
 
 
+def test_it_does_not_go_to_the_background(environment: dict[str, str], tmp_path: Path) -> None:
+    """`python -m stillroom_workers -D` is refused. Celery would end it well, with no worker left behind."""
+    worker = AsModule(tmp_path / "log", environment, "-D")
+    assert worker.process.wait(110) == 2
+    assert "No such option '-D'" in worker.log
+
+
 def test_a_mistake_in_loaders_ends_it(start_one: StartOne, tmp_path: Path) -> None:
     """A mistake in the loaders ends it with one sentence and exit code 1, as the workers of the stack."""
     (tmp_path / "mistake.py").write_text("1 / 0\n")

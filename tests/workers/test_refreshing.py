@@ -129,6 +129,38 @@ def test_a_loader_that_ends_its_thread_is_a_failed_load(
         assert done.result() == {"outcomes": {"failed": 1, "refreshed": 1}}
 
 
+class Broken(Exception):
+    """An error that can't be shown."""
+
+    def __repr__(self) -> str:
+        raise LookupError
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Broken(), "Broken"),
+        (ValueError("x" * 99_999), "ValueError('x"),
+        (ValueError("\u202e"), "\\u202e"),
+    ],
+    ids=["broken", "long", "hidden"],
+)
+def test_a_failure_among_many_is_one_line(
+    app: Any,
+    refreshing: refresh.Refreshing,
+    ordered: list[RefreshOrder],
+    error: Exception,
+    said: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whatever an error says of itself, a line of the log tells of it, and not at any length."""
+    app.error = error
+    assert refreshing.many(RefreshOrders(orders=ordered))["outcomes"]["failed"] == 1
+    (line,) = (one.getMessage() for one in caplog.records if "refresh of" in one.msg)
+    assert said in line
+    assert len(line) < 1_200
+
+
 @pytest.mark.parametrize("hands", [Alone(lambda _: False), Crew(2)], ids=["alone", "crew"])
 def test_an_error_of_our_own_is_the_tasks(
     refreshing: refresh.Refreshing,

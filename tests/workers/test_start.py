@@ -285,6 +285,24 @@ def test_threads_are_not_scaled(start: StartCelery) -> None:
     assert "Traceback" not in worker.log
 
 
+@pytest.mark.parametrize(
+    ("pool", "idle"),
+    [
+        ("threads", "--time-limit, --soft-time-limit, --max-tasks-per-child"),
+        ("gevent", "--soft-time-limit, --max-tasks-per-child"),
+        ("prefork", None),
+    ],
+)
+def test_a_limit_that_a_pool_can_not_keep_is_told(
+    start_worker: StartCelery, pool: str, idle: str | None
+) -> None:
+    """A worker whose pool does not heed a limit of Celery's says so when it starts."""
+    limits = ("--time-limit", "60", "--soft-time-limit", "50", "--max-tasks-per-child", "9")
+    log = start_worker("-P", pool, *limits).log
+    assert ("without effect in this pool" in log) is (idle is not None)
+    assert idle is None or f"{idle}. Add --pool prefork" in log
+
+
 @pytest.mark.parametrize("scale", ["0,0", "-1,-3"])
 def test_a_scale_of_nothing_is_refused(start: StartCelery, scale: str) -> None:
     """A worker that could never have a process does not start: it would take messages for ever, and look alive."""

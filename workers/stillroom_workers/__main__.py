@@ -29,6 +29,9 @@ def main(arguments: list[str]) -> None:
     for option in command.params:
         option.envvar = None  # APP and BROKER_URL are what many environments have
     command.params[0].default = app
+    # It would start `celery` with what stands behind this module's name, which runs nothing, and exit with 0.
+    worker = command.commands["worker"]
+    worker.params = [option for option in worker.params if option.name != "detach"]
     command.main(args=["worker", "--beat", "--loglevel", "INFO", *arguments], prog_name="stillroom")
 
 

@@ -26,11 +26,11 @@ class Control(_StockControl):  # type: ignore[misc]
     class Mailbox(_StockMailbox):  # type: ignore[misc]
         class node_cls(_StockNode):  # type: ignore[misc]  # noqa: N801  # kombu's name
             def handle(self, method: Any, arguments: Any = None) -> Any:
-                """Carry out a command. A worker is told to take from its own app's queues only: any list of Redis
-                looks like one. Refused any later than here, it would end the worker and answer "OK"."""
+                """Carry out a command. A worker takes from its own app's queues, and leaves no others: any list
+                of Redis looks like one. Refused any later than here, it would end the worker and answer "OK"."""
                 queue = (arguments or {}).get("queue")
                 known = [one.name for one in self.state.app.conf.task_queues]
-                if method == "add_consumer" and queue not in known:
+                if method in ("add_consumer", "cancel_consumer") and queue not in known:
                     raise ValueError(
                         f"{shown(queue, 60)!r} is none of the queues {', '.join(known)}"
                     )

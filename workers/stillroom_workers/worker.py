@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from stillroom.errors import did_you_mean
 from stillroom_workers import guards
 from stillroom_workers.lifecycle import begin, ending_the_process, ending_where_refused
 
+log = logging.getLogger("stillroom.workers")
+
 # celery's types differ with and without stubs; as Any they look the same to mypy.
 _StockWorker: Any = worker.Worker
 _trace: Any = trace
@@ -26,6 +29,8 @@ _trace: Any = trace
 POOL = "threads"  # the work waits on Redis and on loaders; threads stop in half a second, prefork has hung
 GEVENT = "celery.concurrency.gevent"
 NAMES_SHOWN = 3  # loaders that the name of a task tells
+# What ends a task or its process from outside. Only prefork can, and gevent the first.
+FROM_OUTSIDE = ("time_limit", "soft_time_limit", "max_tasks_per_child", "max_memory_per_child")
 STOCK_BEAT, OUR_BEAT = "celery.worker.components:Beat", "stillroom_workers.beat:Beat"
 
 
@@ -71,10 +76,22 @@ class Worker(_StockWorker):  # type: ignore[misc]
         scales = self.pool_cls.uses_semaphore or hasattr(self.pool_cls, "grow")
         if self.options.get("autoscale") and not scales:
             raise SettingsError("--autoscale is for processes: add --pool prefork, or leave it out")
+        if not self.pool_cls.uses_semaphore:
+            self._tell_what_is_idle()
         with self.app.neighbour.at_home():  # a loaders module may look at its project's tasks
             begin(self.app)
             self.app.neighbour.look()
         signals.worker_process_init.connect(self.app.neighbour.move_in)
+
+    def _tell_what_is_idle(self) -> None:
+        """Log the options that the pool does not heed: who gives a limit relies on it."""
+        idle = FROM_OUTSIDE[self.pool_cls.__module__ == GEVENT :]
+        given = [f"--{name.replace('_', '-')}" for name in idle if getattr(self, name)]
+        if given:
+            log.warning(
+                "without effect in this pool: %s. Add --pool prefork, or give the loaders timeouts of their own",
+                ", ".join(given),
+            )
 
     def on_start(self) -> None:
         """Let the project move in: the pool has been made, and runs nothing yet."""
@@ -140,16 +157,21 @@ def _scale(autoscale: Any = None, **_: Any) -> dict[str, Any]:
 
 
 def _stoppable(pool: Any) -> Any:
-    """Return the pool; gevent's as one that SIGQUIT or a second Ctrl-C can stop.
+    """Return the pool; gevent's as one that a signal can stop, whatever it was told.
 
-    gevent calls the handler of a signal in its event loop, where nothing can wait. Stock waits there for the tasks
-    that it has just ended, which raises an error. The worker itself waits for them behind the handler.
+    gevent calls the handler of SIGQUIT or of a second Ctrl-C in its event loop, where nothing can wait. Stock waits
+    there for the tasks that it has just ended, which raises an error. The worker itself waits for them behind the
+    handler.
     """
     if pool.__module__ != GEVENT:
         return pool
 
     class Stoppable(pool):  # type: ignore[misc]
         __module__ = GEVENT  # the worker's banner names its pool by this
+
+        def shrink(self, n: int = 1) -> None:
+            """Give places up, and keep one: with none what was taken waits for ever, and so does SIGTERM."""
+            super().shrink(min(n, self.limit - 1))
 
         def on_stop(self) -> None:
             from gevent import get_hub, getcurrent

@@ -19,6 +19,7 @@ from stillroom.cache.refreshes import Piece, Refreshes
 from stillroom.cache.sharded import shard_of
 from stillroom.dispatch import REFRESH_MANY_TASK, REFRESH_TASK, RefreshOrder, RefreshOrders
 from stillroom.operation import Failed
+from stillroom.shown import repr_of, shown
 from stillroom_workers.contained import WouldEnd, loading
 from stillroom_workers.crew import Alone, Crew, Hands
 from stillroom_workers.tasks.checked import Report, refuse, register_task
@@ -28,6 +29,7 @@ log = logging.getLogger("stillroom.workers")
 
 AWAY_S = 5.0  # how long the orders of a message wait for Redis to come back
 LOOK_AGAIN_S = 0.1
+SAID_LENGTH = 1_000  # characters of an error: one of a database may have the rows of a statement
 
 
 def register(app: WorkerApp) -> None:
@@ -92,7 +94,8 @@ class Refreshing:
             refuse(self._app, REFRESH_TASK, (), order.model_dump(), str(error))
             return "refused"
         except Exception as error:
-            log.error("refresh of %.100r by %r failed: %r", order.key, order.loader, error)
+            why = shown(repr_of(error), SAID_LENGTH)
+            log.error("refresh of %.100r by %r failed: %s", order.key, order.loader, why)
             return "failed"
 
     def _refresh(

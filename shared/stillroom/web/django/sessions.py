@@ -250,7 +250,7 @@ class SessionStore(SessionBase):
             except SessionEnded:
                 if not self._sets_lifetime_alone(named.keys()):
                     raise
-                self._before = _encoded(named)
+                self._before = encoded_values(named)
                 return
         else:
             made = _run(_body().create(None, fields, **options))
