@@ -199,6 +199,51 @@ def test_a_load_that_is_shed_has_not_failed(
     assert refreshing.many(RefreshOrders(orders=ordered[1:])) == {"outcomes": {"refreshed": 1}}
 
 
+@pytest.mark.parametrize("error", ENDINGS, ids=repr)
+def test_a_loader_that_ends_its_thread_keeps_no_other_from_its_load(
+    app: Any, error: BaseException, db: Any
+) -> None:
+    """Whatever loaders raise, what was ordered, and what was softly invalidated, of others is loaded."""
+    raised, loads = list[BaseException](), list[str]()
+
+    @app.room.cache.cached("{name}:{id}", ttl=60, swr=600, tags=["t"])
+    def load(name: str, id: int) -> int:
+        loads.append(name)
+        if raised and name != "c":
+            raise raised[0]
+        return id
+
+    for name in ("a", "b", "c"):
+        load(name, 1)
+        app.room.tasks.load(load, name, 2)
+    app.room.cache.invalidate_by_tag("t", soft=True)
+    raised.append(error)
+    loads.clear()
+    app.tasks["stillroom.reclaim"]()
+    assert {*loads} == {"a", "b", "c"}
+    assert loads.count("c") == 2
+
+
+@pytest.mark.parametrize("error", ENDINGS, ids=repr)
+def test_a_list_that_can_not_be_made_keeps_no_other_from_being_ordered(
+    app: Any, error: BaseException, caplog: pytest.LogCaptureFixture, db: Any
+) -> None:
+    """Whatever a `warm_with` function raises, it is told with its loader, and the loaders behind it are warmed."""
+
+    def ends() -> NoReturn:
+        raise error
+
+    for name, given in {"a": ends, "b": ends, "c": lambda: [1, 2]}.items():
+
+        @app.room.cache.cached(f"{name}:{{id}}", name=name, ttl=60, warm_every=60, warm_with=given)
+        def load(id: int) -> int:
+            return id
+
+    assert app.tasks["stillroom.warm"]()["values"] == 2
+    said = [one.getMessage() for one in caplog.records if "a warm-up failed" in one.getMessage()]
+    assert [name in said[n] for n, name in enumerate(("a: ", "b: "))] == [True, True]
+
+
 def test_a_signal_ends_the_process_that_runs_a_task() -> None:
     """What a signal raises in the main thread, where solo and prefork run tasks, is no failure of the task."""
     with pytest.raises(WorkerShutdown), loading():

@@ -8,6 +8,7 @@ one, which exits too.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,29 @@ def loading() -> Iterator[None]:
             yield
         except _OF_A_TASK as error:
             raise _failure(error) from error
+
+
+@contextmanager
+def each_load() -> Iterator[None]:
+    """Contain one call of a loader, or of the function that lists its warm-ups: work that calls several goes on.
+
+    A task of asyncio is cancelled by who waits for it, and hears of that.
+    """
+    try:
+        with loading():
+            yield
+    except WouldEnd as error:
+        if isinstance(error.__cause__, asyncio.CancelledError) and _is_in_a_loop():
+            raise error.__cause__ from None
+        raise
+
+
+def _is_in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _ends_the_process(error: BaseException) -> bool:

@@ -36,6 +36,7 @@ from stillroom.shown import shown
 from stillroom.wire import Server, Wire
 from stillroom.wire.outcome import owner_of
 from stillroom_workers import logs, rabbit
+from stillroom_workers.contained import each_load
 from stillroom_workers.frameworks import room_of_django, wrap_loads
 from stillroom_workers.schedule import SCHEDULE
 from stillroom_workers.signs import SignsOfLife
@@ -61,13 +62,22 @@ def open_room(settings: Settings) -> Stillroom:
     """
     unhurried = {name: s for name, s in UNHURRIED.items() if name not in settings.model_fields_set}
     room = Stillroom(settings.model_copy(update=unhurried), dispatch=NoDispatch())
+    _contain_loads(room)
     for spec in settings.loaders:
         for found in find_rooms(spec):
             if other := found.settings.differs_in(settings):
                 log.warning(ELSEWHERE, shown(spec), other)
+            _contain_loads(found)
             room.cache.loaders.adopt(found.cache.loaders)
             room.sessions.on_event.extend(listeners_of(found))
     return room
+
+
+def _contain_loads(room: Stillroom | AsyncStillroom) -> None:
+    """Have whatever a loader raises be the failure of its load, in each task that loads."""
+    around = room.cache.loaders.around
+    if each_load not in around:
+        around.insert(0, each_load)
 
 
 def _meant(path: str) -> str:
