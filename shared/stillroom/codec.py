@@ -30,7 +30,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticSerializationError
 
-from stillroom.errors import InvalidArgument, StillroomError, ValueTooLarge
+from stillroom.errors import InvalidArgument, StillroomError, ValueTooLarge, in_code
 from stillroom.fingerprint import fingerprint
 from stillroom.sameness import TYPES_LIMIT, has_iterator, is_plain, is_same, lost_in
 from stillroom.settings import Settings
@@ -113,7 +113,7 @@ class Codec:
                 self._adapters.pop(type, None)
             adapter = self.checked(type)
             if not adapter.pydantic_complete:
-                raise InvalidArgument(f"{type!r:.100} names a class that is not defined")
+                raise InvalidArgument(f"{in_code(type):.100} names a class that is not defined")
         return adapter
 
     def checked(self, type: Any) -> TypeAdapter[Any]:
@@ -178,7 +178,7 @@ class Codec:
         except StillroomError:  # it is no type
             raise
         except MISREAD as error:
-            said = f"{type!r:.100}: a validator raised {error.__class__.__name__}"
+            said = f"{in_code(type):.100}: a validator raised {error.__class__.__name__}"
             raise Undecodable(said) from None
 
     def _decode_other(self, codec: bytes, payload: bytes, type: Any) -> Any:
@@ -280,14 +280,14 @@ def _made(made: dict[Any, Any], type: Any, make: Callable[[Any], Any]) -> Any:
 
 def _adapter(type: Any) -> TypeAdapter[Any]:
     if not _is_type(type):
-        raise InvalidArgument(f"{type!r:.100} is no type; a default is given as default=…")
+        raise InvalidArgument(f"{in_code(type):.100} is no type; a default is given as default=…")
     try:
         adapter = TypeAdapter(type, config=ConfigDict(ser_json_inf_nan="constants"))
     except PydanticUserError:  # a model, a dataclass: it has a configuration of its own
         adapter = _plain_adapter(type)
     if _names_any_model(adapter):
         raise InvalidArgument(
-            f"{type!r:.100}: BaseModel has no fields, so no value can be read as one; name the model"
+            f"{in_code(type):.100}: BaseModel has no fields, so no value can be read as one; name the model"
         )
     return adapter
 
@@ -309,10 +309,10 @@ def _plain_adapter(type: Any) -> TypeAdapter[Any]:
         return TypeAdapter(type)
     except PydanticSchemaGenerationError:
         reason = "a value is a pydantic model, a dataclass, a TypedDict, or made of what JSON has"
-        raise InvalidArgument(f"{type!r:.100} has no schema; {reason}") from None
+        raise InvalidArgument(f"{in_code(type):.100} has no schema; {reason}") from None
     except PydanticUserError as error:
         reason = str(error).partition("\n")[0]
-        raise InvalidArgument(f"{type!r:.100} has no schema: {reason}") from None
+        raise InvalidArgument(f"{in_code(type):.100} has no schema: {reason}") from None
 
 
 def _exact_adapter(type: Any) -> TypeAdapter[Any]:
@@ -372,7 +372,7 @@ def _named(value: Any) -> str:
 
 
 def _written(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else f"{annotation!r:.100}"
+    return annotation.__name__ if isinstance(annotation, type) else f"{in_code(annotation):.100}"
 
 
 def _without_values(error: Exception) -> str:

@@ -471,12 +471,28 @@ class DeadLetterRefused(StillroomError, ValueError):
 
 def did_you_mean(given: object, known: Iterable[str], form: str = "%s", cutoff: float = 0.5) -> str:
     """Return `; did you mean …?` for a slip of the pen, or nothing. `form` is how the name is written."""
-    near = difflib.get_close_matches(str(given), list(known), n=1, cutoff=cutoff)
+    try:
+        name = str(given)
+    except Exception:  # see in_code
+        return ""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {form % near[0]}?" if near else ""
 
 
+def in_code(given: object) -> str:
+    """Return a value as code writes it, or its type where that fails.
+
+    It does for a list thousands deep, and for a row of SQLAlchemy whose session is closed. Who gives such a thing
+    where it is refused is to hear why.
+    """
+    try:
+        return repr(given)
+    except Exception:
+        return f"<{type(given).__name__}>"
+
+
 def _shortened(given: object, limit: int = 120) -> str:
-    text = ascii(given)
+    text = in_code(given).encode("ascii", "backslashreplace").decode()
     if len(text) <= limit:
         return text
     return f"{text[:limit]}…" + (f" ({len(given):,} characters)" if isinstance(given, str) else "")

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from stillroom.errors import InvalidArgument, RedisUnavailable
+from stillroom.errors import InvalidArgument, RedisUnavailable, in_code
 from stillroom.misuse import refuse_awaited, takes
 from stillroom.operation import AsyncDriver, Driver, Operation
 
@@ -158,7 +158,7 @@ def hook_to(known: Watch, function: Callable[[Event], object]) -> None:
     refuse_awaited("on_event", function)
     if not callable(function) or not takes(function, 1):
         raise InvalidArgument(
-            f"on_event={function!r:.100}: a function that is called with one Event"
+            f"on_event={in_code(function):.100}: a function that is called with one Event"
         )
     known.observers.append(_Hook(function))
 

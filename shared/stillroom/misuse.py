@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from stillroom.errors import InvalidArgument, did_you_mean
+from stillroom.errors import InvalidArgument, did_you_mean, in_code
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -91,7 +91,7 @@ def misuse(
 def refuse_other(what: str, given: object, kind: type | tuple[type, ...], meant: str) -> None:
     """Refuse an argument of another type, in words that say what is `meant`. Raises InvalidArgument."""
     if not isinstance(given, kind):
-        raise InvalidArgument(f"{what}={given!r:.100}: {meant}")
+        raise InvalidArgument(f"{what}={in_code(given):.100}: {meant}")
 
 
 def refuse_awaited(what: str, *given: Any) -> None:

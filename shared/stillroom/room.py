@@ -33,7 +33,7 @@ from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.durations import Duration
 from stillroom.environment import meant_setting
-from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable, UnknownSetting
+from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable, UnknownSetting, in_code
 from stillroom.events import Event, Observer, Watch, hook_to, watch_drivers
 from stillroom.face import Service
 from stillroom.health import AsyncHealth, Health, HealthBody
@@ -223,7 +223,7 @@ class _Room:
         """
         if not (hasattr(observer, "began") and hasattr(observer, "ended")):
             raise InvalidArgument(
-                f"observe={observer!r:.100}: an object with began() and ended(); a function is for on_event"
+                f"observe={in_code(observer):.100}: an object with began() and ended(); a function is for on_event"
             )
         self._watched()
         self.watch.observers.append(observer)
@@ -661,7 +661,7 @@ def _check_dispatch(dispatch: object) -> None:
         raise InvalidArgument(f"dispatch={dispatch.__name__}: write {dispatch.__name__}()")
     if dispatch is not None and not hasattr(dispatch, "send"):
         raise InvalidArgument(
-            f"dispatch={dispatch!r:.100}: CeleryDispatch(…), InlineDispatch() or NoDispatch()"
+            f"dispatch={in_code(dispatch):.100}: CeleryDispatch(…), InlineDispatch() or NoDispatch()"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from datetime import timedelta
 from ipaddress import ip_address, ip_network
@@ -9,7 +10,7 @@ from typing import Any, Protocol, TypedDict
 
 import pytest
 
-from stillroom import InvalidArgument, InvalidLimit, Limit
+from stillroom import InvalidArgument, InvalidLimit, Limit, StillroomError
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,48 @@ def test_an_address_object_is_reported_as_its_text(room: Any, client: Any, given
         assert room.abuse.report("auth_fail", ip=ip)
     one, other = [fields for _, fields in client.xrange(room.keys.abuse)]
     assert one == other
+
+
+class Unshowable:
+    """A thing whose own code fails when it is to be shown."""
+
+    def __repr__(self) -> str:
+        raise LookupError
+
+
+DEEP = functools.reduce(lambda inner, _: [inner], range(5_000), list[Any]())
+
+
+@pytest.mark.parametrize("given", [DEEP, [Unshowable()]], ids=["deep", "unshowable"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda room, given: room.cache.get(given),
+        lambda room, given: room.cache.get("k", given),
+        lambda room, given: room.cache.get_or_set("k", given),
+        lambda room, given: room.cache.get_or_set("k", int, keep=given),
+        lambda room, given: room.cache.gather(given),
+        lambda room, given: room.cache.incr("k", by=given),
+        lambda room, given: room.cache.invalidate("k", defer=given),
+        lambda room, given: room.cache.set("k", 1, ttl=given),
+        lambda room, given: room.cache.set_many(given),
+        lambda room, given: room.cache.get_image_info(given),
+        lambda room, given: room.tasks.load(given),
+        lambda room, given: room.sessions.create("u", {}, meta=given),
+        lambda room, given: room.sessions.create("u", {}, max_per_user=given),
+        lambda room, given: room.sessions.create("u", {}, on_cap=given),
+        lambda room, given: room.sessions.list_for_user("u", limit=given),
+        lambda room, given: room.health.history(given),
+        lambda room, given: room.health.figures(given),
+        lambda room, given: room.abuse.bans(limit=given),
+    ],
+)
+def test_what_can_not_be_shown_is_refused_as_anything_else(
+    room: Any, call: Callable[[Any, Any], object], given: Any
+) -> None:
+    """An argument of a wrong kind is refused in words, also where Python can't write it down."""
+    with pytest.raises(StillroomError, match=r"<list>"):
+        call(room, given)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from stillroom.errors import (
     InvalidArgument,
     RedisRefused,
     RedisUnavailable,
+    in_code,
 )
 from stillroom.exempt import Exempt
 from stillroom.keys import Keys
@@ -175,7 +176,7 @@ class AbuseBody:
         Redis away: RedisUnavailable; what was read is read again, a minute later.
         """
         if not is_whole(limit):
-            raise InvalidArgument(f"limit={limit!r}: 1 or more events a bite")
+            raise InvalidArgument(f"limit={in_code(limit):.100}: 1 or more events a bite")
         within = seconds_of("seconds", seconds, least=0)
         about = (self.settings, self._server, self._keys, self._stats, self._bans)
         scan = Scan(*about, self.rules, self._exempt)
@@ -287,7 +288,7 @@ class AbuseBody:
         Raises InvalidArgument for a `limit` that is none. Redis away: RedisUnavailable.
         """
         if not is_whole(limit):
-            raise InvalidArgument(f"limit={limit!r}: 1 or more bans")
+            raise InvalidArgument(f"limit={in_code(limit):.100}: 1 or more bans")
         query = (b"ZREVRANGE", self._keys.bans, b"0", b"%d" % (limit - 1), b"WITHSCORES")
         clock, found = yield [(b"TIME",), query]
         now_ms = micros(clock) // 1_000

@@ -19,7 +19,7 @@ from stillroom.cache.loads import LATE, WON, Attempt
 from stillroom.cache.outbox import KEY
 from stillroom.codec import MISS
 from stillroom.durations import Duration
-from stillroom.errors import InvalidArgument, RedisUnavailable
+from stillroom.errors import InvalidArgument, RedisUnavailable, in_code
 from stillroom.keys import sanitized
 from stillroom.operation import Call, Freeing, Operation, Pause, Timed
 from stillroom.shown import repr_of
@@ -90,7 +90,9 @@ class Bulk(Core):
         """Return ready values by key. Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument."""
         life, given = self._keeper.life(ttl, swr), self._given_tags(tags)
         if not isinstance(values, Mapping):
-            raise InvalidArgument(f"values: a mapping of keys to values, not {values!r:.100}")
+            raise InvalidArgument(
+                f"values: a mapping of keys to values, not {in_code(values):.100}"
+            )
         names = {key: sanitized(key) for key in values}
         self.loaders.refuse_unfilled(*names)
         return {
@@ -169,7 +171,9 @@ class Bulk(Core):
         names = names_of(keys)
         self.loaders.refuse_unfilled(*names)
         if not callable(load_many):
-            raise InvalidArgument(f"load_many={load_many!r:.100}: a function of a list of keys")
+            raise InvalidArgument(
+                f"load_many={in_code(load_many):.100}: a function of a list of keys"
+            )
         kind = value_type_of(load_many) if type is None else type
         keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
         recipe = self.recipe(Call(load_many), tags, kind, keeping)
@@ -544,7 +548,9 @@ def names_of(keys: Iterable[str]) -> dict[str, bytes]:
     letters.
     """
     if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
-        raise InvalidArgument(f"keys={keys!r:.100}: give a list of keys; for one key write [key]")
+        raise InvalidArgument(
+            f"keys={in_code(keys):.100}: give a list of keys; for one key write [key]"
+        )
     return {key: sanitized(key) for key in keys}
 
 

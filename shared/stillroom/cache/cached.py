@@ -11,7 +11,7 @@ from stillroom.cache.calls import Asked
 from stillroom.cache.gathering import gather, gather_async
 from stillroom.cache.loaders import Loader
 from stillroom.codec import MISS
-from stillroom.errors import InvalidArgument
+from stillroom.errors import InvalidArgument, in_code
 from stillroom.face import drop_our_frames
 from stillroom.within import note_within
 
@@ -72,8 +72,8 @@ class _Cached(Generic[P, T_co]):
         """Return the calls for each of `firsts`. The other arguments are checked without any, too."""
         if isinstance(firsts, str | bytes) or not isinstance(firsts, Iterable):
             raise InvalidArgument(
-                f"{self.__name__}.many({firsts!r:.100}): give a list of first arguments; for one call write "
-                f"{self.__name__}({firsts!r:.100})"
+                f"{self.__name__}.many({in_code(firsts):.100}): give a list of first arguments; for one call write "
+                f"{self.__name__}({in_code(firsts):.100})"
             )
         calls = [Asked(self.loader, (*self._first, first, *args), kwargs) for first in firsts]
         if not calls:
@@ -129,8 +129,8 @@ def _not_ours(call: Any, function: Any) -> InvalidArgument:
     if isinstance(function, _Cached):
         return InvalidArgument(f"gather({function!r}): it belongs to the cache of another room")
     return InvalidArgument(
-        f"gather({call!r:.100}): give functions made by `cached`, or functools.partial(product, 7) for a call with "
-        "arguments"
+        f"gather({in_code(call):.100}): give functions made by `cached`, or functools.partial(product, 7) for one "
+        "with arguments"
     )
 
 

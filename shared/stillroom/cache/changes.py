@@ -19,7 +19,7 @@ from stillroom.cache.marks import read_clock
 from stillroom.cache.outbox import KEY
 from stillroom.codec import MISS
 from stillroom.durations import Duration
-from stillroom.errors import InvalidArgument, RedisUnavailable
+from stillroom.errors import InvalidArgument, RedisUnavailable, in_code
 from stillroom.keys import sanitized, written
 from stillroom.operation import Backoff, Operation, Timed
 from stillroom.scripts import add, replace
@@ -99,7 +99,7 @@ class Changes(Core):
         self.loaders.refuse_unfilled(key)
         is_number = isinstance(by, int | float) and not isinstance(by, bool)
         if not is_number or not (isinstance(by, int) or math.isfinite(by)):
-            raise InvalidArgument(f"by={by!r:.100}: a number, an int or a finite float")
+            raise InvalidArgument(f"by={in_code(by):.100}: a number, an int or a finite float")
         self.away.forget([KEY + name])
         for turn in range(TRIES):
             seen = yield from self._see(name)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from stillroom.cache.body import CacheBody
 from stillroom.cache.failures import is_of_the_caller
 from stillroom.cache.sharded import ShardedBody
-from stillroom.errors import ImageRefused, ImagesUnavailable, LoadFailed
+from stillroom.errors import ImageRefused, ImagesUnavailable, LoadFailed, in_code
 from stillroom.keys import sanitized
 from stillroom.operation import Call, Operation
 
@@ -147,7 +147,7 @@ def normalised(filename: str) -> str:
     a root.
     """
     if not isinstance(filename, str):
-        raise ImageRefused(repr(filename), "name", "a file's name is a str")
+        raise ImageRefused(in_code(filename), "name", "a file's name is a str")
     if any(ord(letter) < 32 or letter in "\\\x7f" for letter in filename):
         raise ImageRefused(
             filename, "name", "no control characters or backslashes in a file's name"
@@ -304,7 +304,7 @@ def _unreadable(name: str, error: OSError) -> ImagesUnavailable | None:
     """Return the error to raise where the machine, and not the file, is why it can't be read; else None."""
     if error.errno not in OF_THE_MACHINE:
         return None
-    return ImagesUnavailable(f"{name!r:.100} can't be read here: {error.strerror}")
+    return ImagesUnavailable(f"{in_code(name):.100} can't be read here: {error.strerror}")
 
 
 def _is_not_of_the_file(error: Exception) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import InvalidArgument
+from stillroom.errors import InvalidArgument, in_code
 from stillroom.misuse import refuse_awaited
 from stillroom.settings import Settings
 
@@ -102,7 +102,7 @@ class Keeper:
         if keep is not None:
             if not callable(keep):
                 raise InvalidArgument(
-                    f"keep={keep!r:.100}: a function of the value that says whether to keep it"
+                    f"keep={in_code(keep):.100}: a function of the value that says whether to keep it"
                 )
             refuse_awaited("keep", keep)
         return Keeping(self, life, swr, ttl_of, keep, negative)

@@ -44,6 +44,7 @@ from stillroom.errors import (
     StillroomError,
     UnknownLoader,
     did_you_mean,
+    in_code,
 )
 from stillroom.keys import refuse_crowd, sanitized
 from stillroom.misuse import YES_OR_NO, misuse, name_of, refuse_awaited, refuse_other, refuse_unfit
@@ -609,7 +610,9 @@ def _checked_places(at_once: Any) -> int:
 
 def _checked_version(version: Any) -> str | int | None:
     if isinstance(version, bool) or not isinstance(version, str | int | None):
-        raise InvalidArgument(f"version={version!r:.100}: a text or a number without a fraction")
+        raise InvalidArgument(
+            f"version={in_code(version):.100}: a text or a number without a fraction"
+        )
     return version
 
 

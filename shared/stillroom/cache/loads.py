@@ -23,7 +23,7 @@ from stillroom.cache.marks import read_clock
 from stillroom.cache.means import Means, Place
 from stillroom.cache.orders import NOT_WANTED, NotDone
 from stillroom.codec import MISS, Encoded, Unencodable
-from stillroom.errors import InvalidArgument, LoadShed, RedisUnavailable, ValueTooLarge
+from stillroom.errors import InvalidArgument, LoadShed, RedisUnavailable, ValueTooLarge, in_code
 from stillroom.keys import quoted, refuse_crowd, sanitized
 from stillroom.misuse import refuse_awaited
 from stillroom.operation import Call, Freeing, Operation, Pause, Timed
@@ -100,7 +100,7 @@ class Loads(Lookup):
         """
         if not callable(call.function):
             raise InvalidArgument(
-                f"load={call.function!r:.100}: a function; what it returns is kept"
+                f"load={in_code(call.function):.100}: a function; what it returns is kept"
             )
         given = self._given_tags(tags)
         kind = result_of(call.function) if type is None else type

@@ -12,7 +12,7 @@ from stillroom.cache.cached import AsyncCachedFunction, CachedFunction
 from stillroom.cache.invalidation import names_given
 from stillroom.cache.ordering import Ordering
 from stillroom.cache.orders import InvalidateKeys, InvalidatePattern, InvalidateTags, Load
-from stillroom.errors import InvalidArgument
+from stillroom.errors import InvalidArgument, in_code
 from stillroom.face import Service, awaiting, blocking
 from stillroom.groups import groups
 from stillroom.keys import pattern
@@ -58,7 +58,7 @@ class TasksBody:
         """
         if not isinstance(function, CachedFunction | AsyncCachedFunction):
             raise InvalidArgument(
-                f"a function made by room.cache.cached is loaded, not {function!r}"
+                f"a function made by room.cache.cached is loaded, not {in_code(function):.100}"
             )
         loader = function.loader
         yield from self._order(

@@ -21,7 +21,7 @@ from stillroom.cache.ordering import Ordering
 from stillroom.cache.orders import Load
 from stillroom.cache.terms import LEASE_LIMIT
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import DispatchFailed, InvalidArgument, RedisUnavailable
+from stillroom.errors import DispatchFailed, InvalidArgument, RedisUnavailable, in_code
 from stillroom.misuse import refuse_unfit
 from stillroom.operation import Call, Freeing, Operation
 from stillroom.scripts import release, warm_claim
@@ -57,8 +57,8 @@ def listed(given: Any) -> list[Any]:
     """Return `warm_with` as a list, which can be read in each period. Raises InvalidArgument for one call's."""
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         raise InvalidArgument(
-            f"warm_with={given!r:.100}: a list of dicts, tuples or single arguments, or a function that returns "
-            f"one; for one call write [{given!r:.100}]"
+            f"warm_with={in_code(given):.100}: a list of dicts, tuples or single arguments, or a function that "
+            f"returns one; for one call write [{in_code(given):.100}]"
         )
     return list(given)
 
@@ -185,7 +185,7 @@ def order_of(loader: Any, one: Any) -> Load:
     try:
         return Load(loader=loader.name, args=loader.ordered(*arguments_of(one)))
     except ValueError as error:
-        raise InvalidArgument(f"warm_with {one!r:.100}: {error}") from None
+        raise InvalidArgument(f"warm_with {in_code(one):.100}: {error}") from None
 
 
 def check(loader: Any, given: Any) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from stillroom.counted import rare
-from stillroom.errors import InvalidArgument, RedisUnavailable, did_you_mean
+from stillroom.errors import InvalidArgument, RedisUnavailable, did_you_mean, in_code
 from stillroom.health.advice import advise, status_of
 from stillroom.health.findings import misconfigured
 from stillroom.health.past import NOT_TOLD, Past, began, patterns_in
@@ -122,7 +122,7 @@ class HealthBody:
         if not sources:
             known = sorted({one for source in self._sources for one in source.roles})
             raise InvalidArgument(
-                f"role={role!r:.100}: {' or '.join(known)}{did_you_mean(role, known)}"
+                f"role={in_code(role):.100}: {' or '.join(known)}{did_you_mean(role, known)}"
             )
         if not is_whole(shard, least=0, most=len(sources) - 1):
             raise InvalidArgument(f"shard={shard!r}: from 0 to {len(sources) - 1}, as settings say")
@@ -288,7 +288,9 @@ class HealthBody:
         Raises InvalidArgument for a number of hours that is none. Redis away: RedisUnavailable.
         """
         if isinstance(hours, bool) or not isinstance(hours, int | float) or not 0 < hours <= HOURS:
-            raise InvalidArgument(f"hours={hours!r}: a number up to {HOURS}, and more than 0")
+            raise InvalidArgument(
+                f"hours={in_code(hours):.100}: a number up to {HOURS}, and more than 0"
+            )
         stream = self._keys.health if hours <= 24 else self._keys.health_week
         start = b"%d" % max(0, self._sources[0].clock.now_ms() - int(hours * 3_600_000))
         found: list[Snapshot] = []
@@ -327,7 +329,8 @@ class HealthBody:
         """
         if not is_whole(minutes, most=FIGURES_MOST):
             raise InvalidArgument(
-                f"minutes={minutes!r}: a whole number from 1 to {FIGURES_MOST}; counts are kept no longer"
+                f"minutes={in_code(minutes):.100}: a whole number from 1 to {FIGURES_MOST}; "
+                "counts are kept no longer"
             )
         parts: Mapping[str, type[Part]] = {"cache": CacheStats, "limits": Limits}
         counted = yield On(

@@ -25,6 +25,7 @@ from stillroom.errors import (
     SessionStoreUnavailable,
     SessionUnreadable,
     ValueTooLarge,
+    in_code,
     is_in_doubt,
     partly_done,
 )
@@ -186,7 +187,7 @@ class SessionsBody(Many, Creating, Reading):
             raise SessionDataRefused(f"{len(gone):,} keys to remove, the limit is {REMOVE_LIMIT:,}")
         if if_version is not None and not is_whole(if_version, least=0):
             raise InvalidArgument(
-                f"if_version={if_version!r}: the whole number that a session's `version` was"
+                f"if_version={in_code(if_version):.100}: the whole number that a session's `version` was"
             )
         version = b"" if if_version is None else b"%d" % if_version
         reply = yield from self._write(session, version, fields, gone)
@@ -213,7 +214,9 @@ class SessionsBody(Many, Creating, Reading):
         Redis away: SessionStoreUnavailable; whether it was stored is unknown then.
         """
         if not callable(change):
-            raise InvalidArgument(f"mutate(…, {change!r:.100}): a function that is given the data")
+            raise InvalidArgument(
+                f"mutate(…, {in_code(change):.100}): a function that is given the data"
+            )
         current = 0
         for _ in range(TRIES):
             found = yield from self._must_get(session, type)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import InvalidArgument, SessionEnded, SettingsError, TooManySessions
+from stillroom.errors import InvalidArgument, SessionEnded, SettingsError, TooManySessions, in_code
 from stillroom.keys import Keys
 from stillroom.misuse import YES_OR_NO, refuse_other
 from stillroom.operation import Operation
@@ -252,8 +252,8 @@ def us_of(name: str, given: Duration, *, least: float, most: float) -> int:
 
 def _check_cap(user_id: str | None, most: int | None, on_cap: str) -> None:
     if on_cap not in ("evict_oldest", "reject"):
-        raise SettingsError(f"on_cap={on_cap!r}: evict_oldest or reject")
+        raise SettingsError(f"on_cap={in_code(on_cap):.100}: evict_oldest or reject")
     if most is not None and not is_whole(most, most=CAP_LIMIT):
-        raise SettingsError(f"max_per_user={most!r}: 1 to {CAP_LIMIT}")
+        raise SettingsError(f"max_per_user={in_code(most):.100}: 1 to {CAP_LIMIT}")
     if most is not None and user_id is None:
         raise SettingsError("max_per_user needs a user_id: the anonymous are not counted")

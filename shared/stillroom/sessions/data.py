@@ -18,6 +18,7 @@ from stillroom.errors import (
     SessionDataRefused,
     SessionUnreadable,
     ValueTooLarge,
+    in_code,
 )
 from stillroom.marked import (
     ATOMS,
@@ -172,7 +173,9 @@ def encoded_meta(meta: Mapping[str, Any] | None) -> bytes:
     if not meta:
         return b"{}"
     if not isinstance(meta, MAPPINGS):
-        raise InvalidArgument(f"meta={meta!r:.100}: a mapping of what a list of devices shows")
+        raise InvalidArgument(
+            f"meta={in_code(meta):.100}: a mapping of what a list of devices shows"
+        )
     text = encoded_value("meta", dict(meta))
     if len(text) > META_LIMIT:
         raise ValueTooLarge(len(text), META_LIMIT)
@@ -187,7 +190,7 @@ def texts_of(what: str, given: object) -> Iterable[Any]:
         return (given,)
     if isinstance(given, bytes) or not isinstance(given, Iterable):
         raise InvalidArgument(
-            f"{what}={given!r:.100}: a text, or a list of them; leave it out for none"
+            f"{what}={in_code(given):.100}: a text, or a list of them; leave it out for none"
         )
     return given
 

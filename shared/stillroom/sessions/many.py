@@ -13,6 +13,7 @@ from stillroom.errors import (
     SessionEnded,
     SessionStoreUnavailable,
     SettingsError,
+    in_code,
     partly_done,
 )
 from stillroom.keys import Keys
@@ -63,7 +64,7 @@ class Many(Named):
         Redis away: SessionStoreUnavailable.
         """
         if limit is not None and not is_whole(limit):
-            raise SettingsError(f"limit={limit!r}: 1 or more sessions")
+            raise SettingsError(f"limit={in_code(limit):.100}: 1 or more sessions")
         listed = yield from self._listed(encoded_user(user_id), limit)
         devices = [device for one in listed if (device := self._device(*one))]
         if limit is not None:
@@ -154,7 +155,7 @@ class Many(Named):
         has shut is left out.
         """
         if not is_whole(limit, most=BITE_LIMIT):
-            raise SettingsError(f"limit={limit!r}: 1 to {BITE_LIMIT:,} sessions a bite")
+            raise SettingsError(f"limit={in_code(limit):.100}: 1 to {BITE_LIMIT:,} sessions a bite")
         deadline = time.monotonic() + seconds_of("seconds", seconds, least=0)
         expired = deleted = lag = 0
         yield from self._compare_shards()
