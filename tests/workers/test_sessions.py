@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from stillroom import Settings, Stillroom
+from stillroom import SessionEvent, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers.lifecycle import open_room
 from stillroom_workers.schedule import SCHEDULE
@@ -67,6 +69,29 @@ def test_an_apps_listeners_hear_of_it_in_the_worker(
     age_all(db, room, 2 * 86_400)
     room.dispatch.wake("stillroom.sweep_sessions")
     until(lambda: db.lrange("db:events", 0, -1) == [b"expired"] * 3, "three events")
+
+
+def test_a_listener_that_ends_its_thread_hears_of_the_others(
+    own_server: EmbeddedServer, room: Stillroom, db: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a listener raises, be it no Exception, keeps a worker from telling it of no session that has ended."""
+    heard: list[str | None] = []
+
+    def listen(event: SessionEvent) -> None:
+        heard.append(event.user_id)
+        raise SystemExit(3)
+
+    module = types.ModuleType("heard_of")
+    module.room = Stillroom(Settings(redis_url=own_server.url))  # type: ignore[attr-defined]
+    module.room.sessions.on_event.append(listen)
+    monkeypatch.setitem(sys.modules, "heard_of", module)
+    for _ in range(3):
+        room.sessions.create("u1")
+    age_all(db, room, 2 * 86_400)
+    with open_room(Settings(redis_url=own_server.url, loaders="heard_of")) as worker:
+        worker.upkeep.sweep_sessions()
+    module.room.close()
+    assert heard == ["u1"] * 3
 
 
 def test_the_schedule_has_the_sweep() -> None:

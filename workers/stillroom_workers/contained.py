@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 from billiard import common
 from celery.exceptions import TaskPredicate, WorkerShutdown, WorkerTerminate
 
+from stillroom.misuse import is_awaited
 from stillroom.shown import message_of
 
 # Neither library has types of its own. As Any they look the same to mypy with and without stubs.
@@ -66,6 +68,19 @@ def each_load() -> Iterator[None]:
         if isinstance(error.__cause__, asyncio.CancelledError) and _is_in_a_loop():
             raise error.__cause__ from None
         raise
+
+
+def contained_call(function: Callable[..., object]) -> Callable[..., object]:
+    """Return a listener of the app's that raises nothing but an Exception: who calls it has others to tell."""
+    if is_awaited(function):  # which is refused where it would be called
+        return function
+
+    @wraps(function)
+    def call(*args: Any) -> object:
+        with contained():
+            return function(*args)
+
+    return call
 
 
 def _is_in_a_loop() -> bool:

@@ -36,7 +36,7 @@ from stillroom.shown import shown
 from stillroom.wire import Server, Wire
 from stillroom.wire.outcome import owner_of
 from stillroom_workers import logs, rabbit
-from stillroom_workers.contained import each_load
+from stillroom_workers.contained import contained_call, each_load
 from stillroom_workers.frameworks import room_of_django, wrap_loads
 from stillroom_workers.schedule import SCHEDULE
 from stillroom_workers.signs import SignsOfLife
@@ -69,7 +69,7 @@ def open_room(settings: Settings) -> Stillroom:
                 log.warning(ELSEWHERE, shown(spec), other)
             _contain_loads(found)
             room.cache.loaders.adopt(found.cache.loaders)
-            room.sessions.on_event.extend(listeners_of(found))
+            room.sessions.on_event.extend(map(contained_call, listeners_of(found)))
     return room
 
 
