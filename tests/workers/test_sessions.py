@@ -94,6 +94,19 @@ def test_a_listener_that_ends_its_thread_hears_of_the_others(
     assert heard == ["u1"] * 3
 
 
+def test_a_room_that_two_modules_have_is_listened_to_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener is called once by a worker, also where a second loaders module imports the room of the first."""
+    with Stillroom(Settings(redis_url="redis://127.0.0.1:1")) as shared:
+        shared.sessions.on_event.append(lambda event: None)
+        for name in ("first_of_two", "second_of_two"):
+            module = types.ModuleType(name)
+            module.room = shared  # type: ignore[attr-defined]
+            monkeypatch.setitem(sys.modules, name, module)
+        loaders = "first_of_two,second_of_two"
+        with open_room(Settings(redis_url="redis://127.0.0.1:1", loaders=loaders)) as worker:
+            assert len(worker.sessions.on_event) == 2  # with its own
+
+
 def test_the_schedule_has_the_sweep() -> None:
     """The schedule has the sweep every minute."""
     assert [tick.every for tick in SCHEDULE if tick.task == "stillroom.sweep_sessions"] == [60]

@@ -63,13 +63,14 @@ def open_room(settings: Settings) -> Stillroom:
     unhurried = {name: s for name, s in UNHURRIED.items() if name not in settings.model_fields_set}
     room = Stillroom(settings.model_copy(update=unhurried), dispatch=NoDispatch())
     _contain_loads(room)
-    for spec in settings.loaders:
-        for found in find_rooms(spec):
-            if other := found.settings.differs_in(settings):
-                log.warning(ELSEWHERE, shown(spec), other)
-            _contain_loads(found)
-            room.cache.loaders.adopt(found.cache.loaders)
-            room.sessions.on_event.extend(map(contained_call, listeners_of(found)))
+    # A module that imports another's room has it too. All are looked at first: ours is around what frameworks want.
+    rooms = {id(one): (one, spec) for spec in settings.loaders for one in find_rooms(spec)}
+    for found, spec in rooms.values():
+        if other := found.settings.differs_in(settings):
+            log.warning(ELSEWHERE, shown(spec), other)
+        _contain_loads(found)
+        room.cache.loaders.adopt(found.cache.loaders)
+        room.sessions.on_event.extend(map(contained_call, listeners_of(found)))
     return room
 
 
