@@ -264,9 +264,22 @@ class MoreRows(RowsOf[Product]):
     pass
 
 
-@pytest.mark.parametrize(
-    "kind", [Rows, RowsOf[Product], MoreRows, Annotated[dict[str, Product], "a note"]]
-)
+class Shown:
+    """What an app mixes into its mappings."""
+
+
+class ShownRows(Shown, dict[str, Product]):
+    pass
+
+
+class GenericRows(Generic[R], dict[str, R]):
+    pass
+
+
+OF_AN_APP = [Rows, RowsOf[Product], MoreRows, ShownRows, GenericRows[Product]]
+
+
+@pytest.mark.parametrize("kind", [*OF_AN_APP, Annotated[dict[str, Product], "a note"]])
 def test_many_have_the_type_that_a_mapping_of_an_apps_own_says(room: Any, kind: Any) -> None:
     """Values that a loader of many returns in a mapping of its own have the type which that declares."""
 

@@ -81,7 +81,8 @@ def _values_in(mapping: Any) -> Any:
         return Any
     if len(args) == 2:
         return args[1]
-    found = next((_values_in(base) for base in getattr(kind, "__orig_bases__", ())), Any)
+    bases = map(_values_in, getattr(kind, "__orig_bases__", ()))
+    found = next((one for one in bases if one is not Any), Any)
     return dict(zip(getattr(kind, "__parameters__", ()), args, strict=False)).get(found, found)
 
 
@@ -121,9 +122,8 @@ def signature_of(function: Any) -> inspect.Signature:
         return own
     try:
         return inspect.signature(function)
-    except (
-        ValueError
-    ):  # nothing says what is behind it: what asgiref's async_to_sync makes, a builtin
+    except ValueError:
+        # Nothing says what is behind it: what asgiref's async_to_sync makes, a builtin.
         if own is None:
             what = "Python does not know its parameters; make it a function of your own"
             raise InvalidArgument(f"{function!r:.100}: {what}") from None
