@@ -101,9 +101,7 @@ def again(error: Exception) -> Exception:
         return error
     if type(another) is not type(error):
         return error
-    # A class that makes its message of its arguments has made it of the message.
+    # A class that makes its message of its arguments has made it of the message. It may be a frozen dataclass.
     for name in ("args", "__traceback__", "__cause__", "__context__", "__suppress_context__"):
-        BaseException.__setattr__(
-            another, name, getattr(error, name)
-        )  # it may be a frozen dataclass
+        BaseException.__setattr__(another, name, getattr(error, name))
     return another
