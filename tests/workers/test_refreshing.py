@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import pytest
@@ -136,14 +137,22 @@ class Broken(Exception):
         raise LookupError
 
 
+@dataclass(frozen=True)
+class NotFound(Exception):
+    """An error that takes no attributes, which contextlib gives the errors that it lets pass."""
+
+    id: int
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
         (Broken(), "Broken"),
+        (NotFound(7), "NotFound(id=7)"),
         (ValueError("x" * 99_999), "ValueError('x"),
         (ValueError("\u202e"), "\\u202e"),
     ],
-    ids=["broken", "long", "hidden"],
+    ids=["broken", "frozen", "long", "hidden"],
 )
 def test_a_failure_among_many_is_one_line(
     app: Any,

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -32,42 +31,40 @@ class WouldEnd(RuntimeError):
     """Stands for what would have ended more than its task."""
 
 
-@contextmanager
-def contained() -> Iterator[None]:
-    """Raise WouldEnd for what is raised inside and is no Exception, unless this process is told to end."""
-    try:
-        yield
-    except Exception:
-        raise
-    except BaseException as error:
-        if _ends_the_process(error):
-            raise
-        raise _failure(error) from error
+class contained:  # noqa: N801  # named as contextlib's are
+    """Raise WouldEnd for what is raised inside and is no Exception, unless this process is told to end.
 
+    This is no generator: contextlib assigns to an error that it lets pass, which a frozen dataclass refuses.
+    """
 
-@contextmanager
-def loading() -> Iterator[None]:
-    """Raise WouldEnd also for what is Celery's and comes from a task of the project that the loader calls."""
-    with contained():
-        try:
-            yield
-        except _OF_A_TASK as error:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        if error is not None and self._would_end(error):
             raise _failure(error) from error
 
+    def _would_end(self, error: BaseException) -> bool:
+        return not isinstance(error, Exception) and not _ends_the_process(error)
 
-@contextmanager
-def each_load() -> Iterator[None]:
+
+class loading(contained):  # noqa: N801
+    """Raise WouldEnd also for what is Celery's and comes from a task of the project that the loader calls."""
+
+    def _would_end(self, error: BaseException) -> bool:
+        return isinstance(error, _OF_A_TASK) or super()._would_end(error)
+
+
+class each_load(loading):  # noqa: N801
     """Contain one call of a loader, or of the function that lists its warm-ups: work that calls several goes on.
 
-    A task of asyncio is cancelled by who waits for it, and hears of that.
+    Whoever waits for a task of asyncio cancels it, and is told of the cancellation.
     """
-    try:
-        with loading():
-            yield
-    except WouldEnd as error:
-        if isinstance(error.__cause__, asyncio.CancelledError) and _is_in_a_loop():
-            raise error.__cause__ from None
-        raise
+
+    def _would_end(self, error: BaseException) -> bool:
+        if isinstance(error, asyncio.CancelledError) and _is_in_a_loop():
+            return False
+        return super()._would_end(error)
 
 
 def contained_call(function: Callable[..., object]) -> Callable[..., object]:
