@@ -272,7 +272,7 @@ class ShownRows(Shown, dict[str, Product]):
     pass
 
 
-class GenericRows(Generic[R], dict[str, R]):
+class GenericRows(Generic[R], dict[str, R]):  # noqa: PYI059  # an app may write it so
     pass
 
 
