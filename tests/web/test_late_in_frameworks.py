@@ -55,6 +55,20 @@ def _permanent(session: Any) -> None:
     session.permanent = True
 
 
+def _count(session: Any) -> None:
+    session.mutate(lambda data: data.update(n=data.get("n", 0) + 1))
+
+
+def _count_for_longer(session: Any) -> None:
+    _count(session)
+    session.permanent = True
+
+
+def _empty_for_longer(session: Any) -> None:
+    session.pop("cart", None)
+    session.permanent = True
+
+
 def _log_out_and_say(session: Any) -> None:
     logout_user()
     flask.flash("bye")
@@ -288,6 +302,32 @@ def test_two_lifetimes_at_once_both_succeed(app: Any, room: Stillroom) -> None:
         story = f"{begins}, {order}: {one.status}, {two.status}"
         assert (one.status, two.status) == (200, 200), story
         assert room.sessions.get(token or "") is not None, story
+
+
+@pytest.mark.parametrize("config", FLASK.values(), ids=FLASK)
+def test_a_refused_lifetime_hides_no_other_change(
+    config: dict[str, Any], room: Stillroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that sets a lifetime, and whose other changes are refused, is answered as a conflict."""
+    monkeypatch.setitem(FLASKS, "count", _count_for_longer)
+    monkeypatch.setitem(FLASKS, "empty", _empty_for_longer)
+    for order, act in product(ORDERS[1:-1], ["count", "empty"]):
+        start = begun(room, FLASKS, "logged in")
+        _, two, token = browsed(flask_app(room, **config), start, ("permanent", act), order)
+        found = room.sessions.get(token or "")
+        assert found is not None, order
+        is_done = "n" in found.data if act == "count" else "cart" not in found.data
+        assert is_done or two.status != 200, f"{order}: {act}"
+
+
+def test_a_refused_mutate_is_a_conflict(room: Stillroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a request does to an ended session by `mutate` is done, or it is told that a login was first."""
+    monkeypatch.setitem(FLASKS, "count", _count)
+    start = begun(room, FLASKS, "ended")
+    _, two, token = browsed(flask_app(room), start, ("login", "count"), "abab")
+    found = room.sessions.get(token or "")
+    assert found is not None
+    assert "n" in found.data or two.status == 409
 
 
 def begun(room: Stillroom, acts: object, begins: str) -> str:

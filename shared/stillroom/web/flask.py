@@ -196,7 +196,7 @@ class FlaskSession(WebSession, SessionMixin):
             cookie = yield from super()._writing()
         except (SessionEnded, SessionConflict):
             # Of several requests at once, each of which sets `permanent` alone, the first one has set it.
-            if self._has_another_cookie and self._changed | self._gone == {PERMANENT}:
+            if self._has_another_cookie and self._unwritten() == {PERMANENT}:
                 return None
             raise
         found = self._found
@@ -212,6 +212,11 @@ class FlaskSession(WebSession, SessionMixin):
         if found.read_at - found.last_seen >= self._body.settings.session_touch:
             yield from self._body.touch(self._token)
         return cookie
+
+    def _unwritten(self) -> set[str]:
+        # What was removed is there again, where the session lives on under another request's token.
+        removed = self._gone if self._has_another_life or self._has_another_cookie else set[str]()
+        return super()._unwritten() | removed
 
     def _begun(self, fields: Mapping[str, Any]) -> Operation[Session[Any]]:
         if not self._has_another_life:

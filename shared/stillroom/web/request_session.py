@@ -439,10 +439,14 @@ class RequestSession(SessionData):
         try:
             made = yield from self._begun(to_fields(self._data or {}, self._data or {}))
         except SessionEnded:
-            if self._changed <= self._may_be_lost:
+            if self._unwritten() <= self._may_be_lost:
                 return None  # a logout, say, that was clicked twice
             raise
         return self._cookie.write(made.token, self._kept_for(made))
+
+    def _unwritten(self) -> set[str]:
+        """Return the keys of the changes that are lost if no session begins."""
+        return self._changed | self._mutated
 
     def _begun(self, fields: Mapping[str, Any]) -> Operation[Session[Any]]:
         if self._login:
