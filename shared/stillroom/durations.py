@@ -24,12 +24,14 @@ def seconds_of(name: str, given: Any, *, least: float = 0.001, most: float = flo
     """
     if isinstance(given, bool) or not isinstance(given, float | int | timedelta):
         hint = f"; did you mean {meant}?" if (meant := meant_seconds(given)) else ""
-        raise InvalidArgument(f"{name}={in_code(given)}: a number of seconds, or a timedelta{hint}")
+        raise InvalidArgument(
+            f"{name}={in_code(given):.100}: a number of seconds, or a timedelta{hint}"
+        )
     seconds = given.total_seconds() if isinstance(given, timedelta) else given
     if not least <= seconds <= min(most, LONGEST_S):
         upper = "" if most == float("inf") else f" to {_plain(most)}"
         raise InvalidArgument(
-            f"{name}={in_code(given)}: a number of seconds from {_plain(least)}{upper}, or a timedelta"
+            f"{name}={in_code(given):.100}: a number of seconds from {_plain(least)}{upper}, or a timedelta"
         )
     return float(seconds)
 

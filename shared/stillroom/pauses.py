@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydantic_core import from_json
 
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import InvalidArgument, RedisUnavailable, did_you_mean
+from stillroom.errors import InvalidArgument, RedisUnavailable, did_you_mean, in_code
 from stillroom.keys import Keys
 from stillroom.misuse import refuse_other
 from stillroom.operation import STATE, On, Once, Operation
@@ -104,7 +104,7 @@ def are_paused(pauses: Pauses) -> Operation[bool]:
 def _check(what: str) -> None:
     if what not in WHATS:
         raise InvalidArgument(
-            f"what={what!r}: {' or '.join(WHATS)} can be paused{did_you_mean(str(what), WHATS)}"
+            f"what={in_code(what):.100}: {' or '.join(WHATS)} can be paused{did_you_mean(what, WHATS)}"
         )
 
 

@@ -26,7 +26,7 @@ import pydantic_core
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, with_config
 from typing_extensions import TypedDict, is_typeddict
 
-from stillroom.errors import InvalidArgument
+from stillroom.errors import InvalidArgument, in_code
 from stillroom.misuse import name_of
 
 RESULTS_LIMIT = 10_000  # annotations that are remembered
@@ -126,7 +126,7 @@ def signature_of(function: Any) -> inspect.Signature:
         # Nothing says what is behind it: what asgiref's async_to_sync makes, a builtin.
         if own is None:
             what = "Python does not know its parameters; make it a function of your own"
-            raise InvalidArgument(f"{function!r:.100}: {what}") from None
+            raise InvalidArgument(f"{in_code(function):.100}: {what}") from None
         return own
 
 
@@ -179,7 +179,7 @@ def check_function(function: Any, name: str) -> None:
     if isinstance(function, classmethod):
         raise InvalidArgument(f"{name}: write @classmethod above @….cached(…), not below it")
     if isinstance(function, type) or not callable(function):
-        raise InvalidArgument(f"{name}: a loader is a function, not {function!r:.100}")
+        raise InvalidArgument(f"{name}: a loader is a function, not {in_code(function):.100}")
     called = behind(function)
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
         raise InvalidArgument(f"{name}: what it yields could be read once only; return a list")

@@ -551,7 +551,9 @@ def several(what: str, given: Any) -> Sequence[Any]:
     if isinstance(given, str) or callable(given):
         return [given]
     if isinstance(given, bytes) or not isinstance(given, Iterable):
-        raise InvalidArgument(f"{what}={given!r}: a text, or a list of them; leave it out for none")
+        raise InvalidArgument(
+            f"{what}={in_code(given):.100}: a text, or a list of them; leave it out for none"
+        )
     return list(given)
 
 
@@ -587,7 +589,8 @@ def _captured_otherwise(one: Any, other: Any) -> list[str]:
 def _checked_name(name: Any) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidArgument(
-            f"{name!r}: a loader's name has 1 to 200 letters, digits or any of _ . : -; give it one by name=…"
+            f"{in_code(name):.300}: a loader's name has 1 to 200 letters, digits or any of _ . : -; "
+            "give it one by name=…"
         )
     return name
 
@@ -604,7 +607,7 @@ def _checked_places(at_once: Any) -> int:
     if at_once is None:
         return 0
     if not is_whole(at_once, most=PLACES_LIMIT):
-        raise InvalidArgument(f"at_once={at_once!r}: 1 to {PLACES_LIMIT:,} loads")
+        raise InvalidArgument(f"at_once={in_code(at_once):.100}: 1 to {PLACES_LIMIT:,} loads")
     return at_once
 
 

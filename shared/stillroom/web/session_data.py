@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple, Self
 
-from stillroom.errors import InvalidArgument
+from stillroom.errors import InvalidArgument, in_code
 from stillroom.marked import FIXED
 from stillroom.misuse import refuse_awaited
 from stillroom.sessions import decoded_value, encoded_value
@@ -63,7 +63,9 @@ class SessionData(MutableMapping[str, Any]):
         that two requests add to counts both. Raises InvalidArgument for a coroutine function.
         """
         if not callable(change):
-            raise InvalidArgument(f"mutate({change!r:.100}): a function that is given the data")
+            raise InvalidArgument(
+                f"mutate({in_code(change):.100}): a function that is given the data"
+            )
         refuse_awaited("mutate", change)
         data = self._look()
         self._change()
