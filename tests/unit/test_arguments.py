@@ -380,7 +380,8 @@ def test_scalars_that_differ_in_an_attribute_have_two_texts(value: Any) -> None:
     value.tenant = "acme"
     assert texts.of(kind.__base__)(value) == texts.of_tag(kind)(value) == plain
     value.tenant = Connection()
-    with pytest.raises(Unkeyable, match="has no text"):
+    base = kind.__base__.__name__
+    with pytest.raises(Unkeyable, match=f"{kind.__name__} is a {base} .* as {base} .* has no text"):
         texts.of(kind)(value)
 
 

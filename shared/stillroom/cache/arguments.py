@@ -189,7 +189,7 @@ class Texts:
             return f"secret({self._secret(value)})"
         if (text := _scalar(value)) is not None:
             more = _attributes_of_scalar(value)
-            return text + (self._named(more, depth) if more else "")
+            return text + (self._attributes(value, more, depth) if more else "")
         if _is_record_type(type(value)):
             return _full_name(type(value)) + self._record(value, depth)
         raise Unkeyable(_sentence(type(value)))
@@ -214,6 +214,17 @@ class Texts:
     def _named(self, parts: Mapping[str, Any], depth: int) -> str:
         fields = sorted(f"{name}:{self.canonical(one, depth + 1)}" for name, one in parts.items())
         return f"{{{','.join(fields)}}}"
+
+    def _attributes(self, value: Any, more: Mapping[str, Any], depth: int) -> str:
+        try:
+            return self._named(more, depth)
+        except Unkeyable as error:
+            kind = type(value)
+            plain = next(one.__name__ for one in kind.__mro__ if one in _SCALARS)
+            raise Unkeyable(
+                f"{kind.__name__} is a {plain} with attributes; declare the parameter as {plain} if they do not "
+                f"matter: {error}"
+            ) from None
 
     def _secret(self, value: Any) -> str:
         secret = value.get_secret_value()
@@ -332,7 +343,7 @@ def _scalar(value: Any) -> str | None:
 
 
 def _attributes_of_scalar(value: Any) -> dict[str, Any]:
-    """Return the attributes that somebody has set on a value without parts, whose class derives from int."""
+    """Return the attributes that somebody has set on a value of an app's own class of numbers, texts or times."""
     if not _may_have_attributes(type(value)):
         return {}
     return attributes_of(value, _UUID_SLOTS)
