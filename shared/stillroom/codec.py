@@ -65,7 +65,7 @@ def _kept(made: dict[Any, T], type: Any, one: T) -> T:
 
 
 def text_size(codec: bytes, payload: bytes) -> int:
-    """Return how many bytes the text of a payload has that was decoded before."""
+    """Return the uncompressed size, in bytes, of a payload that could be decoded."""
     packed = codec.partition(b":")[0] in UNPACKED
     return len(zlib.decompress(payload)) if packed else len(payload)
 

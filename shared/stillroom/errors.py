@@ -480,10 +480,10 @@ def did_you_mean(given: object, known: Iterable[str], form: str = "%s", cutoff: 
 
 
 def in_code(given: object) -> str:
-    """Return a value as code writes it, or its type where that fails.
+    """Return the repr of a value, or the name of its type where repr() fails.
 
-    It does for a list thousands deep, and for a row of SQLAlchemy whose session is closed. Who gives such a thing
-    where it is refused is to hear why.
+    It fails for a list that is nested thousands deep, and for a row of SQLAlchemy whose session is closed. The
+    error that refuses such a value must not be replaced by the error of its repr.
     """
     try:
         return repr(given)

@@ -117,12 +117,15 @@ class Watch:
             event.name = name or event.name
 
     def event(self, service: str, operation: str, name: str = "") -> _Telling:
-        """Tell of what happens inside of a `with`, when it has ended."""
+        """Return a context manager that tells the observers of its block, when the block has ended."""
         return _Telling(self.observers, Event(service, operation, name=name))
 
 
 class _Telling:
-    """Tells of one event. No generator: contextlib assigns to an error, which one that is frozen refuses."""
+    """Tells the observers of one event.
+
+    This is no generator: contextlib assigns to an error that it lets pass, which a frozen dataclass refuses.
+    """
 
     def __init__(self, observers: Sequence[Observer], event: Event) -> None:
         self._observers = observers

@@ -68,7 +68,7 @@ class each_load(loading):  # noqa: N801
 
 
 def contained_call(function: Callable[..., object]) -> Callable[..., object]:
-    """Return a listener of the app's that raises nothing but an Exception: who calls it has others to tell."""
+    """Return an app's listener that raises nothing but an Exception, so that the next listeners are called too."""
     if is_awaited(function):  # which is refused where it would be called
         return function
 

@@ -63,7 +63,8 @@ def open_room(settings: Settings) -> Stillroom:
     unhurried = {name: s for name, s in UNHURRIED.items() if name not in settings.model_fields_set}
     room = Stillroom(settings.model_copy(update=unhurried), dispatch=NoDispatch())
     _contain_loads(room)
-    # A module that imports another's room has it too. All are looked at first: ours is around what frameworks want.
+    # A room that one module imports from another is found in both. All modules are imported first, because
+    # each_load goes around the contexts that frameworks add.
     rooms = {id(one): (one, spec) for spec in settings.loaders for one in find_rooms(spec)}
     for found, spec in rooms.values():
         if other := found.settings.differs_in(settings):

@@ -84,7 +84,7 @@ class Worker(_StockWorker):  # type: ignore[misc]
         signals.worker_process_init.connect(self.app.neighbour.move_in)
 
     def _tell_what_is_idle(self) -> None:
-        """Log the options that the pool does not heed: who gives a limit relies on it."""
+        """Log the options that this pool ignores. Whoever gives a limit relies on it."""
         idle = FROM_OUTSIDE[self.pool_cls.__module__ == GEVENT :]
         given = [f"--{name.replace('_', '-')}" for name in idle if getattr(self, name)]
         if given:

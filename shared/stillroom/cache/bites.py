@@ -64,7 +64,7 @@ class Bites(Generic[T]):
         return self._bite
 
     def beside(self, others: Sequence[S]) -> Sequence[S]:
-        """Return those that stand in the places of the bite's items."""
+        """Return the part of `others` that is parallel to the bite: `others` has one for each thing."""
         return others[self._start : self._start + len(self._bite)]
 
     def done(self) -> None:

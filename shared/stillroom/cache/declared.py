@@ -131,7 +131,7 @@ def signature_of(function: Any) -> inspect.Signature:
 
 
 def takes_places(function: Any) -> bool:
-    """Return whether what is called takes any arguments by their place, and perhaps only so: `def call(*args)`."""
+    """Return whether a function takes any number of positional arguments, and perhaps no others: `call(*args)`."""
     own = _own_signature(function)
     return own is not None and inspect.Parameter.VAR_POSITIONAL in _kinds_in(own)
 
@@ -205,7 +205,7 @@ def has_schema(hint: Any) -> bool:
 
 
 def declaring(function: Any) -> Any:
-    """Return what says the types of a call: a function, a class, or an object that functools.wraps was used on."""
+    """Return what has the annotations of a call: a function, a class, or an object made by functools.wraps."""
     function = _bare(function)
     says_so = isinstance(function, type) or hasattr(function, "__wrapped__")
     return function if says_so else behind(function)
@@ -225,7 +225,7 @@ def _is_bound_object(function: Any) -> bool:
 
 
 def captured_by(function: Any) -> dict[str, Any]:
-    """Return by name what a function was given where it was made: variables around it, arguments of a partial."""
+    """Return by name the values a function has captured: variables around it, arguments of a partial."""
     found: dict[str, Any] = {}
     while isinstance(function, functools.partial):
         found.update(zip(signature_of(function.func).parameters, function.args, strict=False))
@@ -239,7 +239,7 @@ def captured_by(function: Any) -> dict[str, Any]:
 
 
 def innermost(function: Any) -> Any:
-    """Return the function that somebody has written, behind what decorators have made of it."""
+    """Return the function as it was written, below all its decorators."""
     while hasattr(function := declaring(function), "__wrapped__"):
         function = function.__wrapped__
     return function
@@ -262,7 +262,7 @@ def _of_owner(annotation: Any, owner: type) -> Any:
 
 
 def _names_a_class(annotation: Any) -> bool:
-    """Return whether a class is named by a text within an annotation: list["Product"]."""
+    """Return whether an annotation names a class by a text inside of it, as list["Product"] does."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is None or origin is Literal:
         return False

@@ -34,9 +34,9 @@ class Failures:
             self._kept[lease] = time.monotonic() + KEPT_S, error
 
     def forget(self) -> list[Command]:
-        """Forget the errors that nobody waits for any more, with all that the frames of their loads hold.
+        """Forget the errors that nobody waits for any more. Their frames hold what the failed loads held.
 
-        Each flush of the counts calls this: it may have been the last failure for long.
+        Each flush of the counts calls this too, because the next failure may be hours away.
         """
         now = time.monotonic()
         for lease, (until, _) in oldest(self._kept.items(), KEPT_LIMIT):

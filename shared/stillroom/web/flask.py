@@ -85,7 +85,7 @@ class FlaskSession(WebSession, SessionMixin):
     _may_be_lost = frozenset({FLASHES, PERMANENT})
     # It is to live for another time: another session, with the same in it.
     _has_another_life = False
-    _has_another_cookie = False  # it is renewed for that alone
+    _has_another_cookie = False  # it is renewed for another lifetime, and for nothing else
     _is_said_modified = False
     _follows_flask_login = False  # whether Flask-Login names the user
 

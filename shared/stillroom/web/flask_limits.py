@@ -289,8 +289,10 @@ def _answer_shed(error: LoadShed) -> Response:
 
 
 def _answer_late_refusals(app: Flask) -> None:
-    """Have Flask answer a refusal of its own handlers and `after_request` functions as one of a view, and not with
-    a 500."""
+    """Have Flask answer LimitExceeded from an error handler or an `after_request` function as it does from a view.
+
+    Flask itself answers with a 500.
+    """
     handle = app.handle_exception
 
     def handled(e: Exception) -> Any:

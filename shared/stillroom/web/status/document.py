@@ -27,8 +27,10 @@ HEADERS = (
 def document(
     title: str, body: Html, *, icon: str | None = None, reload_s: int | None = None
 ) -> str:
-    """Return the document. `icon`: the address of the tab's. `reload_s`: the browser asks again after so many
-    seconds."""
+    """Return the document.
+
+    `icon`: the address of the icon in the browser's tab. `reload_s`: the browser reloads after so many seconds.
+    """
     head = el(
         "head",
         el("meta", charset="utf-8"),
