@@ -407,8 +407,10 @@ def test_an_outage_ends_for_a_user_who_may_not_ping(own_server: EmbeddedServer, 
             "app", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-ping"]
         )
     settings = impatient(own_server.url.replace("://", "://app@"))
+    with other(own_server) as patient:
+        seen = patient.sessions.create("u1")
     with open_room(face, settings, NoDispatch()) as room:
-        seen = room.sessions.create("u1")
+        until(lambda: not why_away(room, seen), "the sessions are there")
         own_server.freeze()
         until(lambda: "breaker" in why_away(room, seen), "the breaker opens")
         own_server.thaw()
