@@ -109,10 +109,12 @@ class _Cached(Generic[P, T_co]):
 def asked_of(body: Any, calls: Sequence[Any]) -> list[Asked]:
     """Return the calls that cached functions of this cache, and partials of them, stand for."""
     asked = []
+    function: Any
     for call in calls:
-        function, args, kwargs = call, (), {}
         if isinstance(call, functools.partial):
             function, args, kwargs = call.func, call.args, call.keywords
+        else:
+            function, args, kwargs = call, (), {}
         if not isinstance(function, _Cached) or function._body is not body:
             for one in filter(inspect.iscoroutine, calls):
                 one.close()  # nobody will await it

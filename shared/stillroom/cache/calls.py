@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from sys import getsizeof
 from typing import Any, NamedTuple, TypeAlias
 
@@ -94,6 +95,7 @@ class Unread(NamedTuple):
 
 
 UNREAD = Unread()
+_plain_of = attrgetter("plain")
 
 
 class Calls(Bulk):
@@ -152,7 +154,7 @@ class Calls(Bulk):
         is counted as one lookup.
         """
         wanted = [self.wanted(*call) for call in calls]
-        is_plain = 0 < len(wanted) <= KEYS_AT_ONCE and None not in [one.plain for one in wanted]
+        is_plain = 0 < len(wanted) <= KEYS_AT_ONCE and None not in map(_plain_of, wanted)
         if not is_plain or not self._goes_ahead():
             return self._call_many(wanted)
         prefix = self.keys.entry_prefix

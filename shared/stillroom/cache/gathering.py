@@ -33,10 +33,11 @@ class Gathering:
         value = self._body.copies.of_call(call.loader, call.args)
         return UNREAD if value is MISS else value
 
-    def unread(self) -> list[int]:
+    def unread(self) -> Sequence[int]:
         """Return the places of the calls that have no value yet."""
-        if Unread not in map(type, self.values):
-            return []
+        left = list(map(type, self.values)).count(Unread)
+        if left in (0, len(self.values)):
+            return range(left)
         return [place for place, value in enumerate(self.values) if type(value) is Unread]
 
     def looking(self, places: Sequence[int]) -> Operation[list[Any]]:

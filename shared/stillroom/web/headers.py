@@ -6,9 +6,9 @@ They are text everywhere but in the messages of ASGI, where they are bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from operator import itemgetter
+from operator import itemgetter, methodcaller
 from typing import TypeAlias
 
 Header: TypeAlias = tuple[str, str]
@@ -16,7 +16,8 @@ Header: TypeAlias = tuple[str, str]
 # Headers that overrule Cache-Control in shared caches: RFC 9213 (…-Cache-Control), and its predecessors.
 FOR_CACHES = ("surrogate-control", "edge-control", "x-accel-expires")
 
-_name_of = itemgetter(0)
+_name_of, _value_of = itemgetter(0), itemgetter(1)
+_in_latin_1 = methodcaller("encode", "latin-1")
 
 
 def decoded(headers: Iterable[tuple[bytes, bytes]]) -> list[Header]:
@@ -24,9 +25,10 @@ def decoded(headers: Iterable[tuple[bytes, bytes]]) -> list[Header]:
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
 
 
-def encoded(headers: Iterable[Header]) -> list[tuple[bytes, bytes]]:
+def encoded(headers: Sequence[Header]) -> list[tuple[bytes, bytes]]:
     """Return the headers as a message has them."""
-    return [(_encoded_name(name), value.encode("latin-1")) for name, value in headers]
+    names, values = map(_name_of, headers), map(_value_of, headers)
+    return list(zip(map(_encoded_name, names), map(_in_latin_1, values), strict=True))
 
 
 @lru_cache(256)  # the names that we and the apps' CORS layers use

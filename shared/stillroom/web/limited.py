@@ -12,6 +12,7 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -32,6 +33,8 @@ LimitsOf: TypeAlias = Callable[[Any], Limit | Sequence[Limit] | Awaitable[Limit 
 
 MARK = "__stillroom_limits__"  # on an endpoint: the declarations it carries
 EXEMPT = "__stillroom_exempt__"  # on an endpoint: outer limits do not count here
+# The attributes by which a function may be exempt.
+_SAYS_EXEMPT = frozenset([EXEMPT, "view_class", "cls"])
 KINDS = ("ip", "user")  # that every request has; "user" is the session's, None for a visitor
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 _HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)  # RFC 9110, section 5.6.2
@@ -230,6 +233,8 @@ def is_exempt(endpoint: object) -> bool:
     Those that it carries itself count all the same: whoever put both there meant both. A subclass of an exempt
     class is not exempt by that.
     """
+    if type(endpoint) is FunctionType and _SAYS_EXEMPT.isdisjoint(vars(endpoint)):
+        return False  # as nearly always
     made_of = getattr(endpoint, "view_class", None) or getattr(endpoint, "cls", None)
     return _bears_exempt(endpoint) or (made_of is not None and _bears_exempt(made_of))
 

@@ -146,15 +146,16 @@ class LimitsMiddleware(InRequest):
             self._charger.gate.learn(visit)
             return response
         unknown = store.unknown_token if isinstance(store, SessionStore) else None
-        self._charger.end(visit, response.status_code, response.items(), unknown)
+        headers = list(response.items())
+        self._charger.end(visit, response.status_code, headers, unknown)
         if not response.streaming:  # its client may send the next request when it has this body
             self._charger.let_go(visit)
         elif visit.is_holding:
             _when_over(request, response, functools.partial(self._charger.let_go, visit))
         of_page = bool(request.META.get("HTTP_ORIGIN"))
-        told, _ = visit.telling(list(response.items()), is_of_page=of_page)
-        for name, value in told:
-            response.headers[name] = value  # which replaces the app's
+        told, _ = visit.telling(headers, is_of_page=of_page)
+        # Past its setter, which encodes and decodes each name and value. It replaces the app's.
+        response.headers._store.update([(header[0].lower(), header) for header in told])
         return response
 
     def charge(
