@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from stillroom import NoDispatch, Settings
 from tests.conftest import SERVERS, binary_of
-from tests.support.faces import FACES, open_room
+from tests.support.faces import FACES, opening_rooms
 from tests.support.healing import heal_once
 from tests.support.sentinels import Sentinels
 
@@ -46,10 +44,5 @@ def face(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def make(face: str) -> Iterator[Callable[..., Any]]:
     """Makes rooms with this face, closed at the end. Each stands for a process."""
-    with ExitStack() as stack:
-
-        def make(url: str, **changes: Any) -> Any:
-            settings = Settings(**{"redis_url": url, **UNHURRIED} | changes)
-            return stack.enter_context(open_room(face, settings, NoDispatch()))
-
-        yield make
+    with opening_rooms(**UNHURRIED) as make:
+        yield lambda url, **changes: make(face, redis_url=url, **changes)

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import NoDispatch, Settings, Stillroom
+from stillroom import Stillroom
 from stillroom.cache import reclaim
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
 from tests.conftest import SERVERS, binary_of
 from tests.support.crowd import PATIENT
-from tests.support.faces import FACES, open_room
+from tests.support.faces import FACES, opening_rooms
 from tests.support.proxy import Proxy
 from tests.support.sentinels import COPIED_AT_ONCE
 
@@ -91,12 +91,7 @@ def places(request: pytest.FixtureRequest) -> Iterator[Places]:
 
 @pytest.fixture
 def opened(places: Places) -> Iterator[Opening]:
-    with ExitStack() as stack:
-
-        def make(face: str = "sync", **changes: Any) -> Any:
-            settings = Settings(**{"redis_url": places.proxy.url} | PATIENT | changes)
-            return stack.enter_context(open_room(face, settings, NoDispatch()))
-
+    with opening_rooms(**{"redis_url": places.proxy.url} | PATIENT) as make:
         yield make
 
 

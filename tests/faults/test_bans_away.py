@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from stillroom import AUTH, DEFAULT, STATIC, NoDispatch, Settings, Stillroom, kn
 from stillroom.embedded import EmbeddedServer
 from tests.support.abuse import CLIENT, put
 from tests.support.celery_process import until
-from tests.support.faces import open_room
+from tests.support.faces import opening_rooms
 from tests.support.limits import forget_denials
 
 OTHER = "203.0.114.1"
@@ -42,13 +42,8 @@ def make(
         "command_timeout": 2.0,
         "call_timeout": 3.0,
     }
-    with ExitStack() as stack:
-
-        def room(**changes: Any) -> Any:
-            settings = Settings(**given | changes)
-            return stack.enter_context(open_room(request.param, settings, NoDispatch()))
-
-        yield room
+    with opening_rooms(**given) as make:
+        yield partial(make, request.param)
 
 
 def assert_banned(room: Any, address: str) -> None:

@@ -10,7 +10,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ from tests.conftest import SERVERS, binary_of
 from tests.support.clocked import ClockedServer
 from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
-from tests.support.faces import FACES, open_room
+from tests.support.faces import FACES, opening_rooms
 from tests.support.limits import forget_denials
 from tests.support.proxy import Proxy
 
@@ -54,12 +53,7 @@ def clocked(shared_clocked: ClockedServer) -> ClockedServer:
 @pytest.fixture
 def make(clocked: ClockedServer) -> Iterator[Callable[..., Any]]:
     """Return a function that makes rooms on that server."""
-    with ExitStack() as stack:
-
-        def make(face: str = "sync", dispatch: Any = None, **changes: Any) -> Any:
-            settings = Settings(**{"redis_url": clocked.url} | PATIENT | changes)
-            return stack.enter_context(open_room(face, settings, dispatch or NoDispatch()))
-
+    with opening_rooms(**{"redis_url": clocked.url} | PATIENT) as make:
         yield make
 
 

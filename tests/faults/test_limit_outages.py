@@ -20,6 +20,7 @@ from stillroom.embedded import EmbeddedServer
 from stillroom.limits.settling import AWAY
 from stillroom.scripts import BY_SHA, limit_charge
 from tests.support.celery_process import until
+from tests.support.faces import opening_rooms
 from tests.support.full_disk import REFUSALS, take_writes
 from tests.support.limits import forget_denials, read_log
 from tests.support.monitor import scripts_run
@@ -36,13 +37,9 @@ BRISK = {"connect_timeout": 0.15, "command_timeout": 0.15, "call_timeout": 0.2}
 
 @pytest.fixture
 def make(own_server: EmbeddedServer) -> Iterator[Callable[..., Stillroom]]:
-    with ExitStack() as stack:
-
-        def room(**changes: Any) -> Stillroom:
-            given = {"redis_url": own_server.url, "session_peppers": "p" * 32} | CALM | changes
-            return stack.enter_context(Stillroom(Settings(**given), dispatch=NoDispatch()))
-
-        yield room
+    given = {"redis_url": own_server.url, "session_peppers": "p" * 32}
+    with opening_rooms(**given | CALM) as make:
+        yield make
 
 
 def knock(room: Stillroom, limit: Limit, times: int, ip: str = IP) -> int:

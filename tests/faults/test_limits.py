@@ -6,7 +6,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,7 +29,7 @@ from stillroom.scripts import Script, limit_settle
 from tests.support.bounded import assert_bounded
 from tests.support.celery_process import until
 from tests.support.clocked import misjudge
-from tests.support.faces import open_room
+from tests.support.faces import opening_rooms
 from tests.support.limits import forget_denials
 from tests.support.proxy import Proxy
 
@@ -48,13 +48,8 @@ Make = Callable[..., Any]
 @pytest.fixture(params=["sync", "async"])
 def make(request: pytest.FixtureRequest, own_server: EmbeddedServer) -> Iterator[Make]:
     """Return a function that makes rooms on a server of the test's own, with either face."""
-    with ExitStack() as stack:
-
-        def room(**changes: Any) -> Any:
-            settings = Settings(**{"redis_url": own_server.url} | CALM | changes)
-            return stack.enter_context(open_room(request.param, settings, NoDispatch()))
-
-        yield room
+    with opening_rooms(**{"redis_url": own_server.url} | CALM) as make:
+        yield partial(make, request.param)
 
 
 def admitted(room: Any, limit: Limit, tries: int, ip: str = IP) -> int:

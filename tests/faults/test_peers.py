@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import AUTH, NoDispatch, Settings
+from stillroom import AUTH
 from stillroom.embedded import EmbeddedServer
 from stillroom.wire.server import LOOK_EVERY_S
 from tests.support.celery_process import until
-from tests.support.faces import FACES, open_room
+from tests.support.faces import FACES, opening_rooms
 from tests.support.full_disk import want_replicas
 from tests.support.proxy import Proxy
 from tests.support.sentinels import COPIED_AT_ONCE
@@ -27,13 +27,8 @@ NOTICES_S = 4.0  # who only reads asks every other second who answers
 
 @pytest.fixture(params=FACES)
 def open_here(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
-    with ExitStack() as stack:
-
-        def open_here(url: str, **changes: Any) -> Any:
-            given = {"redis_url": url, "session_peppers": "p" * 40, **PATIENT} | changes
-            return stack.enter_context(open_room(request.param, Settings(**given), NoDispatch()))
-
-        yield open_here
+    with opening_rooms(session_peppers="p" * 40, **PATIENT) as make:
+        yield lambda url, **changes: make(request.param, redis_url=url, **changes)
 
 
 class Pair:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 import redis
-from stillroom import NoDispatch, Settings, Stillroom, agreed
+from stillroom import Settings, Stillroom, agreed
 from stillroom.embedded import EmbeddedServer
 from stillroom.errors import RedisUnavailable, SettingsDiffer
 from tests.conftest import SERVERS, binary_of
 from tests.support.clocked import ClockedServer
 from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
-from tests.support.faces import FACES, open_room
+from tests.support.faces import FACES, opening_rooms
 
 LIMITS = {"lease": 0.2, "refresh_lease": 0.2, "lease_limit": 0.2}
 
@@ -24,12 +23,7 @@ LIMITS = {"lease": 0.2, "refresh_lease": 0.2, "lease_limit": 0.2}
 @pytest.fixture
 def open_one(server: EmbeddedServer) -> Iterator[Any]:
     """Open a process with either face."""
-    with ExitStack() as stack:
-
-        def make(face: str = "sync", **changes: Any) -> Any:
-            settings = Settings(**{"redis_url": server.url} | PATIENT | changes)
-            return stack.enter_context(open_room(face, settings, NoDispatch()))
-
+    with opening_rooms(**{"redis_url": server.url} | PATIENT) as make:
         yield make
 
 
@@ -98,12 +92,10 @@ def test_no_load_outlives_a_pattern_that_was_dropped_behind_it(face: str, order:
     A worker that asked first does not know of the longer ones; then the script that stores looks how far patterns
     were dropped.
     """
-    with ClockedServer() as server, ExitStack() as stack:
-
-        def make(face: str = "sync", **changes: Any) -> Any:
-            settings = Settings(**{"redis_url": server.url} | PATIENT | changes)
-            return stack.enter_context(open_room(face, settings, NoDispatch()))
-
+    with (
+        ClockedServer() as server,
+        opening_rooms(**{"redis_url": server.url} | PATIENT) as make,
+    ):
         app, worker = make(face, lease=30.0, lease_limit=30.0), make(**LIMITS)
         for room in (app, worker) if order == "app first" else (worker, app):
             room.cache.set("x", 1)

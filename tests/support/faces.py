@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from stillroom import AsyncStillroom, Settings, Stillroom
+from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
 
 FACES = ["sync", "async"]
 
@@ -25,6 +25,18 @@ def open_room(face: str, settings: Settings, dispatch: Any) -> Iterator[Any]:
         blocking = BlockingRoom(AsyncStillroom(settings, dispatch=dispatch), runner.get_loop())
         yield blocking
         blocking.close()
+
+
+@contextmanager
+def opening_rooms(**given: Any) -> Iterator[Callable[..., Any]]:
+    """Yield a function that opens rooms with these settings and its own, and close them all at the end."""
+    with ExitStack() as stack:
+
+        def make(face: str = "sync", dispatch: Any = None, **changes: Any) -> Any:
+            settings = Settings(**given | changes)
+            return stack.enter_context(open_room(face, settings, dispatch or NoDispatch()))
+
+        yield make
 
 
 @contextmanager
