@@ -418,7 +418,7 @@ API: Mapping[str, Mapping[str, str]] = {
         "Change": OWN,
     },
     "Abuse": {"Abuse": INHERITED, "Ban": OWN, "Rule": OWN},
-    "Health": {"Health": OWN},
+    "Health": {"Health": INHERITED},
     "Locks": {"Lock": OWN, "Held": INHERITED},
     "Events": {"events.Event": OWN},
     "Dispatch": {"CeleryDispatch": NONE, "InlineDispatch": NONE, "NoDispatch": NONE},

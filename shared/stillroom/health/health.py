@@ -9,7 +9,18 @@ from stillroom.health.report import Role
 from stillroom.misuse import explained
 
 
-class Health(Service):
+class _Face(Service):
+    """The part of both faces that runs no operation."""
+
+    _body: HealthBody
+
+    @explained
+    def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
+        """Let a service add to the report. `role` and `shard` say where its data are. Raises InvalidArgument."""
+        self._body.register(role, probe, shard)
+
+
+class Health(_Face):
     """Health for threads and greenlets: `room.health`."""
 
     check = blocking(HealthBody.check)
@@ -18,13 +29,8 @@ class Health(Service):
     past = blocking(HealthBody.past)
     figures = blocking(HealthBody.figures)
 
-    @explained
-    def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
-        """Let a service add to the report. `role` and `shard` say where its data are. Raises InvalidArgument."""
-        self._body.register(role, probe, shard)
 
-
-class AsyncHealth(Service):
+class AsyncHealth(_Face):
     """Health for asyncio: `room.health`. The same names, awaited."""
 
     check = awaiting(HealthBody.check)
@@ -32,8 +38,3 @@ class AsyncHealth(Service):
     history = awaiting(HealthBody.history)
     past = awaiting(HealthBody.past)
     figures = awaiting(HealthBody.figures)
-
-    @explained
-    def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
-        """Let a service add to the report. `role` and `shard` say where its data are. Raises InvalidArgument."""
-        self._body.register(role, probe, shard)
