@@ -6,9 +6,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
 
 from stillroom.limits import Route
 from stillroom.limits.routes import below
@@ -16,6 +15,7 @@ from stillroom.misuse import explained
 from stillroom.operation import Driver, Operation
 from stillroom.room import AsyncStillroom
 from stillroom.shown import repr_of, shown
+from stillroom.web.asgi_types import App, Message, Receive, Scope, Send
 from stillroom.web.cors import Learned, asking_for, kept, with_exposed
 from stillroom.web.ending import Ending, answer_to, report_loss
 from stillroom.web.explain import ExplainASGI
@@ -49,12 +49,6 @@ FOUND = frozenset(
 )
 
 _OURS = ScopeSession, type(None)
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @explained

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from stillroom.background import aside
 from stillroom.health import Report
@@ -13,6 +12,7 @@ from stillroom.health.past import NOT_TOLD
 from stillroom.limits.routes import below
 from stillroom.misuse import explained
 from stillroom.room import AsyncStillroom
+from stillroom.web.asgi_types import App, Receive, Scope, Send
 from stillroom.web.headers import decoded, encoded
 from stillroom.web.health import (
     STALE_S,
@@ -27,11 +27,6 @@ from stillroom.web.health import (
 from stillroom.web.operate import BODY_LIMIT
 from stillroom.web.placing import app_and_room
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
-
 
 @explained
 class HealthASGI:
@@ -39,18 +34,18 @@ class HealthASGI:
 
     def __init__(
         self,
-        *given: Application | AsyncStillroom | None,
-        app: Application | None = None,
+        *given: App | AsyncStillroom | None,
+        app: App | None = None,
         room: AsyncStillroom | None = None,
     ) -> None:
         inner, room = app_and_room(given, app, room, AsyncStillroom, "HealthASGI")
-        self._app: Application | None = inner
+        self._app: App | None = inner
         self._endpoints = Endpoints(room.settings)
         self._health = room.health
         self._loaders = room.cache.loaders
         self._reports = Reports(room.health.check)
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_http = scope["type"] == "http"
         request = _request(scope) if is_http else None
         if self._app is not None and (request is None or self._endpoints.route(request) is None):
@@ -102,7 +97,7 @@ class Reports:
         self._held = Held(await self._check(), time.monotonic())
 
 
-def _request(scope: Message) -> Request:
+def _request(scope: Scope) -> Request:
     headers = {name.lower(): value for name, value in decoded(scope["headers"])}
     root: str = scope.get("root_path", "")
     path = below(root, scope["path"])  # servers differ in whether the path includes the root

@@ -13,7 +13,7 @@ themselves; `ExplainWSGI` and `ExplainASGI` do it around an app that has none of
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote
@@ -22,6 +22,7 @@ from stillroom.cache.traced import Read, Trace, traced, tracing
 from stillroom.misuse import explained
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.settings import Settings
+from stillroom.web.asgi_types import Message, Receive, Scope, Send
 from stillroom.web.carriers import is_django, layers
 from stillroom.web.headers import Header, decoded, encoded, private
 from stillroom.web.placing import app_and_room
@@ -33,10 +34,6 @@ TEXT_LENGTH = 120  # characters of a key or a tag
 NOTHING = "nothing"  # was read before the response began
 # All that is printed in ASCII, but what has a meaning in a quoted string, and the sign of the escape itself.
 _SAFE = "".join(chr(n) for n in range(0x20, 0x7F) if chr(n) not in '"\\%')
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 
 class Explainer:
@@ -171,7 +168,7 @@ class ExplainASGI:
         )
         self._explainer = explainer_of(room)
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         explainer = self._explainer
         if explainer is None or scope["type"] != "http" or RENDERING in scope:
             await self.app(scope, receive, send)

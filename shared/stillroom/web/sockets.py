@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 from stillroom.operation import Operation
 from stillroom.room import AsyncStillroom
+from stillroom.web.asgi_types import Message, Send
 from stillroom.web.ending import Ending, answer_to
 from stillroom.web.headers import Header, decoded, encoded
 from stillroom.web.problem import Answer
@@ -21,9 +22,6 @@ log = logging.getLogger("stillroom.web")
 POLICY_VIOLATION, TRY_AGAIN_LATER = 1008, 1013  # RFC 6455, and IANA's registry
 SWITCHING, FORBIDDEN = 101, 403  # the answers to a handshake, as HTTP statuses
 BEGINS = {"websocket.accept": SWITCHING, "websocket.http.response.start": 0}
-
-Message: TypeAlias = MutableMapping[str, Any]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 
 class Handshake:

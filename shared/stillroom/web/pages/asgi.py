@@ -14,7 +14,8 @@ from starlette.routing import BaseRoute, Match, Mount, Route
 from stillroom.errors import LoadFailed, SettingsError
 from stillroom.limits.routes import below
 from stillroom.room import AsyncStillroom
-from stillroom.web.asgi import App, Message, Receive, Scope, Send, StillroomMiddleware
+from stillroom.web.asgi import StillroomMiddleware
+from stillroom.web.asgi_types import App, Message, Receive, Scope, Send
 from stillroom.web.carriers import layers
 from stillroom.web.headers import Header, decoded, encoded
 from stillroom.web.pages.answer import bypassed, fits_origin
