@@ -94,6 +94,20 @@ def refuse_other(what: str, given: object, kind: type | tuple[type, ...], meant:
         raise InvalidArgument(f"{what}={in_code(given):.100}: {meant}")
 
 
+def texts_of(what: str, given: object) -> Iterable[Any]:
+    """Return the texts that were given, one or several. One text is not as many as it has letters.
+
+    Raises InvalidArgument.
+    """
+    if isinstance(given, str):
+        return (given,)
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        raise InvalidArgument(
+            f"{what}={in_code(given):.100}: a text, or a list of them; leave it out for none"
+        )
+    return given
+
+
 def refuse_awaited(what: str, *given: Any) -> None:
     """Refuse a coroutine function where a plain one is called: nobody would await it. Raises InvalidArgument."""
     for function in filter(callable, given):

@@ -47,7 +47,15 @@ from stillroom.errors import (
     in_code,
 )
 from stillroom.keys import refuse_crowd, sanitized
-from stillroom.misuse import YES_OR_NO, misuse, name_of, refuse_awaited, refuse_other, refuse_unfit
+from stillroom.misuse import (
+    YES_OR_NO,
+    misuse,
+    name_of,
+    refuse_awaited,
+    refuse_other,
+    refuse_unfit,
+    texts_of,
+)
 from stillroom.operation import Call
 from stillroom.sameness import is_plain, is_same
 from stillroom.shown import complaints
@@ -547,14 +555,8 @@ def recipe_of(order: LoaderCall, loaders: Loaders) -> Recipe:
 
 
 def several(what: str, given: Any) -> Sequence[Any]:
-    """Return names as they were meant: one text is one name, not as many as it has letters."""
-    if isinstance(given, str) or callable(given):
-        return [given]
-    if isinstance(given, bytes) or not isinstance(given, Iterable):
-        raise InvalidArgument(
-            f"{what}={in_code(given):.100}: a text, or a list of them; leave it out for none"
-        )
-    return list(given)
+    """Return the texts or functions that were given, one or several. Raises InvalidArgument."""
+    return [given] if callable(given) else list(texts_of(what, given))
 
 
 def _is_again(one: Loader, other: Loader) -> bool:

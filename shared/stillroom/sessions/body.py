@@ -30,7 +30,7 @@ from stillroom.errors import (
     partly_done,
 )
 from stillroom.keys import Keys
-from stillroom.misuse import YES_OR_NO, refuse_other
+from stillroom.misuse import YES_OR_NO, refuse_other, texts_of
 from stillroom.operation import Call, Once, Operation
 from stillroom.scripts import (
     session_rotate,
@@ -46,7 +46,6 @@ from stillroom.sessions.data import (
     encoded,
     flat,
     names_in,
-    texts_of,
 )
 from stillroom.sessions.ends import (
     BRINGS_ANOTHER,

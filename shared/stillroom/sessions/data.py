@@ -184,17 +184,6 @@ def encoded_meta(meta: Mapping[str, Any] | None) -> bytes:
     return text
 
 
-def texts_of(what: str, given: object) -> Iterable[Any]:
-    """Return the texts that were given, one or several. Raises InvalidArgument."""
-    if isinstance(given, str):
-        return (given,)
-    if isinstance(given, bytes) or not isinstance(given, Iterable):
-        raise InvalidArgument(
-            f"{what}={in_code(given):.100}: a text, or a list of them; leave it out for none"
-        )
-    return given
-
-
 def decoded(text: bytes, adapter: TypeAdapter[Any] | None) -> Any:
     """Return the data, as it is or checked by a type. Raises SessionUnreadable."""
     try:

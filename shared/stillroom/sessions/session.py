@@ -12,7 +12,8 @@ from pydantic import SecretStr
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidKey, SessionDataRefused, SessionUnreadable
 from stillroom.keys import original, sanitized
-from stillroom.sessions.data import decoded, joined, texts_of
+from stillroom.misuse import texts_of
+from stillroom.sessions.data import decoded, joined
 from stillroom.sessions.token import make_handle
 
 T = TypeVar("T")
