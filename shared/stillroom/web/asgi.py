@@ -34,12 +34,11 @@ from stillroom.web.sockets import (
     can_answer,
     refuse,
 )
-from stillroom.web.visit import LIMITED, VISIT, Visit
+from stillroom.web.visit import KEY, LIMITED, VISIT, Visit
 from stillroom.wire import Budget, to_its_end
 
 log = logging.getLogger("stillroom.web")
 
-KEY = "stillroom.session"
 STARLETTES = "session"  # where request.session is looked for
 TEST_CLIENT = ("testclient", 50000)
 LIMITER = "stillroom.limiter"  # the middleware that began the visit

@@ -11,10 +11,10 @@ from starlette.requests import HTTPConnection
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import SessionNotFresh, SessionNotLoaded
 from stillroom.misuse import explained
-from stillroom.web.asgi import KEY
 from stillroom.web.carriers import GUARD, MAKES_GUARD
 from stillroom.web.request_session import AsyncWebSession
 from stillroom.web.starlette_limits import LimitExceeded, exempt, limited
+from stillroom.web.visit import KEY
 
 __all__ = ["LimitExceeded", "exempt", "limited", "load_session"]
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # In the scope or environ of a request:
+KEY = "stillroom.session"  # the session
 VISIT = "stillroom.visit"  # the Visit, once a middleware has begun it
 LIMITED = "stillroom.limited"  # no table counts this, because no client has asked
 RENDERING = "stillroom.rendering"  # a page is rendered for a cache: no endpoint charges it either

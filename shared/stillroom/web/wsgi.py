@@ -23,11 +23,10 @@ from stillroom.web.headers import Header, length_of
 from stillroom.web.problem import Answer, foreign
 from stillroom.web.request_session import WebSession
 from stillroom.web.session_cookie import SessionCookie
-from stillroom.web.visit import LIMITED, VISIT, Visit
+from stillroom.web.visit import KEY, LIMITED, VISIT, Visit
 
 log = logging.getLogger("stillroom.web")
 
-KEY = "stillroom.session"
 ALONG = "stillroom.along"  # the session that is read with the limits, for a framework's own to take over
 NOT_IN_A_PREFLIGHT = ("HTTP_COOKIE", "HTTP_AUTHORIZATION", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING")
 

@@ -17,11 +17,10 @@ import hiredis
 from stillroom.readable import watch
 from stillroom.wire.idle import OWN_LIMIT_S, IdleTimeout, LateBy, Lateness
 from stillroom.wire.outcome import greeted, told_by
-from stillroom.wire.server import NOT_YET, TOO_MANY, ReplyError, Server, pack
+from stillroom.wire.server import NO_REPLY, NOT_YET, TOO_MANY, ReplyError, Server, pack
 
 _READ_SIZE = 64 * 1024
 _LATE_S = 0.005  # a timer that comes so late says that the loop was busy
-_NO_REPLY = "the server closed the connection"
 
 _Wake = Callable[[Any], object]
 
@@ -236,7 +235,7 @@ class AsyncLink(asyncio.BufferedProtocol):
         return bool(self._replies) and isinstance(self._replies[-1], ReplyError)
 
     def _last_words(self) -> str:
-        return told_by(self._replies[-1]) if self._is_refused() else _NO_REPLY
+        return told_by(self._replies[-1]) if self._is_refused() else NO_REPLY
 
     # Time
 

@@ -44,6 +44,7 @@ pack_command: Any = hiredis.pack_command  # its stubs want a tuple of one
 ReplyError = hiredis.ReplyError
 TIME: bytes = pack_command((b"TIME",))
 NOT_YET = object()  # a reader's answer while a reply is incomplete
+NO_REPLY = "the server closed the connection"
 TOO_MANY = "the server said more than it was asked"
 PING: bytes = pack_command((b"PING",))
 CLUSTER_IS_DOWN = "CLUSTERDOWN The cluster is down"

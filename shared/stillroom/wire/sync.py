@@ -38,6 +38,7 @@ from stillroom.wire.outcome import (
 )
 from stillroom.wire.server import (
     CLUSTER_IS_DOWN,
+    NO_REPLY,
     NOT_YET,
     PING,
     TOO_MANY,
@@ -50,7 +51,6 @@ from stillroom.wire.server import (
 
 _READ_SIZE = 16 * 1024
 _LARGE_SEND = 8 * 1024  # more than an empty socket buffer is sure to take at once
-_NO_REPLY = "the server closed the connection"
 # The kernel's own timeout (SO_RCVTIMEO) for a receive that is tried at once: two ticks of a slow kernel, seconds.
 _SLICE_S = 0.005
 # Signals that may come in a flood, and whether one has a handler: then each of them interrupts a receive. Not those
@@ -240,7 +240,7 @@ def _ended(replies: Sequence[Any], reset: OSError | None) -> Exception:
     """
     if replies and isinstance(replies[-1], ReplyError):
         return EOFError(told_by(replies[-1]))
-    return reset or EOFError(_NO_REPLY)
+    return reset or EOFError(NO_REPLY)
 
 
 def _is_plain(sock: Any) -> bool:
