@@ -24,9 +24,8 @@ from stillroom.errors import WHO_MAY
 from stillroom.shown import shown
 from stillroom_workers import rabbit
 from stillroom_workers.events import flaw_in_events
-from stillroom_workers.hygiene import RAW_LIMIT, flaw_in_envelope, flaw_in_json
+from stillroom_workers.hygiene import RAW_LIMIT, REASON_LENGTH, flaw_in_envelope, flaw_in_json
 
-REASON_LENGTH = 200  # characters
 LATE_LIMIT = 1_000  # what is not acknowledged beyond them runs again after the visibility timeout
 
 # Errors that Python raises when data has the wrong shape. Not `Exception`: "can't start new thread" is the

@@ -10,7 +10,7 @@ from kombu import pidbox
 
 import redis
 from stillroom.shown import shown
-from stillroom_workers.channels import REASON_LENGTH
+from stillroom_workers.hygiene import REASON_LENGTH
 
 # Neither library has types of its own. As Any they look the same to mypy with and without stubs.
 _StockControl: Any = control.Control

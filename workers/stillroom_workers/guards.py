@@ -42,7 +42,6 @@ from stillroom.errors import did_you_mean
 from stillroom.shown import shown
 from stillroom_workers import rabbit
 from stillroom_workers.channels import (
-    REASON_LENGTH,
     WRONG_SHAPE,
     NotTheServer,
     Transport,
@@ -52,6 +51,7 @@ from stillroom_workers.channels import (
 )
 from stillroom_workers.hygiene import (
     RAW_LIMIT,
+    REASON_LENGTH,
     flaw_in_content,
     flaw_in_json,
     flaw_in_task,

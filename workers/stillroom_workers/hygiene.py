@@ -28,6 +28,7 @@ WAITING_RAW_LIMIT = 8 * 1024  # … of one that waits for its time, in the memor
 WAITING_LIMIT = 1_000  # … and how many may: 8 MB with what Celery keeps of each
 AHEAD_S = 3_600.0  # the visibility timeout: a message that is held longer is delivered again anyway
 NAME_LIMIT = 255  # characters of an id or a name
+REASON_LENGTH = 200  # characters that are shown of a reason: it may quote the message, which holds people's data
 RETRIES_LIMIT = 1_000
 
 CALLS = ("callbacks", "errbacks", "chain", "chord")

@@ -21,10 +21,10 @@ from stillroom.agreed import this_process
 from stillroom.dead_messages import KIND
 from stillroom.dispatch import REFRESH_MANY_TASK, REFRESH_TASK
 from stillroom.shown import shown
+from stillroom_workers.hygiene import REASON_LENGTH
 
 log = logging.getLogger("stillroom.workers")
 
-REASON_LENGTH = 200  # characters; a reason may quote the message, and messages hold people's data
 # A lost refresh does no harm: the next stale read asks again. One letter of a kind a minute is enough to look at.
 REFRESHES = frozenset((REFRESH_TASK, REFRESH_MANY_TASK))
 SAME_AGAIN_S = 60.0

@@ -15,9 +15,8 @@ from kombu.utils.json import dumps
 
 from stillroom.shown import shown
 from stillroom_workers.events import flaw_in_events
-from stillroom_workers.hygiene import JSON, RAW_LIMIT, flaw_in_json
+from stillroom_workers.hygiene import JSON, RAW_LIMIT, REASON_LENGTH, flaw_in_json
 
-REASON_LENGTH = 200  # characters
 # About ten answers are waited for when a worker ends, and all have to fit into the 30 s that a container has.
 ANSWERED_AT_THE_END_S = 2.0
 EVENTS_EXCHANGE = "celeryev"  # its name ends so, see own_names in dispatch.py
