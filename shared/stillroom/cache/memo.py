@@ -75,7 +75,7 @@ class Memo:
             self.sweeps = object()
         else:
             self.drop_copies(names)
-        # Behind it: what a reader took of that until now it remembers in vain.
+        # Last: what another thread has read until now is remembered under the former object, so it is not recalled.
         self.changes = object()
 
     def recall(self, name: bytes, release: bytes) -> Remembered | None:
