@@ -10,10 +10,8 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
-from wsgiref.validate import validator
 
 import pytest
 
@@ -22,7 +20,6 @@ from stillroom import DEFAULT, AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.health import Report
 from stillroom.health.system import SystemWatch
-from stillroom.web import HealthASGI, HealthWSGI
 from stillroom.web import health as web_health
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
@@ -30,7 +27,7 @@ from tests.support.faces import FACES, open_room
 from tests.support.full_disk import want_replicas
 from tests.support.lag import Stopwatch
 from tests.support.processes import Program
-from tests.support.web import Reply, ask, serving_asgi, serving_wsgi
+from tests.support.web import Reply, serving_health
 
 pytestmark = pytest.mark.usefixtures("calm_machine")
 
@@ -53,18 +50,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=["wsgi", "asgi"])
 def serve(request: pytest.FixtureRequest) -> Iterator[Callable[[Settings], Ask]]:
     """Serve the endpoints of a room with these settings; yield a function that asks them."""
-    with ExitStack() as stack:
-
-        def start(settings: Settings) -> Ask:
-            if request.param == "wsgi":
-                room = stack.enter_context(Stillroom(settings, dispatch=NoDispatch()))
-                port = stack.enter_context(serving_wsgi(validator(HealthWSGI(room))))
-            else:
-                async_room = AsyncStillroom(settings, dispatch=NoDispatch())
-                port = stack.enter_context(serving_asgi(HealthASGI, async_room))
-            return partial(ask, port)
-
-        yield start
+    with serving_health(request.param) as serve:
+        yield serve
 
 
 def timed(asking: Ask, path: str, limit: float) -> Reply:

@@ -19,10 +19,12 @@ from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any, NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.validate import validator
 
 import uvicorn
 
-from stillroom import AsyncStillroom, Settings
+from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom.web import HealthASGI, HealthWSGI
 from stillroom.web.session_cookie import SessionCookie
 from tests.support.crowd import PATIENT
 
@@ -156,6 +158,29 @@ def environment_of(settings: Settings) -> dict[str, str]:
 @contextmanager
 def serving_process(
     command: Sequence[str], folder: Path, environment: Mapping[str, str]
+@contextmanager
+def serving_health(face: str) -> Iterator[Callable[..., Callable[..., Reply]]]:
+    """Yield a function that serves the health endpoints of a room with these settings, and returns a function that
+    asks them.
+
+    `inner`: the apps for WSGI and for ASGI that they stand in front of.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def serve(settings: Settings, inner: Any = (None, None)) -> Callable[..., Reply]:
+            if face == "wsgi":
+                room = stack.enter_context(Stillroom(settings, dispatch=NoDispatch()))
+                app = validator(HealthWSGI(room, inner[0]))
+                port = stack.enter_context(serving_wsgi(app))
+            else:
+                async_room = AsyncStillroom(settings, dispatch=NoDispatch())
+                around = partial(HealthASGI, app=inner[1])
+                port = stack.enter_context(serving_asgi(around, async_room))
+            return partial(ask, port)
+
+        yield serve
+
+
 ) -> Iterator[int]:
     """Run a server's own command in a process group of its own; `{fd}` in it is the socket that it takes over.
 
