@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -39,6 +38,7 @@ from tests.support.cluster import HURRIED, NODES, RedisCluster, begin_move, give
 from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
+from tests.support.threads import at_once
 
 SHARDS = 4
 NAMES = [f"k:{n}" for n in range(24)]
@@ -604,17 +604,7 @@ def test_orders_of_a_frozen_node_hold_up_none_of_the_others(
 
 def test_threads_that_begin_together_share_the_nodes(sharded: Stillroom) -> None:
     """Threads that begin together share one wire for each node."""
-    gate = threading.Barrier(8)
-
-    def begin() -> None:
-        gate.wait()
-        sharded.cache.get_many(NAMES)
-
-    threads = [threading.Thread(target=begin) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(8, lambda _: sharded.cache.get_many(NAMES))
     assert isinstance(sharded.wire, ClusterWire | AsyncClusterWire)
     assert len(sharded.wire.wires) <= NODES
     assert sharded.wire.connections > 0

@@ -5,10 +5,9 @@ from __future__ import annotations
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
@@ -16,25 +15,7 @@ from shop.demo.browser import Reply
 from stillroom import Settings, Stillroom
 from tests.support.celery_process import until
 from tests.support.shop import HEALTH_TOKEN, SERVERS, Shop, counts, open_shop
-
-T = TypeVar("T")
-
-
-def at_once(count: int, act: Callable[[int], T]) -> list[T]:
-    """Run the act in that many threads, which begin together."""
-    barrier, results = threading.Barrier(count), list[T]()
-
-    def run(number: int) -> None:
-        barrier.wait(30)
-        results.append(act(number))
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert len(results) == count
-    return results
+from tests.support.threads import at_once
 
 
 @contextmanager

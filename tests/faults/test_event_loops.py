@@ -20,6 +20,7 @@ from stillroom.embedded import EmbeddedServer
 from stillroom.wire import AsyncWire
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
+from tests.support.threads import at_once
 
 LOOPS = 100
 
@@ -123,11 +124,7 @@ def test_two_loops_at_once_have_their_own(room: AsyncStillroom) -> None:
         for _ in range(50):
             await use(room)
 
-    threads = [threading.Thread(target=lambda: asyncio.run(often())) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(2, lambda _: asyncio.run(often()))
 
 
 @pytest.mark.parametrize("look", [AsyncWire._discard_idle, lambda wire: wire.connections])

@@ -22,6 +22,7 @@ from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
+from tests.support.threads import at_once
 
 ORDER = RefreshOrder(loader="x", args={}, key="k", token="0" * 16)
 QUEUE = "stillroom.refresh"
@@ -143,17 +144,8 @@ def test_closed_rooms_leave_nothing_behind(own_server: EmbeddedServer) -> None:
 def test_twenty_first_orders_start_one_thread(own_server: EmbeddedServer) -> None:
     """Twenty requests that first find something stale start one thread."""
     dispatch = CeleryDispatch(Settings(**PATIENT, redis_url=own_server.url), Keys("stillroom"))
-    barrier, before = threading.Barrier(20), set(threading.enumerate())
-
-    def send() -> None:
-        barrier.wait()
-        dispatch.send([ORDER], lambda: None)
-
-    threads = [threading.Thread(target=send) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    before = set(threading.enumerate())
+    at_once(20, lambda _: dispatch.send([ORDER], lambda: None))
     assert [t.name for t in set(threading.enumerate()) - before] == ["stillroom dispatch"]
     dispatch.close()
 
@@ -226,11 +218,7 @@ def test_one_async_room_serves_several_event_loops(own_server: EmbeddedServer) -
         wrong.extend(value for value in values if value != n)
         await room.close()
 
-    threads = [threading.Thread(target=lambda n=n: asyncio.run(work(n))) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(4, lambda n: asyncio.run(work(n)))
     asyncio.run(work(9))
     assert wrong == []
     assert room.wire.connections == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import queue
 import select
 import socket
 import subprocess
@@ -33,6 +32,7 @@ from tests.support.crowd import PATIENT
 from tests.support.faces import BlockingRoom
 from tests.support.lag import Stopwatch, least, seconds_of
 from tests.support.proxy import Proxy
+from tests.support.threads import at_once
 
 CALL = 0.25  # the most one call may take, seconds
 RECOVERY = 1.5  # the most a room needs to find a server that is back, seconds
@@ -363,21 +363,15 @@ def test_the_pool_is_bounded(own_server: EmbeddedServer) -> None:
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         put(room, "k", 1)
         own_server.freeze()
-        results: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-        def read() -> None:
-            try:
+        def read(_: int) -> str:
+            with pytest.raises(RedisUnavailable) as raised:
                 room.cache.invalidate("k")
-            except RedisUnavailable as error:
-                results.put(error.reason)
+            return raised.value.reason
 
-        threads = [threading.Thread(target=read) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(10)
+        reasons = at_once(6, read)
         own_server.thaw()
-        assert sorted(results.get() for _ in threads) == ["pool"] * 4 + ["timeout"] * 2
+        assert sorted(reasons) == ["pool"] * 4 + ["timeout"] * 2
         assert room.wire.connections == 0
         assert room.cache.get("k") in (1, None)
 
@@ -745,11 +739,7 @@ def test_many_threads_share_the_wire(own_server: EmbeddedServer) -> None:
             room.cache.set(f"k:{n}", n)
             wrong.extend(v for _ in range(300) if (v := room.cache.get(f"k:{n}")) != n)
 
-        threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(16, work)
         assert wrong == []
         assert room.wire.connections <= 16
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,20 +18,7 @@ from tests.support.abuse import (
     pending,
     put,
 )
-
-Act = Callable[[], Any]
-
-
-def together(*acts: Act) -> list[Any]:
-    """Begin all acts at the same moment and return their results."""
-    barrier = threading.Barrier(len(acts))
-
-    def run(act: Act) -> Any:
-        barrier.wait()
-        return act()
-
-    with ThreadPoolExecutor(len(acts)) as threads:
-        return list(threads.map(run, acts))
+from tests.support.threads import together
 
 
 def test_four_workers_share_the_stream(

@@ -38,6 +38,7 @@ from tests.support import nursery
 from tests.support.crowd import PATIENT
 from tests.support.entries import age
 from tests.support.stepper import Stepper
+from tests.support.threads import at_once
 
 
 class Down(ConnectionError):
@@ -48,22 +49,16 @@ class Down(ConnectionError):
         self.host = host
 
 
-def at_once(count: int, call: Callable[[int], Any]) -> list[Any]:
+def outcomes(count: int, call: Callable[[int], Any]) -> list[Any]:
     """Call in that many threads; return each result or error."""
-    results: list[Any] = [None] * count
 
-    def run(n: int) -> None:
+    def outcome(n: int) -> Any:
         try:
-            results[n] = call(n)
+            return call(n)
         except Exception as error:
-            results[n] = error
+            return error
 
-    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
+    return at_once(count, outcome)
 
 
 class Failing:
@@ -104,7 +99,7 @@ def test_one_failure_is_everybodys_who_waited(make_room: Any, way: str) -> None:
         load.finish.set()
 
     threading.Thread(target=let_fail).start()
-    results = at_once(12, call)
+    results = outcomes(12, call)
     assert all(type(error) is Down and error.host == "db" for error in results), results
     assert {str(error) for error in results} == {str(Down("db"))}
     assert load.calls == 1
@@ -259,7 +254,7 @@ def test_a_task_over_its_time_is_no_failure_of_others_while_redis_is_away(
         threading.Timer(0.1, goes_on.set).start()
         return room.cache.get_or_set("k", lambda: 7)
 
-    first, second = at_once(2, call)
+    first, second = outcomes(2, call)
     assert isinstance(first, SoftTimeLimitExceeded)
     assert second == 7
 
@@ -415,7 +410,7 @@ def test_no_more_loads_run_than_the_budget_allows(make_room: Any, client: Any, r
     load = Busy(0.1)
     processes = [make_room() for _ in range(rooms)]
     kept = [r.cache.cached("k:{n}", name="load", at_once=5)(load) for r in processes]
-    results = at_once(60, lambda n: kept[n % rooms](n))
+    results = outcomes(60, lambda n: kept[n % rooms](n))
     assert load.most <= 5
     shed = [one for one in results if isinstance(one, LoadShed)]
     served = [one for one in results if isinstance(one, int)]
@@ -432,7 +427,7 @@ def test_a_short_queue_is_waited_out(make_room: Any) -> None:
     room = make_room()
     load = Busy(0.05)
     kept = room.cache.cached("k:{n}", at_once=5, name="load")(load)
-    assert at_once(10, kept) == list(range(10))
+    assert outcomes(10, kept) == list(range(10))
     assert load.most <= 5
 
 
@@ -449,7 +444,7 @@ def test_a_load_shares_the_place_of_the_load_that_waits_for_it(make_room: Any, c
         above: list[int] = path(leaf, depth - 1)
         return [*above, depth]
 
-    assert at_once(3, lambda leaf: path(leaf, 1)) == [[0, 1], [1, 1], [2, 1]]
+    assert outcomes(3, lambda leaf: path(leaf, 1)) == [[0, 1], [1, 1], [2, 1]]
     assert client.keys("*:n:*") == client.keys("*:q:*") == []
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,20 +15,9 @@ from tests.support.bounded import assert_bounded
 from tests.support.crowd import Crowd
 from tests.support.limits import events, forget_denials
 from tests.support.processes import Program
+from tests.support.threads import at_once
 
 IP = "203.0.113.7"
-
-
-def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:
-    """Let all threads go at the same moment and return their results."""
-    barrier = threading.Barrier(count)
-
-    def run(number: int) -> Any:
-        barrier.wait(30)
-        return act(number)
-
-    with ThreadPoolExecutor(count) as threads:
-        return list(threads.map(run, range(count)))
 
 
 def test_many_processes_and_threads_admit_exactly_the_quota(server: EmbeddedServer) -> None:

@@ -15,24 +15,21 @@ import pytest
 from stillroom import SessionConflict, SessionEnded, Stillroom, TooManySessions
 from tests.support.bounded import assert_bounded
 from tests.support.sessions import age, record_of, sessions_keys
-from tests.support.threads import repeated
+from tests.support.threads import at_once, repeated
 
 Act = Callable[[], Any]
 
 
 def together(*acts: Act) -> list[Any]:
     """Begin all acts at the same moment; return each result or error."""
-    barrier = threading.Barrier(len(acts))
 
-    def run(act: Act) -> Any:
-        barrier.wait()
+    def outcome(number: int) -> Any:
         try:
-            return act()
+            return acts[number]()
         except (SessionEnded, SessionConflict, TooManySessions) as error:
             return error
 
-    with ThreadPoolExecutor(len(acts)) as threads:
-        return list(threads.map(run, acts))
+    return at_once(len(acts), outcome)
 
 
 def assert_no_trace(client: Any) -> None:

@@ -33,6 +33,7 @@ from tests.support.entries import age
 from tests.support.lag import least
 from tests.support.proxy import Proxy
 from tests.support.stepper import Stepper
+from tests.support.threads import at_once
 from tests.support.trips import Trips
 
 NEVER = 1 << 62  # seconds
@@ -115,20 +116,7 @@ def test_threads_that_deliver_side_by_side_raise_nothing() -> None:
             return found
 
     box.numbers = Numbers(box.numbers)
-    errors: list[Exception] = []
-
-    def deliver() -> None:
-        try:
-            box.delivered(names)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=deliver) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    at_once(2, lambda _: box.delivered(names))
     assert box.waiting == 0
 
 

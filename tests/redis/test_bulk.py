@@ -13,6 +13,7 @@ from stillroom import LoadFailed, RedisUnavailable, ValueTooLarge
 from stillroom.cache.bites import KEYS_AT_ONCE
 from tests.support.entries import age
 from tests.support.stepper import Stepper
+from tests.support.threads import at_once
 
 
 def squares(keys: list[str]) -> dict[str, int]:
@@ -202,24 +203,18 @@ def test_the_refreshes_of_a_batch_are_one_task(room: Any, dispatch: Any, client:
 def test_overlapping_batches_load_each_key_once(make_room: Any) -> None:
     """When eight callers ask for overlapping keys, each key is loaded by one of them and the others wait."""
     loaded: list[str] = []
-    barrier = threading.Barrier(8)
-    results: list[dict[str, int]] = []
     rooms = [make_room() for _ in range(8)]
 
     def load(keys: list[str]) -> dict[str, int]:
         loaded.extend(keys)
         return squares(keys)
 
-    def work(n: int) -> None:
-        barrier.wait()
+    def work(n: int) -> dict[str, int]:
         keys = [f"n:{k}" for k in range(n, n + 10)]
-        results.append(rooms[n].cache.get_or_set_many(keys, load, ttl=60))
+        found: dict[str, int] = rooms[n].cache.get_or_set_many(keys, load, ttl=60)
+        return found
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    results = at_once(8, work)
     assert sorted(loaded) == sorted(set(loaded))
     assert all(result == squares(list(result)) and len(result) == 10 for result in results)
 

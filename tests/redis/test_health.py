@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +24,7 @@ from tests.support.crowd import PATIENT
 from tests.support.faces import open_room
 from tests.support.health import age_stream, count_in_last_minute, within_a_minute
 from tests.support.status import a_day, a_week, patterns, seed, seed_patterns
+from tests.support.threads import together
 
 pytestmark = pytest.mark.usefixtures("calm_machine")
 
@@ -657,24 +657,10 @@ def test_workers_in_a_race_tell_a_finding_once(
         else:
             client.delete(keys.dead_letters)
             age_stream(client, keys.health, 60)
-        at_once(rooms)
+        together(*[room.upkeep.snapshot for room in rooms])
         lines = [line for line in caplog.messages if "tasks:queues dead-letters" in line]
         assert len(lines) == expected
         assert client.xlen(keys.health) in (expected, expected + 1)  # a minute may begin meanwhile
-
-
-def at_once(rooms: list[Stillroom]) -> None:
-    begin = threading.Barrier(len(rooms))
-
-    def snapshot(room: Stillroom) -> None:
-        begin.wait()
-        room.upkeep.snapshot()
-
-    threads = [threading.Thread(target=snapshot, args=(room,)) for room in rooms]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 # Two servers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from stillroom import AsyncStillroom, InvalidArgument, NoDispatch, Settings, Sti
 from stillroom.cache import calls, gathering
 from stillroom.cache.figures import LOOKUPS
 from tests.support.entries import age
+from tests.support.threads import at_once
 from tests.support.trips import Trips
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -252,7 +252,7 @@ def test_in_a_thread_an_error_leaves_the_rest_unloaded(make_room: Any) -> None:
 
 def test_a_load_of_another_caller_is_waited_for(make_room: Any) -> None:
     """Two callers that want the same missing values load each of them once."""
-    both, loads = threading.Barrier(2), Counter[int]()
+    loads = Counter[int]()
 
     def reads(room: Any) -> Any:
         @room.cache.cached("slow:{id}", ttl=60)
@@ -262,17 +262,8 @@ def test_a_load_of_another_caller_is_waited_for(make_room: Any) -> None:
 
         return slow
 
-    readers, found = [reads(make_room()), reads(make_room())], list[list[int]]()
-
-    def read(reader: Any) -> None:
-        both.wait()
-        found.append(reader.many(range(20)))
-
-    threads = [threading.Thread(target=read, args=(reader,)) for reader in readers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    readers = [reads(make_room()), reads(make_room())]
+    found = at_once(2, lambda n: readers[n].many(range(20)))
     assert found == [list(range(20))] * 2
     assert set(loads.values()) == {1}
 

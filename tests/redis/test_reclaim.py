@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from stillroom.cache import Progress, reclaim
 from stillroom.cache.ordering import TRIES_LIMIT
 from stillroom.cache.reclaim import Run
 from stillroom.errors import DispatchFailed
+from tests.support.threads import together
 
 
 def fill(room: Any, count: int, tag: str = "t", prefix: str = "k") -> None:
@@ -397,18 +397,7 @@ class TestRuns:
         for n in range(0, 20, 2):
             rooms[0].cache.invalidate_by_tag(f"t{n}")
         rooms[0].cache.invalidate_by_pattern("k1:*")
-        reports: list[dict[str, int]] = []
-        start = threading.Barrier(3)
-
-        def work(room: Stillroom) -> None:
-            start.wait()
-            reports.append(room.cache.reclaim())
-
-        threads = [threading.Thread(target=work, args=(room,)) for room in rooms]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        reports = together(*[room.cache.reclaim for room in rooms])
         assert sum(report["deleted"] for report in reports) == 330
         assert entries(client, rooms[0]) == 270
         assert client.zrange(rooms[0].keys.todo, 0, -1) == [b"sweep"]  # the pattern's last one

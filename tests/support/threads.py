@@ -1,10 +1,31 @@
-"""Threads that act for as long as a `with` block runs, and no longer, however it ends."""
+"""Threads that begin at the same moment, and threads that act for as long as a `with` block runs."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def at_once(count: int, act: Callable[[int], T]) -> list[T]:
+    """Call this with each number below `count`, in threads that begin at the same moment; return the results."""
+    barrier = threading.Barrier(count)
+
+    def run(number: int) -> T:
+        barrier.wait(30)
+        return act(number)
+
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(run, range(count)))
+
+
+def together(*acts: Callable[[], T]) -> list[T]:
+    """Begin all acts at the same moment, each in a thread of its own; return their results."""
+    return at_once(len(acts), lambda number: acts[number]())
 
 
 class Threads:

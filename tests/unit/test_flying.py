@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from stillroom.limits import flying
 from stillroom.limits.flying import Flying
 from stillroom.wire import reset_after_fork
+from tests.support.threads import at_once
 
 ONE, OTHER = b"one", b"other"
 LOGS = [b"a", b"b", b"c"]
@@ -103,10 +102,9 @@ def test_checks_that_redis_decides_are_not_kept() -> None:
 
 def test_threads_lose_no_hit() -> None:
     """Threads that begin, ask and end at the same time each see their own hits, and leave none."""
-    checks, barrier = Flying(), threading.Barrier(8)
+    checks = Flying()
 
     def work(number: int) -> None:
-        barrier.wait(30)
         own = b"own %d" % number
         for _ in range(300):
             mark = checks.begin(Check([own, ONE]))
@@ -115,8 +113,7 @@ def test_threads_lose_no_hit() -> None:
             assert 1 <= found[ONE] <= 8
             checks.end(mark)
 
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(work, range(8)))
+    at_once(8, work)
     assert not any(checks.hits([ONE, *[b"own %d" % n for n in range(8)]]).values())
 
 

@@ -37,6 +37,7 @@ from stillroom.web.django.views import fresh
 from tests.support.crowd import PATIENT
 from tests.support.django_project import configure
 from tests.support.held import Held
+from tests.support.threads import at_once
 from tests.support.web import WITHIN, Reply, ask, serving_wsgi
 
 configure()
@@ -496,14 +497,7 @@ def test_a_stale_page_is_served_while_one_reader_renders_it(port: int, room: Sti
     ask(port, PRODUCT)
     price = 2
     Clock(room).advance(61)
-    barrier = threading.Barrier(4)
-
-    def visit(_: int) -> int:
-        barrier.wait(10)
-        return priced(ask(port, PRODUCT))
-
-    with ThreadPoolExecutor(4) as threads:
-        assert set(threads.map(visit, range(4))) <= {1, 2}
+    assert set(at_once(4, lambda _: priced(ask(port, PRODUCT)))) <= {1, 2}
     assert priced(ask(port, PRODUCT)) == 2
     assert calls == ["product", "product"]
 
@@ -600,19 +594,16 @@ def test_one_caller_makes_a_value_while_others_wait(room: Stillroom) -> None:
     """While one caller makes a value the others wait; Django's own get_or_set would make it for each."""
     cache: Any = caches["default"]
     made: list[int] = []
-    barrier = threading.Barrier(8)
 
     def make() -> int:
         made.append(1)
         return len(made)
 
     def ask_for_it(_: int) -> int:
-        barrier.wait(10)
         found: int = caches["default"].get_or_set("k", make, 60)  # type: ignore[call-overload]
         return found
 
-    with ThreadPoolExecutor(8) as threads:
-        assert list(threads.map(ask_for_it, range(8))) == [1] * 8
+    assert at_once(8, ask_for_it) == [1] * 8
     assert cache.get("k") == 1
 
 

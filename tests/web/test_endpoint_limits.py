@@ -41,6 +41,7 @@ from stillroom.web.starlette_limits import exempt
 from stillroom.web.wsgi import StillroomMiddleware as WsgiMiddleware
 from tests.support.celery_process import until
 from tests.support.monitor import ON_ITS_WAY, sent
+from tests.support.threads import at_once
 from tests.support.web import WITHIN, Browser, Reply, ask, serving_asgi
 from tests.web.limited_apps import FRAMEWORKS, GATE, ONE, ORIGIN, PLACE, serving
 from tests.web.test_limits import read
@@ -546,14 +547,7 @@ def test_what_cannot_be_meant_is_said_where_it_is_written(
 def test_counting_together_holds_under_threads(settings: Settings) -> None:
     """Two declarations for one request are one script under threads too: if one denies, the other takes nothing."""
     with serving("flask", settings) as port:
-        barrier = threading.Barrier(8)
-
-        def knock(_: int) -> int:
-            barrier.wait()
-            return ask(port, "/both").status
-
-        with ThreadPoolExecutor(8) as pool:
-            got = list(pool.map(knock, range(8)))
+        got = at_once(8, lambda _: ask(port, "/both").status)
         assert sorted(got) == [200] * 2 + [429] * 6
     with Stillroom(settings) as room:
         left = room.limits.peek("127.0.0.1", [Limit("api", 1000, 3600)]).remaining

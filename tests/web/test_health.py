@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from functools import partial
 from typing import Any
-from wsgiref.validate import validator
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import redis
-from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom import NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
 from stillroom.settings import LOOPBACK
-from stillroom.web import HealthASGI, HealthWSGI
+from stillroom.web import HealthWSGI
 from stillroom.web.health import HELD_S
 from tests.support.crowd import PATIENT
-from tests.support.web import Reply, ask, serving_asgi, serving_wsgi
+from tests.support.threads import at_once
+from tests.support.web import Reply, serving_health
 
 pytestmark = pytest.mark.usefixtures("calm_machine")
 
@@ -37,21 +34,8 @@ Serve = Callable[..., Ask]
 @pytest.fixture(params=["wsgi", "asgi"])
 def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
     """Serve the endpoints of a room with these settings; yield a function that asks them."""
-    with ExitStack() as stack:
-
-        def start(settings: Settings, inner: Any = None) -> Ask:
-            if request.param == "wsgi":
-                room = stack.enter_context(Stillroom(settings, dispatch=NoDispatch()))
-                port = stack.enter_context(
-                    serving_wsgi(validator(HealthWSGI(room, inner and inner[0])))
-                )
-            else:
-                async_room = AsyncStillroom(settings, dispatch=NoDispatch())
-                around = partial(HealthASGI, app=inner and inner[1])
-                port = stack.enter_context(serving_asgi(around, async_room))
-            return partial(ask, port)
-
-        yield start
+    with serving_health(request.param) as serve:
+        yield serve
 
 
 @pytest.fixture(autouse=True)
@@ -284,12 +268,6 @@ def test_metrics_may_be_open(serve: Serve, server: EmbeddedServer) -> None:
 
 def test_two_hundred_at_once_are_one_check(asking: Ask, server: EmbeddedServer) -> None:
     """Two hundred requests at once are answered by one check of Redis."""
-    statuses: list[int] = []
-    begin = threading.Barrier(200)
-
-    def one() -> None:
-        begin.wait()
-        statuses.append(asking("/health").status)
 
     def checks() -> int:
         """Count the checks by their question for the slowlog's length, which nobody else asks."""
@@ -298,11 +276,7 @@ def test_two_hundred_at_once_are_one_check(asking: Ask, server: EmbeddedServer) 
         return sum(int(found["calls"]) for name, found in stats if "slowlog" in name)
 
     before, began = checks(), time.monotonic()
-    threads = [threading.Thread(target=one) for _ in range(200)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    statuses = at_once(200, lambda _: asking("/health").status)
     assert statuses == [200] * 200
     most = 1 + (time.monotonic() - began) / HELD_S  # a busy machine takes longer than one is held
     assert 1 <= checks() - before <= most

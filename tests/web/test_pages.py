@@ -57,6 +57,7 @@ from stillroom.web.wsgi import StillroomMiddleware as WsgiMiddleware
 from tests.support.bookshop import Shop, serving
 from tests.support.entries import Recording
 from tests.support.held import Held
+from tests.support.threads import at_once
 from tests.support.web import WITHIN, Reply, ask
 
 PRODUCT = "/products/7"
@@ -171,14 +172,7 @@ def test_a_worker_s_process_renders_with_an_app_nobody_has_asked(
 
 def test_many_at_once_render_it_once(port: int, shop: Shop) -> None:
     """When many ask at once, one renders the page and the others wait for it."""
-    barrier = threading.Barrier(8)
-
-    def visit(_: int) -> int:
-        barrier.wait(10)
-        return price(ask(port, PRODUCT))
-
-    with ThreadPoolExecutor(8) as threads:
-        assert list(threads.map(visit, range(8))) == [1] * 8
+    assert at_once(8, lambda _: price(ask(port, PRODUCT))) == [1] * 8
     assert shop.calls == ["product"]
 
 
