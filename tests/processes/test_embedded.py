@@ -23,12 +23,6 @@ REDIS = shutil.which("redis-server")
 
 
 @pytest.fixture
-def others() -> set[int]:
-    """Return the processes of other fixtures, such as a server for the whole session."""
-    return our_children()
-
-
-@pytest.fixture
 def server() -> Iterator[EmbeddedServer]:
     with EmbeddedServer() as server:
         yield server

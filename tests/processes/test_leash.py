@@ -23,12 +23,6 @@ leashed = Leashed([sys.executable, "-I", "-S", "-c", "import time; time.sleep(60
 
 
 @pytest.fixture
-def others() -> set[int]:
-    """Return the processes of other fixtures, such as a server for the whole session."""
-    return our_children()
-
-
-@pytest.fixture
 def leashed() -> Iterator[Leashed]:
     leashed = Leashed(SLEEP, stdout=subprocess.DEVNULL)
     yield leashed

@@ -78,12 +78,6 @@ def acts(log: list[str]) -> list[str]:
     return [line for line in lines_of("up", log) if "started" not in line]
 
 
-@pytest.fixture
-def others() -> set[int]:
-    """Return the processes of other fixtures, such as a server for the whole session."""
-    return our_children()
-
-
 @pytest.fixture(autouse=True)
 def nobody_left(others: set[int]) -> Iterator[None]:
     """Check that no test leaves a process of its own, not even a zombie."""

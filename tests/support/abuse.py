@@ -17,12 +17,17 @@ def put(client: Any, room: Any, kind: str, ago: float = 0.0, **fields: str) -> b
     return name
 
 
-def patterns(client: Any, room: Any) -> list[dict[str, str]]:
-    """Return the stream of patterns."""
+def texts_in(client: Any, stream: bytes) -> list[dict[str, str]]:
+    """Return the fields of each entry of a stream, as text."""
     return [
         {name.decode(): value.decode() for name, value in fields.items()}
-        for _, fields in client.xrange(room.keys.abuse_log)
+        for _, fields in client.xrange(stream)
     ]
+
+
+def patterns(client: Any, room: Any) -> list[dict[str, str]]:
+    """Return the stream of patterns."""
+    return texts_in(client, room.keys.abuse_log)
 
 
 def rules_found(client: Any, room: Any) -> list[str]:
@@ -85,10 +90,7 @@ def counts(client: Any) -> dict[str, int]:
 
 def aside(client: Any, room: Any) -> list[dict[str, str]]:
     """Return the dead letters among the events."""
-    return [
-        {name.decode(): value.decode() for name, value in fields.items()}
-        for _, fields in client.xrange(room.keys.abuse_aside)
-    ]
+    return texts_in(client, room.keys.abuse_aside)
 
 
 def end_ban(client: Any, room: Any) -> None:

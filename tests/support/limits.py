@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.support.abuse import texts_in
+
 ENTRY = 7  # bytes of a time; the count has 4
 
 
@@ -50,7 +52,4 @@ def expire_denials(room: Any) -> None:
 
 def events(client: Any, room: Any) -> list[dict[str, str]]:
     """Return the stream's events as text."""
-    return [
-        {name.decode(): value.decode() for name, value in fields.items()}
-        for _, fields in client.xrange(room.keys.abuse)
-    ]
+    return texts_in(client, room.keys.abuse)
