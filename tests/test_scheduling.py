@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.processes import run_to_end
 from tests.support.scheduling import Scheduling
 
 ROOT = Path(__file__).parents[1]
@@ -30,14 +30,10 @@ def test_all_other_tests_run_where_two_end_their_processes(tmp_path: Path, proce
     for name, text in FILES.items():
         (tmp_path / f"{name}.py").write_text(text)
     words = ["-m", "pytest", "-p", "xdist", "-p", "tests.support.scheduling", "-n", str(processes)]
-    run = subprocess.run(
+    run = run_to_end(
         [sys.executable, *words, "--dist", "loadfile", "--no-loadscope-reorder", "-q", tmp_path],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=100,
     )
     assert run.stdout.splitlines()[-1].startswith("2 failed, 8 passed"), run.stdout + run.stderr
 

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from stillroom.cli.application import apps_of
 from stillroom.health import WorkerStats
 from stillroom.web.django.limits import limited
 from tests.support.crowd import PATIENT
+from tests.support.processes import STILLROOM, run_to_end
 
 GOOD = """
 from stillroom import AUTH, Route, Routes, Stillroom
@@ -394,14 +394,10 @@ def test_a_command_imports_what_a_worker_does(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(source)
     environment = {"DJANGO_SETTINGS_MODULE": "shop.settings", "STILLROOM_LOADERS": loaders}
-    done = subprocess.run(
-        [Path(sys.executable).with_name("stillroom"), *command, "--json"],
+    done = run_to_end(
+        [STILLROOM, *command, "--json"],
         cwd=tmp_path,
         env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "auth" in done.stdout

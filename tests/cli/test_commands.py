@@ -29,9 +29,8 @@ from stillroom.embedded import EmbeddedServer
 from tests.support import nursery
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENCE
-from tests.support.processes import attended
+from tests.support.processes import STILLROOM, attended, run_to_end
 
-STILLROOM = str(Path(sys.executable).with_name("stillroom"))
 ROOT = Path(__file__).parents[2]
 HEARD = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 DEMO = [sys.executable, "-m", "shop.demo"]
@@ -65,14 +64,7 @@ def nothing_left() -> Iterator[None]:
 
 def tell(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the demo to its end."""
-    return subprocess.run(
-        [*DEMO, *options],
-        env=CHECKOUT | PATIENCE | environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    return run_to_end([*DEMO, *options], env=CHECKOUT | PATIENCE | environment)
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +129,10 @@ def test_the_demo_is_the_examples(tmp_path: Path) -> None:
     """A wheel has `stillroom up` and no demo, which it could not run."""
     package = tmp_path / "site/of/a/wheel"
     shutil.copytree(Path(stillroom.__file__).parent, package / "stillroom")
-    done = subprocess.run(
+    done = run_to_end(
         [sys.executable, "-c", "from stillroom.cli import main; main()", "--help"],
         env=os.environ | {"PYTHONPATH": str(package)},
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
     )
     assert done.returncode == 0
     assert re.search(r"\bup\b", done.stdout)
@@ -221,14 +209,7 @@ def test_up_works_beside_a_password_for_another_server(nothing_left: None) -> No
 
 def test_a_mistake_may_look_like_markup() -> None:
     """A mistake that looks like markup is printed as it was given."""
-    done = subprocess.run(
-        [STILLROOM, "up"],
-        env=os.environ | {"STILLROOM_TTL": "[/red]"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    done = run_to_end([STILLROOM, "up"], env=os.environ | {"STILLROOM_TTL": "[/red]"})
     assert done.returncode == 2
     assert "STILLROOM_TTL='[/red]'" in done.stderr
 
@@ -236,14 +217,7 @@ def test_a_mistake_may_look_like_markup() -> None:
 @pytest.mark.parametrize("command", [[STILLROOM, "up"], DEMO], ids=["up", "demo"])
 def test_a_mistake_is_a_sentence_and_exit_code_2(nothing_left: None, command: list[str]) -> None:
     """An unknown setting exits with 2 and a sentence with the probable one, without a traceback."""
-    done = subprocess.run(
-        command,
-        env=CHECKOUT | {"STILLROOM_TLL": "5"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    done = run_to_end(command, env=CHECKOUT | {"STILLROOM_TLL": "5"})
     assert done.returncode == 2
     assert "STILLROOM_TLL is not a setting; did you mean STILLROOM_TTL?" in done.stderr
     assert "Traceback" not in done.stderr

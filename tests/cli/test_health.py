@@ -25,9 +25,8 @@ from stillroom.moving import ARRIVING, LEFT, Side
 from stillroom.scripts import session_shut
 from tests.support.crowd import PATIENT
 from tests.support.health import count_in_last_minute
-from tests.support.processes import WITHIN, attended
+from tests.support.processes import STILLROOM, WITHIN, attended, run_to_end
 
-STILLROOM = str(Path(sys.executable).with_name("stillroom"))
 pytestmark = pytest.mark.usefixtures("calm_machine")
 SECRET = "canary-password-7f3a"
 
@@ -42,14 +41,7 @@ def no_psutil_in_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def run(url: str, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [STILLROOM, *arguments],
-        env=os.environ | {"REDIS_URL": url} | changes,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    return run_to_end([STILLROOM, *arguments], env=os.environ | {"REDIS_URL": url} | changes)
 
 
 def test_a_script_reads_the_exit_code_and_the_json(own_server: EmbeddedServer) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +12,7 @@ from stillroom import NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from tests.support import nursery
 from tests.support.crowd import PATIENT
-
-STILLROOM = str(Path(sys.executable).with_name("stillroom"))
+from tests.support.processes import STILLROOM, run_to_end
 
 
 @pytest.fixture
@@ -85,13 +82,8 @@ def test_a_mistake_is_a_sentence(room: Stillroom, arguments: list[str]) -> None:
 def test_redis_away_is_a_sentence(room: Stillroom, monkeypatch: pytest.MonkeyPatch) -> None:
     """When Redis is away the command names the setting for how long it tries."""
     monkeypatch.setenv("STILLROOM_CONNECT_ATTEMPTS", "1")
-    done = subprocess.run(
-        [STILLROOM, "invalidate", "k"],
-        env=os.environ | {"REDIS_URL": "redis://127.0.0.1:1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
+    done = run_to_end(
+        [STILLROOM, "invalidate", "k"], env=os.environ | {"REDIS_URL": "redis://127.0.0.1:1"}
     )
     assert done.returncode == 2
     assert "Redis is unavailable (refused)" in done.stderr

@@ -6,12 +6,10 @@ import json
 import os
 import pty
 import subprocess
-import sys
 import tempfile
 import termios
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,11 +19,11 @@ from stillroom.embedded import EmbeddedServer
 from tests.cli.test_dead_letters import ORDER
 from tests.support import nursery
 from tests.support.health import count_in_last_minute
+from tests.support.processes import STILLROOM
 from tests.unit.test_shown import HOSTILE
 
 pytestmark = pytest.mark.any_server
 
-STILLROOM = str(Path(sys.executable).with_name("stillroom"))
 EVIL = "Mozilla \x1b]0;owned\x07\x9b31m\u202e\n10:00:00  FORGED  [red]x[/red] — ünï"
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 

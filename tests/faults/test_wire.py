@@ -7,7 +7,6 @@ import contextlib
 import os
 import select
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -31,6 +30,7 @@ from tests.support.clocked import misjudge
 from tests.support.crowd import PATIENT
 from tests.support.faces import BlockingRoom
 from tests.support.lag import Stopwatch, least, seconds_of
+from tests.support.processes import run_to_end
 from tests.support.proxy import Proxy
 from tests.support.threads import at_once
 
@@ -634,13 +634,7 @@ def test_a_signal_in_the_middle_never_mixes_up_replies(
     """
     reads = 40_000 if is_full else 2_000
     program = Path(__file__).with_name("interrupted.py")
-    done = subprocess.run(
-        [sys.executable, program, own_server.url, str(reads)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_to_end([sys.executable, program, own_server.url, str(reads)], timeout=300)
     assert done.returncode == 0, done.stderr
     wrong, right, connections = map(int, done.stdout.split())
     assert wrong == 0
@@ -786,13 +780,7 @@ print("connections", room.wire.connections)
 
 def test_greenlets_share_the_wire(own_server: EmbeddedServer) -> None:
     """Under gevent each greenlet has a connection while its batch lasts, and none blocks the hub."""
-    done = subprocess.run(
-        [sys.executable, "-c", GEVENT, own_server.url],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_to_end([sys.executable, "-c", GEVENT, own_server.url], timeout=60)
     assert done.returncode == 0, done.stderr
     assert 1 <= int(done.stdout.split()[1]) <= 64
 

@@ -20,6 +20,7 @@ from stillroom.embedded import EmbeddedServer
 from tests.support.celery_process import until
 from tests.support.entries import age
 from tests.support.guide import write_files
+from tests.support.processes import run_to_end
 
 PAGE = "howto/celery.md"
 BIN = Path(sys.executable).parent
@@ -89,13 +90,10 @@ class Project:
 
     def run(self, source: str, **environment: str) -> str:
         """Run a small program in the folder; return what it prints."""
-        done = subprocess.run(
+        done = run_to_end(
             [sys.executable, "-c", source],
             cwd=self.folder,
             env=self.environment(**environment),
-            capture_output=True,
-            text=True,
-            check=False,
             timeout=90,
         )
         assert done.returncode == 0, done.stderr

@@ -18,11 +18,9 @@ from stillroom.cli import app
 from stillroom.settings import environment_names
 from tests.support import nursery
 from tests.support.guide import DOCS, blocks, run_pytest, write_files
-from tests.support.web import Browser, environment_of, serving_process
+from tests.support.web import GUNICORN, UVICORN, Browser, environment_of, serving_process
 
 PLUGIN = 'pytest_plugins = ["stillroom.testing"]\n'
-GUNICORN = ("gunicorn", "--bind", "fd://{fd}", "--log-level", "warning", "--no-control-socket")
-UVICORN = ("uvicorn", "--fd", "{fd}", "--log-level", "warning", "--no-proxy-headers")
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import pytest
 
 from stillroom.embedded import free_port
 from tests.support.guide import DOCS
+from tests.support.processes import run_to_end
 
 STEP = re.compile(
     r"^## (?P<title>[^\n]+)$|^```(?P<kind>\w+)\n(?P<text>.*?)^```", re.DOTALL | re.MULTILINE
@@ -105,14 +106,8 @@ class Reader:
         self.commands += 1
 
     def _output_of(self, script: str) -> str:
-        done = subprocess.run(
-            ["bash", "-c", script],
-            cwd=self._folder,
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PATIENCE,
+        done = run_to_end(
+            ["bash", "-c", script], cwd=self._folder, env=self._environment, timeout=PATIENCE
         )
         assert done.returncode == 0, (script, done.stderr)
         return done.stdout

@@ -15,10 +15,7 @@ from stillroom import Settings, Stillroom
 from stillroom.web.flask import StillroomSessions
 from tests.support import nursery
 from tests.support.guide import DOCS, write_files
-from tests.support.web import Browser, environment_of, serving_process
-
-GUNICORN = ("gunicorn", "--bind", "fd://{fd}", "--log-level", "warning", "--no-control-socket")
-UVICORN = ("uvicorn", "--fd", "{fd}", "--log-level", "warning", "--no-proxy-headers")
+from tests.support.web import GUNICORN, UVICORN, Browser, environment_of, serving_process
 
 
 @pytest.fixture

@@ -16,10 +16,9 @@ import redis
 from stillroom import Settings
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
-from tests.support.web import WITHIN, Browser, ask, environment_of, serving_process
+from tests.support.web import GUNICORN, WITHIN, Browser, ask, environment_of, serving_process
 
 ROOT = Path(__file__).parent.parent.parent
-GUNICORN = ("gunicorn", "--bind", "fd://{fd}", "--log-level", "warning", "--no-control-socket")
 WSGI = "tests.processes.served:application"
 SERVERS = {
     "prefork": (*GUNICORN, "--workers", "2", WSGI),

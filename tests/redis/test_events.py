@@ -37,6 +37,7 @@ from stillroom.integrations.pending import blocking_cache
 from stillroom.otel import Telemetry, carried, task
 from tests.support.crowd import PATIENT
 from tests.support.faces import FACES, open_room
+from tests.support.processes import run_to_end
 
 CANARY = "canary-in-a-message"
 ORDER = RefreshOrder(loader="page", args={"number": 1}, key="page:1", token="0" * 16)
@@ -384,7 +385,5 @@ def test_it_is_not_imported_unless_it_is_on() -> None:
         "try: stillroom.Stillroom(otel=True)\n"
         "except stillroom.SettingsError as error: print(error)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", missing], timeout=60, check=False, capture_output=True, text=True
-    )
+    done = run_to_end([sys.executable, "-c", missing], timeout=60)
     assert "pip install 'stillroom[otel]'" in done.stdout

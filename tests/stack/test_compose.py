@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 
 from shop.demo.browser import Browser
 from stillroom.embedded import free_port
+from tests.support.processes import run_to_end
 from tests.support.swarm import IMAGE, PYTHON, REDIS, ROOT, docker, image_of, require_engine, until
 
 pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(600)]
@@ -68,15 +68,7 @@ class Machine:
         )
         line = line.replace("docker compose", shlex.join([*self._compose, "-p", PROJECT]))
         folder = ROOT if line.startswith("docker build") else self.folder
-        done = subprocess.run(
-            ["bash", "-c", line],
-            cwd=folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=200,
-        )
+        done = run_to_end(["bash", "-c", line], cwd=folder, env=self.environment, timeout=200)
         assert done.returncode == 0, f"{line}: {done.stderr}"
         return done.stdout
 

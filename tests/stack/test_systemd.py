@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,9 +12,8 @@ import pytest
 from stillroom import NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer, free_port
 from tests.support.crowd import PATIENCE, PATIENT
+from tests.support.processes import STILLROOM, run_to_end
 from tests.support.swarm import guide
-
-STILLROOM = Path(sys.executable).parent / "stillroom"
 
 
 @pytest.fixture
@@ -39,15 +36,7 @@ def type_(tmp_path: Path) -> Callable[[str], str]:
     def type_(command: str) -> str:
         for written, here in moved.items():
             command = command.replace(written, str(here))
-        done = subprocess.run(
-            ["sh", "-c", command],
-            cwd=tmp_path,
-            env=known,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=100,
-        )
+        done = run_to_end(["sh", "-c", command], cwd=tmp_path, env=known)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         return done.stdout
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
+
+from tests.support.processes import run_to_end
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
@@ -44,14 +45,7 @@ def run_pytest(folder: Path) -> str:
     """Run the tests in a folder as somebody else would; return what pytest said."""
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:valkey"]
     command += ["-p", "no:cacheprovider", "-p", "no:celery", "-p", "no:docker_tools", str(folder)]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
+    done = run_to_end(command, cwd=folder)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     return said

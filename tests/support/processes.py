@@ -10,6 +10,7 @@ import textwrap
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import psutil
@@ -17,6 +18,7 @@ import psutil
 from stillroom.leash import until
 from tests.support import nursery
 
+STILLROOM = str(Path(sys.executable).with_name("stillroom"))  # the command
 WITHIN = 40.0  # seconds a test waits for anything before it fails, on a busy machine too
 
 
@@ -83,6 +85,15 @@ class Program:
         self._deadline.join()
         self.kill()
         self.stdout.close()
+
+
+def run_to_end(
+    words: Sequence[Any], *, timeout: float = 100.0, **where: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, whatever its exit code is; return the text it wrote."""
+    return subprocess.run(
+        words, capture_output=True, text=True, check=False, timeout=timeout, **where
+    )
 
 
 @contextmanager

@@ -16,10 +16,9 @@ from shop.demo.browser import Browser, Reply
 from shop.demo.story import Page, read_page
 from stillroom import Settings
 from tests.support.celery_process import CeleryProcess, until
-from tests.support.web import environment_of, serving_process
+from tests.support.web import GUNICORN, environment_of, serving_process
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
-GUNICORN = ("gunicorn", "--bind", "fd://{fd}", "--log-level", "warning", "--no-control-socket")
 UVICORN = ("uvicorn", "--fd", "{fd}", "--log-level", "error", "--no-proxy-headers")
 SERVERS: Mapping[str, tuple[str, ...]] = {
     "prefork": (*GUNICORN, "--workers", "2", "shop.app:app"),

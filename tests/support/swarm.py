@@ -17,6 +17,7 @@ import pytest
 import redis
 from stillroom.cli.credentials import write_secrets
 from tests.support import celery_process
+from tests.support.processes import run_to_end
 
 ROOT = Path(__file__).parents[2]
 STACK = "stillroom-test"
@@ -45,12 +46,9 @@ def until(
 
 def docker(*words: str, check: bool = True, **environment: str) -> str:
     """Return what `docker …` prints."""
-    done = subprocess.run(
+    done = run_to_end(
         ["docker", *words],
         env={**os.environ, "DOCKER_BUILDKIT": os.environ.get("DOCKER_BUILDKIT", "0")} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
         timeout=300,
     )
     assert done.returncode == 0 or not check, f"docker {' '.join(words)}: {done.stderr}"
@@ -130,14 +128,11 @@ class Swarm:
         self.environment |= changes
         if given := re.match(r"SECRETS=(\d+) ", command):
             self.environment["SECRETS"] = given[1]  # Docker keeps a secret as it is, under its name
-        done = subprocess.run(
+        done = run_to_end(
             ["bash", "-o", "pipefail", "-c", command],
             cwd=folder or self.folder,
             env={**os.environ, **self.environment},
-            capture_output=True,
-            text=True,
             errors="replace",
-            check=False,
             timeout=120,
         )
         assert done.returncode == 0, f"{command}: {done.stderr}"
@@ -207,13 +202,7 @@ class Swarm:
         )
         said = []
         for container in names.split():
-            done = subprocess.run(
-                ["docker", "logs", container],
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=15,
-            )
+            done = run_to_end(["docker", "logs", container], timeout=15)
             said.append(done.stdout + done.stderr)
         return "\n".join(said)
 

@@ -30,6 +30,9 @@ from tests.support.crowd import PATIENT
 
 WITHIN = 40.0  # seconds a test waits for anything before it fails, on a busy machine too
 COOKIE = SessionCookie().name
+# Commands for serving_process.
+GUNICORN = ("gunicorn", "--bind", "fd://{fd}", "--log-level", "warning", "--no-control-socket")
+UVICORN = ("uvicorn", "--fd", "{fd}", "--log-level", "warning", "--no-proxy-headers")
 
 
 class Reply(NamedTuple):
@@ -156,9 +159,6 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def serving_process(
-    command: Sequence[str], folder: Path, environment: Mapping[str, str]
-@contextmanager
 def serving_health(face: str) -> Iterator[Callable[..., Callable[..., Reply]]]:
     """Yield a function that serves the health endpoints of a room with these settings, and returns a function that
     asks them.
@@ -181,6 +181,9 @@ def serving_health(face: str) -> Iterator[Callable[..., Callable[..., Reply]]]:
         yield serve
 
 
+@contextmanager
+def serving_process(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str]
 ) -> Iterator[int]:
     """Run a server's own command in a process group of its own; `{fd}` in it is the socket that it takes over.
 

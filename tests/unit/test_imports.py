@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import stillroom
+from tests.support.processes import run_to_end
 
 # What only some processes need, or what takes long.
 OPTIONAL = {
@@ -115,13 +116,10 @@ def test_what_the_workers_lack_is_what_they_say(name: str, tmp_path: Path) -> No
 def complaint(code: str, folder: Path) -> str:
     """Return the last line that this code ends with in a new process, which has the folder's modules."""
     known = os.pathsep.join(filter(None, sys.path))
-    failed = subprocess.run(
+    failed = run_to_end(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": known},
         cwd=folder,
-        check=False,
-        capture_output=True,
-        text=True,
         timeout=60,
     )
     assert failed.returncode == 1

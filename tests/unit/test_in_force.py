@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,8 @@ from stillroom.cli.version import versions
 from stillroom.environment import SECRETS
 from stillroom.in_force import HIDDEN, InForce, in_force
 from stillroom.settings import URLS, environment_names
+from tests.support.processes import STILLROOM, run_to_end
 
-STILLROOM = str(Path(sys.executable).with_name("stillroom"))
 CANARY = "canary-7f3a-" + "x" * 32
 
 
@@ -88,9 +86,7 @@ def test_no_secret_is_told() -> None:
 
 
 def run(*arguments: str) -> str:
-    done = subprocess.run(
-        [STILLROOM, *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = run_to_end([STILLROOM, *arguments], timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

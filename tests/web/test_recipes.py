@@ -16,11 +16,18 @@ import pytest
 from stillroom import Limit, Settings, Stillroom
 from tests.support import nursery
 from tests.support.sessions import age
-from tests.support.web import COOKIE, Browser, Reply, ask, environment_of, serving_process
+from tests.support.web import (
+    COOKIE,
+    GUNICORN,
+    UVICORN,
+    Browser,
+    Reply,
+    ask,
+    environment_of,
+    serving_process,
+)
 
 RECIPES = (Path(__file__).parent.parent.parent / "docs/recipes.md").read_text(encoding="utf-8")
-GUNICORN = ("gunicorn", "--bind", "fd://{fd}", "--log-level", "warning", "--no-control-socket")
-UVICORN = ("uvicorn", "--fd", "{fd}", "--log-level", "warning", "--no-proxy-headers")
 
 # What a Django project has besides.
 SETTINGS = 'ROOT_URLCONF, ALLOWED_HOSTS, SECRET_KEY, USE_TZ = "urls", ["*"], "x" * 50, True\n'

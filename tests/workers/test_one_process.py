@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
@@ -22,10 +21,10 @@ from stillroom.embedded import EmbeddedServer
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.crowd import PATIENT
 from tests.support.entries import age
+from tests.support.processes import STILLROOM, run_to_end
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy/systemd/stillroom-worker.service"
-STILLROOM = Path(sys.executable).parent / "stillroom"
 
 StartOne = Callable[..., CeleryProcess]
 
@@ -33,7 +32,7 @@ StartOne = Callable[..., CeleryProcess]
 class OneProcess(CeleryProcess):
     """`stillroom worker …`, as a person types it."""
 
-    program = (str(STILLROOM),)
+    program = (STILLROOM,)
 
 
 @pytest.fixture
@@ -225,13 +224,7 @@ def test_the_unit_is_what_systemd_reads() -> None:
     """`systemd-analyze verify` accepts the unit, except that the program is not installed here."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(UNIT)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
+    done = run_to_end(["systemd-analyze", "verify", "--man=no", str(UNIT)])
     about_us = [line for line in done.stderr.splitlines() if "stillroom-worker" in line]
     assert [line for line in about_us if "is not executable" not in line] == []
 
