@@ -24,7 +24,7 @@ from stillroom.web.django import room as room_of_django
 from tests.app.test_sqlalchemy import ALL, ROW, Tags
 from tests.support.crowd import PATIENT
 from tests.support.django_project import configure
-from tests.support.stepper import Stepper
+from tests.support.stepper import MOMENTS, LoadBeside
 
 configure()
 
@@ -282,9 +282,6 @@ def test_an_async_view_invalidates_after_its_commit(tags: Tags) -> None:
     assert tags.invalidated() == ROW | {"price:5", "by hand"}
 
 
-MOMENTS = [(a, b, c) for a in range(4) for b in range(a, 4) for c in range(b, 4)]
-
-
 @pytest.mark.parametrize("moments", MOMENTS, ids=str)
 @pytest.mark.parametrize("is_committed", [True, False], ids=["commit", "rollback"])
 def test_no_load_leaves_the_old_value_behind(
@@ -294,7 +291,6 @@ def test_no_load_leaves_the_old_value_behind(
 
     0: before the change. 1: before the commit. 2: between commit and invalidation. 3: after it.
     """
-    lease_at, read_at, store_at = moments
     reader: Stillroom = make_room(namespace="django")
 
     @reader.cache.cached("price:{id}", ttl=60, tags=["product:{id}"])
@@ -306,20 +302,7 @@ def test_no_load_leaves_the_old_value_behind(
         other.close()
         return found
 
-    load: Stepper | None = None
-
-    def at(moment: int) -> None:
-        nonlocal load
-        if moment == lease_at:
-            load = Stepper(reader, reader._cache_body.call(price.loader, (7,), {}))
-            load.run_to_the_load()
-        if moment == read_at:
-            assert load is not None
-            load.step()
-        if moment == store_at:
-            assert load is not None
-            load.run()
-
+    at = LoadBeside(reader, price.loader, (7,), moments).at
     at(0)
     with transaction.atomic() if is_committed else rolled_back():
         transaction.on_commit(lambda: at(2))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,8 @@ from stillroom.integrations.sqlalchemy import AfterCommit, invalidates
 from stillroom.unsettled import is_unsettled
 from tests.support.catalogue import Base, Brand, Catalogue, Label, Product
 from tests.support.crowd import PATIENT
-from tests.support.stepper import Stepper
+from tests.support.processes import run_to_end
+from tests.support.stepper import MOMENTS, LoadBeside
 
 pytestmark = pytest.mark.any_server
 
@@ -305,9 +305,6 @@ def test_each_transaction_of_a_session_stands_for_itself(
 # The database and the cache together
 
 
-MOMENTS = [(a, b, c) for a in range(4) for b in range(a, 4) for c in range(b, 4)]
-
-
 @pytest.mark.parametrize("moments", MOMENTS, ids=str)
 @pytest.mark.parametrize("is_committed", [True, False], ids=["commit", "rollback"])
 def test_no_load_leaves_the_old_value_behind(
@@ -321,7 +318,6 @@ def test_no_load_leaves_the_old_value_behind(
 
     0: before the change. 1: before the commit. 2: between commit and invalidation. 3: after it.
     """
-    lease_at, read_at, store_at = moments
     writer, reader = make_room(), make_room()
     catalogue = Catalogue(tmp_path)
     after_commit = AfterCommit(writer)
@@ -330,20 +326,7 @@ def test_no_load_leaves_the_old_value_behind(
     def price(id: int) -> int | None:
         return catalogue.price(id)
 
-    load: Stepper | None = None
-
-    def at(moment: int) -> None:
-        nonlocal load
-        if moment == lease_at:
-            load = Stepper(reader, reader._cache_body.call(price.loader, (7,), {}))
-            load.run_to_the_load()
-        if moment == read_at:
-            assert load is not None
-            load.step()
-        if moment == store_at:
-            assert load is not None
-            load.run()
-
+    at = LoadBeside(reader, price.loader, (7,), moments).at
     with catalogue.maker() as session:
         event.listen(session, "after_commit", lambda _: at(2))
         after_commit.watch(session)
@@ -647,7 +630,7 @@ room._cache_body._invalidator.outbox.numbers.clear()
 def test_greenlet_is_needed_for_async_sessions_only() -> None:
     """greenlet is needed for async sessions only, and not for an async room with blocking sessions."""
     command = [sys.executable, "-c", WITHOUT_GREENLET]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    done = run_to_end(command)
     assert done.returncode == 0, done.stderr
 
 

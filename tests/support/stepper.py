@@ -118,3 +118,28 @@ class Stepper:
             raise  # the server of a test is always there
         except BaseException as error:
             self.at, self.done, self.error = None, True, error
+
+
+# When a load begins, reads and stores, of four moments of a transaction beside it.
+MOMENTS = [(a, b, c) for a in range(4) for b in range(a, 4) for c in range(b, 4)]
+
+
+class LoadBeside:
+    """A load of a cached function that begins, reads and stores at three moments of what goes on beside it."""
+
+    def __init__(
+        self, room: Stillroom, loader: Any, args: tuple[Any, ...], moments: tuple[int, int, int]
+    ) -> None:
+        self._room = room
+        self._call = loader, args, {}
+        self._lease_at, self._read_at, self._store_at = moments
+
+    def at(self, moment: int) -> None:
+        """Do what the load does at this moment. They are told in their order, each once."""
+        if moment == self._lease_at:
+            operation = self._room._cache_body.call(*self._call)
+            self._load = Stepper(self._room, operation).run_to_the_load()
+        if moment == self._read_at:
+            self._load.step()
+        if moment == self._store_at:
+            self._load.run()
