@@ -36,7 +36,7 @@ class Judge:
     """Freshness of entries, by the rule in marks.py. One per room, shared by its threads.
 
     It trusts what it knows on one run of the server. On another one it first has the epoch verified (`verifying`
-    makes that command from an epoch and how far its clock got): see lua/verify_epoch.lua.
+    makes that command from how far the clock had got): see lua/verify_epoch.lua.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Judge:
         keys: Keys,
         clock: Clock,
         limit: int,
-        verifying: Callable[[bytes, int], Operation[Command]],
+        verifying: Callable[[int], Operation[Command]],
     ) -> None:
         self._keys = keys
         self._clock = clock
@@ -190,7 +190,7 @@ class Judge:
         Entries that were read before are judged by these marks.
         """
         run = self._clock.run
-        verify = yield from self._verifying(marks.epoch, marks.synced)
+        verify = yield from self._verifying(marks.synced)
         learned = yield from self._from_the_beginning(None, [verify])
         self._run = run
         return learned

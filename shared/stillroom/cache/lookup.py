@@ -501,11 +501,10 @@ class Lookup:
     def _judge_of(self, limit: int) -> Judge:
         """Return a judge without any marks that will remember up to this many."""
 
-        def verifying(epoch: bytes, seq: int) -> Operation[Command]:
+        def verifying(seq: int) -> Operation[Command]:
             yield from self.terms.agree_anew()
             keys = self.keys.clock, self.keys.marks, self.keys.globs, self.keys.todo
-            given = (self.terms.new_epoch(), self.terms.keep_ms, epoch, seq)
-            return verify_epoch(keys, *given)
+            return verify_epoch(keys, self.terms.new_epoch(), self.terms.keep_ms, seq)
 
         return Judge(self.keys, self.clock, limit, verifying)
 

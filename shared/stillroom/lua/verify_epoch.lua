@@ -9,8 +9,8 @@
 --
 -- Every process asks before its first read, and mostly nothing is written. For want of flags: see agree.
 -- KEYS  1 clock  2 marks  3 globs  4 todo
--- ARGV  1 epoch to begin  2 how long the work that follows is kept, ms  3 the last epoch the caller has seen
---       4 how far its clock had got then
+-- ARGV  1 epoch to begin  2 how long the work that follows is kept, ms  3 how far the clock had got when the
+--       caller saw it last
 -- returns the clock, `<epoch>.<seq>`, or nil if there is none: the next write begins an epoch
 -- include: clock todo
 
@@ -37,7 +37,7 @@ end
 
 local shards, heritable = string.match(ARGV[1], '#(%d+)(%+?)$')
 -- Also in another epoch: another primary may have come and gone, of which this one has not heard.
-local seen = tonumber(ARGV[4])
+local seen = tonumber(ARGV[3])
 local is_whole = seq >= seen and not is_another('#', tonumber(shards))
 local is_here = not is_another('@', this_run())
 if is_whole and (is_here or heritable == '+' and is_heir()) then
