@@ -23,7 +23,6 @@ class Watch:
         self._world = world
         self._began = world.monotonic
         self._offset = world.clock_offset
-        self._place = world.place
         self._mark()
         self.lost = 0  # the tick of the last accident after which the server knew less than before
         self.steps: list[Step] = []

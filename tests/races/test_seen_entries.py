@@ -76,7 +76,6 @@ class Killed:
         self._body = body = body_of(room)
         body._seen.clear()
         self._places = body.keys.entry(KEY.encode()), body.keys.clock
-        self._client = client
         self.before = client.mget(*self._places)
         for _ in range(reads):
             assert self.read(self.before) == 1

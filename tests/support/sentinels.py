@@ -86,8 +86,6 @@ class Sentinels:
         authority: Authority | None = None,
     ) -> None:
         self._stack = ExitStack()
-        self._folder = folder
-        self._binary = binary
         self._proxied = proxied
         self._down_after_ms = down_after_ms
         self._password = password

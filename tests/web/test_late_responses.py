@@ -81,7 +81,6 @@ class Asked:
     def __init__(self, face: Face, act: str, token: str | None) -> None:
         self._face = face
         self._act = ACTS[act]
-        self._token = token
         self._has_looked = False
         self.session = face.session(token)
         self.set_cookie: str | None = None

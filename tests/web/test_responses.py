@@ -43,10 +43,10 @@ TEXT = [("Content-Type", "text/plain")]
 PEPPER = str(PATIENT["session_peppers"])
 
 
-def call_wsgi(app: Any, room: Stillroom, path: str = "/", token: str | None = None) -> Any:
+def call_wsgi(app: Any, room: Stillroom, token: str | None = None) -> Any:
     """Return what a server gets from a WSGI app: status, headers and the body object as it is."""
     started: list[Any] = []
-    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": path}
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/"}
     if token:
         environ["HTTP_COOKIE"] = f"__Host-sid={token}"
     body = Wsgi(app, room)(environ, lambda *given: started.append(given) or started.append)

@@ -115,7 +115,7 @@ local session = {h = h, user = user, tags = tags, limit = limit, deadline = math
 local life = life_of(limit, now)
 session.stamp = next_stamp(prefix, now, life)
 index_session(prefix, session, life)
-write_aliases(prefix, {unpack(KEYS, 2, 1 + others)}, session, now)
+write_aliases({unpack(KEYS, 2, 1 + others)}, session, now)
 -- The record comes last. A user of Redis who lacks a right ends the script half-way, and this call, sent again, would
 -- take a record without its indexes for one that is done: nobody could end that session.
 redis.call('HSET', KEYS[1], '_u', user, '_c', plain(now), '_l', plain(now), '_x', plain(limit), '_i', ARGV[4],

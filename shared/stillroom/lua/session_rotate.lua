@@ -48,7 +48,7 @@ local function lead_to_the_new_name()
   index_session(prefix, session, life, former)
   redis.call('HSET', old, '_to', h, '_until', plain(now + grace), '_grace', ARGV[2], '_u', session.user)
   redis.call('PEXPIRE', old, plain(math.max(math.ceil(grace / 1000), life)))
-  write_aliases(prefix, {unpack(KEYS, names + 2)}, session, now)
+  write_aliases({unpack(KEYS, names + 2)}, session, now)
 end
 
 -- A user of Redis who lacks a right ends this half-way. Its browser has the old name, and must not lose its session.

@@ -107,7 +107,7 @@ local function index_session(prefix, session, life, former)
 end
 
 -- The names of one session under other peppers lead to it: processes that have only these find it too.
-local function write_aliases(prefix, aliases, session, now)
+local function write_aliases(aliases, session, now)
   for _, key in ipairs(aliases) do
     redis.call('HSET', key, '_to', session.h, '_until', FOREVER, '_u', session.user, '_alias', '1')
     redis.call('PEXPIRE', key, plain(life_of(session.limit, now)))
