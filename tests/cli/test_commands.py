@@ -233,7 +233,7 @@ def test_a_worker_begins_beside_files_with_the_names_of_libraries(tmp_path: Path
     assert "the worker can't start: STILLROOM_WORKER_THREADS" in done.stderr
 
 
-def test_docs_prints_the_pages(tmp_path: Path) -> None:
+def test_docs_prints_the_pages() -> None:
     """`stillroom docs` lists the pages, prints one, and knows one that is spelled alike, or where to look."""
 
     def said(*words: str) -> subprocess.CompletedProcess[str]:

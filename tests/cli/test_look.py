@@ -225,9 +225,7 @@ def test_the_routes_are_listed(run: Callable[..., str], shop: Any) -> None:
     assert [row["path"] for row in of_app] == ["/login", "all others"]
 
 
-def test_the_limits_of_views_are_listed(
-    run: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_limits_of_views_are_listed(run: Callable[..., str], tmp_path: Path) -> None:
     """What views carry is listed with its subjects, costs and the answers that count; the default is listed too."""
     name = f"views_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(VIEWS)

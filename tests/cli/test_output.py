@@ -184,9 +184,7 @@ def test_whoever_stops_reading_hears_no_complaint(
         assert said.read() == b""
 
 
-def test_all_is_done_though_nobody_reads_on(
-    server: EmbeddedServer, make_room: Any, client: Any
-) -> None:
+def test_all_is_done_though_nobody_reads_on(server: EmbeddedServer, make_room: Any) -> None:
     """A command of several acts does them all before it says so, to a reader that may have gone."""
     room = make_room()
     room.cache.set("a", 1)
@@ -205,7 +203,7 @@ def test_all_is_done_though_nobody_reads_on(
 
 
 def test_a_refused_letter_is_named_though_nobody_reads_on(
-    server: EmbeddedServer, make_room: Any, client: Any
+    server: EmbeddedServer, make_room: Any
 ) -> None:
     """What `dead-letters retry --all` can't send is said on stderr, also where nobody reads what it sent."""
     room = make_room()

@@ -248,9 +248,7 @@ def test_what_names_many_keys_reaches_every_shard(
     assert entries(cluster) == 0
 
 
-def test_loaders_load_and_refresh_in_their_shard(
-    room: Any, make_room: Any, dispatch: Recording
-) -> None:
+def test_loaders_load_and_refresh_in_their_shard(room: Any) -> None:
     """A cached function, its invalidation, its refresh order and a load of many work in their shards."""
     calls: list[int] = []
 
@@ -637,9 +635,7 @@ def test_a_server_that_is_no_cluster_says_so(state_server: EmbeddedServer, face:
             assert error.value.reason == "nocluster"
 
 
-def test_shards_work_on_one_server_too(
-    make_room: Callable[..., Stillroom], own_server: EmbeddedServer
-) -> None:
+def test_shards_work_on_one_server_too(own_server: EmbeddedServer) -> None:
     """Shards on one server are several caches side by side."""
     settings = Settings(**PATIENT | {"redis_url": own_server.url, "shards": SHARDS})
     with Stillroom(settings, dispatch=Recording()) as room:

@@ -182,7 +182,7 @@ def test_a_cancelled_reservation_is_given_back(
 
 
 def test_a_check_that_is_cancelled_leaves_the_windows_to_be_compared(
-    server: EmbeddedServer, client: Any
+    server: EmbeddedServer,
 ) -> None:
     """Windows are compared before the next check, where the first is cancelled while it compares them."""
 

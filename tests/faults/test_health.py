@@ -178,7 +178,7 @@ def test_the_first_answer_of_all_comes_in_time(
         assert timed(asking, "/health/ready", IN_TIME).status == 503
 
 
-def test_a_server_that_is_loading(serve: Callable[[Settings], Ask], tmp_path: Any) -> None:
+def test_a_server_that_is_loading(serve: Callable[[Settings], Ask]) -> None:
     """A loading server is away: the report has the reason, and its memory from INFO."""
     options = {
         "enable-debug-command": "yes",

@@ -284,9 +284,7 @@ def test_load_many_has_to_give_a_mapping(room: Any, client: Any) -> None:
     assert leases(client) == []
 
 
-def test_a_request_whose_time_is_up_still_stores_and_frees(
-    room: Any, client: Any, monkeypatch: Any
-) -> None:
+def test_a_request_whose_time_is_up_still_stores_and_frees(room: Any, client: Any) -> None:
     """A load that took the request's whole budget is stored and frees its lease, because others wait for it."""
     with room.request() as budget:
 

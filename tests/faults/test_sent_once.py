@@ -371,9 +371,7 @@ def test_a_worker_whose_lease_is_answered_by_nobody_gives_it_back(
     assert client.get(lease) is None
 
 
-def test_two_threads_do_not_wait_for_each_others_late_copies(
-    app: Any, proxy: Proxy, make_room: Any
-) -> None:
+def test_two_threads_do_not_wait_for_each_others_late_copies(app: Any, proxy: Proxy) -> None:
     """A cut connection delays its own caller only, and other threads go on."""
     if not isinstance(app, Stillroom):
         pytest.skip("a blocking call")

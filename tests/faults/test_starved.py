@@ -312,7 +312,7 @@ def test_an_async_loader_goes_on_after_a_moment_without_threads(
 
 
 def test_nothing_that_promises_not_to_raise_does(
-    server: EmbeddedServer, no_threads: threading.Event, make_room: Any
+    server: EmbeddedServer, no_threads: threading.Event
 ) -> None:
     """Without threads orders are given back, wakes are left to beat, health answers, and the room closes."""
     settings = Settings(redis_url=server.url)

@@ -219,7 +219,7 @@ def test_outside_of_a_task_a_time_limit_is_the_loads_failure(room: Any, client: 
     assert room.cache.get_or_set("k", over_time, ttl=60, swr=600) == 1
 
 
-def test_a_task_over_its_time_is_no_failure_of_others(make_room: Any, client: Any) -> None:
+def test_a_task_over_its_time_is_no_failure_of_others(make_room: Any) -> None:
     """A task's soft time limit while it loads is nobody else's error: a waiting caller loads by itself."""
     one, two = make_room(), make_room()
 

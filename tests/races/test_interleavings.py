@@ -247,7 +247,7 @@ def test_silence_about_an_old_tag_is_not_consent_with_the_limit_of_the_settings(
 
 
 def test_marks_lost_between_the_question_and_its_answer(
-    forgetful: Stillroom, writer: Stillroom, client: Any
+    forgetful: Stillroom, writer: Stillroom
 ) -> None:
     """A read is a miss when a new epoch begins just before it asks for an old tag."""
     writer.cache.set("k", "old", tags=["t"])
@@ -351,7 +351,7 @@ def test_a_load_of_many_overtaken_is_not_seen_afterwards(
 
 
 def test_whoever_waits_for_many_is_not_served_an_older_load(
-    reader: Stillroom, writer: Stillroom, make_room: Any
+    reader: Stillroom, writer: Stillroom
 ) -> None:
     """A caller that came after an invalidation waits, loads the dead keys and takes over the others."""
     load = Stepper(

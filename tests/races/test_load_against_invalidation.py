@@ -207,7 +207,7 @@ def test_a_waiter_is_served_what_may_still_be_served(
     assert loading.result(WITHIN) == "old"
 
 
-def test_tasks_of_one_event_loop_follow_the_same_rule(settings: Settings, client: Any) -> None:
+def test_tasks_of_one_event_loop_follow_the_same_rule(settings: Settings) -> None:
     """In one event loop a task from before an invalidation gets the old value and one from after it the new one."""
 
     async def scenario() -> tuple[list[Any], Any]:

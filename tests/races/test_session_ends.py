@@ -143,7 +143,7 @@ def test_a_request_whose_session_was_gone_ends_no_renewal(
         assert there.sessions.get(fresh) is not None
 
 
-def test_a_rotation_without_grace_keeps_what_was_to_be_kept(make_room: Make, client: Any) -> None:
+def test_a_rotation_without_grace_keeps_what_was_to_be_kept(make_room: Make) -> None:
     """A session to keep, named before its rotation without grace, is kept under its new name, and not
     if named after.
     """

@@ -65,7 +65,7 @@ def test_a_proxy_that_is_named_as_a_mapped_network_is_believed(make_room: Make) 
 
 @pytest.mark.parametrize("address", ["203.0.113.9", "2001:db8:1:2::5"])
 def test_whoever_became_exempt_is_let_in_and_the_ban_is_lifted(
-    make_room: Make, client: Any, caplog: Any, address: str
+    make_room: Make, caplog: Any, address: str
 ) -> None:
     """A banned client that becomes exempt is admitted by restarted processes at once, and the next scan lifts its
     ban.

@@ -1185,7 +1185,7 @@ def test_a_hit_is_one_round_trip(room: Any, make_room: Any, client: Any, is_own:
     assert [name for name in names if name not in HANDSHAKE] == asked * 3
 
 
-def test_nothing_of_a_value_or_password_is_logged(room: Any, client: Any, caplog: Any) -> None:
+def test_nothing_of_a_value_or_password_is_logged(room: Any, caplog: Any) -> None:
     """A log line about a bad entry names its key and never its content."""
     room.cache.set("k", "canary-value")
     with caplog.at_level(logging.DEBUG):

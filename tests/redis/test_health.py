@@ -426,9 +426,7 @@ def test_the_newest_tick_is_beats_sign_of_life(room: Any, client: Any) -> None:
     assert room.health.check().tasks.beat_s < 10
 
 
-def test_a_scheduled_task_that_always_fails_is_a_finding(
-    room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_scheduled_task_that_always_fails_is_a_finding(room: Any, client: Any) -> None:
     """A task that has not ended well for ten minutes while others did is a finding from the second snapshot on."""
 
     def tick(*late: str) -> list[str]:
@@ -450,7 +448,7 @@ def test_a_scheduled_task_that_always_fails_is_a_finding(
     assert tick() == []
 
 
-def test_a_scheduled_task_that_never_ended_well_is_a_finding(room: Any, client: Any) -> None:
+def test_a_scheduled_task_that_never_ended_well_is_a_finding(room: Any) -> None:
     """A task that was never done is a finding once a worker has worked for ten minutes, and beat with it."""
     for task in SCHEDULED[1:]:
         room.upkeep.record_tick(task)
@@ -694,7 +692,7 @@ def test_two_servers_are_reported_by_their_roles(two_roles: Any, client: Any) ->
     assert report.tasks.todo == 0
 
 
-def test_one_of_two_is_away(two_roles: Any, own_server: EmbeddedServer, client: Any) -> None:
+def test_one_of_two_is_away(two_roles: Any, own_server: EmbeddedServer) -> None:
     """When one of two servers is away it is named and its part unknown; the other is reported and the snapshot
     kept.
     """

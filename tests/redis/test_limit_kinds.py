@@ -245,7 +245,7 @@ def test_a_limit_in_shadow_denies_nothing_and_says_what_it_would_have(
     assert room.state_stats.counts["limit_would_deny:shadow"] == 3
 
 
-def test_a_limit_in_shadow_takes_nothing_of_what_another_denies(room: Any, client: Any) -> None:
+def test_a_limit_in_shadow_takes_nothing_of_what_another_denies(room: Any) -> None:
     """A limit in shadow takes no hit of a request that another limit denies."""
     one = Limit("one", 1, 60)
     assert room.limits.check(IP, [one, SHADOW])
@@ -285,7 +285,7 @@ def test_what_is_no_limit_is_named_while_limits_are_changed(room: Any, wrong: An
         room.limits.check(IP, wrong)
 
 
-def test_a_change_is_seen_by_every_process(room: Any, make_room: Any, client: Any) -> None:
+def test_a_change_is_seen_by_every_process(room: Any, make_room: Any) -> None:
     """Every process sees a change behind a check, without a round trip of its own, and earlier hits still count."""
     other = make_room()
     ten = Limit("ten", 10, 60)

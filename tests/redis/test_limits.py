@@ -67,7 +67,7 @@ def test_a_check_is_one_round_trip(room: Any, client: Any) -> None:
     assert sent(client, lambda: room.limits.reset(subject, limits)) == ["UNLINK"]
 
 
-def test_all_limits_are_consumed_or_none(room: Any, client: Any) -> None:
+def test_all_limits_are_consumed_or_none(room: Any) -> None:
     """A request that one limit denies takes nothing of the other limits, whatever their order."""
     small, large = Limit("small", 2, 60), Limit("large", 100, 3600)
     for order in ([small, large], [large, small]):
@@ -434,7 +434,7 @@ def test_reset_forgets(room: Any, client: Any) -> None:
 # Reservations
 
 
-def test_a_refund_gives_back_what_was_consumed_once(room: Any, client: Any) -> None:
+def test_a_refund_gives_back_what_was_consumed_once(room: Any) -> None:
     """A refund gives back exactly what was consumed from all limits; a second one does nothing."""
     limits = [AUTH, USER, PAIR]
     subject = {"ip": IP, "user": "ann"}
@@ -466,7 +466,7 @@ def test_a_refund_comes_out_of_the_place_it_went_into(room: Any, client: Any) ->
     assert room.limits.peek(IP, [AUTH]).remaining == 4
 
 
-def test_a_shared_entry_gives_back_only_what_is_its(room: Any, client: Any) -> None:
+def test_a_shared_entry_gives_back_only_what_is_its(room: Any) -> None:
     """A refund of hits that were merged with others subtracts only its own hits from the shared entry."""
     held = room.limits.reserve(IP, [API], cost=3)
     room.limits.check(IP, [API], cost=4)
@@ -600,7 +600,7 @@ def test_denials_from_memory_are_told_with_the_next_one(room: Any, client: Any) 
     assert room.state_stats.counts["limit_denials"] == 102
 
 
-def test_a_denial_from_memory_says_what_redis_would(room: Any, client: Any) -> None:
+def test_a_denial_from_memory_says_what_redis_would(room: Any) -> None:
     """A denial from memory has the headers that Redis would give, and says nothing of limits that count others."""
     limits = [DEFAULT, AUTH]
     for _ in range(6):

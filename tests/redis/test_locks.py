@@ -79,7 +79,7 @@ def test_who_waits_gets_it_when_it_is_free(room: Any, make_room: Any) -> None:
     timer.join()
 
 
-def test_what_acquire_returns_may_be_a_block(settings: Settings, client: Any) -> None:
+def test_what_acquire_returns_may_be_a_block(settings: Settings) -> None:
     """A lock that was taken by `acquire` in the place of a block's head is given back at the end of the block."""
 
     async def act() -> None:

@@ -272,9 +272,7 @@ def test_no_copy_outlives_the_marks_of_patterns(make_room: Any) -> None:
 
 
 @pytest.mark.parametrize("others", [0, MARKS_AT_ONCE], ids=["alone", "among many marks"])
-def test_no_copy_outlives_a_pattern_though_this_machine_slept(
-    make_room: Any, client: Any, others: int
-) -> None:
+def test_no_copy_outlives_a_pattern_though_this_machine_slept(make_room: Any, others: int) -> None:
     """A machine sleeps until workers have dropped a pattern, and its clock with it: no copy it names is served."""
     times = {"lease": 0.1, "refresh_lease": 0.1, "lease_limit": 0.1}
     room, other = make_room(**times), make_room(**times)
@@ -375,9 +373,7 @@ def test_a_registry_that_was_lost_and_made_again_shows(
         assert price(7) == [500]
 
 
-def test_more_names_than_redis_keeps(
-    room: Any, make_room: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_names_than_redis_keeps(room: Any, make_room: Any) -> None:
     """A process that was told too little drops all its copies."""
     price = price_of(room)
     other: Stillroom = make_room()
@@ -836,7 +832,7 @@ def test_another_epoch_drops_what_is_kept(room: Any, make_room: Any) -> None:
     assert len(body.copies) == 0
 
 
-def test_two_shards_prove_for_themselves(settings: Any, dispatch: Any, make_room: Any) -> None:
+def test_two_shards_prove_for_themselves(make_room: Any) -> None:
     """Each shard has a clock of its own."""
     room: Stillroom = make_room(shards=2)
     other: Stillroom = make_room(shards=2)
@@ -903,7 +899,7 @@ def test_a_server_that_takes_no_writes_is_read_each_time(own_server: Any) -> Non
         assert len(room.cache._body.copies) == 1
 
 
-def test_the_promise_of_others_is_not_changed(room: Any, make_room: Any, trips: Trips) -> None:
+def test_the_promise_of_others_is_not_changed(room: Any, trips: Trips) -> None:
     """A loader without `near` asks each time, also where others of the same room have copies."""
     price = price_of(room)
 

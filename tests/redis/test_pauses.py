@@ -119,9 +119,7 @@ def test_who_does_not_answer_pauses_nothing() -> None:
             room.upkeep.pause("refresh", 60)
 
 
-def test_the_command_pauses_and_resumes(
-    server: Any, client: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_pauses_and_resumes(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command pauses and resumes, and answers in words or as JSON."""
     monkeypatch.setenv("REDIS_URL", server.url)
 

@@ -115,7 +115,7 @@ class TestTags:
             assert [room.cache.get(f"k:{n}") for n in (0, 1, 2, 9)] == [None] * 4
             assert room.cache.reclaim()["left"] == 0
 
-    def test_a_header_of_any_length_is_read_whole(self, room: Any, client: Any) -> None:
+    def test_a_header_of_any_length_is_read_whole(self, room: Any) -> None:
         """A header of any length is read whole, with the longest key and more tags than its first piece holds."""
         tags = [f"tag-{n}-{'x' * 40}" for n in range(60)]
         room.cache.set("k" * 1024, 1, tags=[*tags, "last"])
@@ -262,7 +262,7 @@ class TestSweeps:
         assert client.zrange(room.keys.globs, 0, -1) == [b"k:*"]
         assert client.zscore(room.keys.marks, "p:k:*") is not None
 
-    def test_a_hundred_patterns_are_one_sweep(self, room: Any, client: Any) -> None:
+    def test_a_hundred_patterns_are_one_sweep(self, room: Any) -> None:
         """A hundred patterns are one sweep, and the pattern `*` takes every entry."""
         fill(room, 200)
         for n in range(100):
@@ -546,7 +546,7 @@ class TestSoft:
         assert client.exists(room.keys.todo) == 0
 
     def test_a_run_loads_until_its_time_is_up(
-        self, room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+        self, room: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The next run loads what a run had no time for."""
         loaded: list[int] = []
@@ -604,9 +604,7 @@ class TestSoft:
         assert runs == 1 + reclaim.LEFT_LIMIT
         assert room.cache.get("k") == 1
 
-    def test_an_index_of_names_whose_entries_are_gone_is_no_hindrance(
-        self, room: Any, client: Any
-    ) -> None:
+    def test_an_index_of_names_whose_entries_are_gone_is_no_hindrance(self, room: Any) -> None:
         """reclaim sends no command for an index whose entries are all gone."""
         room.cache.set("k", 1, tags=["t"])
         room.cache.invalidate("k")

@@ -35,7 +35,7 @@ def inner(room: Any) -> Any:
 # Everybody's
 
 
-def test_all_sessions_end_at_once(room: Any, client: Any) -> None:
+def test_all_sessions_end_at_once(room: Any) -> None:
     """revoke_all ends users' and anonymous sessions in every shard, and later sessions live."""
     made = [room.sessions.create(user, {"a": 1}, tags=["t"]) for user in ("u1", "u2", None) * 20]
     assert room.sessions.destroy_all() == 60
@@ -365,7 +365,7 @@ def test_values_keep_their_type(room: Any) -> None:
     assert (found.data["raw"], found.data["deep"]) == (b"\xff", [{"s": {1, 2}}])
 
 
-def test_meta_keeps_its_types_too(room: Any, client: Any) -> None:
+def test_meta_keeps_its_types_too(room: Any) -> None:
     """What lists of devices show keeps its types as the data does. A login with an address or a model goes on."""
     at = datetime.datetime(2026, 1, 2, 3, 4, 5, 6, datetime.UTC)
     meta = {"at": at, "where": ("de", 7), "id": uuid.UUID(int=7), "raw": b"\xff", "!": "tuple"}

@@ -476,7 +476,7 @@ def test_a_session_that_has_grown_too_large_may_shrink(room: Any, make_room: Any
     assert smaller.sessions.mutate(made, lambda data: {"b": data["b"]}).data == {"b": 1}
 
 
-def test_a_dataclass_is_looked_at_once(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataclass_is_looked_at_once(room: Any) -> None:
     """The schema of a dataclass is made with the first write. It takes longer than the write."""
     schemas: list[Any] = []
 
@@ -667,7 +667,7 @@ def test_a_clock_that_was_lost_has_an_end_again(
 # Rotation
 
 
-def test_the_old_token_works_for_a_moment(room: Any, client: Any) -> None:
+def test_the_old_token_works_for_a_moment(room: Any) -> None:
     """A request with the old token reaches the same session for a moment, also after two rotations,
     and can end it.
     """
@@ -868,7 +868,7 @@ def test_a_user_ends_one_of_their_own(room: Any) -> None:
     assert room.sessions.get(other) is not None
 
 
-def test_a_handle_outlives_rotations(room: Any, client: Any) -> None:
+def test_a_handle_outlives_rotations(room: Any) -> None:
     """A handle ends its session after rotations too, and opens nothing."""
     listed = room.sessions.create("u1")
     rotated = room.sessions.rotate(room.sessions.rotate(listed, grace=0), grace=0)

@@ -185,7 +185,7 @@ def test_several_shards_are_warmed_once(make_room: Any) -> None:
     assert len(loads) == 8
 
 
-def test_away_it_is_raised(make_room: Any) -> None:
+def test_away_it_is_raised() -> None:
     """When Redis is away the warm-up raises, and beat asks again in ten seconds."""
     room = Stillroom(Settings(redis_url="redis://127.0.0.1:1"))
     loader_of(room, [], warm_every=60, warm_with=[1])

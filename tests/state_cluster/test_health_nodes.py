@@ -199,7 +199,7 @@ def test_slots_without_a_node_and_clocks_apart_are_findings(
 
 @pytest.mark.parametrize("command", ["doctor", "health"])
 def test_commands_show_each_node(
-    command: str, cluster: RedisCluster, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    command: str, cluster: RedisCluster, server: EmbeddedServer
 ) -> None:
     """`stillroom doctor` and `stillroom health` name each node."""
     told = {"REDIS_URL": cluster.url, "STILLROOM_STATE_CLUSTER": "1"}

@@ -431,7 +431,7 @@ def test_operators_see_it_and_nobody_else_asgi(server: EmbeddedServer, history: 
         check_who_may_see(port)
 
 
-def test_secrets_are_not_on_it(server: EmbeddedServer, client: Any, history: Any) -> None:
+def test_secrets_are_not_on_it(server: EmbeddedServer, history: Any) -> None:
     """Passwords, session tokens, keys, values and the server's address are not on the page."""
     changes = {"session_peppers": "canary-pepper-" + "x" * 32}
     with Stillroom(settings_for(server, **changes), dispatch=NoDispatch()) as room:
