@@ -54,9 +54,7 @@ class TlsServer(EmbeddedServer):
 
 
 @pytest.fixture(scope="module")
-def make_server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., TlsServer]]:
+def make_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., TlsServer]]:
     """Return a function that starts servers for the module; skip where there is none with TLS."""
     if not Authority.is_possible() or shutil.which("redis-server") is None:
         pytest.skip("there is no openssl, or no redis-server with TLS")

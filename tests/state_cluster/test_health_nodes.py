@@ -26,7 +26,7 @@ from tests.support.faces import FACES, open_room
 
 
 @pytest.fixture
-def cluster(request: pytest.FixtureRequest) -> Iterator[RedisCluster]:
+def cluster() -> Iterator[RedisCluster]:
     """Return a cluster of this test's own, which serves what it has left when a node is gone."""
     with RedisCluster() as cluster:
         for node in cluster.nodes:

@@ -187,7 +187,7 @@ StartWorker = Callable[..., Process]
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
+def broker() -> Iterator[Broker]:
     broker = Broker()
     try:
         yield broker

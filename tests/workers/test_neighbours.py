@@ -337,7 +337,7 @@ def order_pages(server: EmbeddedServer, db: Any) -> None:
 
 
 @pytest.fixture
-def foreign(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def foreign() -> dict[str, str]:
     """Return every variable that could tell Celery something else."""
     return {
         name: "tests.support.nowhere" if name.endswith(("MODULE", "LOADER")) else NOWHERE
