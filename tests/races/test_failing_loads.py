@@ -490,6 +490,23 @@ def test_a_place_is_free_again_when_its_process_is_gone(make_room: Any, client: 
     assert client.exists(places) == 0
 
 
+def test_a_budget_holds_for_loads_with_other_leases(make_room: Any, client: Any) -> None:
+    """A load whose lease is shorter, as another release or setting has it, takes no place of a longer one."""
+    rooms = make_room(), make_room()
+    long, short = (
+        room.cache.cached("k:{n}", at_once=2, name="load", lease=lease)(Busy(0))
+        for room, lease in zip(rooms, (30, 2), strict=True)
+    )
+    loads = [calling(rooms[0], long, 1).run_to_the_load()]
+    loads.append(calling(rooms[1], short, 2).run_to_the_load())
+    places, _ = rooms[0].keys.places("load")
+    assert client.zcard(places) == 2
+    assert client.pttl(places) > 20_000
+    assert calling(rooms[1], short, 3).run().is_waiting
+    for load in loads:
+        load.run()
+
+
 def test_a_refresh_over_the_budget_leaves_the_stale_value(
     make_room: Any, client: Any, dispatch: Any
 ) -> None:

@@ -1,6 +1,7 @@
 -- Takes one of a loader's places, so that no more than its budget of loads run at once, in all processes. A place is
 -- held no longer than a load may take. A load that finds none queues for a moment; the queue is as long as there are
--- places. Members that run out later than any could were written before the clock was put back.
+-- places. Members that run out later than their own lease could were written before the clock was put back; another
+-- release, or a process with another setting, may give its loads longer leases.
 -- KEYS  1 places (zset: load → until, ms)  2 queue (the same)  3 lease
 -- ARGV  1 the lease's value: the load  2 how many places  3 for how long, ms  4 how long one may queue, ms
 --       5 while the caller waits (see is_late): a place that nobody gives back would keep others from loading
@@ -14,14 +15,23 @@ end
 local now = math.floor(now_us() / 1000)
 local limit = tonumber(ARGV[2])
 
+-- Drops who ends later than from now on it could. The value of a load's lease says how long that is (lib/lease.lua).
 local function clear(key, longest)
   redis.call('ZREMRANGEBYSCORE', key, '-inf', plain(now))
-  redis.call('ZREMRANGEBYSCORE', key, '(' .. plain(now + longest), '+inf')
+  local late = redis.call('ZRANGEBYSCORE', key, '(' .. plain(now + longest), '+inf', 'WITHSCORES')
+  for i = 1, #late, 2 do
+    local given = key == KEYS[1] and string.match(late[i], '^%a+%.%x+%.(%d+)') or longest
+    if tonumber(late[i + 1]) > now + tonumber(given) then
+      redis.call('ZREM', key, late[i])
+    end
+  end
 end
 
 local function join(key, longest)
   redis.call('ZADD', key, plain(now + longest), ARGV[1])
-  redis.call('PEXPIRE', key, longest)
+  if redis.call('PTTL', key) < longest then
+    redis.call('PEXPIRE', key, longest)
+  end
 end
 
 clear(KEYS[1], tonumber(ARGV[3]))
