@@ -439,17 +439,22 @@ def test_a_load_that_is_shed_is_no_try(make_room: Any, client: Any) -> None:
     assert worker.upkeep.reclaim()["done"] == 1
 
 
-LEASE_S = 200
-
-
 @pytest.mark.parametrize(
-    ("of_room", "of_loader"), [({"lease": LEASE_S}, {}), ({}, {"lease": LEASE_S})]
+    ("lease", "of_room", "of_loader"),
+    [
+        (200, {"lease": 200}, {}),
+        (200, {}, {"lease": 200}),
+        (400, {"lease_limit": 500}, {"lease": 400}),
+    ],
+    ids=["setting", "loader", "longer than others may"],
 )
 def test_an_order_is_held_for_as_long_as_its_load_may_take(
-    make_room: Any, client: Any, of_room: dict[str, Any], of_loader: dict[str, Any]
+    make_room: Any, client: Any, lease: int, of_room: dict[str, Any], of_loader: dict[str, Any]
 ) -> None:
     """While a worker may still be loading for an order, no other worker takes the order, and its lease, over."""
     app, worker, other = make_room(**of_room), make_room(**of_room), make_room()
+    for room in (worker, other):
+        room.cache.set("k", 1)  # it knows now what others may
     due_in: list[float] = []
 
     def slow() -> str:
@@ -457,9 +462,10 @@ def test_an_order_is_held_for_as_long_as_its_load_may_take(
         seconds, micros = client.time()
         due_in.append(order[1] / 1e6 - seconds - micros / 1e6)
         assert other.upkeep.reclaim()["done"] == 0
+        assert client.zrange(app.keys.orders, 0, -1, withscores=True) == [order], "nobody took it"
         return "new"
 
     worker.cache.cached("slow", ttl=600, **of_loader)(slow)
     app.tasks.load(app.cache.cached("slow", ttl=600, **of_loader)(slow))
     assert worker.upkeep.reclaim()["done"] == 1
-    assert LEASE_S - 5 < due_in[0] <= LEASE_S
+    assert lease - 5 < due_in[0] <= lease

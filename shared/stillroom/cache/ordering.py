@@ -25,6 +25,7 @@ from stillroom.cache.orders import (
     to_body,
     to_member,
 )
+from stillroom.cache.terms import LEASE_LIMIT, Terms
 from stillroom.dead_letters import DeadLetter, DeadLetters
 from stillroom.dispatch import RECLAIM_TASK, Dispatch
 from stillroom.errors import (
@@ -79,15 +80,13 @@ class Ordering:
         pauses: Pauses,
         cache: Any,
     ) -> None:
-        self._settings = settings
+        self._replicas = settings.replicas
         self._keys = [keys.orders, keys.order_tries]
         self._dispatch = dispatch
         self._stats = stats
         self._dead_letters = dead_letters
         self._pauses = pauses
         self._cache = cache
-        self._longest_ms = max(LONGEST_DELAY_MS, int(settings.lease_limit * 1_000))
-        self._keep_ms = int((settings.life_limit + settings.lease_limit) * 1000)
         dead_letters.senders[KIND] = self._send_again
 
     def refuse_unfilled(self, *names: str) -> None:
@@ -201,9 +200,14 @@ class Ordering:
 
     # On the state's server
 
+    @property
+    def _terms(self) -> Terms:
+        terms: Terms = self._cache.shards[0].terms
+        return terms
+
     def _written(self, members: Iterable[bytes]) -> Operation[None]:
-        writes = write_orders(self._keys, ORDERS_LIMIT, self._keep_ms, *members)
-        (written,) = yield from kept([writes], self._settings.replicas, self._stats, "an order")
+        writes = write_orders(self._keys, ORDERS_LIMIT, self._terms.keep_ms, *members)
+        (written,) = yield from kept([writes], self._replicas, self._stats, "an order")
         if not written:
             raise DispatchFailed(f"{ORDERS_LIMIT:,} orders wait and no worker takes them")
 
@@ -214,7 +218,8 @@ class Ordering:
     def _take(self, by_us: int) -> Operation[tuple[Taken | None, int]]:
         # Not while its load may be under way: another worker would take the lease over, and lose it in turn.
         load_ms = max(HELD_MS, self._cache.loaders.longest_lease())
-        times = (HELD_MS, self._longest_ms, self._keep_ms, by_us, load_ms)
+        longest_ms = max(LONGEST_DELAY_MS, int(self._terms.longest(LEASE_LIMIT) * 1_000))
+        times = (HELD_MS, longest_ms, self._terms.keep_ms, by_us, load_ms)
         (taken,) = yield Once([take_order(self._keys, *times)])
         if taken is None:
             return None, 0
