@@ -267,6 +267,23 @@ def test_a_new_device_is_told(room: Any, client: Any) -> None:
     assert len(told) == 1
 
 
+def test_a_new_device_is_told_where_the_server_lost_scripts(room: Any, client: Any) -> None:
+    """A login tells of a new device, and of who made room, also where the server has lost one of its scripts."""
+    told: list[SessionEvent] = []
+    first = room.sessions.create("u1", device="phone")
+    visits = [room.sessions.create(None) for _ in range(20)]
+    visit = next(one for one in visits if one.token[:2] != first.token[:2])
+    client.script_flush()
+    room.sessions.create("u2")
+    room.sessions.on_event.append(told.append)
+    made = room.sessions.create("u1", device="laptop", max_per_user=1, replaces=visit)
+    assert {(event.kind, event.handle) for event in told} == {
+        ("new_device", made.handle),
+        ("evicted", first.handle),
+    }
+    assert room.sessions.get(visit) is None
+
+
 def test_each_device_is_forgotten_by_itself(make_room: Any, client: Any) -> None:
     """A device whose last login was too long ago is new, although the user has logged in on another one since."""
     room, told = make_room(session_device_memory=1_000), []

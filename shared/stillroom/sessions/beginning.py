@@ -105,6 +105,9 @@ class Beginning:
                 self._asking._compare_no_more(error)
                 says, batch = [], batch[len(says) :]
             replies = yield from self._once_more(batch, kept_as)
+            began = refused[-1] if refused else None
+            if isinstance(began, list) and began[0] == replies[-1][0] == b"ok":
+                replies = [*replies[:-1], began]  # it told who ended for it, and of a new device
         if says:
             self._asking._have_said_shards(replies[0])
         return replies[-2] if way else None, replies[-1]
