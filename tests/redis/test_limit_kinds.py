@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -256,13 +257,16 @@ def test_a_limit_in_shadow_takes_nothing_of_what_another_denies(room: Any) -> No
     assert room.limits.peek(IP, [Limit("shadow", 2, 60)]).remaining == 1
 
 
-def test_a_limit_in_shadow_may_be_reserved(room: Any) -> None:
-    """A limit in shadow may be reserved, and gives back only what it counted."""
-    held = [room.limits.reserve(IP, [SHADOW, TEN]) for _ in range(4)]
+@pytest.mark.parametrize("by", ["ip", "user"])
+def test_a_limit_in_shadow_may_be_reserved(room: Any, by: str) -> None:
+    """A limit in shadow may be reserved, and gives back only what it counted, of another subject too."""
+    shadow, asked = replace(SHADOW, by=by), {"ip": IP, "user": "ann"}
+    held = [room.limits.reserve(asked, [shadow, TEN]) for _ in range(4)]
     assert all(held)
     for one in held:
         assert room.limits.refund(one)
-    assert room.limits.peek(IP, [Limit("shadow", 2, 60)]).remaining == 2
+        assert not room.limits.refund(one)
+    assert room.limits.peek(asked, [replace(shadow, shadow=False)]).remaining == 2
     assert room.limits.peek(IP, [TEN]).remaining == 10
 
 
