@@ -126,6 +126,7 @@ LONGEST = [
     "tests/cluster/test_cache.py",
     "tests/redis/test_cache.py",
     "tests/properties/test_cache_machine.py",
+    "tests/state_cluster/test_alike.py",
     "tests/redis/test_orders.py",
     "tests/cli/test_output.py",
     "tests/web/test_django_suite.py",
