@@ -863,12 +863,17 @@ def test_kept_values_may_be_served_while_redis_is_away(own_server: Any) -> None:
         )
         with open_room("sync", settings, None) as room:
             price = price_of(room)
+            room.cache.set("set", 5)
+            with room.request():
+                assert room.cache.get("set", int, near=True) == 5
             assert kept(price, room) == [1]
             own_server.freeze()
             room.stats.due = float("inf")
             try:
                 with room.request():
                     assert [price(7), price(8)] == [served, [served[0] + 1]]
+                    assert room.cache.get("set", int, near=True) == (5 if seconds else None)
+                    assert room.cache.get("set", int) is None
                 near = room.cache._body.near
                 near._proof = near._proof._replace(asked=near._proof.asked - 61.0)
                 with room.request():

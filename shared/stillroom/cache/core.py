@@ -125,7 +125,8 @@ class Core(Loads):
         `near`: this process may keep it, see `cached`.
 
         Cost: the entry and the clock in one MGET. A value that does not fit `type` is a miss.
-        Redis away: `default`, within the call's deadline; counted and logged, never raised.
+        Redis away: `default`, within the call's deadline; counted and logged, never raised. With `near` it may be
+        the copy that this process keeps: see the setting near_away.
         """
         name = sanitized(key)
         read = self._codec.reader(type)  # refuses a value that is no type, on a miss too
@@ -156,7 +157,8 @@ class Core(Loads):
                 entry, freshness, value = yield from self._look_beside(name, type)
         except RedisUnavailable as error:
             self._fall_back("get", error)
-            return default
+            kept = self._kept_near(name, kept_for, type, b"")
+            return default if kept is MISS else kept
         self._count(value, freshness)
         if value is MISS or entry is None:
             return default
@@ -285,7 +287,7 @@ class Core(Loads):
             entry, freshness = yield from self._look_for(name, recipe, call, looked)
         except RedisUnavailable as error:
             self._fall_back("get_or_set", error)
-            kept = self._kept_near(name, recipe)
+            kept = self._kept_near(name, recipe.near, recipe.type, recipe.release)
             return (yield from self._load_away(name, recipe, error)) if kept is MISS else kept
         decode = self._decode if recipe.near is None else self.near.value
         value = MISS if entry is None else decode(entry, recipe.type)

@@ -365,12 +365,12 @@ class Lookup:
             self._fall_back("learn", error)
             return 0
 
-    def _kept_near(self, name: bytes, recipe: Recipe) -> Any:
+    def _kept_near(self, name: bytes, near: float | None, type: Any, release: bytes) -> Any:
         """Return this process's copy, where the app lets it be served while Redis is away, or MISS."""
-        if recipe.near is None or not self.settings.near_away:
+        if near is None or not self.settings.near_away:
             return MISS
-        kept = self.near.away(name, recipe.release, self.settings.near_away)
-        return MISS if kept is None else self._decode(kept, recipe.type)
+        kept = self.near.away(name, release, self.settings.near_away)
+        return MISS if kept is None else self._decode(kept, type)
 
     def prove(self) -> Operation[None]:
         """Have all that this process keeps proved by one look at the clock. Redis away: nothing is proved."""
