@@ -225,6 +225,40 @@ def test_the_routes_are_listed(run: Callable[..., str], shop: Any) -> None:
     assert [row["path"] for row in of_app] == ["/login", "all others"]
 
 
+def test_a_table_is_found_behind_other_layers(
+    run: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table is listed wherever it stands: given to `init_app`, or behind health, an extension or a closure."""
+    name = f"behind_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(BEHIND)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for behind in ("flask_app", "fast_app", "plain_app"):
+        (row,) = json.loads(run("routes", "/login", "--app", f"{name}:{behind}", "--json"))
+        assert (row["path"], row["limits"][0]["name"]) == ("/login", "auth"), behind
+    module = sys.modules.pop(name)
+    module.room.close()
+
+
+BEHIND = """
+from fastapi import FastAPI
+from flask import Flask
+from stillroom import AUTH, AsyncStillroom, Route, Routes, Stillroom
+from stillroom.web import HealthASGI, HealthWSGI, asgi, wsgi
+from stillroom.web.flask import StillroomLimits
+room, awaited = Stillroom(), AsyncStillroom()
+table = lambda: Routes([Route("/login", [AUTH])], default=[])
+flask_app = Flask(__name__)
+flask_app.add_url_rule("/login", "login", lambda: "")
+room.init_app(flask_app, sessions=False, health=True, routes=table())
+StillroomLimits(flask_app, room)
+fast_app = FastAPI()
+fast_app.add_api_route("/login", lambda: "")
+limits = {"sessions": False, "routes": table()}
+fast_app = HealthASGI(asgi.StillroomMiddleware(fast_app, awaited, **limits), awaited)
+plain_app = HealthWSGI(wsgi.StillroomMiddleware(lambda environ, start: [], room, **limits), room)
+"""
+
+
 def test_the_limits_of_views_are_listed(run: Callable[..., str], tmp_path: Path) -> None:
     """What views carry is listed with its subjects, costs and the answers that count; the default is listed too."""
     name = f"views_{tmp_path.name.replace('-', '_')}"

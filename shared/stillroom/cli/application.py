@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,11 +18,12 @@ from stillroom.errors import SettingsError
 from stillroom.limits.routes import Routes
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.settings import Settings
+from stillroom.web.carriers import held
 from stillroom.web.known_routes import Known, inner_apps, known_routes
 
 log = logging.getLogger("stillroom.cli")
 
-DEEP = 20  # apps within apps
+MOST = 1_000  # apps within apps, and whatever else they hold that can be called
 
 App = Annotated[
     list[str] | None,
@@ -132,17 +133,21 @@ def _routes_of(thing: Any) -> list[Known]:
 
 
 def _inward(thing: Any) -> Iterator[Any]:
-    """Yield the app, the apps that it wraps, and the middleware that a Starlette app will be made of."""
-    seen = thing
-    for _ in range(DEEP):
-        yield seen
-        for middleware in _part(seen, "user_middleware") or ():
+    """Yield the app, what it wraps under whatever name, and the tables of a Starlette app's middleware to come.
+
+    What is put around a Flask app is one of its attributes.
+    """
+    apps, seen = [thing], set[int]()
+    for app in apps:
+        if id(app) in seen or len(seen) == MOST:
+            continue
+        seen.add(id(app))
+        yield app
+        for middleware in _part(app, "user_middleware") or ():
             options = getattr(middleware, "kwargs", {})
             yield from (value for value in options.values() if isinstance(value, Routes))
-        inner = _part(seen, "app") or _part(seen, "wsgi_app")
-        if inner is None or inner is seen:
-            return
-        seen = inner
+        with suppress(Exception):  # it is no app, but a proxy of nothing
+            apps += [one for one in held(app) if callable(one) and not isinstance(one, type)]
 
 
 def _part(thing: Any, name: str) -> Any:

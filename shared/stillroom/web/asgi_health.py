@@ -39,7 +39,7 @@ class HealthASGI:
         room: AsyncStillroom | None = None,
     ) -> None:
         inner, room = app_and_room(given, app, room, AsyncStillroom, "HealthASGI")
-        self._app: App | None = inner
+        self.app: App | None = inner
         self._endpoints = Endpoints(room.settings)
         self._health = room.health
         self._loaders = room.cache.loaders
@@ -48,8 +48,8 @@ class HealthASGI:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_http = scope["type"] == "http"
         request = _request(scope) if is_http else None
-        if self._app is not None and (request is None or self._endpoints.route(request) is None):
-            return await self._app(scope, receive, send)
+        if self.app is not None and (request is None or self._endpoints.route(request) is None):
+            return await self.app(scope, receive, send)
         if scope["type"] == "lifespan":
             return await _live(receive, send)
         if request is None:

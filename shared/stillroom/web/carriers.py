@@ -87,7 +87,7 @@ def _wrapped(layer: object) -> Any:
     if inner is not None or shows_routes(layer):
         return inner
     seen: dict[tuple[int, int], Any] = {}
-    return next((one for one in _held(layer) if _leads_to_routes(one, WRAPPED, seen)), None)
+    return next((one for one in held(layer) if _leads_to_routes(one, WRAPPED, seen)), None)
 
 
 def _leads_to_routes(thing: Any, depth: int, seen: dict[tuple[int, int], Any]) -> bool:
@@ -102,12 +102,12 @@ def _leads_to_routes(thing: Any, depth: int, seen: dict[tuple[int, int], Any]) -
         thing = getattr(thing, "__self__", thing)
         if not callable(thing) or isinstance(thing, type):
             return False
-        inner = (getattr(thing, "app", None), *_held(thing)) if depth else ()
+        inner = (getattr(thing, "app", None), *held(thing)) if depth else ()
         return shows_routes(thing) or any(_leads_to_routes(one, depth - 1, seen) for one in inner)
     return False
 
 
-def _held(layer: object) -> list[Any]:
+def held(layer: object) -> list[Any]:
     """Return what an object, or the closure of a function, holds."""
     found = list(getattr(layer, "__dict__", {}).values())
     for cell in getattr(layer, "__closure__", None) or ():

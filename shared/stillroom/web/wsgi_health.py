@@ -45,7 +45,7 @@ class HealthWSGI:
         room: Stillroom | None = None,
     ) -> None:
         inner, room = app_and_room(given, app, room, Stillroom, "HealthWSGI")
-        self._app: Application | None = inner
+        self.app: Application | None = inner
         self._endpoints = Endpoints(room.settings)
         self._health = room.health
         self._loaders = room.cache.loaders
@@ -55,8 +55,8 @@ class HealthWSGI:
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
         request = _request(environ)
-        if self._app is not None and self._endpoints.route(request) is None:
-            return self._app(environ, start_response)
+        if self.app is not None and self._endpoints.route(request) is None:
+            return self.app(environ, start_response)
         response = self._endpoints.at_once(request)
         if response is None and self._endpoints.is_operating(request):
             if self._endpoints.is_act(request):
