@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any, assert_type
@@ -41,8 +42,11 @@ from stillroom.web import (
     Answered,
     AsyncWebSession,
     Header,
+    HealthASGI,
     HealthWSGI,
+    SessionCookie,
     WebSession,
+    asgi,
     fastapi,
     flask,
     starlette,
@@ -167,6 +171,33 @@ def health(room: Stillroom, application: App) -> None:
     HealthWSGI(room)
     HealthWSGI(application, room)
     HealthWSGI(app=application, room=room)
+
+
+class DjangosWSGI:
+    """Django's handler, as its types describe it."""
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> object:
+        return environ
+
+
+class DjangosASGI:
+    async def __call__(
+        self,
+        scope: dict[str, Any],
+        receive: Callable[[], Awaitable[Mapping[str, Any]]],
+        send: Callable[[Mapping[str, Any]], Awaitable[None]],
+    ) -> None: ...
+
+
+def around_django(room: Stillroom, awaited: AsyncStillroom) -> None:
+    HealthWSGI(DjangosWSGI(), room)
+    StillroomMiddleware(DjangosWSGI(), room, sessions=False)
+    StillroomMiddleware(7, room)  # type: ignore[arg-type]
+    HealthASGI(DjangosASGI(), awaited)
+    asgi.StillroomMiddleware(DjangosASGI(), awaited, sessions=False)
+    asgi.StillroomMiddleware(DjangosWSGI(), awaited)  # type: ignore[arg-type]
+    SessionCookie("sid", secure=False, same_site="Strict")
+    SessionCookie("sid", same_site="lax")  # type: ignore[arg-type]
 
 
 def sessions(room: Stillroom) -> None:

@@ -117,7 +117,8 @@ def test_nothing_but_a_token_gets_into_the_header() -> None:
         ({"name": "a b"}, "name='a b'"),
         ({"name": "a\r\nb"}, "name="),
         ({"name": ""}, "name=''"),
-        ({"same_site": "lax"}, "one of Lax, Strict, None"),
+        ({"same_site": "lax"}, "one of 'Lax', 'Strict', 'None'; did you mean 'Lax'?"),
+        ({"same_site": None}, "one of 'Lax', 'Strict', 'None'; did you mean 'None'?"),
         ({"secure": False}, "__Host-"),
         ({"name": "sid", "secure": False, "same_site": "None"}, "same_site None"),
         ({"domain": "example.com"}, "__Secure- allows both"),
@@ -129,7 +130,7 @@ def test_nothing_but_a_token_gets_into_the_header() -> None:
         ({"name": "sid", "secure": False, "partitioned": True}, "partitioned"),
         ({"name": "__Host-Http-sid", "http_only": False}, "http_only=False"),
         ({"name": "__Http-sid", "http_only": False}, "http_only=False"),
-        ({"same_site": "Laks"}, "did you mean Lax?"),
+        ({"same_site": "Laks"}, "did you mean 'Lax'?"),
     ],
 )
 def test_what_a_browser_would_refuse_is_refused_at_once(

@@ -9,4 +9,5 @@ Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+# Not Scope, Receive and Send: types of Django say that its handler takes a dict and sends a Mapping.
+App: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]

@@ -38,7 +38,7 @@ from stillroom.web.headers import varies
 from stillroom.web.placing import checked_cookie, checked_room, checked_view
 from stillroom.web.problem import Answer, failed
 from stillroom.web.request_session import Login, RequestSession, WebSession
-from stillroom.web.session_cookie import SessionCookie
+from stillroom.web.session_cookie import SAME_SITE, SessionCookie
 from stillroom.web.session_data import Change
 from stillroom.web.wsgi import ALONG
 from stillroom.within import note_within
@@ -408,12 +408,13 @@ def _cookie_of(config: Any) -> SessionCookie:
     if not is_named:
         name = OWN.name if domain is None and path == "/" else "__Secure-sid"
     must_be_secure = not is_named or partitioned or name.startswith("__")
-    if same_site is not None and str(same_site).capitalize() not in ("Lax", "Strict", "None"):
+    same = OWN.same_site if same_site is None else str(same_site).capitalize()
+    if same not in SAME_SITE:
         raise SettingsError(f"SESSION_COOKIE_SAMESITE={same_site!r}: Lax, Strict or None")
     return SessionCookie(
         name,
         secure=bool(secure or must_be_secure),
-        same_site=OWN.same_site if same_site is None else str(same_site).capitalize(),
+        same_site=same,
         domain=domain,
         path=path,
         http_only=bool(http_only),

@@ -23,6 +23,7 @@ class Refusal(NamedTuple):
 
     @property
     def status(self) -> int:
+        """Return the status of the answer: 429 or 503."""
         return self.decision.status
 
     @property

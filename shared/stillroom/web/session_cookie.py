@@ -13,6 +13,7 @@ import logging
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal, get_args
 
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.misuse import explained
@@ -20,7 +21,8 @@ from stillroom.sessions.token import is_token
 
 log = logging.getLogger("stillroom.web")
 
-SAME_SITE = ("Lax", "Strict", "None")
+SameSite = Literal["Lax", "Strict", "None"]
+SAME_SITE: tuple[SameSite, ...] = get_args(SameSite)
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}", re.ASCII)  # RFC 9110 token
 _DOMAIN = re.compile(r"\.?[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*", re.ASCII)
 _PATH = re.compile(r"/[!-:<-~]{0,255}", re.ASCII)  # no ; and no space
@@ -37,7 +39,7 @@ class SessionCookie:
 
     name: str = "__Host-sid"
     secure: bool = True
-    same_site: str = "Lax"  # or Strict, or None, which needs Secure
+    same_site: SameSite = "Lax"  # or "Strict", or the text "None", which needs Secure
     domain: str | None = None  # None: this host alone
     path: str = "/"
     http_only: bool = True
@@ -49,9 +51,9 @@ class SessionCookie:
         if not _NAME.fullmatch(self.name):
             raise SettingsError(f"name={self.name!r}: 1 to 64 letters, digits and _ - .")
         if self.same_site not in SAME_SITE:
-            hint = did_you_mean(self.same_site, SAME_SITE)
+            hint = did_you_mean(self.same_site, SAME_SITE, "'%s'")
             raise SettingsError(
-                f"same_site={self.same_site!r}: one of {', '.join(SAME_SITE)}{hint}"
+                f"same_site={self.same_site!r}: one of {', '.join(map(repr, SAME_SITE))}{hint}"
             )
         if self.domain is not None and not _DOMAIN.fullmatch(self.domain):
             raise SettingsError(f"domain={self.domain!r}: a host's name, such as example.com")

@@ -32,7 +32,8 @@ NOT_IN_A_PREFLIGHT = ("HTTP_COOKIE", "HTTP_AUTHORIZATION", "CONTENT_TYPE", "HTTP
 
 Environ: TypeAlias = dict[str, Any]
 StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
-App: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
+# What it returns is iterable. Types of Django do not say so of its handler.
+App: TypeAlias = Callable[[Environ, StartResponse], Any]
 
 
 @explained

@@ -26,7 +26,7 @@ from stillroom.web.operate import BODY_LIMIT
 from stillroom.web.placing import app_and_room
 from stillroom.wire import reset_after_fork
 
-Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+Application = Callable[[dict[str, Any], Callable[..., Any]], Any]  # see App in wsgi.py
 
 
 @explained
@@ -56,7 +56,8 @@ class HealthWSGI:
     ) -> Iterable[bytes]:
         request = _request(environ)
         if self.app is not None and self._endpoints.route(request) is None:
-            return self.app(environ, start_response)
+            body: Iterable[bytes] = self.app(environ, start_response)
+            return body
         response = self._endpoints.at_once(request)
         if response is None and self._endpoints.is_operating(request):
             if self._endpoints.is_act(request):

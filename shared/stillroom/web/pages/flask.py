@@ -21,7 +21,9 @@ from stillroom.web.pages.policy import Identity, Visit
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
 from stillroom.web.problem import Answer
 from stillroom.web.visit import LIMITED, RENDERING
-from stillroom.web.wsgi import App, Environ, StartResponse, path_text
+from stillroom.web.wsgi import Environ, StartResponse, path_text
+
+FlasksApp = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
 def install_flask(pages: Pages[Any], app: Flask) -> None:
@@ -41,7 +43,7 @@ def install_flask(pages: Pages[Any], app: Flask) -> None:
 class PageMiddleware:
     """Answers requests from the cache of pages."""
 
-    def __init__(self, app: App, pages: Pages[Any], flask: Flask) -> None:
+    def __init__(self, app: FlasksApp, pages: Pages[Any], flask: Flask) -> None:
         self.app = app
         self._pages = pages
         self._flask = flask
@@ -120,7 +122,9 @@ class PageMiddleware:
         return urls.bind_to_environ(environ, subdomain=urls.default_subdomain or "")
 
 
-def _collected(app: App, environ: Environ, limit: int) -> tuple[int, list[tuple[str, str]], bytes]:
+def _collected(
+    app: FlasksApp, environ: Environ, limit: int
+) -> tuple[int, list[tuple[str, str]], bytes]:
     begun: list[Any] = []
     body = bytearray()
 
