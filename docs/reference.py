@@ -132,15 +132,15 @@ def _range(field: FieldInfo) -> str:
     if words := [word for word in get_args(field.annotation) if isinstance(word, str)]:
         return ", ".join(f"`{word}`" for word in words)
     # Of two bounds of a kind the last one holds.
-    bounds = dict(bound for part in field.metadata for bound in _bounds(part))
+    parts = [*get_args(field.annotation), *field.metadata]
+    bounds = dict(bound for part in parts for bound in _bounds(part))
     return ", ".join(f"{sign} {bound}".strip() for sign, bound in bounds.items())
 
 
 def _bounds(part: Any) -> Iterator[tuple[str, str]]:
     """A constraint of pydantic's as a sign and a number; one inside an Annotated is looked into."""
-    if isinstance(part, FieldInfo):
-        for inner in part.metadata:
-            yield from _bounds(inner)
+    for inner in getattr(part, "__metadata__", getattr(part, "metadata", ())):
+        yield from _bounds(inner)
     for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
         if (bound := getattr(part, name, None)) is not None:
             yield sign, f"{bound:,}"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -133,6 +134,40 @@ def test_the_reference_tells_the_defaults(reference: Path, monkeypatch: pytest.M
         actual = getattr(settings, fields[variable])
         text = " ".join(map(str, actual)) if isinstance(actual, tuple) else f"{actual}"
         assert told.strip("`") in (text, text.removesuffix(".0")) or not actual, variable
+
+
+def test_the_reference_tells_what_is_allowed(reference: Path) -> None:
+    """A setting's range is in the reference, also where the setting may be left out."""
+    rows = re.findall(
+        r"^\| `(\w+)`[^|]*\| `\w+` \| [^|]+ \| ([^|]*) \|",
+        (reference / "settings.md").read_text(),
+        re.M,
+    )
+    allowed = dict(rows)
+    assert allowed["STILLROOM_REPLICAS"] == allowed["STILLROOM_CACHE_REPLICAS"] == "≥ 0, ≤ 10"
+    assert allowed["STILLROOM_TTL"] == "≥ 0.001, ≤ 31,622,400"
+
+
+def test_each_member_in_the_reference_says_what_it_is(reference: Path) -> None:
+    """A property or a method of a class in the API has a docstring: without one the reference does not show it."""
+    classes = re.findall(
+        r"^\.\. autoclass:: ([\w.]+)\n   :members:\n(   :inherited-members:)?",
+        (reference / "api.md").read_text(),
+        re.M,
+    )
+    assert len(classes) > 20
+    silent = []
+    for path, inherits in classes:
+        kind = pkgutil.resolve_name(path)
+        for name in dir(kind) if inherits else vars(kind):
+            member = inspect.getattr_static(kind, name)
+            if (
+                name[0] != "_"
+                and isinstance(member, property | FunctionType)
+                and not member.__doc__
+            ):
+                silent.append(f"{path}.{name}")
+    assert silent == []
 
 
 def test_each_error_says_what_to_answer(reference: Path) -> None:

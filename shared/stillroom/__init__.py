@@ -39,4 +39,7 @@ else:
             raise ImportError(f"stillroom can't be imported: {error}") from error
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_imported("public").__all__})
+        """Return what an app imports from here, for editors and prompts: no helpers, and no modules by chance."""
+        return sorted(
+            {*_imported("public").__all__, *(name for name in globals() if name[:2] == "__")}
+        )

@@ -402,6 +402,7 @@ class Settings(BaseModel):
 
     @property
     def password(self) -> str | None:
+        """Return the password for servers whose URL has none; no repr shows it."""
         return self.redis_password.get_secret_value() if self.redis_password else None
 
     @property

@@ -75,10 +75,9 @@ def test_a_room_is_a_bounded_number_of_modules() -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    """Each name of `__all__` can be imported from the package and is in its completion."""
-    assert (
-        {"Stillroom", "AUTH", "RedisUnavailable"} <= set(stillroom.__all__) <= set(dir(stillroom))
-    )
+    """Each name of `__all__` can be imported from the package and is in its completion, and nothing else is."""
+    assert {"Stillroom", "AUTH", "RedisUnavailable"} <= set(stillroom.__all__)
+    assert {name for name in dir(stillroom) if name[:2] != "__"} == set(stillroom.__all__)
     assert [name for name in stillroom.__all__ if not hasattr(stillroom, name)] == []
     assert [name for name in stillroom.__all__ if name.islower()] == [], "modules have such names"
 

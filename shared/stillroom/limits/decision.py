@@ -56,6 +56,7 @@ class Decision(NamedTuple):
 
     @property
     def allowed(self) -> bool:
+        """Return whether the request may go on, as the decision's truth does."""
         return self.status == OK
 
     @property

@@ -74,6 +74,7 @@ class Limit:
 
     @property
     def kinds(self) -> tuple[str, ...]:
+        """Return the parts of its subject: "ip" and "user" of `by="ip&user"`."""
         return tuple(self.by.split("&"))
 
 

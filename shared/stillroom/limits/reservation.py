@@ -27,6 +27,7 @@ class Reservation:
 
     @property
     def allowed(self) -> bool:
+        """Return whether there was enough, as the reservation's truth does."""
         return self.decision.allowed
 
     def of(self, limits: Container[Limit]) -> Reservation:

@@ -126,42 +126,52 @@ class Session(Generic[T]):
 
     @property
     def handle(self) -> str:
+        """Return the name of the session, as lists show it. It opens nothing."""
         return self.device.handle
 
     @property
     def user_id(self) -> str | None:
+        """Return the user who is logged in; None: the session is anonymous."""
         return self.device.user_id
 
     @property
     def created(self) -> float:
+        """Return when the session began, in seconds since 1970 by the server's clock."""
         return self.device.created
 
     @property
     def last_seen(self) -> float:
+        """Return when a request last used it, in seconds since 1970; written once in `session_touch` seconds."""
         return self.device.last_seen
 
     @property
     def expires_at(self) -> float:
+        """Return when the session ends unless a request uses it before, in seconds since 1970."""
         return self.device.expires_at
 
     @property
     def ends_by(self) -> float:
+        """Return when the session ends in any case, in seconds since 1970."""
         return self.device.ends_by
 
     @property
     def authenticated_at(self) -> float | None:
+        """Return when the user last proved who they are, in seconds since 1970; None: never in this session."""
         return self.device.authenticated_at
 
     @property
     def version(self) -> int:
+        """Return the number of the record's version. Each change of the data adds one."""
         return self.device.version
 
     @property
     def tags(self) -> tuple[str, ...]:
+        """Return the tags that `create` was given."""
         return self.device.tags
 
     @property
     def meta(self) -> dict[str, Any]:
+        """Return what `create` was told about the session, such as its device."""
         return self.device.meta
 
     def __setattr__(self, name: str, value: object) -> None:
