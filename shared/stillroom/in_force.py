@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
-from stillroom.environment import SECRETS
+from stillroom.environment import PREFIX, SECRETS
 from stillroom.settings import URLS, Settings, environment_names
 from stillroom.urls import redact
 
@@ -52,6 +53,19 @@ def said(field: str, value: Any) -> str:
         return f"{value:.15g}"
     text = str(value)
     return redact(text) if field.endswith(URLS) else text
+
+
+def unread(settings: Settings, names: Iterable[str]) -> dict[str, str]:
+    """Return the settings that stand among a framework's own, where no room reads them: variable and field.
+
+    Not those that the environment or the code gives the room, too; and not REDIS_URL, which apps read themselves.
+    """
+    given = set(names)
+    return {
+        name: field
+        for field, name in environment_names().items()
+        if name in given and name.startswith(PREFIX) and field not in settings.model_fields_set
+    }
 
 
 def _source(settings: Settings, field: str, name: str, given: set[str]) -> str:

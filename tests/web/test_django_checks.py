@@ -50,6 +50,11 @@ OURS = {"default": {"BACKEND": "stillroom.web.django.cache.StillroomCache", "TIM
 WRONG: dict[str, tuple[dict[str, Any], set[str]]] = {
     "nothing": ({}, set()),
     "a misspelled setting": ({"STILLROOM": {"redis_ur": "x"}}, {"E001"}),
+    "a setting that nobody reads there": ({"STILLROOM_TTL": 60}, {"W002"}),
+    "a setting that the room is given, too": (
+        {"STILLROOM_SESSION_PEPPERS": "p" * 40, "STILLROOM_OF_MY_OWN": 1, "REDIS_URL": "redis://x"},
+        set(),
+    ),
     "a path that leads nowhere": ({"STILLROOM": "nowhere.room"}, {"E001"}),
     "sessions in a cache": (
         {"SESSION_ENGINE": "django.contrib.sessions.backends.cached_db"},

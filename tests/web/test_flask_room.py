@@ -54,6 +54,18 @@ def create_app(room: Stillroom, **options: Any) -> Flask:
     return app
 
 
+def test_a_setting_in_the_apps_config_is_told(
+    shop: Stillroom, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A setting in `app.config` is told once, with where to write it, unless the room has it from elsewhere."""
+    app = Flask("shop")
+    app.config.update(STILLROOM_TTL=60, STILLROOM_CALL_TIMEOUT=1, STILLROOM_OF_MY_OWN=1)
+    shop.init_app(app, sessions=False)
+    (said,) = [record.getMessage() for record in caplog.records if "app.config" in record.msg]
+    assert said.startswith("STILLROOM_TTL in app.config changes nothing")
+    assert said.endswith("Stillroom(ttl=…)")
+
+
 def test_an_app_has_sessions_limits_and_a_budget(shop: Stillroom) -> None:
     """init_app gives an app sessions, limits and a budget in one line."""
     app = create_app(shop, routes=Routes([Route("/time", [AUTH])]), health=True)

@@ -10,6 +10,7 @@ def create_app():
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,6 +18,7 @@ from flask import Flask, current_app, has_app_context
 from werkzeug.local import LocalProxy
 
 from stillroom.errors import InvalidArgument, SettingsError
+from stillroom.in_force import unread
 from stillroom.limits import Routes
 from stillroom.misuse import explained, refuse_other
 from stillroom.room import AsyncStillroom, Stillroom
@@ -28,6 +30,8 @@ from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.within import budgeted
 from stillroom.web.wsgi import StillroomMiddleware
 from stillroom.web.wsgi_health import HealthWSGI
+
+log = logging.getLogger("stillroom.web")
 
 EXTENSION = "stillroom"
 GIVEN = "stillroom.given"  # in app.extensions: the options of init_app …
@@ -71,10 +75,20 @@ def init_app(
     if health:
         inner = HealthWSGI(room, inner)
     answer_shed_loads(app)
+    _tell_of_unread(room, app)
     # Not before: what was refused leaves the app as it was.
     app.extensions[EXTENSION], app.extensions[GIVEN] = room, given
     app.session_interface, app.wsgi_app = own or app.session_interface, inner  # type: ignore[method-assign]
     load_within(room, app)
+
+
+def _tell_of_unread(room: Stillroom, app: Flask) -> None:
+    for variable, field in unread(room.settings, app.config).items():
+        log.warning(
+            "%s in app.config changes nothing: set it in the environment, or write Stillroom(%s=…)",
+            variable,
+            field,
+        )
 
 
 def load_within(room: Stillroom | AsyncStillroom, app: Flask) -> None:

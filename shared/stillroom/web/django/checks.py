@@ -13,6 +13,7 @@ from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as Caution
 
 from stillroom.errors import SettingsError
+from stillroom.in_force import unread
 from stillroom.room import Stillroom
 from stillroom.sessions.token import TOKEN_LENGTH
 from stillroom.web.carriers import django_limits
@@ -40,6 +41,7 @@ def check_settings(**_: Any) -> list[CheckMessage]:
         hint = 'STILLROOM is the path of a room ("shop.cache:room"), a dict of its settings, or not set.'
         return [Error(f"There is no room: {error}", hint=hint, id="stillroom.E001")]
     lines = (
+        _unread(found),
         _sessions(found),
         _columns(),
         _middleware(),
@@ -57,6 +59,15 @@ def check_deployment(**_: Any) -> list[CheckMessage]:
     except (SettingsError, ImportError):
         return []  # check_settings says it
     return [*_redis(found), *_cookie(), *_peppers(found)]
+
+
+def _unread(found: Stillroom) -> Iterator[CheckMessage]:
+    for variable, field in unread(found.settings, dir(settings)).items():
+        yield Caution(
+            f"{variable} in Django's settings changes nothing: a room does not read them.",
+            hint=f'Set it in the environment, or give it to the room: STILLROOM = {{"{field}": …}}',
+            id="stillroom.W002",
+        )
 
 
 def _uses_sessions() -> bool:
