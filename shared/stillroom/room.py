@@ -60,6 +60,7 @@ from stillroom.setting_types import text_of_url
 from stillroom.settings import Settings, shown_url
 from stillroom.stats import Stats
 from stillroom.upkeep import MOVED, AsyncUpkeep, Upkeep
+from stillroom.urls import redact
 from stillroom.wire import (
     AsyncClusterWire,
     AsyncShardWire,
@@ -171,6 +172,11 @@ class _Room:
         self.state_stats.riders.append(self._abuse_body.riding)
         self._at_exit = self.state_stats.at_exit = AtExit(self._deliver_last)
         self._sessions_body.on_event.append(self._tell_abuse)
+
+    def __repr__(self) -> str:
+        """Return where the room is: no password."""
+        where, namespace = redact(self.settings.redis_url), self.settings.namespace
+        return f"<{type(self).__name__} {where} namespace {namespace!r}>"
 
     def _server_of_state(self) -> Server | StateServer:
         settings = self.settings

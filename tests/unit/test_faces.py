@@ -688,3 +688,12 @@ def test_every_operation_of_the_cache_has_a_rule_for_its_shards() -> None:
     } | {"loaders"}
     for face in (Cache, AsyncCache):
         assert {name for name in dir(face) if name[0] != "_"} == of_apps
+
+
+def test_a_repr_says_what_it_is() -> None:
+    """The repr of a room says where it is, without the password, and that of a lock on which terms it is held."""
+    for face in (Stillroom, AsyncStillroom):
+        room = face("redis://ann:secret@cache:6379/2", namespace="shop", dispatch=NoDispatch())
+        assert repr(room) == f"<{face.__name__} redis://ann:***@cache:6379/2 namespace 'shop'>"
+        lock = repr(room.semaphore("reports", 2, lease=timedelta(minutes=1)))
+        assert re.fullmatch(r"<(Async)?Lock 'reports' slots 2 lease 60 s>", lock)

@@ -34,6 +34,9 @@ class Terms:
         self.wait = seconds_of("wait", wait, least=0)
         self.longest = seconds_of("longest", longest, least=LEAST_LEASE_S, most=LONGEST_S)
 
+    def __str__(self) -> str:
+        return f"{self.name!r} slots {self.slots} lease {self.lease:g} s"
+
 
 class Lock:
     """A lock, or a semaphore, that processes share. `with room.lock("import") as held: …`
@@ -51,6 +54,9 @@ class Lock:
         self._terms = terms
         self._use = _Use(terms.name)
         self._held: Held | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._terms}>"
 
     def acquire(self) -> Held:
         """Take the lock, and release it by `release()` of what is returned, or by `with` of it."""
@@ -98,6 +104,9 @@ class AsyncLock:
         self._terms = terms
         self._use = _Use(terms.name)
         self._held: AsyncHeld | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._terms}>"
 
     async def acquire(self) -> AsyncHeld:
         """Take it, and release it by `release()` of what is returned, or by `async with` of it."""
