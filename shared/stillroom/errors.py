@@ -423,10 +423,10 @@ class LockLost(StillroomError, RuntimeError):
     Answer: stop, and undo what a second holder must not find.
     """
 
-    def __init__(self, name: str) -> None:
-        super().__init__(
-            f"the lock {_shortened(name)} was lost: its lease ran out before it could be renewed"
-        )
+    def __init__(
+        self, name: str, how: str = "was lost: its lease ran out before it could be renewed"
+    ) -> None:
+        super().__init__(f"the lock {_shortened(name)} {how}")
         self.name = name
 
 

@@ -221,6 +221,14 @@ def test_a_holder_that_hangs_is_not_renewed_for_ever(room: Any, make_room: Any) 
         hanging.__exit__(None, None, None)
 
 
+def test_a_check_after_the_block_says_that_the_lock_was_given_back(room: Any) -> None:
+    """Whoever checks a lock after its block is told that it was given back, not that its lease ran out."""
+    with locked(room, "import") as held:
+        held.check()
+    with pytest.raises(LockLost, match="'import' is not held any more: it was given back"):
+        held.check()
+
+
 def test_a_dead_holder_s_lease_runs_out(
     stillroom: Stillroom, stillroom_settings: Settings, stillroom_clock: Any
 ) -> None:

@@ -50,6 +50,8 @@ class _Held:
 
     def check(self) -> None:
         """Raise LockLost unless it is held: call it before a step that must not be done by two."""
+        if self._is_released:
+            raise LockLost(self.name, "is not held any more: it was given back")
         if not self.is_held:
             raise LockLost(self.name)
 
