@@ -353,9 +353,11 @@ class SessionNotFresh(StillroomError):
 
 
 class SessionTooLate(StillroomError, RuntimeError):
-    """The response has begun, so the session of this request can't be changed any more.
+    """The session of this request can't be changed any more.
 
-    Answer: a mistake in the code; change the session before the response begins.
+    Its response has begun, `save()` was called, or the request has failed with an error.
+
+    Answer: a mistake in the code; change the session before that.
     """
 
 

@@ -458,7 +458,7 @@ def test_saved_early_it_is_written_once_and_its_cookie_goes_out(settings: Settin
         session = await scope["stillroom.session"].load()
         session.login("ann")
         await session.save()
-        with pytest.raises(SessionTooLate):
+        with pytest.raises(SessionTooLate, match=r"save\(\) was called"):
             session["a"] = 1
         await send({"type": "http.response.start", "status": 200})
         await send({"type": "http.response.body"})

@@ -523,7 +523,8 @@ class RequestSession(SessionData):
     def _change(self) -> None:
         if self._is_written:
             raise SessionTooLate(
-                "the response has begun: change the session before it, or in a request of its own"
+                "the session can't be changed any more: the response has begun, save() was called, or the request "
+                "has failed. Change it before that, or in a request of its own"
             )
 
 
