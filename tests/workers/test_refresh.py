@@ -447,6 +447,10 @@ class TestLife:
         ("loaders", "message"),
         [
             ("tests.support.nowhere", "can't import tests.support.nowhere"),
+            (
+                "tests.support.shop_app:rom",
+                "there is no rom in tests.support.shop_app; did you mean room?",
+            ),
             ("./shop/nowhere.py", "did you mean shop.nowhere?"),
             ("tests.support.entries", "nothing in tests.support.entries is a Stillroom"),
             (

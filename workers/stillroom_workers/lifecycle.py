@@ -28,7 +28,7 @@ from stillroom import (
     StillroomError,
 )
 from stillroom.address import SCHEMES
-from stillroom.errors import WHO_MAY, is_misconfigured
+from stillroom.errors import WHO_MAY, did_you_mean, is_misconfigured
 from stillroom.own_celery import ignored
 from stillroom.place import each_url
 from stillroom.room import listeners_of
@@ -110,10 +110,19 @@ def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
         raise SettingsError(f"STILLROOM_LOADERS={spec!r}: {path} raised {what}") from error
     rooms = _rooms_in(module, attribute) or ([] if attribute else room_of_django())
     if not rooms:
-        what = f"{attribute} in {path} is not" if attribute else f"nothing in {path} is"
-        raise SettingsError(f"STILLROOM_LOADERS={spec!r}: {what} a Stillroom or AsyncStillroom")
+        raise SettingsError(f"STILLROOM_LOADERS={spec!r}: {_why_none(module, path, attribute)}")
     wrap_loads(module, rooms)
     return rooms
+
+
+def _why_none(module: ModuleType, path: str, attribute: str) -> str:
+    kind = "a Stillroom or AsyncStillroom"
+    if not attribute:
+        return f"nothing in {path} is {kind}"
+    if attribute in vars(module):
+        return f"{attribute} in {path} is not {kind}"
+    rooms = [name for name, one in vars(module).items() if _is_room(one)]
+    return f"there is no {attribute} in {path}{did_you_mean(attribute, rooms)}"
 
 
 def _where(error: BaseException) -> str:
@@ -130,9 +139,12 @@ def _where(error: BaseException) -> str:
 def _rooms_in(module: ModuleType, attribute: str) -> list[Stillroom | AsyncStillroom]:
     names = vars(module)
     candidates: list[Any] = [names.get(attribute)] if attribute else list(names.values())
+    return list({id(room): room for room in candidates if _is_room(room)}.values())
+
+
+def _is_room(thing: object) -> bool:
     # By type, not isinstance: that would ask a proxy, such as a shared task of Celery's, what it stands for.
-    rooms = [room for room in candidates if issubclass(type(room), Stillroom | AsyncStillroom)]
-    return list({id(room): room for room in rooms}.values())
+    return issubclass(type(thing), Stillroom | AsyncStillroom)
 
 
 def begin(app: Any) -> None:
