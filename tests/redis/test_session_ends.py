@@ -199,6 +199,16 @@ def test_a_proof_is_measured_to_the_second_between_two_touches(room: Any, client
         room.sessions.get(made, fresh=45)
 
 
+def test_what_a_confirmed_session_holds_has_its_type(room: Any) -> None:
+    """confirm gives the data as the type that is asked for, as rotate does, and otherwise as a dict."""
+    cart = Cart(
+        items=("tea",), at=datetime.datetime.now(datetime.UTC), price=decimal.Decimal("1.50")
+    )
+    confirmed = room.sessions.confirm(room.sessions.create("u1", cart), Cart)
+    assert (confirmed.data, confirmed.is_fresh(10)) == (cart, True)
+    assert room.sessions.confirm(confirmed).data["items"] == ["tea"]
+
+
 def test_to_confirm_is_a_new_proof_under_a_new_token(room: Any, client: Any) -> None:
     """confirm makes a new proof under a new token and keeps all data.
 

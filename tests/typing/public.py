@@ -206,6 +206,8 @@ def sessions(room: Stillroom) -> None:
     assert_type(room.sessions.get("token", Product), Session[Product] | None)
     assert_type(room.sessions.update("token", {"a": 1}), int)
     assert_type(room.sessions.rotate("token", Product), Session[Product])
+    assert_type(room.sessions.confirm("token", Product), Session[Product])
+    assert_type(room.sessions.confirm("token"), Session[dict[str, Any]])
     assert_type(room.sessions.destroy("token", defer=True), bool)
     assert_type(room.sessions.list_for_user("u1"), list[Device])
 

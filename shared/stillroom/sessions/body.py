@@ -294,12 +294,22 @@ class SessionsBody(Many, Creating, Reading):
         """
         return self._rotate(session, type, grace, is_proof=False)
 
-    def confirm(self, session: Known, *, grace: Duration | None = None) -> Operation[Session[Any]]:
+    @overload
+    def confirm(
+        self, session: Known, type: None = None, *, grace: Duration | None = None
+    ) -> Operation[Session[dict[str, Any]]]: ...
+    @overload
+    def confirm(
+        self, session: Known, type: type[T], *, grace: Duration | None = None
+    ) -> Operation[Session[T]]: ...
+    def confirm(
+        self, session: Known, type: Any = None, *, grace: Duration | None = None
+    ) -> Operation[Session[Any]]:
         """Note that the user has just proved again who they are: the session is fresh, under a new token.
 
         See `get(fresh=…)`, and `rotate` for everything else.
         """
-        return self._rotate(session, None, grace, is_proof=True)
+        return self._rotate(session, type, grace, is_proof=True)
 
     def renew(self, token: str, *, is_proof: bool) -> Operation[Session[Any]]:
         """Rotate it, or confirm it, for a request whose response brings the browser the new token: see `log_in`."""
