@@ -488,6 +488,19 @@ def environment_names() -> dict[str, str]:
     return {name: field.alias or f"{PREFIX}{name.upper()}" for name, field in fields.items()}
 
 
+# What pydantic says of a wrong type, for who has never heard of pydantic.
+PLAINLY = {
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "string_type": "a text",
+    "tuple_type": "a text, or a list of texts",
+    "path_type": "the path of a file",
+}
+
+
 def _explain(error: ValidationError) -> str:
     names = environment_names()
     fields = {alias: field for field, alias in names.items()} | {field: field for field in names}
@@ -498,7 +511,7 @@ def _explain_one(detail: Any, fields: Mapping[str, str], names: Mapping[str, str
     where = str(detail["loc"][0]) if detail["loc"] else ""
     if detail["type"] == "extra_forbidden":
         return unknown_setting(where, names)
-    message = str(detail["msg"]).removeprefix("Value error, ")
+    message = PLAINLY.get(detail["type"], str(detail["msg"]).removeprefix("Value error, "))
     if not where:
         return message
     name = fields.get(where, where)
