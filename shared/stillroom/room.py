@@ -436,8 +436,9 @@ class Stillroom(_Room):
         return Lock(self._locks_body, self.state, Terms(name, slots, lease, wait, longest))
 
     def connect(self) -> None:
-        """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
+        """Wait for Redis, with a log line for each attempt. Raises RedisUnavailable after the last one.
 
+        There are `connect_attempts` of them, by default 5, `connect_delay` seconds apart, by default 5.
         A wrong password or missing right is raised at once. So is a server that can't do what it is there for: a
         node of a Redis Cluster without the setting for it, a version before Redis 6.2, a proxy without scripts. And
         so is SettingsDiffer, where the other processes of the namespace have another value of a setting that all
