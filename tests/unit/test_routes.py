@@ -98,7 +98,7 @@ def test_what_no_route_names_has_the_default() -> None:
         "/%2e/login", "/a/%2E%2e/login", "/login//", "/../login", "///./login/.", "login", "/%2flogin", "/login%2f",
         "/login\n", "/login \r\n", "/login\x00", "/login\x00.css", "/LOGIN", "/Login\n", "/lo\u017fin/../login",
         "/login;x=1", "/;v=1/login", "\\login", "/x/..\\login", "/login%0a", "/login%00", "/login%3F",
-        "//login;a?b", "/login\u2028", "/login\x85", "/login\t",
+        "//login;a?b", "/login\u2028", "/login\x85", "/login\t", "/log\u0131n", "/LOG\u0130N",
     ],
 )  # fmt: skip
 def test_no_variant_of_a_path_escapes_its_limit(variant: str) -> None:
@@ -108,6 +108,12 @@ def test_no_variant_of_a_path_escapes_its_limit(variant: str) -> None:
     mounted = f"/app{variant}" if variant.startswith("/") else f"/app/{variant}"
     assert AUTH in TABLE.find("POST", below("/app", mounted), mounted).limits
     assert AUTH in TABLE.find("POST", mounted.removeprefix("/app"), mounted).limits
+
+
+@pytest.mark.parametrize("path", ["/Login", "/login", "/LOGIN", "/log\u0131n"])
+def test_a_template_with_capitals_is_charged_however_a_path_is_written(path: str) -> None:
+    """A template with capitals is charged for a path in small letters, too: an app may ignore the case."""
+    assert AUTH in Routes([Route("/Login", [AUTH])]).find("POST", path).limits
 
 
 @pytest.mark.parametrize("path", ["http://shop/login", "HTTPS://shop//login?", "http:login"])
@@ -209,6 +215,8 @@ def test_any_path_has_limits(path: str) -> None:
         ({"template": "/a/{}"}, "is no field"),
         ({"template": "/a/x{p:path}"}, "stands alone"),
         ({"methods": ["get"]}, "in capitals"),
+        ({"methods": ["HEAD"]}, "HEAD is found as GET"),
+        ({"methods": ["WEBSOCKET"]}, "handshake of a websocket is found as GET"),
         ({"cost": -1}, "cost is a whole number"),
         ({"limits": ["api"]}, "a limit is a Limit"),
         ({"limits": API}, r"did you mean \[Limit"),

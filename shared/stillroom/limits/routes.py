@@ -26,7 +26,9 @@ Counted = Literal["all", "failures"] | Callable[[Any], bool]
 KEPT = 4_096  # paths whose route is remembered …
 KEPT_LENGTH = 200  # … of so many characters at the most
 _METHOD = re.compile(r"[A-Z]{1,20}", re.ASCII)
-# A path that nobody can read in two ways: small letters, no empty part, none that begins with a dot.
+_AS_GET = {"HEAD": "HEAD", "WEBSOCKET": "the handshake of a websocket"}
+# A path that nobody can read in two ways, where no template has capitals: small letters, no empty part, none that
+# begins with a dot.
 _PLAIN = re.compile(r"(?:/[a-z0-9_~-][a-z0-9._~-]*)*/?", re.ASCII)
 # Where a server that takes the path for a URL, or for a C string, ends it.
 _ENDS = re.compile(r"[?#\x00]")
@@ -87,6 +89,7 @@ class Routes:
             if not isinstance(one, Route):
                 raise InvalidLimit(one, f"Routes holds Route(…)s, not a {type(one).__name__}")
         self.default = Route("/{path:path}", default)
+        self._is_small = all(route.form.is_small for route in self.routes)
         self._remembered = lru_cache(KEPT)(self._look_up)
         self._joined = lru_cache(KEPT)(self._join)
 
@@ -113,7 +116,7 @@ class Routes:
     def _look_up(self, method: str, path: str, whole: str) -> Route:
         candidates = [one for one in self.routes if one.takes(method)]
         first = next((one for one in candidates if one.form.fits(path)), self.default)
-        if whole in ("", path) and _PLAIN.fullmatch(path):
+        if self._is_small and whole in ("", path) and _PLAIN.fullmatch(path):
             return first
         found, root = [first], whole.removesuffix(path)
         elsewhere = self.default if _climbs(path) else None
@@ -243,4 +246,6 @@ def _checked(methods: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str) or not _METHOD.fullmatch(name):
             raise InvalidLimit(name, "a method is written in capitals: GET, POST …")
+        if name in _AS_GET and "GET" not in names:
+            raise InvalidLimit(name, f"{_AS_GET[name]} is found as GET: name that")
     return names

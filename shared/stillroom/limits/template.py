@@ -23,6 +23,8 @@ Parts = tuple[Part | None, ...]
 Chunk = list[Part]
 ANY = "\x01"  # stands for whatever a field takes: no template has it
 DEEPEST = 32  # parts, more than a template has
+# Both are an i to a regular expression that ignores case (Turkish, with a dot and without), and not to casefold().
+_LIKE_I = {0x130: "i", 0x131: "i"}
 
 
 class Template:
@@ -31,7 +33,7 @@ class Template:
     A slash at the end means nothing. Raises InvalidLimit for what is no template, with what was meant.
     """
 
-    __slots__ = ("_chunks", "_folded", "parts", "text")
+    __slots__ = ("_chunks", "_folded", "is_small", "parts", "text")
 
     def __init__(self, text: str) -> None:
         _check(text)
@@ -39,6 +41,7 @@ class Template:
         self.parts: Parts = tuple([_part(part, text) for part in text.split("/") if part])
         self._chunks = _chunks(self.parts)
         self._folded = [[_folded(part) for part in chunk] for chunk in self._chunks]
+        self.is_small = self._folded == self._chunks  # it has no capitals
 
     def fits(self, path: str) -> bool:
         """Return whether a decoded path fits this template."""
@@ -145,7 +148,12 @@ def _split(path: str) -> list[str]:
 
 @lru_cache(8)  # all routes of a table are asked about one path
 def _folded_parts(path: str) -> list[str]:
-    return _split(path.casefold())
+    return _split(_small(path))
+
+
+def _small(text: str) -> str:
+    """Return the text in small letters, as a regular expression reads it that ignores case."""
+    return text.translate(_LIKE_I).casefold()
 
 
 def _chunks(parts: Parts) -> list[Chunk]:
@@ -160,7 +168,7 @@ def _chunks(parts: Parts) -> list[Chunk]:
 
 
 def _folded(part: Part) -> Part:
-    return tuple([text.casefold() for text in part])
+    return tuple([_small(text) for text in part])
 
 
 # Reading a template
