@@ -29,7 +29,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
-from starlette.routing import Host, Route
+from starlette.routing import Host, Mount, Route
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -1183,6 +1183,24 @@ def test_a_page_that_no_route_of_the_app_leads_to_is_told(
     assert flask.test_client().get("/kept").headers["cache-status"].endswith("stored")
     nowhere = [one for one in caplog.messages if "is cached nowhere" in one]
     assert [one.split()[2] for one in nowhere] == ["lost", "posted", "flasks"]
+
+
+def test_a_page_below_a_mount_with_parameters_goes_to_its_view(settings: Settings) -> None:
+    """An app that is mounted with parameters answers itself: its view may look at them, and no page has them."""
+    pages = Pages(AsyncStillroom(settings, dispatch=NoDispatch()))
+
+    @pages.page(ttl=60)
+    async def home(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(request.path_params["tenant"])
+
+    inner = Starlette(routes=[Route("/home", home)])
+    pages.install(inner)
+    outer = [Mount("/t/{tenant}", inner), Host("{tenant}.shop.example", inner)]
+    client = TestClient(Starlette(routes=outer))
+    for address in ("/t/ann/home", "/t/bob/home", "http://cem.shop.example/home"):
+        answer = client.get(address)
+        assert answer.text in address.replace(".", "/").split("/")
+        assert answer.headers["cache-status"] == "stillroom; fwd=bypass"
 
 
 def test_a_page_that_another_app_of_the_factory_has_is_not_told(

@@ -206,6 +206,9 @@ class PageMiddleware:
             return None
         visit = _visit(scope)
         found = self._pages.find(endpoint[0], visit)
+        if found is not None and scope.get("path_params"):
+            # Of a Mount or Host around this app: a clean request has none, and its view may look at them.
+            found = found._replace(identity="mounted")
         return None if found is None else (found, visit)
 
 
