@@ -12,6 +12,9 @@ from functools import partial
 from typing import Any
 
 import pytest
+from django.contrib.messages import INFO, get_messages
+from django.contrib.messages.storage.base import Message
+from django.contrib.messages.storage.cookie import CookieStorage
 from django.core.cache import caches
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
@@ -70,6 +73,13 @@ def about(request: HttpRequest, look: str = "") -> HttpResponse:
     if look:
         request.session.get("x")
     return HttpResponse("us")
+
+
+@cache_page(60, sessions=True)
+def flashes(request: HttpRequest) -> HttpResponse:
+    # As the middleware of django.contrib.messages does; its messages are in a cookie, and not in the session.
+    setattr(request, "_messages", CookieStorage(request))  # noqa: B010 - mypy knows no such attribute
+    return HttpResponse(" ".join(["us", *map(str, get_messages(request))]))
 
 
 @cache_page(60)
@@ -257,6 +267,7 @@ urlpatterns = [
     path("greeting", greeting),
     path("about", about),
     path("about/<look>", about),
+    path("flashes", flashes),
     path("kept/<how>", kept),
     path("secured/<how>", secured),
     path("held/<int:status>", held_up),
@@ -406,6 +417,13 @@ def test_a_page_that_is_the_same_for_all_may_not_look_at_the_session(port: int) 
         assert ask(port, "/about", headers={"Cookie": "sessionid=1"}).text == "us"
         assert ask(port, "/about/look", headers={"Cookie": "sessionid=1"}).text == "us"
     assert calls == ["about"] * 3
+
+
+def test_messages_to_one_visitor_are_in_nobody_elses_page(port: int) -> None:
+    """A page for everybody that shows a visitor's messages, which Django keeps in a cookie, is not kept."""
+    cookie = CookieStorage(HttpRequest())._encode([Message(INFO, "for ann")])
+    assert ask(port, "/flashes", headers={"Cookie": f"messages={cookie}"}).text == "us for ann"
+    assert ask(port, "/flashes").text == "us"
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,9 @@ def _refuse_what_is_private(request: HttpRequest, policy: Policy) -> None:
         raise NotKept("its view changed the session")
     if session is not None and policy.sessions and session.accessed:
         raise NotKept("its view looked at the session, and sessions=True says it does not")
+    # Of django.contrib.messages, which keeps them in a cookie of its own: they were looked at, and there are some.
+    if getattr(getattr(request, "_messages", None), "_loaded_data", None):
+        raise NotKept("it shows messages, which belong to one visitor")
     if request.META.get("CSRF_COOKIE_NEEDS_UPDATE"):
         raise NotKept("it has a CSRF token, which belongs to one visitor")
     # Of Django 6 and of django-csp. It is only true when it was used.
