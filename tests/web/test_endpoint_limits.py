@@ -767,16 +767,19 @@ def test_a_view_that_can_t_be_hashed_is_limited(settings: Settings, room: Stillr
     from stillroom.web.django.limits import limited as django_limited
     from stillroom.web.fastapi import limited
     from stillroom.web.flask import StillroomLimits
+    from stillroom.web.starlette import limited as decorated
 
     flask, fastapi, twice = Flask("teas"), FastAPI(), Limit("teas", 2, 60)
     StillroomLimits(flask, room, default=[twice])
     flask.add_url_rule("/", "tea", Tea("rooibos"))
     fastapi.get("/", dependencies=[Depends(limited(replace(twice, name="more_teas")))])(Tea("mint"))
+    fastapi.get("/decorated")(decorated(replace(twice, name="other_teas"))(Tea("peppermint")))
     fastapi.add_middleware(
         StillroomMiddleware, room=AsyncStillroom(settings, dispatch=NoDispatch())
     )
     for client in (flask.test_client(), TestClient(fastapi)):
         assert [client.get("/").status_code for _ in range(3)] == [200, 200, 429]
+    assert [client.get("/decorated").status_code for _ in range(3)] == [200, 200, 429]
     in_django = django_limited(twice)(path("tea", Tea("green"))).resolve("tea")
     assert [one.limits for one in carried(in_django.func)] == [(twice,)]
 

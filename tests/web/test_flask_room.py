@@ -161,6 +161,15 @@ def test_a_cookie_that_browsers_refuse_is_told_where_the_app_is_made(shop: Still
     shop.init_app(app, cookie=SessionCookie())
 
 
+@pytest.mark.parametrize("given", [0, -5])
+def test_a_lifetime_of_nothing_is_told_where_the_app_is_made(shop: Stillroom, given: int) -> None:
+    """A permanent session that would be over at once is refused by init_app, by the name of Flask's setting."""
+    app = Flask("shop")
+    app.config["PERMANENT_SESSION_LIFETIME"] = given
+    with pytest.raises(SettingsError, match="PERMANENT_SESSION_LIFETIME"):
+        shop.init_app(app)
+
+
 def test_mistakes(shop: Stillroom, settings: Settings) -> None:
     """An object that is no app, an async room, a second room and a missing room raise clear errors."""
     app = Flask("shop")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import pytest
@@ -50,6 +50,7 @@ from stillroom.web.flask import fresh as fresh_in_flask
 from stillroom.web.flask import limited as on_flask
 from stillroom.web.flask_room import load_within as within_flask
 from stillroom.web.limited import Answered, Header, is_exempt
+from stillroom.web.pages import Pages
 from stillroom.web.request_session import WebSession
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.starlette import exempt as starlette_exempt
@@ -319,6 +320,22 @@ def test_what_is_no_app_of_flask() -> None:
     """Limits of what is no Flask app are refused; for a blueprint it is said what to write."""
     for given in (Blueprint("b", __name__), FastAPI(), app):
         assert "limited(…)(blueprint)" in refused(lambda it=given: StillroomLimits(it, ROOM))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (fresh_in_flask(600), "is put on a view"),
+        (fresh_in_django(600), "is put on a view"),
+        (Pages(ROOM).page(), "is put on a function"),
+        (Pages, "a Stillroom or AsyncStillroom"),
+        (partial(lifespan, ASYNC_ROOM), "a function of the app"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_in_words(call: Any, said: str) -> None:
+    """What raises when it is to be shown is refused as anything else that is not meant."""
+    deep = reduce(lambda inner, _: [inner], range(5_000), list[Any]())
+    assert said in refused(lambda: call(deep))
 
 
 def test_what_is_no_lifespan() -> None:

@@ -35,7 +35,7 @@ from sqlalchemy.orm.attributes import get_history
 from sqlalchemy.orm.base import PassiveFlag
 from sqlalchemy.util.concurrency import await_only, in_greenlet
 
-from stillroom.errors import InvalidArgument, InvalidKey
+from stillroom.errors import InvalidArgument, InvalidKey, in_code
 from stillroom.integrations.model_tags import (
     ATTRIBUTE,
     Before,
@@ -130,7 +130,7 @@ class AfterCommit:
         is_class = isinstance(target, type) and issubclass(target, Session)
         if not is_class and not isinstance(target, sessionmaker | scoped_session | Session):
             raise InvalidArgument(
-                f"watch({sessions!r:.100}): a sessionmaker, a scoped_session, a Session or its class"
+                f"watch({in_code(sessions):.100}): a sessionmaker, a scoped_session, a Session or its class"
             )
         for name, listener in (
             ("after_transaction_create", self._created),
@@ -458,7 +458,7 @@ def _sync_session(session: AnySession) -> Session:
     inner = found.sync_session if _is_async(found, "AsyncSession") else found
     if not isinstance(inner, Session):
         raise InvalidArgument(
-            f"session={session!r:.100}: the session whose commit is waited for comes first"
+            f"session={in_code(session):.100}: the session whose commit is waited for comes first"
         )
     return inner
 

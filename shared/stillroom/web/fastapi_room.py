@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 
 from stillroom.background import in_background_loop
-from stillroom.errors import InvalidArgument, SettingsError
+from stillroom.errors import InvalidArgument, SettingsError, in_code
 from stillroom.misuse import refuse_other
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.asgi import LIMITER
@@ -40,7 +40,7 @@ def lifespan(room: AsyncStillroom, *others: Lifespan) -> Lifespan:
         raise SettingsError("FastAPI needs an AsyncStillroom: a Stillroom blocks the event loop")
     for other in others:
         if not callable(other):
-            raise InvalidArgument(f"lifespan(room, {other!r:.100}): a function of the app")
+            raise InvalidArgument(f"lifespan(room, {in_code(other):.100}): a function of the app")
 
     @asynccontextmanager
     async def open_all(app: Any) -> AsyncIterator[dict[str, Any]]:

@@ -252,7 +252,7 @@ class FlaskSession(WebSession, SessionMixin):
     def _options(self) -> dict[str, Any]:
         if not self.permanent or not self._has_lifetime:
             return {}
-        lifetime = min(self._app.permanent_session_lifetime.total_seconds(), LONGEST_S)
+        lifetime = min(lifetime_of(self._app), LONGEST_S)
         return {
             "idle": lifetime,
             "absolute": max(lifetime, self._body.settings.session_absolute),
@@ -329,6 +329,12 @@ class StillroomSessions(SessionInterface):
         """Return whether there is nothing to save: `open_session` has raised, which Flask answers with a 500."""
         return obj is None
 
+    def check(self, app: Flask) -> None:
+        """Raise SettingsError for settings of the app that can't be meant, or that browsers refuse."""
+        lifetime_of(app)
+        if self._cookie is None:
+            self.cookie_of(app)
+
     def cookie_of(self, app: Flask) -> SessionCookie:
         """Return the cookie that Flask's settings describe. Raises SettingsError for one that browsers refuse."""
         given = _given(app.config)
@@ -336,6 +342,14 @@ class StillroomSessions(SessionInterface):
         if cookie is None:
             cookie = self._cookies[given] = _cookie_of(app.config)
         return cookie
+
+
+def lifetime_of(app: Flask) -> float:
+    """Return the seconds for which a permanent session lives. Raises SettingsError for none."""
+    seconds = app.permanent_session_lifetime.total_seconds()
+    if seconds <= 0:
+        raise SettingsError(f"PERMANENT_SESSION_LIFETIME={seconds:g}: more than 0 seconds")
+    return seconds
 
 
 def _answer_failures(app: Flask) -> None:

@@ -67,8 +67,8 @@ def init_app(
             )
         return
     own = StillroomSessions(room, cookie=cookie) if sessions else None
-    if own is not None and cookie is None:
-        own.cookie_of(app)  # raises for settings that browsers refuse
+    if own is not None:
+        own.check(app)
     inner: Any = budgeted(room, app.wsgi_app)
     if routes is not None:
         inner = StillroomMiddleware(inner, room, sessions=False, routes=routes, subject=subject)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from stillroom.errors import InvalidArgument, InvalidLimit, SettingsError
+from stillroom.errors import InvalidArgument, InvalidLimit, SettingsError, in_code
 from stillroom.limits import Route, Routes
 from stillroom.limits.routes import check_plain
 from stillroom.misuse import takes
@@ -92,7 +92,7 @@ def checked_view(view: object, for_class: str) -> None:
     """Raise InvalidArgument for what is no view. `for_class`: how it is written for a class of views."""
     if isinstance(view, type) or not callable(view):
         hint = f"; for a class of views it is {for_class}" if isinstance(view, type) else ""
-        raise InvalidArgument(f"@fresh(…) is put on a view, not on {view!r:.100}{hint}")
+        raise InvalidArgument(f"@fresh(…) is put on a view, not on {in_code(view):.100}{hint}")
 
 
 def checked_cookie(cookie: object) -> SessionCookie | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from stillroom.errors import InvalidLimit
+from stillroom.errors import InvalidLimit, in_code
 from stillroom.limits.decision import Decision, headers_of
 from stillroom.limits.routes import check_plain, told
 from stillroom.misuse import name_of
@@ -65,7 +65,7 @@ def _checked(rendered: object, render: Render) -> tuple[str, str | bytes]:
         case [str() as kind, str() | bytes() as body] if "/" in kind:
             return kind, body
     why = "render= returns (content type, body), as in ('text/plain', 'later'), or None"
-    raise InvalidLimit(name_of(render), f"{why}; not {rendered!r:.100}")
+    raise InvalidLimit(name_of(render), f"{why}; not {in_code(rendered):.100}")
 
 
 def checked_render(render: object) -> Render | None:

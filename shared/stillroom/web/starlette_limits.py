@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stillroom.errors import InvalidLimit, SettingsError
 from stillroom.limits import Decision
 from stillroom.limits.routes import Counted
-from stillroom.misuse import explained, name_of
+from stillroom.misuse import explained, name_of, takes
 from stillroom.web.asgi import LIMITER, StillroomMiddleware
 from stillroom.web.carriers import LOST
 from stillroom.web.cors import Learned, Unanswered, is_preflight
@@ -413,7 +413,7 @@ def _limited_class(endpoint: type, declaration: Limited) -> type:
 def _is_app(endpoint: Any) -> bool:
     """Return whether this is called as an ASGI app and not with a request."""
     if not inspect.isroutine(endpoint) and not isinstance(endpoint, functools.partial):
-        return True
+        return takes(endpoint, 3)  # an object may be an endpoint of FastAPI
     names = list(inspect.signature(endpoint).parameters)
     return names[:1] == ["scope"] or names[:2] == ["self", "scope"]
 

@@ -26,7 +26,14 @@ from stillroom.cache.declared import declaring
 from stillroom.cache.loaders import UNINSTALLED, Loaders, several
 from stillroom.cache.template import Template, refuse_foreign
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import InvalidArgument, InvalidKey, LoadFailed, SettingsError, did_you_mean
+from stillroom.errors import (
+    InvalidArgument,
+    InvalidKey,
+    LoadFailed,
+    SettingsError,
+    did_you_mean,
+    in_code,
+)
 from stillroom.integrations.model_tags import names_in
 from stillroom.keys import sanitized
 from stillroom.misuse import explained, name_of
@@ -155,7 +162,9 @@ class Pages(Generic[R]):
         self, room: R, *, cdn: str | Sequence[str] = (), harmless_cookies: Sequence[str] = ANALYTICS
     ) -> None:
         if not isinstance(room, Stillroom | AsyncStillroom):
-            raise InvalidArgument(f"Pages(room): a Stillroom or AsyncStillroom, not {room!r}")
+            raise InvalidArgument(
+                f"Pages(room): a Stillroom or AsyncStillroom, not {in_code(room):.100}"
+            )
         self.room: R = room
         self.cdn = checked_cdn(cdn)
         self._harmless = listed("harmless_cookies", harmless_cookies)
@@ -213,7 +222,7 @@ class Pages(Generic[R]):
             is_bound = isinstance(endpoint, partial) or inspect.ismethod(endpoint)
             if is_bound or not callable(endpoint):
                 raise InvalidArgument(
-                    f"@pages.page(…) is put on a function or a class, not on {endpoint!r:.100}"
+                    f"@pages.page(…) is put on a function or a class, not on {in_code(endpoint):.100}"
                 )
             origin = _name_of(endpoint)
             known = self._own_name(name or origin, origin, times)
