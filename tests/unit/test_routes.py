@@ -110,6 +110,12 @@ def test_no_variant_of_a_path_escapes_its_limit(variant: str) -> None:
     assert AUTH in TABLE.find("POST", mounted.removeprefix("/app"), mounted).limits
 
 
+@pytest.mark.parametrize("path", ["junk/login", "x:junk/login", "junk%2flogin", "*//login"])
+def test_a_path_without_a_slash_in_front_has_the_limits_of_what_follows(path: str) -> None:
+    """A path without a slash in front is charged for what follows: dispatchers take its first part for a mount."""
+    assert AUTH in TABLE.find("POST", path).limits
+
+
 @pytest.mark.parametrize("path", ["/Login", "/login", "/LOGIN", "/log\u0131n"])
 def test_a_template_with_capitals_is_charged_however_a_path_is_written(path: str) -> None:
     """A template with capitals is charged for a path in small letters, too: an app may ignore the case."""

@@ -33,6 +33,9 @@ _PLAIN = re.compile(r"(?:/[a-z0-9_~-][a-z0-9._~-]*)*/?", re.ASCII)
 # Where a server that takes the path for a URL, or for a C string, ends it.
 _ENDS = re.compile(r"[?#\x00]")
 _ORIGIN = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:(//[^/]*)?")  # of an absolute URI
+_BEFORE = re.compile(
+    r"^[^/]+(?=/)"
+)  # a path that begins with no slash: what Werkzeug's dispatcher takes for a mount
 _SLASHES = re.compile("/{2,}")
 _PARAMETERS = re.compile(r";[^/]*")  # of one part, in old servers
 _UNSEEN = "".join(map(chr, (*range(0x21), *range(0x7F, 0xA1)))) + "\u2028\u2029\ufeff"
@@ -213,7 +216,8 @@ def check_takes_one(name: str, given: object) -> None:
 def _readings(path: str) -> Iterator[str]:
     """Return what a server, a proxy or a framework might read this path as."""
     given = (path, unquote(path, errors="replace"))
-    for text in dict.fromkeys([*given, *[_ORIGIN.sub("", one) for one in given]]):
+    without = [cut.sub("", one) for one in given for cut in (_ORIGIN, _BEFORE)]
+    for text in dict.fromkeys([*given, *without]):
         bare = text.strip(_UNSEEN)
         yield bare  # a `$` in a regular expression looks past a newline
         yield "/" + _SLASHES.sub("/", bare).strip("/" + _UNSEEN)  # as Litestar reads it
