@@ -140,13 +140,14 @@ def _parts_could_meet(one: Part, other: Part) -> bool:
     return begins and (one[-1].endswith(other[-1]) or other[-1].endswith(one[-1]))
 
 
+@lru_cache(8)  # all routes of a table are asked about one path
 def _split(path: str) -> list[str]:
     """Return the parts of a path without the empty one after a final slash."""
     inner = path.removeprefix("/").rstrip("/")
     return inner.split("/") if inner else []
 
 
-@lru_cache(8)  # all routes of a table are asked about one path
+@lru_cache(8)
 def _folded_parts(path: str) -> list[str]:
     return _split(_small(path))
 
