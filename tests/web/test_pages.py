@@ -680,6 +680,39 @@ def test_a_page_behind_middleware_of_other_kinds_is_kept(settings: Settings) -> 
     assert story == ["stream", "background"]
 
 
+def test_what_is_raised_behind_a_whole_page_is_told_and_costs_nobody_the_page(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A background task that fails, or what Flask calls on close, is in the log: the page was whole by then."""
+
+    def fail() -> None:
+        raise LookupError("behind the page")
+
+    fastapi, pages = FastAPI(), Pages(AsyncStillroom(settings, dispatch=NoDispatch()))
+    flask, theirs = Flask("late"), Pages(Stillroom(settings, dispatch=NoDispatch()))
+    pages.install(fastapi)
+    theirs.install(flask)
+
+    @fastapi.get("/")
+    @pages.page(ttl=60)
+    def in_fastapi(background: BackgroundTasks) -> str:
+        background.add_task(fail)
+        return "page"
+
+    @flask.get("/")
+    @theirs.page(ttl=60)
+    def in_flask() -> Response:
+        response = Response("page")
+        response.call_on_close(fail)
+        return response
+
+    for client in (TestClient(fastapi), flask.test_client()):
+        said = [client.get("/").headers["cache-status"] for _ in range(2)]
+        assert said == ["stillroom; fwd=miss; stored", "stillroom; hit"]
+    told = [one for one in caplog.records if "then its app raised" in one.message]
+    assert [one.exc_info and one.exc_info[0] for one in told] == [LookupError] * 2
+
+
 # Addresses that only look like a page's
 
 

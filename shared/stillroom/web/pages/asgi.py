@@ -19,7 +19,16 @@ from stillroom.web.asgi_types import App, Message, Receive, Scope, Send
 from stillroom.web.carriers import layers
 from stillroom.web.headers import Header, decoded, encoded
 from stillroom.web.pages.answer import bypassed, fits_origin
-from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering, all_tags, own_mark
+from stillroom.web.pages.pages import (
+    Asking,
+    Found,
+    Marked,
+    Pages,
+    Rendering,
+    all_tags,
+    own_mark,
+    tell_of_late,
+)
 from stillroom.web.pages.policy import Identity, Visit
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
 from stillroom.web.problem import Answer
@@ -107,10 +116,12 @@ class Renderer:
         with Rendering() as added:
             try:
                 await self._below()(scope, _no_body(), response.send)
-            except Exception:  # older Starlettes raise what a stream raises in a group
-                if response.refused is None:
+            except Exception as error:  # older Starlettes raise what a stream raises in a group
+                if response.refused is not None:
+                    raise response.refused from None
+                if not response.is_whole or response.status >= 500:
                     raise
-                raise response.refused from None
+                tell_of_late(marked, error)
         own = marked.tags.of({**found[1], **_query(identity)})
         tags = all_tags(own, added, self.pages.room.cache.loaders)
         headers = [*response.headers, *self._varying(response.headers)]
@@ -220,6 +231,7 @@ class Collected:
         self.status = 0
         self.headers: list[tuple[str, str]] = []
         self.body = bytearray()
+        self.is_whole = False
         self.refused: NotKept | None = None
 
     async def send(self, message: Message) -> None:
@@ -231,6 +243,7 @@ class Collected:
             if len(self.body) > self._limit:
                 self.refused = NotKept(f"it has more than {self._limit:,} bytes")
                 raise self.refused
+            self.is_whole = not message.get("more_body", False)
 
 
 def _no_body() -> Receive:

@@ -16,7 +16,16 @@ from stillroom.errors import LoadFailed, SettingsError
 from stillroom.room import Stillroom
 from stillroom.web.carriers import layers
 from stillroom.web.pages.answer import bypassed, fits_origin
-from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering, all_tags, own_mark
+from stillroom.web.pages.pages import (
+    Asking,
+    Found,
+    Marked,
+    Pages,
+    Rendering,
+    all_tags,
+    own_mark,
+    tell_of_late,
+)
 from stillroom.web.pages.policy import Identity, Visit
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
 from stillroom.web.problem import Answer
@@ -79,9 +88,8 @@ class PageMiddleware:
             raise NotKept("its address leads nowhere any more")
         marked = own_mark(found[0], marked)
         with Rendering() as added:
-            status, headers, body = _collected(
-                self.app, environ, self._pages.room.settings.decoded_limit
-            )
+            limit = self._pages.room.settings.decoded_limit
+            status, headers, body = _collected(self.app, environ, limit, marked)
         query = dict(parse_qsl(environ["QUERY_STRING"], keep_blank_values=True))
         own = marked.tags.of({**found[1], **query})
         tags = all_tags(own, added, self._pages.room.cache.loaders)
@@ -123,7 +131,7 @@ class PageMiddleware:
 
 
 def _collected(
-    app: FlasksApp, environ: Environ, limit: int
+    app: FlasksApp, environ: Environ, limit: int, marked: Marked
 ) -> tuple[int, list[tuple[str, str]], bytes]:
     begun: list[Any] = []
     body = bytearray()
@@ -139,8 +147,11 @@ def _collected(
             if len(body) > limit:
                 raise NotKept(f"it has more than {limit:,} bytes")
     finally:
-        if hasattr(pieces, "close"):
-            pieces.close()
+        try:
+            if hasattr(pieces, "close"):
+                pieces.close()
+        except Exception as error:
+            tell_of_late(marked, error)
     return begun[0], begun[1], bytes(body)
 
 

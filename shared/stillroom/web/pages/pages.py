@@ -369,6 +369,11 @@ def all_tags(own: Sequence[str], added: Sequence[str], loaders: Loaders) -> list
     return [*own, *added]
 
 
+def tell_of_late(marked: Marked, error: Exception) -> None:
+    """Log what was raised behind a whole response, as by a background task: a server has sent that by then."""
+    log.error("the page %s was rendered, and then its app raised", marked.name, exc_info=error)
+
+
 def own_mark(endpoint: Any, marked: Marked) -> Marked:
     """Return the mark of the endpoint that a page's address leads to: of several views that one function makes, the
     one that is meant. Raises NotKept where it leads to another page, or to none."""
