@@ -635,6 +635,25 @@ def test_a_login_in_a_request_is_one_new_key(room: Stillroom) -> None:
     assert SessionStore(late.session_key).load() == {"cart": ["tea"], SESSION_KEY: "7"}
 
 
+def test_a_login_takes_along_what_another_request_has_just_added(room: Stillroom) -> None:
+    """What another request puts into the cart while a login looks at the password goes along, also after a save."""
+    first = SessionStore()
+    first["cart"] = ["tea"]
+    first.save()
+    late, other = (SessionStore(first.session_key) for _ in range(2))
+    late["cart"].append("jam")
+    other["cart"].append("milk")
+    other["seen"] = 1
+    other.save()
+    log_in(late)
+    late.save()
+    whole = {"cart": ["tea", "milk", "jam"], "seen": 1, SESSION_KEY: "7"}
+    assert dict(late.items()) == SessionStore(late.session_key).load() == whole
+    late["more"] = 2
+    late.save()
+    assert SessionStore(late.session_key).load() == {**whole, "more": 2}
+
+
 @pytest.mark.parametrize(
     "key", ["/a/path?x=1", "\u0438\u043c\u044f" * 40, "_state_" + "x" * 300, "", "a b"]
 )

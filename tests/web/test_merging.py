@@ -19,7 +19,7 @@ from stillroom.web.request_session import RequestSession, WebSession
 from stillroom.web.session_cookie import SessionCookie
 from tests.support.stepper import Stepper
 from tests.support.web import WITHIN, Browser, serving_wsgi
-from tests.web.test_late_responses import Face, own
+from tests.web.test_late_responses import COOKIE, Face, own
 
 __all__ = ["own"]
 
@@ -183,6 +183,37 @@ def test_both_keep_what_they_did(
     assert found is not None
     data = {key: value for key, value in found.data.items() if before or key != "x"}
     assert data == after or ("order" in name and sorted(data["l"]) == sorted(after["l"]))
+
+
+@pytest.mark.parametrize(
+    ("before", "acts", "after"),
+    [
+        (None, [], {"l": ["a", "b"], "n": 1}),
+        (None, [append("l", "c")], {"l": ["a", "b", "c"], "n": 1}),
+        ("ann", [], {"l": ["a", "b"], "n": 1}),
+        ("bob", [], {}),
+        (None, [lambda s: s.clear(), lambda s: s.login("ann")], {}),
+    ],
+    ids=["login", "login and more", "the same user", "another user", "begun anew"],
+)
+def test_a_login_takes_along_what_another_request_has_just_added(
+    own: Face, room: Stillroom, before: str | None, acts: list[Act], after: dict[str, Any]
+) -> None:
+    """What another request adds while a login looks at the password goes along, but for CSRF tokens."""
+    from stillroom.web.ending import ending
+
+    token = room.sessions.create(before, {"l": ["a"]}).token
+    session = own.session(token)
+    own.run(session.reading())
+    session.login("ann")
+    for act in acts:
+        act(session)
+    room.sessions.update(token, {"l": ["a", "b"], "n": 1, "csrf_token": "t"})
+    end = own.run(ending(session, 200, [], "POST"))
+    cookie = SessionCookie(COOKIE.name).read(dict(end.headers)["Set-Cookie"])
+    found = room.sessions.get(cookie or "")
+    assert found is not None
+    assert (found.user_id, found.data) == ("ann", after)
 
 
 def answer(task: Stepper) -> None:

@@ -436,13 +436,31 @@ class RequestSession(SessionData):
 
     def _beginning(self) -> Operation[str | None]:
         """Begin a new session; the current one, if any, ends with it."""
+        data: Mapping[str, Any] = self._data or {}
+        if self._login and self._found is not None and not self._has_emptied:
+            data = yield from self._with_theirs(data)
         try:
-            made = yield from self._begun(to_fields(self._data or {}, self._data or {}))
+            made = yield from self._begun(to_fields(data, data))
         except SessionEnded:
             if self._unwritten() <= self._may_be_lost:
                 return None  # a logout, say, that was clicked twice
             raise
         return self._cookie.write(made.token, self._kept_for(made))
+
+    def _with_theirs(self, data: Mapping[str, Any]) -> Operation[Mapping[str, Any]]:
+        """Return the data that goes along with a login, with what others have added since this request has read.
+
+        To look at a password takes long enough for the page to put something into the cart.
+        """
+        assert self._token is not None
+        assert self._found is not None
+        found = self._found
+        theirs = yield from self._body.get(self._token, touch=False)
+        if theirs is None or theirs.user_id != found.user_id or theirs.version == found.version:
+            return data
+        merged = self._redone_on(to_data(theirs.data))[1]
+        dropped = set(self._dropped_at_login()) - data.keys()
+        return {key: value for key, value in merged.items() if key not in dropped}
 
     def _unwritten(self) -> set[str]:
         """Return the keys of the changes that are lost if no session begins."""

@@ -46,6 +46,7 @@ class SessionData(MutableMapping[str, Any]):
     # The changes before each `mutate`, and the change itself.
     _earlier: tuple[tuple[Done, Change], ...] = ()
     _mutated: frozenset[str] = frozenset()  # the keys that these changed
+    _has_emptied = False  # all that was read is gone, and so is what another request adds
 
     def _look(self) -> dict[str, Any]:
         """Return the data, to be changed in place."""
@@ -168,6 +169,7 @@ class SessionData(MutableMapping[str, Any]):
     def _empty(self) -> None:
         data = self._look()
         self._gone |= data.keys()
+        self._has_emptied = True
         self._changed.clear()
         data.clear()
 

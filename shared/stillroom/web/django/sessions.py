@@ -327,8 +327,25 @@ class SessionStore(SessionBase):
         if options["idle"] <= 0:
             self.delete()
             return
-        logging_in = self._logging_in(self._session_key, user, _all(named), options)
-        self._began(_run(logging_in), named)
+        shown = self._with_theirs(named)
+        logging_in = self._logging_in(self._session_key, user, _all(shown), options)
+        self._began(_run(logging_in), shown)
+        if shown is not named:
+            self._show(shown)
+
+    def _with_theirs(self, named: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the data that goes along with a login, with what others have added since this request has read."""
+        before, found = self._known(), self._found
+        theirs = _run(_body().get(self._session_key, touch=False))
+        if theirs is None or found is None or theirs.user_id != found.user_id:
+            return named
+        if theirs.version == found.version or found.user_id not in (None, _user_of(named)):
+            return named
+        keys = differing(before, encoded_values(named))
+        base = {key: decoded_value(before[key]) if key in before else GONE for key in keys}
+        data = to_data(theirs.data)
+        merged = data | merged_keys(base, {key: named.get(key, GONE) for key in keys}, data)
+        return {key: value for key, value in merged.items() if value is not GONE}
 
     def _logging_in(
         self, before: str | None, user: str, fields: Mapping[str, Any], options: dict[str, Any]
