@@ -635,8 +635,11 @@ def test_a_login_in_a_request_is_one_new_key(room: Stillroom) -> None:
     assert SessionStore(late.session_key).load() == {"cart": ["tea"], SESSION_KEY: "7"}
 
 
-def test_a_login_takes_along_what_another_request_has_just_added(room: Stillroom) -> None:
-    """What another request puts into the cart while a login looks at the password goes along, also after a save."""
+@pytest.mark.parametrize("logs_in", [True, False], ids=["login", "set_expiry"])
+def test_a_new_session_takes_along_what_another_request_has_just_added(
+    room: Stillroom, logs_in: bool
+) -> None:
+    """What another request puts into the cart while this one looks at a password goes along, also after a save."""
     first = SessionStore()
     first["cart"] = ["tea"]
     first.save()
@@ -645,9 +648,13 @@ def test_a_login_takes_along_what_another_request_has_just_added(room: Stillroom
     other["cart"].append("milk")
     other["seen"] = 1
     other.save()
-    log_in(late)
+    if logs_in:
+        log_in(late)
+    else:
+        late.set_expiry(100)
     late.save()
-    whole = {"cart": ["tea", "milk", "jam"], "seen": 1, SESSION_KEY: "7"}
+    own = {SESSION_KEY: "7"} if logs_in else {"_session_expiry": 100}
+    whole = {"cart": ["tea", "milk", "jam"], "seen": 1, **own}
     assert dict(late.items()) == SessionStore(late.session_key).load() == whole
     late["more"] = 2
     late.save()

@@ -276,6 +276,22 @@ def test_the_lifetime_of_a_permanent_session_is_flasks(room: Stillroom) -> None:
         assert round(found.expires_at - found.last_seen) == 86_400
 
 
+def test_another_lifetime_takes_along_what_another_request_has_just_added(room: Stillroom) -> None:
+    """A session that becomes permanent has what another request put into it while this one was under way."""
+    app = make_app(room, PERMANENT_SESSION_LIFETIME=3_600)
+    browser = Jar(app)
+
+    @app.get("/late")
+    def late() -> str:
+        flask.session.permanent = True
+        room.sessions.update(browser.token or "", {"b": "2"})
+        return "late"
+
+    browser.get("/set/a/1")
+    browser.get("/late")
+    assert browser.get("/shown").json == {"_permanent": "True", "a": "1", "b": "2"}
+
+
 @pytest.mark.parametrize(
     ("wanted", "refreshes", "lives_on"), [(1, True, True), (1, False, False), (0, False, True)]
 )

@@ -437,7 +437,7 @@ class RequestSession(SessionData):
     def _beginning(self) -> Operation[str | None]:
         """Begin a new session; the current one, if any, ends with it."""
         data: Mapping[str, Any] = self._data or {}
-        if self._login and self._found is not None and not self._has_emptied:
+        if self._found is not None and not (self._is_ended or self._has_emptied):
             data = yield from self._with_theirs(data)
         try:
             made = yield from self._begun(to_fields(data, data))
@@ -448,7 +448,7 @@ class RequestSession(SessionData):
         return self._cookie.write(made.token, self._kept_for(made))
 
     def _with_theirs(self, data: Mapping[str, Any]) -> Operation[Mapping[str, Any]]:
-        """Return the data that goes along with a login, with what others have added since this request has read.
+        """Return the data of the next session, with what others have added to this one since it was read.
 
         To look at a password takes long enough for the page to put something into the cart.
         """
@@ -459,7 +459,7 @@ class RequestSession(SessionData):
         if theirs is None or theirs.user_id != found.user_id or theirs.version == found.version:
             return data
         merged = self._redone_on(to_data(theirs.data))[1]
-        dropped = set(self._dropped_at_login()) - data.keys()
+        dropped = set(self._dropped_at_login() if self._login else ()) - data.keys()
         return {key: value for key, value in merged.items() if key not in dropped}
 
     def _unwritten(self) -> set[str]:

@@ -317,8 +317,11 @@ class SessionStore(SessionBase):
         if options["idle"] <= 0:
             self.delete()
             return
-        made = _run(_body().succeed(self._session_key, _user_of(data), _all(named), **options))
-        self._began(made, named)
+        shown = self._with_theirs(named)
+        made = _run(_body().succeed(self._session_key, _user_of(data), _all(shown), **options))
+        self._began(made, shown)
+        if shown is not named:
+            self._show(shown)
 
     def _log_in_anew(self, data: Mapping[Any, Any], named: Mapping[str, Any]) -> None:
         """Begin a session for a login, whatever others did to the current one: a button may be clicked twice."""
@@ -334,7 +337,7 @@ class SessionStore(SessionBase):
             self._show(shown)
 
     def _with_theirs(self, named: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the data that goes along with a login, with what others have added since this request has read."""
+        """Return the data of the next session, with what others have added to this one since it was read."""
         before, found = self._known(), self._found
         theirs = _run(_body().get(self._session_key, touch=False))
         if theirs is None or found is None or theirs.user_id != found.user_id:
