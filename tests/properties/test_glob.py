@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from stillroom.cache.glob import compile_glob
+from stillroom.keys import KEY_LIMIT
+from tests.support.steps import steps_of
 
 SIGNS = st.sampled_from(
     [b"*", b"?", b"[", b"]", b"^", b"-", b"\\", b"a", b"b", b"z", b"\x80", b"\xff", b"\n"]
@@ -47,3 +49,10 @@ def test_a_pattern_means_what_the_server_says(client: Any, pattern: bytes, key: 
 def test_many_stars_are_no_trap(stars: int) -> None:
     """A pattern of stars against a long key that nearly matches comes to an end."""
     assert not compile_glob(b"a*" * stars + b"b")(b"a" * 1_000)
+
+
+@pytest.mark.parametrize("part", [b"[^a]", b"[!-~]", b"*[^a-y]"])
+def test_a_pattern_of_many_classes_is_compiled_at_once(part: bytes) -> None:
+    """The longest pattern of classes is compiled in a few steps for each byte: each process does that."""
+    pattern = part * (KEY_LIMIT // len(part))
+    assert steps_of(lambda: compile_glob(pattern)) < 600 * KEY_LIMIT
