@@ -192,6 +192,12 @@ async def slow(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"price": price})
 
 
+@cache_page(60)
+def bodied(request: HttpRequest) -> HttpResponse:
+    calls.append("bodied")
+    return HttpResponse(b"body: " + request.body)
+
+
 def told(request: Any) -> HttpResponse:
     calls.append("links")
     return JsonResponse(
@@ -274,6 +280,7 @@ urlpatterns = [
     path("rest", RestListView.as_view()),
     path("rest/<int:id>", RestView.as_view()),
     path("slow", slow),
+    path("bodied", bodied),
     path("links/<looks>", outside(cache_page(60, query=["sort"])(told))),
     path("links/of/rest", Links.as_view()),
     path("links/of/async", links_async),
@@ -396,6 +403,17 @@ def test_no_kind_of_view_sees_what_its_page_ignores(port: int, how: str) -> None
         told = json.loads(ask(port, f"/links/of/{how}{query}").body)
         assert told == [f"/links/of/{how}?sort=a", {"sort": "a"}, "sort=a"]
     assert calls == ["links"]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_what_is_made_of_a_body_is_kept_for_nobody(port: int, method: str) -> None:
+    """A request with a body gets its own answer: a view may have read it, and it is not in the page's key."""
+    ask(port, "/bodied", method, body=b"evil")
+    assert ask(port, "/bodied").body == b"body: "
+    assert ask(port, "/bodied", body=b"own").body == b"body: own"
+    assert ask(port, "/bodied", body=b"x" * 3_000_000).status == 400, "the view reads it"
+    assert ask(port, "/bodied").body == b"body: "
+    assert calls == ["bodied"] * 4
 
 
 def test_language_and_named_headers_tell_pages_apart(port: int) -> None:

@@ -19,7 +19,9 @@ from urllib.parse import urlencode
 
 from asgiref.sync import async_to_sync, sync_to_async
 from django.conf import settings
+from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, QueryDict
+from django.http.request import RawPostDataException, UnreadablePostError
 from django.utils import timezone, translation
 
 from stillroom.cache.declared import place_of
@@ -144,7 +146,7 @@ class CachedView:
         self._tell_templates()
         visit = _visit(request)
         identity = identify(visit, self._policy, self._harmless)
-        if not isinstance(identity, Identity):
+        if not isinstance(identity, Identity) or _has_body(request):
             return self._marked(view(), is_private=identity == "session")
         if visit.method == "HEAD":  # a view's answer to it may be less than a page
             known = room().cache.get(self._key(identity), StoredPage)
@@ -217,6 +219,15 @@ def _visit(request: HttpRequest) -> Visit:
     site = f"{request.scheme}://{request.get_host()}{root}"
     query = request.META.get("QUERY_STRING", "")
     return Visit(request.method or "GET", site, path.removeprefix(root), query, headers)
+
+
+def _has_body(request: Any) -> bool:
+    """Return whether a body came with this GET. A view may read it, and what is made of it is not for others."""
+    request = getattr(request, "_request", request)  # REST framework's is around it
+    try:
+        return bool(request.body)
+    except (RawPostDataException, RequestDataTooBig, UnreadablePostError):  # then there is one
+        return True
 
 
 @contextmanager
