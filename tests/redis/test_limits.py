@@ -651,10 +651,19 @@ def test_a_log_that_somebody_else_wrote_is_none(room: Any, client: Any) -> None:
     (key,) = logs(client)
     for spoil in (
         lambda: client.set(key, "no log", ex=60),
+        lambda: client.set(key, b"\x06" * 11 * 5_000, ex=60),  # more than Lua can unpack
         lambda: (client.delete(key), client.lpush(key, "x"), client.expire(key, 60)),
     ):
         spoil()
         assert room.limits.check(IP, [AUTH]).remaining == 4
+
+
+def test_a_ban_that_somebody_else_wrote_is_one(room: Any, client: Any) -> None:
+    """A ban is one, for as long as its key says, whatever is written in it."""
+    client.set(room.keys.ban(IP), '{"since":1.2.3,"until":4}', ex=60)
+    denied = room.limits.check(IP, [AUTH])
+    assert (denied.banned, denied.degraded) == (True, "")
+    assert 50 < denied.retry_after <= 60
 
 
 @pytest.mark.parametrize("address", ["10.0.0.2", IP, "2001:db8:1:2::/64"])

@@ -28,8 +28,9 @@ for i = 1, bans do
   if held[1 + i] then
     local left = redis.call('PTTL', KEYS[2 + i])
     -- A ban from before the clock stepped back would last longer by that step.
-    local since, till = string.match(held[1 + i], '"since":([%d.]+)'), string.match(held[1 + i], '"until":([%d.]+)')
-    local whole = since and till and math.ceil((tonumber(till) - tonumber(since)) * 1000)
+    local since = tonumber(string.match(held[1 + i], '"since":([%d.]+)') or '')
+    local till = tonumber(string.match(held[1 + i], '"until":([%d.]+)') or '')
+    local whole = since and till and math.ceil((till - since) * 1000)
     if whole and left > whole + 1000 then
       redis.call('PEXPIRE', KEYS[2 + i], plain(whole))
       left = whole

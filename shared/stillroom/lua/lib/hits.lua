@@ -12,6 +12,7 @@
 local ENTRY, ONE, EACH = 11, '>I7I4', 'I7I4'
 local SLICES = 24
 local MOST = 4294967295
+local LONGEST = 1000 -- entries: more than any log has, and as few as Lua can unpack
 local SLACK_MS = 1000 -- the key outlives its hits by this: the script decides, not the key's TTL
 
 -- A server that is full, and too old to know flags, refuses a script's first write if it takes memory, and only the
@@ -27,7 +28,7 @@ end
 -- Returns the hits that count, how many they are, the hits as they are packed, and those that only a longer window counts.
 local function read_hits(key, packed, now, window, life)
   local size = packed and #packed / ENTRY or 0
-  if size == 0 or size % 1 ~= 0 then
+  if size == 0 or size % 1 ~= 0 or size > LONGEST then
     return {}, 0, ''
   end
   local form, last = size == 1 and ONE or '>' .. string.rep(EACH, size), 2 * size
