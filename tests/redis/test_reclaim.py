@@ -726,6 +726,21 @@ class TestOrders:
         assert state_client.zcard(room.keys.orders) == 10_000
 
 
+@pytest.mark.parametrize("clock", [b"stranger", b"1.2.3", b"a.nan", b"\xff.7"])
+def test_a_sweep_ends_under_a_clock_that_somebody_else_wrote(
+    room: Any, client: Any, clock: bytes
+) -> None:
+    """A sweep is done once, and not begun again and again, where the clock can't be read."""
+    fill(room, 3)
+    room.cache.invalidate_by_pattern("k:*")
+    client.set(room.keys.clock, clock)
+    report = room.cache.reclaim()
+    assert (report["done"], report["due"]) == (1, 0)
+    room.cache.invalidate_by_pattern("k:*")
+    assert room.cache.reclaim()["due"] == 0
+    assert entries(client, room) == 0
+
+
 def test_every_key_has_an_end(room: Any, client: Any) -> None:
     """Every key of the keyspace has a TTL, except the clock, the marks, the globs and the agreements."""
     random.seed(7)

@@ -268,8 +268,7 @@ class Reclaim:
         name = member.removeprefix(ON)
         run_id, _ = yield from self._about_server()
         ((state, clock),) = yield [(b"MGET", self._keys.at(name), self._keys.clock)]
-        epoch = (clock or b"").partition(b".")[0].decode()
-        known = _progress(state)
+        epoch, known = _epoch_in(clock), _progress(state)
         if known is None or known.done or known.run != run_id:
             known = Progress(run=run_id, began_us=int(now_us), epoch=epoch)
         elif member == name:  # not handed back but asked for anew, or its worker died
@@ -424,7 +423,7 @@ class Reclaim:
     def _sweep(self, work: Work, run: Run) -> Operation[None]:
         marks = [Marks()]  # this sweep's marks; replaced when a new epoch begins
         yield from self._walk(work, run, partial(self._bite_dead, marks, work.progress))
-        if work.progress.done and marks[0].epoch.decode() != work.progress.epoch:
+        if work.progress.done and marks[0].epoch.decode(errors="replace") != work.progress.epoch:
             work.progress.again = True  # entries passed by before it are dead now
 
     def _bite_dead(
@@ -603,6 +602,14 @@ class Reclaim:
 
 def _head(key: bytes, size: int = HEAD_BYTES) -> Command:
     return (b"GETRANGE", key, b"0", b"%d" % (size - 1))
+
+
+def _epoch_in(clock: bytes | None) -> str:
+    """Return the epoch that a clock shows; empty where there is none, or another program wrote it."""
+    try:
+        return read_clock(clock or b"")[0].decode(errors="replace")
+    except ValueError:
+        return ""
 
 
 def _progress(state: bytes | None) -> Progress | None:
