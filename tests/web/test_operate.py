@@ -156,6 +156,16 @@ def test_a_key_is_looked_at_and_invalidated(site: Site, caplog: pytest.LogCaptur
     assert [record.levelname for record in records] == ["INFO", *["WARNING"] * 4]
 
 
+@pytest.mark.parametrize("until", ["1e18", "Infinity"])
+def test_a_time_that_no_calendar_has_is_shown_as_its_number(
+    site: Site, client: Any, until: str
+) -> None:
+    """A time that another program wrote, and no calendar has, leaves the page as it is."""
+    change = f'{{"quota": 5, "window": 60, "until": {until}}}'
+    client.hset(site.room.keys.limit_changes, "api", change)
+    assert f"{float(until):g}" in site.act("limits")
+
+
 def test_a_list_that_is_cut_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A list that may have more rows than the page shows does not call its length the number of all."""
     monkeypatch.setattr(acts, "ROWS_MOST", 2)

@@ -115,7 +115,11 @@ def _row(row: Row, heads: tuple[str, ...], hidden: str) -> Html:
 def _cell(cell: str | float) -> str:
     if isinstance(cell, str):
         return cell
-    return el("time", f"{iso(cell)[:10]} {clock_with_seconds(cell)} UTC", datetime=iso(cell))
+    try:
+        said = f"{iso(cell)[:10]} {clock_with_seconds(cell)} UTC"
+    except (ValueError, OverflowError, OSError):  # another program wrote what no calendar has
+        return f"{cell:g}"
+    return el("time", said, datetime=iso(cell))
 
 
 def _form_of_act(name: str, hidden: str) -> Html:
