@@ -26,6 +26,12 @@ def test_it_satisfies_the_project() -> None:
     assert {one.name: pins.get(one.name) for one in wanted() if not fits(one, pins)} == {}
 
 
+def test_no_flower_is_allowed_that_shows_an_error_as_html() -> None:
+    """Flower before 2.2 writes a task's error, in which may be what a visitor sent, into its page as it is."""
+    (flower,) = [one for one in wanted() if one.name == "flower"]
+    assert [*flower.specifier.filter(["2.0.1", "2.1.0", "2.2.0"])] == ["2.2.0"]
+
+
 def fits(one: Requirement, pins: dict[str, str]) -> bool:
     return one.name in pins and one.specifier.contains(pins[one.name])
 
