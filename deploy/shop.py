@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -32,6 +33,9 @@ from stillroom.web import HealthWSGI
 
 PORT = int(os.environ.get("PORT", "8000"))
 BODY_LIMIT = 64 * 1024  # bytes
+AT_ONCE = 100  # products that one order changes
+is_id = re.compile(r"[0-9]{1,9}", re.ASCII).fullmatch
+ids_in = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", re.ASCII).fullmatch
 Environ = dict[str, Any]
 Answer = tuple[HTTPStatus, Any]
 
@@ -68,9 +72,9 @@ def shop(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes
 
 def _get(page: str, about: str, environ: Environ) -> Answer:
     match page, about:
-        case "product", id if id.isdecimal():
+        case "product", id if is_id(id):
             return HTTPStatus.OK, load_product(int(id))
-        case "stock", id if id.isdecimal():
+        case "stock", id if is_id(id):
             return HTTPStatus.OK, load_stock(int(id))
         case "me", "":
             return _me(environ.get("HTTP_X_SESSION", ""))
@@ -88,11 +92,10 @@ def _me(token: str) -> Answer:
 def _post(page: str, about: str) -> Answer:
     try:
         match page, about:
-            case "product", id if id.isdecimal():
+            case "product", id if is_id(id):
                 room.cache.invalidate_by_tag(f"product:{id}", defer=True)
-            case "order", ids if ids.replace("-", "", 1).isdecimal():
-                first, _, last = ids.partition("-")
-                products = range(int(first), int(last or first) + 1)
+            case "order", ids if found := ids_in(ids):
+                products = range(int(found[1]), int(found[2] or found[1]) + 1)[:AT_ONCE]
                 room.tasks.invalidate_tags(*(f"product:{one}" for one in products))
             case "login", "":
                 return HTTPStatus.CREATED, room.sessions.create("u1", {}).token
@@ -112,7 +115,13 @@ class Gateway(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        sent = self.rfile.read(min(int(self.headers.get("Content-Length") or 0), BODY_LIMIT))
+        length = self.headers.get("Content-Length") or "0"
+        is_known = is_id(length) and "Transfer-Encoding" not in self.headers
+        if not is_known or int(length) > BODY_LIMIT:
+            # What is left of it would be the next request on this connection, which may be somebody else's.
+            self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)  # and closes it
+            return
+        sent = self.rfile.read(int(length))
         answer: list[Any] = []
         body = b"".join(application(self._environ(sent), lambda *given: answer.extend(given)))
         status, headers, *_ = answer
@@ -123,7 +132,8 @@ class Gateway(BaseHTTPRequestHandler):
         if not any(name.lower() == "content-length" for name, _ in headers):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def do_HEAD(self) -> None:
         self.do_GET()

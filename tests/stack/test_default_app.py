@@ -66,3 +66,29 @@ def test_pages_are_served_over_one_connection(shop: Callable[..., Any]) -> None:
     for path in ("/", "/product", "/product/x", "/product/7/8", "/%00%ff", "/product/%37"):
         assert shop("GET", path).status == (200 if path == "/product/%37" else 404)
     assert shop("HEAD", "/health/live").status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"Content-Length": "70000"}, "x" * 70_000),
+        ({"Content-Length": "-1"}, ""),
+        ({"Content-Length": "\u00b2"}, ""),
+        ({"Transfer-Encoding": "chunked"}, "0\r\n\r\n"),
+    ],
+)
+def test_a_body_that_is_not_read_is_no_next_request(
+    shop: Callable[..., Any], headers: dict[str, str], body: str
+) -> None:
+    """The connection ends where a body is not read to its end: a proxy sends other visitors' requests on it."""
+    reply = shop("POST", "/product/7", headers, body)
+    assert (reply.status, reply.headers["connection"]) == (413, "close")
+
+
+def test_no_path_takes_all_memory(shop: Callable[..., Any]) -> None:
+    """A number that no product has is no page, and an order of very many is one of a hundred."""
+    for path in ("/order/-7", "/order/7-", f"/order/{'9' * 5_000}", f"/product/{'9' * 5_000}"):
+        assert shop("POST", path).status == 404
+    assert shop("POST", "/order/0-999999999").status == 202
+    assert shop("HEAD", "/product/7").status == 200
+    assert shop("GET", "/product/7").status == 200
