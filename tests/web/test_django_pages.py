@@ -28,6 +28,7 @@ from django.utils import translation
 from django.utils.decorators import method_decorator
 from django.views import View
 from django.views.decorators.clickjacking import xframe_options_exempt, xframe_options_sameorigin
+from django.views.decorators.http import etag
 
 import redis
 from stillroom import InvalidArgument, InvalidKey, SettingsError, Stillroom
@@ -198,6 +199,14 @@ def bodied(request: HttpRequest) -> HttpResponse:
     return HttpResponse(b"body: " + request.body)
 
 
+@cache_page(60)
+@etag(lambda request: "v1")
+def tagged(request: HttpRequest) -> HttpResponse:
+    calls.append("tagged")
+    is_html = "json" not in request.headers.get("Accept", "")
+    return HttpResponse("x", status=200 if is_html else 406)
+
+
 def told(request: Any) -> HttpResponse:
     calls.append("links")
     return JsonResponse(
@@ -281,6 +290,7 @@ urlpatterns = [
     path("rest/<int:id>", RestView.as_view()),
     path("slow", slow),
     path("bodied", bodied),
+    path("tagged", tagged),
     path("links/<looks>", outside(cache_page(60, query=["sort"])(told))),
     path("links/of/rest", Links.as_view()),
     path("links/of/async", links_async),
@@ -414,6 +424,19 @@ def test_what_is_made_of_a_body_is_kept_for_nobody(port: int, method: str) -> No
     assert ask(port, "/bodied", body=b"x" * 3_000_000).status == 400, "the view reads it"
     assert ask(port, "/bodied").body == b"body: "
     assert calls == ["bodied"] * 4
+
+
+@pytest.mark.parametrize(
+    ("header", "status"), [({"If-None-Match": '"v1"'}, 304), ({"Accept": "x/json"}, 406)]
+)
+def test_who_asks_oddly_keeps_nobody_s_page_out_of_the_cache(
+    port: int, header: dict[str, str], status: int
+) -> None:
+    """An answer to one request's headers is not kept, and says nothing of the page: the next one is."""
+    assert ask(port, "/tagged", headers=header).status == status
+    before = len(calls)
+    assert [ask(port, "/tagged").status for _ in range(3)] == [200] * 3
+    assert len(calls) == before + 1
 
 
 def test_language_and_named_headers_tell_pages_apart(port: int) -> None:

@@ -43,12 +43,20 @@ from stillroom.web.pages.policy import (
     identify,
     listed,
 )
-from stillroom.web.pages.stored import NONCE, NotKept, RenderFailed, StoredPage, kept
+from stillroom.web.pages.stored import (
+    NONCE,
+    NotKept,
+    OfOneRequest,
+    RenderFailed,
+    StoredPage,
+    kept,
+)
 from stillroom.web.problem import Answer
 
 __all__ = ["cache_page", "tag_page"]
 
 V = TypeVar("V", bound=Callable[..., Any])
+BY_HEADERS = (206, 304, 406, 412, 416)  # answers to Range, If-…, Accept: others ask without these
 
 
 @explained
@@ -302,6 +310,8 @@ def _refuse_what_is_private(request: HttpRequest, policy: Policy) -> None:
 
 
 def _kept(policy: Policy, request: HttpRequest, response: Any, tags: Sequence[str]) -> StoredPage:
+    if response.status_code in BY_HEADERS:
+        raise OfOneRequest(f"its status is {response.status_code}")
     if response.streaming:
         raise NotKept("it is streamed")
     if response.cookies:
@@ -313,7 +323,7 @@ def _kept(policy: Policy, request: HttpRequest, response: Any, tags: Sequence[st
             f"a decorator below cache_page marks it ({marks[0]}): put that above cache_page"
         )
     if "origin" in response.get("Vary", "").lower() and "Origin" in request.headers:
-        raise NotKept("it was made for the Origin that asked")
+        raise OfOneRequest("it was made for the Origin that asked")
     return kept(policy, response.status_code, list(response.items()), response.content, tags)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 from stillroom.errors import LoadFailed
 from stillroom.stats import Stats
-from stillroom.web.pages.stored import NotKept
+from stillroom.web.pages.stored import NotKept, OfOneRequest
 
 PASS_S = 10.0  # a page that can't be kept is rendered without asking for so long
 PASSES = 10_000  # such pages that a process remembers
@@ -27,8 +27,10 @@ class Passes:
         """Remember this page of an endpoint, and log why it is not kept.
 
         A LoadFailed tells why another process did not keep it. Its view may have failed: that is remembered by
-        nobody, and the next request tries again.
+        nobody, and the next request tries again. So does it where one request's headers were the reason.
         """
+        if isinstance(reason, OfOneRequest):
+            return
         if isinstance(reason, LoadFailed) and reason.kind != NotKept.__name__:
             return
         why = reason.detail if isinstance(reason, LoadFailed) else reason

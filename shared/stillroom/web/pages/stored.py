@@ -43,6 +43,10 @@ class NotKept(StillroomError):
     """This response can't be shared; the message says why. It is rendered again for whoever asked."""
 
 
+class OfOneRequest(NotKept):
+    """This response answers headers of its request that are in no page's key: the next one may well be kept."""
+
+
 class RenderFailed(NotKept):
     """The app answered with 5xx (`response`): it is sent on where no stale page can be served instead."""
 
