@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -207,6 +208,22 @@ def tagged(request: HttpRequest) -> HttpResponse:
     return HttpResponse("x", status=200 if is_html else 406)
 
 
+def known_by_key(view: Any) -> Any:
+    """Return the view behind what tells a visitor by a header of its own, as API keys do."""
+
+    def named(request: Any, *given: Any) -> Any:
+        key = request.headers.get("X-Key", "")
+        request.user = SimpleNamespace(is_authenticated=bool(key), name=key)
+        return view(request, *given)
+
+    return named
+
+
+def mine(request: Any) -> HttpResponse:
+    calls.append("mine")
+    return HttpResponse(f"of {request.user.name}")
+
+
 def told(request: Any) -> HttpResponse:
     calls.append("links")
     return JsonResponse(
@@ -291,6 +308,8 @@ urlpatterns = [
     path("slow", slow),
     path("bodied", bodied),
     path("tagged", tagged),
+    path("mine", known_by_key(cache_page(60, vary=["Accept"])(mine))),
+    path("mine/by/key", known_by_key(cache_page(60, vary=["X-Key"])(mine))),
     path("links/<looks>", outside(cache_page(60, query=["sort"])(told))),
     path("links/of/rest", Links.as_view()),
     path("links/of/async", links_async),
@@ -437,6 +456,16 @@ def test_who_asks_oddly_keeps_nobody_s_page_out_of_the_cache(
     before = len(calls)
     assert [ask(port, "/tagged").status for _ in range(3)] == [200] * 3
     assert len(calls) == before + 1
+
+
+def test_a_page_of_who_is_known_by_a_header_is_nobody_else_s(port: int) -> None:
+    """A page that was made for a user whom neither cookie nor Authorization names is not given to another one."""
+    for key in ("ann", "bob", "", ""):
+        assert ask(port, "/mine", headers={"X-Key": key} if key else {}).text == f"of {key}"
+    assert calls == ["mine"] * 3
+    for key in ("ann", "bob", "ann"):
+        assert ask(port, "/mine/by/key", headers={"X-Key": key}).text == f"of {key}"
+    assert calls == ["mine"] * 5
 
 
 def test_language_and_named_headers_tell_pages_apart(port: int) -> None:

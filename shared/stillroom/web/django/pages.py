@@ -23,6 +23,7 @@ from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, QueryDict
 from django.http.request import RawPostDataException, UnreadablePostError
 from django.utils import timezone, translation
+from django.utils.functional import SimpleLazyObject, empty
 
 from stillroom.cache.declared import place_of
 from stillroom.durations import Duration, seconds_of
@@ -56,6 +57,7 @@ from stillroom.web.problem import Answer
 __all__ = ["cache_page", "tag_page"]
 
 V = TypeVar("V", bound=Callable[..., Any])
+OF_EVERYBODY = {"accept", "accept-language", "accept-encoding", "origin"}  # they say who nobody is
 BY_HEADERS = (206, 304, 406, 412, 416)  # answers to Range, If-…, Accept: others ask without these
 
 
@@ -302,11 +304,28 @@ def _refuse_what_is_private(request: HttpRequest, policy: Policy) -> None:
     # Of django.contrib.messages, which keeps them in a cookie of its own: they were looked at, and there are some.
     if getattr(getattr(request, "_messages", None), "_loaded_data", None):
         raise NotKept("it shows messages, which belong to one visitor")
+    if (
+        _is_of_a_user(request)
+        and not policy.sessions
+        and OF_EVERYBODY.issuperset(name.lower() for name in policy.vary)
+    ):
+        raise OfOneRequest(
+            "its visitor is logged in by other means than a cookie or Authorization: name the header in vary=[…], "
+            "or say sessions=True if the page is the same for everybody"
+        )
     if request.META.get("CSRF_COOKIE_NEEDS_UPDATE"):
         raise NotKept("it has a CSRF token, which belongs to one visitor")
     # Of Django 6 and of django-csp. It is only true when it was used.
     if getattr(request, "_csp_nonce", None):
         raise NotKept(NONCE)
+
+
+def _is_of_a_user(request: Any) -> bool:
+    """Return whether somebody is logged in, and has been looked at. A lazy user of Django's is left as it is."""
+    user = vars(getattr(request, "_request", request)).get("user")
+    if isinstance(user, SimpleLazyObject) and vars(user).get("_wrapped") is empty:
+        return False
+    return bool(getattr(user, "is_authenticated", False))
 
 
 def _kept(policy: Policy, request: HttpRequest, response: Any, tags: Sequence[str]) -> StoredPage:
