@@ -460,8 +460,10 @@ def test_who_asks_oddly_keeps_nobody_s_page_out_of_the_cache(
 
 def test_a_page_of_who_is_known_by_a_header_is_nobody_else_s(port: int) -> None:
     """A page that was made for a user whom neither cookie nor Authorization names is not given to another one."""
-    for key in ("ann", "bob", "", ""):
-        assert ask(port, "/mine", headers={"X-Key": key} if key else {}).text == f"of {key}"
+    for key in ("ann", "", "bob", ""):
+        reply = ask(port, "/mine", headers={"X-Key": key} if key else {})
+        assert reply.text == f"of {key}"
+        assert (reply.one("cache-control") == "private") == bool(key)
     assert calls == ["mine"] * 3
     for key in ("ann", "bob", "ann"):
         assert ask(port, "/mine/by/key", headers={"X-Key": key}).text == f"of {key}"

@@ -156,8 +156,9 @@ class CachedView:
         self._tell_templates()
         visit = _visit(request)
         identity = identify(visit, self._policy, self._harmless)
-        if not isinstance(identity, Identity) or _has_body(request):
-            return self._marked(view(), is_private=identity == "session")
+        is_a_users = _is_a_users(request, self._policy)
+        if not isinstance(identity, Identity) or is_a_users or _has_body(request):
+            return self._marked(view(), is_private=is_a_users or identity == "session")
         if visit.method == "HEAD":  # a view's answer to it may be less than a page
             known = room().cache.get(self._key(identity), StoredPage)
             if known is None or not fits_origin(known, self._policy, visit.headers):
@@ -304,11 +305,7 @@ def _refuse_what_is_private(request: HttpRequest, policy: Policy) -> None:
     # Of django.contrib.messages, which keeps them in a cookie of its own: they were looked at, and there are some.
     if getattr(getattr(request, "_messages", None), "_loaded_data", None):
         raise NotKept("it shows messages, which belong to one visitor")
-    if (
-        _is_of_a_user(request)
-        and not policy.sessions
-        and OF_EVERYBODY.issuperset(name.lower() for name in policy.vary)
-    ):
+    if _is_a_users(request, policy):
         raise OfOneRequest(
             "its visitor is logged in by other means than a cookie or Authorization: name the header in vary=[…], "
             "or say sessions=True if the page is the same for everybody"
@@ -320,8 +317,13 @@ def _refuse_what_is_private(request: HttpRequest, policy: Policy) -> None:
         raise NotKept(NONCE)
 
 
-def _is_of_a_user(request: Any) -> bool:
-    """Return whether somebody is logged in, and has been looked at. A lazy user of Django's is left as it is."""
+def _is_a_users(request: Any, policy: Policy) -> bool:
+    """Return whether the page is for a user who is logged in, as far as anybody has looked, and nothing says who.
+
+    A lazy user of Django's is left as it is.
+    """
+    if policy.sessions or not OF_EVERYBODY.issuperset(map(str.lower, policy.vary)):
+        return False
     user = vars(getattr(request, "_request", request)).get("user")
     if isinstance(user, SimpleLazyObject) and vars(user).get("_wrapped") is empty:
         return False
