@@ -229,6 +229,39 @@ def test_a_pool_of_greenlets_keeps_a_place(
     assert worker.terminate() == 0
 
 
+def test_a_pool_of_processes_keeps_a_place(
+    start_worker: StartCelery, own_server: EmbeddedServer
+) -> None:
+    """A worker told to give up more processes than it has goes on with one, and gives up no fewer than one."""
+    worker = start_worker("-P", "prefork", "-c", "2")
+    with make_app(Settings(redis_url=own_server.url)) as app:
+        app.control.pool_shrink(100, reply=True)
+        for command, number in (("pool_shrink", 1), ("pool_shrink", -1), ("pool_grow", -5)):
+            ((answer,),) = (
+                one.values() for one in getattr(app.control, command)(number, reply=True)
+            )
+            assert "place" in answer["error"]
+        (stats,) = app.control.inspect(timeout=5).stats().values()
+        assert len(stats["pool"]["processes"]) == 1
+        app.send_task("stillroom.trim_marks")
+        worker.await_line("succeeded in")
+    assert worker.terminate() == 0
+
+
+def test_a_worker_told_to_scale_to_nothing_refuses(
+    start_worker: StartCelery, own_server: EmbeddedServer
+) -> None:
+    """`autoscale` with no process at most is answered by an error, as `--autoscale` is, and the worker goes on."""
+    worker = start_worker("-P", "prefork", "--autoscale", "2,1")
+    with make_app(Settings(redis_url=own_server.url)) as app:
+        for most, least in ((0, 0), (-3, -3), (2, -1)):
+            ((answer,),) = (one.values() for one in app.control.autoscale(most, least, reply=True))
+            assert "at most 1 process or more" in answer["error"]
+        app.send_task("stillroom.trim_marks")
+        worker.await_line("succeeded in")
+    assert worker.terminate() == 0
+
+
 def test_an_order_to_a_queues_exchange_is_carried_out_once(
     start_worker: StartCelery, their_app: Celery, db: Any
 ) -> None:
