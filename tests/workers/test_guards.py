@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.worker import state
 from kombu import Connection as StockConnection
 
 import redis
@@ -704,6 +705,27 @@ def test_a_worker_ends_at_sigterm_while_its_broker_hangs(
         assert guarded.stop() == 0
     finally:
         broker.thaw()
+
+
+def test_a_worker_that_ends_waits_for_no_answer_for_long(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a worker says at its end, part by part, waits for two seconds each beside a broker that hangs, so that
+    all of it fits into the grace that a container has."""
+    app = wired(broker.url)
+    app.conf.broker_transport_options = {"socket_timeout": 10}
+    monkeypatch.setattr(state, "should_stop", 0)
+    with app.connection_for_write() as connection:
+        client = connection.default_channel.client
+        client.connection_pool.disconnect()
+        broker.freeze()
+        began = time.monotonic()
+        try:
+            with pytest.raises(connection.connection_errors):
+                client.ping()
+        finally:
+            broker.thaw()
+        assert time.monotonic() - began < 8
 
 
 # Wiring ───────────────────────────────────────────────────────────────────────────────────────────
