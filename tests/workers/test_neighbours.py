@@ -12,6 +12,7 @@ from typing import Any, Self
 import pytest
 from celery import Celery
 from kombu import pools
+from kombu.exceptions import OperationalError
 from pydantic import BaseModel
 
 import redis
@@ -260,6 +261,18 @@ def test_a_worker_told_to_scale_to_nothing_refuses(
         app.send_task("stillroom.trim_marks")
         worker.await_line("succeeded in")
     assert worker.terminate() == 0
+
+
+@pytest.mark.timeout(60)
+def test_a_command_that_the_broker_does_not_take_is_an_error() -> None:
+    """A command to workers while the broker is away is tried again once and fails. Stock tries for ever, and then
+    Flower, which sends one every five seconds, does not end at SIGTERM."""
+    with EmbeddedServer() as server, make_app(Settings(redis_url=server.url)) as app:
+        app.control.broadcast("heartbeat")  # the pool has a connection now
+        server.stop()
+        with pytest.raises(OperationalError):
+            app.control.broadcast("heartbeat")
+        app.control.enable_events()
 
 
 def test_an_order_to_a_queues_exchange_is_carried_out_once(

@@ -13,6 +13,7 @@ from stillroom_workers import rabbit
 from stillroom_workers.channels import SentinelTransport, Transport
 
 LONGEST_PAUSE_S = 4.0  # between two tries to connect
+UNTOLD_RETRIES = 1  # of a publication, if who publishes does not say how many
 
 # Neither library has types of its own. As Any they look the same to mypy with and without stubs.
 _StockConnection: Any = connection.Connection
@@ -75,7 +76,20 @@ class Pool(_StockPool):  # type: ignore[misc]
 
 
 class PooledConnection(_StockPooledConnection):  # type: ignore[misc]
-    """A connection of the pool, which takes the guarded transport."""
+    """A connection of the pool, which takes the guarded transport and gives up in the end."""
+
+    def ensure(
+        self,
+        obj: Any,
+        fun: Any,
+        errback: Any = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Publish, and connect anew if need be. Where nobody says how often, as in remote control, stock tries for
+        ever: while the broker is away no Flower ends, and no worker that wants to reply."""
+        tries = UNTOLD_RETRIES if max_retries is None else max_retries
+        return super().ensure(obj, fun, errback, tries, **options)
 
     def get_transport_cls(self) -> Any:
         return _guarded(super().get_transport_cls())

@@ -5,10 +5,12 @@ only to who asked.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 from celery.app import control
 from kombu import pidbox
+from kombu.exceptions import OperationalError
 
 import redis
 from stillroom.shown import shown
@@ -24,6 +26,12 @@ _logger = logging.getLogger(__name__)
 
 class Control(_StockControl):  # type: ignore[misc]
     """Remote control, whose replies go to who asked and nowhere else."""
+
+    def enable_events(self, *args: Any, **options: Any) -> Any:
+        """Tell workers to send events. Flower does that every five seconds, and looks at no error: where the broker
+        is away its log says so already."""
+        with suppress(OperationalError):
+            return super().enable_events(*args, **options)
 
     class Mailbox(_StockMailbox):  # type: ignore[misc]
         class node_cls(_StockNode):  # type: ignore[misc]  # noqa: N801  # kombu's name
@@ -56,9 +64,10 @@ class Control(_StockControl):  # type: ignore[misc]
                 theirs."""
                 try:
                     super().reply(data, self.mailbox.reply_exchange.name, routing_key, ticket)
-                except redis.ResponseError as error:
+                except (redis.ResponseError, OperationalError) as error:
                     _logger.error(
-                        "A reply to a remote command was refused: %s", shown(error, REASON_LENGTH)
+                        "A reply to a remote command was refused or lost: %s",
+                        shown(error, REASON_LENGTH),
                     )
 
 
