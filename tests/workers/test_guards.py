@@ -710,7 +710,7 @@ def test_a_worker_ends_at_sigterm_while_its_broker_hangs(
 def test_a_worker_that_ends_waits_for_no_answer_for_long(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a worker says at its end, part by part, waits for two seconds each beside a broker that hangs, so that
+    """What a worker says at its end, part by part, waits for a second each beside a broker that hangs, so that
     all of it fits into the grace that a container has."""
     app = wired(broker.url)
     app.conf.broker_transport_options = {"socket_timeout": 10}

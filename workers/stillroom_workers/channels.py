@@ -27,6 +27,9 @@ from stillroom_workers import rabbit
 from stillroom_workers.events import flaw_in_events
 from stillroom_workers.hygiene import RAW_LIMIT, REASON_LENGTH, flaw_in_envelope, flaw_in_json
 
+# Up to ten answers are waited for when a worker ends, after those of five seconds that it waits for just then; and
+# all have to fit into the 30 s that a container has.
+ANSWERED_AT_THE_END_S = 1.0
 LATE_LIMIT = 1_000  # what is not acknowledged beyond them runs again after the visibility timeout
 
 # Errors that Python raises when data has the wrong shape. Not `Exception`: "can't start new thread" is the
@@ -376,14 +379,14 @@ def _judge(connection: Any, error: redis.ResponseError) -> None:
 
 
 def _hurry_at_the_end(connection: Any) -> None:
-    """Let a connection that is made while the worker stops wait for no answer longer than two seconds.
+    """Let a connection that is made while the worker stops wait for no answer longer than a second.
 
     Several parts of a worker end with a command each. Beside a broker that hangs they took longer, one after the
     other, than the 30 s that a container has.
     """
-    most = rabbit.ANSWERED_AT_THE_END_S
     if _worker_state.should_stop is not None:
-        connection.socket_timeout = min(connection.socket_timeout or most, most)
+        most = connection.socket_timeout or ANSWERED_AT_THE_END_S
+        connection.socket_timeout = min(most, ANSWERED_AT_THE_END_S)
 
 
 def _as_connection_error(error: redis.ResponseError) -> type[redis.ConnectionError] | None:
