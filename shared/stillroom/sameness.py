@@ -6,11 +6,11 @@ import dataclasses
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from datetime import datetime, time
+from datetime import datetime, time, timedelta
 from enum import Enum
 from functools import partial
 from inspect import getattr_static
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
@@ -244,6 +244,8 @@ def _never_kept(value: Any) -> str | None:
         return f"{name}, which has no JSON of its own"
     if is_row(type(value)):
         return "a row that belongs to a session of SQLAlchemy; make a model of it"
+    if isinstance(value, datetime | timedelta) and plain_time(value) is None:
+        return f"a {name} that says more than microseconds"
     if isinstance(value, datetime | time) and not _has_a_text(value):
         what = "zone without an offset" if value.tzinfo else "fold=1 and no zone"
         return f"a {name} with {what}, which no text says"
@@ -314,6 +316,30 @@ def _has_a_form(sent: Any, back: Any) -> bool:
     if type(sent) in NATIVE:
         return bool(sent == back)
     return back is not None or (isinstance(sent, Enum) and sent.value is None)
+
+
+@overload
+def plain_time(value: datetime) -> datetime | None: ...
+@overload
+def plain_time(value: timedelta) -> timedelta | None: ...
+def plain_time(value: datetime | timedelta) -> datetime | timedelta | None:
+    """Return the value as one of Python's own class; None where its class knows more, such as nanoseconds.
+
+    Pandas has a moment that is none.
+    """
+    plain: datetime | timedelta
+    try:
+        if isinstance(value, timedelta):
+            plain = timedelta(value.days, value.seconds, value.microseconds)
+        else:
+            plain = datetime(
+                *(value.year, value.month, value.day, value.hour, value.minute, value.second),
+                *(value.microsecond, value.tzinfo),
+                fold=value.fold,
+            )
+        return plain if plain == value else None
+    except (TypeError, ValueError):
+        return None
 
 
 def _has_a_text(moment: datetime | time) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime as dt
 import enum
@@ -11,9 +12,21 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NewType, Optional, TypedDict
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NamedTuple,
+    NewType,
+    Optional,
+    Self,
+    TypedDict,
+    TypeVar,
+)
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -65,6 +78,7 @@ class Row(TypedDict):
     id: int
 
 
+T = TypeVar("T")
 Id = NewType("Id", int)
 A_UUID = UUID("12345678-1234-5678-1234-567812345678")
 
@@ -383,6 +397,90 @@ def test_scalars_that_differ_in_an_attribute_have_two_texts(value: Any) -> None:
     base = kind.__base__.__name__
     with pytest.raises(Unkeyable, match=f"{kind.__name__} is a {base} .* as {base} .* has no text"):
         texts.of(kind)(value)
+
+
+class Other(int):
+    """A number of another class."""
+
+
+class Code(str):
+    __slots__ = ()
+
+
+class Circle(NamedTuple):
+    x: int
+    y: int
+
+
+class Paged(Query, Generic[T]):
+    """A model whose name has brackets once it is of a type."""
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (Id(7), Other(7), 7),
+        (Name("a"), Code("a"), "a"),
+        (Point(1, 2), Circle(1, 2), (1, 2)),
+        (Ids([1]), Slotted([1]), [1]),
+        (collections.OrderedDict(a=1, b=2), collections.OrderedDict(b=2, a=1)),
+    ],
+    ids=lambda values: type(values[0]).__name__,
+)
+def test_values_of_two_classes_have_two_texts(values: tuple[Any, ...]) -> None:
+    """Equal values of two classes, of which a loader may take either, have two texts. In a tag they have one."""
+    one, other = map(type, values[:2])
+    for annotation in (one | other, Any, Hashable, one | int | str | tuple):
+        assert len({texts.of(annotation)(value) for value in values}) == len(values)
+        assert len({texts.of(annotation)([value]) for value in values}) == len(values)
+    if one is not other:
+        assert texts.of(one)(values[0]) != texts.of(one)(values[1])
+        assert len({texts.of_tag(one | other)(value) for value in values}) == 1
+
+
+def test_a_str_is_told_from_any_class_by_name() -> None:
+    """A str that is written as the text of another value is quoted, also where a class has an odd name."""
+
+    @dataclasses.dataclass
+    class Größe:  # noqa: PLC2401
+        a: int
+
+    for value in (Größe(1), Paged[int](text="x"), Ids([1]), Id(7)):
+        assert texts.of(Any)(value) != texts.of(Any)(texts.of(Any)(value))
+
+
+class Nanoseconds(dt.timedelta):
+    """A length of time with more digits, as pandas has one, that is written in words, as pendulum does."""
+
+    def __new__(cls, nanoseconds: int) -> Self:
+        made = super().__new__(cls, microseconds=nanoseconds // 1_000)
+        made.rest = nanoseconds % 1_000
+        return made
+
+    rest: int
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other) and self.rest == getattr(other, "rest", 0)
+
+    __hash__ = dt.timedelta.__hash__
+
+    def __str__(self) -> str:
+        return "ein Augenblick"
+
+
+class Never(dt.datetime):
+    """No time, as pandas has one: its parts are no numbers."""
+
+    year = month = day = float("nan")  # type: ignore[assignment]
+
+
+def test_a_time_of_another_class_has_the_text_of_python() -> None:
+    """A length of time is written as Python's own is. What says more than that, or is no time, is refused."""
+    assert texts.of(dt.timedelta)(Nanoseconds(5_000)) == "0:00:00.000005"
+    for value in (Nanoseconds(5_001), Never(2026, 1, 1)):
+        for annotation in (dt.timedelta, dt.datetime, Any):
+            with pytest.raises(Unkeyable, match="has no text that says all"):
+                texts.of(annotation)(value)
 
 
 def test_a_value_that_holds_itself_is_refused() -> None:

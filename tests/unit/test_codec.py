@@ -322,6 +322,21 @@ def test_what_is_not_declared_may_have_another_form(value: Any, type: Any, back:
     assert is_same(codec.decode(stored.codec, stored.payload, type), back)
 
 
+class Moment(dt.datetime):
+    """A moment with nanoseconds, as pandas has one."""
+
+    nanoseconds = 0
+
+    def with_nanoseconds(self, nanoseconds: int) -> Moment:
+        self.nanoseconds = nanoseconds
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other) and self.nanoseconds == getattr(other, "nanoseconds", 0)
+
+    __hash__ = dt.datetime.__hash__
+
+
 REFUSED: list[tuple[Any, Any]] = [
     *(
         ([Book(id=1, author="x")], list[Item]),
@@ -375,6 +390,8 @@ REFUSED: list[tuple[Any, Any]] = [
         ({"at": [TWICE.replace(fold=1)]}, dict[str, Any]),
         (dt.time(2, tzinfo=BERLIN), dt.time),
         (dt.time(2, tzinfo=BERLIN), Any),
+        (Moment(2026, 1, 1).with_nanoseconds(7), Any),
+        ({"at": Moment(2026, 1, 1).with_nanoseconds(7)}, Any),
     ),
     *(
         (with_attributes(Basket([1]), note="seven"), Basket),

@@ -2,9 +2,10 @@
 
 A parameter that is declared to be of one type has the plain text: `7` for an int, the text itself for a str. Where
 several types are possible, a str that looks like another type's text is quoted: `7` and `'7'`, `None` and `'None'`.
-The other types carry their name there: `UUID(…)`. A value of another type than declared is marked: `%1F"7"`, and so
-is one of the app's own `class Id(int)` that has attributes: `%1F7{tenant:"acme"}`. Where just an int is declared,
-attributes are not looked at.
+The other types carry their name there, `UUID(…)`, and so do classes of the app: two NamedTuples of equal parts are
+equal to Python, and not to a loader that takes both. A value of another type than declared is marked: `%1F"7"`, and
+so is one of the app's own `class Id(int)` that has attributes: `%1Fshop.Id(7){tenant:"acme"}`. Where just an int is
+declared, neither its class nor its attributes are looked at.
 
 The table of types is closed. Of anything else (a connection, an object of a class) no text says what it is: str(),
 repr() and hash() differ between processes, or do not differ where they should. So it is refused.
@@ -19,6 +20,7 @@ import json
 import operator
 import re
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -40,7 +42,7 @@ from pydantic import AnyUrl, BaseModel
 from stillroom import pepper
 from stillroom.cache.declared import meant
 from stillroom.errors import InvalidArgument
-from stillroom.sameness import SECRETS, attributes_of, has_attributes, is_row
+from stillroom.sameness import SECRETS, attributes_of, has_attributes, is_row, plain_time
 from stillroom.settings import Settings
 
 Text: TypeAlias = Callable[[Any], str]
@@ -61,7 +63,7 @@ TABLE = (
 
 # The form of the texts of values other than str.
 _OTHERS = re.compile(
-    r"'.*|None|True|False|-?[0-9].*|-?inf|nan|[\[({].*|[A-Za-z_][\w.]*[({].*", re.DOTALL
+    r"'.*|None|True|False|-?[0-9].*|-?inf|nan|[\[({].*|[^\W\d][\w.<>]*[\[({].*", re.DOTALL
 )
 _NONE = re.compile(r"'.*|None", re.DOTALL)
 
@@ -82,11 +84,15 @@ class Texts:
         Raises Unkeyable for a type of which no value has a text.
         """
         plain = self._of(annotation)
-        if not any(map(_may_have_attributes, _members(annotation))):
+        own = frozenset(filter(_is_own, _members(annotation)))
+        if not own:
             return plain
 
         def text(value: Any) -> str:
-            return MARK + self.canonical(value) if _attributes_of_scalar(value) else plain(value)
+            is_other = type(value) not in own and _is_own(type(value))
+            if is_other or _attributes_of_scalar(value):
+                return MARK + self.canonical(value)
+            return plain(value)
 
         return text
 
@@ -167,7 +173,9 @@ class Texts:
         if kind is float:
             return _float_like
         if kind in CONTAINERS:
-            return lambda value: self.canonical(value) if isinstance(value, CONTAINERS) else None
+            return lambda value: (
+                self._container(value, 0) if isinstance(value, CONTAINERS) else None
+            )
         if issubclass(kind, Enum):
             return lambda value: _name_of(value) if type(value) is kind else None
         if issubclass(kind, SECRETS):
@@ -183,8 +191,7 @@ class Texts:
         if depth > DEPTH_LIMIT:
             raise Unkeyable(f"a value that goes {DEPTH_LIMIT} deep has no text to stand in a key")
         if isinstance(value, CONTAINERS):
-            more = attributes_of(value) if has_attributes(type(value)) else None
-            return self._container(value, depth) + (self._named(more, depth) if more else "")
+            return _own_name(type(value)) + self._container(value, depth)
         if isinstance(value, SECRETS):
             return f"secret({self._secret(value)})"
         if (text := _scalar(value)) is not None:
@@ -195,6 +202,11 @@ class Texts:
         raise Unkeyable(_sentence(type(value)))
 
     def _container(self, value: Any, depth: int) -> str:
+        """Return the parts of a container, and the attributes that it has besides."""
+        more = attributes_of(value) if has_attributes(type(value)) else None
+        return self._parts(value, depth) + (self._named(more, depth) if more else "")
+
+    def _parts(self, value: Any, depth: int) -> str:
         def text(one: Any) -> str:
             return self.canonical(one, depth + 1)
 
@@ -203,7 +215,9 @@ class Texts:
         if isinstance(value, tuple):
             return f"({','.join(map(text, value))})"
         if isinstance(value, dict):
-            pairs = sorted(f"{text(key)}:{text(one)}" for key, one in value.items())
+            pairs = [f"{text(key)}:{text(one)}" for key, one in value.items()]
+            if not isinstance(value, OrderedDict):
+                pairs.sort()
             return f"{{{','.join(pairs) or ':'}}}"
         return f"{{{','.join(sorted(map(text, value)))}}}"
 
@@ -330,16 +344,33 @@ def _scalar(value: Any) -> str | None:
         return str(value)
     if isinstance(value, Enum):
         return f"{_full_name(type(value))}({_name_of(value)})"
-    if isinstance(value, str):
-        return json.dumps(str.__str__(value), ensure_ascii=False)
-    if isinstance(value, int):
-        return _int_text(int(value))
-    if isinstance(value, float):
-        return _float_text(value)
     if isinstance(value, ADDRESSES):
         return f"{type(value).__name__}({json.dumps(str(value), ensure_ascii=False)})"
+    own = _own_name(type(value))
+    if isinstance(value, str | int | float):
+        return f"{own}({_native(value)})" if own else _native(value)
     kind = _kind_of(value)
-    return None if kind is None else f"{kind.__name__}({_PLAIN[kind](value)})"
+    return None if kind is None else f"{own or kind.__name__}({_PLAIN[kind](value)})"
+
+
+def _native(value: str | float) -> str:
+    if isinstance(value, str):
+        return json.dumps(str.__str__(value), ensure_ascii=False)
+    return _int_text(int(value)) if isinstance(value, int) else _float_text(value)
+
+
+def _own_name(kind: type) -> str:
+    return _full_name(kind) if _is_own(kind) else ""
+
+
+def _is_own(kind: Any) -> bool:
+    """Return whether this is an app's own class of texts, numbers or containers.
+
+    A moment is the same in any class of moments, and numpy's floats are floats.
+    """
+    if not isinstance(kind, type) or kind in _TYPES or issubclass(kind, (Enum, *ADDRESSES)):
+        return False
+    return issubclass(kind, _NAMED) and kind.__module__.partition(".")[0] not in _NEIGHBOURS
 
 
 def _attributes_of_scalar(value: Any) -> dict[str, Any]:
@@ -423,12 +454,8 @@ def _decimal_text(value: Decimal) -> str:
 
 def _datetime_text(value: datetime) -> str:
     """Return one text for one moment in any zone."""
-    plain = datetime(
-        *(value.year, value.month, value.day, value.hour, value.minute, value.second),
-        *(value.microsecond, value.tzinfo),
-        fold=value.fold,
-    )
-    if plain != value:  # a subclass that knows more than these
+    plain = plain_time(value)
+    if plain is None:
         raise Unkeyable(_sentence(type(value)))
     offset = plain.utcoffset()
     if offset is None:
@@ -437,6 +464,14 @@ def _datetime_text(value: datetime) -> str:
         return plain.astimezone(UTC).isoformat()
     except OverflowError:  # in the first or the last day there is
         return str(plain.replace(tzinfo=None) - datetime.min - offset)
+
+
+def _timedelta_text(value: timedelta) -> str:
+    """Return one text for one length of time. A subclass may write itself in the words of a language."""
+    plain = plain_time(value)
+    if plain is None:
+        raise Unkeyable(_sentence(type(value)))
+    return str(plain)
 
 
 def _time_text(value: time) -> str:
@@ -450,13 +485,16 @@ _PLAIN: dict[type, Callable[[Any], str]] = {
     datetime: _datetime_text,
     date: date.isoformat,
     time: _time_text,
-    timedelta: str,
+    timedelta: _timedelta_text,
     Decimal: _decimal_text,
-    UUID: str,
+    UUID: UUID.__str__,
     bytes: bytes.hex,
     bool: str,
 }
 _SCALARS = frozenset([*_PLAIN, int, float, str])
+_TYPES = _SCALARS.union(CONTAINERS)
+_NAMED = (int, float, str, bytes, Decimal, UUID, *CONTAINERS)
+_NEIGHBOURS = ("collections", "numpy")
 _UUID_SLOTS = frozenset(UUID.__slots__)  # what its text says
 
 
