@@ -32,7 +32,7 @@ from pydantic_core import PydanticSerializationError
 
 from stillroom.errors import InvalidArgument, StillroomError, ValueTooLarge, in_code
 from stillroom.fingerprint import fingerprint
-from stillroom.sameness import TYPES_LIMIT, has_iterator, is_plain, is_same, lost_in
+from stillroom.sameness import TYPES_LIMIT, changed_in, has_iterator, is_plain, is_same, lost_in
 from stillroom.settings import Settings
 
 JSON, EXACT, BYTES = b"j", b"x", b"b"
@@ -222,8 +222,7 @@ class Codec:
                 is_open = self._is_open(type) and not _is_another_of(type, value, back)
                 if lost is None and (is_open or is_same(value, back, True)):
                     return Encoded(codec, text, back)
-                other = f"another value, or of another type ({_named(back)})"
-                why = lost or f"what comes back is {other}"
+                why = lost or changed_in(value, back)
             except Undecodable as error:
                 why = f"it can't be read back as {error}"
             except (PydanticSerializationError, ValueError, RecursionError) as error:
@@ -243,6 +242,8 @@ class Codec:
             yield BYTES, lambda: bytes(value)
         adapter = self.adapter(type)
         yield JSON, lambda: adapter.dump_json(value, **options)
+        # It may be read by the names of its fields only, or be written and read by different aliases.
+        yield JSON, lambda: adapter.dump_json(value, **{**options, "by_alias": False})
         # A model's or a dataclass' own configuration writes null for an infinity.
         yield JSON, lambda: _with_infinities(adapter.dump_python(value, **options))
         yield EXACT, lambda: self._exact(type).dump_json(value, **options)

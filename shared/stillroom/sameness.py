@@ -233,6 +233,23 @@ def lost_in(sent: Any, back: Any, place: str = "") -> str | None:
     )
 
 
+def changed_in(sent: Any, back: Any, place: str = "") -> str:
+    """Return in words which part of a value comes back as another one, or as one of another type."""
+    for name, one, other in _parts(sent, back) or ():
+        if other is MISSING or not is_same(one, other, True):
+            return changed_in(one, other, f"{place}{name}")
+    kind, instead = map(full_name, (type(sent), type(back)))
+    if kind == instead:
+        return f"{place or 'it'} comes back as another {kind}"
+    return f"{place or 'it'} is of the type {kind}, and comes back as {instead}"
+
+
+def full_name(kind: type) -> str:
+    """Return the name of a class with its module, but for Python's own."""
+    name = kind.__qualname__
+    return name if kind.__module__ == "builtins" else f"{kind.__module__}.{name}"
+
+
 def _is_record(value: Any) -> bool:
     return isinstance(value, BaseModel) or dataclasses.is_dataclass(type(value))
 

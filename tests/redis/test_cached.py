@@ -21,7 +21,7 @@ from uuid import UUID
 
 import pytest
 from asgiref.sync import async_to_sync
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, Field, SecretStr
 
 from stillroom import AsyncStillroom, InvalidArgument, NoDispatch, Settings, Stillroom
 from stillroom.integrations.model_tags import ModelTags
@@ -385,6 +385,10 @@ def test_secrets_stay_out_of_redis(room: Any, client: Any, dispatch: Any) -> Non
         room.tasks.load(getattr(profile, "_inner", profile), SecretStr("alice!"))
 
 
+class Sought(BaseModel):
+    text: str = Field(serialization_alias="q")
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "is_run"),
     [
@@ -397,6 +401,7 @@ def test_secrets_stay_out_of_redis(room: Any, client: Any, dispatch: Any) -> Non
         (str | None, "null", True),
         (Any, "NaN", True),
         (Any, float("inf"), False),
+        (Sought, Sought(text="a"), True),
         (int, "7", False),
         (int, True, False),
         (bool, 1, False),

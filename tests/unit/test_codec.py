@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import (
+    AliasChoices,
     AnyUrl,
     BaseModel,
     ConfigDict,
@@ -110,6 +111,20 @@ class Aliased(BaseModel):
 
 class Written(BaseModel):
     a: int = Field(serialization_alias="B")
+
+
+class WrittenAndRead(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+    a: int = Field(serialization_alias="B", validation_alias=AliasChoices("C", "D"))
+
+
+class Nameable(BaseModel):
+    model_config = ConfigDict(validate_by_alias=False, validate_by_name=True)
+    a: int = Field(alias="A")
+
+
+class Read(BaseModel):
+    a: int = Field(validation_alias="C")
 
 
 class Blob(BaseModel):
@@ -275,6 +290,9 @@ KEPT: list[tuple[Any, Any]] = [
         (private(0), Private),
         (Locked(a=1), Locked),
         (Aliased(a=1), Aliased),
+        (Written(a=1), Written),
+        ([WrittenAndRead(a=1)], list[WrittenAndRead]),
+        ({"n": Nameable(a=1)}, dict[str, Nameable]),
         (Extra(x=[1]), Extra),
     ),
     *((Page[int](items=[1]), Page[int]), (deep(90), Any), (10**4_000, int), (2**200, Any)),
@@ -359,7 +377,7 @@ REFUSED: list[tuple[Any, Any]] = [
         (Blob(data=b"\xff"), Blob),
         ({"a": b"x"}, Any),
         (bytearray(b"x"), Any),
-        (Written(a=1), Written),
+        (Read(C=1), Read),
     ),
     *((str(uuid4()), UUID | str), (Color.RED, Color | str), ((1, 2), list[int] | tuple[int, int])),
     *(({1}, list[int] | set[int]), ("2026-01-01", dt.date | str), (Score(1, cached=2), None)),
@@ -446,6 +464,13 @@ def test_what_is_too_deep_to_be_compared_is_refused() -> None:
         (with_attributes(Basket([1]), other=7), Basket, r"\.other is left out"),
         (with_attributes(Place(1, "a"), other=7), Place, "it comes back with no attribute other"),
         (Listed.of(7), Listed, "it is a dataclass and comes back without its items"),
+        ((1,), list[int] | tuple[int], "it is of the type tuple, and comes back as list"),
+        (
+            [Extra(x=(1,))],
+            list[Extra],
+            r"list: \[0\]\.x is of the type tuple, and comes back as list",
+        ),
+        ([Color.RED], list[Color | str], r"\[0\] is of the type .*\.Color, and comes back as str"),
     ],
     ids=lambda one: f"{one!r:.30}",
 )

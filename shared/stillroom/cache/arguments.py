@@ -42,7 +42,7 @@ from pydantic import AnyUrl, BaseModel
 from stillroom import pepper
 from stillroom.cache.declared import meant
 from stillroom.errors import InvalidArgument
-from stillroom.sameness import SECRETS, attributes_of, has_attributes, is_row, plain_time
+from stillroom.sameness import SECRETS, attributes_of, full_name, has_attributes, is_row, plain_time
 from stillroom.settings import Settings
 
 Text: TypeAlias = Callable[[Any], str]
@@ -198,7 +198,7 @@ class Texts:
             more = _attributes_of_scalar(value)
             return text + (self._attributes(value, more, depth) if more else "")
         if _is_record_type(type(value)):
-            return _full_name(type(value)) + self._record(value, depth)
+            return full_name(type(value)) + self._record(value, depth)
         raise Unkeyable(_sentence(type(value)))
 
     def _container(self, value: Any, depth: int) -> str:
@@ -329,10 +329,10 @@ def _is_open(kind: type) -> bool:
 def _sentence(kind: type) -> str:
     if is_row(kind):
         what = "is a row that belongs to a session of SQLAlchemy; give its id"
-        return f"{_full_name(kind)} {what}"
+        return f"{full_name(kind)} {what}"
     if hasattr(kind, "_meta") and hasattr(kind, "pk"):
-        return f"{_full_name(kind)} is a row of Django's; give its pk"
-    return f"{_full_name(kind)} has no text that says all of a value; a key is made of {TABLE}"
+        return f"{full_name(kind)} is a row of Django's; give its pk"
+    return f"{full_name(kind)} has no text that says all of a value; a key is made of {TABLE}"
 
 
 # Values
@@ -343,7 +343,7 @@ def _scalar(value: Any) -> str | None:
     if value is None or isinstance(value, bool):
         return str(value)
     if isinstance(value, Enum):
-        return f"{_full_name(type(value))}({_name_of(value)})"
+        return f"{full_name(type(value))}({_name_of(value)})"
     if isinstance(value, ADDRESSES):
         return f"{type(value).__name__}({json.dumps(str(value), ensure_ascii=False)})"
     own = _own_name(type(value))
@@ -360,7 +360,7 @@ def _native(value: str | float) -> str:
 
 
 def _own_name(kind: type) -> str:
-    return _full_name(kind) if _is_own(kind) else ""
+    return full_name(kind) if _is_own(kind) else ""
 
 
 def _is_own(kind: Any) -> bool:
@@ -496,8 +496,3 @@ _TYPES = _SCALARS.union(CONTAINERS)
 _NAMED = (int, float, str, bytes, Decimal, UUID, *CONTAINERS)
 _NEIGHBOURS = ("collections", "numpy")
 _UUID_SLOTS = frozenset(UUID.__slots__)  # what its text says
-
-
-def _full_name(kind: type) -> str:
-    name = kind.__qualname__
-    return name if kind.__module__ == "builtins" else f"{kind.__module__}.{name}"

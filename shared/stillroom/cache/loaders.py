@@ -338,6 +338,10 @@ class Loader:
         if self._are_as_declared(sent):
             return text
         lost = self._lost_in(text, sent)
+        if lost:  # perhaps a model that is read by the names of its fields
+            named = self._arguments.dump_json(sent, **{**options, "by_alias": False})
+            if not self._lost_in(named, sent):
+                return named
         if lost and b"null" in text:  # perhaps an infinity
             written = self._arguments.dump_python(sent, **options)
             text = pydantic_core.to_json(written, inf_nan_mode="strings")
