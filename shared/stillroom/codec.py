@@ -271,12 +271,15 @@ class Codec:
 
 
 def _made(made: dict[Any, Any], type: Any, make: Callable[[Any], Any]) -> Any:
+    is_kept, found = True, MISS
     try:
-        return made[type]
-    except KeyError:
-        return _kept(made, type, make(type))
+        found = made.get(type, MISS)
     except TypeError:  # it can't be hashed, such as Annotated with a list
-        return make(type)
+        is_kept = False
+    if found is not MISS:  # what `make` raises is raised by itself, not as of a KeyError
+        return found
+    one = make(type)
+    return _kept(made, type, one) if is_kept else one
 
 
 def _adapter(type: Any) -> TypeAdapter[Any]:

@@ -283,6 +283,38 @@ def test_a_type_that_cannot_be_found_is_named(room: Stillroom) -> None:
         room.cache.cached("k")(load)
 
 
+class Lazy:
+    """Stands for `type Id = Unknown`, which Python 3.12 looks up when somebody asks for it."""
+
+    @property
+    def __value__(self) -> Any:
+        raise NameError("name 'Unknown' is not defined")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "said"),
+    [
+        ("re.Produkt", "can't be read: AttributeError: module 're' has no attribute 'Produkt'"),
+        ("'Product' | None", "can't be read: TypeError: unsupported operand"),
+        ("list[int", "can't be read: SyntaxError"),
+        (Lazy(), "name 'Unknown' is not defined"),
+        ([int], r"is no type; write list\[int\]"),
+    ],
+)
+def test_a_type_that_can_not_be_read_names_its_loader(
+    room: Stillroom, annotation: Any, said: str
+) -> None:
+    """A type that can't be read is refused with the loader's name, and as no other error besides."""
+
+    def load(id: Any) -> int:
+        return 1
+
+    load.__annotations__["id"] = annotation
+    with pytest.raises(InvalidArgument, match=f"^load: .*{said}") as refused:
+        room.cache.cached("k:{id}")(load)
+    assert refused.value.__context__ is None or refused.value.__suppress_context__
+
+
 @pytest.mark.parametrize(
     ("args", "kwargs"),
     [((), {}), ((1, 2, 3), {}), ((1,), {"id": 2}), ((1,), {"x": 2}), ((), {"id": 1, "x": 2})],

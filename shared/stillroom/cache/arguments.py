@@ -41,7 +41,7 @@ from pydantic import AnyUrl, BaseModel
 
 from stillroom import pepper
 from stillroom.cache.declared import meant
-from stillroom.errors import InvalidArgument
+from stillroom.errors import InvalidArgument, in_code
 from stillroom.sameness import SECRETS, attributes_of, full_name, has_attributes, is_row, plain_time
 from stillroom.settings import Settings
 
@@ -294,6 +294,8 @@ def _members(annotation: Any) -> Iterator[Any]:
     elif origin is Union or isinstance(annotation, types.UnionType):
         for member in get_args(annotation):
             yield from _members(member)
+    elif type(annotation).__hash__ is None:
+        raise Unkeyable(f"{in_code(annotation):.100} is no type; write list[int], for example")
     elif annotation in (Any, object):
         yield Any
     else:

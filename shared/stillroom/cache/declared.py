@@ -167,11 +167,18 @@ def hints_of(function: Any, name: str) -> dict[str, Any]:
         declared = declaring(function)
         if isinstance(declared, type):
             return {}  # a partial of a class: those of the class are no parameters
-        return get_type_hints(declared, include_extras=True)
+        hints = get_type_hints(declared, include_extras=True)
+        for hint in hints.values():
+            meant(hint)  # `type Id = …` is looked up as late as here
     except NameError as error:
         raise InvalidArgument(
             f"{name}: {error}; types in a loader's signature are found in its module"
         ) from None
+    except (AttributeError, SyntaxError, TypeError) as error:
+        raise InvalidArgument(
+            f"{name}: a type in its signature can't be read: {error.__class__.__name__}: {error}"
+        ) from None
+    return hints
 
 
 def check_function(function: Any, name: str) -> None:
