@@ -10,7 +10,16 @@ from typing import Any, Protocol, TypedDict
 
 import pytest
 
-from stillroom import InvalidArgument, InvalidLimit, Limit, StillroomError
+from stillroom import (
+    InvalidArgument,
+    InvalidLimit,
+    Limit,
+    NoDispatch,
+    Stillroom,
+    StillroomError,
+)
+from stillroom.integrations.sqlalchemy import AfterCommit
+from stillroom.web.placing import checked_view
 
 
 @pytest.mark.parametrize(
@@ -80,6 +89,8 @@ DEEP = functools.reduce(lambda inner, _: [inner], range(5_000), list[Any]())
         lambda room, given: room.health.history(given),
         lambda room, given: room.health.figures(given),
         lambda room, given: room.abuse.bans(limit=given),
+        lambda _, given: checked_view(given, "@fresh(…)"),
+        lambda _, given: AfterCommit(Stillroom(dispatch=NoDispatch())).watch(given),
     ],
 )
 def test_what_can_not_be_shown_is_refused_as_anything_else(
