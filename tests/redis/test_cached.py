@@ -495,6 +495,26 @@ def test_a_loader_that_is_defined_again_with_another_value_is_told(
     assert "load is defined again with another user: both have the key 'dashboard'" in told
 
 
+def test_a_loader_for_another_class_is_told(room: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """One key for the loaders of two classes is told, as a repository's factory may make them. A class that is
+    defined again, as in a notebook, is no other one.
+    """
+    inner = getattr(room, "inner", room)
+
+    def repository(model: type) -> None:
+        @inner.cache.cached("row:{id}")
+        def row(id: int) -> str:
+            return f"{model.__name__} {id}"
+
+    for name in ("Product", "Product"):
+        repository(type(name, (), {}))
+    assert not caplog.records
+    repository(type("Order", (), {}))
+    (told,) = [one.getMessage() for one in caplog.records]
+    assert "row is defined again with another model" in told
+    assert "give each a name and a key of its own" in told
+
+
 def dashboard(user: str) -> str:
     return f"{user}'s"
 

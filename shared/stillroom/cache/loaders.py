@@ -57,7 +57,7 @@ from stillroom.misuse import (
     texts_of,
 )
 from stillroom.operation import Call
-from stillroom.sameness import is_plain, is_same
+from stillroom.sameness import full_name, is_plain, is_same
 from stillroom.shown import complaints
 from stillroom.whole import is_whole
 from stillroom.wire import no_fork
@@ -476,7 +476,8 @@ class Loaders:
             self._told.add(place)
             log.warning(
                 "%s is defined again with another %s: both have the key %r, so each is given what the other has "
-                "loaded; define it once, and make %s a parameter that is in the key",
+                "loaded; define it once, and make %s a parameter that is in the key, or give each a name and a "
+                "key of its own",
                 *(loader.name, ", ".join(others), loader.template, others[0]),
             )
 
@@ -587,9 +588,16 @@ def _captured_otherwise(one: Any, other: Any) -> list[str]:
     for name in mine.keys() & its.keys():
         with suppress(Exception):  # a value that can't be compared
             pair = mine[name], its[name]
-            if pair[0] is not pair[1] and all(map(is_frozen, pair)) and pair[0] != pair[1]:
+            if pair[0] is not pair[1] and _are_others(*pair):
                 found.append(name)
     return sorted(found)
+
+
+def _are_others(one: Any, other: Any) -> bool:
+    """Return whether two captured values are known to differ. A class that is defined again is the same one."""
+    if isinstance(one, type) and isinstance(other, type):
+        return full_name(one) != full_name(other)
+    return is_frozen(one) and is_frozen(other) and one != other
 
 
 def _checked_name(name: Any) -> str:
