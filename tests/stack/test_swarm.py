@@ -133,7 +133,7 @@ def test_the_server_knows_each_process_by_its_role(swarm: Swarm) -> None:
 
 def test_tasks_flow_and_flower_shows_them(swarm: Swarm, tmp_path: Path) -> None:
     """A stale value has its task, and Flower shows the task's name and the worker's place."""
-    with customers(3, 20) as report:
+    with customers(6, 20) as report:
         assert_nothing_was_lost(report())
     until(
         lambda: "stillroom.refresh" in flower(swarm, "tasks/datatable?" + DATATABLE)[1],

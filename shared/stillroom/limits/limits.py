@@ -62,7 +62,7 @@ class Limits(_Face):
     def hold(
         self, subject: Subject, limits: Sequence[Limit], cost: int = 1, *, route: str = ""
     ) -> Iterator[Reservation]:
-        """Hold a place for the length of a `with` block, for `Limit(…, in_flight=True)`.
+        """Hold a place for the length of a `with` (or `async with`) block, for `Limit(…, in_flight=True)`.
 
         The block gets a reservation, which is false if there is no place; the block runs all the same and has to
         look at it. At the end of the block the place is given back, even if it raises; what other limits have
@@ -99,7 +99,13 @@ class AsyncLimits(_Face):
     async def hold(
         self, subject: Subject, limits: Sequence[Limit], cost: int = 1, *, route: str = ""
     ) -> AsyncIterator[Reservation]:
-        """Hold a place for the length of an `async with` block. See Limits.hold."""
+        """Hold a place for the length of a `with` (or `async with`) block, for `Limit(…, in_flight=True)`.
+
+        The block gets a reservation, which is false if there is no place; the block runs all the same and has to
+        look at it. At the end of the block the place is given back, even if it raises; what other limits have
+        counted stays consumed. If the process dies, the place is free when the lease ends. Raises InvalidLimit.
+        Redis away: this process has its share of the places; those taken in Redis are given back when it is back.
+        """
         process = os.getpid()
         held = await self._driver.run(self._body.hold(subject, limits, cost, route=route))
         try:
