@@ -200,7 +200,7 @@ def bodied(request: HttpRequest) -> HttpResponse:
     return HttpResponse(b"body: " + request.body)
 
 
-@cache_page(60)
+@cache_page(60, swr=600)
 @etag(lambda request: "v1")
 def tagged(request: HttpRequest) -> HttpResponse:
     calls.append("tagged")
@@ -454,6 +454,23 @@ def test_who_asks_oddly_keeps_nobody_s_page_out_of_the_cache(
     """An answer to one request's headers is not kept, and says nothing of the page: the next one is."""
     assert ask(port, "/tagged", headers=header).status == status
     before = len(calls)
+    assert [ask(port, "/tagged").status for _ in range(3)] == [200] * 3
+    assert len(calls) == before + 1
+
+
+@pytest.mark.parametrize("header", [{"If-None-Match": '"v1"'}, {"Accept": "x/json"}])
+def test_who_asks_oddly_for_a_stale_page_keeps_nobody_from_rendering_it(
+    port: int, room: Stillroom, header: dict[str, str]
+) -> None:
+    """A stale page is rendered by the next reader, however many have asked oddly: no backoff grows."""
+    ask(port, "/tagged")
+    Clock(room).advance(61)
+    for _ in range(4):
+        ask(port, "/tagged", headers=header)
+        Clock(room).advance(10)
+    ask(port, "/tagged", headers=header)
+    before = len(calls)
+    Clock(room).advance(2)  # a process tries once a second
     assert [ask(port, "/tagged").status for _ in range(3)] == [200] * 3
     assert len(calls) == before + 1
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from stillroom.errors import LoadFailed, LoadShed
+from stillroom.errors import LoadFailed, LoadShed, StillroomError
 from stillroom.oldest import oldest
 from stillroom.shown import message_of
 from stillroom.urls import redact
@@ -19,6 +19,10 @@ TOLD_MS = 2_000  # a waiter looks every 75 ms at the latest
 KEPT_S = TOLD_MS / 1000
 KEPT_LIMIT = 1_000  # errors of this process
 DETAIL_LIMIT = 200  # characters of an error's message
+
+
+class OfOneCall(StillroomError):
+    """A load failed by something that its caller alone has: the next caller's may well not."""
 
 
 class Failures:

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 
 from stillroom.cache.bites import SCRIPTS_AT_ONCE, in_bites
-from stillroom.cache.failures import TOLD_MS, Failures, as_json, is_of_the_caller
+from stillroom.cache.failures import TOLD_MS, Failures, OfOneCall, as_json, is_of_the_caller
 from stillroom.errors import READS_ONLY, LoadShed, RedisRefused, RedisUnavailable
 from stillroom.keys import Keys
 from stillroom.operation import Freeing, Operation
@@ -76,8 +76,9 @@ class Leases:
         error: BaseException,
         besides: Sequence[Command] = (),
     ) -> Operation[None]:
-        """Back a failed refresh off. A refresh that was shed is tried with the next stale read."""
-        if isinstance(error, LoadShed):
+        """Back a failed refresh off. One that was shed, or failed by its caller alone, is tried with the next stale
+        read."""
+        if isinstance(error, LoadShed | OfOneCall):
             yield from self.release(leases, besides)
             return
         self._stats.counts["refresh_errors"] += 1

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
+from stillroom.cache.failures import OfOneCall
 from stillroom.errors import StillroomError
 from stillroom.web.headers import Header
 from stillroom.web.pages.policy import Policy
@@ -43,7 +44,7 @@ class NotKept(StillroomError):
     """This response can't be shared; the message says why. It is rendered again for whoever asked."""
 
 
-class OfOneRequest(NotKept):
+class OfOneRequest(NotKept, OfOneCall):
     """This response answers headers of its request that are in no page's key: the next one may well be kept."""
 
 
