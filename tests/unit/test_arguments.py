@@ -438,6 +438,15 @@ def test_values_of_two_classes_have_two_texts(values: tuple[Any, ...]) -> None:
         assert len({texts.of_tag(one | other)(value) for value in values}) == 1
 
 
+def test_a_uuid_of_a_driver_is_the_uuid() -> None:
+    """A UUID as asyncpg gives it, in a class of its own, has the text of the equal one, also in a list."""
+    kind = type("UUID", (UUID,), {"__slots__": (), "__module__": "asyncpg.pgproto.pgproto"})
+    one, other = UUID(int=7), kind(int=7)
+    for annotation in (UUID, UUID | None, UUID | str, Any):
+        assert texts.of(annotation)(one) == texts.of(annotation)(other)
+    assert texts.of(list[UUID])([one]) == texts.of(list[UUID])([other])
+
+
 def test_a_str_is_told_from_any_class_by_name() -> None:
     """A str that is written as the text of another value is quoted, also where a class has an odd name."""
 

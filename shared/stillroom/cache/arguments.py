@@ -368,7 +368,7 @@ def _own_name(kind: type) -> str:
 def _is_own(kind: Any) -> bool:
     """Return whether this is an app's own class of texts, numbers or containers.
 
-    A moment is the same in any class of moments, and numpy's floats are floats.
+    A moment is the same in any class of moments, numpy's floats are floats, and asyncpg's UUIDs are UUIDs.
     """
     if not isinstance(kind, type) or kind in _TYPES or issubclass(kind, (Enum, *ADDRESSES)):
         return False
@@ -496,5 +496,5 @@ _PLAIN: dict[type, Callable[[Any], str]] = {
 _SCALARS = frozenset([*_PLAIN, int, float, str])
 _TYPES = _SCALARS.union(CONTAINERS)
 _NAMED = (int, float, str, bytes, Decimal, UUID, *CONTAINERS)
-_NEIGHBOURS = ("collections", "numpy")
+_NEIGHBOURS = ("asyncpg", "collections", "numpy")
 _UUID_SLOTS = frozenset(UUID.__slots__)  # what its text says
