@@ -161,9 +161,9 @@ def test_a_cookie_that_browsers_refuse_is_told_where_the_app_is_made(shop: Still
     shop.init_app(app, cookie=SessionCookie())
 
 
-@pytest.mark.parametrize("given", [0, -5])
-def test_a_lifetime_of_nothing_is_told_where_the_app_is_made(shop: Stillroom, given: int) -> None:
-    """A permanent session that would be over at once is refused by init_app, by the name of Flask's setting."""
+@pytest.mark.parametrize("given", [0, -5, None, "3600"])
+def test_a_lifetime_of_nothing_is_told_where_the_app_is_made(shop: Stillroom, given: Any) -> None:
+    """A lifetime that is over at once, or no time, is refused by init_app, by the name of Flask's setting."""
     app = Flask("shop")
     app.config["PERMANENT_SESSION_LIFETIME"] = given
     with pytest.raises(SettingsError, match="PERMANENT_SESSION_LIFETIME"):

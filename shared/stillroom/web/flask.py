@@ -25,6 +25,7 @@ from stillroom.errors import (
     SessionStoreUnavailable,
     SettingsError,
     StillroomError,
+    in_code,
 )
 from stillroom.misuse import explained
 from stillroom.operation import Operation
@@ -346,10 +347,21 @@ class StillroomSessions(SessionInterface):
 
 def lifetime_of(app: Flask) -> float:
     """Return the seconds for which a permanent session lives. Raises SettingsError for none."""
-    seconds = app.permanent_session_lifetime.total_seconds()
-    if seconds <= 0:
-        raise SettingsError(f"PERMANENT_SESSION_LIFETIME={seconds:g}: more than 0 seconds")
-    return seconds
+    try:
+        seconds = app.permanent_session_lifetime.total_seconds()
+        if seconds > 0:
+            return seconds
+    except (
+        AttributeError,
+        TypeError,
+        ValueError,
+        OverflowError,
+    ):  # None, or a text: Flask takes it as it is
+        pass
+    given = app.config["PERMANENT_SESSION_LIFETIME"]
+    raise SettingsError(
+        f"PERMANENT_SESSION_LIFETIME={in_code(given):.100}: more than 0 seconds, or a timedelta"
+    )
 
 
 def _answer_failures(app: Flask) -> None:
