@@ -661,6 +661,24 @@ def test_a_new_session_takes_along_what_another_request_has_just_added(
     assert SessionStore(late.session_key).load() == {**whole, "more": 2}
 
 
+@pytest.mark.parametrize("empties", [SessionStore.clear, SessionStore.flush])
+def test_a_login_after_all_was_dropped_takes_nothing_along(
+    room: Stillroom, empties: Callable[[SessionStore], None]
+) -> None:
+    """A session that is emptied and then logged in has nothing of another request's either."""
+    first = SessionStore()
+    first["cart"] = ["tea"]
+    first.save()
+    late, other = (SessionStore(first.session_key) for _ in range(2))
+    assert late["cart"] == ["tea"]
+    other["seen"] = 1
+    other.save()
+    empties(late)
+    log_in(late)
+    late.save()
+    assert SessionStore(late.session_key).load() == {SESSION_KEY: "7"}
+
+
 @pytest.mark.parametrize(
     "key", ["/a/path?x=1", "\u0438\u043c\u044f" * 40, "_state_" + "x" * 300, "", "a b"]
 )

@@ -80,6 +80,7 @@ class SessionStore(SessionBase):
     _confirms = False  # … because the user has just proved their identity
     _logs_in = False  # this request has logged a user in
     _is_new = False  # this request has begun it, so that its cookie is still to go out
+    _has_emptied = False  # all data was dropped, and so is what another request adds before a new session begins
     _reading: asyncio.Lock | None = None  # held by the task that reads
 
     # Told by the middleware about the request
@@ -174,6 +175,10 @@ class SessionStore(SessionBase):
             self.has_ended |= key == self._session_key
         elif key and key == self._session_key:
             self._dead = key
+
+    def clear(self) -> None:
+        super().clear()
+        self._has_emptied = True
 
     def cycle_key(self) -> None:
         """Give the session a new key; the old one opens nothing any more.
@@ -338,6 +343,8 @@ class SessionStore(SessionBase):
 
     def _with_theirs(self, named: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the data of the next session, with what others have added to this one since it was read."""
+        if self._has_emptied:
+            return named
         before, found = self._known(), self._found
         theirs = _run(_body().get(self._session_key, touch=False))
         if theirs is None or found is None or theirs.user_id != found.user_id:
@@ -363,7 +370,7 @@ class SessionStore(SessionBase):
     def _began(self, made: Session[Any], data: Mapping[str, Any]) -> None:
         self._found, self._session_key, self._version = made, made.token, 1
         self._before, self._dead = encoded_values(data), None
-        self._cycles = self._confirms = self._logs_in = False
+        self._cycles = self._confirms = self._logs_in = self._has_emptied = False
         self._is_new = True
 
     def _options(self, data: Mapping[Any, Any]) -> dict[str, Any]:
