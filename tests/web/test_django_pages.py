@@ -308,7 +308,7 @@ urlpatterns = [
     path("slow", slow),
     path("bodied", bodied),
     path("tagged", tagged),
-    path("mine", known_by_key(cache_page(60, vary=["Accept"])(mine))),
+    path("mine", known_by_key(cache_page(60, vary=["Accept", "HX-Request"])(mine))),
     path("mine/by/key", known_by_key(cache_page(60, vary=["X-Key"])(mine))),
     path("links/<looks>", outside(cache_page(60, query=["sort"])(told))),
     path("links/of/rest", Links.as_view()),

@@ -57,7 +57,9 @@ from stillroom.web.problem import Answer
 __all__ = ["cache_page", "tag_page"]
 
 V = TypeVar("V", bound=Callable[..., Any])
-OF_EVERYBODY = {"accept", "accept-language", "accept-encoding", "origin"}  # they say who nobody is
+# They say who nobody is.
+OF_EVERYBODY = {"accept", "accept-language", "accept-encoding", "origin", "user-agent", "save-data"}
+OF_EVERYBODY |= {"hx-request", "hx-target", "x-requested-with"}
 BY_HEADERS = (206, 304, 406, 412, 416)  # answers to Range, If-…, Accept: others ask without these
 
 
