@@ -172,9 +172,13 @@ class Process:
         """Halt the process while the block runs."""
         return halted(self._process.pid)
 
-    def stop(self, within: float = PATIENCE_S) -> int:
-        """Send SIGTERM as an orchestrator would; return the exit code."""
+    def terminate(self) -> None:
+        """Send SIGTERM as an orchestrator would."""
         self._process.terminate()
+
+    def stop(self, within: float = PATIENCE_S) -> int:
+        """Send SIGTERM; return the exit code."""
+        self.terminate()
         return self._process.wait(within)
 
     def kill(self) -> None:
@@ -691,6 +695,23 @@ def test_acks_that_fail_hold_no_places(
     until(lambda: not broker.redis.exists("unacked"), "all are acknowledged, the first ones late")
     assert "Connection to broker lost" not in guarded.log, "which would have made new places"
     assert guarded.stop() == 0
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_last_ack_that_fails_is_tried_once_more(
+    broker: Broker, proxy: Proxy, worker: StartWorker, tmp_path: Path, pool: str
+) -> None:
+    """A worker that ends, and whose ack of its last task was lost, acknowledges it: the task does not run again."""
+    guarded, gate = behind(proxy, worker, pool), tmp_path / "gate"
+    broker.push(envelope([["slow", str(gate)], {}, {}], headers__task="hold"))
+    until(lambda: broker.redis.exists("began:slow"), "the slow task runs")
+    proxy.lose(b"ZREM", "close")
+    guarded.terminate()
+    until(lambda: "Warm shutdown" in guarded.log, "it is ending")
+    gate.touch()
+    until(lambda: guarded.exit_code is not None, "it has ended")
+    assert proxy.is_done
+    assert not broker.redis.exists("unacked")
 
 
 def test_a_worker_ends_at_sigterm_while_its_broker_hangs(

@@ -112,6 +112,14 @@ class Unacked(_StockQoS):  # type: ignore[misc]
                 self.late.append(tag)
                 raise
 
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Give back what has not run, as a channel does when it is closed. A worker that ends waits a second for an
+        answer: what it could not acknowledge within that gets a last try, or it would run again."""
+        if _worker_state.should_stop is not None:
+            with suppress(*_UNNOTED):
+                self.ack_late()
+        super().restore_unacked_once(stderr)
+
     def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
         """Reject a message, which gives its place to another one too."""
         with self._giving_its_place(delivery_tag):
