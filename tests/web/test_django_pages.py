@@ -449,20 +449,23 @@ def test_what_is_made_of_a_body_is_kept_for_nobody(port: int, method: str) -> No
     ("header", "status"), [({"If-None-Match": '"v1"'}, 304), ({"Accept": "x/json"}, 406)]
 )
 def test_who_asks_oddly_keeps_nobody_s_page_out_of_the_cache(
-    port: int, header: dict[str, str], status: int
+    port: int, room: Stillroom, header: dict[str, str], status: int
 ) -> None:
-    """An answer to one request's headers is not kept, and says nothing of the page: the next one is."""
+    """An answer to one request's headers is not kept, and says nothing of the page: the next one is. Health is not
+    told of a failed load."""
     assert ask(port, "/tagged", headers=header).status == status
     before = len(calls)
     assert [ask(port, "/tagged").status for _ in range(3)] == [200] * 3
     assert len(calls) == before + 1
+    assert room.stats.counts["load_errors"] == 0
 
 
 @pytest.mark.parametrize("header", [{"If-None-Match": '"v1"'}, {"Accept": "x/json"}])
 def test_who_asks_oddly_for_a_stale_page_keeps_nobody_from_rendering_it(
-    port: int, room: Stillroom, header: dict[str, str]
+    port: int, room: Stillroom, caplog: pytest.LogCaptureFixture, header: dict[str, str]
 ) -> None:
-    """A stale page is rendered by the next reader, however many have asked oddly: no backoff grows."""
+    """A stale page is rendered by the next reader, however many have asked oddly: no backoff grows, and nothing is
+    said to have failed."""
     ask(port, "/tagged")
     Clock(room).advance(61)
     for _ in range(4):
@@ -473,6 +476,7 @@ def test_who_asks_oddly_for_a_stale_page_keeps_nobody_from_rendering_it(
     Clock(room).advance(2)  # a process tries once a second
     assert [ask(port, "/tagged").status for _ in range(3)] == [200] * 3
     assert len(calls) == before + 1
+    assert "a refresh failed" not in caplog.text
 
 
 def test_a_page_of_who_is_known_by_a_header_is_nobody_else_s(port: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, overload
 from stillroom.cache.arguments import Secrets, Texts
 from stillroom.cache.bites import SCRIPTS_AT_ONCE, Bites, in_bites
 from stillroom.cache.entry import Entry, Freshness
-from stillroom.cache.failures import is_of_the_caller
+from stillroom.cache.failures import OfOneCall, is_of_the_caller
 from stillroom.cache.keeping import TtlOf, near_of
 from stillroom.cache.leases import FAILURES_KEPT_MS, load_lease, new_token, refresh_lease
 from stillroom.cache.loaders import (
@@ -606,7 +606,8 @@ class Core(Loads):
         except Exception as error:
             if is_of_the_caller(error):
                 raise
-            self.stats.say("a refresh failed", "here", f"{quoted(name)}: {repr_of(error)}")
+            if not isinstance(error, OfOneCall):
+                self.stats.say("a refresh failed", "here", f"{quoted(name)}: {repr_of(error)}")
             return value
         return fresh
 

@@ -13,7 +13,7 @@ from stillroom.cache.away import Form, Load, Taken
 from stillroom.cache.away import Packed as PackedAway
 from stillroom.cache.declared import result_of
 from stillroom.cache.entry import body
-from stillroom.cache.failures import is_of_the_caller
+from stillroom.cache.failures import OfOneCall, is_of_the_caller
 from stillroom.cache.figures import LoaderFigures
 from stillroom.cache.keeping import Keeper, Keeping, Life
 from stillroom.cache.leases import Leases, load_lease, loading
@@ -325,8 +325,11 @@ class Loads(Lookup):
         except GeneratorExit:
             raise
         except BaseException as error:
-            self.stats.counts["load_errors"] += 1
-            self._figures.failed(recipe.name, time.monotonic() - began, error)
+            if not isinstance(
+                error, OfOneCall
+            ):  # the next load may well do, and health has nothing to tell
+                self.stats.counts["load_errors"] += 1
+                self._figures.failed(recipe.name, time.monotonic() - began, error)
             raise
         self.stats.counts["loads"] += 1
         self._figures.loaded(recipe.name, time.monotonic() - began)
