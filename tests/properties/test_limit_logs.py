@@ -287,9 +287,10 @@ def put(log: Log, at: int, hits: int, limit: Counted) -> Log:
     """Return the log after hits that are told late."""
     before, after = [one for one in log if one[0] <= at], [one for one in log if one[0] > at]
     slice_us = limit.window / SLICES
-    if limit.quota > SLICES and before and is_same_slice(before[-1][0], at, slice_us):
+    shares = limit.quota > SLICES or len(log) > 2 * SLICES
+    if shares and before and is_same_slice(before[-1][0], at, slice_us):
         before[-1] = (at, before[-1][1] + hits)
-    elif limit.quota > SLICES and after and is_same_slice(after[0][0], at, slice_us):
+    elif shares and after and is_same_slice(after[0][0], at, slice_us):
         after[0] = (after[0][0], after[0][1] + hits)
     else:
         before.append((at, hits))

@@ -17,7 +17,7 @@ from stillroom import (
     Limit,
     SettingsError,
 )
-from stillroom.limits.log import Charge
+from stillroom.limits.log import Charge, Reserved
 from stillroom.operation import Driver
 from tests.support.limits import (
     age,
@@ -379,6 +379,22 @@ def test_what_many_processes_admitted_stays_small_too(make_room: Any, client: An
     log = read_log(client, key)
     assert sum(n for _, n in log) == 40
     assert len(log) <= 3  # they took well under two slices of 2.5 s
+
+
+def test_what_many_processes_reserved_of_a_small_quota_stays_small_too(
+    make_room: Any, client: Any
+) -> None:
+    """When sixty processes report reservations of one client, no log is so long that it is taken for none."""
+    room = make_room()
+    key = room.keys.limits("ip", IP) + AUTH.name.encode()
+    for process in range(60):
+        held = tuple(Reserved(f"{process}-{number}", 1, number * 1_000) for number in range(20))
+        charge = Charge(key, AUTH, 0, log=f"process {process}", reserved=held)
+        Driver(room.state_wire).run(room._limits_body._settling.charge([charge]))
+    log = read_log(client, key)
+    assert sum(n for _, n in log) == 1_200
+    assert len(log) < 100
+    assert not room.limits.check(IP, [AUTH])
 
 
 def test_what_is_told_of_late_shares_the_entry_of_its_slice(make_room: Any, client: Any) -> None:

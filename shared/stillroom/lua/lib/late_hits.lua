@@ -12,15 +12,18 @@ local function save(key, log, life, old)
   write_log(key, (old and pack_older(old, life) or '') .. packed, life)
 end
 
+-- Where many processes tell of what each admitted by itself, the log of a small quota shares entries too: it would be
+-- longer than any log is.
 local function put_hits(log, at, count, quota, window)
   local place, slice, floor = #log + 1, window / SLICES, math.floor
+  local shares = quota > SLICES or #log > 4 * SLICES
   while place > 1 and log[place - 2] > at do
     place = place - 2
   end
   local before, after = log[place - 2], log[place]
-  if quota > SLICES and before and floor(before / slice) == floor(at / slice) then
+  if shares and before and floor(before / slice) == floor(at / slice) then
     log[place - 2], log[place - 1] = at, math.min(log[place - 1] + count, MOST)
-  elseif quota > SLICES and after and floor(after / slice) == floor(at / slice) then
+  elseif shares and after and floor(after / slice) == floor(at / slice) then
     log[place + 1] = math.min(log[place + 1] + count, MOST)
   else
     table.insert(log, place, at)
