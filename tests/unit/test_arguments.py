@@ -12,7 +12,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import (
     Annotated,
@@ -436,6 +436,33 @@ def test_values_of_two_classes_have_two_texts(values: tuple[Any, ...]) -> None:
     if one is not other:
         assert texts.of(one)(values[0]) != texts.of(one)(values[1])
         assert len({texts.of_tag(one | other)(value) for value in values}) == 1
+
+
+@pytest.mark.parametrize(
+    ("annotation", "one", "other"),
+    [
+        (list[str], ["a"], [Name("a")]),
+        (list[str | None], [None, "a"], [None, Name("a")]),
+        (Sequence[int], [7], [Id(7)]),
+        (dict[str, list[int]], {"a": [7]}, {Name("a"): [Other(7)]}),
+        (tuple[int, ...], (7,), (Id(7),)),
+        (set[Id], {7}, {Id(7)}),
+        (str | None, "a", Name("a")),
+    ],
+)
+def test_a_value_of_a_declared_type_is_that_whatever_its_class(
+    annotation: Any, one: Any, other: Any
+) -> None:
+    """Where one type is declared, down to the items, a Markup in a list[str] is the text."""
+    assert texts.of(annotation)(one) == texts.of(annotation)(other)
+    assert texts.of_tag(annotation)(one) == texts.of_tag(annotation)(other)
+
+
+def test_where_several_classes_are_declared_in_a_container_they_have_two_texts() -> None:
+    """In a list[Id | Other] the class of an item stands in the key."""
+    for annotation in (list[Id | Other], list[Any], list, dict[str, Any]):
+        given = [[Id(7)], [Other(7)]] if annotation != dict[str, Any] else [{"a": Id(7)}, {"a": 7}]
+        assert len(set(map(texts.of(annotation), given))) == 2
 
 
 def test_a_uuid_of_a_driver_is_the_uuid() -> None:

@@ -75,15 +75,17 @@ class Unkeyable(InvalidArgument):
 class Texts:
     """Makes the texts of arguments. `hide` is given a secret, and returns what may be seen of it."""
 
-    def __init__(self, hide: Callable[[bytes], str]) -> None:
+    def __init__(self, hide: Callable[[bytes], str], *, names_own: bool = True) -> None:
         self._hide = hide
+        self._names_own = names_own
+        self._declared = Texts(hide, names_own=False) if names_own else self
 
     def of(self, annotation: Any) -> Text:
         """Return what makes the text of an argument that is declared so; Any: it is not declared.
 
         Raises Unkeyable for a type of which no value has a text.
         """
-        plain = self._of(annotation)
+        plain = (self._declared if _is_closed(annotation) else self)._of(annotation)
         own = frozenset(filter(_is_own, _members(annotation)))
         if not own:
             return plain
@@ -113,14 +115,15 @@ class Texts:
         A value of another type than declared has the plain text of its own type. Two values may share a text there:
         that invalidates more than was meant, and a text that nobody writes invalidates nothing.
         """
-        declared = self._of(annotation)
+        texts = self._declared
+        declared = texts._of(annotation)
 
         def text(value: Any) -> str:
             if isinstance(value, str):
                 return str.__str__(value)
             said = declared(value)
-            is_plain = declared != self.open and not said.startswith(MARK)
-            return said if is_plain else self._own(value, said)
+            is_plain = declared != texts.open and not said.startswith(MARK)
+            return said if is_plain else texts._own(value, said)
 
         return text
 
@@ -191,15 +194,18 @@ class Texts:
         if depth > DEPTH_LIMIT:
             raise Unkeyable(f"a value that goes {DEPTH_LIMIT} deep has no text to stand in a key")
         if isinstance(value, CONTAINERS):
-            return _own_name(type(value)) + self._container(value, depth)
+            return self._own_name(type(value)) + self._container(value, depth)
         if isinstance(value, SECRETS):
             return f"secret({self._secret(value)})"
-        if (text := _scalar(value)) is not None:
+        if (text := _scalar(value, self._own_name(type(value)))) is not None:
             more = _attributes_of_scalar(value)
             return text + (self._attributes(value, more, depth) if more else "")
         if _is_record_type(type(value)):
             return full_name(type(value)) + self._record(value, depth)
         raise Unkeyable(_sentence(type(value)))
+
+    def _own_name(self, kind: type) -> str:
+        return full_name(kind) if self._names_own and _is_own(kind) else ""
 
     def _container(self, value: Any, depth: int) -> str:
         """Return the parts of a container, and the attributes that it has besides."""
@@ -302,6 +308,26 @@ def _members(annotation: Any) -> Iterator[Any]:
         yield annotation if origin is None else origin
 
 
+def _is_closed(annotation: Any) -> bool:
+    """Return whether a value's own class adds nothing to what is declared, down to the items of containers.
+
+    A Markup in a list[str] is the str that is declared; in a list[UserId | OrderId] a class decides.
+    """
+    annotation = meant(annotation)
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal or annotation in (None, types.NoneType, ...):
+        return True
+    if origin is Union or isinstance(annotation, types.UnionType):
+        kinds = [one for one in args if one is not types.NoneType]
+        return all(map(_is_closed, kinds)) and (len(kinds) == 1 or not any(map(_is_own, kinds)))
+    if origin is not None:
+        is_container = origin in CONTAINERS or origin.__module__ == "collections.abc"
+        return is_container and all(map(_is_closed, args))
+    return isinstance(annotation, type) and issubclass(
+        annotation, (*_SCALARS, Enum, *SECRETS, *ADDRESSES)
+    )
+
+
 def _base_of(kind: Any) -> Any:
     """Return the table's type that this type is or derives from, or Any where the value decides.
 
@@ -340,15 +366,14 @@ def _sentence(kind: type) -> str:
 # Values
 
 
-def _scalar(value: Any) -> str | None:
-    """Return the text of a value without parts, or None for any other value."""
+def _scalar(value: Any, own: str) -> str | None:
+    """Return the text of a value without parts, or None for any other value. `own`: its class, if that is told."""
     if value is None or isinstance(value, bool):
         return str(value)
     if isinstance(value, Enum):
         return f"{full_name(type(value))}({_name_of(value)})"
     if isinstance(value, ADDRESSES):
         return f"{type(value).__name__}({json.dumps(str(value), ensure_ascii=False)})"
-    own = _own_name(type(value))
     if isinstance(value, str | int | float):
         return f"{own}({_native(value)})" if own else _native(value)
     kind = _kind_of(value)
@@ -359,10 +384,6 @@ def _native(value: str | float) -> str:
     if isinstance(value, str):
         return json.dumps(str.__str__(value), ensure_ascii=False)
     return _int_text(int(value)) if isinstance(value, int) else _float_text(value)
-
-
-def _own_name(kind: type) -> str:
-    return full_name(kind) if _is_own(kind) else ""
 
 
 def _is_own(kind: Any) -> bool:
