@@ -21,7 +21,7 @@ from tests.support.crowd import PATIENT
 from tests.support.limits import forget_denials
 
 A, B = "a-pepper-that-is-long-enough-to-be-one", "another-pepper-that-is-long-enough"
-STEPS, RUNS = 40, {True: 400, False: 20}  # in full, and in the gate
+STEPS, RUNS = 40, {True: 400, False: 14}  # in full, and in the gate
 LONG = {"session_grace": 600.0}  # of a story's time only its order counts
 LIMITS = (
     Limit("few", 4, 60),

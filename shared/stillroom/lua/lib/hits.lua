@@ -2,10 +2,10 @@
 -- Hits in the same 1/24 of the window share an entry that carries the LAST of their times, so none is forgotten before
 -- its window has passed: never more than the quota in any window. A window touches 25 slices where it begins in the
 -- midst of one, and each has one entry: at most 25 (one more each time the clock steps back, until they have left).
--- A quota of up to 24 needs no sharing: its log is exact, up to 48 entries (see put_hits). The log knows neither quota nor window, so both may change
--- while it lives. Two limits may have one name and two windows: two plans, or a deploy that changes one. A
--- check with the shorter window keeps the hits that only the longer one counts. `life`: how long a log is kept, ms: the
--- longest window of its name, and SLACK_MS.
+-- A quota of up to 24 needs no sharing: its log is exact, up to 48 entries (see put_hits). The log knows neither quota
+-- nor window, so both may change while it lives. Two limits may have one name and two windows: two plans, or a deploy
+-- that changes one. A check with the shorter window keeps the hits that only the longer one counts. `life`: how long a
+-- log is kept, ms: the longest window of its name, and SLACK_MS.
 -- Redis makes the functions of a script anew each time it runs. So what each check runs is in two functions, and what few
 -- scripts need is in late_hits and older_hits.
 
