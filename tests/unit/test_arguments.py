@@ -459,10 +459,19 @@ def test_a_value_of_a_declared_type_is_that_whatever_its_class(
 
 
 def test_where_several_classes_are_declared_in_a_container_they_have_two_texts() -> None:
-    """In a list[Id | Other] the class of an item stands in the key."""
+    """In a list[Id | Other] the class of an item stands in the key, and in a list[Id] | list[Other]."""
+    assert texts.of(list[Id] | list[Other])([Id(7)]) != texts.of(list[Id] | list[Other])([Other(7)])
     for annotation in (list[Id | Other], list[Any], list, dict[str, Any]):
         given = [[Id(7)], [Other(7)]] if annotation != dict[str, Any] else [{"a": Id(7)}, {"a": 7}]
         assert len(set(map(texts.of(annotation), given))) == 2
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="older Pythons have no `type` statement")
+def test_an_alias_may_name_itself() -> None:
+    """A type alias that names itself is read once, and its values have their texts."""
+    names: dict[str, Any] = {}
+    exec("type Tree = list[Tree] | dict[str, Tree] | int", names)
+    assert texts.of(names["Tree"])([7, [8]]) == "[7,[8]]"
 
 
 def test_a_uuid_of_a_driver_is_the_uuid() -> None:

@@ -313,19 +313,33 @@ def _is_closed(annotation: Any) -> bool:
 
     A Markup in a list[str] is the str that is declared; in a list[UserId | OrderId] a class decides.
     """
-    annotation = meant(annotation)
+    named = list(_named_in(annotation))
+    return Any not in named and (Union not in named or not any(map(_is_own, named)))
+
+
+def _named_in(annotation: Any, within: tuple[Any, ...] = ()) -> Iterator[Any]:
+    """Yield the types in an annotation, down to the items of containers.
+
+    Any stands for what only a value decides, and Union for a place in which several may stand. `within`: the
+    annotations around this one; an alias may name itself.
+    """
+    if annotation in within:
+        return
+    around, annotation = (*within, annotation), meant(annotation)
     origin, args = get_origin(annotation), get_args(annotation)
-    if origin is Literal or annotation in (None, types.NoneType, ...):
-        return True
-    if origin is Union or isinstance(annotation, types.UnionType):
-        kinds = [one for one in args if one is not types.NoneType]
-        return all(map(_is_closed, kinds)) and (len(kinds) == 1 or not any(map(_is_own, kinds)))
-    if origin is not None:
-        is_container = origin in CONTAINERS or origin.__module__ == "collections.abc"
-        return is_container and all(map(_is_closed, args))
-    return isinstance(annotation, type) and issubclass(
-        annotation, (*_SCALARS, Enum, *SECRETS, *ADDRESSES)
-    )
+    if origin is Literal or annotation in (types.NoneType, ...):
+        return
+    if origin is None:
+        scalars = (*_SCALARS, Enum, *SECRETS, *ADDRESSES)
+        is_known = isinstance(annotation, type) and issubclass(annotation, scalars)
+        yield annotation if is_known else Any
+    elif origin is Union or isinstance(annotation, types.UnionType):
+        if len({*args} - {types.NoneType}) > 1:
+            yield Union
+    elif origin not in CONTAINERS and origin.__module__ != "collections.abc":
+        yield Any
+    for one in args:
+        yield from _named_in(one, around)
 
 
 def _base_of(kind: Any) -> Any:

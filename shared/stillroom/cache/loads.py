@@ -325,9 +325,7 @@ class Loads(Lookup):
         except GeneratorExit:
             raise
         except BaseException as error:
-            if not isinstance(
-                error, OfOneCall
-            ):  # the next load may well do, and health has nothing to tell
+            if not isinstance(error, OfOneCall):  # the next load may well succeed
                 self.stats.counts["load_errors"] += 1
                 self._figures.failed(recipe.name, time.monotonic() - began, error)
             raise

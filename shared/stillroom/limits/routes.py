@@ -33,9 +33,8 @@ _PLAIN = re.compile(r"(?:/[a-z0-9_~-][a-z0-9._~-]*)*/?", re.ASCII)
 # Where a server that takes the path for a URL, or for a C string, ends it.
 _ENDS = re.compile(r"[?#\x00]")
 _ORIGIN = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:(//[^/]*)?")  # of an absolute URI
-_BEFORE = re.compile(
-    r"^[^/]+(?=/)"
-)  # a path that begins with no slash: what Werkzeug's dispatcher takes for a mount
+# Of a path that begins with no slash: what Werkzeug's dispatcher takes for a mount.
+_BEFORE = re.compile(r"^[^/]+(?=/)")
 _SLASHES = re.compile("/{2,}")
 _PARAMETERS = re.compile(r";[^/]*")  # of one part, in old servers
 _UNSEEN = "".join(map(chr, (*range(0x21), *range(0x7F, 0xA1)))) + "\u2028\u2029\ufeff"

@@ -351,13 +351,8 @@ def lifetime_of(app: Flask) -> float:
         seconds = app.permanent_session_lifetime.total_seconds()
         if seconds > 0:
             return seconds
-    except (
-        AttributeError,
-        TypeError,
-        ValueError,
-        OverflowError,
-    ):  # None, or a text: Flask takes it as it is
-        pass
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        pass  # None, or a text: Flask takes it as it is
     given = app.config["PERMANENT_SESSION_LIFETIME"]
     raise SettingsError(
         f"PERMANENT_SESSION_LIFETIME={in_code(given):.100}: more than 0 seconds, or a timedelta"

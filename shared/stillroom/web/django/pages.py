@@ -57,7 +57,7 @@ from stillroom.web.problem import Answer
 __all__ = ["cache_page", "tag_page"]
 
 V = TypeVar("V", bound=Callable[..., Any])
-# They say who nobody is.
+# Headers that identify no visitor.
 OF_EVERYBODY = {"accept", "accept-language", "accept-encoding", "origin", "user-agent", "save-data"}
 OF_EVERYBODY |= {"hx-request", "hx-target", "x-requested-with"}
 BY_HEADERS = (206, 304, 406, 412, 416)  # answers to Range, If-…, Accept: others ask without these
