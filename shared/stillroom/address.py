@@ -14,6 +14,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from stillroom.errors import did_you_mean
+from stillroom.whole import number_in
 
 SERVERS = ("redis", "rediss", "unix")
 SENTINELS = ("redis+sentinel", "rediss+sentinel")
@@ -165,6 +166,7 @@ def _host(text: str) -> Host:
 def _database(text: str) -> int:
     if not text:
         return 0
-    if not text.isdigit():
+    number = number_in(text)
+    if number is None:
         raise ValueError(f"{text!r} is no database: databases are numbers, mostly 0 to 15")
-    return int(text)
+    return number

@@ -167,3 +167,11 @@ def test_a_small_process_that_spoke_first_learns_of_more_shards(make_room: Make)
     user, session = user_in(large, 16)
     assert small.sessions.destroy_for_user(user) == 1
     assert large.sessions.get(session) is None
+
+
+def test_a_stranger_s_number_of_shards_is_none(make_room: Make, client: Any) -> None:
+    """A number of shards that nothing counts to, written by a stranger, keeps nobody from acting on sessions."""
+    room = make_room()
+    room.sessions.create("ann")
+    client.hset(room.sessions._body._keys.agreed, "session_shards", "9" * 5_000 + "\t1\tstranger")
+    assert make_room().sessions.destroy_for_user("ann") == 1

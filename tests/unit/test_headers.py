@@ -64,7 +64,8 @@ def test_an_apps_own_header_wins() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "length"), [("12", 12), ("0", 0), ("-1", math.inf), ("", math.inf)]
+    ("said", "length"),
+    [("12", 12), ("0", 0), ("-1", math.inf), ("", math.inf), ("9" * 5_000, math.inf)],
 )
 def test_a_length_that_is_no_number_is_no_end(said: str, length: float) -> None:
     """Nobody knows where a response ends whose Content-Length is none, or is no number."""

@@ -88,6 +88,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
             "rediss://x?ssl_cacert=/ca.pem",
             "a Redis URL has no option 'ssl_cacert'; did you mean 'ssl_ca_certs'",
         ),
+        ("REDIS_URL", "redis://x/\u00b2", "'\u00b2' is no database: databases are numbers"),
         ("REDIS_URL", "redis://x?fnord=1", "no option 'fnord'; there are db, username, password"),
         (
             "REDIS_URL",

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 from wsgiref.validate import validator
 
 import pytest
+from pydantic import SecretStr
 
 from stillroom import AUTH, AsyncStillroom, NoDispatch, Settings, Stillroom, acts
 from stillroom.acts import ACTS
@@ -279,6 +280,17 @@ def test_what_cannot_be_done_is_said(
 def test_a_long_body_is_no_form(site: Site) -> None:
     """A body that is too long is refused, and nothing of it is kept."""
     assert site.post({"act": "look", "key": "x" * 20_000}, {}).status == 403
+
+
+def test_a_body_of_a_length_beyond_all_numbers_is_no_form(settings: Settings) -> None:
+    """A length of more digits than Python reads is refused as any body that is too long."""
+    answered: list[str] = []
+    asked = {"REQUEST_METHOD": "POST", "PATH_INFO": "/operate", "CONTENT_LENGTH": "9" * 5_000}
+    given = settings.model_copy(update={"health_token": SecretStr(TOKEN)})
+    with Stillroom(given, dispatch=NoDispatch()) as room:
+        environ = asked | {"HTTP_AUTHORIZATION": BASIC["Authorization"]}
+        list(HealthWSGI(room)(environ, lambda status, *_: answered.append(status)))
+    assert answered == ["403 Forbidden"]
 
 
 def test_every_act_can_be_reached() -> None:

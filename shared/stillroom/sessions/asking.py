@@ -28,6 +28,7 @@ from stillroom.sessions.ends import End, Undo, late_in
 from stillroom.sessions.token import SHARDS_LIMIT, Place
 from stillroom.settings import Settings
 from stillroom.stats import Stats
+from stillroom.whole import number_in
 from stillroom.wire import STEADY, Command, Server, StateServer, refusal
 
 log = logging.getLogger("stillroom.sessions")
@@ -311,9 +312,9 @@ class Asking:
         return agree([self._keys.agreed], this_process(), FIELDS_LIMIT, *asked)
 
     def _learn_shards(self, reply: Sequence[bytes]) -> None:
-        said = reply[0]
-        if said.isdigit() and self._known_shards < int(said) <= SHARDS_LIMIT:
-            self._known_shards = int(said)
+        said = number_in(reply[0])
+        if said is not None and self._known_shards < said <= SHARDS_LIMIT:
+            self._known_shards = said
 
 
 def steady_us() -> int:

@@ -11,6 +11,8 @@ from functools import lru_cache
 from operator import itemgetter, methodcaller
 from typing import TypeAlias
 
+from stillroom.whole import number_in
+
 Header: TypeAlias = tuple[str, str]
 
 # Headers that overrule Cache-Control in shared caches: RFC 9213 (…-Cache-Control), and its predecessors.
@@ -43,7 +45,8 @@ def names_of(headers: Iterable[Header]) -> Iterable[str]:
 def length_of(headers: Iterable[Header]) -> float:
     """Return the length of a body as its headers say it, or infinity. Who has so much has the whole response."""
     said = next((value for name, value in headers if name.lower() == "content-length"), "")
-    return int(said) if said.isdecimal() else math.inf
+    length = number_in(said)
+    return math.inf if length is None else length
 
 
 def lacking(names: Iterable[str], more: Mapping[str, str]) -> list[Header]:

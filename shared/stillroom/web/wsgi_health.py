@@ -24,6 +24,7 @@ from stillroom.web.health import (
 )
 from stillroom.web.operate import BODY_LIMIT
 from stillroom.web.placing import app_and_room
+from stillroom.whole import number_in
 from stillroom.wire import reset_after_fork
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Any]  # see App in wsgi.py
@@ -123,10 +124,10 @@ def _request(environ: dict[str, Any]) -> Request:
 
 def _body(environ: dict[str, Any]) -> bytes:
     """Return the body of a form, or nothing if it is too long or has no length."""
-    length = environ.get("CONTENT_LENGTH") or "0"
-    if not length.isdecimal() or int(length) > BODY_LIMIT:
+    length = number_in(environ.get("CONTENT_LENGTH") or "0")
+    if length is None or length > BODY_LIMIT:
         return b""
-    body: bytes = environ["wsgi.input"].read(int(length))
+    body: bytes = environ["wsgi.input"].read(length)
     return body
 
 
