@@ -713,6 +713,56 @@ def test_what_is_raised_behind_a_whole_page_is_told_and_costs_nobody_the_page(
     assert [one.exc_info and one.exc_info[0] for one in told] == [LookupError] * 2
 
 
+class Visit:
+    """A request for `/`, and its answer as it goes out."""
+
+    def __init__(self, app: Any) -> None:
+        self.told, self.whole = b"", asyncio.Event()
+        http = {"type": "http", "method": "GET", "scheme": "http", "path": "/"}
+        scope = {**http, "query_string": b"", "headers": [(b"host", b"shop")]}
+        self.request = asyncio.ensure_future(app(scope, None, self._send))
+
+    async def _send(self, message: Any) -> None:
+        headers = dict(message.get("headers", ()))
+        self.told += headers.get(b"cache-status", b"") + message.get("body", b"")
+        if message["type"] == "http.response.body":
+            self.whole.set()
+
+
+def test_nobody_waits_for_what_a_page_does_behind_its_response(settings: Settings) -> None:
+    """A page is answered and kept before its background tasks are done. Who had it rendered ends behind them."""
+    may_end, story = asyncio.Event(), []
+
+    async def slow() -> None:
+        await may_end.wait()
+        story.append("background")
+
+    async def visits() -> None:
+        app, room = FastAPI(), AsyncStillroom(settings, dispatch=NoDispatch())
+        pages = Pages(room)
+        pages.install(app)
+
+        @app.get("/")
+        @pages.page(ttl=60)
+        async def page(background: BackgroundTasks) -> str:
+            background.add_task(slow)
+            return "page"
+
+        async with asyncio.timeout(20), room:
+            first = Visit(app)
+            await first.whole.wait()
+            second = Visit(app)
+            await second.request
+            assert first.told == b'stillroom; fwd=miss; stored"page"'
+            assert second.told == b'stillroom; hit"page"'
+            assert (first.request.done(), story) == (False, [])
+            may_end.set()
+            await first.request
+            assert story == ["background"]
+
+    asyncio.run(visits())
+
+
 # Addresses that only look like a page's
 
 

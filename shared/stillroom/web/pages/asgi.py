@@ -35,6 +35,10 @@ from stillroom.web.problem import Answer
 from stillroom.web.visit import LIMITED, RENDERING
 
 _state: ContextVar[Any] = ContextVar("stillroom_page_state", default=None)  # of the app's lifespan
+# What the app still does behind a whole response, for the request that had it rendered. None: a worker had.
+_behind: ContextVar[list[asyncio.Task[None]] | None] = ContextVar(
+    "stillroom_page_behind", default=None
+)
 
 
 def install_asgi(pages: Pages[Any], app: Any) -> None:
@@ -83,6 +87,7 @@ class Renderer:
         self._app = app
         self._table: list[Endpoint] = []
         self._counted = -1
+        self._unended: set[asyncio.Task[None]] = set()  # a loop forgets a task that nobody holds
 
     def find(self, scope: Scope) -> tuple[Any, dict[str, Any]] | None:
         """Return the endpoint and its parameters. None: no route of ours, or one of an app of a path or host."""
@@ -115,17 +120,49 @@ class Renderer:
         response = Collected(self.pages.room.settings.decoded_limit)
         with Rendering() as added:
             try:
-                await self._below()(scope, _no_body(), response.send)
+                await self._respond(marked, scope, response)
             except Exception as error:  # older Starlettes raise what a stream raises in a group
                 if response.refused is not None:
                     raise response.refused from None
-                if not response.is_whole or response.status >= 500:
+                if not response.whole.done() or response.status >= 500:
                     raise
                 tell_of_late(marked, error)
         own = marked.tags.of({**found[1], **_query(identity)})
         tags = all_tags(own, added, self.pages.room.cache.loaders)
         headers = [*response.headers, *self._varying(response.headers)]
         return kept(marked.policy, response.status, headers, bytes(response.body), tags)
+
+    async def _respond(self, marked: Marked, scope: Scope, response: Collected) -> None:
+        """Let the app respond. What it does behind the whole response, such as background tasks, holds up no page.
+
+        The request that has the page rendered ends behind it, as it does without a cache.
+        """
+        app, behind = self._below()(scope, _no_body(), response.send), _behind.get()
+        if behind is None:
+            await app
+            return
+        responding = asyncio.ensure_future(app)
+        try:
+            await asyncio.wait({responding, response.whole}, return_when=asyncio.FIRST_COMPLETED)
+            if (
+                responding.done() or response.status >= 500
+            ):  # what was raised follows upon the response
+                await responding
+                return
+        except asyncio.CancelledError:
+            responding.cancel()
+            await asyncio.wait({responding})
+            raise
+        self._unended.add(responding)
+        behind.append(responding)
+
+        def end(task: asyncio.Task[None]) -> None:
+            self._unended.discard(task)
+            error = None if task.cancelled() else task.exception()
+            if isinstance(error, Exception):
+                tell_of_late(marked, error)
+
+        responding.add_done_callback(end)
 
     def _varying(self, headers: Iterable[Header]) -> list[Header]:
         """Return Vary: Origin where older releases of Starlette's CORS layer do not say it.
@@ -189,7 +226,8 @@ class PageMiddleware:
         if not isinstance(asked.identity, Identity):
             await self.app(scope, receive, _bypassing(send, asked))
             return
-        token = _state.set(scope.get("state"))
+        behind: list[asyncio.Task[None]] = []
+        state, awaited = _state.set(scope.get("state")), _behind.set(behind)
         try:
             with Asking() as rendered:
                 page = await asked.marked.load(*asked.identity)
@@ -203,11 +241,14 @@ class PageMiddleware:
             await self.app(scope, receive, _bypassing(send, asked))
             return
         finally:
-            _state.reset(token)
+            _state.reset(state)
+            _behind.reset(awaited)
         if not fits_origin(page, asked.marked.policy, visit.headers):
             await self.app(scope, receive, _bypassing(send, asked))
             return
         await _send(send, self._pages.answer(asked, visit, page, is_new=bool(rendered)))
+        if behind:
+            await asyncio.wait(behind)
 
     def _find(self, scope: Scope) -> tuple[Found, Visit] | None:
         if scope["type"] != "http" or RENDERING in scope:
@@ -231,7 +272,7 @@ class Collected:
         self.status = 0
         self.headers: list[tuple[str, str]] = []
         self.body = bytearray()
-        self.is_whole = False
+        self.whole = asyncio.get_running_loop().create_future()
         self.refused: NotKept | None = None
 
     async def send(self, message: Message) -> None:
@@ -243,7 +284,8 @@ class Collected:
             if len(self.body) > self._limit:
                 self.refused = NotKept(f"it has more than {self._limit:,} bytes")
                 raise self.refused
-            self.is_whole = not message.get("more_body", False)
+            if not message.get("more_body", False) and not self.whole.done():
+                self.whole.set_result(None)
 
 
 def _no_body() -> Receive:
