@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from typing import Any
 
 CLIENT = "203.0.113.9"
 COUNTS = "*:abuse:c:*"
+_places = count(
+    1_000, 1_000
+)  # of events of one millisecond, also where Redis numbers those between them
 
 
 def put(client: Any, room: Any, kind: str, ago: float = 0.0, **fields: str) -> bytes:
     """Add an event as it would have been written `ago` seconds ago. Older ones first: a stream only grows."""
     seconds, micros = client.time()
     ms = int(seconds * 1000 + micros / 1000 - ago * 1000)
-    name: bytes = client.xadd(room.keys.abuse, {"kind": kind, **fields}, id=f"{ms}-*")
+    name: bytes = client.xadd(room.keys.abuse, {"kind": kind, **fields}, id=f"{ms}-{next(_places)}")
     return name
 
 

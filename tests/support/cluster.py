@@ -164,7 +164,7 @@ class RedisCluster:
             self.client(node).execute_command("CLUSTER SET-CONFIG-EPOCH", epoch)
         bounds = [SLOTS * n // self._primaries for n in range(self._primaries + 1)]
         for client, begin, end in zip([first, *others], bounds, bounds[1:], strict=False):
-            client.execute_command("CLUSTER ADDSLOTSRANGE", begin, end - 1)
+            client.execute_command("CLUSTER ADDSLOTS", *range(begin, end))
         for node in self.nodes[1:]:
             first.execute_command("CLUSTER MEET", "127.0.0.1", node.port)
         self.await_that("all nodes meet", lambda: all(map(self._knows_all, self.nodes)))

@@ -8,6 +8,8 @@ from stillroom.operation import Once
 from stillroom.wire.outcome import PEER, may_repeat, owner_of, refusal
 from stillroom.wire.server import ReplyError
 
+IN_REDIS_6 = "ERR Error running script (call to f_1): @user_script:3:"
+
 
 @pytest.mark.parametrize(
     ("text", "owner"),
@@ -21,14 +23,15 @@ from stillroom.wire.server import ReplyError
         ("UNBLOCKED force unblock from blocking operation, instance state changed", "unblocked"),
         ("NOREPLICAS Not enough good replicas to write.", "noreplicas"),
         # What a script met, as Redis 6 tells it.
-        (
-            "ERR Error running script (call to f_1): @user_script:3: -READONLY You can't write",
-            "readonly",
-        ),
-        (
-            "ERR Error running script (call to f_1): @user_script:3: -LOADING Redis is loading",
-            "loading",
-        ),
+        (f"{IN_REDIS_6} @user_script: 3: -READONLY You can't write", "readonly"),
+        (f"{IN_REDIS_6} -LOADING Redis is loading the dataset in memory", "loading"),
+        (f"{IN_REDIS_6} @user_script: 3: -NOREPLICAS Not enough good replicas", "noreplicas"),
+        (f"{IN_REDIS_6} @user_script: 3: -OOM command not allowed", "oom"),
+        (f"{IN_REDIS_6} @user_script: 3: -MISCONF Redis is configured to save", "misconf"),
+        (f"{IN_REDIS_6} WRONGTYPE Operation against a key", "wrongtype"),
+        (f"{IN_REDIS_6} @user_script: 3: The user executing the script can't run this", "noperm"),
+        (f"{IN_REDIS_6} @user_script: 3: Unknown Redis command called from Lua script", "err"),
+        (f"{IN_REDIS_6} attempt to index a nil value", "err"),
         # What proxies say in a server's place.
         ("ERR upstream failure", "proxy"),
         ("ERR Connection reset by peer", "proxy"),
@@ -98,6 +101,15 @@ def test_what_is_the_peers_is_dropped_and_found_anew() -> None:
         (
             "OOM command not allowed when used memory > 'maxmemory'. script: on @user_script:124.",
             "Redis is unavailable (oom): command not allowed when used memory > 'maxmemory'.",
+        ),
+        (
+            f"{IN_REDIS_6} @user_script: 3: -OOM command not allowed when used memory > 'maxmemory'.",
+            "Redis is unavailable (oom): command not allowed when used memory > 'maxmemory'.",
+        ),
+        (
+            f"{IN_REDIS_6} @user_script: 3: Unknown Redis command called from Lua script",
+            "Redis refuses this (unsupported): Error running script (call to f_1): @user_script:3: "
+            "@user_script: 3: Unknown Redis command called from Lua script",
         ),
         (
             "ERR bad script: on @user_script:3.",

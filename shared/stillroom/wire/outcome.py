@@ -45,8 +45,8 @@ _NO_RIGHT = re.compile(r"The user executing the script can't|ACL failure in scri
 # Where in a script that was: it says nothing to whoever gives rights, memory or replicas.
 _PLACE = re.compile(r" script:( \S+,)? on @user_script:\d+\.?$")
 _CODE = re.compile(r"[A-Z]{2,}$")
-# How Redis 6 tells what a script met.
-_IN_SCRIPT = re.compile(r"-(READONLY|MASTERDOWN|LOADING|NOREPLICAS) ")
+# What stands in front of the error that a script met, as Redis 6 tells it.
+_IN_SCRIPT = re.compile(r"ERR Error running script .*@user_script: ?\d+: -?(?=[A-Z]{2,} )")
 # May be sent to another server though this one has answered: reads; and counts, which a failover may double.
 _HARMLESS = {
     *(b"MGET", b"GET", b"HGETALL", b"HMGET", b"ZRANGE", b"ZSCORE", b"ZMSCORE", b"ZCARD", b"EXISTS"),
@@ -117,7 +117,7 @@ def checked(replies: list[Any], breaker: Breaker) -> list[Any]:
 def _refused(replies: list[Any], breaker: Breaker) -> RedisUnavailable:
     for reply in replies:
         if isinstance(reply, ReplyError) and _is_the_peers(reason := owner_of(str(reply)), breaker):
-            return PeerFailed(reason, told_by(reply).partition(" ")[2], replies)
+            return PeerFailed(reason, _parts(told_by(reply))[1], replies)
     refused = refusal(replies)
     if refused.reason in AWAY and refused.reason != "tryagain":  # which is about one slot
         breaker.failed(refused)
@@ -141,14 +141,18 @@ def _is_the_peers(reason: str, breaker: Breaker) -> bool:
 
 def owner_of(text: str) -> str:
     """Return the reason in an error reply: its code in lower case, `proxy` for what no server says."""
-    code, _, detail = text.partition(" ")
+    code, detail = _parts(text)
     if code != "ERR" and _CODE.match(code):
         return code.lower()
-    if in_script := _IN_SCRIPT.search(detail):
-        return in_script[1].lower()
     if _NO_RIGHT.search(detail):
         return "noperm"
     return "proxy" if _PROXY.search(text) else "err"
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """Return the code of an error reply and its sentence, also where a script met it."""
+    code, _, detail = _IN_SCRIPT.sub("", text).partition(" ")
+    return code, detail
 
 
 def told_by(reply: ReplyError) -> str:
@@ -224,7 +228,7 @@ def refusal(replies: Sequence[Any]) -> RedisRefused:
         told._may_be_done = failure.may_be_done or some_is_done
         return told
     text = told_by(first)
-    code, _, detail = text.partition(" ")
+    code, detail = _parts(text)
     if code == "ERR" and _UNSUPPORTED.search(detail):
         code = "UNSUPPORTED"
     elif owner_of(text) == "noperm":
