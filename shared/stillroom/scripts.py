@@ -9,13 +9,16 @@ from importlib.resources import files
 _FOLDER = files("stillroom") / "lua"
 _INCLUDE = "-- include: "
 _FLAGS = "-- flags: "
+# A server that is full, and too old to know flags, refuses a script's first write if it takes memory, and only the
+# first. This one takes none: no hash has such a field, and where the key is no hash it is a write all the same.
+_FIRST_WRITE = "redis.pcall('HDEL', KEYS[1], '')\n"
 
 
 class Script:
     """One lua/*.lua file: one act on Redis.
 
-    One that says `-- flags: …` has two texts: Redis 7 and newer read the flags, an older server refuses a text that
-    has any. So the flags are left away, from then on, where a server is met that does not know them.
+    One that says `-- flags: allow-oom` works on a server that is full. It has two texts: Redis 7 and newer read the
+    flags, an older server refuses a text that has any, and is sent the other one from then on.
     """
 
     flags_are_known = True  # by every server this process has met
@@ -24,8 +27,9 @@ class Script:
         self.name = name
         text = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
         flags = [line.removeprefix(_FLAGS) for line in text.splitlines() if line.startswith(_FLAGS)]
-        self.plain = Text(self, _with_includes(text))
-        self.flagged = Text(self, f"#!lua flags={flags[0]}\n{self.plain.source}") if flags else None
+        source = _with_includes(text)
+        self.plain = Text(self, _FIRST_WRITE + source if flags else source)
+        self.flagged = Text(self, f"#!lua flags={flags[0]}\n{source}") if flags else None
 
     @property
     def text(self) -> Text:

@@ -21,8 +21,12 @@ from tests.support.faces import FACES, open_room
 from tests.support.full_disk import REFUSALS, take_writes
 
 
-@pytest.fixture
-def room(own_server: EmbeddedServer) -> Iterator[Stillroom]:
+@pytest.fixture(params=["flags", "no flags"])
+def room(
+    request: pytest.FixtureRequest, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Stillroom]:
+    """Open a room that sends scripts with flags, or without, as to Redis 6.2."""
+    monkeypatch.setattr(Script, "flags_are_known", request.param == "flags")
     settings = Settings(**{**PATIENT, "redis_url": own_server.url})
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         yield room

@@ -91,7 +91,6 @@ local function count_one(key, rule, member, id_ms)
   local at = math.min(id_ms, now)
   local is_added = member ~= ''
   own(key, 'zset')
-  -- The first write takes no memory: an old server that is full refuses a script whose first write takes some.
   redis.call('ZREMRANGEBYSCORE', key, '-inf', plain(at - rule.kept))
   local newest = tonumber(redis.call('ZREVRANGE', key, 0, 0, 'WITHSCORES')[2])
   if newest and newest > now then -- from before the clock stepped back

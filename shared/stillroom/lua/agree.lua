@@ -18,7 +18,7 @@ local function kept(name)
 end
 
 local function keep(name, value, id)
-  redis.call('HDEL', KEYS[1], '') -- no such field exists; the first write takes no memory: see lib/hits
+  redis.call('HDEL', KEYS[1], '') -- no such field exists; the first write takes no memory: see session_sweep
   if redis.call('HLEN', KEYS[1]) < tonumber(ARGV[2]) or redis.call('HEXISTS', KEYS[1], name) == 1 then
     redis.call('HSET', KEYS[1], name, value .. '\t' .. id .. '\t' .. ARGV[1])
   end

@@ -7,7 +7,7 @@
 for n = 1, #ARGV, 2 do
   local count = redis.call('HGET', KEYS[1], ARGV[n])
   if count then
-    redis.call('HDEL', KEYS[1], ARGV[n]) -- the first write takes no memory: see lib/hits
+    redis.call('HDEL', KEYS[1], ARGV[n])
     redis.call('HINCRBY', KEYS[1], ARGV[n + 1], count)
   end
 end

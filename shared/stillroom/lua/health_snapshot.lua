@@ -59,7 +59,6 @@ local function note(event)
   end
 end
 
-redis.call('EXPIRE', KEYS[1], keep) -- the first write takes no memory: see lib/hits
 if not keep_in(KEYS[1], ARGV[2], 60000) then
   return {0, {}, {}}
 end

@@ -96,7 +96,7 @@ if not denied then
         -- include: older_hits
         packed = pack_older(older[i], life) .. packed
       end
-      write_log(KEYS[1 + at], packed, life)
+      redis.call('SET', KEYS[1 + at], packed, 'PX', life)
       local used = answer[said] + cost
       answer[said], answer[said + 3] = used, window
       answer[said + 1] = size > 0 and answer[said + 1] or window

@@ -17,7 +17,6 @@ end
 local may_come, is_known = tonumber(ARGV[4]) > 0, nil
 if may_come then
   is_known = redis.call('EXISTS', KEYS[1]) == 1
-  keep_for(KEYS[1], tonumber(ARGV[4])) -- the first write takes no memory: see lib/hits
   redis.call('HSET', KEYS[1], 'over', '1')
   for i = 2, #KEYS do
     if not noted[i] then -- it has not come to this log

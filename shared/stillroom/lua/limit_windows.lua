@@ -8,7 +8,6 @@
 
 local KEPT_MS = 366 * 86400000
 local now, longest = now_us(), {}
-redis.call('PEXPIRE', KEYS[1], KEPT_MS) -- the first write takes no memory: see lib/hits
 for i = 2, #ARGV, 2 do
   local name, mine = ARGV[i], tonumber(ARGV[i + 1])
   local window, seen = string.match(redis.call('HGET', KEYS[1], name) or '', '^(%d+) (%d+)$')

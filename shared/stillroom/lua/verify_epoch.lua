@@ -42,7 +42,7 @@ local is_whole = seq >= seen and not is_another('#', tonumber(shards))
 local is_here = not is_another('@', this_run())
 if is_whole and (is_here or heritable == '+' and is_heir()) then
   if not is_here or (heritable == '+') ~= (noted('&') ~= 0) then
-    redis.call('ZREM', KEYS[2], '') -- no such member exists; the first write takes no memory: see lib/hits
+    redis.call('ZREM', KEYS[2], '') -- no such member exists; the first write takes no memory: see session_sweep
     settle_epoch(KEYS[2], heritable == '+')
   end
   return value

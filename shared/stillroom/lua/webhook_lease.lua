@@ -5,7 +5,6 @@
 -- returns {whose lease it is, {field, value …}}
 -- flags: allow-oom
 
-redis.call('EXPIRE', KEYS[2], ARGV[3]) -- the first write takes no memory: see lib/hits
 if redis.call('PTTL', KEYS[1]) > tonumber(ARGV[2]) then
   redis.call('DEL', KEYS[1])
 end

@@ -7,7 +7,6 @@
 if redis.call('HGET', KEYS[1], 'teller') ~= ARGV[1] then
   return 0
 end
-redis.call('EXPIRE', KEYS[1], ARGV[2]) -- the first write takes no memory: see lib/hits
 redis.call('HSET', KEYS[1], unpack(ARGV, 3))
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 return 1

@@ -3,12 +3,12 @@
 -- ARGV  1 the worker's name  2 how long it is remembered, ms  3 its description, JSON, or nothing
 -- returns 1
 -- include: time own
+-- flags: allow-oom
 
 local now = math.floor(now_us() / 1000)
 local before, since = plain(now - tonumber(ARGV[2])), '(' .. plain(now)
 own(KEYS[1], 'zset')
 own(KEYS[2], 'hash')
-redis.call('PEXPIRE', KEYS[1], ARGV[2]) -- the first write takes no memory: see lib/hits
 local function forget(from, till)
   local gone = redis.call('ZRANGEBYSCORE', KEYS[1], from, till)
   for _, worker in ipairs(gone) do

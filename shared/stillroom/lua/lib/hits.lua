@@ -15,15 +15,6 @@ local MOST = 4294967295
 local LONGEST = 1000 -- entries: more than any log has, and as few as Lua can unpack
 local SLACK_MS = 1000 -- the key outlives its hits by this: the script decides, not the key's TTL
 
--- A server that is full, and too old to know flags, refuses a script's first write if it takes memory, and only the
--- first: a PEXPIRE takes none.
-local function write_log(key, packed, life)
-  if redis.pcall('SET', key, packed, 'PX', life).err then
-    redis.call('PEXPIRE', key, life)
-    redis.call('SET', key, packed, 'PX', life)
-  end
-end
-
 -- Reads a log from the content of its key; content of another shape was written by a stranger and is no log.
 -- Returns the hits that count, how many they are, the hits as they are packed, and those that only a longer window counts.
 local function read_hits(key, packed, now, window, life)
@@ -43,7 +34,7 @@ local function read_hits(key, packed, now, window, life)
       log[i] = math.min(log[i], now)
     end
     packed = struct.pack(form, unpack(log))
-    write_log(key, packed, life)
+    redis.call('SET', key, packed, 'PX', life)
   end
   local first, used, old = 1, 0, nil
   while first < last and log[first] <= now - window do

@@ -9,7 +9,7 @@ end
 -- `old`: what read_hits gave beside the log.
 local function save(key, log, life, old)
   local packed = struct.pack('>' .. string.rep(EACH, #log / 2), unpack(log))
-  write_log(key, (old and pack_older(old, life) or '') .. packed, life)
+  redis.call('SET', key, (old and pack_older(old, life) or '') .. packed, 'PX', life)
 end
 
 -- Where many processes tell of what each admitted by itself, the log of a small quota shares entries too: it would be

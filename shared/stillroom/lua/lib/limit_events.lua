@@ -32,7 +32,6 @@ end
 -- Writes events at powers of two only, so that a flood of denials makes few events.
 local function count_denials(log, more, fields)
   local key = string.match(log, '^.*:') .. '!denied'
-  redis.call('UNLINK', key .. '!') -- no such key exists; the first write takes no memory: see write_log
   local n = redis.call('INCRBY', key, plain(more))
   if n == more or redis.call('PTTL', key) > DENIED_MS then
     redis.call('PEXPIRE', key, DENIED_MS)
