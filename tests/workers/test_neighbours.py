@@ -109,7 +109,8 @@ def test_all_that_is_ours_has_our_name(
         start("beat", "--pidfile=", app="tests.support.quick_beat", **names)
         worker.await_line("stillroom.snapshot_health")
         with make_app(Settings(redis_url=own_server.url, namespace="ours")) as app:
-            assert [*app.control.inspect(timeout=5).ping()] == [node_name_of(worker)]
+            pong = until(lambda: app.control.inspect(timeout=5).ping(), "an answer")
+            assert [*pong] == [node_name_of(worker)]
         order_a_refresh(own_server, "ours", db)
         until(
             lambda: "ours:unacked_mutex" in listener.touched,
@@ -236,12 +237,15 @@ def test_a_pool_of_processes_keeps_a_place(
     """A worker told to give up more processes than it has goes on with one, and gives up no fewer than one."""
     worker = start_worker("-P", "prefork", "-c", "2")
     with make_app(Settings(redis_url=own_server.url)) as app:
-        app.control.pool_shrink(100, reply=True)
+
+        def is_refused(command: str, number: int) -> bool:
+            told = getattr(app.control, command)(number, reply=True, timeout=10, limit=1)
+            return "place" in told[0][node_name_of(worker)].get("error", "")
+
+        # A worker whose processes all begin just then gives up none.
+        until(lambda: is_refused("pool_shrink", 100), "the last process to be kept")
         for command, number in (("pool_shrink", 1), ("pool_shrink", -1), ("pool_grow", -5)):
-            ((answer,),) = (
-                one.values() for one in getattr(app.control, command)(number, reply=True)
-            )
-            assert "place" in answer["error"]
+            assert is_refused(command, number)
         # The processes are not counted: one that has just begun may overhear that it is to end.
         app.send_task("stillroom.trim_marks")
         worker.await_line("succeeded in")
