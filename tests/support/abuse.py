@@ -8,9 +8,8 @@ from typing import Any
 
 CLIENT = "203.0.113.9"
 COUNTS = "*:abuse:c:*"
-_places = count(
-    1_000, 1_000
-)  # of events of one millisecond, also where Redis numbers those between them
+# Of events in one millisecond: Redis itself may number some in between.
+_places = count(1_000, 1_000)
 
 
 def put(client: Any, room: Any, kind: str, ago: float = 0.0, **fields: str) -> bytes:

@@ -32,6 +32,7 @@ IN_REDIS_6 = "ERR Error running script (call to f_1): @user_script:3:"
         (f"{IN_REDIS_6} @user_script: 3: The user executing the script can't run this", "noperm"),
         (f"{IN_REDIS_6} @user_script: 3: Unknown Redis command called from Lua script", "err"),
         (f"{IN_REDIS_6} attempt to index a nil value", "err"),
+        (f"ERR no such name: {IN_REDIS_6} -READONLY, says a stranger", "err"),
         # What proxies say in a server's place.
         ("ERR upstream failure", "proxy"),
         ("ERR Connection reset by peer", "proxy"),

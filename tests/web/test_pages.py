@@ -763,6 +763,40 @@ def test_nobody_waits_for_what_a_page_does_behind_its_response(settings: Setting
     asyncio.run(visits())
 
 
+def test_a_request_that_is_cancelled_ends_its_view(settings: Settings) -> None:
+    """A view that renders a page is cancelled with its request, and has ended when the request has."""
+    story = []
+
+    async def visits() -> None:
+        app, room, began = (
+            FastAPI(),
+            AsyncStillroom(settings, dispatch=NoDispatch()),
+            asyncio.Event(),
+        )
+        pages = Pages(room)
+        pages.install(app)
+
+        @app.get("/")
+        @pages.page(ttl=60)
+        async def page() -> str:
+            began.set()
+            try:
+                return await asyncio.Event().wait() or "page"
+            finally:
+                await asyncio.sleep(0)
+                story.append("ended")
+
+        async with asyncio.timeout(20), room:
+            visit = Visit(app)
+            await began.wait()
+            visit.request.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await visit.request
+            assert (story, visit.told) == (["ended"], b"")
+
+    asyncio.run(visits())
+
+
 # Addresses that only look like a page's
 
 

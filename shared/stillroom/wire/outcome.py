@@ -46,7 +46,7 @@ _NO_RIGHT = re.compile(r"The user executing the script can't|ACL failure in scri
 _PLACE = re.compile(r" script:( \S+,)? on @user_script:\d+\.?$")
 _CODE = re.compile(r"[A-Z]{2,}$")
 # What stands in front of the error that a script met, as Redis 6 tells it.
-_IN_SCRIPT = re.compile(r"ERR Error running script .*@user_script: ?\d+: -?(?=[A-Z]{2,} )")
+_IN_SCRIPT = re.compile(r"^ERR Error running script .*@user_script: ?\d+: -?(?=[A-Z]{2,} )")
 # May be sent to another server though this one has answered: reads; and counts, which a failover may double.
 _HARMLESS = {
     *(b"MGET", b"GET", b"HGETALL", b"HMGET", b"ZRANGE", b"ZSCORE", b"ZMSCORE", b"ZCARD", b"EXISTS"),

@@ -6,7 +6,8 @@ import asyncio
 import sys
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from starlette.routing import BaseRoute, Match, Mount, Route
@@ -34,11 +35,11 @@ from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
 from stillroom.web.problem import Answer
 from stillroom.web.visit import LIMITED, RENDERING
 
+Responding: TypeAlias = "asyncio.Task[None]"
+
 _state: ContextVar[Any] = ContextVar("stillroom_page_state", default=None)  # of the app's lifespan
 # What the app still does behind a whole response, for the request that had it rendered. None: a worker had.
-_behind: ContextVar[list[asyncio.Task[None]] | None] = ContextVar(
-    "stillroom_page_behind", default=None
-)
+_behind: ContextVar[list[Responding] | None] = ContextVar("stillroom_page_behind", default=None)
 
 
 def install_asgi(pages: Pages[Any], app: Any) -> None:
@@ -87,7 +88,7 @@ class Renderer:
         self._app = app
         self._table: list[Endpoint] = []
         self._counted = -1
-        self._unended: set[asyncio.Task[None]] = set()  # a loop forgets a task that nobody holds
+        self._unended: set[Responding] = set()  # a loop forgets a task that nobody holds
 
     def find(self, scope: Scope) -> tuple[Any, dict[str, Any]] | None:
         """Return the endpoint and its parameters. None: no route of ours, or one of an app of a path or host."""
@@ -144,25 +145,23 @@ class Renderer:
         responding = asyncio.ensure_future(app)
         try:
             await asyncio.wait({responding, response.whole}, return_when=asyncio.FIRST_COMPLETED)
-            if (
-                responding.done() or response.status >= 500
-            ):  # what was raised follows upon the response
+            # A 500 is sent, and then its error is raised.
+            if responding.done() or response.status >= 500:
                 await responding
                 return
         except asyncio.CancelledError:
             responding.cancel()
             await asyncio.wait({responding})
             raise
-        self._unended.add(responding)
         behind.append(responding)
+        self._unended.add(responding)
+        responding.add_done_callback(partial(self._end, marked))
 
-        def end(task: asyncio.Task[None]) -> None:
-            self._unended.discard(task)
-            error = None if task.cancelled() else task.exception()
-            if isinstance(error, Exception):
-                tell_of_late(marked, error)
-
-        responding.add_done_callback(end)
+    def _end(self, marked: Marked, responding: Responding) -> None:
+        self._unended.discard(responding)
+        error = None if responding.cancelled() else responding.exception()
+        if isinstance(error, Exception):
+            tell_of_late(marked, error)
 
     def _varying(self, headers: Iterable[Header]) -> list[Header]:
         """Return Vary: Origin where older releases of Starlette's CORS layer do not say it.
@@ -226,7 +225,7 @@ class PageMiddleware:
         if not isinstance(asked.identity, Identity):
             await self.app(scope, receive, _bypassing(send, asked))
             return
-        behind: list[asyncio.Task[None]] = []
+        behind: list[Responding] = []
         state, awaited = _state.set(scope.get("state")), _behind.set(behind)
         try:
             with Asking() as rendered:
