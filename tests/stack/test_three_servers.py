@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -141,6 +143,25 @@ def test_a_primary_that_lost_its_volume_takes_nothing_from_the_others(
     assert "this has no data" in trio.log(old)
 
 
+def test_a_server_without_data_is_not_promoted_before_one_that_has_all(
+    trio: Trio, web: Stillroom
+) -> None:
+    """The new primary falls silent before the first server, whose volume is lost, has copied it. The third has all."""
+    make_first(trio)
+    session, old = web.sessions.create("u1"), trio.primary()
+    until(lambda: len({trio.ask(port, "DBSIZE") for port in trio.ports}) == 1, "all copies")
+    trio.kill(old)
+    lose_volume(trio, old)
+    trio.start(old)
+    until(lambda: len(trio.named()) == 1 and trio.named() != {old}, "another primary")
+    new = trio.primary()
+    os.killpg(trio.running[new].pid, signal.SIGSTOP)
+    until(lambda: len(trio.named()) == 1 and trio.named() != {new}, "a third primary")
+    os.killpg(trio.running[new].pid, signal.SIGCONT)
+    trio.await_formed()
+    until(lambda: web.sessions.get(session.token) is not None, "the session")
+
+
 def lose_volume(trio: Trio, *ports: int) -> None:
     for port in ports:
         shutil.rmtree(trio.folder / str(port) / "appendonlydir")
@@ -217,7 +238,17 @@ def is_in_file(trio: Trio, port: int, written: int) -> bool:
 
 def test_it_goes_back_to_the_first_server(trio: Trio) -> None:
     """`SENTINEL FAILOVER` prefers it: the way back to one server begins so, and loses nothing."""
+    make_first(trio)
+    assert trio.primary() == trio.ports[0]
+
+
+def make_first(trio: Trio) -> None:
+    """Make the first server the primary. It is restarted: one that began without data is not preferred."""
+    trio.kill(trio.ports[0])
+    trio.start(trio.ports[0])
+    trio.await_formed()
     until(lambda: is_first(trio), "the first server as the primary", 60)
+    trio.await_formed()
 
 
 def is_first(trio: Trio) -> bool:
