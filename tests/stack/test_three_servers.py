@@ -146,7 +146,7 @@ def test_a_primary_that_lost_its_volume_takes_nothing_from_the_others(
 def test_a_server_without_data_is_not_promoted_before_one_that_has_all(
     trio: Trio, web: Stillroom
 ) -> None:
-    """The new primary falls silent before the first server, whose volume is lost, has copied it. The third has all."""
+    """The new primary falls silent before the first server, without its volume, has copied. The third has all."""
     make_first(trio)
     session, old = web.sessions.create("u1"), trio.primary()
     until(lambda: len({trio.ask(port, "DBSIZE") for port in trio.ports}) == 1, "all copies")
