@@ -3,8 +3,8 @@
 #
 #   HOST=redis PORT=6379 MASTER=stillroom SENTINELS="sentinel-1:26379 …" redis-member.sh OPTION...
 #
-# HOST and PORT are its own address; the options are redis-server's; of PRIORITY the lowest is promoted first, unless
-# it starts without data: until it has copied them, Sentinels would prefer it to a server that has all.
+# HOST and PORT are its own address; the options are redis-server's. All have the same priority: Sentinels look at it
+# before they look at who has copied most, and would promote a server that was away, or is empty, or lags behind.
 # A server that was away does not know who has taken its place. Started as what it was, it would be a second primary
 # until a Sentinel notices. So it asks, and waits until most Sentinels name the same server.
 # A primary whose volume was lost, and that is back before a Sentinel notices, would have its replicas copy nothing. So
@@ -44,15 +44,13 @@ do
   sleep 1
 done
 
-priority=${PRIORITY:-100}
-! is_empty || priority=100  # as the others have: so the most that was copied decides
 replicaof=""
 [ "$primary" = "$self" ] || replicaof="--replicaof $primary"
 echo "The Sentinels name $primary; this is $self" >&2
 # The password comes from the standard input: it is on no command line and in no file.
 # shellcheck disable=SC2086
 exec redis-server "$@" --port "$PORT" --replica-announce-ip "$HOST" --replica-announce-port "$PORT" \
-  --replica-priority "$priority" $replicaof - <<CONFIGURATION
+  $replicaof - <<CONFIGURATION
 masteruser replica
 masterauth $(secret replica)
 CONFIGURATION

@@ -99,7 +99,6 @@ class Trio:
             "MASTER": MASTER,
             "FIRST": f"{NAME} {self.ports[0]}",
             "SENTINELS": " ".join(f"{NAME}:{sentinel}" for sentinel in self.sentinel_ports),
-            "PRIORITY": "10" if port == self.ports[0] else "100",
             "DOWN_AFTER_MS": str(DOWN_AFTER_MS),
             "FAILOVER_TIMEOUT_MS": "4000",
         }
@@ -114,6 +113,13 @@ class Trio:
         for port in ports:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.running[port].pid, signal.SIGKILL)
+        for port in ports:
+            self.running.pop(port).wait()
+
+    def stop(self, *ports: int) -> None:
+        """Send SIGTERM, as Docker does."""
+        for port in ports:
+            os.killpg(self.running[port].pid, signal.SIGTERM)
         for port in ports:
             self.running.pop(port).wait()
 
