@@ -282,9 +282,8 @@ def server(shared_server: EmbeddedServer) -> EmbeddedServer:
 
 @pytest.fixture
 def own_server() -> Iterator[EmbeddedServer]:
-    """A server of the test's own, to be frozen, killed and restarted. What it has acknowledged is in its file:
-    with `everysec` a write waits in memory while an fsync is under way, and a kill takes it along."""
-    with EmbeddedServer(appendonly=True, options=CALM_SERVER | {"appendfsync": "always"}) as server:
+    """A server of the test's own, to be frozen, killed and restarted. What it has acknowledged is in its file."""
+    with EmbeddedServer(appendonly=True, options=CALM_SERVER) as server:
         yield server
 
 

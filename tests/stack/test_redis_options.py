@@ -146,8 +146,9 @@ def test_a_full_disk_leaves_redis_healthy(tmp_path: Path, small_disk: Path) -> N
     """The health check passes on a full disk, where PING says MISCONF, because every read is answered."""
     if shutil.which("redis-cli") is None:
         pytest.skip("redis-cli is not installed")
-    secrets = tmp_path / "secrets"
-    with server_with_roles(secrets, None, appendonly=True, directory=small_disk) as server:
+    secrets, places = tmp_path / "secrets", {"directory": small_disk, "appendonly": True}
+    options = {"appendfsync": "everysec"}  # as in the stack: with `always` a server ends
+    with server_with_roles(secrets, None, options=options, **places) as server:
         web = client(server, tmp_path, "web")
         web.set("stillroom:{0}:e:a", "v")
         (small_disk / "fill").write_bytes(b"")
