@@ -23,11 +23,15 @@ named() {  # what each Sentinel says, one line each: "host port"
 
 is_empty() { [ -z "$(ls appendonlydir/*.manifest appendonly.aof 2>/dev/null)" ]; }  # a dump.rdb is not read
 
-is_followed() {  # whether a Sentinel knows a replica of the primary
+is_followed() {  # unless most Sentinels answer that they know no replica of the primary
+  alone=0
   for sentinel in $SENTINELS; do
-    REDISCLI_AUTH=$(secret watch) timeout 2 redis-cli -h "${sentinel%:*}" -p "${sentinel#*:}" --user watch \
-      sentinel replicas "$MASTER" 2>/dev/null
-  done | grep -qx runid
+    replicas=$(REDISCLI_AUTH=$(secret watch) timeout 2 redis-cli -e -h "${sentinel%:*}" -p "${sentinel#*:}" \
+      --user watch sentinel replicas "$MASTER" 2>/dev/null) || continue
+    ! echo "$replicas" | grep -qx runid || return 0
+    alone=$((alone + 1))
+  done
+  [ $((2 * alone)) -le "$count" ]
 }
 
 # shellcheck disable=SC2086  # a list of words

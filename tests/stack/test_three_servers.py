@@ -168,6 +168,21 @@ def replace(trio: Trio, port: int) -> None:
         trio.heal()
 
 
+def test_sentinels_that_do_not_answer_do_not_say_that_there_are_no_replicas(
+    trio: Trio, web: Stillroom
+) -> None:
+    """An empty primary is not taken for one that nobody follows, or its replicas would copy nothing."""
+    session, old = web.sessions.create("u1"), trio.primary()
+    with trio.silent("sentinel replicas"):
+        trio.kill(old)
+        lose_volume(trio, old)
+        trio.start(old)
+        until(lambda: "this has no data" in trio.log(old) or trio.named() - {old}, "it has asked")
+    until(lambda: trio.named() - {old}, "another primary")
+    trio.heal()
+    until(lambda: web.sessions.get(session.token) is not None, "the session")
+
+
 def lose_volume(trio: Trio, *ports: int) -> None:
     for port in ports:
         shutil.rmtree(trio.folder / str(port) / "appendonlydir")
@@ -213,8 +228,7 @@ def test_three_servers_that_lost_all_volumes_begin_anew(trio: Trio) -> None:
 def test_after_a_power_cut_there_is_one_primary_with_all_data(trio: Trio, web: Stillroom) -> None:
     """All six are killed and started at once. Sentinels know whom they named, and servers ask before they start."""
     session, everybody = web.sessions.create("u1"), [*trio.ports, *trio.sentinel_ports]
-    written = trio.replication(trio.primary())["master_repl_offset"]
-    until(lambda: all(is_in_file(trio, port, written) for port in trio.ports), "it is in all files")
+    await_files(trio)
     trio.kill(*everybody)
     trio.start(*everybody)
     trio.await_formed()
@@ -225,6 +239,12 @@ def test_after_a_power_cut_there_is_one_primary_with_all_data(trio: Trio, web: S
 
 def roles_of(trio: Trio) -> list[str]:
     return [trio.replication(port)["role"] for port in trio.ports]
+
+
+def await_files(trio: Trio) -> None:
+    """Wait until each server has all in its file that the primary has now."""
+    written = trio.replication(trio.primary())["master_repl_offset"]
+    until(lambda: all(is_in_file(trio, port, written) for port in trio.ports), "it is in all files")
 
 
 def is_in_file(trio: Trio, port: int, written: int) -> bool:
@@ -247,6 +267,9 @@ def test_it_goes_back_to_the_first_server(trio: Trio, web: Stillroom) -> None:
     first, *others = trio.ports
     replace(trio, first)
     session = web.sessions.create("u1")
+    await_files(
+        trio
+    )  # a server that writes its first file is deaf to a SIGTERM, until Docker kills it
     trio.stop(*others)
     until(lambda: trio.named() == {first}, "the first server as the primary")
     until(lambda: web.sessions.get(session.token) is not None, "the session")

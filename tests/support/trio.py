@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,12 +37,30 @@ class Trio:
         self.running: dict[int, subprocess.Popen[bytes]] = {}
 
     def _program(self, binary: str) -> Path:
-        """Return a folder for PATH in which `redis-server` is the server that is tested."""
+        """Return a folder for PATH with the server that is tested, and a redis-cli that `silent` may stop."""
         folder = self.folder / "bin"
         folder.mkdir(parents=True)
-        (folder / "redis-server").write_text(f'#!/bin/sh\nexec {binary} "$@"\n')
-        (folder / "redis-server").chmod(0o755)
+        self._silent = self.folder / "silent"
+        is_asked = (
+            f'[ -e {self._silent} ] && case "$*" in *"$(cat {self._silent})"*) exit 1 ;; esac'
+        )
+        programs = {
+            "redis-server": f'exec {binary} "$@"',
+            "redis-cli": f'{is_asked}\nexec {shutil.which("redis-cli")} "$@"',
+        }
+        for name, lines in programs.items():
+            (folder / name).write_text(f"#!/bin/sh\n{lines}\n")
+            (folder / name).chmod(0o755)
         return folder
+
+    @contextlib.contextmanager
+    def silent(self, question: str) -> Iterator[None]:
+        """Let no Sentinel answer this question of a server that starts, as where each answer takes too long."""
+        self._silent.write_text(question)
+        try:
+            yield
+        finally:
+            self._silent.unlink()
 
     def __enter__(self) -> Self:
         write_secrets(self.secrets)
