@@ -239,7 +239,7 @@ def test_a_pool_of_processes_keeps_a_place(
     with make_app(Settings(redis_url=own_server.url)) as app:
 
         def is_refused(command: str, number: int) -> bool:
-            told = getattr(app.control, command)(number, reply=True, timeout=10, limit=1)
+            told = getattr(app.control, command)(number, reply=True, timeout=30, limit=1)
             return "place" in told[0][node_name_of(worker)].get("error", "")
 
         # A worker whose processes all begin just then gives up none.
