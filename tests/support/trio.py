@@ -196,9 +196,15 @@ class Trio:
             (port,) = self.named()
             about = self.replication(port)
             states = {about[f"slave{n}"]["state"] for n in range(COUNT - 1)}
-            return about["role"] == "master" and states == {"online"} and self._all_known()
+            is_followed = about["role"] == "master" and states == {"online"}
+            return is_followed and self._all_have_copied(port) and self._all_known()
         except (redis.RedisError, OSError, ValueError, KeyError):  # KeyError: one is not there
             return False
+
+    def _all_have_copied(self, primary: int) -> bool:
+        """Return whether replicas acknowledge: one that is "online" may still load what it was sent."""
+        others = {*self.ports} - {primary}
+        return all(self.replication(port)["master_link_status"] == "up" for port in others)
 
     def _all_known(self) -> bool:
         for port in self.sentinel_ports:
